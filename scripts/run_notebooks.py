@@ -1,0 +1,57 @@
+"""Run notebooks from top to bottom, each with a fresh kernel in an empty directory.
+
+python scripts/run_notebooks.py tutorials           # check that they run; files stay as they are
+python scripts/run_notebooks.py tutorials --write   # keep the new outputs
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+
+def execute(path: Path, timeout: int) -> nbformat.NotebookNode:
+    """The notebook with the outputs of a fresh run."""
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as directory:
+        # record_timing would change the file at every run
+        client = NotebookClient(
+            notebook, timeout=timeout, record_timing=False, resources={"metadata": {"path": directory}}
+        )
+        return client.execute()
+
+
+def main() -> int:
+    """Run them all; the exit status says whether one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", type=Path, help="notebooks, or directories of notebooks")
+    parser.add_argument("--timeout", type=int, default=900, help="seconds a cell may take (default: %(default)s)")
+    parser.add_argument("--write", action="store_true", help="keep the outputs in the files")
+    arguments = parser.parse_args()
+
+    notebooks = [n for path in arguments.paths for n in (sorted(path.glob("*.ipynb")) if path.is_dir() else [path])]
+    failed = []
+    for path in notebooks:
+        start = time.perf_counter()
+        try:
+            notebook = execute(path, arguments.timeout)
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            print(f"{path}: failed after {time.perf_counter() - start:.0f} s\n{error}", flush=True)
+            failed.append(path)
+            continue
+        print(f"{path}: ran in {time.perf_counter() - start:.0f} s", flush=True)
+        if arguments.write:
+            nbformat.write(notebook, path)
+    print(f"{len(notebooks) - len(failed)} of {len(notebooks)} notebooks ran")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Settings of a model and of its training, as frozen dataclasses.
+
+Everything needed to build the same network again is in :class:`ModelConfig`; everything needed to train it
+the same way is in :class:`TrainConfig`.  Both hold plain scalars and tuples only, so one codec stores them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian", "bernoulli"]
+Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
+Norm = Literal["batch", "layer", "none"]
+CovariateCode = Literal["one-hot", "embedding"]
+Schedule = Literal["one-cycle", "constant"]
+OptimizerName = Literal["adamw", "adam"]
+WarmupUnit = Literal["steps", "epochs"]
+Preset = Literal["scvi", "integration"]
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of the strings of a ``Literal``."""
+    valid = get_args(choices)
+    if value not in valid:
+        msg = f"{name}={value!r} is not known; choose one of {', '.join(map(repr, valid))}."
+        raise ValueError(msg)
+
+
+def _check_range(name: str, value: float, low: float, high: float, *, integer: bool = False) -> None:
+    ok_type = isinstance(value, int) and not isinstance(value, bool) if integer else isinstance(value, (int, float))
+    if not ok_type or not low <= value <= high:
+        kind = "a whole number" if integer else "a number"
+        msg = f"{name}={value!r} was given; {kind} from {low:g} to {high:g} is expected."
+        raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture: sizes, likelihood and how covariates enter.
+
+    ``n_categories`` holds the number of categories of each categorical covariate; where ``has_batch``, the
+    first one is the batch.  ``remainder`` adds the share of molecules that fall on genes outside the model.
+    """
+
+    n_genes: int
+    n_latent: int = 10
+    n_hidden: int = 128
+    n_layers: int = 1
+    likelihood: LikelihoodName = "nb"
+    dispersion: Dispersion = "gene"
+    n_categories: tuple[int, ...] = ()
+    has_batch: bool = False
+    n_continuous: int = 0
+    n_labels: int = 0
+    covariate_code: CovariateCode = "one-hot"
+    n_embedding: int = 8
+    encode_covariates: bool = False
+    condition_output: bool = True
+    norm: Norm = "layer"
+    norm_momentum: float = 0.1
+    norm_eps: float = 1e-5
+    dropout: float = 0.1
+    latent_library: bool = False
+    remainder: bool = False
+    n_readout: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("likelihood", self.likelihood, LikelihoodName)
+        check_choice("dispersion", self.dispersion, Dispersion)
+        check_choice("norm", self.norm, Norm)
+        check_choice("covariate_code", self.covariate_code, CovariateCode)
+        _check_range("n_genes", self.n_genes, 1, 10_000_000, integer=True)
+        _check_range("n_latent", self.n_latent, 1, 4_096, integer=True)
+        _check_range("n_hidden", self.n_hidden, 1, 65_536, integer=True)
+        _check_range("n_layers", self.n_layers, 1, 64, integer=True)
+        _check_range("n_embedding", self.n_embedding, 1, 4_096, integer=True)
+        _check_range("n_readout", self.n_readout, 0, 10_000_000, integer=True)
+        _check_range("n_continuous", self.n_continuous, 0, 100_000, integer=True)
+        _check_range("n_labels", self.n_labels, 0, 1_000_000, integer=True)
+        for size in self.n_categories:
+            _check_range("n_categories", size, 1, 1_000_000, integer=True)
+        _check_range("dropout", self.dropout, 0.0, 0.95)
+        if self.n_latent > self.n_genes:
+            msg = (
+                f"n_latent={self.n_latent} exceeds the {self.n_genes} modelled gene(s): a latent space wider than "
+                f"the data cannot be identified. Pass n_latent={self.n_genes} or less, or model more genes (mask_var=None)."
+            )
+            raise ValueError(msg)
+        if self.dispersion == "gene-batch" and not self.has_batch:
+            msg = "dispersion='gene-batch' needs batches: pass batch_key=, or use dispersion='gene'."
+            raise ValueError(msg)
+        if self.dispersion == "gene-label" and self.n_labels == 0:
+            msg = "dispersion='gene-label' needs labels: pass labels_key=, or use dispersion='gene'."
+            raise ValueError(msg)
+
+    @property
+    def n_batches(self) -> int:
+        """Number of batches, 1 without a batch covariate."""
+        return self.n_categories[0] if self.has_batch else 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the network is trained; one step is one minibatch.
+
+    ``max_epochs`` is filled in before training.  ``kl_warmup`` is the share of all steps over which the KL weight
+    rises linearly from 0 to ``beta`` (``warmup_unit="steps"``), or a number of epochs, whether or not training lasts
+    that long (``"epochs"``, the rule of scvi-tools).
+    """
+
+    max_epochs: int
+    batch_size: int = 256
+    beta: float = 1.0
+    kl_warmup: float = 0.3
+    warmup_unit: WarmupUnit = "steps"
+    optimizer: OptimizerName = "adamw"
+    schedule: Schedule = "one-cycle"
+    learning_rate: float = 0.01
+    weight_decay: float = 1e-4
+    adam_eps: float = 1e-8
+    max_grad_norm: float = 0.0
+    early_stopping: bool = True
+    patience: int = 20
+    keep_best: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("optimizer", self.optimizer, OptimizerName)
+        check_choice("schedule", self.schedule, Schedule)
+        check_choice("warmup_unit", self.warmup_unit, WarmupUnit)
+        _check_range("max_epochs", self.max_epochs, 1, 1_000_000, integer=True)
+        _check_range("batch_size", self.batch_size, 2, 10_000_000, integer=True)
+        _check_range("patience", self.patience, 1, 1_000_000, integer=True)
+        _check_range("beta", self.beta, 0.0, 1e6)
+        _check_range("learning_rate", self.learning_rate, 1e-12, 10.0)
+        _check_range("weight_decay", self.weight_decay, 0.0, 10.0)
+        _check_range("adam_eps", self.adam_eps, 1e-16, 1.0)
+        _check_range("max_grad_norm", self.max_grad_norm, 0.0, 1e12)
+        _check_range("kl_warmup", self.kl_warmup, 0.0, 1.0 if self.warmup_unit == "steps" else 1e6)

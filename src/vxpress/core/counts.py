@@ -1,0 +1,96 @@
+"""Counts of all cells held once as CSR tensors; minibatches are gathered from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from vxpress.core.covariates import Covariates
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A cells x genes count matrix in compressed rows, on one device."""
+
+    indptr: Tensor
+    indices: Tensor
+    data: Tensor
+    n_genes: int
+
+    @classmethod
+    def from_scipy(cls, x: sparse.csr_matrix | sparse.csr_array, device: torch.device | str = "cpu") -> Counts:
+        """Take over a canonical CSR matrix; values become float32."""
+        return cls(
+            torch.from_numpy(x.indptr.astype(np.int64)).to(device),
+            torch.from_numpy(x.indices.astype(np.int32)).to(device),
+            torch.from_numpy(x.data.astype(np.float32)).to(device),
+            int(x.shape[1]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def to(self, device: torch.device) -> Counts:
+        """The same on another device."""
+        return Counts(self.indptr.to(device), self.indices.to(device), self.data.to(device), self.n_genes)
+
+    def entries(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The non-zeros of some rows: positions in the flattened (len(rows), n_genes) matrix, and values."""
+        starts = self.indptr[rows]
+        lengths = self.indptr[rows + 1] - starts
+        ends = lengths.cumsum(0)
+        at = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), lengths)
+        here = torch.arange(len(at), device=rows.device) + (starts - ends + lengths)[at]
+        return at * self.n_genes + self.indices[here], self.data[here]
+
+    def dense(self, rows: Tensor) -> Tensor:
+        """Rows as a dense float32 tensor, (len(rows), n_genes)."""
+        where, values = self.entries(rows)
+        x_ng = torch.zeros(len(rows), self.n_genes, device=rows.device)
+        x_ng.view(-1)[where] = values
+        return x_ng
+
+    def gene_sums(self, rows: Tensor | None = None) -> Tensor:
+        """Molecules per gene over some rows, float64 (n_genes,)."""
+        data, indices = self.data, self.indices
+        if rows is not None:
+            keep = torch.zeros(len(self), dtype=torch.bool, device=data.device)
+            keep[rows] = True
+            at = torch.repeat_interleave(keep, self.indptr.diff())
+            data, indices = data[at], indices[at]
+        return torch.zeros(self.n_genes, dtype=torch.float64, device=data.device).index_add_(
+            0, indices.long(), data.double()
+        )
+
+
+@dataclass(frozen=True)
+class Cells:
+    """All a model needs of some cells: counts, log library (n, 1) and covariates."""
+
+    counts: Counts
+    log_library_n1: Tensor
+    covariates: Covariates
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def to(self, device: torch.device) -> Cells:
+        """The same on another device."""
+        return Cells(self.counts.to(device), self.log_library_n1.to(device), self.covariates.to(device))
+
+    def batch(self, rows: Tensor) -> Batch:
+        """A minibatch."""
+        return Batch(self.counts.dense(rows), self.log_library_n1[rows], self.covariates[rows])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A minibatch: dense counts, log library (n, 1) and covariates."""
+
+    x_ng: Tensor
+    log_library_n1: Tensor
+    covariates: Covariates

@@ -1,0 +1,67 @@
+"""From covariates to the condition vector that the networks see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vxpress.core.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Covariates:
+    """Covariates of some cells: category codes, continuous values, label codes.
+
+    ``categorical_nk`` is int64 with the batch first where there is one; ``continuous_nc`` is standardised float32;
+    ``label_n`` is int64 or None.  Tensors of all cells are held once and indexed per minibatch.
+    """
+
+    categorical_nk: Tensor
+    continuous_nc: Tensor
+    label_n: Tensor | None = None
+
+    def __getitem__(self, rows: Tensor) -> Covariates:
+        label = None if self.label_n is None else self.label_n[rows]
+        return Covariates(self.categorical_nk[rows], self.continuous_nc[rows], label)
+
+    def to(self, device: torch.device) -> Covariates:
+        """The same on another device."""
+        label = None if self.label_n is None else self.label_n.to(device)
+        return Covariates(self.categorical_nk.to(device), self.continuous_nc.to(device), label)
+
+    def with_batch(self, code: int) -> Covariates:
+        """The same cells as if they came from batch ``code``."""
+        categorical = self.categorical_nk.clone()
+        categorical[:, 0] = code
+        return Covariates(categorical, self.continuous_nc, self.label_n)
+
+
+class Conditioner(nn.Module):
+    """Categories, one-hot or embedded, beside the continuous columns: (n, k), (n, c) -> (n, width)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        # a covariate with one category carries no information and would only shift the bias
+        self.sizes = [(k, size) for k, size in enumerate(config.n_categories) if size > 1]
+        self.embeddings = (
+            nn.ModuleList(nn.Embedding(size, config.n_embedding) for _, size in self.sizes)
+            if config.covariate_code == "embedding"
+            else None
+        )
+        widths = [size if self.embeddings is None else config.n_embedding for _, size in self.sizes]
+        self.width = sum(widths) + config.n_continuous
+
+    def forward(self, covariates: Covariates) -> Tensor | None:
+        """The condition vector, or None where nothing is conditioned on."""
+        if self.width == 0:
+            return None
+        parts = [covariates.continuous_nc]
+        for i, (k, size) in enumerate(self.sizes):
+            code = covariates.categorical_nk[:, k]
+            if self.embeddings is None:
+                parts.append(nn.functional.one_hot(code, size).to(covariates.continuous_nc.dtype))
+            else:
+                parts.append(self.embeddings[i](code))
+        return torch.cat(parts, dim=-1)

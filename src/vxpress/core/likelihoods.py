@@ -1,0 +1,279 @@
+"""The laws of the data: what a decoded cell says about its counts.
+
+Each law is a :class:`torch.distributions.Distribution` over cells x genes with ``log_prob``, ``mean``,
+``variance`` and ``sample``, in nats and with all constants, so its numbers compare with scipy and other tools.
+A law also says what it needs of the decoder: whether it has a dispersion, which further heads it has, and whether
+its location is a composition.  A new law is one class here and one line in :data:`LIKELIHOODS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+from torch.nn import functional as F
+
+from vxpress.core.numerics import log1mexp, negative_binomial_log_prob, poisson_log_prob, stirling_tail
+
+CP10K = 1e4
+MIN_GAUSSIAN_VARIANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the decoder says of a cell: a location per gene, and whatever the law asked for.
+
+    ``location_ng`` is log rho (a log composition) for laws of counts, the mean itself for the Gaussian.
+    ``log_dispersion`` broadcasts to cells x genes; ``heads`` holds further cells x genes outputs by name.
+    """
+
+    location_ng: Tensor
+    log_library_n1: Tensor
+    log_dispersion: Tensor | None = None
+    heads: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Likelihood(Distribution):
+    """Base of the laws of counts; ``x`` is always a tensor of counts.  A law draws in :meth:`_draw`."""
+
+    has_dispersion: ClassVar[bool] = False
+    heads: ClassVar[tuple[str, ...]] = ()
+    composition: ClassVar[bool] = True
+    scale: ClassVar[str] = "composition"
+    observes: ClassVar[str] = "counts"
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__(shape, validate_args=False)
+
+    @classmethod
+    def from_decoded(cls, decoded: Decoded) -> Likelihood:
+        """Build the law from the decoder's output."""
+        raise NotImplementedError
+
+    def observe(self, x: Tensor) -> Tensor:
+        """The quantity this law is a law of, computed from counts."""
+        return x
+
+    def sample(
+        self,
+        sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size(),
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draws of :meth:`observe`'s quantity, ``sample_shape`` + cells x genes, from ``generator`` alone if given."""
+        with torch.no_grad():
+            return self._draw(self._extended_shape(torch.Size(sample_shape)), generator)
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        raise NotImplementedError
+
+
+def _where_counted(at_zero: Tensor, value: Tensor, law: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+    """``at_zero``, but ``law(x, *parameters)`` where x > 0: gamma functions are dear and most counts are zero."""
+    shape = torch.broadcast_shapes(at_zero.shape, value.shape)
+    at = torch.nonzero(value.expand(shape).reshape(-1), as_tuple=True)[0]
+    x, *at_x = (tensor.expand(shape).reshape(-1)[at] for tensor in (value, *parameters))
+    return at_zero.expand(shape).reshape(-1).index_put((at,), law(x.to(at_zero.dtype), *at_x)).view(shape)
+
+
+class NegativeBinomial(Likelihood):
+    """NB with mean mu and inverse dispersion theta: variance mu + mu^2 / theta.
+
+    Zeros cost one log1p per cell and gene, counts the saddle-point form of :mod:`vxpress.core.numerics`, which keeps
+    its digits from theta 1e-3 to 1e6 and tends to the Poisson law.
+    """
+
+    has_dispersion = True
+    support = constraints.nonnegative_integer
+
+    def __init__(self, log_mean: Tensor, log_theta: Tensor) -> None:
+        self.log_mean, self.log_theta = torch.broadcast_tensors(log_mean, log_theta)
+        # kept unbroadcast: a dispersion per gene costs genes, not cells x genes, evaluations
+        self._theta = log_theta.exp()
+        super().__init__(self.log_mean.shape)
+
+    @classmethod
+    def from_decoded(cls, decoded: Decoded) -> NegativeBinomial:
+        assert decoded.log_dispersion is not None  # noqa: S101 - the decoder builds what the law asked for
+        return cls(decoded.location_ng + decoded.log_library_n1, decoded.log_dispersion)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_mean.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean + self.mean.square() / self._theta
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        at_zero = -self._theta * torch.log1p((self.log_mean - self.log_theta).exp())
+        tail = stirling_tail(self._theta)
+        return _where_counted(
+            at_zero, value, negative_binomial_log_prob, self.log_mean, self.log_theta, self._theta, tail
+        )
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        # a Poisson draw from a gamma-distributed rate
+        theta = self._theta.expand(shape).contiguous()
+        gamma = torch._standard_gamma(theta, generator=generator)
+        return torch.poisson(gamma / theta * self.mean, generator=generator)
+
+
+class ZeroInflated(Likelihood):
+    """A law of counts whose zeros are, with probability sigmoid(gate_logits), zeros for another reason."""
+
+    heads = ("gate",)
+    support = constraints.nonnegative_integer
+
+    def __init__(self, base: Likelihood, gate_logits: Tensor) -> None:
+        self.base = base
+        self.gate_logits = gate_logits
+        super().__init__(torch.broadcast_shapes(base.batch_shape, gate_logits.shape))
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(-self.gate_logits) * self.base.mean
+
+    @property
+    def variance(self) -> Tensor:
+        open_, gate = torch.sigmoid(-self.gate_logits), torch.sigmoid(self.gate_logits)
+        return open_ * (self.base.variance + gate * self.base.mean.square())
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        base = self.base.log_prob(value) + F.logsigmoid(-self.gate_logits)
+        at_zero = torch.logaddexp(F.logsigmoid(self.gate_logits), base)
+        return torch.where(value == 0, at_zero, base)
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        x = self.base._draw(shape, generator)
+        uniform = torch.rand(shape, generator=generator, dtype=x.dtype, device=x.device)
+        return torch.where(uniform < torch.sigmoid(self.gate_logits), 0.0, x)
+
+
+class ZeroInflatedNegativeBinomial(ZeroInflated):
+    """ZINB: a negative binomial with one dropout logit per cell and gene."""
+
+    has_dispersion = True
+
+    @classmethod
+    def from_decoded(cls, decoded: Decoded) -> ZeroInflatedNegativeBinomial:
+        return cls(NegativeBinomial.from_decoded(decoded), decoded.heads["gate"])
+
+
+class Poisson(Likelihood):
+    """Poisson counts: variance equal to the mean."""
+
+    support = constraints.nonnegative_integer
+
+    def __init__(self, log_mean: Tensor) -> None:
+        self.log_mean = log_mean
+        super().__init__(log_mean.shape)
+
+    @classmethod
+    def from_decoded(cls, decoded: Decoded) -> Poisson:
+        return cls(decoded.location_ng + decoded.log_library_n1)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_mean.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return _where_counted(-self.mean, value, poisson_log_prob, self.log_mean)
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        return torch.poisson(self.mean.expand(shape), generator=generator)
+
+
+class Gaussian(Likelihood):
+    """Normal law of log1p(1e4 x / l), with a variance per gene floored at 1e-3.
+
+    A density of log values, not a probability of counts: its nats compare with no law of counts.
+    ``log_prob`` takes counts; ``mean``, ``variance`` and ``sample`` are on the log scale.
+    """
+
+    has_dispersion = True
+    composition = False
+    scale = "log1p_cp10k"
+    observes = "log values"
+    support = constraints.real
+
+    def __init__(self, loc: Tensor, variance: Tensor, library: Tensor) -> None:
+        self.loc, self._variance = torch.broadcast_tensors(loc, variance)
+        self.library = library
+        super().__init__(self.loc.shape)
+
+    @classmethod
+    def from_decoded(cls, decoded: Decoded) -> Gaussian:
+        assert decoded.log_dispersion is not None  # noqa: S101 - the decoder builds what the law asked for
+        variance = MIN_GAUSSIAN_VARIANCE + decoded.log_dispersion.exp()
+        return cls(decoded.location_ng, variance, decoded.log_library_n1.exp())
+
+    def observe(self, x: Tensor) -> Tensor:
+        return torch.log1p(CP10K * x / self.library)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        return self._variance
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        squared = (self.observe(value) - self.loc).square()
+        return -0.5 * (squared / self._variance + self._variance.log() + math.log(2 * math.pi))
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        noise = torch.randn(shape, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc + self._variance.sqrt() * noise
+
+
+class Bernoulli(Likelihood):
+    """Detection of a gene, x > 0, with probability 1 - exp(-l rho): the complementary log-log link keeps depth out of z."""
+
+    observes = "detection"
+    support = constraints.boolean
+
+    def __init__(self, log_rate: Tensor) -> None:
+        self.log_rate, self.rate = log_rate, log_rate.exp()
+        super().__init__(log_rate.shape)
+
+    @classmethod
+    def from_decoded(cls, decoded: Decoded) -> Bernoulli:
+        return cls(decoded.location_ng + decoded.log_library_n1)
+
+    def observe(self, x: Tensor) -> Tensor:
+        return (x > 0).to(x.dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        return -torch.expm1(-self.rate)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean * (-self.rate).exp()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.where(value > 0, log1mexp(self.log_rate), -self.rate)
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        return torch.bernoulli(self.mean.expand(shape), generator=generator)
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "nb": NegativeBinomial,
+    "zinb": ZeroInflatedNegativeBinomial,
+    "poisson": Poisson,
+    "gaussian": Gaussian,
+    "bernoulli": Bernoulli,
+}

@@ -1,0 +1,69 @@
+"""Small functions that stay exact where the textbook form loses digits.
+
+Counting laws are written in the saddle-point form of Loader (2000, "Fast and accurate computation of binomial
+probabilities"): the leading terms of the gamma functions cancel on paper instead of in floating point.  At a count
+of 1e6 each gamma function is 1e7, and their float32 difference is wrong by whole nats; this form keeps 1e-5.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_STIRLING_FROM = 16.0
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+# below this rate log(1 - exp(-r)) is log r - r / 2 + r^2 / 24 to the last digit of float64
+_LOG_SMALL_RATE = -8.0
+
+
+def stirling_tail(a: Tensor) -> Tensor:
+    """lgamma(a) - [(a - 1/2) log a - a + log(2 pi) / 2], what Stirling's formula leaves out, for a > 0."""
+    large = a >= _STIRLING_FROM
+    small_a = torch.where(large, _STIRLING_FROM, a)
+    direct = torch.lgamma(small_a) - ((small_a - 0.5) * small_a.log() - small_a + _HALF_LOG_2PI)
+    r = 1.0 / torch.where(large, a, _STIRLING_FROM)
+    r2 = r * r
+    series = r * (1 / 12 + r2 * (-1 / 360 + r2 * (1 / 1260 + r2 * (-1 / 1680 + r2 / 1188))))
+    return torch.where(large, series, direct)
+
+
+def log_one_plus(t: Tensor, far: Tensor) -> Tensor:
+    """log(1 + t) for t near 0, else ``far``, the same number computed without t (which has no digits near -1)."""
+    near = t.abs() < 0.5
+    return torch.where(near, torch.log1p(torch.where(near, t, 0.0)), far)
+
+
+def log1mexp(log_rate: Tensor) -> Tensor:
+    """log(1 - exp(-r)) from log r, for any r: its limit log r keeps value and gradient where r underflows."""
+    small = log_rate < _LOG_SMALL_RATE
+    rate = torch.where(small, log_rate, _LOG_SMALL_RATE).exp()
+    series = log_rate + rate * (rate / 24 - 0.5)
+    direct = torch.log(-torch.expm1(-torch.where(small, 0.0, log_rate).exp()))
+    return torch.where(small, series, direct)
+
+
+def poisson_log_prob(x: Tensor, log_mean: Tensor) -> Tensor:
+    """Log Poisson(x) for x > 0."""
+    mean, log_x = log_mean.exp(), x.log()
+    shift = x * log_one_plus((mean - x) / x, log_mean - log_x) + (x - mean)
+    return shift - 0.5 * log_x - _HALF_LOG_2PI - stirling_tail(x)
+
+
+def negative_binomial_log_prob(
+    x: Tensor, log_mean: Tensor, log_theta: Tensor, theta: Tensor, tail_theta: Tensor
+) -> Tensor:
+    """Log NB(x) for x > 0; ``theta`` and its Stirling tail are passed since they are often shared by many x.
+
+    theta log(n / (theta + mu)) + x log(n mu / (x (theta + mu))) + log(theta / (2 pi x n)) / 2 + tails, with
+    n = theta + x.  Both logarithms are of numbers near 1 where x is near mu, hence the form 1 + t.
+    """
+    mean, log_x = log_mean.exp(), x.log()
+    n, total = theta + x, theta + mean
+    log_n, log_total = n.log(), total.log()
+    t = (x - mean) / total
+    shift = theta * log_one_plus(t, log_n - log_total)
+    shift = shift + x * log_one_plus(-theta * t / x, log_n + log_mean - log_x - log_total)
+    tails = stirling_tail(n) - tail_theta - stirling_tail(x)
+    return shift + 0.5 * (log_theta - log_x - log_n) - _HALF_LOG_2PI + tails

@@ -1,0 +1,40 @@
+"""What is maximised.  All terms are in nats per cell, summed over genes, constants included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vxpress.core.counts import Batch
+from vxpress.core.networks import Noise
+from vxpress.core.priors import gaussian_kl
+from vxpress.core.vae import VAE
+
+
+@dataclass(frozen=True)
+class Elbo:
+    """The terms of the evidence lower bound: E_q log p(x|z,s,l), KL(q(z)||p(z)) and KL(q(l)||p(l)), per cell."""
+
+    reconstruction_n: Tensor
+    kl_nd: Tensor
+    kl_library_n: Tensor | None = None
+
+    def value(self, beta: float = 1.0) -> Tensor:
+        """The bound with weight ``beta`` on the divergence of z, (n,)."""
+        bound = self.reconstruction_n - beta * self.kl_nd.sum(-1)
+        return bound if self.kl_library_n is None else bound - self.kl_library_n
+
+
+def elbo(model: VAE, batch: Batch, noise: Noise, eps_nd: Tensor | None = None) -> Elbo:
+    """One-sample estimate of the bound; ``eps_nd`` fixes the noise of z and uses the mean of a latent library."""
+    dropout = noise if model.training else None
+    q = model.posterior(batch, dropout)
+    z_nd = q.loc + q.scale * (noise.normal_like(q.loc) if eps_nd is None else eps_nd)
+    log_library_n1, kl_library_n = batch.log_library_n1, None
+    if model.config.latent_library:
+        q_l = model.library_posterior(batch, dropout)
+        log_library_n1 = q_l.loc + q_l.scale * noise.normal_like(q_l.loc) if eps_nd is None else q_l.loc
+        kl_library_n = gaussian_kl(q_l, *model.library_prior(batch.covariates)).squeeze(-1)
+    law = model.likelihood(z_nd, batch.covariates, log_library_n1, dropout)
+    return Elbo(law.log_prob(batch.x_ng).sum(-1), model.prior.kl(q), kl_library_n)

@@ -1,0 +1,182 @@
+"""Named settings: the defaults, the reference set-up of scvi-tools, and one for integration.
+
+Every value is a choice that can be overridden by an argument of ``fit_vae`` or a field of :class:`FitOptions`.
+The measurements behind them stand in ``docs/benchmarks.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, get_args
+
+from vxpress.core.config import (
+    CovariateCode,
+    ModelConfig,
+    Norm,
+    OptimizerName,
+    Preset,
+    Schedule,
+    TrainConfig,
+    WarmupUnit,
+    check_choice,
+)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Settings of :func:`~vxpress.tl.fit_vae` that few people touch; ``None`` leaves the choice to the preset.
+
+    Parameters
+    ----------
+    dropout
+        Share of the hidden units of the encoder that are dropped in training.
+    norm
+        ``"layer"``, ``"batch"`` or ``"none"``, after every hidden linear layer.
+    encode_covariates
+        Whether the encoder sees the covariates too.
+    condition_output
+        Whether the output layer of the decoder sees the covariates, beside its hidden layers: a factor per gene
+        and category.
+    covariate_code
+        ``"one-hot"``, or ``"embedding"``: a learned vector of ``n_embedding`` numbers per category, for covariates
+        with many categories.
+    n_embedding
+        Length of these vectors.
+    optimizer
+        ``"adamw"`` (decoupled weight decay; Loshchilov & Hutter 2019) or ``"adam"``.
+    schedule
+        ``"one-cycle"`` (Smith & Topin 2019) or ``"constant"`` learning rate.
+    learning_rate
+        Peak learning rate.
+    weight_decay
+        Weight decay of the optimizer.
+    adam_eps
+        Epsilon of the optimizer.
+    max_grad_norm
+        Gradients are scaled down to this norm; 0 leaves them as they are.
+    patience
+        Epochs without a better validation objective before training stops early.
+    keep_best
+        Whether the state with the best validation objective is kept, or the last one.
+    readout
+        Whether genes outside the modelled subset are given denoised values too.
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=2, options=vx.tl.FitOptions(dropout=0.2))
+    >>> float(adata.uns["vae"]["params"]["model"]["dropout"])
+    0.2
+    """
+
+    dropout: float | None = None
+    norm: Norm | None = None
+    encode_covariates: bool | None = None
+    condition_output: bool | None = None
+    covariate_code: CovariateCode | None = None
+    n_embedding: int | None = None
+    optimizer: OptimizerName | None = None
+    schedule: Schedule | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    adam_eps: float | None = None
+    max_grad_norm: float | None = None
+    patience: int | None = None
+    keep_best: bool | None = None
+    readout: bool | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A complete set of choices, before the data are known."""
+
+    likelihood: str = "nb"
+    n_latent: int = 10
+    n_hidden: int = 128
+    n_layers: int = 1
+    dropout: float = 0.1
+    norm: Norm = "layer"
+    norm_momentum: float = 0.1
+    norm_eps: float = 1e-5
+    encode_covariates: bool = False
+    condition_output: bool = True
+    covariate_code: CovariateCode = "one-hot"
+    n_embedding: int = 8
+    batch_size: int = 256
+    optimizer: OptimizerName = "adamw"
+    schedule: Schedule = "one-cycle"
+    learning_rate: float = 0.01
+    weight_decay: float = 1e-4
+    adam_eps: float = 1e-8
+    max_grad_norm: float = 0.0
+    kl_warmup: float = 0.3
+    warmup_unit: WarmupUnit = "steps"
+    early_stopping: bool = True
+    patience: int = 20
+    keep_best: bool = True
+    readout: bool = True
+    start_from_data: bool = True
+    library_of_modelled_genes: bool = False
+
+    def max_epochs(self, n_train: int) -> int:
+        """The budget: a number of steps that grows slowly with the data, in whole epochs."""
+        steps_per_epoch = math.ceil(n_train / self.batch_size)
+        budget = 720 * max(1.0, n_train / 5_000) ** 0.5
+        return max(2, round(budget / steps_per_epoch))
+
+
+@dataclass(frozen=True)
+class ReferenceSettings(Settings):
+    """The defaults of scvi-tools' SCVI (1.5.1): architecture, initialisation, optimizer, KL schedule and epochs."""
+
+    likelihood: str = "zinb"
+    norm: Norm = "batch"
+    norm_momentum: float = 0.01
+    norm_eps: float = 1e-3
+    condition_output: bool = False
+    batch_size: int = 128
+    optimizer: OptimizerName = "adam"
+    schedule: Schedule = "constant"
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-6
+    adam_eps: float = 0.01
+    kl_warmup: float = 400.0
+    warmup_unit: WarmupUnit = "epochs"
+    early_stopping: bool = False
+    keep_best: bool = False
+    start_from_data: bool = False
+    library_of_modelled_genes: bool = True
+
+    def max_epochs(self, n_train: int) -> int:
+        """400 epochs up to 20,000 cells, then as many as make 8 million visits."""
+        return max(1, min(400, round(20_000 / max(1, n_train) * 400)))
+
+
+PRESETS: dict[Preset | None, Settings] = {
+    None: Settings(),
+    "scvi": ReferenceSettings(),
+    "integration": Settings(n_latent=20),
+}
+
+
+def resolve(preset: Preset | None, arguments: Mapping[str, Any], options: FitOptions | None) -> Settings:
+    """The preset with everything that was given explicitly put over it."""
+    if preset is not None:
+        check_choice("preset", preset, Preset)
+    if options is not None and not isinstance(options, FitOptions):
+        msg = f"options={options!r} was given; pass options=vx.tl.FitOptions(...)."
+        raise TypeError(msg)
+    given = dict(arguments) | (asdict(options) if options is not None else {})
+    return replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
+
+
+def settings_for(config: type[ModelConfig | TrainConfig], settings: Settings) -> dict[str, Any]:
+    """The part of the settings that a config holds too."""
+    names = {f.name for f in fields(config)} - {"max_epochs"}
+    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in names}
+
+
+assert set(get_args(Preset)) == {name for name in PRESETS if name is not None}  # noqa: S101

@@ -1,0 +1,247 @@
+"""One loop: minibatches, warm-up, validation, best state, early stopping."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vxpress.core.config import TrainConfig
+from vxpress.core.counts import Cells
+from vxpress.core.networks import Noise
+from vxpress.core.objectives import Elbo, elbo
+from vxpress.core.vae import VAE
+
+HISTORY = (
+    "elbo_train",
+    "elbo_validation",
+    "objective_validation",
+    "reconstruction_train",
+    "reconstruction_validation",
+    "kl_train",
+    "kl_validation",
+    "kl_weight",
+    "lr",
+)
+# an epoch in which this share of the steps is not finite ends the training
+MAX_VOIDED = 0.5
+EVAL_CHUNK = 1024
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names what to look at."""
+
+
+@dataclass
+class Outcome:
+    """What happened: history per epoch, where the kept state comes from and why training ended."""
+
+    history: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in HISTORY})
+    best_epoch: int = 0
+    stopped: str = "budget"
+    n_voided: int = 0
+    n_steps: int = 0
+    seconds: float = 0.0
+
+
+def split_cells(n: int, validation_fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Train and validation rows, each sorted; at least one validation cell unless the fraction is 0."""
+    order = rng.permutation(n)
+    n_validation = max(1, round(validation_fraction * n)) if validation_fraction > 0 else 0
+    return np.sort(order[n_validation:]), np.sort(order[:n_validation])
+
+
+def kl_weight(config: TrainConfig, step: int, epoch: int, n_steps: int) -> float:
+    """Weight of the divergence at a step; linear from 0 to beta."""
+    done, length = (step, config.kl_warmup * n_steps) if config.warmup_unit == "steps" else (epoch, config.kl_warmup)
+    return config.beta * (min(1.0, done / length) if length > 0 else 1.0)
+
+
+def train(
+    model: VAE,
+    cells: Cells,
+    train_rows: Tensor,
+    validation_rows: Tensor,
+    config: TrainConfig,
+    *,
+    seed: int,
+    progress: bool = False,
+    describe: Callable[[Tensor], str] = str,
+) -> Outcome:
+    """Train ``model`` in place and leave it at its best state, in evaluation mode.
+
+    ``describe`` turns rows that cannot be evaluated into words for the error.  An interrupt (Ctrl-C) ends the
+    training and keeps the best state so far.
+    """
+    device = train_rows.device
+    order = torch.Generator().manual_seed(seed)
+    noise = Noise(seed + 1, device)
+    eps_nd = torch.randn(
+        len(validation_rows), model.config.n_latent, generator=torch.Generator().manual_seed(seed + 2)
+    ).to(device)
+    n_batches = math.ceil(len(train_rows) / config.batch_size)
+    n_steps = n_batches * config.max_epochs
+    parameters = [p for name, p in model.named_parameters() if not name.startswith("decoder.readout")]
+    optimizer, scheduler = _optimizer(config, parameters, n_steps)
+    keeper = _Keeper(config, active=len(validation_rows) > 0)
+    outcome = Outcome()
+    start = time.perf_counter()
+    try:
+        for epoch in (bar := tqdm(range(config.max_epochs), desc="fit_vae", disable=not progress)):
+            model.train()
+            sums, voided = torch.zeros(3, dtype=torch.float64, device=device), torch.zeros((), device=device)
+            rows = train_rows[torch.randperm(len(train_rows), generator=order).to(device)]
+            for batch_rows in rows.tensor_split(n_batches):
+                weight = kl_weight(config, outcome.n_steps, epoch, n_steps)
+                terms = elbo(model, cells.batch(batch_rows), noise)
+                loss = -terms.value(weight).mean()
+                loss.backward()
+                voided += _guarded_step(optimizer, parameters, loss.detach(), config.max_grad_norm)
+                lr = optimizer.param_groups[0]["lr"]
+                if scheduler is not None:
+                    scheduler.step()
+                outcome.n_steps += 1
+                sums += _sums(terms)
+            _check_voided(model, cells, train_rows, int(voided), n_batches, describe)
+            outcome.n_voided += int(voided)
+            validation = evaluate(model, cells, validation_rows, eps_nd) if len(validation_rows) else None
+            _record(outcome, sums / len(train_rows), validation, config.beta, weight, float(lr))
+            if progress:
+                bar.set_postfix({"elbo": f"{outcome.history['elbo_train'][-1]:.1f}"})
+            warm = weight >= config.beta or outcome.n_steps >= n_steps
+            if keeper.update(model, epoch, outcome.history["objective_validation"][-1], warm=warm):
+                outcome.stopped = "early"
+                break
+    except KeyboardInterrupt:
+        outcome.stopped = "interrupted"
+        if not outcome.history["elbo_train"]:
+            raise
+    outcome.best_epoch = keeper.restore(model, last=len(outcome.history["lr"]) - 1)
+    outcome.seconds = time.perf_counter() - start
+    model.eval()
+    model.zero_grad(set_to_none=True)
+    if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
+        msg = "The model ended with weights that are not finite; lower the learning rate (options=FitOptions(learning_rate=...))."
+        raise TrainingError(msg)
+    return outcome
+
+
+def _optimizer(
+    config: TrainConfig, parameters: list[Tensor], n_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    optimizer = kind(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=config.adam_eps, fused=True
+    )
+    if config.schedule == "constant":
+        return optimizer, None
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=n_steps + 1)
+
+
+def _guarded_step(
+    optimizer: torch.optim.Optimizer, parameters: list[Tensor], loss: Tensor, max_grad_norm: float
+) -> Tensor:
+    """One optimizer step, voided on the device where loss or gradient is not finite; returns 1 if it was."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm if max_grad_norm > 0 else math.inf)
+    bad = (~torch.isfinite(norm + loss)).float()
+    # fused optimizers skip the update where found_inf is set: the hook that gradient scalers use
+    optimizer.found_inf = bad
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return bad
+
+
+def _sums(terms: Elbo) -> Tensor:
+    """Sums over cells of reconstruction, KL of z and KL of l; a voided step adds nothing."""
+    library = terms.reconstruction_n.new_zeros(()) if terms.kl_library_n is None else terms.kl_library_n.sum()
+    sums = torch.stack((terms.reconstruction_n.sum(), terms.kl_nd.sum(), library)).detach().double()
+    return torch.nan_to_num(sums, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _chunks(rows: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    for start in range(0, len(rows), EVAL_CHUNK):
+        part = slice(start, start + EVAL_CHUNK)
+        yield rows[part], part
+
+
+@torch.no_grad()
+def evaluate(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor) -> Tensor:
+    """Mean reconstruction, KL of z and KL of l over ``rows``, with fixed noise."""
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=rows.device)
+    unused = Noise(0, rows.device)
+    for part_rows, part in _chunks(rows):
+        sums += _sums(elbo(model, cells.batch(part_rows), unused, eps_nd[part]))
+    return sums / len(rows)
+
+
+def _record(
+    outcome: Outcome, train_sums: Tensor, validation_sums: Tensor | None, beta: float, weight: float, lr: float
+) -> None:
+    history = outcome.history
+    for name, sums in (("train", train_sums), ("validation", validation_sums)):
+        reconstruction, kl, kl_library = (math.nan,) * 3 if sums is None else sums.tolist()
+        history[f"reconstruction_{name}"].append(reconstruction)
+        history[f"kl_{name}"].append(kl)
+        history[f"elbo_{name}"].append(reconstruction - kl - kl_library)
+        if name == "validation":
+            history["objective_validation"].append(reconstruction - beta * kl - kl_library)
+    history["kl_weight"].append(weight)
+    history["lr"].append(lr)
+
+
+class _Keeper:
+    """Keeps the state with the best validation objective after the warm-up and says when to stop."""
+
+    def __init__(self, config: TrainConfig, *, active: bool) -> None:
+        self.keep = active and config.keep_best
+        self.patience = config.patience if active and config.early_stopping else math.inf
+        self.best, self.best_epoch = -math.inf, -1
+        self.state: dict[str, Tensor] = {}
+
+    def update(self, model: VAE, epoch: int, objective: float, *, warm: bool) -> bool:
+        """Take note of an epoch; True when patience has run out."""
+        if not warm or math.isnan(objective):
+            return False
+        if objective > self.best:
+            self.best, self.best_epoch = objective, epoch
+            if self.keep:
+                self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        return epoch - self.best_epoch >= self.patience
+
+    def restore(self, model: VAE, last: int) -> int:
+        """Put the best state back; returns its epoch."""
+        if not self.state:
+            return last
+        model.load_state_dict(self.state)
+        return self.best_epoch
+
+
+@torch.no_grad()
+def _check_voided(
+    model: VAE, cells: Cells, rows: Tensor, voided: int, n_batches: int, describe: Callable[[Tensor], str]
+) -> None:
+    """Raise if most steps of the epoch were voided, naming the cells that cannot be evaluated."""
+    if voided <= MAX_VOIDED * n_batches:
+        return
+    model.eval()
+    noise, bad = Noise(0, rows.device), []
+    for part_rows, _ in _chunks(rows):
+        value = elbo(model, cells.batch(part_rows), noise).value()
+        bad.append(part_rows[~torch.isfinite(value)])
+    suspects = torch.cat(bad)
+    if len(suspects) == 0:
+        # nothing diverges at the current weights: the largest libraries are the likeliest cause
+        suspects = rows[cells.log_library_n1[rows, 0].argsort(descending=True)[:5]]
+    msg = (
+        f"{voided} of {n_batches} training steps in one epoch had a loss or gradient that is not finite, and were voided. "
+        f"Likely cause: {describe(suspects)}. Remove or check them, or lower the learning rate "
+        "(options=FitOptions(learning_rate=...))."
+    )
+    raise TrainingError(msg)

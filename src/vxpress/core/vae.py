@@ -1,0 +1,114 @@
+"""The model: q(z | x, s), p(z) and p(x | z, s, l) (Kingma & Welling 2014; Lopez et al. 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from vxpress.core.config import ModelConfig
+from vxpress.core.counts import Batch, Cells
+from vxpress.core.covariates import Conditioner, Covariates
+from vxpress.core.likelihoods import Likelihood
+from vxpress.core.networks import Decoder, Encoder, Noise
+from vxpress.core.priors import PRIORS
+
+
+class VAE(nn.Module):
+    """A conditional variational autoencoder of counts.
+
+    ``library_log_mean_b`` and ``library_log_var_b`` are the parameters of the log-normal prior of a latent library,
+    one per batch; ``outside_ratio`` is the number of molecules outside the modelled genes for each one inside, used
+    only by a model without remainder share.
+    """
+
+    library_log_mean_b: Tensor
+    library_log_var_b: Tensor
+    outside_ratio: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.conditioner = Conditioner(config)
+        width = self.conditioner.width
+        encoder_width = width if config.encode_covariates else 0
+        self.encoder = Encoder(config, encoder_width, config.n_latent)
+        self.library_encoder = Encoder(config, encoder_width, 1) if config.latent_library else None
+        self.decoder = Decoder(config, width)
+        self.prior = PRIORS["normal"]()
+        if config.latent_library:
+            self.register_buffer("library_log_mean_b", torch.zeros(config.n_batches))
+            self.register_buffer("library_log_var_b", torch.ones(config.n_batches))
+        if config.n_readout and not config.remainder:
+            self.register_buffer("outside_ratio", torch.zeros(()))
+
+    def posterior(self, batch: Batch, noise: Noise | None = None) -> Normal:
+        """q(z | x, s)."""
+        return self.encoder(batch.x_ng.log1p(), self._encoder_condition(batch.covariates), noise)
+
+    def library_posterior(self, batch: Batch, noise: Noise | None = None) -> Normal:
+        """q(log l | x, s), (n, 1); only of a model with a latent library."""
+        if self.library_encoder is None:
+            msg = "This model observes its library."
+            raise RuntimeError(msg)
+        return self.library_encoder(batch.x_ng.log1p(), self._encoder_condition(batch.covariates), noise)
+
+    def library_prior(self, covariates: Covariates) -> tuple[Tensor, Tensor]:
+        """Mean and variance of log l per cell, each (n, 1)."""
+        code = covariates.categorical_nk[:, 0] if self.config.has_batch else torch.zeros(
+            len(covariates.continuous_nc), dtype=torch.int64, device=self.library_log_mean_b.device
+        )
+        return self.library_log_mean_b[code][:, None], self.library_log_var_b[code][:, None]
+
+    def likelihood(
+        self, z_nd: Tensor, covariates: Covariates, log_library_n1: Tensor, noise: Noise | None = None
+    ) -> Likelihood:
+        """p(x | z, s, l)."""
+        return self.decoder(z_nd, self.conditioner(covariates), covariates, log_library_n1, noise)
+
+    def _encoder_condition(self, covariates: Covariates) -> Tensor | None:
+        return self.conditioner(covariates) if self.config.encode_covariates else None
+
+    @torch.no_grad()
+    def start_from(self, cells: Cells, rows: Tensor) -> None:
+        """Start the decoder at the mean profile of the data and, for laws with one, at a moderate dispersion.
+
+        A decoder that has to learn the mean profile first spends a large share of its steps on it.
+        """
+        counts, library = cells.counts, cells.log_library_n1[rows].exp().double()
+        sums_g = counts.gene_sums(rows)
+        law = self.decoder.law
+        if not law.composition:
+            _start_gaussian(self, cells, rows)
+            return
+        # a gene without a molecule gets the share of half of one
+        profile = (sums_g.clamp_min(0.5) / library.sum()).float()
+        bias = profile.log()
+        if self.config.remainder:
+            rest = 1.0 - float(sums_g.sum() / library.sum())
+            bias = torch.cat((bias, torch.tensor([max(rest, 1e-3)], device=bias.device).log()))
+        self.decoder.location.bias.copy_(bias)
+        self.decoder.location.weight.mul_(0.1)
+        if hasattr(self.decoder, "log_dispersion"):
+            self.decoder.log_dispersion.fill_(0.0)
+        if "gate" in self.decoder.heads:
+            self.decoder.heads["gate"].bias.fill_(-3.0)
+            self.decoder.heads["gate"].weight.mul_(0.1)
+
+
+def _start_gaussian(model: VAE, cells: Cells, rows: Tensor) -> None:
+    """Mean and variance of log1p(1e4 x / l) per gene, over at most 4,096 cells."""
+    some = rows[:: max(1, len(rows) // 4096)]
+    batch = cells.batch(some)
+    y_ng = torch.log1p(1e4 * batch.x_ng / batch.log_library_n1.exp())
+    model.decoder.location.bias.copy_(y_ng.mean(0))
+    model.decoder.location.weight.mul_(0.1)
+    if hasattr(model.decoder, "log_dispersion"):
+        model.decoder.log_dispersion.copy_(y_ng.var(0).clamp_min(1e-4).log().expand_as(model.decoder.log_dispersion))
+
+
+def build(config: ModelConfig, seed: int) -> VAE:
+    """A freshly initialised model; torch's global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return VAE(config)

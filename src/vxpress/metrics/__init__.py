@@ -1,0 +1,5 @@
+"""What the literature judges latent variable models by: pure functions on arrays."""
+
+from vxpress.metrics._latent import active_units, kl_per_dimension, log_aggregate_posterior, mutual_information
+
+__all__ = ["active_units", "kl_per_dimension", "log_aggregate_posterior", "mutual_information"]

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+import torch
+from torch import Tensor
+
+from vxpress.core.config import Dispersion, ModelConfig, Norm
+from vxpress.core.covariates import Covariates
+from vxpress.core.likelihoods import Gaussian, NegativeBinomial, ZeroInflated
+from vxpress.core.networks import MIN_POSTERIOR_VARIANCE, MLP, Decoder, Encoder, Noise
+
+N, G, D = 6, 9, 3
+BATCH, LABEL = torch.tensor([0, 1, 2, 2, 1, 0]), torch.tensor([3, 3, 0, 1, 2, 0])
+COVARIATES = Covariates(BATCH[:, None], torch.zeros(N, 0), LABEL)
+LOG_LIBRARY = torch.linspace(3.0, 9.0, N)[:, None]
+
+
+def _config(**settings: object) -> ModelConfig:
+    known = {"n_genes": G, "n_latent": D, "n_hidden": 16, "n_categories": (3,), "has_batch": True, "n_labels": 4}
+    return ModelConfig(**{**known, **settings})  # type: ignore[arg-type]
+
+
+def _z(n: int = N) -> Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(0))
+
+
+def _decoder(**settings: object) -> Decoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return Decoder(_config(**settings), n_condition=0).eval()
+
+
+@pytest.mark.parametrize("remainder", [False, True])
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "bernoulli"])
+def test_the_composition_sums_to_one_with_its_remainder(likelihood: str, remainder: bool) -> None:
+    decoder = _decoder(likelihood=likelihood, remainder=remainder)
+    log_rho_ng, log_rest_n1 = decoder.locate(decoder.features(_z(), None))
+    assert log_rho_ng.shape == (N, G)
+    assert (log_rest_n1 is not None) == remainder
+    total = log_rho_ng.exp().sum(-1)
+    if log_rest_n1 is not None:
+        assert (total < 1).all()
+        total = total + log_rest_n1.exp()[:, 0]
+    torch.testing.assert_close(total, torch.ones(N))
+
+
+@pytest.mark.parametrize("remainder", [False, True])
+def test_the_mean_is_the_library_times_the_composition(remainder: bool) -> None:
+    decoder = _decoder(likelihood="poisson", remainder=remainder)
+    log_rho_ng, _ = decoder.locate(decoder.features(_z(), None))
+    law = decoder(_z(), None, COVARIATES, LOG_LIBRARY)
+    torch.testing.assert_close(law.mean, LOG_LIBRARY.exp() * log_rho_ng.exp())
+
+
+def test_log_values_are_no_composition() -> None:
+    decoder = _decoder(likelihood="gaussian", remainder=True)
+    location_ng, rest = decoder.locate(decoder.features(_z(), None))
+    assert rest is None
+    assert location_ng.shape == (N, G)
+    law = decoder(_z(), None, COVARIATES, LOG_LIBRARY)
+    assert isinstance(law, Gaussian)
+    assert torch.equal(law.mean, location_ng)
+
+
+@pytest.mark.parametrize(
+    ("dispersion", "row"),
+    [("gene", torch.zeros(N, dtype=torch.int64)), ("gene-batch", BATCH), ("gene-label", LABEL)],
+)
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "gaussian"])
+def test_each_cell_has_the_dispersion_of_its_group(likelihood: str, dispersion: Dispersion, row: Tensor) -> None:
+    decoder = _decoder(likelihood=likelihood, dispersion=dispersion)
+    law = decoder(_z(), None, COVARIATES, LOG_LIBRARY)
+    if isinstance(law, ZeroInflated):
+        law = law.base
+    dispersion_ng = (law.variance - 1e-3).log() if isinstance(law, Gaussian) else law.log_theta
+    expected = decoder.log_dispersion[row]
+    torch.testing.assert_close(dispersion_ng.expand(N, G), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_dispersion_per_cell_is_decoded() -> None:
+    decoder = _decoder(dispersion="gene-cell")
+    law = decoder(_z(), None, COVARIATES, LOG_LIBRARY)
+    assert isinstance(law, NegativeBinomial)
+    torch.testing.assert_close(law.log_theta, decoder.heads["dispersion"](decoder.features(_z(), None)))
+
+
+@pytest.mark.parametrize("condition_output", [True, False])
+def test_the_condition_reaches_the_composition(condition_output: bool) -> None:
+    decoder = Decoder(_config(condition_output=condition_output), n_condition=3).eval()
+    same_z = _z(1).expand(N, D)
+    law = decoder(same_z, torch.eye(3)[BATCH], COVARIATES, LOG_LIBRARY[:1].expand(N, 1))
+    torch.testing.assert_close(law.mean[0], law.mean[5])
+    assert not torch.allclose(law.mean[0], law.mean[1])
+    assert decoder.location.in_features == 16 + 3 * condition_output
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
+def test_each_row_is_encoded_on_its_own_in_evaluation(norm: Norm) -> None:
+    encoder = Encoder(_config(norm=norm, n_layers=2, dropout=0.5), 0, D).eval()
+    x_ng = torch.rand(N, G, generator=torch.Generator().manual_seed(3))
+    whole, alone = encoder(x_ng, None, Noise(0)), encoder(x_ng[2:3], None, Noise(9))
+    torch.testing.assert_close(whole.mean[2:3], alone.mean)
+    torch.testing.assert_close(whole.stddev[2:3], alone.stddev)
+
+
+def test_the_posterior_variance_has_a_floor() -> None:
+    encoder = Encoder(_config(), 0, D)
+    torch.nn.init.constant_(encoder.log_variance.bias, -1e4)
+    q = encoder(torch.rand(N, G), None, None)
+    torch.testing.assert_close(q.variance, torch.full((N, D), MIN_POSTERIOR_VARIANCE))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_dropout_keeps_the_expectation_and_drops_its_share(dropout: float) -> None:
+    mlp = MLP(G, 0, _config(norm="none"), dropout)
+    x_ng = torch.rand(1, G, generator=torch.Generator().manual_seed(3)).expand(20_000, G)
+    with torch.no_grad():
+        dropped, whole = mlp.train()(x_ng, None, Noise(0)), mlp.eval()(x_ng, None, Noise(0))
+    active = whole[0] > 0
+    assert active.any()
+    share = (dropped[:, active] == 0).float().mean(0)
+    torch.testing.assert_close(share, torch.full_like(share, dropout), rtol=0, atol=0.02)
+    torch.testing.assert_close(dropped.mean(0), whole[0], rtol=0.03, atol=0)
+
+
+def test_dropout_draws_from_the_noise_alone(global_noise_untouched: Callable[[], AbstractContextManager[None]]) -> None:
+    mlp = MLP(G, 0, _config(), 0.4).train()
+    x_ng = torch.rand(N, G, generator=torch.Generator().manual_seed(3))
+    with global_noise_untouched():
+        first = mlp(x_ng, None, Noise(5))
+    torch.manual_seed(1234)
+    assert torch.equal(first, mlp(x_ng, None, Noise(5)))
+    assert not torch.equal(first, mlp(x_ng, None, Noise(6)))
+
+
+def test_the_decoder_has_no_dropout() -> None:
+    decoder = _decoder(dropout=0.9)
+    still = decoder(_z(), None, COVARIATES, LOG_LIBRARY, Noise(0)).mean
+    assert torch.equal(still, decoder.train()(_z(), None, COVARIATES, LOG_LIBRARY, Noise(1)).mean)
+
+
+def test_noise_is_standard_normal_and_apart_from_the_global_state(
+    global_noise_untouched: Callable[[], AbstractContextManager[None]],
+) -> None:
+    with global_noise_untouched():
+        eps = Noise(3).normal_like(torch.zeros(50_000))
+    assert abs(float(eps.mean())) < 4.5 / 50_000**0.5
+    assert float(eps.var()) == pytest.approx(1.0, abs=4.5 * (2 / 50_000) ** 0.5)
+    assert torch.equal(eps, Noise(3).normal_like(torch.zeros(50_000)))

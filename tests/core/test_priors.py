@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from vxpress.core.priors import PRIORS, StandardNormal, gaussian_kl
+
+
+def _q() -> Normal:
+    loc = torch.tensor([[-3.0, 0.0, 0.5], [10.0, 1e-4, -0.2]], dtype=torch.float64)
+    return Normal(loc, torch.tensor([[1e-2, 1.0, 3.0], [0.3, 1.0001, 50.0]], dtype=torch.float64))
+
+
+def test_gaussian_kl_against_torch() -> None:
+    q, loc, scale = _q(), torch.tensor([0.3, -1.0, 0.0], dtype=torch.float64), torch.tensor([[0.1], [7.0]]).double()
+    exact = kl_divergence(q, Normal(loc, scale))
+    torch.testing.assert_close(gaussian_kl(q, loc, scale.square()), exact, rtol=1e-13, atol=1e-15)
+
+
+def test_the_divergence_from_itself_is_zero_and_else_positive() -> None:
+    q = _q()
+    itself = gaussian_kl(q, q.loc, q.scale.square())
+    torch.testing.assert_close(itself, torch.zeros_like(itself), rtol=0, atol=1e-15)
+    assert (gaussian_kl(q, q.loc + 0.1, q.scale.square()) > 0).all()
+
+
+def test_standard_normal_log_prob_and_kl() -> None:
+    q, prior = _q(), StandardNormal()
+    exact = Normal(torch.zeros_like(q.loc), torch.ones_like(q.loc))
+    torch.testing.assert_close(prior.log_prob(q.loc), exact.log_prob(q.loc).sum(-1))
+    torch.testing.assert_close(prior.kl(q), kl_divergence(q, exact), rtol=1e-13, atol=1e-15)
+
+
+def test_every_prior_keeps_its_density_and_divergence_in_step() -> None:
+    # KL(q || p) = E_q [log q - log p], by Monte Carlo with its own error
+    q = Normal(torch.tensor([[0.4, -1.0]], dtype=torch.float64), torch.tensor([[0.5, 1.5]], dtype=torch.float64))
+    noise = torch.randn(40_000, 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = q.loc + q.scale * noise
+    for kind in PRIORS.values():
+        prior: Any = kind()
+        draws = q.log_prob(z).sum(-1) - prior.log_prob(z)
+        error = float(draws.std() / 40_000**0.5)
+        assert abs(float(draws.mean() - prior.kl(q).sum())) < 4.5 * error

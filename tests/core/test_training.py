@@ -1,0 +1,250 @@
+"""The loop: schedule, split, determinism, selection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from vxpress.core import training
+from vxpress.core.config import ModelConfig, TrainConfig
+from vxpress.core.counts import Cells
+from vxpress.core.training import HISTORY, Outcome, evaluate, kl_weight, split_cells, train
+from vxpress.core.vae import VAE, build
+
+MakeCells = Callable[..., Cells]
+CONFIG = ModelConfig(n_genes=20, n_latent=3, n_hidden=16)
+TRAIN = TrainConfig(max_epochs=6, batch_size=32)
+
+
+def _fit(
+    cells: Cells, config: TrainConfig = TRAIN, model: ModelConfig = CONFIG, *, seed: int = 0, n_validation: int = 20
+) -> tuple[VAE, Outcome]:
+    rows, vae = torch.arange(len(cells)), build(model, 0)
+    vae.start_from(cells, rows[n_validation:])
+    return vae, train(vae, cells, rows[n_validation:], rows[:n_validation], config, seed=seed)
+
+
+# schedule
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 5, 10, 97, 100_000])
+@pytest.mark.parametrize("beta", [0.5, 1.0, 4.0])
+def test_warmup_in_steps_is_over_by_a_third_and_never_falls(n_steps: int, beta: float) -> None:
+    config = TrainConfig(max_epochs=1, beta=beta)
+    weights = [kl_weight(config, step, 0, n_steps) for step in range(n_steps)]
+    assert weights == sorted(weights)
+    assert all(0 <= weight <= beta for weight in weights)
+    # step s is reached when s steps lie behind, and the weight holds from the step that ends the third
+    assert set(weights[math.ceil(n_steps / 3) :]) <= {beta}
+    assert weights[-1] == beta
+
+
+def test_a_warmup_over_the_whole_training_still_reaches_beta() -> None:
+    config = TrainConfig(max_epochs=1, kl_warmup=1.0)
+    assert kl_weight(config, 99, 0, 100) == 1.0
+    assert kl_weight(config, 49, 0, 100) == pytest.approx(0.5, abs=0.011)
+
+
+def test_warmup_in_epochs_is_the_rule_of_scvi_tools() -> None:
+    config = TrainConfig(max_epochs=20, beta=2.0, kl_warmup=400.0, warmup_unit="epochs")
+    assert [kl_weight(config, 10 * e + 7, e, 200) for e in (0, 1, 19)] == [0.0, 2.0 / 400, 2.0 * 19 / 400]
+    assert kl_weight(config, 0, 400, 200) == kl_weight(config, 0, 1000, 200) == 2.0
+
+
+def test_no_warmup_is_beta_at_once() -> None:
+    for unit in ("steps", "epochs"):
+        config = TrainConfig(max_epochs=3, beta=0.7, kl_warmup=0.0, warmup_unit=unit)  # type: ignore[arg-type]
+        assert kl_weight(config, 0, 0, 30) == 0.7
+
+
+def test_the_weight_in_the_history_is_the_weight_used(make_cells: MakeCells) -> None:
+    _, outcome = _fit(make_cells(), TrainConfig(max_epochs=9, batch_size=32, beta=2.5, early_stopping=False))
+    weights = outcome.history["kl_weight"]
+    assert weights[0] < 2.5
+    assert weights[3:] == [2.5] * 6
+
+
+# split
+
+
+@pytest.mark.parametrize(
+    ("n", "fraction", "n_validation"), [(100, 0.1, 10), (5, 0.1, 1), (101, 0.25, 25), (50, 0.0, 0)]
+)
+def test_the_split_is_a_partition(n: int, fraction: float, n_validation: int) -> None:
+    train_rows, validation_rows = split_cells(n, fraction, np.random.default_rng(0))
+    assert len(validation_rows) == n_validation
+    np.testing.assert_array_equal(np.sort(np.concatenate((train_rows, validation_rows))), np.arange(n))
+    assert (np.diff(train_rows) > 0).all()
+    assert (np.diff(validation_rows) > 0).all()
+
+
+def test_the_split_follows_its_generator_and_favours_no_cell() -> None:
+    splits = [split_cells(20, 0.25, np.random.default_rng(seed))[1] for seed in range(2000)]
+    np.testing.assert_array_equal(splits[3], split_cells(20, 0.25, np.random.default_rng(3))[1])
+    counts = np.bincount(np.concatenate(splits), minlength=20)
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_the_split_leaves_a_cell_to_train_on(n: int) -> None:
+    for fraction in (0.1, 0.5, 0.9):
+        assert len(split_cells(n, fraction, np.random.default_rng(0))[0]) >= 1
+
+
+# determinism
+
+
+@pytest.mark.parametrize("model", [CONFIG, replace(CONFIG, likelihood="zinb", norm="batch", latent_library=True)])
+def test_a_seed_means_bits(
+    make_cells: MakeCells, model: ModelConfig, global_noise_untouched: Callable[[], AbstractContextManager[None]]
+) -> None:
+    cells = make_cells()
+    with global_noise_untouched():
+        first, outcome = _fit(cells, model=model, seed=3)
+    torch.manual_seed(4321)
+    again, outcome_again = _fit(cells, model=model, seed=3)
+    other, _ = _fit(cells, model=model, seed=4)
+    assert outcome.history == outcome_again.history
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
+    assert not torch.equal(first.decoder.location.weight, other.decoder.location.weight)
+
+
+def test_neighbouring_seeds_share_no_stream(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noise of one seed must not be the validation noise or the order of another."""
+    used: list[int] = []
+
+    class Recorder(torch.Generator):
+        def manual_seed(self, seed: int) -> torch.Generator:
+            used.append(seed)
+            return super().manual_seed(seed)
+
+    monkeypatch.setattr(torch, "Generator", Recorder)
+    seen = []
+    for seed in (0, 1, 5):
+        used.clear()
+        _fit(make_cells(), replace(TRAIN, max_epochs=1), seed=seed)
+        seen.append(set(used))
+    # what every training uses whatever its seed is a constant
+    constant = set.intersection(*seen)
+    assert all(len(own - constant) >= 2 for own in seen)
+    assert seen[0] & seen[1] == constant
+
+
+# learning
+
+
+def test_training_finds_the_structure_the_data_were_simulated_with(make_cells: MakeCells) -> None:
+    cells = make_cells(400, n_genes=20)
+    rows = torch.arange(400)
+    model = build(CONFIG, 0)
+    model.start_from(cells, rows[80:])
+    eps_nd = torch.zeros(80, 3)
+    start = evaluate(model, cells, rows[:80], eps_nd)
+    train(model, cells, rows[80:], rows[:80], TrainConfig(max_epochs=60, batch_size=64), seed=0)
+    end = evaluate(model, cells, rows[:80], eps_nd)
+    assert float(end[0] - end[1]) > float(start[0] - start[1]) + 10
+    # held out, it beats the best law without z: the mean profile with the theta of largest likelihood per gene
+    x, library = cells.counts.dense(rows).double().numpy(), cells.log_library_n1.double().exp().numpy()
+    mean = library * x[80:].sum(0) / library[80:].sum()
+    profile = np.max([stats.nbinom.logpmf(x, t, t / (t + mean)).mean(0) for t in np.geomspace(0.02, 50, 60)], axis=0)
+    assert float(end[0] - end[1]) > profile.sum() + 5
+
+
+def test_weights_of_the_readout_are_left_alone(make_cells: MakeCells) -> None:
+    model = replace(CONFIG, n_readout=7)
+    before = build(model, 0).decoder.readout
+    after = _fit(make_cells(), model=model)[0].decoder.readout
+    assert before is not None
+    assert after is not None
+    assert torch.equal(before.weight, after.weight)
+
+
+# selection
+
+
+def _states(monkeypatch: pytest.MonkeyPatch, script: list[float] | None = None) -> list[dict[str, Tensor]]:
+    """Collects the weights at every validation; a script replaces the validation's result."""
+    states: list[dict[str, Tensor]] = []
+    plain = training.evaluate
+
+    def spy(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor) -> Tensor:
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+        if script is None:
+            return plain(model, cells, rows, eps_nd)
+        return torch.tensor([script[len(states) - 1], 0.0, 0.0], dtype=torch.float64)
+
+    monkeypatch.setattr(training, "evaluate", spy)
+    return states
+
+
+def _is_at(model: VAE, state: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_the_kept_state_is_the_best_epoch_after_the_warmup(
+    make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = _states(monkeypatch)
+    config = TrainConfig(max_epochs=12, batch_size=32, beta=3.0, early_stopping=False, learning_rate=0.05)
+    model, outcome = _fit(make_cells(), config)
+    objective = np.array(outcome.history["objective_validation"])
+    warm = np.array(outcome.history["kl_weight"]) >= 3.0
+    assert 0 < warm.sum() < 12
+    assert outcome.best_epoch == int(np.where(warm, objective, -np.inf).argmax())
+    assert _is_at(model, states[outcome.best_epoch])
+    assert not model.training
+
+
+def test_an_epoch_before_the_end_of_the_warmup_is_no_candidate(
+    make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 10 epochs, warm-up over in the fifth: the great first epochs saw no divergence
+    states = _states(monkeypatch, [-1.0, -2.0, -3.0, -4.0, -9.0, -8.0, -7.0, -7.5, -8.0, -9.0])
+    model, outcome = _fit(make_cells(), TrainConfig(max_epochs=10, batch_size=32, kl_warmup=0.45, patience=5))
+    assert outcome.best_epoch == 6
+    assert _is_at(model, states[6])
+    assert outcome.stopped == "budget"
+
+
+def test_early_stopping_after_patience(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = _states(monkeypatch, [-9.0, -5.0, -6.0, -5.5, -5.2, -1.0, 0.0, 0.0])
+    model, outcome = _fit(make_cells(), TrainConfig(max_epochs=8, batch_size=32, kl_warmup=0.0, patience=3))
+    assert outcome.stopped == "early"
+    assert outcome.best_epoch == 1
+    assert {len(outcome.history[name]) for name in HISTORY} == {5}
+    assert _is_at(model, states[1])
+
+
+@pytest.mark.parametrize("n_validation", [0, 20])
+def test_without_validation_or_choice_the_last_state_stays(
+    make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch, n_validation: int
+) -> None:
+    states = _states(monkeypatch, [-1.0, -2.0, -3.0, -4.0])
+    config = TrainConfig(max_epochs=4, batch_size=32, kl_warmup=0.0, keep_best=False, early_stopping=False)
+    model, outcome = _fit(make_cells(), config, n_validation=n_validation)
+    assert outcome.best_epoch == 3
+    assert outcome.stopped == "budget"
+    if n_validation:
+        assert _is_at(model, states[3])
+    else:
+        assert not states
+        assert all(math.isnan(value) for value in outcome.history["elbo_validation"])
+
+
+def test_the_history_adds_up(make_cells: MakeCells) -> None:
+    _, outcome = _fit(make_cells(), replace(TRAIN, beta=3.0))
+    history = {name: np.array(values) for name, values in outcome.history.items()}
+    for part in ("train", "validation"):
+        np.testing.assert_allclose(history[f"elbo_{part}"], history[f"reconstruction_{part}"] - history[f"kl_{part}"])
+    np.testing.assert_allclose(
+        history["objective_validation"], history["reconstruction_validation"] - 3 * history["kl_validation"]
+    )
+    assert outcome.n_steps == 6 * math.ceil(100 / 32)

@@ -1,0 +1,27 @@
+"""Every name under which the package writes into an AnnData."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_KEY = "vae"
+LIBRARY_SIZE = "library_size"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The slots of one fit."""
+
+    latent: str
+    latent_var: str
+    normalized: str
+    split: str
+    library: str
+    uns: str
+
+    @classmethod
+    def of(cls, key: str | None = None) -> Keys:
+        """Slots of the fit with this stem, as scanpy names them: ``None`` and ``"vae"`` mean the default names."""
+        if key is None or key == DEFAULT_KEY:
+            return cls("X_vae", "X_vae_var", "vae_normalized", "vae_split", "vae_library", DEFAULT_KEY)
+        return cls(key, f"{key}_var", f"{key}_normalized", f"{key}_split", f"{key}_library", key)

@@ -1,0 +1,8 @@
+"""Data to try things on: real counts that need no download, and simulated ones with known truth."""
+
+from __future__ import annotations
+
+from vxpress.datasets._pbmc68k_reduced import pbmc68k_reduced
+from vxpress.datasets._simulate import simulate
+
+__all__ = ["pbmc68k_reduced", "simulate"]

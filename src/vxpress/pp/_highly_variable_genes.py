@@ -1,0 +1,244 @@
+"""Highly variable genes from raw counts, in row blocks, batch by batch."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress.bridge.matrix import get_matrix, place, row_blocks
+from vxpress.pp._residuals import residual_moments
+from vxpress.bridge.store import check_adata, own
+from vxpress.pp._shared import batch_codes
+
+Flavor = Literal["nb", "pearson_residuals", "seurat_v3", "seurat_v3_paper", "seurat", "cell_ranger"]
+THETA = 100.0
+
+
+def highly_variable_genes(
+    adata: AnnData,
+    *,
+    n_top_genes: int = 2000,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    flavor: Flavor = "nb",
+    theta: float = THETA,
+    subset: bool = False,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Select the genes that vary most beyond what depth and counting noise explain.
+
+    The default flavour ranks genes by the variance of negative-binomial Pearson residuals :cite:p:`Lause2021`,
+
+    .. math::
+
+        r_{ng} = \frac{x_{ng} - \mu_{ng}}{\sqrt{\mu_{ng} + \mu_{ng}^2 / \theta}}, \qquad
+        \mu_{ng} = \frac{\sum_{g'} x_{ng'} \, \sum_{n'} x_{n'g}}{\sum_{n'g'} x_{n'g'}},
+
+    clipped to :math:`\pm\sqrt{n}`, the number of cells.
+    With ``batch_key`` all of it is done within each batch, :math:`n` included; genes are then ranked by the number of
+    batches in which they are among the top ones, and by their median rank there.
+    It needs no loess fit and reads raw counts in blocks of rows, from memory or from a backed file.
+
+    Parameters
+    ----------
+    adata
+        Annotated matrix, cells by genes, with raw counts (``"seurat"`` and ``"cell_ranger"``: log-normalised values).
+    n_top_genes
+        Genes to select; the default is the number most tutorials use.
+    layer
+        Layer to read; ``None`` reads ``adata.X``.
+    batch_key
+        Column of ``adata.obs`` that names the batch; genes that differ only between batches are then not selected.
+    flavor
+        ``"nb"`` is described above.
+        ``"pearson_residuals"`` calls :func:`scanpy.experimental.pp.highly_variable_genes`, which agrees with ``"nb"``
+        up to the clipping of batches of unequal size, and the others call :func:`scanpy.pp.highly_variable_genes`.
+    theta
+        Inverse overdispersion of the null model (variance ``mu + mu**2 / theta``), for ``"nb"`` and
+        ``"pearson_residuals"``.
+        The default is that of the paper: what technical control data show; ``inf`` gives Poisson residuals.
+    subset
+        Whether to keep only the selected genes.
+    copy
+        Whether to return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    Returns `None` if `copy=False`, else returns an `AnnData` object.
+    Sets the following fields:
+
+    `adata.var['highly_variable']` : :class:`pandas.Series` (dtype `bool`)
+        Whether the gene is selected.
+    `adata.var['highly_variable_rank']` : :class:`pandas.Series` (dtype `float32`)
+        Rank by residual variance, 0 the most variable; the median over the batches that select the gene; NaN outside
+        the top genes.
+    `adata.var['means']`, `adata.var['variances']` : :class:`pandas.Series` (dtype `float64`)
+        Mean and variance (divisor n - 1) of the counts.
+    `adata.var['residual_variances']` : :class:`pandas.Series` (dtype `float64`)
+        Variance of the residuals, averaged over batches.
+    `adata.var['highly_variable_nbatches']`, `adata.var['highly_variable_intersection']` : :class:`pandas.Series`
+        With ``batch_key``: the number of batches that select the gene, and whether all do.
+    `adata.uns['hvg']` : :class:`dict`
+        The flavour and the matrix that was read.
+
+    Raises
+    ------
+    KeyError
+        If the layer or the batch column does not exist.
+    ValueError
+        If the matrix does not hold counts, if batches are missing, or if an argument is out of its range.
+    ImportError
+        If the flavour needs scikit-misc and it is not installed.
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.pp.highly_variable_genes(adata, n_top_genes=100)
+    >>> int(adata.var["highly_variable"].sum())
+    100
+    >>> adata.var["highly_variable_rank"].idxmin()
+    'GNLY'
+    """
+    check_adata(adata, copy=copy)
+    if flavor not in get_args(Flavor):
+        msg = f"flavor={flavor!r} is not known; choose one of {', '.join(map(repr, get_args(Flavor)))}."
+        raise ValueError(msg)
+    _check_theta(theta, flavor)
+    n_top = _n_top(n_top_genes)
+    codes, batches = batch_codes(adata, batch_key)
+    _check_supported(adata, flavor, subset=subset)
+    if n_top > adata.n_vars:
+        msg = f"n_top_genes={n_top} is more than the {adata.n_vars} genes of adata; all of them are selected."
+        warnings.warn(msg, UserWarning, stacklevel=2)
+        n_top = adata.n_vars
+
+    start = logg.info("selecting highly variable genes")
+    adata = own(adata, copy=copy)
+    matrix = get_matrix(adata, layer)
+    if flavor == "nb":
+        moments = residual_moments(matrix, codes, len(batches), theta=theta, where=place(layer))
+        table = _rank(moments.residual_variances_bg, moments.eligible_bg, n_top)
+        table.insert(0, "variances", moments.variances_g)
+        table.insert(0, "means", moments.means_g)
+        if batch_key is None:
+            table = table.drop(columns=["highly_variable_nbatches", "highly_variable_intersection"])
+        for name, column in table.items():
+            adata.var[name] = column.to_numpy()
+        adata.uns["hvg"] = {"flavor": "nb", "computed_on": layer or "adata.X"}
+        if subset:
+            adata._inplace_subset_var(table["highly_variable"].to_numpy())
+    else:
+        if flavor in ("seurat", "cell_ranger"):
+            _warn_counts(matrix, flavor, place(layer))
+        _delegate(adata, flavor, n_top, layer=layer, batch_key=batch_key, theta=theta, subset=subset)
+    logg.info(
+        "    finished",
+        time=start,
+        deep="added\n    'highly_variable', boolean vector (adata.var)\n"
+        "    'highly_variable_rank', 'means', 'variances' and the like (adata.var)",
+    )
+    return adata if copy else None
+
+
+def _check_theta(theta: float, flavor: Flavor) -> None:
+    if not theta > 0:
+        msg = f"theta={theta!r} was given; a number above 0 is expected (inf for Poisson residuals)."
+        raise ValueError(msg)
+    if theta != THETA and flavor not in ("nb", "pearson_residuals"):
+        msg = f"theta={theta!r} has no meaning for flavor={flavor!r}. Leave it out, or pass flavor='nb'."
+        raise ValueError(msg)
+
+
+def _n_top(n_top_genes: int) -> int:
+    try:
+        n_top = 0 if isinstance(n_top_genes, bool) else operator.index(n_top_genes)
+    except TypeError:
+        n_top = 0
+    if n_top < 1:
+        msg = f"n_top_genes={n_top_genes!r} was given; a whole number of at least 1 is expected."
+        raise ValueError(msg)
+    return n_top
+
+
+def _check_supported(adata: AnnData, flavor: Flavor, *, subset: bool) -> None:
+    """Raise where this flavour cannot run here, before anything is computed."""
+    if flavor.startswith("seurat_v3") and find_spec("skmisc") is None:
+        msg = (
+            f"flavor={flavor!r} needs scikit-misc for its loess fit: pip install scikit-misc. "
+            "flavor='nb' selects genes from raw counts without it."
+        )
+        raise ImportError(msg)
+    if adata.isbacked and (subset or flavor != "nb"):
+        what = "subset=True" if subset else f"flavor={flavor!r}"
+        msg = f"{what} needs the matrix in memory, and adata is backed. Pass adata.to_memory()"
+        raise ValueError(msg + ("." if subset else ", or flavor='nb', which reads the file in blocks."))
+
+
+def _rank(residual_variances_bg: np.ndarray, eligible_bg: np.ndarray, n_top: int) -> pd.DataFrame:
+    """Rank genes within each batch, then by the number of batches that select them and their median rank there.
+
+    As scanpy does, but for genes that a batch cannot judge (not expressed there): they take no place in its list.
+    """
+    n_batches, n_genes = residual_variances_bg.shape
+    rank_bg = np.full((n_batches, n_genes), np.nan, dtype=np.float32)
+    for rank_g, var_g, eligible_g in zip(rank_bg, residual_variances_bg, eligible_bg, strict=True):
+        top = np.lexsort((-var_g, ~eligible_g))[: min(n_top, int(eligible_g.sum()))]
+        rank_g[top] = np.arange(top.size)
+    nbatches = np.isfinite(rank_bg).sum(axis=0)
+    ranked = nbatches > 0
+    rank = np.full(n_genes, np.nan, dtype=np.float32)
+    rank[ranked] = np.nanmedian(rank_bg[:, ranked], axis=0)
+
+    expressed = eligible_bg.any(axis=0)
+    best_first = np.lexsort((~expressed, rank, -nbatches))
+    selected = np.zeros(n_genes, dtype=bool)
+    selected[best_first[:n_top]] = True
+    return pd.DataFrame(
+        {
+            "residual_variances": residual_variances_bg.mean(axis=0),
+            "highly_variable_rank": rank,
+            "highly_variable_nbatches": nbatches.astype(np.int64),
+            "highly_variable_intersection": nbatches == n_batches,
+            "highly_variable": selected,
+        }
+    )
+
+
+def _warn_counts(matrix: Any, flavor: Flavor, where: str) -> None:
+    _, block = next(row_blocks(matrix))
+    if block.data.size and (block.data == np.rint(block.data)).all():
+        msg = (
+            f"flavor={flavor!r} expects log-normalised values, and {where} holds whole numbers. "
+            "Pass layer= to name the normalised layer, or flavor='nb' for counts."
+        )
+        warnings.warn(msg, UserWarning, stacklevel=3)
+
+
+def _delegate(
+    adata: AnnData,
+    flavor: Flavor,
+    n_top_genes: int,
+    *,
+    layer: str | None,
+    batch_key: str | None,
+    theta: float,
+    subset: bool,
+) -> None:
+    import scanpy as sc
+
+    if flavor == "pearson_residuals":
+        sc.experimental.pp.highly_variable_genes(
+            adata, theta=theta, n_top_genes=n_top_genes, batch_key=batch_key, layer=layer, flavor=flavor, subset=subset
+        )
+    else:
+        sc.pp.highly_variable_genes(
+            adata, layer=layer, n_top_genes=n_top_genes, batch_key=batch_key, flavor=flavor, subset=subset
+        )

@@ -1,0 +1,154 @@
+"""Variance of negative-binomial Pearson residuals without ever forming them for the zeros.
+
+The residual of a zero depends on the cell through its library alone.  Its sums over cells are therefore taken once
+per distinct library size, as if every count were zero, and corrected at the non-zeros while the matrix is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vxpress.bridge.matrix import check_counts, row_blocks
+
+Floats = NDArray[np.float64]
+Codes = NDArray[np.intp]
+
+# entries of a matrix block; some ten double-precision temporaries of its non-zeros are held at once
+READ_ENTRIES = 2**23
+# entries of a block of zeros' residuals: stays within the processor's cache
+ZERO_ENTRIES = 2**17
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of the counts over all cells, and of their residuals within each batch.
+
+    ``eligible_bg`` marks the genes a batch can judge: expressed there, in a batch of at least two cells.
+    """
+
+    means_g: Floats
+    variances_g: Floats
+    residual_variances_bg: Floats
+    eligible_bg: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Null:
+    """What the residuals are measured against: ``mu = library x share``, ``var = mu + mu^2 / theta``, clipped."""
+
+    library_n: Floats
+    share_bg: Floats
+    clip_b: Floats
+    theta: float
+
+
+def residual_moments(matrix: Any, codes_n: Codes, n_batches: int, *, theta: float, where: str) -> Moments:
+    """Clipped Pearson residual variances of each gene in each batch (Lause, Berens & Kobak 2021), in two passes."""
+    library_n, sums_bg, squares_g = _sums(matrix, codes_n, n_batches, where)
+    n_b = np.bincount(codes_n, minlength=n_batches)
+    share_bg = sums_bg / np.maximum(sums_bg.sum(axis=1, keepdims=True), 1.0)
+    null = _Null(library_n, share_bg, np.sqrt(n_b), theta)
+
+    first_bg, second_bg = _sums_if_all_zero(null, codes_n)
+    for block in _nonzeros(matrix, codes_n):
+        first, second = _corrections(null, block, codes_n)
+        first_bg[block.present] += first
+        second_bg[block.present] += second
+    variances_bg = second_bg / n_b[:, None] - (first_bg / n_b[:, None]) ** 2
+
+    n = codes_n.size
+    means_g = sums_bg.sum(axis=0) / n
+    return Moments(
+        means_g=means_g,
+        variances_g=np.maximum(squares_g - n * means_g**2, 0.0) / max(n - 1, 1),
+        residual_variances_bg=np.maximum(variances_bg, 0.0),
+        eligible_bg=(sums_bg > 0) & (n_b[:, None] > 1),
+    )
+
+
+@dataclass(frozen=True)
+class _Nonzeros:
+    """The non-zeros of a block of rows: cell, gene and count of each, and the batches that occur."""
+
+    rows: slice
+    cell: Codes
+    gene: NDArray[np.integer]
+    x: Floats
+    present: Codes
+    bin: Codes
+    n_genes: int
+
+    def sum_by_gene(self, weights: Floats) -> Floats:
+        """Sums over the cells of each batch that occurs, ``len(present)`` x ``n_genes``."""
+        shape = (self.present.size, self.n_genes)
+        sums = np.bincount(self.bin, weights=weights, minlength=shape[0] * shape[1])
+        return np.asarray(sums, dtype=np.float64).reshape(shape)
+
+
+def _nonzeros(matrix: Any, codes_n: Codes, where: str | None = None) -> Iterator[_Nonzeros]:
+    """Read the matrix in blocks, checked to hold counts where a name for messages is given."""
+    n_genes = matrix.shape[1]
+    for rows, block in row_blocks(matrix, max(1, READ_ENTRIES // n_genes)):
+        if where is not None:
+            check_counts(block, where)
+        cell = np.repeat(np.arange(rows.start, rows.stop), np.diff(block.indptr))
+        x, gene = block.data.astype(np.float64), block.indices
+        if not x.all():
+            stored = x > 0
+            cell, x, gene = cell[stored], x[stored], gene[stored]
+        present, local = np.unique(codes_n[rows], return_inverse=True)
+        yield _Nonzeros(rows, cell, gene, x, present, local[cell - rows.start] * n_genes + gene, n_genes)
+
+
+def _sums(matrix: Any, codes_n: Codes, n_batches: int, where: str) -> tuple[Floats, Floats, Floats]:
+    """Molecules per cell, per gene in each batch, and the sum of squared counts per gene."""
+    n_genes = matrix.shape[1]
+    library_n = np.zeros(codes_n.size)
+    sums_bg = np.zeros((n_batches, n_genes))
+    squares_g = np.zeros(n_genes)
+    for block in _nonzeros(matrix, codes_n, where):
+        n_rows = block.rows.stop - block.rows.start
+        library_n[block.rows] = np.bincount(block.cell - block.rows.start, weights=block.x, minlength=n_rows)
+        sums_bg[block.present] += block.sum_by_gene(block.x)
+        squares_g += block.sum_by_gene(block.x**2).sum(axis=0)
+    return library_n, sums_bg, squares_g
+
+
+def _sums_if_all_zero(null: _Null, codes_n: Codes) -> tuple[Floats, Floats]:
+    """Sums of the residuals and of their squares over cells, were every count zero.
+
+    The squared residual of a zero is ``mu^2 / (mu + mu^2/theta) = 1 / (1/mu + 1/theta)``; an empty cell has none.
+    """
+    first_bg, second_bg = np.zeros_like(null.share_bg), np.zeros_like(null.share_bg)
+    order = np.argsort(codes_n, kind="stable")
+    bounds = np.searchsorted(codes_n[order], np.arange(1, len(null.clip_b)))
+    for b, cells in enumerate(np.split(order, bounds)):
+        sizes = null.library_n[cells]
+        size, weight = np.unique(sizes[sizes > 0], return_counts=True)
+        genes = np.flatnonzero(null.share_bg[b])
+        step = max(1, ZERO_ENTRIES // max(1, genes.size))
+        for start in range(0, size.size, step):
+            part = slice(start, start + step)
+            square = np.outer(1.0 / size[part], 1.0 / null.share_bg[b, genes])
+            square += 1.0 / null.theta
+            np.reciprocal(square, out=square)
+            np.minimum(square, null.clip_b[b] ** 2, out=square)
+            second_bg[b, genes] += weight[part] @ square
+            first_bg[b, genes] -= weight[part] @ np.sqrt(square, out=square)
+    return first_bg, second_bg
+
+
+def _corrections(null: _Null, block: _Nonzeros, codes_n: Codes) -> tuple[Floats, Floats]:
+    """What the non-zeros of a block add to the two sums, less what they were counted with as zeros."""
+    batch = codes_n[block.cell]
+    clip = null.clip_b[batch]
+    mu = null.library_n[block.cell] * null.share_bg[batch, block.gene]
+    sd = np.sqrt(mu + mu**2 / null.theta)
+    residual = np.clip((block.x - mu) / sd, -clip, clip)
+    of_zero = np.maximum(-mu / sd, -clip)
+    return block.sum_by_gene(residual - of_zero), block.sum_by_gene(residual**2 - of_zero**2)

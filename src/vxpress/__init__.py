@@ -1,0 +1,28 @@
+"""Variational models of single-cell counts as plain scanpy steps."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vxpress import datasets, metrics, pl, pp, tl
+    from vxpress.bridge.models import load_model, save_model
+
+__all__ = ["datasets", "load_model", "metrics", "pl", "pp", "save_model", "tl"]
+
+_MODULES = ("datasets", "metrics", "pl", "pp", "tl")
+
+
+def __getattr__(name: str) -> Any:
+    # torch and scanpy are imported when something that needs them is first asked for
+    if name in _MODULES:
+        return import_module(f"vxpress.{name}")
+    if name in ("load_model", "save_model"):
+        return getattr(import_module("vxpress.bridge.models"), name)
+    msg = f"module 'vxpress' has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,84 @@
+"""Settings to and from plain mappings that survive ``.h5ad`` and zarr.
+
+Tuples, ``None``, numpy scalars and 0-d arrays do not come back from such a file as they went in; so unset options are
+left out, sequences are arrays, and the types of the dataclass say how a value is read back.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+def to_uns(config: Any) -> dict[str, Any]:
+    """A frozen dataclass as a mapping of scalars, strings, arrays and such mappings."""
+    out: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if value is None:
+            continue
+        if is_dataclass(value):
+            value = to_uns(value)
+        elif isinstance(value, tuple):
+            of_strings = get_args(get_type_hints(type(config))[f.name])[0] is str
+            value = np.array(value, dtype=object if of_strings else None) if value else np.array([], dtype=float)
+        out[f.name] = value
+    return out
+
+
+def from_uns(kind: type[T], stored: Mapping[str, Any]) -> T:
+    """The dataclass that :func:`to_uns` made this of, also after a round trip through a file.
+
+    Raises ``ValueError`` where a field is missing, unknown or of the wrong type.
+    """
+    hints = get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(stored) - set(known))
+    if unknown:
+        msg = f"{kind.__name__} does not know {unknown}: the fit was stored by another version, or is damaged."
+        raise ValueError(msg)
+    values: dict[str, Any] = {}
+    for name, f in known.items():
+        if name in stored:
+            values[name] = _read(stored[name], hints[name], name)
+        elif type(None) in get_args(hints[name]):
+            values[name] = None
+        elif f.default is MISSING:
+            msg = f"{kind.__name__} misses {name!r}: the stored fit is damaged."
+            raise ValueError(msg)
+    return kind(**values)
+
+
+def _read(value: Any, hint: Any, name: str) -> Any:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        hint = next(part for part in get_args(hint) if part is not type(None))
+        origin = get_origin(hint)
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            msg = f"{name} should be a mapping, not {type(value).__name__}: the stored fit is damaged."
+            raise ValueError(msg)
+        return from_uns(hint, value)  # type: ignore[arg-type]
+    if origin is tuple:
+        return tuple(_scalar(item, get_args(hint)[0], name) for item in np.asarray(value).reshape(-1))
+    return _scalar(value, str if origin is not None else hint, name)
+
+
+def _scalar(value: Any, kind: type, name: str) -> Any:
+    array = np.asarray(value)
+    ok = array.ndim == 0 and {
+        bool: array.dtype.kind == "b",
+        int: array.dtype.kind in "iu",
+        float: array.dtype.kind in "iuf",
+        str: isinstance(array[()], str),
+    }.get(kind, False)
+    if not ok:
+        msg = f"{name}={value!r} should be of type {getattr(kind, '__name__', kind)}: the stored fit is damaged."
+        raise ValueError(msg)
+    return kind(array.item())

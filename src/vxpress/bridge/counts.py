@@ -1,0 +1,56 @@
+"""The counts a fit needs: modelled genes, the others, and molecules per cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+
+from vxpress.bridge.matrix import canonical, check_counts, get_matrix, place, row_blocks
+
+
+@dataclass(frozen=True)
+class CountData:
+    """Counts of the modelled genes and of those outside (None where there are none), and their totals per cell."""
+
+    inside: sparse.csr_matrix
+    outside: sparse.csr_matrix | None
+    inside_n: np.ndarray
+    total_n: np.ndarray
+
+
+def read_counts(
+    adata: AnnData, layer: str | None, modelled_g: np.ndarray, genes: np.ndarray | None = None
+) -> CountData:
+    """Read and check the counts; ``genes`` picks columns first, ``modelled_g`` then tells modelled genes from others.
+
+    Every value is checked, once.  The matrix of the user is neither changed nor, where it is canonical CSR in
+    memory and all its genes are modelled, copied.
+    """
+    matrix, where = get_matrix(adata, layer), place(layer)
+    blocks: list[tuple[sparse.csr_matrix, sparse.csr_matrix | None, np.ndarray, np.ndarray]] = []
+    in_memory = sparse.issparse(matrix)
+    parts = [(slice(0, matrix.shape[0]), canonical(matrix))] if in_memory else row_blocks(matrix)
+    all_modelled = bool(modelled_g.all())
+    for _, block in parts:
+        check_counts(block, where)
+        picked = block if genes is None else block[:, genes].sorted_indices()
+        inside = picked if all_modelled else picked[:, modelled_g]
+        outside = None if all_modelled else picked[:, ~modelled_g]
+        blocks.append((inside.astype(np.float32), None if outside is None else outside.astype(np.float32), _sums(inside), _sums(picked)))
+    return CountData(
+        _stack([b[0] for b in blocks]),
+        None if all_modelled else _stack([b[1] for b in blocks]),
+        np.concatenate([b[2] for b in blocks]),
+        np.concatenate([b[3] for b in blocks]),
+    )
+
+
+def _sums(block: sparse.csr_matrix) -> np.ndarray:
+    return np.asarray(block.sum(1, dtype=np.float64)).reshape(-1)
+
+
+def _stack(blocks: list) -> sparse.csr_matrix:
+    return blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")

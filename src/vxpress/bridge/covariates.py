@@ -1,0 +1,169 @@
+"""Covariates from ``obs``: categories and codes, standardised numbers, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scanpy import logging as logg
+
+from vxpress.core.covariates import Covariates
+
+
+@dataclass(frozen=True)
+class CovariateTable:
+    """What a fit knows of its covariates: columns, their categories, and mean and standard deviation of numbers.
+
+    The batch, where there is one, is the first categorical column.
+    """
+
+    batch_key: str | None
+    categorical: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    continuous: tuple[tuple[str, float, float], ...] = ()
+    labels: tuple[str, tuple[str, ...]] | None = None
+
+    @classmethod
+    def learn(
+        cls,
+        obs: pd.DataFrame,
+        batch_key: str | None,
+        categorical_keys: Sequence[str],
+        continuous_keys: Sequence[str],
+        labels_key: str | None,
+    ) -> CovariateTable:
+        """Categories and scales of the cells of a fit."""
+        keys = ([batch_key] if batch_key is not None else []) + [k for k in categorical_keys if k != batch_key]
+        if len(set(keys)) < len(keys) or len(set(continuous_keys)) < len(continuous_keys):
+            msg = f"A covariate is named twice: {[*keys, *continuous_keys]}. Name each column once."
+            raise ValueError(msg)
+        categorical = tuple((key, _categories(obs, key)) for key in keys)
+        for key, names in categorical:
+            if len(names) == 1:
+                logg.warning(f"obs[{key!r}] has one category ({names[0]!r}) only: there is nothing to correct for.")
+        continuous = tuple((key, *_location_scale(obs, key)) for key in continuous_keys)
+        labels = None if labels_key is None else (labels_key, _categories(obs, labels_key))
+        return cls(batch_key, categorical, continuous, labels)
+
+    @property
+    def batches(self) -> tuple[str, ...]:
+        """Names of the batches; empty without a batch covariate."""
+        return self.categorical[0][1] if self.batch_key is not None else ()
+
+    def read(self, obs: pd.DataFrame) -> Covariates:
+        """Codes and standardised values of some cells."""
+        codes = [_codes(obs, key, names) for key, names in self.categorical]
+        values = [(_numbers(obs, key) - mean) / sd for key, mean, sd in self.continuous]
+        n = len(obs)
+        return Covariates(
+            torch.from_numpy(np.stack(codes, axis=1) if codes else np.zeros((n, 0), dtype=np.int64)),
+            torch.from_numpy(
+                (np.stack(values, axis=1) if values else np.zeros((n, 0))).astype(np.float32)
+            ),
+            None if self.labels is None else torch.from_numpy(_codes(obs, *self.labels)),
+        )
+
+    def to_uns(self) -> dict[str, Any]:
+        """As a mapping; names chosen by the user are values, never keys."""
+        out: dict[str, Any] = {}
+        if self.batch_key is not None:
+            out["batch_key"] = self.batch_key
+        if self.categorical:
+            out["categorical_keys"] = _strings([key for key, _ in self.categorical])
+            out |= {f"categories_{i}": _strings(names) for i, (_, names) in enumerate(self.categorical)}
+        if self.continuous:
+            out["continuous_keys"] = _strings([key for key, _, _ in self.continuous])
+            out["continuous_mean"] = np.array([mean for _, mean, _ in self.continuous])
+            out["continuous_sd"] = np.array([sd for _, _, sd in self.continuous])
+        if self.labels is not None:
+            out["labels_key"], out["labels_categories"] = self.labels[0], _strings(self.labels[1])
+        return out
+
+    @classmethod
+    def from_uns(cls, stored: Mapping[str, Any]) -> CovariateTable:
+        """The table that :meth:`to_uns` stored."""
+        categorical = tuple(
+            (str(key), tuple(map(str, stored[f"categories_{i}"])))
+            for i, key in enumerate(stored.get("categorical_keys", ()))
+        )
+        continuous = tuple(
+            (str(key), float(mean), float(sd))
+            for key, mean, sd in zip(
+                stored.get("continuous_keys", ()),
+                stored.get("continuous_mean", ()),
+                stored.get("continuous_sd", ()),
+                strict=True,
+            )
+        )
+        labels = (
+            (str(stored["labels_key"]), tuple(map(str, stored["labels_categories"])))
+            if "labels_key" in stored
+            else None
+        )
+        batch_key = stored.get("batch_key")
+        return cls(None if batch_key is None else str(batch_key), categorical, continuous, labels)
+
+
+def _strings(names: Sequence[str]) -> np.ndarray:
+    return np.array(list(names), dtype=object)
+
+
+def get_column(obs: pd.DataFrame, key: str) -> pd.Series:
+    """A column of ``obs``, or a ``KeyError`` that lists what is there."""
+    if key not in obs.columns:
+        msg = f"{key!r} is not a column of adata.obs (found: {list(obs.columns)})."
+        raise KeyError(msg)
+    column = obs[key]
+    missing = int(column.isna().sum())
+    if missing:
+        msg = (
+            f"obs[{key!r}] is missing (NaN) in {missing} of {len(obs)} cells. Give these cells a value, for example "
+            f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(object).fillna('unknown'), or leave them out with "
+            f"adata = adata[adata.obs[{key!r}].notna()].copy()."
+        )
+        raise ValueError(msg)
+    return column
+
+
+def _categories(obs: pd.DataFrame, key: str) -> tuple[str, ...]:
+    column = get_column(obs, key)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.cat.remove_unused_categories()
+        return tuple(map(str, column.cat.categories))
+    if pd.api.types.is_float_dtype(column.dtype) and not np.allclose(column, np.rint(column)):
+        msg = f"obs[{key!r}] holds fractional numbers; a categorical covariate is expected. Name it in continuous_covariate_keys= instead."
+        raise ValueError(msg)
+    return tuple(sorted(map(str, pd.unique(column))))
+
+
+def _codes(obs: pd.DataFrame, key: str, names: Sequence[str]) -> np.ndarray:
+    codes = pd.Index(names).get_indexer(get_column(obs, key).astype(str)).astype(np.int64)
+    if (codes < 0).any():
+        unseen = sorted(set(get_column(obs, key).astype(str)[codes < 0]))
+        msg = (
+            f"obs[{key!r}] holds {unseen}, which the fit has not seen (it knows {list(names)}). Rename these categories, leave "
+            "the cells out, or fit again with them: vx.tl.fit_vae."
+        )
+        raise ValueError(msg)
+    return codes
+
+
+def _numbers(obs: pd.DataFrame, key: str) -> np.ndarray:
+    column = get_column(obs, key)
+    if not pd.api.types.is_numeric_dtype(column.dtype):
+        msg = f"obs[{key!r}] has dtype {column.dtype}; numbers are expected. Name it in categorical_covariate_keys= instead."
+        raise ValueError(msg)
+    values = column.to_numpy(dtype=np.float64)
+    if not np.isfinite(values).all():
+        msg = f"obs[{key!r}] holds infinite values; finite numbers are expected."
+        raise ValueError(msg)
+    return values
+
+
+def _location_scale(obs: pd.DataFrame, key: str) -> tuple[float, float]:
+    values = _numbers(obs, key)
+    sd = float(values.std())
+    return float(values.mean()), sd if sd > 0 else 1.0

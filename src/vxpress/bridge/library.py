@@ -1,0 +1,92 @@
+"""The size factor l of each cell, and where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from vxpress._keys import LIBRARY_SIZE
+from vxpress.bridge.counts import CountData
+from vxpress.bridge.covariates import get_column
+
+# sums of float32 counts against a stored float total
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Library:
+    """Size factor per cell; ``source`` says where it was read, ``factor`` what it was multiplied by."""
+
+    values_n: np.ndarray
+    source: str
+    factor: float = 1.0
+
+    def exceeds(self, inside_n: np.ndarray) -> bool:
+        """Whether it counts molecules outside the modelled genes."""
+        return bool((self.values_n > inside_n * (1 + TOLERANCE) + 0.5).any())
+
+
+def resolve_library(obs: pd.DataFrame, counts: CountData, library: str, *, modelled_only: bool) -> Library:
+    """Size factors of the cells of a fit.
+
+    ``"observed"`` and ``"latent"`` take ``obs["library_size"]`` where it stands, else the sum of the genes present; any
+    other name is a column of ``obs``.  ``modelled_only`` takes the sum of the modelled genes for the first two.
+    """
+    if library in ("observed", "latent"):
+        if modelled_only:
+            return Library(counts.inside_n, "modelled genes")
+        if LIBRARY_SIZE not in obs.columns:
+            return Library(counts.total_n, "genes present")
+        return Library(_molecules(obs, counts), f"obs[{LIBRARY_SIZE!r}]")
+    values = _positive(obs, library, counts.inside_n)
+    whole = bool(np.allclose(values, np.rint(values), rtol=0, atol=1e-3))
+    if whole and _covers(values, counts.inside_n):
+        return Library(values, f"obs[{library!r}]")
+    some = counts.total_n > 0
+    factor = float(counts.total_n[some].mean() / values[some].mean())
+    return Library(values * factor, f"obs[{library!r}], rescaled to the mean library", factor)
+
+
+def read_library(obs: pd.DataFrame, counts: CountData, source: str, library: str, factor: float) -> Library:
+    """Size factors of other cells, taken as the fit took its own."""
+    if source == "modelled genes":
+        return Library(counts.inside_n, source)
+    if source == "genes present":
+        return Library(counts.total_n, source)
+    if library in ("observed", "latent"):
+        return Library(_molecules(obs, counts), source)
+    return Library(_positive(obs, library, counts.inside_n) * factor, source, factor)
+
+
+def _covers(values_n: np.ndarray, inside_n: np.ndarray) -> bool:
+    return bool((values_n >= inside_n * (1 - TOLERANCE) - 0.5).all())
+
+
+def _molecules(obs: pd.DataFrame, counts: CountData) -> np.ndarray:
+    values = _positive(obs, LIBRARY_SIZE, counts.inside_n)
+    if not _covers(values, counts.inside_n):
+        n_less = int((values < counts.inside_n * (1 - TOLERANCE) - 0.5).sum())
+        msg = (
+            f"obs[{LIBRARY_SIZE!r}] is smaller than the molecules counted in the modelled genes in {n_less} cells, so it "
+            "belongs to other counts. Compute it again: vx.pp.library_size(adata, overwrite=True)."
+        )
+        raise ValueError(msg)
+    return values
+
+
+def _positive(obs: pd.DataFrame, key: str, inside_n: np.ndarray) -> np.ndarray:
+    column = get_column(obs, key)
+    if not pd.api.types.is_numeric_dtype(column.dtype):
+        msg = f"library: obs[{key!r}] has dtype {column.dtype}; numbers above 0 are expected."
+        raise ValueError(msg)
+    values = column.to_numpy(dtype=np.float64)
+    bad = ~np.isfinite(values) | (values < 0) | ((values == 0) & (inside_n > 0))
+    if bad.any():
+        msg = (
+            f"library: obs[{key!r}] is zero, negative or infinite in {int(bad.sum())} cell(s) with counts (for example "
+            f"{values[bad][0]:g}); numbers above 0 are expected. vx.pp.library_size(adata, overwrite=True) counts molecules."
+        )
+        raise ValueError(msg)
+    return values

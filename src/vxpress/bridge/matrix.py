@@ -1,0 +1,93 @@
+"""Count matrices of any kind, read in row blocks and checked fully, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
+from scipy import sparse
+
+MAX_COUNT = 2**24
+BLOCK_ENTRIES = 32_000_000
+
+
+def get_matrix(adata: AnnData, layer: str | None):
+    """``adata.X`` or a layer, as it lies there."""
+    if layer is None:
+        if adata.X is None:
+            msg = "adata.X is empty. Pass layer= to name the layer that holds the counts."
+            raise ValueError(msg)
+        return adata.X
+    names = [name for name in adata.layers if name is not None]
+    if layer not in names:
+        msg = f"layer={layer!r} is not in adata.layers (found: {names or 'none'}). Pass layer=None to read adata.X."
+        raise KeyError(msg)
+    return adata.layers[layer]
+
+
+def place(layer: str | None) -> str:
+    """How to call the matrix in a message."""
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
+def row_blocks(matrix, n_rows: int | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """Canonical CSR blocks of consecutive rows; the matrix itself is never changed.
+
+    ``matrix`` is a numpy array, a scipy sparse matrix or array, or a backed HDF5 or zarr one.  A backed CSC matrix is
+    read whole, since its rows do not lie together.
+    """
+    n, g = matrix.shape
+    if isinstance(matrix, CSCDataset):
+        matrix = matrix.to_memory()
+    if sparse.issparse(matrix) and matrix.format != "csr":
+        matrix = matrix.tocsr()
+    step = n_rows or max(1, BLOCK_ENTRIES // max(1, g))
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        yield rows, canonical(matrix[rows])
+
+
+def canonical(block) -> sparse.csr_matrix:
+    """A CSR matrix with sorted, unique indices, in numbers that arithmetic works on; a copy where anything changes."""
+    if hasattr(block, "compute"):
+        block = block.compute()
+    if not sparse.issparse(block):
+        block = np.asarray(block)
+    if block.dtype.kind not in "biuf":
+        msg = f"Counts must be real numbers; found dtype {block.dtype}."
+        raise ValueError(msg)
+    if block.dtype.kind in "bf" and block.dtype.itemsize < 4:
+        block = block.astype(np.float32)
+    out = sparse.csr_matrix(block)
+    # asked of a fresh header over the same arrays: scipy caches the answer on the object it is asked of
+    fresh = sparse.csr_matrix((out.data, out.indices, out.indptr), shape=out.shape)
+    if not fresh.has_canonical_format:
+        fresh = fresh.copy()
+        fresh.sum_duplicates()
+    return fresh
+
+
+def check_counts(block: sparse.csr_matrix, where: str) -> None:
+    """Raise ``ValueError`` unless every entry is a whole number from 0 to 2^24."""
+    data = block.data
+    if data.size == 0:
+        return
+    if data.dtype.kind == "f" and not np.isfinite(data).all():
+        n_bad = int((~np.isfinite(data)).sum())
+        msg = f"{where} holds {n_bad} value(s) that are NaN or infinite; counts are expected. Remove these cells or genes, or pass layer= to name the layer with raw counts."
+        raise ValueError(msg)
+    low, high = data.min(), data.max()
+    if low < 0:
+        msg = f"{where} holds negative values (smallest: {low:g}); counts are expected. It looks scaled or centred: pass layer= to name the layer with raw counts."
+        raise ValueError(msg)
+    if high > MAX_COUNT:
+        msg = f"{where} holds a count of {high:g}, above 2^24 = {MAX_COUNT}, which single precision cannot tell from its neighbour. Check the matrix, or drop the gene with adata[:, adata.var_names != ...]."
+        raise ValueError(msg)
+    if data.dtype.kind == "f":
+        fractional = data != np.rint(data)
+        if fractional.any():
+            example = data[np.argmax(fractional)]
+            msg = f"{where} holds {int(fractional.sum())} value(s) that are not whole numbers (for example {example:g}); raw counts are expected, and these look normalised or log-transformed. Pass layer= to name the layer with raw counts, for example layer='counts', or restore them with adata.X = adata.raw.X if .raw holds them."
+            raise ValueError(msg)

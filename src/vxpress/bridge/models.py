@@ -1,0 +1,92 @@
+"""Models as files of their own: ``save_model`` and ``load_model``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress.bridge.file import read_fit, write_fit
+from vxpress.bridge.find import find_fit
+from vxpress.bridge.fit import Fit
+from vxpress.bridge.store import check_format
+
+
+def save_model(adata: AnnData, path: str | Path, *, key: str = DEFAULT_KEY) -> None:
+    """Save a fitted model, without the cells, to one safetensors file.
+
+    Parameters
+    ----------
+    adata
+        Holds a fit of :func:`~vxpress.tl.fit_vae`.
+    path
+        File to write, ending in ``.safetensors``; an existing one is replaced at once when the new one is complete.
+    key
+        Stem of the fit: the ``key_added`` of the call that made it.
+
+    Raises
+    ------
+    KeyError
+        If ``adata`` holds no fit with this stem.
+    ValueError
+        If the path has another ending.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=2)
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "pbmc.safetensors"
+    >>> vx.save_model(adata, path)
+    >>> vx.tl.encode(adata[:10].copy(), model=path)
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        msg = f"path={str(path)!r} should end in .safetensors."
+        raise ValueError(msg)
+    find_fit(adata, None, key)  # a damaged fit is not saved
+    write_fit(adata.uns[Keys.of(key).uns], key, path)
+
+
+def load_model(path: str | Path) -> AnnData:
+    """Load a model saved by :func:`save_model`.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    An AnnData without cells, on the genes of the fit, with the fit in ``uns``: pass it as ``model=`` to any function that
+    takes one. Nothing in the file is executed.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged, of another version, or not a model.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=2)
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "pbmc.safetensors"
+    >>> vx.save_model(adata, path)
+    >>> vx.load_model(path).shape
+    (0, 765)
+    """
+    stored, key = read_fit(Path(path))
+    check_format(stored, str(path))
+    fit = Fit.from_uns(stored)
+    return AnnData(
+        X=sparse.csr_matrix((0, len(fit.genes)), dtype=np.float32),
+        var=pd.DataFrame(index=pd.Index(fit.genes.astype(str))),
+        uns={Keys.of(key).uns: stored},
+    )

@@ -1,0 +1,193 @@
+"""From an AnnData and arguments to what the core trains on; everything that can be wrong with them is found here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress._unset import Unset
+from vxpress.bridge.counts import CountData, read_counts
+from vxpress.bridge.covariates import CovariateTable
+from vxpress.bridge.fit import Fit
+from vxpress.bridge.library import Library, read_library, resolve_library
+from vxpress.core.counts import Cells, Counts
+from vxpress.core.training import split_cells
+
+MIN_CELLS = 4
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which data a fit was asked to read."""
+
+    layer: str | None
+    mask_var: str | np.ndarray | None | Unset
+    batch_key: str | None
+    categorical_covariate_keys: tuple[str, ...]
+    continuous_covariate_keys: tuple[str, ...]
+    labels_key: str | None
+    library: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a fit: counts, size factors, covariates and who is held out."""
+
+    counts: CountData
+    modelled_g: np.ndarray
+    mask_name: str | None
+    covariates: CovariateTable
+    library: Library
+    cells: Cells
+    train_n: np.ndarray
+    validation_n: np.ndarray
+
+    def split_n(self) -> np.ndarray:
+        """``"train"``, ``"validation"`` or, for a cell left out of the fit, ``"query"``."""
+        names = np.full(len(self.cells), "query", dtype=object)
+        names[self.train_n], names[self.validation_n] = "train", "validation"
+        return names
+
+
+def prepare(
+    adata: AnnData,
+    request: Request,
+    *,
+    validation_fraction: float,
+    split_rng: int | np.random.Generator | None,
+    library_of_modelled_genes: bool,
+) -> Prepared:
+    """Read, check and split."""
+    check_gene_names(adata)
+    modelled_g, mask_name = modelled_genes(adata, request.mask_var)
+    covariates = CovariateTable.learn(
+        adata.obs,
+        request.batch_key,
+        request.categorical_covariate_keys,
+        request.continuous_covariate_keys,
+        request.labels_key,
+    )
+    counts = read_counts(adata, request.layer, modelled_g)
+    _warn_empty_genes(adata, counts, modelled_g)
+    library = resolve_library(adata.obs, counts, request.library, modelled_only=library_of_modelled_genes)
+    usable = np.flatnonzero((library.values_n > 0) & (counts.inside_n > 0))
+    n_empty = adata.n_obs - len(usable)
+    if len(usable) < MIN_CELLS:
+        msg = f"{len(usable)} of {adata.n_obs} cell(s) have a count in the modelled genes; at least {MIN_CELLS} are needed to fit a model. Check adata.X and mask_var=."
+        raise ValueError(msg)
+    if n_empty:
+        logg.warning(
+            f"{n_empty} cell(s) have no count in the modelled genes. They are left out of the fit (split 'query') and get the "
+            "latent of an empty cell; sc.pp.filter_cells(adata, min_counts=1) drops them."
+        )
+    train, validation = split_cells(len(usable), validation_fraction, np.random.default_rng(split_rng))
+    cells = Cells(Counts.from_scipy(counts.inside), log_library(library.values_n), covariates.read(adata.obs))
+    return Prepared(counts, modelled_g, mask_name, covariates, library, cells, usable[train], usable[validation])
+
+
+def read_query(adata: AnnData, fit: Fit, layer: str | None | Unset) -> tuple[Cells, np.ndarray]:
+    """Cells for a fitted model, their genes put in its order by name, and their library."""
+    check_gene_names(adata)
+    position = adata.var_names.get_indexer(fit.genes)
+    missing = fit.genes[position < 0]
+    if len(missing):
+        msg = (
+            f"{len(missing)} of the {len(fit.genes)} genes of the fit are missing from adata.var_names (for example "
+            f"{list(missing[:5])}). Use the same annotation as the fit, or fit again on the shared genes: "
+            "vx.tl.fit_vae(reference[:, reference.var_names.isin(query.var_names)].copy())."
+        )
+        raise ValueError(msg)
+    same = len(position) == adata.n_vars and bool((position == np.arange(adata.n_vars)).all())
+    where = fit.params.layer if isinstance(layer, Unset) else layer
+    counts = read_counts(adata, where, fit.modelled_g, None if same else position)
+    params = fit.params
+    library = read_library(adata.obs, counts, params.library_source, params.library, params.library_factor)
+    cells = Cells(Counts.from_scipy(counts.inside), log_library(library.values_n), fit.covariates.read(adata.obs))
+    return cells, library.values_n
+
+
+def log_library(values_n: np.ndarray) -> torch.Tensor:
+    """Log size factors, (n, 1) float32; an empty cell, whose size factor nothing depends on, gets 0."""
+    return torch.from_numpy(np.log(np.where(values_n > 0, values_n, 1.0)).astype(np.float32))[:, None]
+
+
+def check_gene_names(adata: AnnData) -> None:
+    """Raise where gene names repeat."""
+    if not adata.var_names.is_unique:
+        repeated = adata.var_names[adata.var_names.duplicated()].unique()
+        msg = f"adata.var_names are not unique (for example {list(repeated[:3])}). Make them so: adata.var_names_make_unique()."
+        raise ValueError(msg)
+
+
+def modelled_genes(adata: AnnData, mask_var: str | np.ndarray | None | Unset) -> tuple[np.ndarray, str | None]:
+    """The genes to model as a boolean array, and the name of the mask; scanpy's rule for ``sc.pp.pca``."""
+    if isinstance(mask_var, Unset):
+        mask_var = "highly_variable" if "highly_variable" in adata.var else None
+    if mask_var is None:
+        return np.ones(adata.n_vars, dtype=bool), None
+    name = mask_var if isinstance(mask_var, str) else None
+    if name is not None and name not in adata.var:
+        msg = f"mask_var={name!r} is not a column of adata.var (found: {list(adata.var.columns)}). vx.pp.highly_variable_genes(adata) writes 'highly_variable'."
+        raise KeyError(msg)
+    mask = np.asarray(adata.var[name] if name is not None else mask_var)
+    if mask.dtype != bool or mask.shape != (adata.n_vars,):
+        msg = f"mask_var should be {adata.n_vars} booleans, one per gene; found dtype {mask.dtype} and shape {mask.shape}."
+        raise ValueError(msg)
+    if not mask.any():
+        msg = f"mask_var={name or 'the array given'} selects no gene. Pass mask_var=None to model all genes."
+        raise ValueError(msg)
+    logg.info(f"    modelling {int(mask.sum())} of {adata.n_vars} genes" + (f" (var[{name!r}])" if name else ""))
+    return mask, name
+
+
+def _warn_empty_genes(adata: AnnData, counts: CountData, modelled_g: np.ndarray) -> None:
+    n_empty = int((np.asarray(counts.inside.sum(0)).reshape(-1) == 0).sum())
+    if n_empty == int(modelled_g.sum()):
+        msg = "None of the modelled genes has a count. Check adata.X, layer= and mask_var=."
+        raise ValueError(msg)
+    if n_empty:
+        logg.warning(
+            f"{n_empty} of the {int(modelled_g.sum())} modelled genes have no count in any cell; "
+            "sc.pp.filter_genes(adata, min_cells=1) drops them."
+        )
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """CUDA where it is present, else the CPU, for ``"auto"``; otherwise the device named, if it is there."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        msg = f"device={device!r} is not known; use 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'."
+        raise ValueError(msg) from error
+    absent = {
+        "cuda": not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count(),
+        "mps": not torch.backends.mps.is_available(),
+        "cpu": False,
+    }.get(found.type, True)
+    if absent:
+        msg = f"device={str(device)!r} is not present on this machine. Use device='auto' or device='cpu'."
+        raise ValueError(msg)
+    return found
+
+
+def check_single_process() -> None:
+    """Raise under torchrun with more than one process."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world.isdigit() and int(world) > 1:
+        msg = f"WORLD_SIZE={world}: fitting on several processes is not supported. Run one process (unset WORLD_SIZE)."
+        raise RuntimeError(msg)
+
+
+def as_tuple(keys: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Column names; one name may be given as a string."""
+    if keys is None:
+        return ()
+    return (keys,) if isinstance(keys, str) else tuple(keys)

@@ -1,0 +1,110 @@
+"""Writing into an AnnData: all of a result or none of it, and never over somebody else's data."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress._keys import Keys
+from vxpress.bridge.fit import FORMAT
+
+SLOTS = ("obs", "obsm", "layers", "uns")
+
+
+@dataclass
+class Results:
+    """What is to be written, by slot and name."""
+
+    obs: dict[str, Any] = field(default_factory=dict)
+    obsm: dict[str, np.ndarray] = field(default_factory=dict)
+    layers: dict[str, np.ndarray] = field(default_factory=dict)
+    uns: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, adata: AnnData) -> None:
+        """Assign everything; if one assignment fails the AnnData is put back as it was."""
+        before: list[tuple[Any, str, bool, Any]] = []
+        try:
+            for slot in SLOTS:
+                target = getattr(adata, slot)
+                for name, value in getattr(self, slot).items():
+                    had = name in target
+                    before.append((slot, name, had, target[name] if had else None))
+                    target[name] = value
+        except BaseException:
+            for slot, name, had, value in reversed(before):
+                target = getattr(adata, slot)
+                if had:
+                    target[name] = value
+                elif name in target:
+                    del target[name]
+            raise
+
+    def describe(self) -> str:
+        """The lines scanpy logs at verbosity "hint"."""
+        lines = [f"    adata.{slot}[{name!r}]" for slot in SLOTS for name in getattr(self, slot)]
+        return "added\n" + "\n".join(lines)
+
+
+def check_adata(adata: Any, *, copy: bool) -> None:
+    """Raise unless ``adata`` is an AnnData that results can be written to."""
+    if not isinstance(adata, AnnData):
+        kind = type(adata).__name__
+        hint = " Pass one modality, for example mdata.mod['rna']." if kind == "MuData" else ""
+        msg = f"An AnnData is expected as first argument; found {kind}.{hint}"
+        raise TypeError(msg)
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        msg = f"adata has {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is expected."
+        raise ValueError(msg)
+    if adata.isbacked and (copy or adata.is_view):
+        what = "copy=True cannot copy a backed AnnData" if copy else "A view of a backed AnnData cannot hold results"
+        msg = f"{what}. Load it first, adata = adata.to_memory(), or pass the backed AnnData itself."
+        raise ValueError(msg)
+
+
+def own(adata: AnnData, *, copy: bool) -> AnnData:
+    """The object to write to: a copy, or ``adata`` itself, made actual where it is a view."""
+    if copy:
+        return adata.copy()
+    if adata.is_view:
+        warnings.warn("Received a view of an AnnData. Making a copy.", UserWarning, stacklevel=3)
+        adata._init_as_actual(adata.copy())
+    if adata.isbacked:
+        logg.warning(
+            "The AnnData is backed: results are attached in memory only. Keep them with "
+            "adata.to_memory().write_h5ad(path)."
+        )
+    return adata
+
+
+def is_fit(stored: Any) -> bool:
+    """Whether an entry of ``uns`` is a fit of ours."""
+    return isinstance(stored, Mapping) and str(stored.get("format", "")).startswith("vxpress-fit-")
+
+
+def check_format(stored: Mapping[str, Any], where: str) -> None:
+    """Raise unless the fit is of the format this version reads."""
+    if str(stored.get("format")) != FORMAT:
+        msg = f"{where} is a fit of format {stored.get('format')!r}; this version reads {FORMAT!r}. Update vxpress, or fit again."
+        raise ValueError(msg)
+
+
+def check_free(adata: AnnData, keys: Keys) -> None:
+    """Raise if one of the slots of a fit is taken by something that is not a fit of ours."""
+    if is_fit(adata.uns.get(keys.uns)):
+        return
+    taken = [f"uns[{keys.uns!r}]"] if keys.uns in adata.uns else []
+    taken += [f"obsm[{name!r}]" for name in (keys.latent, keys.latent_var) if name in adata.obsm]
+    taken += [f"layers[{keys.normalized!r}]"] if keys.normalized in adata.layers else []
+    taken += [f"obs[{name!r}]" for name in (keys.split, keys.library) if name in adata.obs]
+    if taken:
+        msg = (
+            f"{', '.join(taken)} stand(s) in adata already and was not written by a fit of vxpress. "
+            "Choose another name with key_added=, or delete it first."
+        )
+        raise ValueError(msg)

@@ -1,0 +1,373 @@
+"""``vx.tl.fit_vae``: one call from raw counts to a fitted model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scanpy import logging as logg
+from scanpy import settings as scanpy_settings
+
+from vxpress._keys import Keys
+from vxpress._unset import UNSET, Unset
+from vxpress.bridge.diagnosis import diagnose
+from vxpress.bridge.fit import Fit, Params
+from vxpress.bridge.prepare import (
+    Prepared,
+    Request,
+    as_tuple,
+    check_single_process,
+    prepare,
+    resolve_device,
+)
+from vxpress.bridge.run import Fitted, denoised_matrix, run
+from vxpress.bridge.store import Results, check_adata, check_free, own
+from vxpress.core.config import Dispersion, LikelihoodName, ModelConfig, Preset, TrainConfig, check_choice
+from vxpress.core.likelihoods import LIKELIHOODS
+from vxpress.core.presets import FitOptions, Settings, resolve, settings_for
+
+MAX_DENSE_BYTES = 1_000_000_000
+
+
+def fit_vae(
+    adata: AnnData,
+    batch_key: str | None = None,
+    *,
+    layer: str | None = None,
+    mask_var: str | np.ndarray | None | Unset = UNSET,
+    categorical_covariate_keys: Sequence[str] = (),
+    continuous_covariate_keys: Sequence[str] = (),
+    labels_key: str | None = None,
+    library: str = "observed",
+    likelihood: LikelihoodName | None = None,
+    dispersion: Dispersion = "gene",
+    n_latent: int | None = None,
+    n_hidden: int | None = None,
+    n_layers: int | None = None,
+    beta: float = 1.0,
+    kl_warmup: float | None = None,
+    max_epochs: int | None = None,
+    batch_size: int | None = None,
+    validation_fraction: float = 0.1,
+    early_stopping: bool | None = None,
+    preset: Preset | None = None,
+    options: FitOptions | None = None,
+    denoised: bool | None = None,
+    target_sum: float = 1e4,
+    device: str | torch.device = "auto",
+    rng: int | np.random.Generator | None = 0,
+    split_rng: int | np.random.Generator | None = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Fit a conditional variational autoencoder to raw counts.
+
+    Cells become points in a latent space of a few dimensions from which a neural network decodes the law of their
+    counts (Lopez et al. 2018), given batch and other covariates, so that the latent space need not carry those.
+    ``sc.pp.neighbors(adata, use_rep="X_vae")`` goes on from here.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with raw counts, n_obs x n_vars: whole numbers up to 2^24, dense or sparse, in memory or backed.
+    batch_key
+        Column of ``obs`` with the batches to correct for.
+    layer
+        Layer that holds the counts; ``None`` reads ``adata.X``.
+    mask_var
+        Genes to model: a boolean column of ``var`` or a boolean array. Left out, ``var["highly_variable"]`` where it
+        exists, as :func:`scanpy.pp.pca` does; ``None`` models all genes. Genes left out of the model get denoised values too.
+    categorical_covariate_keys
+        Further categorical columns of ``obs`` that the decoder is given.
+    continuous_covariate_keys
+        Numeric columns of ``obs`` that the decoder is given, standardised.
+    labels_key
+        Column of ``obs`` with labels, for ``dispersion="gene-label"`` only.
+    library
+        Size factor of a cell. ``"observed"``: molecules per cell, ``obs["library_size"]`` where it exists (see
+        :func:`vxpress.pp.library_size`), so that it may count genes outside ``adata``, else the sum of the genes present.
+        ``"latent"``: log-normal, inferred. Any other string: a column of ``obs``; where that is not a molecule count it is
+        rescaled to the mean library.
+    likelihood
+        Law of the counts: ``"nb"`` (default; UMI counts need no extra zeros), ``"zinb"``, ``"poisson"``, ``"gaussian"``
+        (of log1p(1e4 x / l)) or ``"bernoulli"`` (of detection, x > 0).
+    dispersion
+        What the dispersion of the likelihood depends on: ``"gene"``, ``"gene-batch"``, ``"gene-label"``, ``"gene-cell"``.
+    n_latent
+        Dimensions of the latent space; 10 by default, 20 with ``preset="integration"``.
+    n_hidden
+        Units of each hidden layer; 128 by default.
+    n_layers
+        Hidden layers of encoder and of decoder; 1 by default: deeper is no better on data of this size (Svensson 2020).
+    beta
+        Final weight of the divergence from the prior; 1 is the evidence lower bound.
+    kl_warmup
+        Share of all steps over which that weight rises from 0 to ``beta``; 0.3 by default. With ``preset="scvi"``, epochs.
+    max_epochs
+        Passes over the training cells; by default a budget of steps that grows slowly with the number of cells.
+    batch_size
+        Cells per step; 256 by default.
+    validation_fraction
+        Share of the cells held out to choose the best state and to judge the fit; 0 trains on all and judges nothing.
+    early_stopping
+        Whether to stop when the validation objective no longer improves; by default yes.
+    preset
+        ``"scvi"`` reproduces the defaults of scvi-tools for comparison (its KL weight rises over 400 epochs and may
+        end below 1); ``"integration"`` serves the mixing of strong batches rather than the likelihood.
+    options
+        Further settings, see :class:`FitOptions`.
+    denoised
+        Whether to write the dense layer of denoised expression. ``None`` writes it up to 1 GB, and says so above.
+    target_sum
+        Sum that denoised expression is scaled to, per cell over all genes.
+    device
+        ``"auto"`` takes CUDA where there is one, else the CPU; or the name of a torch device.
+    rng
+        Seed of order, initialisation, dropout and noise. The same seed gives the same bits on the same machine, versions
+        and number of threads.
+    split_rng
+        Seed of the held-out cells, apart from ``rng``, so that fits with different seeds hold out the same cells.
+    key_added
+        Stem of the names that are written; see below.
+    copy
+        Return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields (with ``key_added="k"``:
+    ``obsm["k"]``, ``obsm["k_var"]``, ``layers["k_normalized"]``, ``obs["k_split"]``, ``obs["k_library"]``, ``uns["k"]``):
+
+    ``adata.obsm["X_vae"]`` : :class:`numpy.ndarray` (dtype ``float32``)
+        Posterior mean of each cell, n_obs x n_latent.
+    ``adata.obsm["X_vae_var"]`` : :class:`numpy.ndarray` (dtype ``float32``)
+        Posterior variance, same shape.
+    ``adata.layers["vae_normalized"]`` : :class:`numpy.ndarray` (dtype ``float32``)
+        Denoised expression of every gene, n_obs x n_vars: the expected share of a cell's molecules, averaged over the
+        batches of the fit, times ``target_sum``; not log-transformed (``likelihood="gaussian"``: the expected log value).
+    ``adata.obs["vae_split"]`` : categorical
+        ``"train"``, ``"validation"``, or ``"query"`` for cells without counts, which are left out.
+    ``adata.obs["vae_library"]`` : ``float64``
+        Size factor used.
+    ``adata.uns["vae"]``
+        ``params``, ``history`` (per epoch), ``diagnostics`` (with a ``verdict``), and what is needed to use the model
+        again: ``covariates``, ``genes``, ``weights``.
+
+    Raises
+    ------
+    ValueError
+        If the matrix does not hold counts, a covariate has missing values, a setting is out of range, a name is taken by
+        something else, or the device is absent.
+    KeyError
+        If a column or layer that was named does not exist.
+    TypeError
+        If ``adata`` is not an AnnData.
+    vxpress.core.training.TrainingError
+        If most steps of an epoch are not finite; the message names the likely cells.
+
+    See Also
+    --------
+    vxpress.tl.encode : put new cells into the fitted model.
+    vxpress.tl.denoise : denoised expression, in chunks.
+    vxpress.pl.kl : what the latent dimensions carry.
+
+    References
+    ----------
+    Lopez et al., Deep generative modeling for single-cell transcriptomics, Nature Methods 2018.
+    Kingma & Welling, Auto-encoding variational Bayes, ICLR 2014.
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=5)
+    >>> adata.obsm["X_vae"].shape
+    (700, 10)
+    """
+    check_adata(adata, copy=copy)
+    check_single_process()
+    keys = Keys.of(key_added)
+    check_free(adata, keys)
+    torch_device = resolve_device(device)
+    settings = resolve(
+        preset,
+        {
+            "likelihood": likelihood,
+            "n_latent": n_latent,
+            "n_hidden": n_hidden,
+            "n_layers": n_layers,
+            "kl_warmup": kl_warmup,
+            "batch_size": batch_size,
+            "early_stopping": early_stopping,
+        },
+        options,
+    )
+    _check_arguments(labels_key, dispersion, validation_fraction, target_sum)
+    request = Request(
+        layer,
+        mask_var,
+        batch_key,
+        as_tuple(categorical_covariate_keys),
+        as_tuple(continuous_covariate_keys),
+        labels_key,
+        library,
+    )
+    start = logg.info("fitting a variational autoencoder")
+    prepared = prepare(
+        adata,
+        request,
+        validation_fraction=validation_fraction,
+        split_rng=split_rng,
+        library_of_modelled_genes=settings.library_of_modelled_genes,
+    )
+    logg.info(f"    library: {prepared.library.source}")
+    model_config = _model_config(settings, prepared, dispersion, latent_library=library == "latent")
+    train_config = TrainConfig(
+        max_epochs=settings.max_epochs(len(prepared.train_n)) if max_epochs is None else max_epochs,
+        **{**settings_for(TrainConfig, settings), "beta": beta},
+    )
+    fitted = run(
+        prepared,
+        model_config,
+        train_config,
+        rng=np.random.default_rng(rng),
+        device=torch_device,
+        start_from_data=settings.start_from_data,
+        progress=scanpy_settings.verbosity >= 2,
+        describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
+    )
+    params = Params(
+        model=model_config,
+        train=train_config,
+        version=version("vxpress"),
+        likelihood=model_config.likelihood,
+        library=library,
+        library_source=prepared.library.source,
+        library_factor=prepared.library.factor,
+        scale=LIKELIHOODS[model_config.likelihood].scale,
+        layer=layer,
+        mask_var=prepared.mask_name,
+        batch_key=batch_key,
+        categorical_covariate_keys=request.categorical_covariate_keys,
+        continuous_covariate_keys=request.continuous_covariate_keys,
+        labels_key=labels_key,
+        validation_fraction=float(validation_fraction),
+        target_sum=float(target_sum),
+        preset=preset,
+        rng=_seed_of(rng),
+        split_rng=_seed_of(split_rng),
+        device=str(torch_device),
+        stopped=fitted.outcome.stopped,
+        best_epoch=fitted.outcome.best_epoch,
+        n_steps=fitted.outcome.n_steps,
+        n_voided=fitted.outcome.n_voided,
+        n_train=len(prepared.train_n),
+    )
+    fit = _as_fit(params, prepared, fitted, adata)
+    results = _results(fit, prepared, fitted, adata, keys, denoised)
+    _report(params, fit)
+    adata = own(adata, copy=copy)
+    results.write(adata)
+    logg.info("    finished", time=start, deep=results.describe())
+    return adata if copy else None
+
+
+def _check_arguments(labels_key: str | None, dispersion: str, validation_fraction: float, target_sum: float) -> None:
+    check_choice("dispersion", dispersion, Dispersion)
+    if labels_key is not None and dispersion != "gene-label":
+        msg = f"labels_key={labels_key!r} has no use here: labels enter with dispersion='gene-label' only. Leave it out."
+        raise ValueError(msg)
+    if not 0.0 <= validation_fraction < 1.0:
+        msg = f"validation_fraction={validation_fraction!r} should lie in [0, 1)."
+        raise ValueError(msg)
+    if not 0.0 < target_sum < float("inf"):
+        msg = f"target_sum={target_sum!r} should be a finite number above 0."
+        raise ValueError(msg)
+
+
+def _model_config(
+    settings: Settings, prepared: Prepared, dispersion: Dispersion, *, latent_library: bool
+) -> ModelConfig:
+    table = prepared.covariates
+    n_outside = int((~prepared.modelled_g).sum())
+    return ModelConfig(
+        n_genes=int(prepared.modelled_g.sum()),
+        dispersion=dispersion,
+        n_categories=tuple(len(names) for _, names in table.categorical),
+        has_batch=table.batch_key is not None,
+        n_continuous=len(table.continuous),
+        n_labels=0 if table.labels is None else len(table.labels[1]),
+        latent_library=latent_library,
+        remainder=prepared.library.exceeds(prepared.counts.inside_n)
+        and LIKELIHOODS[settings.likelihood].composition
+        if settings.likelihood in LIKELIHOODS
+        else False,
+        n_readout=n_outside if settings.readout else 0,
+        **settings_for(ModelConfig, settings),
+    )
+
+
+def _as_fit(params: Params, prepared: Prepared, fitted: Fitted, adata: AnnData) -> Fit:
+    history = {name: np.array(values) for name, values in fitted.outcome.history.items()}
+    held_out = np.zeros(adata.n_obs, dtype=bool)
+    held_out[prepared.validation_n] = True
+    encoded = fitted.encoded
+    return Fit(
+        params,
+        prepared.covariates,
+        np.array(adata.var_names, dtype=object),
+        prepared.modelled_g,
+        fitted.model,
+        history,
+        diagnose(encoded.mean_nd, encoded.var_nd, held_out, params.train, history),
+    )
+
+
+def _results(
+    fit: Fit, prepared: Prepared, fitted: Fitted, adata: AnnData, keys: Keys, denoised: bool | None
+) -> Results:
+    encoded = fitted.encoded
+    library = prepared.library.values_n
+    if encoded.log_library_n is not None:
+        library = np.exp(encoded.log_library_n.astype(np.float64))
+    split = pd.Categorical(prepared.split_n(), categories=["train", "validation", "query"])
+    results = Results(
+        obs={keys.split: split, keys.library: library},
+        obsm={keys.latent: encoded.mean_nd, keys.latent_var: encoded.var_nd},
+        uns={keys.uns: fit.to_uns()},
+    )
+    n_bytes = 4 * adata.n_obs * adata.n_vars
+    if denoised is None and n_bytes > MAX_DENSE_BYTES:
+        key = "" if keys.uns == "vae" else f", key={keys.uns!r}"
+        logg.warning(
+            f"layers[{keys.normalized!r}] would take {n_bytes / 1e9:.1f} GB and was not written; vx.tl.denoise(adata{key}) writes it."
+        )
+    elif denoised is not False:
+        results.layers[keys.normalized] = denoised_matrix(
+            fit.model,
+            encoded.mean_nd,
+            encoded.var_nd,
+            prepared.cells.covariates,
+            fit.modelled_g,
+            tuple(range(len(fit.covariates.batches))),
+            fit.params.target_sum,
+        )
+    return results
+
+
+def _report(params: Params, fit: Fit) -> None:
+    """What the user should know even at the default verbosity."""
+    if params.stopped == "interrupted":
+        logg.warning(f"Training was interrupted; the state of epoch {params.best_epoch + 1} is kept.")
+    if params.n_voided:
+        logg.warning(f"{params.n_voided} of {params.n_steps} training steps were not finite and were left out.")
+    verdict = str(fit.diagnostics["verdict"])
+    (logg.info if verdict.startswith(("healthy", "unused")) else logg.warning)(verdict)
+
+
+def _seed_of(rng: Any) -> int | None:
+    return int(rng) if isinstance(rng, (int, np.integer)) else None

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+from scipy import sparse
+
+from vxpress.bridge.counts import read_counts
+from vxpress.bridge.matrix import MAX_COUNT, canonical, check_counts, row_blocks
+
+X = np.random.default_rng(0).poisson(0.7, (23, 11)).astype(np.float32)
+KINDS = {
+    "dense": lambda x: x,
+    "fortran": np.asfortranarray,
+    "csr": sparse.csr_matrix,
+    "csc": sparse.csc_matrix,
+    "csr_array": sparse.csr_array,
+    "csc_array": sparse.csc_array,
+    "int64": lambda x: sparse.csr_matrix(x.astype(np.int64)),
+    "uint8": lambda x: x.astype(np.uint8),
+    "float64": lambda x: x.astype(np.float64),
+    "float16": lambda x: x.astype(np.float16),
+    "bool": lambda x: x > 0,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_rows", [1, 4, 100])
+def test_blocks_join_to_the_matrix(kind: str, n_rows: int) -> None:
+    matrix = KINDS[kind](X)
+    joined = np.concatenate([block.toarray() for _, block in row_blocks(matrix, n_rows)])
+    np.testing.assert_array_equal(joined, (X > 0) if kind == "bool" else X)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_counts_of_a_subset_of_genes(kind: str) -> None:
+    modelled = np.arange(11) % 2 == 0
+    counts = read_counts(ad.AnnData(KINDS[kind](X)), None, modelled)
+    expected = (X > 0).astype(np.float32) if kind == "bool" else X
+    assert counts.outside is not None
+    np.testing.assert_array_equal(counts.inside.toarray(), expected[:, modelled])
+    np.testing.assert_array_equal(counts.outside.toarray(), expected[:, ~modelled])
+    np.testing.assert_array_equal(counts.inside_n, expected[:, modelled].sum(1))
+    np.testing.assert_array_equal(counts.total_n, expected.sum(1))
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "dense"])
+def test_backed_reads_as_in_memory(tmp_path: Path, kind: str) -> None:
+    ad.AnnData(KINDS[kind](X)).write_h5ad(tmp_path / "x.h5ad")
+    backed = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
+    modelled = np.arange(11) < 7
+    counts = read_counts(backed, None, modelled)
+    np.testing.assert_array_equal(counts.inside.toarray(), X[:, modelled])
+    np.testing.assert_array_equal(counts.total_n, X.sum(1))
+    backed.file.close()
+
+
+def test_unsorted_and_duplicate_entries_are_added_on_a_copy() -> None:
+    data, indices, indptr = np.array([1.0, 2.0, 3.0]), np.array([2, 0, 2]), np.array([0, 3])
+    matrix = sparse.csr_matrix((data, indices, indptr), shape=(1, 3))
+    np.testing.assert_array_equal(canonical(matrix).toarray(), [[2, 0, 4]])
+    np.testing.assert_array_equal(matrix.indices, [2, 0, 2])
+    np.testing.assert_array_equal(matrix.data, [1, 2, 3])
+
+
+def test_genes_are_picked_in_the_order_asked_for() -> None:
+    order = np.array([5, 0, 9])
+    counts = read_counts(ad.AnnData(sparse.csr_matrix(X)), None, np.ones(3, dtype=bool), order)
+    np.testing.assert_array_equal(counts.inside.toarray(), X[:, order])
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (0.5, "not whole numbers"),
+        (-1.0, "negative"),
+        (np.nan, "NaN or infinite"),
+        (np.inf, "NaN or infinite"),
+        (MAX_COUNT + 2.0, "2\\^24"),
+    ],
+)
+def test_one_bad_value_anywhere_is_found(value: float, match: str) -> None:
+    x = X.astype(np.float64)
+    x[-1, -1] = value
+    with pytest.raises(ValueError, match=match):
+        check_counts(sparse.csr_matrix(x), "adata.X")
+
+
+def test_the_largest_count_is_accepted() -> None:
+    check_counts(sparse.csr_matrix(np.array([[float(MAX_COUNT), 0.0]])), "adata.X")
+
+
+def test_complex_and_text_are_refused() -> None:
+    with pytest.raises(ValueError, match="real numbers"):
+        canonical(np.array([["a"]]))
+    with pytest.raises(ValueError, match="real numbers"):
+        canonical(np.array([[1j]]))

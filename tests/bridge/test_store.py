@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from vxpress._keys import Keys
+from vxpress.bridge.store import Results, check_adata
+
+
+def test_all_or_nothing() -> None:
+    adata = ad.AnnData(np.zeros((3, 2), dtype=np.float32), obs={"keep": [1, 2, 3]}, uns={"u": "old"})
+    results = Results(
+        obs={"keep": [4, 5, 6], "new": [1, 1, 1]}, obsm={"X": np.zeros((3, 2)), "bad": np.zeros((99, 2))}, uns={"u": "new"}
+    )
+    with pytest.raises(ValueError, match="99"):
+        results.write(adata)
+    assert adata.obs["keep"].tolist() == [1, 2, 3]
+    assert list(adata.obs) == ["keep"]
+    assert not len(adata.obsm)
+    assert adata.uns["u"] == "old"
+
+
+def test_names_follow_the_stem() -> None:
+    default = Keys.of(None)
+    assert (default.latent, default.latent_var, default.uns) == ("X_vae", "X_vae_var", "vae")
+    assert Keys.of("vae") == default
+    mine = Keys.of("mine")
+    assert (mine.latent, mine.latent_var, mine.normalized, mine.split, mine.library, mine.uns) == (
+        "mine",
+        "mine_var",
+        "mine_normalized",
+        "mine_split",
+        "mine_library",
+        "mine",
+    )
+
+
+def test_mudata_is_told_which_part_to_pass() -> None:
+    mudata = pytest.importorskip("mudata")
+    adata = ad.AnnData(np.ones((3, 2), dtype=np.float32))
+    with pytest.raises(TypeError, match=r"mdata\.mod"):
+        check_adata(mudata.MuData({"rna": adata}), copy=False)
+    with pytest.raises(TypeError, match="ndarray"):
+        check_adata(np.ones((3, 2)), copy=False)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import vxpress as vx
+
+
+def _query(fitted: ad.AnnData, rows: slice = slice(None)) -> ad.AnnData:
+    part = fitted[rows]
+    return ad.AnnData(part.X.copy(), obs=part.obs[["batch", "age", "library_size"]].copy(), var=part.var[[]].copy())
+
+
+def test_the_cells_of_the_fit_come_back(fitted: ad.AnnData) -> None:
+    query = _query(fitted)
+    vx.tl.encode(query, fitted)
+    for name in ("X_vae", "X_vae_var"):
+        np.testing.assert_array_equal(query.obsm[name], fitted.obsm[name])
+    np.testing.assert_array_equal(query.obs["vae_library"], fitted.obs["vae_library"])
+    assert "vae_split" not in query.obs
+
+
+def test_order_and_number_of_genes_do_not_matter(fitted: ad.AnnData) -> None:
+    query = _query(fitted, slice(0, 30))
+    extra = ad.AnnData(np.ones((30, 2), dtype=np.float32), var={"x": [0, 0]})
+    extra.var_names, extra.obs_names = ["new1", "new2"], query.obs_names
+    wide = ad.concat([query, extra], axis=1)
+    wide.obs = query.obs
+    mixed = wide[:, np.random.default_rng(0).permutation(wide.n_vars)].copy()
+    vx.tl.encode(mixed, fitted)
+    np.testing.assert_allclose(mixed.obsm["X_vae"], fitted.obsm["X_vae"][:30], rtol=1e-5, atol=1e-6)
+
+
+def test_query_cells_stand_on_their_own_afterwards(fitted: ad.AnnData) -> None:
+    query = _query(fitted, slice(0, 30))
+    vx.tl.encode(query, fitted)
+    vx.tl.denoise(query)
+    vx.tl.diagnose(query)
+    assert np.isfinite(query.layers["vae_normalized"]).all()
+    again = query[:10].copy()
+    vx.tl.encode(again)
+    np.testing.assert_allclose(again.obsm["X_vae"], fitted.obsm["X_vae"][:10], rtol=1e-5, atol=1e-6)
+
+
+def test_the_reference_is_untouched(fitted: ad.AnnData) -> None:
+    weights = {name: np.array(value) for name, value in fitted.uns["vae"]["weights"].items()}
+    vx.tl.encode(_query(fitted, slice(0, 5)), fitted)
+    for name, value in weights.items():
+        np.testing.assert_array_equal(fitted.uns["vae"]["weights"][name], value)
+
+
+def test_copy_and_key_added(fitted: ad.AnnData) -> None:
+    query = _query(fitted, slice(0, 12))
+    result = vx.tl.encode(query, fitted, key_added="mine", copy=True)
+    assert result is not None
+    assert not len(query.obsm)
+    assert set(result.obsm) == {"mine", "mine_var"}
+    vx.tl.denoise(result, key="mine", key_added="smooth")
+    assert list(k for k in result.layers if k is not None) == ["smooth"]
+
+
+def test_concatenation_asks_for_the_model(fitted: ad.AnnData) -> None:
+    both = ad.concat([fitted[:10], fitted[10:20]])
+    with pytest.raises(KeyError, match="model="):
+        vx.tl.encode(both)
+    vx.tl.denoise(both, fitted)
+    np.testing.assert_allclose(both.layers["vae_normalized"].sum(1), 1e4, rtol=1e-3)
+
+
+def test_denoise_repeats_and_averages(fitted: ad.AnnData) -> None:
+    written = fitted.layers["vae_normalized"].copy()
+    vx.tl.denoise(fitted)
+    np.testing.assert_allclose(fitted.layers["vae_normalized"], written, rtol=1e-5)
+    one, two = list(fitted.obs["batch"].cat.categories)
+    for name in (one, two):
+        vx.tl.denoise(fitted, transform_batch=name, key_added=name, n_draws=40)
+    vx.tl.denoise(fitted, n_draws=80, key_added="both")
+    mean = (fitted.layers[one] + fitted.layers[two]) / 2
+    np.testing.assert_allclose(fitted.layers["both"].mean(0), mean.mean(0), rtol=0.02)
+    assert not np.allclose(fitted.layers[one], fitted.layers[two], rtol=1e-3)
+
+
+def test_denoise_scales_and_seeds(fitted: ad.AnnData) -> None:
+    vx.tl.denoise(fitted, target_sum=1.0, key_added="share")
+    np.testing.assert_allclose(fitted.layers["share"].sum(1), 1.0, rtol=1e-3)
+    vx.tl.denoise(fitted, rng=1, key_added="other")
+    assert not np.array_equal(fitted.layers["other"], fitted.layers["vae_normalized"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"transform_batch": "nowhere"}, "knows the batches"),
+        ({"n_draws": 0}, "n_draws"),
+        ({"target_sum": 0.0}, "target_sum"),
+    ],
+)
+def test_denoise_refuses(fitted: ad.AnnData, arguments: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        vx.tl.denoise(fitted, **arguments)
+
+
+def test_without_a_fit_the_call_that_makes_one_is_named(adata: ad.AnnData, fitted: ad.AnnData) -> None:
+    for function in (vx.tl.encode, vx.tl.denoise, vx.tl.diagnose):
+        with pytest.raises(KeyError, match="fit_vae"):
+            function(adata)
+    with pytest.raises(KeyError, match="fits found"):
+        vx.tl.denoise(fitted, key="other")
+    del fitted.obsm["X_vae_var"]
+    with pytest.raises(KeyError, match="encode"):
+        vx.tl.denoise(fitted)
+
+
+def test_a_foreign_latent_is_refused(fitted: ad.AnnData) -> None:
+    fitted.obsm["X_vae"] = fitted.obsm["X_vae"][:, :2]
+    with pytest.raises(ValueError, match="another fit"):
+        vx.tl.denoise(fitted)

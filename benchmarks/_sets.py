@@ -1,0 +1,77 @@
+"""The real data sets the benchmarks run on, cut in one place so that every model sees the same cells and genes.
+
+A set is a raw count matrix on disk.  Test cells are drawn once per set and given to no fit; genes are chosen
+on the remaining cells by Pearson residuals (no model of ours or of the peer has a say in them), and the library
+of a cell is the sum over those genes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import scanpy as sc
+
+DATA = Path(os.environ.get("VXPRESS_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+TEST_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Where a set lies, which columns hold its batches and labels, and what it is used for."""
+
+    file: str
+    batch: str | None
+    labels: str | None
+    purpose: str
+    max_cells: int = 4_000
+    n_genes: int = 2_000
+
+
+SETS = {
+    "pbmc3k": DataSet("pbmc3k_raw", None, "cell_type", "report"),
+    "kang": DataSet("kang_ifnb", "batch", "cell_type_coarse", "report"),
+    "pbmc_3studies": DataSet("pbmc_3studies_v1", "batch", "cell_type", "report"),
+    "paul15": DataSet("paul15", None, "cell_type", "tune"),
+    "cite": DataSet("pbmc_cite_10k_5k", "batch", "cell_type", "tune"),
+    "glioblastoma": DataSet("glioblastoma_panobinostat", "batch", None, "tune"),
+    "kang_ctrl": DataSet("kang_ctrl_8donors", "batch", "cell_type", "tune"),
+    "worm": DataSet("worm_l2_neurons", "batch", "cell_type", "tune"),
+}
+
+
+def split(n: int, fraction: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Train and validation rows of ``n`` cells, as ``vx.tl.fit_vae(split_rng=seed)`` draws them."""
+    order = np.random.default_rng(seed).permutation(n)
+    n_validation = max(1, round(fraction * n))
+    return np.sort(order[n_validation:]), np.sort(order[:n_validation])
+
+
+def load(name: str) -> tuple[ad.AnnData, ad.AnnData]:
+    """Cells to fit on and test cells of one set, on the same genes."""
+    which = SETS[name]
+    adata = ad.read_h5ad(DATA / f"{which.file}.h5ad")
+    rng = np.random.default_rng(0)
+    if adata.n_obs > which.max_cells:
+        adata = adata[np.sort(rng.permutation(adata.n_obs)[: which.max_cells])].copy()
+    order = rng.permutation(adata.n_obs)
+    n_test = round(TEST_FRACTION * adata.n_obs)
+    test = adata[np.sort(order[:n_test])].copy()
+    fit = adata[np.sort(order[n_test:])].copy()
+    sc.pp.filter_genes(fit, min_cells=3)
+    if fit.n_vars > which.n_genes:
+        sc.experimental.pp.highly_variable_genes(
+            fit, flavor="pearson_residuals", n_top_genes=which.n_genes, batch_key=which.batch, check_values=False
+        )
+        fit = fit[:, fit.var["highly_variable"]].copy()
+    test = test[:, fit.var_names].copy()
+    # a handful of molecules say nothing and have no log library in the peer
+    for part in (fit, test):
+        sc.pp.filter_cells(part, min_counts=5)
+        part.uns, part.obsm = {}, {}
+        if which.batch is not None:
+            part.obs["batch"] = part.obs[which.batch].astype(str).astype("category")
+    return fit, test

@@ -158,15 +158,6 @@ def test_training_finds_the_structure_the_data_were_simulated_with(make_cells: M
     assert float(end[0] - end[1]) > profile.sum() + 5
 
 
-def test_weights_of_the_readout_are_left_alone(make_cells: MakeCells) -> None:
-    model = replace(CONFIG, n_readout=7)
-    before = build(model, 0).decoder.readout
-    after = _fit(make_cells(), model=model)[0].decoder.readout
-    assert before is not None
-    assert after is not None
-    assert torch.equal(before.weight, after.weight)
-
-
 # selection
 
 

@@ -81,6 +81,8 @@ class ModelConfig:
         for size in self.n_categories:
             _check_range("n_categories", size, 1, 1_000_000, integer=True)
         _check_range("dropout", self.dropout, 0.0, 0.95)
+        _check_range("norm_momentum", self.norm_momentum, 0.0, 1.0)
+        _check_range("norm_eps", self.norm_eps, 1e-16, 1.0)
         if self.n_latent > self.n_genes:
             msg = (
                 f"n_latent={self.n_latent} exceeds the {self.n_genes} modelled gene(s): a latent space wider than "

@@ -55,7 +55,7 @@ class Counts:
         return x_ng
 
     def gene_sums(self, rows: Tensor | None = None) -> Tensor:
-        """Molecules per gene over some rows, float64 (n_genes,)."""
+        """Molecules per gene over a set of rows (one that is named twice counts once), float64 (n_genes,)."""
         data, indices = self.data, self.indices
         if rows is not None:
             keep = torch.zeros(len(self), dtype=torch.bool, device=data.device)

@@ -194,6 +194,11 @@ class Poisson(Likelihood):
         return torch.poisson(self.mean.expand(shape), generator=generator)
 
 
+def log_cp10k(x: Tensor, library: Tensor) -> Tensor:
+    """log1p(1e4 x / l), the scale of the Gaussian law."""
+    return torch.log1p(CP10K * x / library)
+
+
 class Gaussian(Likelihood):
     """Normal law of log1p(1e4 x / l), with a variance per gene floored at 1e-3.
 
@@ -219,7 +224,7 @@ class Gaussian(Likelihood):
         return cls(decoded.location_ng, variance, decoded.log_library_n1.exp())
 
     def observe(self, x: Tensor) -> Tensor:
-        return torch.log1p(CP10K * x / self.library)
+        return log_cp10k(x, self.library)
 
     @property
     def mean(self) -> Tensor:

@@ -12,6 +12,8 @@ from vxpress.core.covariates import Covariates
 from vxpress.core.likelihoods import LIKELIHOODS, Decoded, Likelihood
 
 MIN_POSTERIOR_VARIANCE = 1e-4
+# exp of it is far beyond any posterior and far from overflow
+MAX_LOG_VARIANCE = 20.0
 
 
 class Noise:
@@ -73,7 +75,7 @@ class Encoder(nn.Module):
 
     def forward(self, log_x_ng: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Normal:
         h_nh = self.body(log_x_ng, s_nc, noise)
-        variance = self.log_variance(h_nh).exp() + MIN_POSTERIOR_VARIANCE
+        variance = self.log_variance(h_nh).clamp_max(MAX_LOG_VARIANCE).exp() + MIN_POSTERIOR_VARIANCE
         return Normal(self.mean(h_nh), variance.sqrt(), validate_args=False)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vxpress.core.counts import Cells, Counts
-from vxpress.core.likelihoods import CP10K
+from vxpress.core.likelihoods import log_cp10k
 from vxpress.core.vae import VAE
 
 BATCH = 256
@@ -103,7 +103,7 @@ def _fit_ridge(model: VAE, cells: Cells, outside: Counts, f_nf: Tensor, train_ro
     cross = torch.zeros(f_nf.shape[1], outside.n_genes, dtype=torch.float64, device=f_nf.device)
     total = torch.zeros(outside.n_genes, dtype=torch.float64, device=f_nf.device)
     for part in train_rows.split(BATCH):
-        f, y = f_nf[part] - center, torch.log1p(CP10K * outside.dense(part) / cells.log_library_n1[part].exp()).double()
+        f, y = f_nf[part] - center, log_cp10k(outside.dense(part), cells.log_library_n1[part].exp()).double()
         gram += f.T @ f
         cross += f.T @ y
         total += y.sum(0)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from vxpress.core.config import TrainConfig
@@ -29,8 +30,10 @@ HISTORY = (
     "kl_weight",
     "lr",
 )
-# an epoch in which this share of the steps is not finite ends the training
+# training ends with an error after an epoch in which this share of the steps was not finite,
 MAX_VOIDED = 0.5
+# or after this many epochs in a row with any such step, or with a validation objective that is not finite
+MAX_TROUBLED_EPOCHS = 5
 EVAL_CHUNK = 1024
 
 
@@ -53,13 +56,13 @@ class Outcome:
 def split_cells(n: int, validation_fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Train and validation rows, each sorted; at least one validation cell unless the fraction is 0."""
     order = rng.permutation(n)
-    n_validation = max(1, round(validation_fraction * n)) if validation_fraction > 0 else 0
+    n_validation = min(max(1, round(validation_fraction * n)), n - 1) if validation_fraction > 0 else 0
     return np.sort(order[n_validation:]), np.sort(order[:n_validation])
 
 
 def kl_weight(config: TrainConfig, step: int, epoch: int, n_steps: int) -> float:
     """Weight of the divergence at a step; linear from 0 to beta."""
-    done, length = (step, config.kl_warmup * n_steps) if config.warmup_unit == "steps" else (epoch, config.kl_warmup)
+    done, length = (step + 1, config.kl_warmup * n_steps) if config.warmup_unit == "steps" else (epoch, config.kl_warmup)
     return config.beta * (min(1.0, done / length) if length > 0 else 1.0)
 
 
@@ -80,38 +83,51 @@ def train(
     training and keeps the best state so far.
     """
     device = train_rows.device
-    order = torch.Generator().manual_seed(seed)
-    noise = Noise(seed + 1, device)
+    # hashed apart: the streams of neighbouring seeds must not be each other's
+    order_seed, noise_seed, validation_seed = map(int, np.random.SeedSequence(seed).generate_state(3))
+    order = torch.Generator().manual_seed(order_seed)
+    noise = Noise(noise_seed, device)
     eps_nd = torch.randn(
-        len(validation_rows), model.config.n_latent, generator=torch.Generator().manual_seed(seed + 2)
+        len(validation_rows), model.config.n_latent, generator=torch.Generator().manual_seed(validation_seed)
     ).to(device)
-    n_batches = math.ceil(len(train_rows) / config.batch_size)
+    # no batch of one cell: it has no variance to normalise by
+    n_batches = min(math.ceil(len(train_rows) / config.batch_size), max(1, len(train_rows) // 2))
     n_steps = n_batches * config.max_epochs
     parameters = [p for name, p in model.named_parameters() if not name.startswith("decoder.readout")]
     optimizer, scheduler = _optimizer(config, parameters, n_steps)
+    running = [value for value in model.buffers() if value.dim()]
     keeper = _Keeper(config, active=len(validation_rows) > 0)
-    outcome = Outcome()
+    outcome, troubled = Outcome(), 0
     start = time.perf_counter()
     try:
         for epoch in (bar := tqdm(range(config.max_epochs), desc="fit_vae", disable=not progress)):
             model.train()
-            sums, voided = torch.zeros(3, dtype=torch.float64, device=device), torch.zeros((), device=device)
+            sums, voided = torch.zeros(4, dtype=torch.float64, device=device), torch.zeros((), device=device)
             rows = train_rows[torch.randperm(len(train_rows), generator=order).to(device)]
             for batch_rows in rows.tensor_split(n_batches):
                 weight = kl_weight(config, outcome.n_steps, epoch, n_steps)
+                before = [value.clone() for value in running]
                 terms = elbo(model, cells.batch(batch_rows), noise)
                 loss = -terms.value(weight).mean()
                 loss.backward()
-                voided += _guarded_step(optimizer, parameters, loss.detach(), config.max_grad_norm)
+                bad = _guarded_step(optimizer, parameters, loss.detach(), config.max_grad_norm)
+                for value, old in zip(running, before, strict=True):
+                    value.copy_(torch.where(bad > 0, old, value))
+                voided += bad
                 lr = optimizer.param_groups[0]["lr"]
                 if scheduler is not None:
                     scheduler.step()
                 outcome.n_steps += 1
-                sums += _sums(terms)
-            _check_voided(model, cells, train_rows, int(voided), n_batches, describe)
-            outcome.n_voided += int(voided)
+                # a voided step counts for nothing, neither its terms nor its cells
+                sums += torch.where(bad > 0, 0.0, F.pad(_sums(terms), (0, 1), value=len(batch_rows)))
             validation = evaluate(model, cells, validation_rows, eps_nd) if len(validation_rows) else None
-            _record(outcome, sums / len(train_rows), validation, config.beta, weight, float(lr))
+            finite = validation is None or bool(torch.isfinite(validation).all())
+            troubled = troubled + 1 if int(voided) or not finite else 0
+            if int(voided) > MAX_VOIDED * n_batches or troubled >= MAX_TROUBLED_EPOCHS:
+                rows = torch.cat((train_rows, validation_rows))
+                raise TrainingError(_trouble(model, cells, rows, int(voided), n_batches, describe))
+            outcome.n_voided += int(voided)
+            _record(outcome, sums[:3] / sums[3], validation, config.beta, weight, float(lr))
             if progress:
                 bar.set_postfix({"elbo": f"{outcome.history['elbo_train'][-1]:.1f}"})
             warm = weight >= config.beta or outcome.n_steps >= n_steps
@@ -158,10 +174,9 @@ def _guarded_step(
 
 
 def _sums(terms: Elbo) -> Tensor:
-    """Sums over cells of reconstruction, KL of z and KL of l; a voided step adds nothing."""
+    """Sums over cells of reconstruction, KL of z and KL of l."""
     library = terms.reconstruction_n.new_zeros(()) if terms.kl_library_n is None else terms.kl_library_n.sum()
-    sums = torch.stack((terms.reconstruction_n.sum(), terms.kl_nd.sum(), library)).detach().double()
-    return torch.nan_to_num(sums, nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.stack((terms.reconstruction_n.sum(), terms.kl_nd.sum(), library)).detach().double()
 
 
 def _chunks(rows: Tensor) -> Iterator[tuple[Tensor, slice]]:
@@ -224,12 +239,10 @@ class _Keeper:
 
 
 @torch.no_grad()
-def _check_voided(
+def _trouble(
     model: VAE, cells: Cells, rows: Tensor, voided: int, n_batches: int, describe: Callable[[Tensor], str]
-) -> None:
-    """Raise if most steps of the epoch were voided, naming the cells that cannot be evaluated."""
-    if voided <= MAX_VOIDED * n_batches:
-        return
+) -> str:
+    """What to tell the user when training cannot go on: the cells that cannot be evaluated, and what to do."""
     model.eval()
     noise, bad = Noise(0, rows.device), []
     for part_rows, _ in _chunks(rows):
@@ -239,9 +252,8 @@ def _check_voided(
     if len(suspects) == 0:
         # nothing diverges at the current weights: the largest libraries are the likeliest cause
         suspects = rows[cells.log_library_n1[rows, 0].argsort(descending=True)[:5]]
-    msg = (
-        f"{voided} of {n_batches} training steps in one epoch had a loss or gradient that is not finite, and were voided. "
-        f"Likely cause: {describe(suspects)}. Remove or check them, or lower the learning rate "
+    return (
+        f"Loss or gradient is not finite time and again ({voided} of {n_batches} steps of the last epoch, which were "
+        f"voided). Likely cause: {describe(suspects)}. Remove or check them, or lower the learning rate "
         "(options=FitOptions(learning_rate=...))."
     )
-    raise TrainingError(msg)

@@ -9,7 +9,7 @@ from torch.distributions import Normal
 from vxpress.core.config import ModelConfig
 from vxpress.core.counts import Batch, Cells
 from vxpress.core.covariates import Conditioner, Covariates
-from vxpress.core.likelihoods import Likelihood
+from vxpress.core.likelihoods import MIN_GAUSSIAN_VARIANCE, Likelihood, log_cp10k
 from vxpress.core.networks import Decoder, Encoder, Noise
 from vxpress.core.priors import PRIORS
 
@@ -91,20 +91,22 @@ class VAE(nn.Module):
         self.decoder.location.weight.mul_(0.1)
         if hasattr(self.decoder, "log_dispersion"):
             self.decoder.log_dispersion.fill_(0.0)
-        if "gate" in self.decoder.heads:
-            self.decoder.heads["gate"].bias.fill_(-3.0)
-            self.decoder.heads["gate"].weight.mul_(0.1)
+        for name, start in (("gate", -3.0), ("dispersion", 0.0)):
+            if name in self.decoder.heads:
+                self.decoder.heads[name].bias.fill_(start)
+                self.decoder.heads[name].weight.mul_(0.1)
 
 
 def _start_gaussian(model: VAE, cells: Cells, rows: Tensor) -> None:
     """Mean and variance of log1p(1e4 x / l) per gene, over at most 4,096 cells."""
     some = rows[:: max(1, len(rows) // 4096)]
     batch = cells.batch(some)
-    y_ng = torch.log1p(1e4 * batch.x_ng / batch.log_library_n1.exp())
+    y_ng = log_cp10k(batch.x_ng, batch.log_library_n1.exp())
     model.decoder.location.bias.copy_(y_ng.mean(0))
     model.decoder.location.weight.mul_(0.1)
     if hasattr(model.decoder, "log_dispersion"):
-        model.decoder.log_dispersion.copy_(y_ng.var(0).clamp_min(1e-4).log().expand_as(model.decoder.log_dispersion))
+        above_floor = (y_ng.var(0) - MIN_GAUSSIAN_VARIANCE).clamp_min(1e-4)
+        model.decoder.log_dispersion.copy_(above_floor.log().expand_as(model.decoder.log_dispersion))
 
 
 def build(config: ModelConfig, seed: int) -> VAE:

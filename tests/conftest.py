@@ -56,6 +56,14 @@ def quick() -> dict:
 
 
 @pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What scanpy's logger was told at level "warning" while the test ran."""
+    messages: list[str] = []
+    monkeypatch.setattr("scanpy.logging.warning", lambda message, **_: messages.append(message))
+    return messages
+
+
+@pytest.fixture
 def real_data() -> Callable[[str], ad.AnnData]:
     """Reads a real data set kept outside the project, or skips."""
 

@@ -1,0 +1,380 @@
+"""The commands ``vxpress demo`` and ``vxpress fit``.
+
+Exit status: 0 done, 1 the data or the settings are wrong, 2 the command line is, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from vxpress.core.config import LikelihoodName, Preset
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+OK, WRONG, USAGE, INTERRUPTED = 0, 1, 2, 130
+SUFFIXES = (".h5ad", ".zarr")
+
+DEMO_RESOLUTIONS = (0.3, 0.6, 1.0)
+DEMO_SHOWN = 0.6
+DEMO_LABELS = "bulk_labels"
+
+FIT_EXAMPLES = """\
+examples:
+  vxpress fit counts.h5ad -o fitted.h5ad
+  vxpress fit counts.h5ad -o fitted.h5ad --batch-key donor --n-top-genes 2000
+  vxpress fit counts.zarr -o fitted.zarr --layer counts --continuous-covariate-keys percent_mito
+  vxpress fit data.h5ad -o data.h5ad --overwrite --key-added vae2 --rng 1
+
+The output holds the input and, beside it, obsm["X_vae"], layers["vae_normalized"] and the model in uns["vae"]:
+  sc.pp.neighbors(adata, use_rep="X_vae"); sc.tl.leiden(adata); sc.tl.umap(adata)
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else OK
+    try:
+        with _verbosity():
+            return int(arguments.command(arguments))
+    except KeyboardInterrupt:
+        return _fail("interrupted; the output was not written.", INTERRUPTED)
+    except KeyError as error:
+        # str() of a KeyError is the repr of its message
+        return _fail(str(error.args[0]) if error.args else str(error))
+    except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
+        return _fail(str(error) or type(error).__name__)
+
+
+def _fail(message: str, status: int = WRONG) -> int:
+    print(f"vxpress: {message}", file=sys.stderr)
+    return status
+
+
+@contextmanager
+def _verbosity() -> Iterator[None]:
+    """Progress and remarks on a terminal, warnings only in a log file."""
+    from scanpy import settings
+
+    before = settings.verbosity
+    settings.verbosity = 2 if sys.stderr.isatty() else 1
+    try:
+        yield
+    finally:
+        settings.verbosity = before
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vxpress", description="Conditional variational autoencoders of single-cell counts."
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    demo = commands.add_parser(
+        "demo",
+        help="fit the data set that comes with scanpy, and draw the figures",
+        description="Fit 700 blood cells that come with scanpy (nothing is downloaded), cluster them, compare the clusters "
+        "with the known cell types beside those of PCA, and write the AnnData and the figures. Takes under a minute.",
+    )
+    demo.add_argument(
+        "-o", "--output", type=Path, default=Path("vxpress_demo"), metavar="DIR", help="default: %(default)s"
+    )
+    demo.set_defaults(command=_demo)
+
+    fit = commands.add_parser(
+        "fit",
+        help="fit an .h5ad or .zarr file of raw counts",
+        description="Fit a conditional variational autoencoder to the raw counts of an AnnData file, as\n"
+        "vx.tl.fit_vae does with the same settings, and write the AnnData with the results.\n"
+        "The output appears whole or not at all.",
+        epilog=FIT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    fit.add_argument("input", type=_data_path, help="AnnData file with raw counts, .h5ad or .zarr")
+    fit.add_argument("-o", "--output", type=_data_path, required=True, help="file to write, .h5ad or .zarr")
+    fit.add_argument("--overwrite", action="store_true", help="replace the output where it exists; it may be the input")
+    fit.add_argument("--layer", help="layer that holds the counts (default: X)")
+    fit.add_argument("--batch-key", metavar="COLUMN", help="column of obs with the batches to correct for")
+    fit.add_argument("--categorical-covariate-keys", nargs="+", default=[], metavar="COLUMN", help="further categories")
+    fit.add_argument("--continuous-covariate-keys", nargs="+", default=[], metavar="COLUMN", help="numeric covariates")
+    fit.add_argument(
+        "--n-top-genes",
+        type=_positive,
+        metavar="N",
+        help="model this many highly variable genes, chosen as vx.pp.highly_variable_genes does, within the batches "
+        '(default: var["highly_variable"] where there is one, else all genes)',
+    )
+    fit.add_argument("--likelihood", choices=get_args(LikelihoodName), help="law of the counts (default: nb)")
+    fit.add_argument("--n-latent", type=_positive, metavar="N", help="latent dimensions (default: 10)")
+    fit.add_argument(
+        "--max-epochs", type=_positive, metavar="N", help="passes over the cells (default: by their number)"
+    )
+    fit.add_argument("--preset", choices=get_args(Preset), help="a named set of defaults")
+    fit.add_argument("--no-denoised", action="store_true", help="leave out the dense layer of denoised expression")
+    fit.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, mps (default: auto)")
+    fit.add_argument("--rng", type=int, default=0, metavar="SEED", help="seed (default: 0)")
+    fit.add_argument("--key-added", metavar="NAME", help="stem of the names that are written (default: vae)")
+    fit.set_defaults(command=_fit)
+    return parser
+
+
+class _Version(argparse.Action):
+    """``--version``, looked up only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show the version")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"vxpress {version('vxpress')}")
+        parser.exit()
+
+
+def _data_path(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in SUFFIXES:
+        msg = f"{text!r} should end in .h5ad or .zarr"
+        raise argparse.ArgumentTypeError(msg)
+    return path
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        msg = f"{text!r} should be a whole number above 0"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    source, target = arguments.input, arguments.output
+    # what can be found wrong before the hours of a fit is found now
+    _check_target(target, overwrite=arguments.overwrite)
+    if not source.exists():
+        msg = f"{source} does not exist."
+        raise FileNotFoundError(msg)
+
+    adata = _read(source)
+    print(f"read {source}: {adata.n_obs:,} cells x {adata.n_vars:,} genes")
+    _run_fit(adata, arguments)
+    write(adata, target, overwrite=arguments.overwrite)
+    print(f"wrote {target}")
+    return OK
+
+
+def _run_fit(adata: AnnData, arguments: argparse.Namespace) -> None:
+    import vxpress as vx
+    from vxpress._keys import Keys
+
+    if arguments.n_top_genes is not None:
+        vx.pp.highly_variable_genes(
+            adata, n_top_genes=arguments.n_top_genes, layer=arguments.layer, batch_key=arguments.batch_key
+        )
+    start = time.perf_counter()
+    vx.tl.fit_vae(
+        adata,
+        arguments.batch_key,
+        layer=arguments.layer,
+        categorical_covariate_keys=arguments.categorical_covariate_keys,
+        continuous_covariate_keys=arguments.continuous_covariate_keys,
+        likelihood=arguments.likelihood,
+        n_latent=arguments.n_latent,
+        max_epochs=arguments.max_epochs,
+        preset=arguments.preset,
+        denoised=False if arguments.no_denoised else None,
+        device=arguments.device,
+        rng=arguments.rng,
+        key_added=arguments.key_added,
+    )
+    _report(adata.uns[Keys.of(arguments.key_added).uns], time.perf_counter() - start)
+
+
+def _report(stored: Any, seconds: float) -> None:
+    """How the fit went, in two lines."""
+    params, history = stored["params"], stored["history"]
+    if str(params["stopped"]) == "interrupted":
+        # in a session the state so far is kept; a file that stands there should come from a fit that was let finish
+        raise KeyboardInterrupt
+    kept, n_epochs = int(params["best_epoch"]), len(history["elbo_train"])
+    elbo = float(history["elbo_validation"][kept])
+    # without held-out cells there is nothing to judge by
+    held_out = f"; held-out ELBO {elbo:,.1f} nats per cell" if elbo == elbo else ""  # noqa: PLR0124
+    print(f"fitted in {seconds:.0f} s: {n_epochs} epochs, kept epoch {kept + 1}{held_out}")
+    print(str(stored["diagnostics"]["verdict"]))
+
+
+def _read(path: Path) -> AnnData:
+    import anndata as ad
+
+    try:
+        return ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
+    except MemoryError as error:
+        msg = f"{path} does not fit into memory. Choose genes or cells first, or use a larger machine."
+        raise MemoryError(msg) from error
+    except Exception as error:
+        # what h5py, zarr and anndata raise on a damaged file has no common type
+        msg = f"{path} cannot be read as an AnnData: {error}"
+        raise ValueError(msg) from error
+
+
+def _check_target(path: Path, *, overwrite: bool) -> None:
+    """Raise unless the output can be written; ``path`` may be the input."""
+    if path.exists() and not overwrite:
+        msg = f"{path} exists already. Choose another --output, or replace it with --overwrite."
+        raise FileExistsError(msg)
+    if path.exists() and path.is_dir() != (path.suffix == ".zarr"):
+        msg = f"{path} exists and is {'a folder' if path.is_dir() else 'a file'}, which {path.suffix} is not. Choose another --output."
+        raise FileExistsError(msg)
+    parent = path.resolve().parent
+    if not parent.is_dir():
+        msg = f"{parent} is not a folder. Make it first, or choose another --output."
+        raise FileNotFoundError(msg)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        msg = f"{parent} cannot be written to. Choose another --output."
+        raise PermissionError(msg)
+
+
+def write(adata: AnnData, path: Path, *, overwrite: bool) -> None:
+    """Write beside ``path`` and move it there, so that ``path`` is the old or the new file whole, never part of one.
+
+    On failure what was begun is removed, and an old file is as it was.
+    """
+    target = path.resolve()  # a link stays a link
+    with tempfile.TemporaryDirectory(
+        dir=target.parent, prefix=f".{target.name}.", ignore_cleanup_errors=True
+    ) as folder:
+        new = Path(folder) / target.name
+        with _nullable_strings():
+            if target.suffix == ".zarr":
+                adata.write_zarr(new)
+            else:
+                adata.write_h5ad(new)
+                with new.open("rb+") as file:
+                    os.fsync(file.fileno())
+        # it may have come into being during the fit
+        _check_target(path, overwrite=overwrite)
+        if not target.is_dir():
+            new.replace(target)
+            return
+        # no system call replaces a folder by another: for a moment there is none
+        old = Path(folder) / "old"
+        target.rename(old)
+        try:
+            new.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+
+
+@contextmanager
+def _nullable_strings() -> Iterator[None]:
+    """Let anndata 0.12 write the string columns that it reads from files of anndata 0.13."""
+    import anndata as ad
+
+    if getattr(ad.settings, "allow_write_nullable_strings", None) is not False:
+        yield
+        return
+    with ad.settings.override(allow_write_nullable_strings=True):
+        yield
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    import scanpy as sc
+    import torch
+
+    import vxpress as vx
+
+    # 700 cells are too few to share among threads, and the numbers do not hang on how many there are
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    folder: Path = arguments.output
+    if folder.exists() and not folder.is_dir():
+        msg = f"{folder} is a file; name a folder with --output."
+        raise NotADirectoryError(msg)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    adata = vx.datasets.pbmc68k_reduced()
+    print(f"{adata.n_obs} peripheral blood cells x {adata.n_vars} genes (Zheng et al. 2017)")
+    before = time.perf_counter()
+    vx.tl.fit_vae(adata)
+    _report(adata.uns["vae"], time.perf_counter() - before)
+
+    pca = adata.copy()
+    sc.pp.normalize_total(pca)
+    sc.pp.log1p(pca)
+    sc.pp.pca(pca, n_comps=adata.obsm["X_vae"].shape[1])
+    rows = {"X_vae": _agreement(adata, "X_vae"), "X_pca": _agreement(pca, "X_pca")}
+    _print_agreement(rows)
+
+    sc.tl.leiden(adata, resolution=DEMO_SHOWN, flavor="igraph", n_iterations=2)
+    sc.tl.umap(adata)
+    names = _figures(adata, folder)
+    write(adata, folder / "vxpress_demo.h5ad", overwrite=True)
+    print(f"\nwrote {folder}/: vxpress_demo.h5ad, {', '.join(names)}")
+    print(f"{time.perf_counter() - start:.0f} s in all")
+    return OK
+
+
+def _agreement(adata: AnnData, use_rep: str) -> list[tuple[float, float, int]]:
+    """ARI, NMI and number of clusters, per resolution, of scanpy's clusters against the known labels."""
+    import scanpy as sc
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    sc.pp.neighbors(adata, use_rep=use_rep)
+    labels, found = adata.obs[DEMO_LABELS], []
+    for resolution in DEMO_RESOLUTIONS:
+        sc.tl.leiden(adata, resolution=resolution, flavor="igraph", n_iterations=2)
+        clusters = adata.obs["leiden"]
+        found.append(
+            (
+                float(adjusted_rand_score(labels, clusters)),
+                float(normalized_mutual_info_score(labels, clusters)),
+                int(clusters.nunique()),
+            )
+        )
+    return found
+
+
+def _print_agreement(rows: dict[str, list[tuple[float, float, int]]]) -> None:
+    print(f"\nLeiden clusters against obs[{DEMO_LABELS!r}]: ARI / NMI (number of clusters)")
+    print("resolution" + "".join(f"{resolution:>20}" for resolution in DEMO_RESOLUTIONS) + f"{'mean':>16}")
+    for name, found in rows.items():
+        cells = [f"{f'{ari:.2f} / {nmi:.2f} ({k})':>20}" for ari, nmi, k in found]
+        ari, nmi = (sum(values) / len(found) for values in list(zip(*found, strict=True))[:2])
+        print(f"{name:<10}" + "".join(cells) + f"{f'{ari:.2f} / {nmi:.2f}':>16}")
+    print(
+        "X_pca: normalize_total, log1p, pca with as many components. With 700 cells, differences of a few hundredths mean little."
+    )
+
+
+def _figures(adata: AnnData, folder: Path) -> list[str]:
+    """Draw the figures into ``folder`` and return their names."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    import vxpress as vx
+
+    figures: dict[str, Any] = {
+        "latent.png": vx.pl.latent(adata, color=["leiden", DEMO_LABELS], wspace=0.3, return_fig=True),
+        "kl.png": vx.pl.kl(adata, return_fig=True),
+        "history.png": vx.pl.history(adata, return_fig=True),
+        "posterior.png": vx.pl.posterior(adata, return_fig=True),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=150, bbox_inches="tight")
+        plt.close(figure)
+    return list(figures)

@@ -1,0 +1,8 @@
+"""Looking at a fit."""
+
+from vxpress.pl._history import history
+from vxpress.pl._kl import kl
+from vxpress.pl._latent import latent
+from vxpress.pl._posterior import posterior
+
+__all__ = ["history", "kl", "latent", "posterior"]

@@ -1,0 +1,110 @@
+"""``vx.pl.history``: how the training went."""
+
+from __future__ import annotations
+
+import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vxpress._keys import DEFAULT_KEY
+from vxpress.pl._shared import INK, MAIN, PALE, QUIET, SECOND, finish, fit_of, new_axes, plain
+
+# the first epochs lie far below the rest; the view starts at this quantile of the curves
+LOW_QUANTILE = 0.05
+
+
+def history(
+    adata: AnnData,
+    *,
+    key: str = DEFAULT_KEY,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
+    """Draw the evidence lower bound per epoch, of training and held-out cells, with the weight of the divergence.
+
+    Both curves are at weight 1, whatever the weight that was trained with, so they may fall while that weight rises.
+    Training cells are averaged over the epoch, with dropout; held-out cells are judged at its end, without.
+    The vertical line marks the epoch whose weights were kept.
+
+    Parameters
+    ----------
+    adata
+        Holds a fit of :func:`~vxpress.tl.fit_vae`.
+    key
+        Stem of the fit: the ``key_added`` of the call that made it.
+    ax
+        Axes to draw on; by default those of a new figure. The weight is drawn on a twin of them.
+    show
+        Whether to show the figure; by default ``sc.settings.autoshow``.
+    return_fig
+        Whether to return the figure, without showing it.
+
+    Returns
+    -------
+    ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the :class:`~matplotlib.axes.Axes`
+    with the two curves: epochs from 1 against nats per cell, higher being better. The view leaves out the lowest values,
+    those of the first epochs.
+
+    Raises
+    ------
+    KeyError
+        If ``adata`` holds no fit with this stem.
+
+    See Also
+    --------
+    vxpress.pl.kl : what came of it.
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=5, denoised=False)
+    >>> ax = vx.pl.history(adata, show=False)
+    >>> [line.get_label() for line in ax.get_lines()]
+    ['training cells', 'held-out cells', 'kept: epoch 5']
+    """
+    fit = fit_of(adata, key)
+    train, validation, weight = (fit.history[name] for name in ("elbo_train", "elbo_validation", "kl_weight"))
+    epochs = np.arange(1, len(train) + 1)
+    marker = "o" if len(epochs) == 1 else ""
+    ax = new_axes(ax, (6.0, 3.6))
+    twin = ax.twinx()
+
+    twin.fill_between(epochs, weight, color=PALE, alpha=0.5, linewidth=0)
+    twin.plot(epochs, weight, color=QUIET, linewidth=1, marker=marker)
+    twin.set_ylim(0, 1.05 * max(1.0, float(weight.max())))
+    twin.set_ylabel("KL weight", color=QUIET)
+    twin.tick_params(axis="y", colors=QUIET)
+    twin.grid(visible=False)
+    twin.spines[["top", "left"]].set_visible(False)
+    twin.spines["right"].set_color(QUIET)
+    # the curves lie above the weight, which is the background
+    ax.set_zorder(twin.get_zorder() + 1)
+    ax.patch.set_visible(False)
+
+    ax.plot(epochs, train, color=MAIN, linewidth=1.5, marker=marker, label="training cells")
+    if np.isfinite(validation).any():
+        ax.plot(epochs, validation, color=SECOND, linewidth=1.5, marker=marker, label="held-out cells")
+    kept = fit.params.best_epoch + 1
+    ax.axvline(kept, color=INK, linewidth=1, linestyle=":", label=f"kept: epoch {kept}")
+    _set_view(ax, np.concatenate([train, validation]))
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("ELBO (nats per cell)")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlim(0.5, len(epochs) + 0.5)
+    ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2)
+    plain(ax)
+    return finish(ax, show=show, return_fig=return_fig)
+
+
+def _set_view(ax: Axes, values: np.ndarray) -> None:
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return
+    low, high = float(np.quantile(values, LOW_QUANTILE)), float(values.max())
+    if high > low:
+        margin = 0.06 * (high - low)
+        ax.set_ylim(low - margin, high + margin)

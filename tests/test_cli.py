@@ -1,0 +1,290 @@
+"""The command line: exit status, messages, files that appear whole or not at all, and the fit of the Python call."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+import vxpress as vx
+from vxpress import _cli
+from vxpress._cli import main, write
+
+QUICK = ["--max-epochs", "2", "--n-latent", "3"]
+
+
+@pytest.fixture
+def counts(tmp_path: Path) -> Path:
+    path = tmp_path / "in.h5ad"
+    vx.datasets.simulate(120, 40, n_batches=2).write_h5ad(path)
+    return path
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fit(*arguments: str | Path) -> int:
+    return main(["fit", *map(str, arguments)])
+
+
+# usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "command"),
+        (["fly"], "invalid choice"),
+        (["fit", "in.h5ad"], "-o/--output"),
+        (["fit", "in.csv", "-o", "out.h5ad"], "'in.csv' should end in .h5ad or .zarr"),
+        (["fit", "in.h5ad", "-o", "out.loom"], "'out.loom' should end in .h5ad or .zarr"),
+        (["fit", "in.h5ad", "-o", "out.h5ad", "--max-epochs", "0"], "'0' should be a whole number above 0"),
+        (["fit", "in.h5ad", "-o", "out.h5ad", "--likelihood", "gamma"], "invalid choice"),
+    ],
+)
+def test_wrong_usage_is_status_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_and_version_are_status_0(capsys):
+    assert main(["fit", "--help"]) == 0
+    assert "vxpress fit counts.h5ad -o fitted.h5ad" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("vxpress ")
+
+
+def test_help_imports_neither_torch_nor_scanpy():
+    code = "import sys, vxpress._cli as c; c.main(['--help']); sys.exit(bool({'torch', 'scanpy', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+# wrong data and settings
+
+
+def test_wrong_data_and_settings_are_status_1_with_one_line(counts, tmp_path, capsys):
+    out = tmp_path / "out.h5ad"
+    normalised = vx.datasets.simulate(20, 10)
+    normalised.X = normalised.X * 0.5
+    normalised.write_h5ad(tmp_path / "normalised.h5ad")
+    (tmp_path / "broken.h5ad").write_bytes(b"no HDF5")
+    before = listing(tmp_path)
+    cases: list[tuple[list[str | Path], str]] = [
+        ([tmp_path / "absent.h5ad", "-o", out], "does not exist"),
+        ([tmp_path / "broken.h5ad", "-o", out], "cannot be read as an AnnData"),
+        ([tmp_path / "normalised.h5ad", "-o", out], "not whole numbers"),
+        ([counts, "-o", tmp_path / "nowhere" / "out.h5ad"], "is not a folder"),
+        ([counts, "-o", counts], "--overwrite"),
+        ([counts, "-o", out, "--batch-key", "nothing"], "'nothing' is not a column of adata.obs"),
+        ([counts, "-o", out, "--layer", "nothing"], "layer='nothing'"),
+        ([counts, "-o", out, "--device", "abacus"], "device='abacus'"),
+        ([counts, "-o", out, "--n-latent", "5000"], "n_latent=5000"),
+    ]
+    for arguments, message in cases:
+        assert fit(*arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("vxpress: ")
+        assert message in error
+        assert "Traceback" not in error
+        assert listing(tmp_path) == before
+
+
+def test_interrupt_is_status_130_and_leaves_nothing(counts, tmp_path, monkeypatch, capsys):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vx.tl, "fit_vae", interrupted)
+    assert fit(counts, "-o", tmp_path / "out.h5ad") == 130
+    assert capsys.readouterr().err == "vxpress: interrupted; the output was not written.\n"
+    assert listing(tmp_path) == ["in.h5ad"]
+
+
+def test_training_that_was_cut_short_is_interrupted_too(counts, tmp_path, monkeypatch):
+    whole = vx.tl.fit_vae
+
+    def cut_short(adata, *args, **kwargs):
+        whole(adata, *args, **kwargs)
+        adata.uns["vae"]["params"]["stopped"] = "interrupted"
+
+    monkeypatch.setattr(vx.tl, "fit_vae", cut_short)
+    assert fit(counts, "-o", tmp_path / "out.h5ad", *QUICK) == 130
+    assert listing(tmp_path) == ["in.h5ad"]
+
+
+# the fit
+
+
+def test_fit_is_the_python_call_bit_for_bit(counts, tmp_path, capsys):
+    out = tmp_path / "out.h5ad"
+    arguments = [
+        "--batch-key",
+        "batch",
+        "--continuous-covariate-keys",
+        "library_size",
+        "--rng",
+        "3",
+        "--likelihood",
+        "zinb",
+    ]
+    assert fit(counts, "-o", out, "--n-top-genes", "30", *arguments, *QUICK) == 0
+    expected = ad.read_h5ad(counts)
+    vx.pp.highly_variable_genes(expected, n_top_genes=30, batch_key="batch")
+    vx.tl.fit_vae(
+        expected,
+        "batch",
+        continuous_covariate_keys=["library_size"],
+        likelihood="zinb",
+        rng=3,
+        max_epochs=2,
+        n_latent=3,
+    )
+    found = ad.read_h5ad(out)
+    assert np.array_equal(found.obsm["X_vae"], expected.obsm["X_vae"])
+    assert np.array_equal(found.obsm["X_vae_var"], expected.obsm["X_vae_var"])
+    assert np.array_equal(found.layers["vae_normalized"], expected.layers["vae_normalized"])
+    assert list(found.uns["vae"]["weights"]) == sorted(expected.uns["vae"]["weights"])
+    for name, value in expected.uns["vae"]["weights"].items():
+        assert np.array_equal(found.uns["vae"]["weights"][name], value)
+    printed = capsys.readouterr().out
+    assert "120 cells x 40 genes" in printed
+    assert "held-out ELBO" in printed
+    assert expected.uns["vae"]["diagnostics"]["verdict"] in printed
+    assert f"wrote {out}" in printed
+
+
+def test_fit_names_and_omits_as_told(counts, tmp_path):
+    out = tmp_path / "out.h5ad"
+    assert fit(counts, "-o", out, "--key-added", "mine", "--no-denoised", *QUICK) == 0
+    found = ad.read_h5ad(out)
+    assert found.obsm["mine"].shape == (120, 3)
+    assert [name for name in found.layers if name is not None] == []
+    assert "vae" not in found.uns
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:zarr", "ignore::FutureWarning:anndata")
+def test_fit_reads_and_writes_zarr(counts, tmp_path):
+    first, second = tmp_path / "first.zarr", tmp_path / "second.zarr"
+    assert fit(counts, "-o", first, *QUICK) == 0
+    assert fit(first, "-o", second, "--key-added", "again", *QUICK) == 0
+    found = ad.read_zarr(second)
+    assert np.array_equal(found.obsm["X_vae"], found.obsm["again"])
+    assert fit(first, "-o", first, "--overwrite", "--key-added", "again", *QUICK) == 0
+    assert "again" in ad.read_zarr(first).obsm
+    assert listing(tmp_path) == ["first.zarr", "in.h5ad", "second.zarr"]
+
+
+# the file
+
+
+def test_the_input_may_be_replaced(counts, tmp_path):
+    assert fit(counts, "-o", counts, "--overwrite", *QUICK) == 0
+    assert "X_vae" in ad.read_h5ad(counts).obsm
+    assert listing(tmp_path) == ["in.h5ad"]
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.filterwarnings("ignore::UserWarning:zarr", "ignore::FutureWarning:anndata")
+def test_a_failed_write_keeps_the_old_output_and_leaves_nothing(counts, tmp_path, monkeypatch, capsys, suffix):
+    out = tmp_path / f"out{suffix}"
+    old = AnnData(np.ones((2, 2), dtype=np.float32))
+    write(old, out, overwrite=False)
+    before = listing(tmp_path)
+
+    def half(_self, path, *_args, **_kwargs):
+        if suffix == ".zarr":
+            path.mkdir()
+            path /= "part"
+        path.write_bytes(b"half a file")
+        msg = "No space left on device"
+        raise OSError(msg)
+
+    monkeypatch.setattr(AnnData, "write_h5ad", half)
+    monkeypatch.setattr(AnnData, "write_zarr", half)
+    assert fit(counts, "-o", out, "--overwrite", *QUICK) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert listing(tmp_path) == before
+    read = ad.read_zarr if suffix == ".zarr" else ad.read_h5ad
+    assert np.array_equal(read(out).X, old.X)
+
+
+def test_an_output_that_came_into_being_meanwhile_is_kept(counts, tmp_path, monkeypatch):
+    out = tmp_path / "out.h5ad"
+    read = _cli._read
+
+    def meanwhile(path):
+        out.write_bytes(b"somebody's")
+        return read(path)
+
+    monkeypatch.setattr(_cli, "_read", meanwhile)
+    assert fit(counts, "-o", out, *QUICK) == 1
+    assert out.read_bytes() == b"somebody's"
+    assert listing(tmp_path) == ["in.h5ad", "out.h5ad"]
+
+
+def test_a_folder_is_no_h5ad(counts, tmp_path, capsys):
+    (tmp_path / "out.h5ad").mkdir()
+    assert fit(counts, "-o", tmp_path / "out.h5ad", "--overwrite") == 1
+    assert "is a folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes and links of POSIX")
+def test_links_and_modes_are_those_of_a_plain_write(counts, tmp_path):
+    adata = ad.read_h5ad(counts)
+    write(adata, tmp_path / "real.h5ad", overwrite=False)
+    adata.write_h5ad(tmp_path / "plain.h5ad")
+    assert stat.S_IMODE((tmp_path / "real.h5ad").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "plain.h5ad").stat().st_mode
+    )
+    link = tmp_path / "link.h5ad"
+    link.symlink_to(tmp_path / "real.h5ad")
+    write(adata[:5].copy(), link, overwrite=True)
+    assert link.is_symlink()
+    assert ad.read_h5ad(tmp_path / "real.h5ad").n_obs == 5
+
+
+def test_strings_as_pandas_3_holds_them_are_written(counts, tmp_path):
+    adata = ad.read_h5ad(counts)
+    adata.obs["note"] = pd.array(["a", None] * (adata.n_obs // 2), dtype="string")
+    write(adata, tmp_path / "out.h5ad", overwrite=False)
+    assert list(ad.read_h5ad(tmp_path / "out.h5ad").obs["note"].isna()[:2]) == [False, True]
+
+
+# the demo
+
+
+@pytest.mark.slow
+def test_demo_end_to_end(tmp_path):
+    out = tmp_path / "demo"
+    done = subprocess.run(
+        [sys.executable, "-m", "vxpress", "demo", "-o", str(out)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert listing(out) == ["history.png", "kl.png", "latent.png", "posterior.png", "vxpress_demo.h5ad"]
+    adata = ad.read_h5ad(out / "vxpress_demo.h5ad")
+    assert {"X_vae", "X_umap"} <= set(adata.obsm)
+    assert {"leiden", "bulk_labels"} <= set(adata.obs)
+    assert str(adata.uns["vae"]["diagnostics"]["verdict"]) in done.stdout
+    for name in ("X_vae", "X_pca", "ARI / NMI"):
+        assert name in done.stdout
+    assert all((out / name).stat().st_size > 10_000 for name in listing(out))
+
+
+def test_demo_does_not_write_over_a_file(tmp_path, capsys):
+    (tmp_path / "demo").write_text("mine")
+    assert main(["demo", "-o", str(tmp_path / "demo")]) == 1
+    assert "is a file" in capsys.readouterr().err
+    assert (tmp_path / "demo").read_text() == "mine"

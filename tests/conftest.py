@@ -10,13 +10,16 @@ import anndata as ad
 import numpy as np
 import pytest
 import scanpy as sc
+import torch
 
 import vxpress as vx
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
+def _quiet_and_single_threaded() -> None:
     sc.settings.verbosity = 1
+    # numba raises torch's thread count as it goes; on matrices this small threads only wait for each other
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -75,16 +75,22 @@ def _verdict(
     if information < MIN_INFORMATION or k < MIN_ACTIVE_SHARE * d:
         return (
             f"collapsed: the latent tells cells apart by {information:.2f} nats with {k} of {d} dimensions active; clusters "
-            "on it would be noise. Fit again with beta=1, fewer dimensions (n_latent=) or a longer warm-up (kl_warmup=)."
+            f"on it would be noise. Fit again with {_beta_advice(train)}more epochs (max_epochs=), a longer warm-up "
+            "(kl_warmup=) or fewer dimensions (n_latent=)."
         )
     if gap_low > MAX_PRIOR_GAP:
         return (
             f"prior gap: the cells lie {gap_low:.2f} nats a dimension away from the prior; clustering and denoising are "
-            "sound, but cells drawn from the prior would not look like these. Fit again with beta=1 or a longer budget (max_epochs=)."
+            "sound, but cells drawn from the prior would not look like these. Should that matter, fit again with "
+            f"{_beta_advice(train)}more epochs (max_epochs=)."
         )
     if k < d:
         return f"unused dimensions: {d - k} of {d} carry nothing, which harms nothing; n_latent={max(k, 1)} would do."
     return f"healthy: all {d} dimensions are active and carry {information:.1f} nats about each cell."
+
+
+def _beta_advice(train: TrainConfig) -> str:
+    return "" if train.beta == 1.0 else f"beta=1 instead of {train.beta:g}, "
 
 
 def _still_rising(history: Mapping[str, Any]) -> bool:

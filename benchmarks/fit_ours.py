@@ -97,7 +97,9 @@ def main() -> None:
                 result = fit(name, seed, setting, args.threads)
                 np.savez_compressed(path, **result)
                 elbo, iwae, seconds = (float(np.mean(result[k])) for k in ("elbo", "iwae", "seconds"))
-                print(f"{path.name}: {seconds:.0f} s, ELBO {elbo:.2f}, IWAE {iwae:.2f}; {result['verdict']}", flush=True)
+                print(
+                    f"{path.name}: {seconds:.0f} s, ELBO {elbo:.2f}, IWAE {iwae:.2f}; {result['verdict']}", flush=True
+                )
 
 
 if __name__ == "__main__":

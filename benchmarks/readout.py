@@ -87,7 +87,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     rows = []
     for name in args.sets:
-        readout, direct, mean = (np.mean(part, axis=0) for part in zip(*(one(name, s) for s in args.seeds), strict=True))
+        readout, direct, mean = (
+            np.mean(part, axis=0) for part in zip(*(one(name, s) for s in args.seeds), strict=True)
+        )
         gap = readout - direct
         half = 1.96 * gap.std(ddof=1) / np.sqrt(len(gap))
         closed = 100 * (mean.mean() - readout.mean()) / (mean.mean() - direct.mean())

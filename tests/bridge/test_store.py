@@ -11,7 +11,9 @@ from vxpress.bridge.store import Results, check_adata
 def test_all_or_nothing() -> None:
     adata = ad.AnnData(np.zeros((3, 2), dtype=np.float32), obs={"keep": [1, 2, 3]}, uns={"u": "old"})
     results = Results(
-        obs={"keep": [4, 5, 6], "new": [1, 1, 1]}, obsm={"X": np.zeros((3, 2)), "bad": np.zeros((99, 2))}, uns={"u": "new"}
+        obs={"keep": [4, 5, 6], "new": [1, 1, 1]},
+        obsm={"X": np.zeros((3, 2)), "bad": np.zeros((99, 2))},
+        uns={"u": "new"},
     )
     with pytest.raises(ValueError, match="99"):
         results.write(adata)

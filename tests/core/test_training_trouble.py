@@ -101,7 +101,7 @@ def test_running_statistics_survive_a_voided_step(
 
 def test_persistent_trouble_names_the_cell(make_cells: MakeCells) -> None:
     cells = _bad_cell(make_cells(), 77)
-    with pytest.raises(TrainingError, match=r"1 of 1 training steps.*cells \[77\]"):
+    with pytest.raises(TrainingError, match=r"1 of 1 steps.*cells \[77\]"):
         _train(cells, replace(TRAIN, batch_size=500))
 
 

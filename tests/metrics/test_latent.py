@@ -42,7 +42,7 @@ def test_information_of_a_gaussian_channel(sd: float) -> None:
 
 
 def test_information_is_capped_by_the_number_of_cells() -> None:
-    mean = 1000.0 * np.arange(50)[:, None]
+    mean = 20.0 * np.arange(50)[:, None]
     np.testing.assert_allclose(vx.metrics.mutual_information(mean, np.ones((50, 1))), np.log(50), rtol=1e-9)
 
 

@@ -151,9 +151,7 @@ def test_one_gene(adata: ad.AnnData, quick: dict) -> None:
     assert np.isfinite(one.layers["vae_normalized"]).all()
 
 
-def test_one_category_says_there_is_nothing_to_correct(
-    adata: ad.AnnData, quick: dict, warned: list[str]
-) -> None:
+def test_one_category_says_there_is_nothing_to_correct(adata: ad.AnnData, quick: dict, warned: list[str]) -> None:
     adata.obs["batch"] = "only"
     vx.tl.fit_vae(adata, "batch", **quick)
     assert "one category" in " ".join(warned)
@@ -175,9 +173,7 @@ def test_empty_cells_are_kept_out_of_the_fit_and_get_a_latent(
     np.testing.assert_array_equal(adata.obs["vae_library"].iloc[[2, 9]], 0)
 
 
-def test_empty_genes_are_modelled_near_zero_and_named(
-    adata: ad.AnnData, quick: dict, warned: list[str]
-) -> None:
+def test_empty_genes_are_modelled_near_zero_and_named(adata: ad.AnnData, quick: dict, warned: list[str]) -> None:
     x = adata.X.toarray()
     x[:, 5] = 0
     adata.X = sparse.csr_matrix(x)

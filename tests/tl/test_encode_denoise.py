@@ -57,7 +57,7 @@ def test_copy_and_key_added(fitted: ad.AnnData) -> None:
     assert not len(query.obsm)
     assert set(result.obsm) == {"mine", "mine_var"}
     vx.tl.denoise(result, key="mine", key_added="smooth")
-    assert list(k for k in result.layers if k is not None) == ["smooth"]
+    assert [k for k in result.layers if k is not None] == ["smooth"]
 
 
 def test_concatenation_asks_for_the_model(fitted: ad.AnnData) -> None:

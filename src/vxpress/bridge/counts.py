@@ -39,7 +39,14 @@ def read_counts(
         picked = block if genes is None else block[:, genes].sorted_indices()
         inside = picked if all_modelled else picked[:, modelled_g]
         outside = None if all_modelled else picked[:, ~modelled_g]
-        blocks.append((inside.astype(np.float32), None if outside is None else outside.astype(np.float32), _sums(inside), _sums(picked)))
+        blocks.append(
+            (
+                inside.astype(np.float32),
+                None if outside is None else outside.astype(np.float32),
+                _sums(inside),
+                _sums(picked),
+            )
+        )
     return CountData(
         _stack([b[0] for b in blocks]),
         None if all_modelled else _stack([b[1] for b in blocks]),

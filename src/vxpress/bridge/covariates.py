@@ -60,9 +60,7 @@ class CovariateTable:
         n = len(obs)
         return Covariates(
             torch.from_numpy(np.stack(codes, axis=1) if codes else np.zeros((n, 0), dtype=np.int64)),
-            torch.from_numpy(
-                (np.stack(values, axis=1) if values else np.zeros((n, 0))).astype(np.float32)
-            ),
+            torch.from_numpy((np.stack(values, axis=1) if values else np.zeros((n, 0))).astype(np.float32)),
             None if self.labels is None else torch.from_numpy(_codes(obs, *self.labels)),
         )
 

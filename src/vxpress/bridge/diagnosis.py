@@ -94,9 +94,7 @@ def _beta_advice(train: TrainConfig) -> str:
 
 
 def _still_rising(history: Mapping[str, Any]) -> bool:
-    """Whether the best of the last tenth of the epochs beats all before it by more than 0.1 %, at a learning rate
-    that was still high.
-    """
+    """Whether the last tenth of the epochs beat all before it by more than 0.1 %, at a learning rate still high."""
     elbo = np.asarray(history["objective_validation"], dtype=float)
     lr = np.asarray(history["lr"], dtype=float)
     if len(elbo) < 2 or not np.isfinite(elbo).all() or lr[-1] < 0.1 * lr.max():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import h5py
 from anndata import AnnData
@@ -15,7 +15,7 @@ from vxpress.bridge.file import read_fit
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.store import check_format, is_fit
 
-Model = AnnData | str | Path | None
+Model: TypeAlias = AnnData | str | Path | None
 
 
 def find_fit(adata: AnnData, model: Model, key: str) -> Fit:
@@ -57,7 +57,7 @@ def _read_uns(path: Path, name: str) -> Mapping[str, Any]:
         import zarr
 
         group = zarr.open_group(str(path), mode="r")
-        return {name: read_elem(group["uns"][name])} if "uns" in group and name in group["uns"] else {}
+        return {name: read_elem(group[f"uns/{name}"])} if f"uns/{name}" in group else {}
     try:
         with h5py.File(path, "r") as file:
             return {name: read_elem(file["uns"][name])} if name in file.get("uns", {}) else {}

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
-from anndata.abc import CSCDataset, CSRDataset
+from anndata.abc import CSCDataset
 from scipy import sparse
 
 MAX_COUNT = 2**24
 BLOCK_ENTRIES = 32_000_000
 
 
-def get_matrix(adata: AnnData, layer: str | None):
+def get_matrix(adata: AnnData, layer: str | None) -> Any:
     """``adata.X`` or a layer, as it lies there."""
     if layer is None:
         if adata.X is None:
@@ -32,7 +33,7 @@ def place(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def row_blocks(matrix, n_rows: int | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
     """Canonical CSR blocks of consecutive rows; the matrix itself is never changed.
 
     ``matrix`` is a numpy array, a scipy sparse matrix or array, or a backed HDF5 or zarr one.  A backed CSC matrix is
@@ -49,7 +50,7 @@ def row_blocks(matrix, n_rows: int | None = None) -> Iterator[tuple[slice, spars
         yield rows, canonical(matrix[rows])
 
 
-def canonical(block) -> sparse.csr_matrix:
+def canonical(block: Any) -> sparse.csr_matrix:
     """A CSR matrix with sorted, unique indices, in numbers that arithmetic works on; a copy where anything changes."""
     if hasattr(block, "compute"):
         block = block.compute()

@@ -27,7 +27,7 @@ class Request:
     """Which data a fit was asked to read."""
 
     layer: str | None
-    mask_var: str | np.ndarray | None | Unset
+    mask_var: str | np.ndarray | Unset | None
     batch_key: str | None
     categorical_covariate_keys: tuple[str, ...]
     continuous_covariate_keys: tuple[str, ...]
@@ -91,7 +91,7 @@ def prepare(
     return Prepared(counts, modelled_g, mask_name, covariates, library, cells, usable[train], usable[validation])
 
 
-def read_query(adata: AnnData, fit: Fit, layer: str | None | Unset) -> tuple[Cells, np.ndarray]:
+def read_query(adata: AnnData, fit: Fit, layer: str | Unset | None) -> tuple[Cells, np.ndarray]:
     """Cells for a fitted model, their genes put in its order by name, and their library."""
     check_gene_names(adata)
     position = adata.var_names.get_indexer(fit.genes)
@@ -125,7 +125,7 @@ def check_gene_names(adata: AnnData) -> None:
         raise ValueError(msg)
 
 
-def modelled_genes(adata: AnnData, mask_var: str | np.ndarray | None | Unset) -> tuple[np.ndarray, str | None]:
+def modelled_genes(adata: AnnData, mask_var: str | np.ndarray | Unset | None) -> tuple[np.ndarray, str | None]:
     """The genes to model as a boolean array, and the name of the mask; scanpy's rule for ``sc.pp.pca``."""
     if isinstance(mask_var, Unset):
         mask_var = "highly_variable" if "highly_variable" in adata.var else None

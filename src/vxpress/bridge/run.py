@@ -85,10 +85,10 @@ def denoised_matrix(
     mean_nd: np.ndarray,
     var_nd: np.ndarray,
     covariates: Covariates,
+    *,
     modelled_g: np.ndarray,
     batches: tuple[int, ...],
     target_sum: float,
-    *,
     n_draws: int = DENOISING_DRAWS,
     seed: int = DENOISING_SEED,
 ) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -37,9 +39,7 @@ class MLP(nn.Module):
     def __init__(self, n_in: int, n_condition: int, config: ModelConfig, dropout: float) -> None:
         super().__init__()
         widths = [n_in] + [config.n_hidden] * config.n_layers
-        self.linears = nn.ModuleList(
-            nn.Linear(a + n_condition, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.linears = nn.ModuleList(nn.Linear(a + n_condition, b) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(_norm(config) for _ in self.linears)
         self.dropout = dropout
 
@@ -117,7 +117,12 @@ class Decoder(nn.Module):
         return log_rho[:, : self.n_genes], log_rho[:, self.n_genes :]
 
     def forward(
-        self, z_nd: Tensor, s_nc: Tensor | None, covariates: Covariates, log_library_n1: Tensor, noise: Noise | None = None
+        self,
+        z_nd: Tensor,
+        s_nc: Tensor | None,
+        covariates: Covariates,
+        log_library_n1: Tensor,
+        noise: Noise | None = None,
     ) -> Likelihood:
         f_nf = self.features(z_nd, s_nc, noise)
         location_ng, _ = self.locate(f_nf)

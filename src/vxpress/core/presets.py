@@ -94,10 +94,10 @@ class Settings:
     """A complete set of choices, before the data are known."""
 
     likelihood: str = "nb"
-    n_latent: int = 10
+    n_latent: int = 20
     n_hidden: int = 128
     n_layers: int = 1
-    dropout: float = 0.1
+    dropout: float = 0.3
     norm: Norm = "layer"
     norm_momentum: float = 0.1
     norm_eps: float = 1e-5
@@ -133,6 +133,8 @@ class ReferenceSettings(Settings):
     """The defaults of scvi-tools' SCVI (1.5.1): architecture, initialisation, optimizer, KL schedule and epochs."""
 
     likelihood: str = "zinb"
+    n_latent: int = 10
+    dropout: float = 0.1
     norm: Norm = "batch"
     norm_momentum: float = 0.01
     norm_eps: float = 1e-3
@@ -158,7 +160,7 @@ class ReferenceSettings(Settings):
 PRESETS: dict[Preset | None, Settings] = {
     None: Settings(),
     "scvi": ReferenceSettings(),
-    "integration": Settings(n_latent=20),
+    "integration": Settings(n_latent=10, dropout=0.1),
 }
 
 

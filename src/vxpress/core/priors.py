@@ -27,4 +27,4 @@ def gaussian_kl(q: Normal, loc: Tensor, variance: Tensor) -> Tensor:
     return 0.5 * (ratio + (q.loc - loc).square() / variance - 1.0 - ratio.log())
 
 
-PRIORS: dict[str, type[nn.Module]] = {"normal": StandardNormal}
+PRIORS: dict[str, type[StandardNormal]] = {"normal": StandardNormal}

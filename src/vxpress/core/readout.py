@@ -26,7 +26,14 @@ WEIGHT_DECAY = 0.05
 
 
 def fit_readout(
-    model: VAE, cells: Cells, outside: Counts, mean_nd: Tensor, train_rows: Tensor, validation_rows: Tensor, *, seed: int
+    model: VAE,
+    cells: Cells,
+    outside: Counts,
+    mean_nd: Tensor,
+    train_rows: Tensor,
+    validation_rows: Tensor,
+    *,
+    seed: int,
 ) -> None:
     """Fit ``model.decoder.readout`` in place on posterior means; the rest of the model is not touched."""
     with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,7 +62,9 @@ def split_cells(n: int, validation_fraction: float, rng: np.random.Generator) ->
 
 def kl_weight(config: TrainConfig, step: int, epoch: int, n_steps: int) -> float:
     """Weight of the divergence at a step; linear from 0 to beta."""
-    done, length = (step + 1, config.kl_warmup * n_steps) if config.warmup_unit == "steps" else (epoch, config.kl_warmup)
+    done, length = (
+        (step + 1, config.kl_warmup * n_steps) if config.warmup_unit == "steps" else (epoch, config.kl_warmup)
+    )
     return config.beta * (min(1.0, done / length) if length > 0 else 1.0)
 
 
@@ -149,7 +151,7 @@ def train(
 
 
 def _optimizer(
-    config: TrainConfig, parameters: list[Tensor], n_steps: int
+    config: TrainConfig, parameters: Sequence[Tensor], n_steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     optimizer = kind(
@@ -161,13 +163,13 @@ def _optimizer(
 
 
 def _guarded_step(
-    optimizer: torch.optim.Optimizer, parameters: list[Tensor], loss: Tensor, max_grad_norm: float
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], loss: Tensor, max_grad_norm: float
 ) -> Tensor:
     """One optimizer step, voided on the device where loss or gradient is not finite; returns 1 if it was."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm if max_grad_norm > 0 else math.inf)
     bad = (~torch.isfinite(norm + loss)).float()
     # fused optimizers skip the update where found_inf is set: the hook that gradient scalers use
-    optimizer.found_inf = bad
+    optimizer.found_inf = bad  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return bad

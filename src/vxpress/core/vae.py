@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -11,7 +13,7 @@ from vxpress.core.counts import Batch, Cells
 from vxpress.core.covariates import Conditioner, Covariates
 from vxpress.core.likelihoods import MIN_GAUSSIAN_VARIANCE, Likelihood, log_cp10k
 from vxpress.core.networks import Decoder, Encoder, Noise
-from vxpress.core.priors import PRIORS
+from vxpress.core.priors import PRIORS, StandardNormal
 
 
 class VAE(nn.Module):
@@ -25,6 +27,7 @@ class VAE(nn.Module):
     library_log_mean_b: Tensor
     library_log_var_b: Tensor
     outside_ratio: Tensor
+    prior: StandardNormal
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -55,8 +58,10 @@ class VAE(nn.Module):
 
     def library_prior(self, covariates: Covariates) -> tuple[Tensor, Tensor]:
         """Mean and variance of log l per cell, each (n, 1)."""
-        code = covariates.categorical_nk[:, 0] if self.config.has_batch else torch.zeros(
-            len(covariates.continuous_nc), dtype=torch.int64, device=self.library_log_mean_b.device
+        code = (
+            covariates.categorical_nk[:, 0]
+            if self.config.has_batch
+            else torch.zeros(len(covariates.continuous_nc), dtype=torch.int64, device=self.library_log_mean_b.device)
         )
         return self.library_log_mean_b[code][:, None], self.library_log_var_b[code][:, None]
 
@@ -93,8 +98,9 @@ class VAE(nn.Module):
             self.decoder.log_dispersion.fill_(0.0)
         for name, start in (("gate", -3.0), ("dispersion", 0.0)):
             if name in self.decoder.heads:
-                self.decoder.heads[name].bias.fill_(start)
-                self.decoder.heads[name].weight.mul_(0.1)
+                head = cast("nn.Linear", self.decoder.heads[name])
+                head.bias.fill_(start)
+                head.weight.mul_(0.1)
 
 
 def _start_gaussian(model: VAE, cells: Cells, rows: Tensor) -> None:

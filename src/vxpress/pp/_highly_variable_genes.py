@@ -13,8 +13,8 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress.bridge.matrix import get_matrix, place, row_blocks
-from vxpress.pp._residuals import residual_moments
 from vxpress.bridge.store import check_adata, own
+from vxpress.pp._residuals import residual_moments
 from vxpress.pp._shared import batch_codes
 
 Flavor = Literal["nb", "pearson_residuals", "seurat_v3", "seurat_v3_paper", "seurat", "cell_ranger"]

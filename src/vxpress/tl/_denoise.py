@@ -95,9 +95,9 @@ def denoise(
         mean_nd,
         var_nd,
         fit.covariates.read(adata.obs),
-        fit.modelled_g,
-        batches,
-        target_sum,
+        modelled_g=fit.modelled_g,
+        batches=batches,
+        target_sum=target_sum,
         n_draws=n_draws,
         seed=rng,
     )

@@ -13,9 +13,7 @@ from vxpress.bridge.store import Results, check_adata, own
 from vxpress.bridge.stored import stored_posterior
 
 
-def diagnose(
-    adata: AnnData, model: Model = None, *, key: str = DEFAULT_KEY, copy: bool = False
-) -> AnnData | None:
+def diagnose(adata: AnnData, model: Model = None, *, key: str = DEFAULT_KEY, copy: bool = False) -> AnnData | None:
     """Judge the latent space of the cells at hand: collapse, unused dimensions, prior gap.
 
     :func:`fit_vae` does this for its own cells; call it after :func:`encode` or on a subset of cells.

@@ -20,7 +20,7 @@ def encode(
     model: Model = None,
     *,
     key: str = DEFAULT_KEY,
-    layer: str | None | Unset = UNSET,
+    layer: str | Unset | None = UNSET,
     device: str | torch.device = "auto",
     key_added: str | None = None,
     copy: bool = False,
@@ -70,7 +70,7 @@ def encode(
     >>> vx.tl.fit_vae(reference, max_epochs=5)
     >>> vx.tl.encode(query, model=reference)
     >>> query.obsm["X_vae"].shape
-    (100, 10)
+    (100, 20)
     """
     check_adata(adata, copy=copy)
     fit = find_fit(adata, model, key)

@@ -23,6 +23,8 @@ from vxpress.core.config import (
     check_choice,
 )
 
+MAX_EPOCHS = 100
+
 
 @dataclass(frozen=True)
 class FitOptions:
@@ -122,10 +124,13 @@ class Settings:
     library_of_modelled_genes: bool = False
 
     def max_epochs(self, n_train: int) -> int:
-        """The budget: a number of steps that grows slowly with the data, in whole epochs."""
+        """The budget: a number of steps that grows slowly with the data, in whole epochs.
+
+        Few cells are overfitted long before that many steps, and the schedule should end before they are.
+        """
         steps_per_epoch = math.ceil(n_train / self.batch_size)
         budget = 720 * max(1.0, n_train / 5_000) ** 0.5
-        return max(2, round(budget / steps_per_epoch))
+        return min(MAX_EPOCHS, max(2, round(budget / steps_per_epoch)))
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,10 @@ def diagnose(adata: AnnData, model: Model = None, *, key: str = DEFAULT_KEY, cop
     --------
     >>> import vxpress as vx
     >>> adata = vx.datasets.pbmc68k_reduced()
-    >>> vx.tl.fit_vae(adata, max_epochs=20)
+    >>> vx.tl.fit_vae(adata, max_epochs=5)
     >>> vx.tl.diagnose(adata)
-    >>> int(adata.uns["vae"]["diagnostics"]["active_units"])
-    10
+    >>> adata.uns["vae"]["diagnostics"]["kl_per_dim"].shape
+    (20,)
     """
     check_adata(adata, copy=copy)
     fit = find_fit(adata, model, key)

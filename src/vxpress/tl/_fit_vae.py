@@ -110,7 +110,8 @@ def fit_vae(
     kl_warmup
         Share of all steps over which that weight rises from 0 to ``beta``; 0.3 by default. With ``preset="scvi"``, epochs.
     max_epochs
-        Passes over the training cells; by default a budget of steps that grows slowly with the number of cells.
+        Passes over the training cells; by default a budget of steps that grows slowly with the number of cells, and at
+        most 100: few cells are overfitted beyond that.
     batch_size
         Cells per step; 256 by default.
     validation_fraction

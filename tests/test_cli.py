@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from anndata import AnnData
 import vxpress as vx
 from vxpress import _cli
 from vxpress._cli import main, write
+from vxpress.core import training
+from vxpress.core.presets import PRESETS
 
 QUICK = ["--max-epochs", "2", "--n-latent", "3"]
 
@@ -48,6 +52,8 @@ def fit(*arguments: str | Path) -> int:
         (["fit", "in.csv", "-o", "out.h5ad"], "'in.csv' should end in .h5ad or .zarr"),
         (["fit", "in.h5ad", "-o", "out.loom"], "'out.loom' should end in .h5ad or .zarr"),
         (["fit", "in.h5ad", "-o", "out.h5ad", "--max-epochs", "0"], "'0' should be a whole number above 0"),
+        (["fit", "in.h5ad", "-o", "out.h5ad", "--rng", "-1"], "'-1' should be a whole number, 0 or above"),
+        (["fit", "in.h5ad", "-o", "out.h5ad", "--rng", "one"], "'one' should be a whole number, 0 or above"),
         (["fit", "in.h5ad", "-o", "out.h5ad", "--likelihood", "gamma"], "invalid choice"),
     ],
 )
@@ -58,7 +64,11 @@ def test_wrong_usage_is_status_2(arguments, message, capsys):
 
 def test_help_and_version_are_status_0(capsys):
     assert main(["fit", "--help"]) == 0
-    assert "vxpress fit counts.h5ad -o fitted.h5ad" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "vxpress fit counts.h5ad -o fitted.h5ad" in said
+    n_latent = {name: settings.n_latent for name, settings in PRESETS.items()}
+    by_default, (with_preset,) = n_latent.pop(None), set(n_latent.values())
+    assert f"latent dimensions (default: {by_default}; with a preset: {with_preset})" in said
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("vxpress ")
 
@@ -108,16 +118,41 @@ def test_interrupt_is_status_130_and_leaves_nothing(counts, tmp_path, monkeypatc
     assert listing(tmp_path) == ["in.h5ad"]
 
 
-def test_training_that_was_cut_short_is_interrupted_too(counts, tmp_path, monkeypatch):
+def test_training_that_was_cut_short_is_written_with_status_130(counts, tmp_path, monkeypatch, capsys):
+    evaluate, n_calls = training.evaluate, itertools.count(1)
+
+    def cut_short(*args, **kwargs):
+        # once an epoch
+        if next(n_calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(training, "evaluate", cut_short)
+    out = tmp_path / "out.h5ad"
+    assert fit(counts, "-o", out, "--max-epochs", "9", "--n-latent", "3") == 130
+    said = capsys.readouterr()
+    assert re.search(
+        r"vxpress: training was interrupted; .*out\.h5ad holds its best state so far, of epoch [12]\.", said.err
+    )
+    assert f"wrote {out}" in said.out
+    assert listing(tmp_path) == ["in.h5ad", "out.h5ad"]
+    found = ad.read_h5ad(out)
+    assert str(found.uns["vae"]["params"]["stopped"]) == "interrupted"
+    assert len(found.uns["vae"]["history"]["elbo_train"]) == 2
+    vx.tl.encode(found)
+
+
+def test_a_demo_that_was_cut_short_writes_nothing(tmp_path, monkeypatch, capsys):
     whole = vx.tl.fit_vae
 
     def cut_short(adata, *args, **kwargs):
-        whole(adata, *args, **kwargs)
+        whole(adata, *args, max_epochs=1, denoised=False, **kwargs)
         adata.uns["vae"]["params"]["stopped"] = "interrupted"
 
     monkeypatch.setattr(vx.tl, "fit_vae", cut_short)
-    assert fit(counts, "-o", tmp_path / "out.h5ad", *QUICK) == 130
-    assert listing(tmp_path) == ["in.h5ad"]
+    assert main(["demo", "-o", str(tmp_path / "demo")]) == 130
+    assert capsys.readouterr().err == "vxpress: interrupted; the output was not written.\n"
+    assert listing(tmp_path / "demo") == []
 
 
 # the fit

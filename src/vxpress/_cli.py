@@ -1,6 +1,7 @@
 """The commands ``vxpress demo`` and ``vxpress fit``.
 
-Exit status: 0 done, 1 the data or the settings are wrong, 2 the command line is, 130 interrupted.
+Exit status: 0 done, 1 the data or the settings are wrong, 2 the command line is, 130 interrupted; training that was
+interrupted after its first epoch is written all the same, with its best state.
 """
 
 from __future__ import annotations
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 
 OK, WRONG, USAGE, INTERRUPTED = 0, 1, 2, 130
 SUFFIXES = (".h5ad", ".zarr")
-
-DEMO_RESOLUTIONS = (0.3, 0.6, 1.0)
-DEMO_SHOWN = 0.6
-DEMO_LABELS = "bulk_labels"
 
 FIT_EXAMPLES = """\
 examples:
@@ -98,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         help="fit an .h5ad or .zarr file of raw counts",
         description="Fit a conditional variational autoencoder to the raw counts of an AnnData file, as\n"
         "vx.tl.fit_vae does with the same settings, and write the AnnData with the results.\n"
-        "The output appears whole or not at all.",
+        "The output appears whole or not at all. Ctrl-C ends the training and writes its best state so far.",
         epilog=FIT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -117,14 +114,16 @@ def _parser() -> argparse.ArgumentParser:
         '(default: var["highly_variable"] where there is one, else all genes)',
     )
     fit.add_argument("--likelihood", choices=get_args(LikelihoodName), help="law of the counts (default: nb)")
-    fit.add_argument("--n-latent", type=_positive, metavar="N", help="latent dimensions (default: 10)")
+    fit.add_argument(
+        "--n-latent", type=_positive, metavar="N", help="latent dimensions (default: 20; with a preset: 10)"
+    )
     fit.add_argument(
         "--max-epochs", type=_positive, metavar="N", help="passes over the cells (default: by their number)"
     )
     fit.add_argument("--preset", choices=get_args(Preset), help="a named set of defaults")
     fit.add_argument("--no-denoised", action="store_true", help="leave out the dense layer of denoised expression")
     fit.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, mps (default: auto)")
-    fit.add_argument("--rng", type=int, default=0, metavar="SEED", help="seed (default: 0)")
+    fit.add_argument("--rng", type=_seed, default=0, metavar="SEED", help="seed (default: 0)")
     fit.add_argument("--key-added", metavar="NAME", help="stem of the names that are written (default: vae)")
     fit.set_defaults(command=_fit)
     return parser
@@ -158,6 +157,13 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        msg = f"{text!r} should be a whole number, 0 or above"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
 def _fit(arguments: argparse.Namespace) -> int:
     source, target = arguments.input, arguments.output
     # what can be found wrong before the hours of a fit is found now
@@ -168,13 +174,17 @@ def _fit(arguments: argparse.Namespace) -> int:
 
     adata = _read(source)
     print(f"read {source}: {adata.n_obs:,} cells x {adata.n_vars:,} genes")
-    _run_fit(adata, arguments)
+    stored = _run_fit(adata, arguments)
     write(adata, target, overwrite=arguments.overwrite)
     print(f"wrote {target}")
+    if was_interrupted(stored):
+        kept = int(stored["params"]["best_epoch"]) + 1
+        return _fail(f"training was interrupted; {target} holds its best state so far, of epoch {kept}.", INTERRUPTED)
     return OK
 
 
-def _run_fit(adata: AnnData, arguments: argparse.Namespace) -> None:
+def _run_fit(adata: AnnData, arguments: argparse.Namespace) -> Any:
+    """Fit, and return the fit as ``uns`` holds it."""
     import vxpress as vx
     from vxpress._keys import Keys
 
@@ -198,15 +208,19 @@ def _run_fit(adata: AnnData, arguments: argparse.Namespace) -> None:
         rng=arguments.rng,
         key_added=arguments.key_added,
     )
-    _report(adata.uns[Keys.of(arguments.key_added).uns], time.perf_counter() - start)
+    stored = adata.uns[Keys.of(arguments.key_added).uns]
+    report(stored, time.perf_counter() - start)
+    return stored
 
 
-def _report(stored: Any, seconds: float) -> None:
+def was_interrupted(stored: Any) -> bool:
+    """Whether the training was ended by Ctrl-C, which leaves the best state so far."""
+    return str(stored["params"]["stopped"]) == "interrupted"
+
+
+def report(stored: Any, seconds: float) -> None:
     """How the fit went, in two lines."""
     params, history = stored["params"], stored["history"]
-    if str(params["stopped"]) == "interrupted":
-        # in a session the state so far is kept; a file that stands there should come from a fit that was let finish
-        raise KeyboardInterrupt
     kept, n_epochs = int(params["best_epoch"]), len(history["elbo_train"])
     elbo = float(history["elbo_validation"][kept])
     # without held-out cells there is nothing to judge by
@@ -291,90 +305,7 @@ def _nullable_strings() -> Iterator[None]:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    import scanpy as sc
-    import torch
+    from vxpress._demo import demo
 
-    import vxpress as vx
-
-    # 700 cells are too few to share among threads, and the numbers do not hang on how many there are
-    torch.set_num_threads(1)
-    start = time.perf_counter()
-    folder: Path = arguments.output
-    if folder.exists() and not folder.is_dir():
-        msg = f"{folder} is a file; name a folder with --output."
-        raise NotADirectoryError(msg)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    adata = vx.datasets.pbmc68k_reduced()
-    print(f"{adata.n_obs} peripheral blood cells x {adata.n_vars} genes (Zheng et al. 2017)")
-    before = time.perf_counter()
-    vx.tl.fit_vae(adata)
-    _report(adata.uns["vae"], time.perf_counter() - before)
-
-    pca = adata.copy()
-    sc.pp.normalize_total(pca)
-    sc.pp.log1p(pca)
-    sc.pp.pca(pca, n_comps=adata.obsm["X_vae"].shape[1])
-    rows = {"X_vae": _agreement(adata, "X_vae"), "X_pca": _agreement(pca, "X_pca")}
-    _print_agreement(rows)
-
-    sc.tl.leiden(adata, resolution=DEMO_SHOWN, flavor="igraph", n_iterations=2)
-    sc.tl.umap(adata)
-    names = _figures(adata, folder)
-    write(adata, folder / "vxpress_demo.h5ad", overwrite=True)
-    print(f"\nwrote {folder}/: vxpress_demo.h5ad, {', '.join(names)}")
-    print(f"{time.perf_counter() - start:.0f} s in all")
+    demo(arguments.output)
     return OK
-
-
-def _agreement(adata: AnnData, use_rep: str) -> list[tuple[float, float, int]]:
-    """ARI, NMI and number of clusters, per resolution, of scanpy's clusters against the known labels."""
-    import scanpy as sc
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-
-    sc.pp.neighbors(adata, use_rep=use_rep)
-    labels, found = adata.obs[DEMO_LABELS], []
-    for resolution in DEMO_RESOLUTIONS:
-        sc.tl.leiden(adata, resolution=resolution, flavor="igraph", n_iterations=2)
-        clusters = adata.obs["leiden"]
-        found.append(
-            (
-                float(adjusted_rand_score(labels, clusters)),
-                float(normalized_mutual_info_score(labels, clusters)),
-                int(clusters.nunique()),
-            )
-        )
-    return found
-
-
-def _print_agreement(rows: dict[str, list[tuple[float, float, int]]]) -> None:
-    print(f"\nLeiden clusters against obs[{DEMO_LABELS!r}]: ARI / NMI (number of clusters)")
-    print("resolution" + "".join(f"{resolution:>20}" for resolution in DEMO_RESOLUTIONS) + f"{'mean':>16}")
-    for name, found in rows.items():
-        cells = [f"{f'{ari:.2f} / {nmi:.2f} ({k})':>20}" for ari, nmi, k in found]
-        ari, nmi = (sum(values) / len(found) for values in list(zip(*found, strict=True))[:2])
-        print(f"{name:<10}" + "".join(cells) + f"{f'{ari:.2f} / {nmi:.2f}':>16}")
-    print(
-        "X_pca: normalize_total, log1p, pca with as many components. With 700 cells, differences of a few hundredths mean little."
-    )
-
-
-def _figures(adata: AnnData, folder: Path) -> list[str]:
-    """Draw the figures into ``folder`` and return their names."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    import vxpress as vx
-
-    figures: dict[str, Any] = {
-        "latent.png": vx.pl.latent(adata, color=["leiden", DEMO_LABELS], wspace=0.3, return_fig=True),
-        "kl.png": vx.pl.kl(adata, return_fig=True),
-        "history.png": vx.pl.history(adata, return_fig=True),
-        "posterior.png": vx.pl.posterior(adata, return_fig=True),
-    }
-    for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=150, bbox_inches="tight")
-        plt.close(figure)
-    return list(figures)

@@ -8,6 +8,13 @@ DEFAULT_KEY = "vae"
 LIBRARY_SIZE = "library_size"
 
 
+def check_name(argument: str, name: object) -> None:
+    """Raise ``ValueError`` unless ``name`` can name a slot, also in a file, where ``/`` separates folders."""
+    if not isinstance(name, str) or not name or "/" in name:
+        msg = f"{argument}={name!r} cannot name what is written; a string without '/' is expected."
+        raise ValueError(msg)
+
+
 @dataclass(frozen=True)
 class Keys:
     """The slots of one fit."""
@@ -22,6 +29,8 @@ class Keys:
     @classmethod
     def of(cls, key: str | None = None) -> Keys:
         """Slots of the fit with this stem, as scanpy names them: ``None`` and ``"vae"`` mean the default names."""
+        if key is not None:
+            check_name("key", key)
         if key is None or key == DEFAULT_KEY:
             return cls("X_vae", "X_vae_var", "vae_normalized", "vae_split", "vae_library", DEFAULT_KEY)
         return cls(key, f"{key}_var", f"{key}_normalized", f"{key}_split", f"{key}_library", key)

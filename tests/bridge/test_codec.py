@@ -23,7 +23,6 @@ def _params(model: ModelConfig, train: TrainConfig) -> Params:
         model=model,
         train=train,
         version="0.1.0",
-        likelihood=model.likelihood,
         library="observed",
         library_source="obs['library_size']",
         scale="composition",

@@ -67,6 +67,24 @@ def test_bad_columns_are_refused(arguments: tuple, error: type[Exception], match
         CovariateTable.learn(*arguments)
 
 
+def test_whole_numbers_read_the_same_as_int_and_as_float() -> None:
+    table = CovariateTable.learn(OBS, None, ["plate"], [], None)
+    other = OBS.assign(plate=OBS["plate"].astype(float))
+    np.testing.assert_array_equal(table.read(other).categorical_nk, table.read(OBS).categorical_nk)
+
+
+def test_names_that_read_alike_are_refused() -> None:
+    with pytest.raises(ValueError, match="read alike"):
+        CovariateTable.learn(OBS.assign(plate=pd.Categorical([1, "1", 1, "1"])), None, ["plate"], [], None)
+    with pytest.raises(TypeError, match="name of a column"):
+        CovariateTable.learn(OBS, ["batch"], [], [], None)  # type: ignore[arg-type]
+
+
+def test_labels_are_not_asked_of_cells_that_are_not_trained_on() -> None:
+    table = CovariateTable.learn(OBS, "batch", [], [], "flag")
+    assert table.read(OBS.drop(columns="flag"), labels=False).label_n is None
+
+
 def test_unseen_categories_are_named() -> None:
     table = CovariateTable.learn(OBS, "batch", [], [], None)
     with pytest.raises(ValueError, match=r"\['new'\]"):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
+import stat
 import struct
+import sys
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 import vxpress as vx
+from vxpress.bridge.file import VERSION, _digest, _split, read_fit, write_fit
 from vxpress.bridge.fit import Fit, expected_shapes, load_weights
 from vxpress.core.config import ModelConfig
 
@@ -52,11 +58,132 @@ def test_every_flipped_byte_is_noticed(path: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "d.safetensors"
     (header,) = struct.unpack("<Q", data[:8])
     rng = np.random.default_rng(0)
-    spots = [0, 3, 9, 8 + header, len(data) - 1, *rng.integers(8 + header, len(data), 30).tolist()]
+    # every byte of the length and of the settings would be too many to read whole files for: some hundred of them
+    in_header = rng.choice(np.arange(8, 8 + header), 400, replace=False)
+    in_payload = rng.choice(np.arange(8 + header, len(data)), 30, replace=False)
+    spots = [*range(12), 7 + header, 8 + header, len(data) - 1, *in_header.tolist(), *in_payload.tolist()]
     for at in spots:
-        damaged.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
-        with pytest.raises(ValueError, match=r"damaged|version"):
-            vx.load_model(damaged)
+        for bit in (0x01, 0x10):
+            damaged.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
+            with pytest.raises(ValueError, match=r"damaged|version"):
+                vx.load_model(damaged)
+
+
+def test_a_changed_setting_a_spelling_and_a_second_name_are_noticed(path: Path) -> None:
+    tensors, text = load_file(path), _metadata(path)
+    meta = json.loads(text)
+    settings = meta["fit"]["params"]["train"]
+    learning_rate = settings["learning_rate"]
+    settings["learning_rate"] = learning_rate * 2
+    spelt = f'"learning_rate": {learning_rate}'
+    assert spelt in text
+    for changed in (
+        json.dumps(meta),
+        json.dumps(json.loads(text) | {"key": "other"}),
+        text.replace(spelt, spelt + "0" * 20 + "1"),
+        text.replace(spelt, f'"learning_rate": 3.0, {spelt}'),
+    ):
+        assert changed != text
+        save_file(tensors, path, metadata={"vxpress": changed})
+        with pytest.raises(ValueError, match="damaged"):
+            vx.load_model(path)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"$tensor": 3},
+        {"$tensor": ["a"]},
+        {"$tensor": {"b": "a"}},
+        {"$tensor": "absent"},
+        {"$strings": None},
+        {"$strings": "s"},
+        {"$strings": "flat"},
+        {"$strings": "float"},
+        {"$strings": "latin"},
+        {"$strings": "sums"},
+        [1, 2],
+        3,
+        None,
+    ],
+)
+def test_crafted_metadata_is_called_damaged(tree: object, tmp_path: Path) -> None:
+    one = np.array([1], dtype=np.int64)
+    tensors = {
+        "s#bytes": np.zeros(1, dtype=np.uint8),
+        "s#lengths": np.ones((1, 1), dtype=np.int64),
+        "flat#bytes": np.zeros(1, dtype=np.uint8),
+        "flat#lengths": np.array(1, dtype=np.int64),
+        "float#bytes": np.zeros(1, dtype=np.uint8),
+        "float#lengths": np.ones(1),
+        "latin#bytes": np.array([0xE9], dtype=np.uint8),
+        "latin#lengths": one,
+        "sums#bytes": np.zeros(1, dtype=np.uint8),
+        "sums#lengths": np.array([2**62, 2**62, 2**62, 2**62, 1], dtype=np.int64),
+    }
+    for fit in (tree, {"a": tree}) if isinstance(tree, dict) else (tree,):
+        _craft(tmp_path / "c.safetensors", tensors, fit)
+        with pytest.raises(ValueError, match="damaged"):
+            vx.load_model(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "3", "null", '"x"', '{"version": 1}', "{", "\ud800"])
+def test_metadata_that_is_no_mapping_is_called_damaged(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    for metadata in (f'{{"vxpress": {json.dumps(text)}}}', "3", "[]", '{"vxpress": 3}', '{"vxpress": null}'):
+        header = f'{{"__metadata__": {metadata}}}'.encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
+        with pytest.raises(ValueError, match="damaged"):
+            vx.load_model(path)
+    for header in (b"[1]", b"[" * 100_000, b"\xff\xfe"):
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
+        with pytest.raises(ValueError, match="damaged"):
+            vx.load_model(path)
+
+
+def test_deep_trees_are_called_damaged(tmp_path: Path) -> None:
+    tree: dict = {}
+    for _ in range(700):
+        tree = {"a": tree}
+    path = tmp_path / "c.safetensors"
+    _craft(path, {"a": np.zeros(1)}, tree)
+    limit = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(len(inspect.stack()) + 300)
+        with pytest.raises(ValueError, match="damaged"):
+            read_fit(path)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of POSIX")
+def test_the_file_has_the_mode_of_a_plain_one(fitted: ad.AnnData, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        vx.save_model(fitted, tmp_path / "m.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "m.safetensors").stat().st_mode) == 0o640
+
+
+def test_the_file_is_closed_before_it_is_moved(
+    fitted: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list = []
+    open_path, replace = Path.open, Path.replace
+
+    def noted(self: Path, *args: Any, **kwargs: Any) -> Any:
+        opened.append(open_path(self, *args, **kwargs))
+        return opened[-1]
+
+    def closed(self: Path, target: Path) -> Path:
+        assert opened
+        assert all(file.closed for file in opened)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "open", noted)
+    monkeypatch.setattr(Path, "replace", closed)
+    vx.save_model(fitted, tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize("length", [0, 7, 8, 100])
@@ -77,10 +204,7 @@ def test_other_peoples_safetensors_are_refused(tmp_path: Path) -> None:
 
 
 def test_another_version_says_so(path: Path) -> None:
-    data = path.read_bytes()
-    (header,) = struct.unpack("<Q", data[:8])
-    meta = json.loads(data[8 : 8 + header])["__metadata__"]["vxpress"]
-    changed = json.dumps(json.loads(meta) | {"version": 99})
+    changed = json.dumps(json.loads(_metadata(path)) | {"version": 99})
     save_file(load_file(path), path, metadata={"vxpress": changed})
     with pytest.raises(ValueError, match="version 99"):
         vx.load_model(path)
@@ -139,8 +263,34 @@ def test_paths_that_do_not_serve_are_named(fitted: ad.AnnData, tmp_path: Path) -
     (tmp_path / "text.h5ad").write_text("hello")
     with pytest.raises(ValueError, match="neither"):
         vx.tl.encode(fitted, tmp_path / "text.h5ad")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        vx.save_model(fitted, tmp_path / "nowhere" / "m.safetensors")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="neither"):
+        vx.tl.encode(fitted, tmp_path / "folder")
     with pytest.raises(TypeError, match="model="):
         vx.tl.encode(fitted, 3)  # type: ignore[arg-type]
+
+
+def test_a_fit_of_another_format_says_so(fitted: ad.AnnData, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    write_fit(fitted.uns["vae"] | {"format": "vxpress-fit-99"}, "vae", path)
+    for read in (vx.load_model, lambda path: vx.tl.encode(fitted, path)):
+        with pytest.raises(ValueError, match="vxpress-fit-99"):
+            read(path)
+
+
+def _metadata(path: Path) -> str:
+    data = path.read_bytes()
+    (header,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + header])["__metadata__"]["vxpress"]
+
+
+def _craft(path: Path, tensors: dict[str, np.ndarray], tree: object) -> None:
+    """A file with this tree and the checksum that goes with it."""
+    entries, payload = _split(save(tensors))
+    meta = {"version": VERSION, "key": "vae", "sha256": _digest("vae", tree, entries, payload), "fit": tree}
+    save_file(tensors, path, metadata={"vxpress": json.dumps(meta)})
 
 
 def _bare(adata: ad.AnnData) -> ad.AnnData:

@@ -20,7 +20,7 @@ def _obs(**columns: object) -> pd.DataFrame:
 def test_sum_of_the_genes_present_without_a_column() -> None:
     library = resolve_library(_obs(), COUNTS, "observed", modelled_only=False)
     np.testing.assert_array_equal(library.values_n, TOTAL)
-    assert library.exceeds(INSIDE)
+    assert library.beyond
 
 
 def test_the_column_wins_and_the_reference_takes_the_modelled_genes() -> None:
@@ -28,7 +28,7 @@ def test_the_column_wins_and_the_reference_takes_the_modelled_genes() -> None:
     assert resolve_library(obs, COUNTS, "observed", modelled_only=False).values_n.tolist() == [20, 30, 40]
     reference = resolve_library(obs, COUNTS, "observed", modelled_only=True)
     np.testing.assert_array_equal(reference.values_n, INSIDE)
-    assert not reference.exceeds(INSIDE)
+    assert not reference.beyond
 
 
 def test_a_size_factor_is_scaled_to_the_mean_library() -> None:
@@ -37,8 +37,9 @@ def test_a_size_factor_is_scaled_to_the_mean_library() -> None:
     np.testing.assert_allclose(library.values_n.mean(), TOTAL.mean())
     np.testing.assert_allclose(library.values_n / factors, library.factor)
     assert "rescaled" in library.source
+    assert not library.beyond  # every gene is modelled, whatever the factor
     again = read_library(_obs(sf=2 * factors), COUNTS, library.source, "sf", library.factor)
-    np.testing.assert_allclose(again.values_n, 2 * library.values_n)
+    np.testing.assert_allclose(again, 2 * library.values_n)
 
 
 def test_a_column_of_molecules_is_taken_as_it_is() -> None:

@@ -65,6 +65,23 @@ def test_unsorted_and_duplicate_entries_are_added_on_a_copy() -> None:
     np.testing.assert_array_equal(matrix.data, [1, 2, 3])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16])
+def test_duplicates_of_small_types_do_not_overflow(dtype: type[np.integer]) -> None:
+    data, indices, indptr = np.array([100, 100, 100], dtype=dtype), np.array([1, 1, 1]), np.array([0, 3])
+    row = sparse.csr_matrix((1, 3), dtype=dtype)
+    row.data, row.indices, row.indptr = data, indices, indptr
+    np.testing.assert_array_equal(canonical(row).toarray(), [[0, 300, 0]])
+
+
+def test_counts_of_the_right_type_are_not_copied() -> None:
+    from vxpress.core.counts import Counts
+
+    matrix = sparse.csr_matrix(X)
+    counts = read_counts(ad.AnnData(matrix), None, np.ones(11, dtype=bool))
+    held = Counts.from_scipy(counts.inside)
+    assert np.shares_memory(held.data.numpy(), matrix.data)
+
+
 def test_genes_are_picked_in_the_order_asked_for() -> None:
     order = np.array([5, 0, 9])
     counts = read_counts(ad.AnnData(sparse.csr_matrix(X)), None, np.ones(3, dtype=bool), order)

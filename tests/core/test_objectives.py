@@ -63,7 +63,7 @@ def test_the_divergence_of_a_latent_library(make_cells: MakeCells) -> None:
 
 def test_a_latent_library_replaces_the_observed_one(make_cells: MakeCells) -> None:
     batch, model = _batch(make_cells), build(replace(CONFIG, latent_library=True), 0).eval()
-    eps_nd = torch.zeros(30, 4)
+    eps_nd = torch.zeros(30, 5)  # the last column is the library's
     with torch.no_grad():
         terms = elbo(model, batch, Noise(0), eps_nd)
         other = elbo(model, replace(batch, log_library_n1=batch.log_library_n1 + 5), Noise(0), eps_nd)
@@ -73,7 +73,7 @@ def test_a_latent_library_replaces_the_observed_one(make_cells: MakeCells) -> No
 @pytest.mark.parametrize("latent_library", [False, True])
 def test_given_noise_makes_the_bound_a_function(make_cells: MakeCells, latent_library: bool) -> None:
     batch, model = _batch(make_cells), build(replace(CONFIG, latent_library=latent_library), 0).eval()
-    eps_nd = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    eps_nd = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         values = [elbo(model, batch, Noise(seed), eps_nd).value() for seed in (1, 2)]
         drawn = [elbo(model, batch, Noise(seed)).value() for seed in (1, 2)]

@@ -16,8 +16,9 @@ from scipy.stats import norm
 
 import vxpress as vx
 from vxpress._keys import Keys
+from vxpress.metrics._latent import kl_per_cell
 from vxpress.pl._latent import umap_is_of
-from vxpress.pl._shared import PALE, SOFT, headline, kl_per_cell
+from vxpress.pl._shared import PALE, SOFT, headline
 
 # each returns one of three things, which the tests know
 pl: Any = vx.pl
@@ -28,6 +29,12 @@ every = pytest.mark.parametrize("plot", FUNCTIONS, ids=lambda f: f.__name__)
 
 def kl_of(adata: AnnData) -> np.ndarray:
     return kl_per_cell(adata.obsm["X_vae"].astype(float), adata.obsm["X_vae_var"].astype(float))
+
+
+def test_the_divergence_drawn_is_that_of_the_metrics(used):
+    expected = vx.metrics.kl_per_dimension(used.obsm["X_vae"], used.obsm["X_vae_var"])
+    heights = [bar.get_height() for bar in pl.kl(used, show=False).patches]
+    np.testing.assert_allclose(heights, np.sort(expected)[::-1])
 
 
 # what holds of all of them

@@ -195,6 +195,27 @@ def test_layer_subset_copy_and_view() -> None:
     assert "highly_variable" not in adata.var
 
 
+def test_a_view_of_what_is_no_counts_stays_a_view() -> None:
+    adata = data()
+    adata.X = adata.X * 0.5
+    view = adata[:, :100]
+    # without the warning that a copy is made
+    with pytest.raises(ValueError, match="not whole numbers"):
+        vx.pp.highly_variable_genes(view, n_top_genes=20)
+    assert view.is_view
+
+
+def test_a_view_is_cut_to_the_selected_genes() -> None:
+    adata = data()
+    view = adata[10:, :100]
+    expected = vx.pp.highly_variable_genes(adata[10:, :100].copy(), n_top_genes=20, subset=True, copy=True)
+    with pytest.warns(UserWarning, match="view"):
+        vx.pp.highly_variable_genes(view, n_top_genes=20, subset=True)
+    assert expected is not None
+    assert list(view.var_names) == list(expected.var_names)
+    assert adata.n_vars == 150
+
+
 def test_delegates_to_scanpy() -> None:
     adata = data()
     direct = oracle(adata, 30, "batch", theta=10)

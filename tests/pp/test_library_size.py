@@ -64,6 +64,15 @@ def test_view_is_made_actual_and_its_parent_stays() -> None:
     np.testing.assert_array_equal(view.obs["library_size"], parent.X[5:25].sum(axis=1))
 
 
+def test_a_view_of_what_is_no_counts_stays_a_view() -> None:
+    parent = AnnData(counts() + 0.5)
+    view = parent[5:25]
+    # without the warning that a copy is made
+    with pytest.raises(ValueError, match="not whole numbers"):
+        vx.pp.library_size(view)
+    assert view.is_view
+
+
 def test_sums_stay_exact_where_single_precision_would_not() -> None:
     adata = AnnData(np.array([[2.0**24, 1.0, 2.0], [1.0, 0.0, 0.0]], dtype=np.float32))
     vx.pp.library_size(adata)

@@ -38,6 +38,12 @@ def test_a_posterior_far_from_the_prior_is_a_prior_gap() -> None:
     assert found["prior_gap_per_dim"] > 1
 
 
+def test_no_gap_is_invented_without_held_out_cells() -> None:
+    mean, var = _posterior(np.random.default_rng(0), 300, 10, 0)
+    found = diagnose(mean, var, np.zeros(300, dtype=bool), TRAIN, FLAT)
+    assert found["verdict"].startswith("healthy")
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -32,6 +32,46 @@ def test_order_and_number_of_genes_do_not_matter(fitted: ad.AnnData) -> None:
     np.testing.assert_allclose(mixed.obsm["X_vae"], fitted.obsm["X_vae"][:30], rtol=1e-5, atol=1e-6)
 
 
+def test_reordered_and_further_genes_are_denoised_by_name(fitted: ad.AnnData, warned: list[str]) -> None:
+    vx.tl.denoise(fitted, key_added="smooth")
+    turned = fitted[:, ::-1].copy()
+    del turned.layers["smooth"]
+    vx.tl.denoise(turned, key_added="smooth")
+    np.testing.assert_allclose(turned.layers["smooth"], fitted.layers["smooth"][:, ::-1], rtol=1e-6)
+    extra = ad.AnnData(np.ones((fitted.n_obs, 1), dtype=np.float32), obs=fitted.obs[[]])
+    extra.var_names = ["new"]
+    wide = ad.concat([fitted, extra], axis=1, merge="same")
+    wide.obs, wide.obsm["X_vae"], wide.obsm["X_vae_var"] = fitted.obs, fitted.obsm["X_vae"], fitted.obsm["X_vae_var"]
+    vx.tl.denoise(wide, fitted)
+    assert np.isnan(wide[:, "new"].layers["vae_normalized"]).all()
+    assert "unknown to the fit" in " ".join(warned)
+
+
+def test_the_fit_of_these_very_cells_is_not_replaced(fitted: ad.AnnData, adata: ad.AnnData, quick: dict) -> None:
+    vx.tl.fit_vae(adata, "batch", **quick)
+    with pytest.raises(ValueError, match="key_added="):
+        vx.tl.encode(adata, fitted)
+    vx.tl.encode(adata, fitted, key_added="other")
+    assert adata.obsm["other"].shape[1] == 4
+
+
+def test_a_query_can_be_encoded_again_and_keeps_nothing_stale(fitted: ad.AnnData) -> None:
+    query = _query(fitted, slice(0, 20))
+    vx.tl.encode(query, fitted)
+    vx.tl.denoise(query)
+    vx.tl.encode(query, fitted)
+    assert "vae_normalized" not in query.layers
+
+
+def test_a_latent_library_and_labels_ask_nothing_of_new_cells(adata: ad.AnnData, quick: dict) -> None:
+    vx.tl.fit_vae(adata, "batch", library="latent", dispersion="gene-label", labels_key="group", **quick)
+    query = ad.AnnData(adata.X.copy(), obs=adata.obs[["batch"]].copy(), var=adata.var[[]].copy())
+    vx.tl.encode(query, adata)
+    np.testing.assert_array_equal(query.obsm["X_vae"], adata.obsm["X_vae"])
+    np.testing.assert_array_equal(query.obs["vae_library"], adata.obs["vae_library"])
+    vx.tl.denoise(query)
+
+
 def test_query_cells_stand_on_their_own_afterwards(fitted: ad.AnnData) -> None:
     query = _query(fitted, slice(0, 30))
     vx.tl.encode(query, fitted)
@@ -94,11 +134,36 @@ def test_denoise_scales_and_seeds(fitted: ad.AnnData) -> None:
         ({"transform_batch": "nowhere"}, "knows the batches"),
         ({"n_draws": 0}, "n_draws"),
         ({"target_sum": 0.0}, "target_sum"),
+        ({"n_draws": 2.5}, "n_draws"),
+        ({"rng": -1}, "rng"),
+        ({"transform_batch": 0}, "knows the batches"),
+        ({"key_added": "a/b"}, "without '/'"),
+        ({"key_added": "taken"}, "already"),
     ],
 )
 def test_denoise_refuses(fitted: ad.AnnData, arguments: dict, match: str) -> None:
+    fitted.layers["taken"] = fitted.X.copy()
     with pytest.raises(ValueError, match=match):
         vx.tl.denoise(fitted, **arguments)
+    assert (fitted.layers["taken"] != fitted.X).nnz == 0
+
+
+def test_a_posterior_with_gaps_is_refused(fitted: ad.AnnData) -> None:
+    fitted.obsm["X_vae"][3, 1] = np.nan
+    with pytest.raises(ValueError, match="no posterior"):
+        vx.tl.denoise(fitted)
+
+
+def test_a_gaussian_fit_has_no_sum_to_scale_to(adata: ad.AnnData, quick: dict) -> None:
+    vx.tl.fit_vae(adata, likelihood="gaussian", **quick)
+    with pytest.raises(ValueError, match="log values"):
+        vx.tl.denoise(adata, target_sum=1.0)
+
+
+@pytest.mark.parametrize("rng", [None, 3, np.random.default_rng(0)])
+def test_seeds_of_every_kind_serve(fitted: ad.AnnData, rng: object) -> None:
+    vx.tl.denoise(fitted, rng=rng, key_added="smooth")  # type: ignore[arg-type]
+    assert np.isfinite(fitted.layers["smooth"]).all()
 
 
 def test_without_a_fit_the_call_that_makes_one_is_named(adata: ad.AnnData, fitted: ad.AnnData) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import anndata as ad
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from scipy import sparse
 
 import vxpress as vx
+from vxpress.core.config import Preset
+from vxpress.core.presets import PRESETS
 
 SLOTS = {
     "obs": {"vae_split", "vae_library"},
@@ -290,6 +293,40 @@ def test_readout_genes_follow_their_own_mean(adata: ad.AnnData) -> None:
     np.testing.assert_allclose(read.sum(), share.sum(), rtol=0.05)
 
 
+@pytest.mark.parametrize("setting", ["library beyond the data", "library of the data", "preset scvi"])
+def test_shares_of_modelled_and_read_genes_are_those_of_the_counts(adata: ad.AnnData, setting: str) -> None:
+    mask = np.arange(60) % 3 != 0
+    raw = adata.X.toarray()
+    factor = 3.0 if setting == "library beyond the data" else 1.0
+    adata.obs["library_size"] = factor * raw.sum(1)
+    preset = "scvi" if setting == "preset scvi" else None
+    vx.tl.fit_vae(adata, mask_var=mask, preset=preset, n_latent=3, max_epochs=30, batch_size=64)
+    layer = adata.layers["vae_normalized"]
+    for genes in (mask, ~mask):
+        expected = 1e4 * raw[:, genes].sum() / (factor * raw.sum())
+        np.testing.assert_allclose(layer[:, genes].sum(1).mean(), expected, rtol=0.05)
+
+
+def test_a_size_factor_makes_no_remainder_of_its_own(adata: ad.AnnData, quick: dict) -> None:
+    adata.obs["sf"] = np.random.default_rng(0).uniform(0.5, 2, adata.n_obs)
+    vx.tl.fit_vae(adata, library="sf", **quick)
+    assert not adata.uns["vae"]["params"]["model"]["remainder"]
+    np.testing.assert_allclose(adata.layers["vae_normalized"].sum(1), 1e4, rtol=1e-4)
+
+
+def test_a_refit_leaves_nothing_of_the_fit_before(adata: ad.AnnData, quick: dict) -> None:
+    vx.tl.fit_vae(adata, **quick)
+    vx.tl.fit_vae(adata, rng=1, denoised=False, **quick)
+    assert "vae_normalized" not in adata.layers
+
+
+def test_numpy_scalars_serve_as_numbers(adata: ad.AnnData, quick: dict) -> None:
+    arguments = quick | {"n_latent": np.int64(3), "max_epochs": np.int32(1), "beta": np.float32(1)}
+    vx.tl.fit_vae(adata, rng=np.int64(3), **arguments)
+    assert type(adata.uns["vae"]["params"]["model"]["n_latent"]) is int
+    assert adata.uns["vae"]["params"]["rng"] == 3
+
+
 def test_it_recovers_simulated_groups_and_batches_mix() -> None:
     adata = vx.datasets.simulate(600, 200, n_groups=3, n_batches=2, library_mean=1500, de_log_fold_change=1.5, rng=0)
     vx.tl.fit_vae(adata, "batch", n_latent=5, max_epochs=40)
@@ -322,6 +359,36 @@ def test_preset_scvi_is_the_reference(adata: ad.AnnData) -> None:
     assert adata.uns["vae"]["history"]["kl_weight"][-1] == pytest.approx(2 / 400)
     assert str(adata.uns["vae"]["diagnostics"]["verdict"]).startswith("under-trained")
     assert params["library_source"] == "modelled genes"
+
+
+def test_the_reference_has_the_shapes_and_constants_of_scvi_tools(adata: ad.AnnData) -> None:
+    scvi = pytest.importorskip("scvi")
+    vx.tl.fit_vae(adata, "batch", preset="scvi", max_epochs=1)
+    scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
+    module = scvi.model.SCVI(adata).module
+    ours = expected_weights(adata)
+    encoder, decoder = module.z_encoder, module.decoder
+    linear, norm = encoder.encoder.fc_layers[0][0], encoder.encoder.fc_layers[0][1]
+    assert ours["encoder.body.linears.0.weight"] == tuple(linear.weight.shape) == (128, 60)
+    assert ours["decoder.body.linears.0.weight"] == tuple(decoder.px_decoder.fc_layers[0][0].weight.shape)
+    assert ours["decoder.location.weight"] == tuple(decoder.px_scale_decoder[0].weight.shape)
+    assert ours["decoder.heads.gate.weight"] == tuple(decoder.px_dropout_decoder.weight.shape)
+    model = adata.uns["vae"]["params"]["model"]
+    assert (model["norm_momentum"], model["norm_eps"]) == (norm.momentum, norm.eps)
+
+
+@pytest.mark.parametrize(("n", "epochs"), [(500, 400), (20_000, 400), (40_000, 200), (10_000_000, 1)])
+def test_the_reference_trains_as_many_epochs_as_scvi_tools(n: int, epochs: int) -> None:
+    assert PRESETS["scvi"].max_epochs(n - n // 10, n // 10) == epochs
+
+
+def test_every_preset_can_be_named() -> None:
+    assert set(get_args(Preset)) == {name for name in PRESETS if name is not None}
+
+
+def expected_weights(adata: ad.AnnData) -> dict[str, tuple[int, ...]]:
+    """Shapes of the stored weights."""
+    return {name: np.shape(value) for name, value in adata.uns["vae"]["weights"].items()}
 
 
 def test_fits_on_real_counts_kept_outside(real_data) -> None:

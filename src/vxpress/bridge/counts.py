@@ -41,8 +41,8 @@ def read_counts(
         outside = None if all_modelled else picked[:, ~modelled_g]
         blocks.append(
             (
-                inside.astype(np.float32),
-                None if outside is None else outside.astype(np.float32),
+                inside.astype(np.float32, copy=False),
+                None if outside is None else outside.astype(np.float32, copy=False),
                 _sums(inside),
                 _sums(picked),
             )

@@ -36,6 +36,10 @@ class CovariateTable:
         labels_key: str | None,
     ) -> CovariateTable:
         """Categories and scales of the cells of a fit."""
+        for key in (batch_key, *categorical_keys, *continuous_keys, labels_key):
+            if key is not None and not isinstance(key, str):
+                msg = f"The name of a column of adata.obs is expected; found {key!r}."
+                raise TypeError(msg)
         keys = ([batch_key] if batch_key is not None else []) + [k for k in categorical_keys if k != batch_key]
         if len(set(keys)) < len(keys) or len(set(continuous_keys)) < len(continuous_keys):
             msg = f"A covariate is named twice: {[*keys, *continuous_keys]}. Name each column once."
@@ -53,15 +57,15 @@ class CovariateTable:
         """Names of the batches; empty without a batch covariate."""
         return self.categorical[0][1] if self.batch_key is not None else ()
 
-    def read(self, obs: pd.DataFrame) -> Covariates:
-        """Codes and standardised values of some cells."""
+    def read(self, obs: pd.DataFrame, *, labels: bool = True) -> Covariates:
+        """Codes and standardised values of some cells; ``labels=False`` where only training needs them."""
         codes = [_codes(obs, key, names) for key, names in self.categorical]
         values = [(_numbers(obs, key) - mean) / sd for key, mean, sd in self.continuous]
         n = len(obs)
         return Covariates(
             torch.from_numpy(np.stack(codes, axis=1) if codes else np.zeros((n, 0), dtype=np.int64)),
             torch.from_numpy((np.stack(values, axis=1) if values else np.zeros((n, 0))).astype(np.float32)),
-            None if self.labels is None else torch.from_numpy(_codes(obs, *self.labels)),
+            None if self.labels is None or not labels else torch.from_numpy(_codes(obs, *self.labels)),
         )
 
     def to_uns(self) -> dict[str, Any]:
@@ -109,18 +113,19 @@ def _strings(names: Sequence[str]) -> np.ndarray:
     return np.array(list(names), dtype=object)
 
 
-def get_column(obs: pd.DataFrame, key: str) -> pd.Series:
-    """A column of ``obs``, or a ``KeyError`` that lists what is there."""
+def get_column(obs: pd.DataFrame, key: str, *, numeric: bool = False) -> pd.Series:
+    """A column of ``obs`` without gaps, or an error that lists what is there or says how to fill it."""
     if key not in obs.columns:
         msg = f"{key!r} is not a column of adata.obs (found: {list(obs.columns)})."
         raise KeyError(msg)
     column = obs[key]
     missing = int(column.isna().sum())
     if missing:
+        name = f"adata.obs[{key!r}]"
+        fill = f"{name}.fillna({name}.median())" if numeric else f"{name}.astype(object).fillna('unknown')"
         msg = (
             f"obs[{key!r}] is missing (NaN) in {missing} of {len(obs)} cells. Give these cells a value, for example "
-            f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(object).fillna('unknown'), or leave them out with "
-            f"adata = adata[adata.obs[{key!r}].notna()].copy()."
+            f"{name} = {fill}, or leave them out with adata = adata[{name}.notna()].copy()."
         )
         raise ValueError(msg)
     return column
@@ -129,18 +134,30 @@ def get_column(obs: pd.DataFrame, key: str) -> pd.Series:
 def _categories(obs: pd.DataFrame, key: str) -> tuple[str, ...]:
     column = get_column(obs, key)
     if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.cat.remove_unused_categories()
-        return tuple(map(str, column.cat.categories))
-    if pd.api.types.is_float_dtype(column.dtype) and not np.allclose(column, np.rint(column)):
-        msg = f"obs[{key!r}] holds fractional numbers; a categorical covariate is expected. Name it in continuous_covariate_keys= instead."
+        names = tuple(map(str, column.cat.remove_unused_categories().cat.categories))
+    else:
+        if pd.api.types.is_float_dtype(column.dtype) and not np.allclose(column, np.rint(column)):
+            msg = f"obs[{key!r}] holds fractional numbers; a categorical covariate is expected. Name it in continuous_covariate_keys= instead."
+            raise ValueError(msg)
+        names = tuple(sorted({str(name) for name in pd.unique(_as_names(column))}))
+    if len(set(names)) < len(names):
+        msg = f"obs[{key!r}] has categories that read alike, such as 1 and '1': {list(names)}. Make them one type: .astype(str)."
         raise ValueError(msg)
-    return tuple(sorted(map(str, pd.unique(column))))
+    return names
+
+
+def _as_names(column: pd.Series) -> pd.Series:
+    """As strings; whole numbers read the same whether pandas holds them as int or, after a merge, as float."""
+    if pd.api.types.is_float_dtype(column.dtype) and np.allclose(column, np.rint(column)):
+        column = column.astype(np.int64)
+    return column.astype(str)
 
 
 def _codes(obs: pd.DataFrame, key: str, names: Sequence[str]) -> np.ndarray:
-    codes = pd.Index(names).get_indexer(get_column(obs, key).astype(str)).astype(np.int64)
+    found = _as_names(get_column(obs, key))
+    codes = pd.Index(names).get_indexer(found).astype(np.int64)
     if (codes < 0).any():
-        unseen = sorted(set(get_column(obs, key).astype(str)[codes < 0]))
+        unseen = sorted(set(found[codes < 0]))
         msg = (
             f"obs[{key!r}] holds {unseen}, which the fit has not seen (it knows {list(names)}). Rename these categories, leave "
             "the cells out, or fit again with them: vx.tl.fit_vae."
@@ -150,7 +167,7 @@ def _codes(obs: pd.DataFrame, key: str, names: Sequence[str]) -> np.ndarray:
 
 
 def _numbers(obs: pd.DataFrame, key: str) -> np.ndarray:
-    column = get_column(obs, key)
+    column = get_column(obs, key, numeric=True)
     if not pd.api.types.is_numeric_dtype(column.dtype):
         msg = f"obs[{key!r}] has dtype {column.dtype}; numbers are expected. Name it in categorical_covariate_keys= instead."
         raise ValueError(msg)

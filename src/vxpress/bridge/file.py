@@ -1,7 +1,7 @@
 """A fit in one safetensors file, which can hold nothing that runs.
 
 The tensors are the weights and every long list (history, gene and category names as UTF-8 bytes); the rest is one JSON
-string with a version and the SHA-256 of the tensor bytes, since safetensors itself loads a flipped byte silently.
+string with a version and the SHA-256 of all that is read, since safetensors itself loads a flipped byte silently.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,37 +24,58 @@ MAX_HEADER = 64 * 2**20
 MAX_METADATA = 4 * 2**20
 _METADATA_KEY = "vxpress"
 
+# what a file made to do harm can raise while it is read; UnicodeDecodeError is a ValueError
+_CRAFTED = (SafetensorError, KeyError, ValueError, TypeError, IndexError, RecursionError)
+
 
 def write_fit(stored: Mapping[str, Any], key: str, path: Path) -> None:
     """Write a fit, as ``uns`` holds it, to ``path``; the file appears whole or not at all."""
+    if not path.parent.is_dir():
+        msg = f"{str(path.parent)!r} is not a folder. Make it first, or choose another path."
+        raise FileNotFoundError(msg)
     tensors: dict[str, np.ndarray] = {}
     tree = _pack(stored, "", tensors)
-    payload = save(tensors)
-    meta = {"version": VERSION, "key": key, "sha256": _digest(payload), "fit": tree}
+    entries, payload = _split(save(tensors))
+    meta = {"version": VERSION, "key": key, "sha256": _digest(key, tree, entries, payload), "fit": tree}
     data = save(tensors, metadata={_METADATA_KEY: json.dumps(meta)})
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    # not tempfile, whose files only their owner may read
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with new.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def read_fit(path: Path) -> tuple[dict[str, Any], str]:
     """The fit in a file, as ``uns`` holds it, and its stem; raises ``ValueError`` where the file is damaged."""
     data = path.read_bytes()
-    meta = _metadata(data, path)
-    if meta["sha256"] != _digest(data):
-        raise _damaged(path, "its contents do not match their checksum")
+    if len(data) < 8 or not 2 <= struct.unpack("<Q", data[:8])[0] <= min(MAX_HEADER, len(data) - 8):
+        raise _damaged(path, "it has no safetensors header")
     try:
-        tensors = load(data)
-        tree = _unpack(meta["fit"], tensors)
-    except (SafetensorError, KeyError, ValueError, UnicodeDecodeError) as error:
+        entries, payload = _split(data)
+        text = entries.pop("__metadata__")[_METADATA_KEY]
+        meta = _metadata(text)
+    except _CRAFTED as error:
+        raise _damaged(path, "its metadata cannot be read") from error
+    if meta.get("version") != VERSION:
+        msg = f"{path.name} has format version {meta.get('version')!r}; this version of vxpress reads {VERSION}. Update vxpress."
+        raise ValueError(msg)
+    if not {"key", "sha256", "fit"} <= meta.keys() or not isinstance(meta["key"], str):
+        raise _damaged(path, "its metadata is incomplete")
+    try:
+        # a number may have two spellings, and a name may come twice; only what write_fit writes is read
+        intact = text == json.dumps(meta) and meta["sha256"] == _digest(meta["key"], meta["fit"], entries, payload)
+        tree = _unpack(meta["fit"], load(data)) if intact else None
+    except _CRAFTED as error:
         raise _damaged(path, str(error)) from error
-    if not isinstance(tree, dict) or not isinstance(meta["key"], str):
+    if not intact:
+        raise _damaged(path, "its contents do not match their checksum")
+    if not isinstance(tree, dict):
         raise _damaged(path, "its metadata is incomplete")
     return tree, meta["key"]
 
@@ -63,28 +84,32 @@ def _damaged(path: Path, why: str) -> ValueError:
     return ValueError(f"{path.name} is not a model file of vxpress, or is damaged: {why}.")
 
 
-def _digest(data: bytes) -> str:
-    """SHA-256 of the tensor bytes, which follow the header."""
+def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
+    """The header of a safetensors file, by name, and the tensor bytes, which follow it."""
     (length,) = struct.unpack("<Q", data[:8])
-    return hashlib.sha256(data[8 + length :]).hexdigest()
+    header = json.loads(data[8 : 8 + length].decode())
+    if not isinstance(header, dict):
+        msg = "the header is not a mapping"
+        raise TypeError(msg)
+    return header, memoryview(data)[8 + length :]
 
 
-def _metadata(data: bytes, path: Path) -> dict[str, Any]:
-    if len(data) < 8 or not 2 <= (length := struct.unpack("<Q", data[:8])[0]) <= min(MAX_HEADER, len(data) - 8):
-        raise _damaged(path, "it has no safetensors header")
-    try:
-        text = json.loads(data[8 : 8 + length])["__metadata__"][_METADATA_KEY]
-        if len(text) > MAX_METADATA:
-            raise _damaged(path, "its metadata is too long")
-        meta = json.loads(text)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(path, "its metadata cannot be read") from error
-    if not isinstance(meta, dict) or meta.get("version") != VERSION:
-        version = meta.get("version") if isinstance(meta, dict) else None
-        msg = f"{path.name} has format version {version!r}; this version of vxpress reads {VERSION}. Update vxpress."
+def _digest(key: str, tree: Any, entries: Mapping[str, Any], payload: memoryview) -> str:
+    """SHA-256 of all that is read: settings, names, types and shapes of the tensors, and their bytes."""
+    digest = hashlib.sha256(json.dumps([VERSION, key, tree, entries], sort_keys=True).encode())
+    digest.update(b"\0")
+    digest.update(payload)
+    return digest.hexdigest()
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    if len(text) > MAX_METADATA:
+        msg = "the metadata is too long"
         raise ValueError(msg)
-    if not {"key", "sha256", "fit"} <= meta.keys():
-        raise _damaged(path, "its metadata is incomplete")
+    meta = json.loads(text)
+    if not isinstance(meta, dict):
+        msg = "the metadata is not a mapping"
+        raise TypeError(msg)
     return meta
 
 
@@ -111,12 +136,29 @@ def _unpack(tree: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     if not isinstance(tree, dict):
         return tree
     if set(tree) == {"$tensor"}:
-        return tensors[tree["$tensor"]]
+        return tensors[_name(tree["$tensor"])]
     if set(tree) == {"$strings"}:
-        text, lengths = tensors[f"{tree['$strings']}#bytes"].tobytes(), tensors[f"{tree['$strings']}#lengths"]
-        ends = np.cumsum(lengths)
-        if (lengths < 0).any() or (len(ends) and ends[-1] != len(text)):
-            msg = "the lengths of its names do not add up"
-            raise ValueError(msg)
-        return np.array([text[end - n : end].decode() for n, end in zip(lengths, ends, strict=True)], dtype=object)
+        name = _name(tree["$strings"])
+        return _strings(tensors[f"{name}#bytes"].tobytes(), tensors[f"{name}#lengths"])
     return {key: _unpack(value, tensors) for key, value in tree.items()}
+
+
+def _name(reference: Any) -> str:
+    if not isinstance(reference, str):
+        msg = "a reference is not a name"
+        raise TypeError(msg)
+    return reference
+
+
+def _strings(text: bytes, lengths: np.ndarray) -> np.ndarray:
+    """The strings that were joined to ``text``, given how many bytes each has."""
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+        msg = "the lengths of its names are not a list of whole numbers"
+        raise ValueError(msg)
+    # the sum of ints cannot overflow
+    sizes = lengths.tolist()
+    if min(sizes, default=0) < 0 or sum(sizes) != len(text):
+        msg = "the lengths of its names do not add up"
+        raise ValueError(msg)
+    ends = np.cumsum(lengths)
+    return np.array([text[end - n : end].decode() for n, end in zip(sizes, ends, strict=True)], dtype=object)

@@ -32,7 +32,9 @@ def find_fit(adata: AnnData, model: Model, key: str) -> Fit:
         msg = f"model={str(path)!r} does not exist."
         raise FileNotFoundError(msg)
     if path.suffix == ".safetensors":
-        return Fit.from_uns(read_fit(path)[0])
+        stored, _ = read_fit(path)
+        check_format(stored, str(path))
+        return Fit.from_uns(stored)
     return _from_uns(_read_uns(path, Keys.of(key).uns), key, str(path), hint=False)
 
 
@@ -56,11 +58,17 @@ def _read_uns(path: Path, name: str) -> Mapping[str, Any]:
     if path.is_dir():
         import zarr
 
-        group = zarr.open_group(str(path), mode="r")
+        try:
+            group = zarr.open_group(str(path), mode="r")
+        except (OSError, ValueError, KeyError) as error:
+            raise _unreadable(path, error) from error
         return {name: read_elem(group[f"uns/{name}"])} if f"uns/{name}" in group else {}
     try:
         with h5py.File(path, "r") as file:
             return {name: read_elem(file["uns"][name])} if name in file.get("uns", {}) else {}
     except OSError as error:
-        msg = f"{str(path)!r} is neither an .h5ad, a zarr store nor a .safetensors file ({error})."
-        raise ValueError(msg) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{str(path)!r} is neither an .h5ad, a zarr store nor a .safetensors file ({error}).")

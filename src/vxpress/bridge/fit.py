@@ -20,12 +20,14 @@ PARTS = ("params", "history", "diagnostics", "covariates", "genes", "weights")
 
 @dataclass(frozen=True)
 class Params:
-    """Every setting of a fit, enough to run it again; the record under ``uns[key]["params"]``."""
+    """Every setting of a fit, enough to run it again; the record under ``uns[key]["params"]``.
+
+    A mask that was given as an array stands under ``genes``; a generator given as ``rng`` is not recorded.
+    """
 
     model: ModelConfig
     train: TrainConfig
     version: str
-    likelihood: str
     library: str
     library_source: str
     scale: str

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scanpy import logging as logg
 
 from vxpress._keys import LIBRARY_SIZE
 from vxpress.bridge.counts import CountData
@@ -17,15 +18,15 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Library:
-    """Size factor per cell; ``source`` says where it was read, ``factor`` what it was multiplied by."""
+    """Size factor per cell; ``source`` says where it was read, ``factor`` what it was multiplied by.
+
+    ``beyond`` tells whether it counts molecules outside the modelled genes, so that a remainder is needed.
+    """
 
     values_n: np.ndarray
     source: str
+    beyond: bool
     factor: float = 1.0
-
-    def exceeds(self, inside_n: np.ndarray) -> bool:
-        """Whether it counts molecules outside the modelled genes."""
-        return bool((self.values_n > inside_n * (1 + TOLERANCE) + 0.5).any())
 
 
 def resolve_library(obs: pd.DataFrame, counts: CountData, library: str, *, modelled_only: bool) -> Library:
@@ -36,28 +37,39 @@ def resolve_library(obs: pd.DataFrame, counts: CountData, library: str, *, model
     """
     if library in ("observed", "latent"):
         if modelled_only:
-            return Library(counts.inside_n, "modelled genes")
+            return Library(counts.inside_n, "modelled genes", beyond=False)
         if LIBRARY_SIZE not in obs.columns:
-            return Library(counts.total_n, "genes present")
-        return Library(_molecules(obs, counts), f"obs[{LIBRARY_SIZE!r}]")
+            return _counted(counts.total_n, counts, "genes present")
+        return _counted(_molecules(obs, counts), counts, f"obs[{LIBRARY_SIZE!r}]")
     values = _positive(obs, library, counts.inside_n)
     whole = bool(np.allclose(values, np.rint(values), rtol=0, atol=1e-3))
     if whole and _covers(values, counts.inside_n):
-        return Library(values, f"obs[{library!r}]")
+        return _counted(values, counts, f"obs[{library!r}]")
+    if whole:
+        logg.warning(
+            f"obs[{library!r}] holds whole numbers, but fewer than the molecules counted in some cells; it is used as a size "
+            "factor, rescaled to the mean library."
+        )
     some = counts.total_n > 0
     factor = float(counts.total_n[some].mean() / values[some].mean())
-    return Library(values * factor, f"obs[{library!r}], rescaled to the mean library", factor)
+    # a factor says nothing of molecules: only genes that are present and left out make a remainder
+    beyond = counts.outside is not None
+    return Library(values * factor, f"obs[{library!r}], rescaled to the mean library", beyond, factor)
 
 
-def read_library(obs: pd.DataFrame, counts: CountData, source: str, library: str, factor: float) -> Library:
+def _counted(values_n: np.ndarray, counts: CountData, source: str) -> Library:
+    return Library(values_n, source, bool((values_n > counts.inside_n * (1 + TOLERANCE) + 0.5).any()))
+
+
+def read_library(obs: pd.DataFrame, counts: CountData, source: str, library: str, factor: float) -> np.ndarray:
     """Size factors of other cells, taken as the fit took its own."""
     if source == "modelled genes":
-        return Library(counts.inside_n, source)
+        return counts.inside_n
     if source == "genes present":
-        return Library(counts.total_n, source)
+        return counts.total_n
     if library in ("observed", "latent"):
-        return Library(_molecules(obs, counts), source)
-    return Library(_positive(obs, library, counts.inside_n) * factor, source, factor)
+        return _molecules(obs, counts)
+    return _positive(obs, library, counts.inside_n) * factor
 
 
 def _covers(values_n: np.ndarray, inside_n: np.ndarray) -> bool:
@@ -77,7 +89,7 @@ def _molecules(obs: pd.DataFrame, counts: CountData) -> np.ndarray:
 
 
 def _positive(obs: pd.DataFrame, key: str, inside_n: np.ndarray) -> np.ndarray:
-    column = get_column(obs, key)
+    column = get_column(obs, key, numeric=True)
     if not pd.api.types.is_numeric_dtype(column.dtype):
         msg = f"library: obs[{key!r}] has dtype {column.dtype}; numbers above 0 are expected."
         raise ValueError(msg)

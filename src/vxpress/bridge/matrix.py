@@ -43,7 +43,7 @@ def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[tuple[slice, 
     if isinstance(matrix, CSCDataset):
         matrix = matrix.to_memory()
     if sparse.issparse(matrix) and matrix.format != "csr":
-        matrix = matrix.tocsr()
+        matrix = (matrix.astype(np.float32) if matrix.dtype.itemsize < 4 else matrix).tocsr()
     step = n_rows or max(1, BLOCK_ENTRIES // max(1, g))
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
@@ -59,7 +59,8 @@ def canonical(block: Any) -> sparse.csr_matrix:
     if block.dtype.kind not in "biuf":
         msg = f"Counts must be real numbers; found dtype {block.dtype}."
         raise ValueError(msg)
-    if block.dtype.kind in "bf" and block.dtype.itemsize < 4:
+    if block.dtype.itemsize < 4:
+        # small types overflow when duplicate entries are added up
         block = block.astype(np.float32)
     out = sparse.csr_matrix(block)
     # asked of a fresh header over the same arrays: scipy caches the answer on the object it is asked of

@@ -34,15 +34,18 @@ def save_model(adata: AnnData, path: str | Path, *, key: str = DEFAULT_KEY) -> N
         If ``adata`` holds no fit with this stem.
     ValueError
         If the path has another ending.
+    FileNotFoundError
+        If its folder does not exist.
 
     Examples
     --------
     >>> import tempfile, pathlib, vxpress as vx
     >>> adata = vx.datasets.pbmc68k_reduced()
-    >>> vx.tl.fit_vae(adata, max_epochs=2)
+    >>> reference, query = adata[:600].copy(), adata[600:].copy()
+    >>> vx.tl.fit_vae(reference, max_epochs=2)
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "pbmc.safetensors"
-    >>> vx.save_model(adata, path)
-    >>> vx.tl.encode(adata[:10].copy(), model=path)
+    >>> vx.save_model(reference, path)
+    >>> vx.tl.encode(query, model=path)
     """
     path = Path(path)
     if path.suffix != ".safetensors":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def prepare(
     request: Request,
     *,
     validation_fraction: float,
-    split_rng: int | np.random.Generator | None,
+    split_rng: np.random.Generator,
     library_of_modelled_genes: bool,
 ) -> Prepared:
     """Read, check and split."""
@@ -86,7 +87,7 @@ def prepare(
             f"{n_empty} cell(s) have no count in the modelled genes. They are left out of the fit (split 'query') and get the "
             "latent of an empty cell; sc.pp.filter_cells(adata, min_counts=1) drops them."
         )
-    train, validation = split_cells(len(usable), validation_fraction, np.random.default_rng(split_rng))
+    train, validation = split_cells(len(usable), validation_fraction, split_rng)
     cells = Cells(Counts.from_scipy(counts.inside), log_library(library.values_n), covariates.read(adata.obs))
     return Prepared(counts, modelled_g, mask_name, covariates, library, cells, usable[train], usable[validation])
 
@@ -107,9 +108,11 @@ def read_query(adata: AnnData, fit: Fit, layer: str | Unset | None) -> tuple[Cel
     where = fit.params.layer if isinstance(layer, Unset) else layer
     counts = read_counts(adata, where, fit.modelled_g, None if same else position)
     params = fit.params
-    library = read_library(adata.obs, counts, params.library_source, params.library, params.library_factor)
-    cells = Cells(Counts.from_scipy(counts.inside), log_library(library.values_n), fit.covariates.read(adata.obs))
-    return cells, library.values_n
+    library_n = counts.total_n  # of a latent library, which is inferred
+    if not params.model.latent_library:
+        library_n = read_library(adata.obs, counts, params.library_source, params.library, params.library_factor)
+    covariates = fit.covariates.read(adata.obs, labels=False)
+    return Cells(Counts.from_scipy(counts.inside), log_library(library_n), covariates), library_n
 
 
 def log_library(values_n: np.ndarray) -> torch.Tensor:
@@ -164,7 +167,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         msg = f"device={device!r} is not known; use 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'."
         raise ValueError(msg) from error
     absent = {
@@ -184,6 +187,16 @@ def check_single_process() -> None:
     if world.isdigit() and int(world) > 1:
         msg = f"WORLD_SIZE={world}: fitting on several processes is not supported. Run one process (unset WORLD_SIZE)."
         raise RuntimeError(msg)
+
+
+def seed_of(rng: int | np.random.Generator | None, argument: str = "rng") -> np.random.Generator:
+    """A numpy generator, or a ``ValueError`` that says what a seed is."""
+    if isinstance(rng, Integral) and rng >= 0:
+        return np.random.default_rng(int(rng))
+    if rng is None or isinstance(rng, np.random.Generator):
+        return np.random.default_rng(rng)
+    msg = f"{argument}={rng!r} was given; a whole number from 0, a numpy Generator or None is expected."
+    raise ValueError(msg)
 
 
 def as_tuple(keys: str | Sequence[str] | None) -> tuple[str, ...]:

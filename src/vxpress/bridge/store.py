@@ -25,9 +25,11 @@ class Results:
     obsm: dict[str, np.ndarray] = field(default_factory=dict)
     layers: dict[str, np.ndarray] = field(default_factory=dict)
     uns: dict[str, Any] = field(default_factory=dict)
+    stale: list[tuple[str, str]] = field(default_factory=list)
+    """Slots and names that an earlier fit under the same stem left and that no longer hold."""
 
     def write(self, adata: AnnData) -> None:
-        """Assign everything; if one assignment fails the AnnData is put back as it was."""
+        """Assign everything and drop what is stale; if one assignment fails the AnnData is put back as it was."""
         before: list[tuple[Any, str, bool, Any]] = []
         try:
             for slot in SLOTS:
@@ -36,6 +38,10 @@ class Results:
                     had = name in target
                     before.append((slot, name, had, target[name] if had else None))
                     target[name] = value
+            for slot, name in self.stale:
+                if name in getattr(adata, slot):
+                    before.append((slot, name, True, getattr(adata, slot)[name]))
+                    del getattr(adata, slot)[name]
         except BaseException:
             for slot, name, had, value in reversed(before):
                 target = getattr(adata, slot)

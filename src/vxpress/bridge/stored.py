@@ -23,4 +23,10 @@ def stored_posterior(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, 
             "fit. Write it again with vx.tl.encode(adata, model=...)."
         )
         raise ValueError(msg)
+    if not (np.isfinite(mean_nd).all() and np.isfinite(var_nd).all() and (var_nd > 0).all()):
+        msg = (
+            f"adata.obsm[{keys.latent!r}] or [{keys.latent_var!r}] holds values that are no posterior (NaN, or a variance "
+            "that is not positive). Write it again with vx.tl.encode(adata, model=...)."
+        )
+        raise ValueError(msg)
     return mean_nd, var_nd

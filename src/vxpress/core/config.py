@@ -6,8 +6,9 @@ the same way is in :class:`TrainConfig`.  Both hold plain scalars and tuples onl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_type_hints
 
 LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian", "bernoulli"]
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
@@ -27,12 +28,26 @@ def check_choice(name: str, value: object, choices: object) -> None:
         raise ValueError(msg)
 
 
-def _check_range(name: str, value: float, low: float, high: float, *, integer: bool = False) -> None:
-    ok_type = isinstance(value, int) and not isinstance(value, bool) if integer else isinstance(value, (int, float))
+def check_range(name: str, value: float, low: float, high: float, *, integer: bool = False) -> None:
+    """Raise ``ValueError`` unless ``value`` is a number, or a whole one, from ``low`` to ``high``."""
+    ok_type = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
     if not ok_type or not low <= value <= high:
         kind = "a whole number" if integer else "a number"
         msg = f"{name}={value!r} was given; {kind} from {low:g} to {high:g} is expected."
         raise ValueError(msg)
+
+
+def plain(config: Any) -> None:
+    """Turn numpy scalars in a frozen dataclass into Python's own; raise ``ValueError`` where a switch is no bool."""
+    hints = get_type_hints(type(config))
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if hints[f.name] is bool and not isinstance(value, bool):
+            msg = f"{f.name}={value!r} was given; True or False is expected."
+            raise ValueError(msg)
+        for kind in (int, float):
+            if hints[f.name] is kind:
+                object.__setattr__(config, f.name, kind(value))
 
 
 @dataclass(frozen=True)
@@ -70,19 +85,19 @@ class ModelConfig:
         check_choice("dispersion", self.dispersion, Dispersion)
         check_choice("norm", self.norm, Norm)
         check_choice("covariate_code", self.covariate_code, CovariateCode)
-        _check_range("n_genes", self.n_genes, 1, 10_000_000, integer=True)
-        _check_range("n_latent", self.n_latent, 1, 4_096, integer=True)
-        _check_range("n_hidden", self.n_hidden, 1, 65_536, integer=True)
-        _check_range("n_layers", self.n_layers, 1, 64, integer=True)
-        _check_range("n_embedding", self.n_embedding, 1, 4_096, integer=True)
-        _check_range("n_readout", self.n_readout, 0, 10_000_000, integer=True)
-        _check_range("n_continuous", self.n_continuous, 0, 100_000, integer=True)
-        _check_range("n_labels", self.n_labels, 0, 1_000_000, integer=True)
+        check_range("n_genes", self.n_genes, 1, 10_000_000, integer=True)
+        check_range("n_latent", self.n_latent, 1, 4_096, integer=True)
+        check_range("n_hidden", self.n_hidden, 1, 65_536, integer=True)
+        check_range("n_layers", self.n_layers, 1, 64, integer=True)
+        check_range("n_embedding", self.n_embedding, 1, 4_096, integer=True)
+        check_range("n_readout", self.n_readout, 0, 10_000_000, integer=True)
+        check_range("n_continuous", self.n_continuous, 0, 100_000, integer=True)
+        check_range("n_labels", self.n_labels, 0, 1_000_000, integer=True)
         for size in self.n_categories:
-            _check_range("n_categories", size, 1, 1_000_000, integer=True)
-        _check_range("dropout", self.dropout, 0.0, 0.95)
-        _check_range("norm_momentum", self.norm_momentum, 0.0, 1.0)
-        _check_range("norm_eps", self.norm_eps, 1e-16, 1.0)
+            check_range("n_categories", size, 1, 1_000_000, integer=True)
+        check_range("dropout", self.dropout, 0.0, 0.95)
+        check_range("norm_momentum", self.norm_momentum, 0.0, 1.0)
+        check_range("norm_eps", self.norm_eps, 1e-16, 1.0)
         if self.n_latent > self.n_genes:
             msg = (
                 f"n_latent={self.n_latent} exceeds the {self.n_genes} modelled gene(s): a latent space wider than "
@@ -95,6 +110,7 @@ class ModelConfig:
         if self.dispersion == "gene-label" and self.n_labels == 0:
             msg = "dispersion='gene-label' needs labels: pass labels_key=, or use dispersion='gene'."
             raise ValueError(msg)
+        plain(self)
 
     @property
     def n_batches(self) -> int:
@@ -130,12 +146,13 @@ class TrainConfig:
         check_choice("optimizer", self.optimizer, OptimizerName)
         check_choice("schedule", self.schedule, Schedule)
         check_choice("warmup_unit", self.warmup_unit, WarmupUnit)
-        _check_range("max_epochs", self.max_epochs, 1, 1_000_000, integer=True)
-        _check_range("batch_size", self.batch_size, 2, 10_000_000, integer=True)
-        _check_range("patience", self.patience, 1, 1_000_000, integer=True)
-        _check_range("beta", self.beta, 0.0, 1e6)
-        _check_range("learning_rate", self.learning_rate, 1e-12, 10.0)
-        _check_range("weight_decay", self.weight_decay, 0.0, 10.0)
-        _check_range("adam_eps", self.adam_eps, 1e-16, 1.0)
-        _check_range("max_grad_norm", self.max_grad_norm, 0.0, 1e12)
-        _check_range("kl_warmup", self.kl_warmup, 0.0, 1.0 if self.warmup_unit == "steps" else 1e6)
+        check_range("max_epochs", self.max_epochs, 1, 1_000_000, integer=True)
+        check_range("batch_size", self.batch_size, 2, 10_000_000, integer=True)
+        check_range("patience", self.patience, 1, 1_000_000, integer=True)
+        check_range("beta", self.beta, 0.0, 1e6)
+        check_range("learning_rate", self.learning_rate, 1e-12, 10.0)
+        check_range("weight_decay", self.weight_decay, 0.0, 10.0)
+        check_range("adam_eps", self.adam_eps, 1e-16, 1.0)
+        check_range("max_grad_norm", self.max_grad_norm, 0.0, 1e12)
+        check_range("kl_warmup", self.kl_warmup, 0.0, 1.0 if self.warmup_unit == "steps" else 1e6)
+        plain(self)

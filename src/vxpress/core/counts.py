@@ -12,6 +12,12 @@ from torch import Tensor
 from vxpress.core.covariates import Covariates
 
 
+def _tensor(array: np.ndarray, dtype: type) -> Tensor:
+    """A tensor over the same memory where type and permissions allow."""
+    array = array.astype(dtype, copy=False)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
 @dataclass(frozen=True)
 class Counts:
     """A cells x genes count matrix in compressed rows, on one device."""
@@ -23,11 +29,11 @@ class Counts:
 
     @classmethod
     def from_scipy(cls, x: sparse.csr_matrix | sparse.csr_array, device: torch.device | str = "cpu") -> Counts:
-        """Take over a canonical CSR matrix; values become float32."""
+        """Take over a canonical CSR matrix; values become float32, and what is of the right type is not copied."""
         return cls(
-            torch.from_numpy(x.indptr.astype(np.int64)).to(device),
-            torch.from_numpy(x.indices.astype(np.int32)).to(device),
-            torch.from_numpy(x.data.astype(np.float32)).to(device),
+            _tensor(x.indptr, np.int64).to(device),
+            _tensor(x.indices, np.int32).to(device),
+            _tensor(x.data, np.float32).to(device),
             int(x.shape[1]),
         )
 

@@ -45,7 +45,6 @@ class Likelihood(Distribution):
     heads: ClassVar[tuple[str, ...]] = ()
     composition: ClassVar[bool] = True
     scale: ClassVar[str] = "composition"
-    observes: ClassVar[str] = "counts"
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(self, shape: torch.Size) -> None:
@@ -209,7 +208,6 @@ class Gaussian(Likelihood):
     has_dispersion = True
     composition = False
     scale = "log1p_cp10k"
-    observes = "log values"
     support = constraints.real
 
     def __init__(self, loc: Tensor, variance: Tensor, library: Tensor) -> None:
@@ -246,7 +244,6 @@ class Gaussian(Likelihood):
 class Bernoulli(Likelihood):
     """Detection of a gene, x > 0, with probability 1 - exp(-l rho): the complementary log-log link keeps depth out of z."""
 
-    observes = "detection"
     support = constraints.boolean
 
     def __init__(self, log_rate: Tensor) -> None:

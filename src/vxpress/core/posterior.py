@@ -93,5 +93,7 @@ def _expression(model: VAE, z_nd: Tensor, covariates: Covariates) -> tuple[Tenso
         return location, readout
     if readout is None:
         return location.exp(), None
-    rest = model.outside_ratio if log_rest is None else log_rest.exp()
-    return location.exp(), rest * F.softmax(readout, dim=-1)
+    outside = model.outside_share * F.softmax(readout, dim=-1)
+    if log_rest is None:
+        return location.exp() * (1.0 - model.outside_share), outside
+    return location.exp(), log_rest.exp() * outside

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, get_args
+from typing import Any
 
 from vxpress.core.config import (
     CovariateCode,
@@ -123,7 +123,7 @@ class Settings:
     start_from_data: bool = True
     library_of_modelled_genes: bool = False
 
-    def max_epochs(self, n_train: int) -> int:
+    def max_epochs(self, n_train: int, n_validation: int) -> int:
         """The budget: a number of steps that grows slowly with the data, in whole epochs.
 
         Few cells are overfitted long before that many steps, and the schedule should end before they are.
@@ -135,7 +135,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class ReferenceSettings(Settings):
-    """The defaults of scvi-tools' SCVI (1.5.1): architecture, initialisation, optimizer, KL schedule and epochs."""
+    """The defaults of scvi-tools' SCVI (1.5.1): architecture, initialisation, optimizer, KL schedule and epochs.
+
+    The cells of an epoch are dealt into equal minibatches, where scvi-tools leaves a smaller one at the end.
+    """
 
     likelihood: str = "zinb"
     n_latent: int = 10
@@ -157,15 +160,18 @@ class ReferenceSettings(Settings):
     start_from_data: bool = False
     library_of_modelled_genes: bool = True
 
-    def max_epochs(self, n_train: int) -> int:
-        """400 epochs up to 20,000 cells, then as many as make 8 million visits."""
-        return max(1, min(400, round(20_000 / max(1, n_train) * 400)))
+    def max_epochs(self, n_train: int, n_validation: int) -> int:
+        """400 epochs up to 20,000 cells, held-out ones counted, then as many as make 8 million visits."""
+        return max(1, min(400, round(20_000 / (n_train + n_validation) * 400)))
 
 
 PRESETS: dict[Preset | None, Settings] = {
     None: Settings(),
     "scvi": ReferenceSettings(),
-    "integration": Settings(n_latent=10, dropout=0.1),
+    # found on sets with batches: clusters and mixing prefer batch norm and no factor per gene and batch
+    "integration": Settings(
+        n_latent=10, dropout=0.1, norm="batch", norm_momentum=0.1, norm_eps=1e-3, condition_output=False
+    ),
 }
 
 
@@ -184,6 +190,3 @@ def settings_for(config: type[ModelConfig | TrainConfig], settings: Settings) ->
     """The part of the settings that a config holds too."""
     names = {f.name for f in fields(config)} - {"max_epochs"}
     return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in names}
-
-
-assert set(get_args(Preset)) == {name for name in PRESETS if name is not None}  # noqa: S101

@@ -1,7 +1,7 @@
 """Genes outside the modelled subset: a linear readout of the frozen decoder body.
 
-Their molecules are the remainder share times a softmax of a linear map of the decoder's features, fitted by
-multinomial likelihood (for the Gaussian law: ridge regression of the log values).  It starts at the mean profile, so
+Their molecules are a share of the remainder (where the library counts genes that are not in the data either, not all
+of it) times a softmax of a linear map of the decoder's features, fitted by multinomial likelihood (for the Gaussian law: ridge regression of the log values).  It starts at the mean profile, so
 where the features say nothing it stays there.
 """
 
@@ -43,9 +43,11 @@ def fit_readout(
         _fit_ridge(model, cells, outside, f_nf, train_rows)
         return
     _fit_softmax(model, outside, f_nf, train_rows, validation_rows, seed=seed)
-    if not model.config.remainder:
-        library = cells.log_library_n1[train_rows].exp().double().sum()
-        model.outside_ratio.fill_(float(outside.gene_sums(train_rows).sum() / library))
+    read = float(outside.gene_sums(train_rows).sum())
+    modelled = float(cells.counts.gene_sums(train_rows).sum())
+    library = float(cells.log_library_n1[train_rows].exp().double().sum())
+    beyond = library - modelled if model.config.remainder else modelled + read
+    model.outside_share.fill_(min(1.0, read / beyond) if beyond > 0 else 0.0)
 
 
 def _fit_softmax(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -50,7 +49,6 @@ class Outcome:
     stopped: str = "budget"
     n_voided: int = 0
     n_steps: int = 0
-    seconds: float = 0.0
 
 
 def split_cells(n: int, validation_fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -89,9 +87,11 @@ def train(
     order_seed, noise_seed, validation_seed = map(int, np.random.SeedSequence(seed).generate_state(3))
     order = torch.Generator().manual_seed(order_seed)
     noise = Noise(noise_seed, device)
-    eps_nd = torch.randn(
-        len(validation_rows), model.config.n_latent, generator=torch.Generator().manual_seed(validation_seed)
-    ).to(device)
+    # one column more for a latent library
+    n_eps = model.config.n_latent + model.config.latent_library
+    eps_nd = torch.randn(len(validation_rows), n_eps, generator=torch.Generator().manual_seed(validation_seed)).to(
+        device
+    )
     # no batch of one cell: it has no variance to normalise by
     n_batches = min(math.ceil(len(train_rows) / config.batch_size), max(1, len(train_rows) // 2))
     n_steps = n_batches * config.max_epochs
@@ -100,7 +100,6 @@ def train(
     running = [value for value in model.buffers() if value.dim()]
     keeper = _Keeper(config, active=len(validation_rows) > 0)
     outcome, troubled = Outcome(), 0
-    start = time.perf_counter()
     try:
         for epoch in (bar := tqdm(range(config.max_epochs), desc="fit_vae", disable=not progress)):
             model.train()
@@ -141,7 +140,6 @@ def train(
         if not outcome.history["elbo_train"]:
             raise
     outcome.best_epoch = keeper.restore(model, last=len(outcome.history["lr"]) - 1)
-    outcome.seconds = time.perf_counter() - start
     model.eval()
     model.zero_grad(set_to_none=True)
     if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
@@ -214,7 +212,7 @@ def _record(
 
 
 class _Keeper:
-    """Keeps the state with the best validation objective after the warm-up and says when to stop."""
+    """Keeps the state with the best validation objective after the warm-up (before: the latest) and says when to stop."""
 
     def __init__(self, config: TrainConfig, *, active: bool) -> None:
         self.keep = active and config.keep_best
@@ -224,10 +222,10 @@ class _Keeper:
 
     def update(self, model: VAE, epoch: int, objective: float, *, warm: bool) -> bool:
         """Take note of an epoch; True when patience has run out."""
-        if not warm or math.isnan(objective):
+        if math.isnan(objective):
             return False
-        if objective > self.best:
-            self.best, self.best_epoch = objective, epoch
+        if not warm or objective > self.best:
+            self.best, self.best_epoch = objective if warm else -math.inf, epoch
             if self.keep:
                 self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
         return epoch - self.best_epoch >= self.patience

@@ -20,13 +20,13 @@ class VAE(nn.Module):
     """A conditional variational autoencoder of counts.
 
     ``library_log_mean_b`` and ``library_log_var_b`` are the parameters of the log-normal prior of a latent library,
-    one per batch; ``outside_ratio`` is the number of molecules outside the modelled genes for each one inside, used
-    only by a model without remainder share.
+    one per batch. ``outside_share`` is the share that the genes of the readout have of the molecules outside the model
+    (those may fall on genes that are not in the data), or, in a model without remainder, of all molecules.
     """
 
     library_log_mean_b: Tensor
     library_log_var_b: Tensor
-    outside_ratio: Tensor
+    outside_share: Tensor
     prior: StandardNormal
 
     def __init__(self, config: ModelConfig) -> None:
@@ -42,8 +42,8 @@ class VAE(nn.Module):
         if config.latent_library:
             self.register_buffer("library_log_mean_b", torch.zeros(config.n_batches))
             self.register_buffer("library_log_var_b", torch.ones(config.n_batches))
-        if config.n_readout and not config.remainder:
-            self.register_buffer("outside_ratio", torch.zeros(()))
+        if config.n_readout and self.decoder.law.composition:
+            self.register_buffer("outside_share", torch.zeros(()))
 
     def posterior(self, batch: Batch, noise: Noise | None = None) -> Normal:
         """q(z | x, s)."""

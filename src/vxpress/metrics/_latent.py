@@ -28,8 +28,13 @@ def kl_per_dimension(mean_nd: np.ndarray, var_nd: np.ndarray) -> np.ndarray:
     >>> vx.metrics.kl_per_dimension(np.array([[0.0, 2.0]]), np.ones((1, 2)))
     array([0., 2.])
     """
+    return kl_per_cell(mean_nd, var_nd).mean(0)
+
+
+def kl_per_cell(mean_nd: np.ndarray, var_nd: np.ndarray) -> np.ndarray:
+    """Divergence of each cell's posterior from N(0, 1) in nats, (n, d)."""
     mean_nd, var_nd = _pair(mean_nd, var_nd)
-    return 0.5 * (mean_nd**2 + var_nd - np.log(var_nd) - 1.0).mean(0)
+    return 0.5 * (mean_nd**2 + var_nd - np.log(var_nd) - 1.0)
 
 
 def active_units(mean_nd: np.ndarray, threshold: float = 0.01) -> np.ndarray:

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress.bridge.prepare import as_tuple
-from vxpress.pl._shared import finish, kl_per_cell, posterior_of
+from vxpress.metrics._latent import kl_per_cell
+from vxpress.pl._shared import finish, posterior_of
 
 UMAP = "umap"
 

@@ -14,7 +14,8 @@ from scipy.stats import norm
 
 from vxpress._keys import DEFAULT_KEY
 from vxpress.bridge.prepare import as_tuple
-from vxpress.pl._shared import INK, PALE, active_of, finish, kl_per_cell, plain, posterior_of
+from vxpress.metrics._latent import kl_per_cell
+from vxpress.pl._shared import INK, PALE, active_of, finish, plain, posterior_of
 
 N_CELLS = 5
 MAX_AGGREGATE = 5_000

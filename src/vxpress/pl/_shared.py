@@ -46,11 +46,6 @@ def posterior_of(adata: AnnData, key: str) -> tuple[Fit, np.ndarray, np.ndarray]
     return fit, mean_nd.astype(np.float64), var_nd.astype(np.float64)
 
 
-def kl_per_cell(mean_nd: np.ndarray, var_nd: np.ndarray) -> np.ndarray:
-    """Divergence of each cell's posterior from N(0, 1) in nats, (n, d); its mean over cells is ``kl_per_dim``."""
-    return 0.5 * (mean_nd**2 + var_nd - np.log(var_nd) - 1.0)
-
-
 def active_of(fit: Fit) -> np.ndarray:
     """Which dimensions the stored diagnosis, to which the verdict belongs, calls active, (d,)."""
     return np.asarray(fit.diagnostics["active"], dtype=bool)

@@ -121,21 +121,22 @@ def highly_variable_genes(
         n_top = adata.n_vars
 
     start = logg.info("selecting highly variable genes")
-    adata = own(adata, copy=copy)
-    matrix = get_matrix(adata, layer)
     if flavor == "nb":
-        moments = residual_moments(matrix, codes, len(batches), theta=theta, where=place(layer))
+        moments = residual_moments(get_matrix(adata, layer), codes, len(batches), theta=theta, where=place(layer))
         table = _rank(moments.residual_variances_bg, moments.eligible_bg, n_top)
         table.insert(0, "variances", moments.variances_g)
         table.insert(0, "means", moments.means_g)
         if batch_key is None:
             table = table.drop(columns=["highly_variable_nbatches", "highly_variable_intersection"])
+        adata = own(adata, copy=copy)
         for name, column in table.items():
             adata.var[name] = column.to_numpy()
         adata.uns["hvg"] = {"flavor": "nb", "computed_on": layer or "adata.X"}
         if subset:
             adata._inplace_subset_var(table["highly_variable"].to_numpy())
     else:
+        adata = own(adata, copy=copy)
+        matrix = get_matrix(adata, layer)
         if flavor in ("seurat", "cell_ranger"):
             _warn_counts(matrix, flavor, place(layer))
         _delegate(adata, flavor, n_top, layer=layer, batch_key=batch_key, theta=theta, subset=subset)

@@ -84,7 +84,6 @@ def library_size(
     _check_key(adata, key_added, overwrite=overwrite)
     codes, batches = batch_codes(adata, batch_key)
     start = logg.info("counting molecules per cell")
-    adata = own(adata, copy=copy)
     library_n = _molecules(get_matrix(adata, layer), place(layer))
     log_mean, log_var = _log_normal(library_n, codes, batches)
     n_empty = int((library_n == 0).sum())
@@ -92,6 +91,7 @@ def library_size(
         msg = f"{n_empty} cell(s) hold no molecule in {place(layer)}; sc.pp.filter_cells(adata, min_counts=1) removes them."
         warnings.warn(msg, UserWarning, stacklevel=2)
 
+    adata = own(adata, copy=copy)
     given = {"layer": layer, "batch_key": batch_key}
     params = {"n_vars": adata.n_vars} | {name: value for name, value in given.items() if value is not None}
     adata.obs[key_added] = library_n

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from anndata import AnnData
 from scanpy import logging as logg
 
-from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.fit import Fit
-from vxpress.bridge.prepare import as_tuple
-from vxpress.bridge.run import DENOISING_DRAWS, denoised_matrix
+from vxpress.bridge.prepare import check_gene_names, seed_of
+from vxpress.bridge.run import DENOISING_DRAWS, DENOISING_SEED, denoised_matrix
 from vxpress.bridge.store import Results, check_adata, own
 from vxpress.bridge.stored import stored_posterior
+from vxpress.core.config import check_range
 
 
 def denoise(
@@ -24,7 +26,7 @@ def denoise(
     transform_batch: str | Sequence[str] | None = None,
     target_sum: float | None = None,
     n_draws: int = DENOISING_DRAWS,
-    rng: int = 0,
+    rng: int | np.random.Generator | None = DENOISING_SEED,
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
@@ -33,7 +35,7 @@ def denoise(
     Parameters
     ----------
     adata
-        Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it) on the genes of the fit.
+        Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it) and the genes of the fit, in any order.
     model
         Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
     key
@@ -41,13 +43,13 @@ def denoise(
     transform_batch
         Batch, or batches to average over, under which every cell is decoded; by default all batches of the fit.
     target_sum
-        Sum that each cell is scaled to, over all genes; by default that of the fit.
+        Sum that each cell is scaled to, over all genes that the size factor counts; by default that of the fit.
     n_draws
         Posterior draws per cell, dealt out evenly over the batches (at least one for each).
     rng
-        Seed of the draws.
+        Seed of the draws, or a numpy generator; the default gives the layer that :func:`fit_vae` writes.
     key_added
-        Name of the layer; by default ``"vae_normalized"`` for the default fit.
+        Name of the layer; by default ``"vae_normalized"`` for the default fit, which is replaced.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -63,7 +65,7 @@ def denoise(
     KeyError
         If there is no such fit or posterior.
     ValueError
-        If a batch is unknown to the fit, or ``adata`` has other genes.
+        If a batch is unknown to the fit, genes of it are missing, or another layer has that name.
 
     Examples
     --------
@@ -78,15 +80,17 @@ def denoise(
     fit = find_fit(adata, model, key)
     keys = Keys.of(key)
     mean_nd, var_nd = stored_posterior(adata, fit, keys)
-    if list(adata.var_names) != list(fit.genes):
-        msg = f"adata has {adata.n_vars} genes in another order or number than the {len(fit.genes)} of the fit; pass adata[:, genes_of_the_fit].copy()."
+    position = _positions(adata, fit)
+    check_range("n_draws", n_draws, 1, 100_000, integer=True)
+    if target_sum is not None and fit.params.scale != "composition":
+        msg = f"target_sum={target_sum!r}: the values of a Gaussian fit are expected log values and have no sum to scale to."
         raise ValueError(msg)
-    if n_draws < 1:
-        msg = f"n_draws={n_draws!r} should be at least 1."
-        raise ValueError(msg)
-    target_sum = fit.params.target_sum if target_sum is None else float(target_sum)
-    if not 0.0 < target_sum < float("inf"):
-        msg = f"target_sum={target_sum!r} should be a finite number above 0."
+    target_sum = fit.params.target_sum if target_sum is None else target_sum
+    check_range("target_sum", target_sum, 1e-12, 1e12)
+    layer = keys.normalized if key_added is None else key_added
+    check_name("key_added", layer)
+    if layer in adata.layers and layer != keys.normalized:
+        msg = f"adata.layers[{layer!r}] stands there already. Choose another key_added=, or delete it first."
         raise ValueError(msg)
     batches = _batch_codes(fit, transform_batch)
     start = logg.info("denoising")
@@ -94,25 +98,51 @@ def denoise(
         fit.model,
         mean_nd,
         var_nd,
-        fit.covariates.read(adata.obs),
+        fit.covariates.read(adata.obs, labels=False),
         modelled_g=fit.modelled_g,
         batches=batches,
         target_sum=target_sum,
         n_draws=n_draws,
-        seed=rng,
+        seed=int(seed_of(rng).integers(2**62)) if rng != DENOISING_SEED else DENOISING_SEED,
     )
     adata = own(adata, copy=copy)
-    results = Results(layers={keys.normalized if key_added is None else key_added: matrix})
+    results = Results(layers={layer: _place(matrix, position, adata.n_vars)})
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
+
+
+def _positions(adata: AnnData, fit: Fit) -> np.ndarray:
+    """Where the genes of the fit lie in ``adata``."""
+    check_gene_names(adata)
+    position = adata.var_names.get_indexer(fit.genes)
+    if (position < 0).any():
+        msg = (
+            f"{int((position < 0).sum())} of the {len(fit.genes)} genes of the fit are missing from adata.var_names (for "
+            f"example {list(fit.genes[position < 0][:3])}). Denoise before genes are dropped."
+        )
+        raise ValueError(msg)
+    if adata.n_vars > len(position):
+        logg.warning(
+            f"{adata.n_vars - len(position)} gene(s) of adata are unknown to the fit and are NaN in the layer."
+        )
+    return position
+
+
+def _place(matrix: np.ndarray, position: np.ndarray, n_vars: int) -> np.ndarray:
+    """Columns in the order of ``adata``; the same array where that is the order of the fit."""
+    if len(position) == n_vars and (position == np.arange(n_vars)).all():
+        return matrix
+    out = np.full((len(matrix), n_vars), np.nan, dtype=np.float32)
+    out[:, position] = matrix
+    return out
 
 
 def _batch_codes(fit: Fit, transform_batch: str | Sequence[str] | None) -> tuple[int, ...]:
     known = fit.covariates.batches
     if transform_batch is None:
         return tuple(range(len(known)))
-    names = as_tuple(transform_batch)
+    names = tuple(map(str, [transform_batch] if np.ndim(transform_batch) == 0 else transform_batch))
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         msg = f"transform_batch={transform_batch!r}: the fit knows the batches {list(known)}. Name one or more of these, or fit with batch_key=."

@@ -34,7 +34,7 @@ def encode(
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
-        Stem of the fit.
+        Stem of the fit; of a ``.safetensors`` file, which holds one fit, the stem that is written.
     layer
         Layer that holds the counts; left out, the one that the fit read.
     device
@@ -76,6 +76,7 @@ def encode(
     fit = find_fit(adata, model, key)
     keys = Keys.of(key if key_added is None else key_added)
     check_free(adata, keys)
+    _check_no_other_fit(adata, model, keys)
     torch_device = resolve_device(device)
     start = logg.info("encoding cells")
     cells, library_n = read_query(adata, fit, layer)
@@ -90,6 +91,20 @@ def encode(
         obsm={keys.latent: encoded.mean_nd, keys.latent_var: encoded.var_nd},
         uns={keys.uns: fit.to_uns()},
     )
+    if model is not None:
+        results.stale = [("layers", keys.normalized), ("obs", keys.split)]
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
+
+
+def _check_no_other_fit(adata: AnnData, model: Model, keys: Keys) -> None:
+    """Raise rather than replace the fit of these very cells by another one."""
+    fitted_here = keys.uns in adata.uns and keys.split in adata.obs and (adata.obs[keys.split] == "train").any()
+    if model is None or model is adata or not fitted_here:
+        return
+    msg = (
+        f"adata holds a fit of its own under {keys.uns!r}, which the one of model= would replace. Choose another name with "
+        f"key_added=, or drop it first: del adata.uns[{keys.uns!r}], adata.obs[{keys.split!r}]."
+    )
+    raise ValueError(msg)

@@ -24,10 +24,11 @@ from vxpress.bridge.prepare import (
     check_single_process,
     prepare,
     resolve_device,
+    seed_of,
 )
 from vxpress.bridge.run import Fitted, denoised_matrix, run
 from vxpress.bridge.store import Results, check_adata, check_free, own
-from vxpress.core.config import Dispersion, LikelihoodName, ModelConfig, Preset, TrainConfig, check_choice
+from vxpress.core.config import Dispersion, LikelihoodName, ModelConfig, Preset, TrainConfig, check_choice, check_range
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.posterior import Encoded
 from vxpress.core.presets import FitOptions, Settings, resolve, settings_for
@@ -70,7 +71,8 @@ def fit_vae(
 
     Cells become points in a latent space of a few dimensions from which a neural network decodes the law of their
     counts (Lopez et al. 2018), given batch and other covariates, so that the latent space need not carry those.
-    ``sc.pp.neighbors(adata, use_rep="X_vae")`` goes on from here.
+    ``sc.pp.neighbors(adata, use_rep="X_vae")`` goes on from here. A progress bar and what was read are shown at
+    scanpy's verbosity "info" (``sc.settings.verbosity = 2``).
 
     Parameters
     ----------
@@ -120,18 +122,19 @@ def fit_vae(
         Whether to stop when the validation objective no longer improves; by default yes.
     preset
         ``"scvi"`` reproduces the defaults of scvi-tools for comparison (its KL weight rises over 400 epochs and may
-        end below 1); ``"integration"`` (10 dimensions, less dropout) trades a few tenths of a percent of likelihood for
+        end below 1); ``"integration"`` (10 dimensions, less dropout, batch norm) trades a few tenths of a percent of likelihood for
         clusters and mixing.
     options
         Further settings, see :class:`FitOptions`.
     denoised
         Whether to write the dense layer of denoised expression. ``None`` writes it up to 1 GB, and says so above.
     target_sum
-        Sum that denoised expression is scaled to, per cell over all genes.
+        Sum that denoised expression is scaled to, per cell over all genes that the size factor counts: where these are
+        more than ``adata`` holds, as in :func:`vxpress.datasets.pbmc68k_reduced`, the genes present sum to less.
     device
         ``"auto"`` takes CUDA where there is one, else the CPU; or the name of a torch device.
     rng
-        Seed of order, initialisation, dropout and noise. The same seed gives the same bits on the same machine, versions
+        Seed of order, initialisation, dropout and noise, or a numpy generator; ``None`` takes a new one. The same seed gives the same bits on the same machine, versions
         and number of threads.
     split_rng
         Seed of the held-out cells, apart from ``rng``, so that fits with different seeds hold out the same cells.
@@ -169,7 +172,7 @@ def fit_vae(
         If a column or layer that was named does not exist.
     TypeError
         If ``adata`` is not an AnnData.
-    vxpress.core.training.TrainingError
+    TrainingError
         If most steps of an epoch are not finite; the message names the likely cells.
 
     See Also
@@ -196,6 +199,7 @@ def fit_vae(
     keys = Keys.of(key_added)
     check_free(adata, keys)
     torch_device = resolve_device(device)
+    generator, split_generator = seed_of(rng), seed_of(split_rng, "split_rng")
     settings = resolve(
         preset,
         {
@@ -210,6 +214,9 @@ def fit_vae(
         options,
     )
     _check_arguments(labels_key, dispersion, validation_fraction, target_sum)
+    if not (denoised is None or isinstance(denoised, bool)):
+        msg = f"denoised={denoised!r} was given; True, False or None is expected."
+        raise ValueError(msg)
     request = Request(
         layer,
         mask_var,
@@ -224,20 +231,22 @@ def fit_vae(
         adata,
         request,
         validation_fraction=validation_fraction,
-        split_rng=split_rng,
+        split_rng=split_generator,
         library_of_modelled_genes=settings.library_of_modelled_genes,
     )
     logg.info(f"    library: {prepared.library.source}")
     model_config = _model_config(settings, prepared, dispersion, latent_library=library == "latent")
     train_config = TrainConfig(
-        max_epochs=settings.max_epochs(len(prepared.train_n)) if max_epochs is None else max_epochs,
+        max_epochs=settings.max_epochs(len(prepared.train_n), len(prepared.validation_n))
+        if max_epochs is None
+        else max_epochs,
         **{**settings_for(TrainConfig, settings), "beta": beta},
     )
     fitted = run(
         prepared,
         model_config,
         train_config,
-        rng=np.random.default_rng(rng),
+        rng=generator,
         device=torch_device,
         start_from_data=settings.start_from_data,
         progress=scanpy_settings.verbosity >= 2,
@@ -247,7 +256,6 @@ def fit_vae(
         model=model_config,
         train=train_config,
         version=version("vxpress"),
-        likelihood=model_config.likelihood,
         library=library,
         library_source=prepared.library.source,
         library_factor=prepared.library.factor,
@@ -286,17 +294,14 @@ def _check_arguments(labels_key: str | None, dispersion: str, validation_fractio
             f"labels_key={labels_key!r} has no use here: labels enter with dispersion='gene-label' only. Leave it out."
         )
         raise ValueError(msg)
-    if not 0.0 <= validation_fraction < 1.0:
-        msg = f"validation_fraction={validation_fraction!r} should lie in [0, 1)."
-        raise ValueError(msg)
-    if not 0.0 < target_sum < float("inf"):
-        msg = f"target_sum={target_sum!r} should be a finite number above 0."
-        raise ValueError(msg)
+    check_range("validation_fraction", validation_fraction, 0.0, 0.99)
+    check_range("target_sum", target_sum, 1e-12, 1e12)
 
 
 def _model_config(
     settings: Settings, prepared: Prepared, dispersion: Dispersion, *, latent_library: bool
 ) -> ModelConfig:
+    check_choice("likelihood", settings.likelihood, LikelihoodName)
     table = prepared.covariates
     n_outside = int((~prepared.modelled_g).sum())
     return ModelConfig(
@@ -307,9 +312,7 @@ def _model_config(
         n_continuous=len(table.continuous),
         n_labels=0 if table.labels is None else len(table.labels[1]),
         latent_library=latent_library,
-        remainder=prepared.library.exceeds(prepared.counts.inside_n) and LIKELIHOODS[settings.likelihood].composition
-        if settings.likelihood in LIKELIHOODS
-        else False,
+        remainder=prepared.library.beyond and LIKELIHOODS[settings.likelihood].composition,
         n_readout=n_outside if settings.readout else 0,
         **settings_for(ModelConfig, settings),
     )
@@ -347,7 +350,10 @@ def _results(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, deno
         logg.warning(
             f"layers[{keys.normalized!r}] would take {n_bytes / 1e9:.1f} GB and was not written; vx.tl.denoise(adata{key}) writes it."
         )
-    elif denoised is not False:
+        denoised = False
+    if denoised is False:
+        results.stale.append(("layers", keys.normalized))
+    else:
         results.layers[keys.normalized] = denoised_matrix(
             fit.model,
             encoded.mean_nd,

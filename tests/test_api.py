@@ -1,0 +1,85 @@
+"""The public names: all documented, and called as scanpy's are."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vxpress as vx
+
+API = Path(__file__).resolve().parents[1] / "docs" / "api.md"
+MODULES = {"pp": vx.pp, "tl": vx.tl, "pl": vx.pl, "datasets": vx.datasets, "metrics": vx.metrics}
+NAMES = [f"{module}.{name}" for module, found in MODULES.items() for name in found.__all__]
+NAMES += [name for name in vx.__all__ if name not in MODULES]
+
+
+def public(name: str) -> Any:
+    module, _, rest = name.rpartition(".")
+    return getattr(MODULES[module] if module else vx, rest)
+
+
+CALLABLES = [name for name in NAMES if inspect.isfunction(public(name))]
+SCANPY_LIKE = [name for name in CALLABLES if name.startswith(("pp.", "tl.", "pl."))]
+
+
+def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())
+
+
+def test_there_are_names_to_test():
+    assert {"tl.fit_vae", "pp.library_size", "pl.kl", "save_model", "load_model"} <= set(CALLABLES)
+
+
+def test_the_reference_lists_every_public_name_and_no_other():
+    listed = re.findall(r"^   ([a-z]\w*(?:\.\w+)?)$", API.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", SCANPY_LIKE)
+def test_functions_are_called_as_those_of_scanpy(name):
+    function = public(name)
+    first, *rest = parameters(function)
+    assert first.name == "adata"
+    assert first.default is inspect.Parameter.empty
+    positional = [p for p in rest if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert len(positional) < 3
+    assert not [p.name for p in positional if isinstance(p.default, bool) or "bool" in str(p.annotation)]
+    assert {p.kind for p in rest if p not in positional} <= {
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.VAR_KEYWORD,
+    }
+
+
+@pytest.mark.parametrize("name", SCANPY_LIKE)
+def test_whether_to_copy_is_said_as_in_scanpy(name):
+    function = public(name)
+    copy = inspect.signature(function).parameters.get("copy")
+    assert (copy is not None) == (not name.startswith("pl."))
+    if copy is not None:
+        assert copy.kind is inspect.Parameter.KEYWORD_ONLY
+        assert copy.default is False
+        assert function.__annotations__["return"] == "AnnData | None"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in CALLABLES or name == "tl.FitOptions"])
+def test_docstrings_document_every_parameter(name):
+    documented = inspect.getdoc(public(name)) or ""
+    assert documented
+    section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|\Z)", documented, flags=re.MULTILINE | re.DOTALL)
+    # entries begin at the margin; several may share one
+    entries = [] if section is None else re.findall(r"^\S.*$", section[1], flags=re.MULTILINE)
+    found = [part.strip().lstrip("*") for entry in entries for part in entry.split(" : ")[0].split(",")]
+    assert found == [p.name for p in parameters(public(name))]
+
+
+def test_the_package_alone_imports_neither_torch_nor_scanpy():
+    code = "import sys, vxpress; print(*sorted({'torch', 'scanpy', 'anndata', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []

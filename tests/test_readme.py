@@ -1,0 +1,49 @@
+"""The README holds what it shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pytest
+import scanpy as sc
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def nothing_shown() -> Iterator[None]:
+    mpl.use("Agg")
+    before = sc.settings.autoshow
+    sc.settings.autoshow = False
+    yield
+    sc.settings.autoshow = before
+    plt.close("all")
+
+
+def test_every_image_is_there():
+    images = re.findall(r"!\[[^\]]*\]\(([^)\s]+)", README) + re.findall(r"<img[^>]+src=\"([^\"]+)\"", README)
+    assert images
+    assert [image for image in images if not image.startswith("https://") and not (ROOT / image).is_file()] == []
+
+
+def test_every_page_linked_is_there():
+    links = re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s#]+)", README)
+    assert links
+    assert [link for link in links if not link.startswith("https://") and not (ROOT / link).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_first_example_runs(tmp_path, monkeypatch, nothing_shown):
+    monkeypatch.chdir(tmp_path)
+    example = re.search(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    assert example is not None
+    names: dict = {}
+    exec(compile(example[1], "README.md", "exec"), names)
+    assert names["adata"].obsm["X_umap"].shape == (700, 2)
+    assert len(plt.get_fignums()) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["pbmc.h5ad"]

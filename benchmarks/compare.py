@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=[k for k, v in SETS.items() if v.purpose == "report"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--parity-seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--models", nargs="+", default=["vx-default", "vx-integration"])
+    parser.add_argument("--models", nargs="+", default=["vx-default", "vx-likelihood"])
     parser.add_argument("--skip", nargs="*", default=[], choices=["parity", "likelihood", "structure"])
     parser.add_argument("--cache", type=Path, default=HERE / "cache")
     args = parser.parse_args()

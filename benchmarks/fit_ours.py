@@ -1,6 +1,6 @@
 """Fit vxpress on the benchmark sets and keep what the comparisons need.
 
-    python benchmarks/fit_ours.py --settings default integration scvi --seeds 0 1 2 3 4
+    python benchmarks/fit_ours.py --settings default likelihood scvi --seeds 0 1 2 3 4
 
 The same files as ``fit_peer.py`` writes, from the public API: ``vx.tl.fit_vae`` on the cells and genes the peer was
 given, its library the sum over those genes.  ``scvi`` is ``preset="scvi"``.  Existing files are kept.
@@ -25,7 +25,7 @@ from vxpress.bridge.prepare import read_query
 
 SETTINGS = {
     "default": {},
-    "integration": {"preset": "integration"},
+    "likelihood": {"preset": "likelihood"},
     "scvi": {"preset": "scvi"},
 }
 

@@ -25,13 +25,14 @@ import vxpress as vx
 HERE = Path(__file__).parent
 CHANGES: dict[str, dict] = {
     "defaults": {},
-    "10 dimensions": {"n_latent": 10},
-    "dropout 0.1": {"options": {"dropout": 0.1}},
-    "10 dimensions, dropout 0.1": {"n_latent": 10, "options": {"dropout": 0.1}},
+    "preset likelihood": {"preset": "likelihood"},
+    "20 dimensions": {"n_latent": 20},
+    "dropout 0.3": {"options": {"dropout": 0.3}},
+    "layer norm": {"options": {"norm": "layer"}},
+    "covariates at the output": {"options": {"condition_output": True}},
     "warm-up 0.1": {"kl_warmup": 0.1},
     "512 cells a step, rate 0.02": {"batch_size": 512, "options": {"learning_rate": 0.02}},
     "rate 0.005": {"options": {"learning_rate": 0.005}},
-    "no covariates at the output": {"options": {"condition_output": False}},
     "zinb": {"likelihood": "zinb"},
 }
 

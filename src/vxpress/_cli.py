@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--likelihood", choices=get_args(LikelihoodName), help="law of the counts (default: nb)")
     fit.add_argument(
-        "--n-latent", type=_positive, metavar="N", help="latent dimensions (default: 20; with a preset: 10)"
+        "--n-latent", type=_positive, metavar="N", help="latent dimensions (default: 10; 20 with --preset likelihood)"
     )
     fit.add_argument(
         "--max-epochs", type=_positive, metavar="N", help="passes over the cells (default: by their number)"

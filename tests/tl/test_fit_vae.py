@@ -219,11 +219,11 @@ def test_every_dispersion_fits(adata: ad.AnnData, quick: dict, dispersion: str) 
 @pytest.mark.parametrize(
     "options",
     [
-        {"norm": "batch"},
+        {"norm": "layer"},
         {"norm": "none"},
         {"encode_covariates": True},
         {"covariate_code": "embedding", "n_embedding": 3},
-        {"condition_output": False},
+        {"condition_output": True},
         {"optimizer": "adam", "schedule": "constant"},
         {"keep_best": False, "max_grad_norm": 1.0},
     ],

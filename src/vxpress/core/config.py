@@ -17,7 +17,7 @@ CovariateCode = Literal["one-hot", "embedding"]
 Schedule = Literal["one-cycle", "constant"]
 OptimizerName = Literal["adamw", "adam"]
 WarmupUnit = Literal["steps", "epochs"]
-Preset = Literal["scvi", "integration"]
+Preset = Literal["scvi", "likelihood"]
 
 
 def check_choice(name: str, value: object, choices: object) -> None:

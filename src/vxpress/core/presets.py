@@ -1,4 +1,4 @@
-"""Named settings: the defaults, the reference set-up of scvi-tools, and one for integration.
+"""Named settings: the defaults, the reference set-up of scvi-tools, and one for likelihood.
 
 Every value is a choice that can be overridden by an argument of ``fit_vae`` or a field of :class:`FitOptions`.
 The measurements behind them stand in ``docs/benchmarks.md``.
@@ -96,15 +96,15 @@ class Settings:
     """A complete set of choices, before the data are known."""
 
     likelihood: str = "nb"
-    n_latent: int = 20
+    n_latent: int = 10
     n_hidden: int = 128
     n_layers: int = 1
-    dropout: float = 0.3
-    norm: Norm = "layer"
+    dropout: float = 0.1
+    norm: Norm = "batch"
     norm_momentum: float = 0.1
-    norm_eps: float = 1e-5
+    norm_eps: float = 1e-3
     encode_covariates: bool = False
-    condition_output: bool = True
+    condition_output: bool = False
     covariate_code: CovariateCode = "one-hot"
     n_embedding: int = 8
     batch_size: int = 256
@@ -168,10 +168,8 @@ class ReferenceSettings(Settings):
 PRESETS: dict[Preset | None, Settings] = {
     None: Settings(),
     "scvi": ReferenceSettings(),
-    # found on sets with batches: clusters and mixing prefer batch norm and no factor per gene and batch
-    "integration": Settings(
-        n_latent=10, dropout=0.1, norm="batch", norm_momentum=0.1, norm_eps=1e-3, condition_output=False
-    ),
+    # better held-out likelihood, coarser clusters
+    "likelihood": Settings(n_latent=20, dropout=0.3, norm="layer", norm_eps=1e-5, condition_output=True),
 }
 
 

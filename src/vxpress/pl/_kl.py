@@ -74,7 +74,7 @@ def kl(
     >>> vx.tl.fit_vae(adata, max_epochs=5, denoised=False)
     >>> ax = vx.pl.kl(adata, show=False)
     >>> len(ax.patches)
-    20
+    10
     """
     fit, mean_nd, var_nd = posterior_of(adata, key)
     kl_nd = kl_per_cell(mean_nd, var_nd)

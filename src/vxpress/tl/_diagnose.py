@@ -50,7 +50,7 @@ def diagnose(adata: AnnData, model: Model = None, *, key: str = DEFAULT_KEY, cop
     >>> vx.tl.fit_vae(adata, max_epochs=5)
     >>> vx.tl.diagnose(adata)
     >>> adata.uns["vae"]["diagnostics"]["kl_per_dim"].shape
-    (20,)
+    (10,)
     """
     check_adata(adata, copy=copy)
     fit = find_fit(adata, model, key)

@@ -70,7 +70,7 @@ def encode(
     >>> vx.tl.fit_vae(reference, max_epochs=5)
     >>> vx.tl.encode(query, model=reference)
     >>> query.obsm["X_vae"].shape
-    (100, 20)
+    (100, 10)
     """
     check_adata(adata, copy=copy)
     fit = find_fit(adata, model, key)

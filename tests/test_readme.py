@@ -40,6 +40,7 @@ def test_every_page_linked_is_there():
 @pytest.mark.slow
 def test_the_first_example_runs(tmp_path, monkeypatch, nothing_shown):
     monkeypatch.chdir(tmp_path)
+    plt.close("all")
     example = re.search(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
     assert example is not None
     names: dict = {}

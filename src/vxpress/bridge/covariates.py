@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from scanpy import logging as logg
 
+from vxpress._keys import LIBRARY_SIZE
 from vxpress.core.covariates import Covariates
 
 
@@ -116,7 +117,8 @@ def _strings(names: Sequence[str]) -> np.ndarray:
 def get_column(obs: pd.DataFrame, key: str, *, numeric: bool = False) -> pd.Series:
     """A column of ``obs`` without gaps, or an error that lists what is there or says how to fill it."""
     if key not in obs.columns:
-        msg = f"{key!r} is not a column of adata.obs (found: {list(obs.columns)})."
+        hint = " vx.pp.library_size(adata) writes it." if key == LIBRARY_SIZE else ""
+        msg = f"{key!r} is not a column of adata.obs (found: {list(obs.columns)}).{hint}"
         raise KeyError(msg)
     column = obs[key]
     missing = int(column.isna().sum())

@@ -18,11 +18,19 @@ MIN_INFORMATION = 0.5
 MIN_ACTIVE_SHARE = 0.1
 MAX_PRIOR_GAP = 0.3
 STILL_RISING = 0.001
+# a fit that was cut this short is not judged further
+MIN_STEPS = 100
 MAX_CELLS = 5_000
 
 
 def diagnose(
-    mean_nd: np.ndarray, var_nd: np.ndarray, held_out_n: np.ndarray, train: TrainConfig, history: Mapping[str, Any]
+    mean_nd: np.ndarray,
+    var_nd: np.ndarray,
+    held_out_n: np.ndarray,
+    train: TrainConfig,
+    history: Mapping[str, Any],
+    *,
+    n_steps: int = MIN_STEPS,
 ) -> dict[str, Any]:
     """Numbers and verdict; ``held_out_n`` marks validation cells (all cells are judged where there is none)."""
     judged = held_out_n if held_out_n.any() else np.ones(len(mean_nd), dtype=bool)
@@ -37,7 +45,12 @@ def diagnose(
         "mutual_information_cap": float(np.log(min(len(mean_nd), MAX_CELLS))),
         "prior_gap_per_dim": gap / mean_nd.shape[1],
     }
-    return numbers | {"verdict": _verdict(active, information, gap_low / mean_nd.shape[1], train, history)}
+    gap_low /= mean_nd.shape[1]
+    if n_steps < MIN_STEPS:
+        verdict = f"under-trained: {n_steps} steps say little about {len(mean_nd)} cells. Fit again with more epochs (max_epochs=)."
+    else:
+        verdict = _verdict(active, information, gap_low, train, history, n=len(mean_nd))
+    return numbers | {"verdict": verdict}
 
 
 def _prior_gap(mean_nd: np.ndarray, var_nd: np.ndarray, judged: np.ndarray) -> tuple[float, float]:
@@ -60,7 +73,7 @@ def _prior_gap(mean_nd: np.ndarray, var_nd: np.ndarray, judged: np.ndarray) -> t
 
 
 def _verdict(
-    active: np.ndarray, information: float, gap_low: float, train: TrainConfig, history: Mapping[str, Any]
+    active: np.ndarray, information: float, gap_low: float, train: TrainConfig, history: Mapping[str, Any], *, n: int
 ) -> str:
     """The first that holds of: under-trained, collapsed, prior gap, unused dimensions, healthy."""
     d, k = len(active), int(active.sum())
@@ -83,13 +96,23 @@ def _verdict(
         )
     if gap_low > MAX_PRIOR_GAP:
         return (
-            f"prior gap: the cells lie {gap_low:.2f} nats a dimension away from the prior; clustering and denoising are "
-            "sound, but cells drawn from the prior would not look like these. Should that matter, fit again with "
+            f"prior gap: the cells lie {gap_low:.2f} nats a dimension away from the prior: "
+            "cells drawn from the prior would not look like these. Should that matter, fit again with "
             f"{_beta_advice(train)}more epochs (max_epochs=)."
         )
     if k < d:
         return f"unused dimensions: {d - k} of {d} carry nothing, which harms nothing; n_latent={max(k, 1)} would do."
-    return f"healthy: all {d} dimensions are active and carry {information:.1f} nats about each cell."
+    return f"healthy: all {d} dimensions are active and tell cells apart ({_in_words(information, n)})."
+
+
+def _in_words(information: float, n: int) -> str:
+    """The estimate cannot exceed the log of the number of cells, and then says only that."""
+    cap = float(np.log(min(n, MAX_CELLS)))
+    return (
+        f"at least {information:.1f} nats, all that {n} cells can show"
+        if information > cap - 0.5
+        else f"{information:.1f} nats"
+    )
 
 
 def _beta_advice(train: TrainConfig) -> str:

@@ -46,7 +46,11 @@ def _from_uns(uns: Mapping[str, Any], key: str, where: str, *, hint: bool) -> Fi
             f"{where}.uns[{name!r}] holds no fit (fits found: {found or 'none'}). "
             + ("Run vx.tl.fit_vae(adata) first, or name" if hint else "Name")
             + " the AnnData or file that holds it with model=, and its stem with key=."
-            + (" ad.concat drops uns: pass the AnnData from before as model=." if hint else "")
+            + (
+                " ad.concat drops uns: concatenate with uns_merge='same', or pass the AnnData from before as model=."
+                if hint
+                else ""
+            )
         )
         raise KeyError(msg)
     check_format(uns[name], f"{where}.uns[{name!r}]")

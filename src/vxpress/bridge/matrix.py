@@ -91,5 +91,5 @@ def check_counts(block: sparse.csr_matrix, where: str) -> None:
         fractional = data != np.rint(data)
         if fractional.any():
             example = data[np.argmax(fractional)]
-            msg = f"{where} holds {int(fractional.sum())} value(s) that are not whole numbers (for example {example:g}); raw counts are expected, and these look normalised or log-transformed. Pass layer= to name the layer with raw counts, for example layer='counts', or restore them with adata.X = adata.raw.X if .raw holds them."
+            msg = f"{where} holds {int(fractional.sum())} value(s) that are not whole numbers (for example {example:g}); raw counts are expected, and these look normalised or log-transformed. Pass layer= to name the layer with raw counts, for example layer='counts', or read the file again if no copy of the counts was kept."
             raise ValueError(msg)

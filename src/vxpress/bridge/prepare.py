@@ -98,10 +98,20 @@ def read_query(adata: AnnData, fit: Fit, layer: str | Unset | None) -> tuple[Cel
     position = adata.var_names.get_indexer(fit.genes)
     missing = fit.genes[position < 0]
     if len(missing):
+        if len(missing) == len(fit.genes):
+            cure = (
+                f"adata names its genes otherwise (for example {adata.var_names[0]!r}): use the annotation of the fit."
+            )
+        elif set(missing).isdisjoint(fit.genes[fit.modelled_g]):
+            cure = "All modelled genes are there, but the size factor of the fit counts the others too: pass the full matrix."
+        else:
+            cure = (
+                "Use the same annotation as the fit, or fit again on the shared genes: "
+                "vx.tl.fit_vae(reference[:, reference.var_names.isin(query.var_names)].copy())."
+            )
         msg = (
             f"{len(missing)} of the {len(fit.genes)} genes of the fit are missing from adata.var_names (for example "
-            f"{list(missing[:5])}). Use the same annotation as the fit, or fit again on the shared genes: "
-            "vx.tl.fit_vae(reference[:, reference.var_names.isin(query.var_names)].copy())."
+            f"{list(missing[:5])}). {cure}"
         )
         raise ValueError(msg)
     same = len(position) == adata.n_vars and bool((position == np.arange(adata.n_vars)).all())

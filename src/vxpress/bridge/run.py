@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scanpy import logging as logg
 
 from vxpress.bridge.prepare import Prepared
 from vxpress.core.config import ModelConfig, TrainConfig
@@ -66,6 +67,7 @@ def run(
         assert prepared.counts.outside is not None  # noqa: S101 - there are genes to read out
         outside = Counts.from_scipy(prepared.counts.outside, device)
         mean_nd = torch.from_numpy(encoded.mean_nd).to(device)
+        logg.info(f"    reading out {model_config.n_readout} genes outside the model")
         fit_readout(model, cells, outside, mean_nd, train_rows, validation_rows, seed=readout_seed)
     return Fitted(model.cpu(), encoded, outcome)
 

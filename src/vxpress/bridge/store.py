@@ -110,7 +110,8 @@ def check_free(adata: AnnData, keys: Keys) -> None:
     taken += [f"obs[{name!r}]" for name in (keys.split, keys.library) if name in adata.obs]
     if taken:
         msg = (
-            f"{', '.join(taken)} stand(s) in adata already and was not written by a fit of vxpress. "
-            "Choose another name with key_added=, or delete it first."
+            f"adata holds {', '.join(taken)} already, but no fit in uns[{keys.uns!r}] that they belong to. Choose another name "
+            "with key_added=, or delete them first. Are they left over from ad.concat, which drops uns? Then concatenate with "
+            "ad.concat(..., uns_merge='same')."
         )
         raise ValueError(msg)

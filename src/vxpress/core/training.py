@@ -95,7 +95,9 @@ def train(
     # no batch of one cell: it has no variance to normalise by
     n_batches = min(math.ceil(len(train_rows) / config.batch_size), max(1, len(train_rows) // 2))
     n_steps = n_batches * config.max_epochs
-    parameters = [p for name, p in model.named_parameters() if not name.startswith("decoder.readout")]
+    parameters = [
+        p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("decoder.readout")
+    ]
     optimizer, scheduler = _optimizer(config, parameters, n_steps)
     running = [value for value in model.buffers() if value.dim()]
     keeper = _Keeper(config, active=len(validation_rows) > 0)

@@ -59,7 +59,7 @@ def diagnose(adata: AnnData, model: Model = None, *, key: str = DEFAULT_KEY, cop
     held_out = np.zeros(adata.n_obs, dtype=bool)
     if keys.split in adata.obs:
         held_out = np.asarray(adata.obs[keys.split].astype(str) == "validation")
-    found = diagnose_posterior(mean_nd, var_nd, held_out, fit.params.train, fit.history)
+    found = diagnose_posterior(mean_nd, var_nd, held_out, fit.params.train, fit.history, n_steps=fit.params.n_steps)
     adata = own(adata, copy=copy)
     Results(uns={keys.uns: fit.to_uns() | {"diagnostics": found}}).write(adata)
     logg.info(str(found["verdict"]))

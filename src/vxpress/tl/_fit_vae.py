@@ -331,7 +331,7 @@ def _as_fit(params: Params, prepared: Prepared, fitted: Fitted, adata: AnnData) 
         prepared.modelled_g,
         fitted.model,
         history,
-        diagnose(encoded.mean_nd, encoded.var_nd, held_out, params.train, history),
+        diagnose(encoded.mean_nd, encoded.var_nd, held_out, params.train, history, n_steps=params.n_steps),
     )
 
 

@@ -28,6 +28,13 @@ def execute(path: Path, timeout: int) -> nbformat.NotebookNode:
         return client.execute()
 
 
+def drop_stderr(notebook: nbformat.NotebookNode) -> None:
+    """Leave out what libraries log: it names folders of the machine it ran on."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+
+
 def main() -> int:
     """Run them all; the exit status says whether one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,6 +55,7 @@ def main() -> int:
             continue
         print(f"{path}: ran in {time.perf_counter() - start:.0f} s", flush=True)
         if arguments.write:
+            drop_stderr(notebook)
             nbformat.write(notebook, path)
     print(f"{len(notebooks) - len(failed)} of {len(notebooks)} notebooks ran")
     return 1 if failed else 0

@@ -66,9 +66,8 @@ def test_help_and_version_are_status_0(capsys):
     assert main(["fit", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "vxpress fit counts.h5ad -o fitted.h5ad" in said
-    n_latent = {name: settings.n_latent for name, settings in PRESETS.items()}
-    by_default, (with_preset,) = n_latent.pop(None), set(n_latent.values())
-    assert f"latent dimensions (default: {by_default}; with a preset: {with_preset})" in said
+    by_default, likelihood = PRESETS[None].n_latent, PRESETS["likelihood"].n_latent
+    assert f"latent dimensions (default: {by_default}; {likelihood} with --preset likelihood)" in said
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("vxpress ")
 

@@ -109,6 +109,7 @@ CASES: list[tuple[str, Callable[[ad.AnnData], object], dict, type[Exception], st
     ("seed", lambda a: None, {"rng": -1}, ValueError, "Generator"),
     ("split seed", lambda a: None, {"split_rng": "a"}, ValueError, "split_rng"),
     ("device", lambda a: None, {"device": None}, ValueError, "auto"),
+    ("single precision device", lambda a: None, {"device": "mps"}, ValueError, "double precision"),
     ("switch", lambda a: None, {"options": vx.tl.FitOptions(keep_best="n")}, ValueError, "True or False"),
     ("denoised", lambda a: None, {"denoised": "no"}, ValueError, "denoised"),
     ("fraction", lambda a: None, {"validation_fraction": "x"}, ValueError, "validation_fraction"),

@@ -178,13 +178,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        msg = f"device={device!r} is not known; use 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'."
+        msg = f"device={device!r} is not known; use 'auto', 'cpu', 'cuda' or 'cuda:0'."
         raise ValueError(msg) from error
-    absent = {
-        "cuda": not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count(),
-        "mps": not torch.backends.mps.is_available(),
-        "cpu": False,
-    }.get(found.type, True)
+    if found.type not in ("cpu", "cuda"):
+        msg = f"device={str(device)!r} cannot be used: sums are kept in double precision, which it may lack. Use device='auto', 'cpu' or 'cuda'."
+        raise ValueError(msg)
+    absent = found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count())
     if absent:
         msg = f"device={str(device)!r} is not present on this machine. Use device='auto' or device='cpu'."
         raise ValueError(msg)

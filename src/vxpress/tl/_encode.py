@@ -38,7 +38,7 @@ def encode(
     layer
         Layer that holds the counts; left out, the one that the fit read.
     device
-        ``"auto"`` takes CUDA where there is one, else the CPU; or the name of a torch device.
+        ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     key_added
         Stem of the names that are written; by default that of the fit.
     copy

@@ -133,7 +133,7 @@ def fit_vae(
         Sum that denoised expression is scaled to, per cell over all genes that the size factor counts: where these are
         more than ``adata`` holds, as in :func:`vxpress.datasets.pbmc68k_reduced`, the genes present sum to less.
     device
-        ``"auto"`` takes CUDA where there is one, else the CPU; or the name of a torch device.
+        ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     rng
         Seed of order, initialisation, dropout and noise, or a numpy generator; ``None`` takes a new one. The same seed gives the same bits on the same machine, versions
         and number of threads.

@@ -8,11 +8,10 @@ given, its library the sum over those genes.  ``scvi`` is ``preset="scvi"``.  Ex
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
-from pathlib import Path
 
+import _cache
 import numpy as np
 import torch
 from _judge import Judgement, judge
@@ -79,27 +78,11 @@ def fit(name: str, seed: int, setting: str, threads: int) -> dict[str, np.ndarra
 
 def main() -> None:
     """Fit every set, setting and seed that is not in the cache yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", nargs="+", default=[k for k, v in SETS.items() if v.purpose == "report"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "cache")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    options = _cache.parser(__doc__.splitlines()[0])
+    options.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    args = options.parse_args()
     warnings.filterwarnings("ignore")
-    for seed in args.seeds:
-        for name in args.sets:
-            for setting in args.settings:
-                path = args.out / f"vx-{setting}-{name}-{seed}.npz"
-                if path.exists():
-                    continue
-                result = fit(name, seed, setting, args.threads)
-                np.savez_compressed(path, **result)
-                elbo, iwae, seconds = (float(np.mean(result[k])) for k in ("elbo", "iwae", "seconds"))
-                print(
-                    f"{path.name}: {seconds:.0f} s, ELBO {elbo:.2f}, IWAE {iwae:.2f}; {result['verdict']}", flush=True
-                )
+    _cache.fill(args, "vx", args.settings, fit)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ test cells from the common judge, latent means of fitted and test cells, and sec
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
-from pathlib import Path
 
+import _cache
 import numpy as np
 import torch
 from _judge import judge
@@ -71,25 +70,11 @@ def fit(name: str, seed: int, likelihood: str, threads: int) -> dict[str, np.nda
 
 def main() -> None:
     """Fit every set, likelihood and seed that is not in the cache yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", nargs="+", default=[k for k, v in SETS.items() if v.purpose == "report"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--likelihoods", nargs="+", default=["zinb"])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "cache")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    options = _cache.parser(__doc__.splitlines()[0])
+    options.add_argument("--likelihoods", nargs="+", default=["zinb"])
+    args = options.parse_args()
     warnings.filterwarnings("ignore")
-    for seed in args.seeds:
-        for name in args.sets:
-            for likelihood in args.likelihoods:
-                path = args.out / f"scvi-{likelihood}-{name}-{seed}.npz"
-                if path.exists():
-                    continue
-                result = fit(name, seed, likelihood, args.threads)
-                np.savez_compressed(path, **result)
-                elbo, iwae, seconds = (float(np.mean(result[k])) for k in ("elbo", "iwae", "seconds"))
-                print(f"{path.name}: {seconds:.0f} s, ELBO {elbo:.2f}, IWAE {iwae:.2f}", flush=True)
+    _cache.fill(args, "scvi", args.likelihoods, fit)
 
 
 if __name__ == "__main__":

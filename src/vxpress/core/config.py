@@ -54,6 +54,8 @@ def plain(config: Any) -> None:
 class ModelConfig:
     """The architecture: sizes, likelihood and how covariates enter.
 
+    ``bias_before_norm`` trains the biases that batch norm takes out again, as the reference does.
+
     ``n_categories`` holds the number of categories of each categorical covariate; where ``has_batch``, the
     first one is the batch.  ``remainder`` adds the share of molecules that fall on genes outside the model.
     """
@@ -75,6 +77,7 @@ class ModelConfig:
     norm: Norm = "layer"
     norm_momentum: float = 0.1
     norm_eps: float = 1e-5
+    bias_before_norm: bool = False
     dropout: float = 0.1
     latent_library: bool = False
     remainder: bool = False

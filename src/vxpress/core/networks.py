@@ -41,7 +41,7 @@ class MLP(nn.Module):
         widths = [n_in] + [config.n_hidden] * config.n_layers
         self.linears = nn.ModuleList(nn.Linear(a + n_condition, b) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(_norm(config) for _ in self.linears)
-        if config.norm == "batch":
+        if config.norm == "batch" and not config.bias_before_norm:
             # batch norm takes these biases out again: their gradients are rounding noise, which Adam would blow up
             for linear in self.linears:
                 linear.bias.requires_grad = False

@@ -103,6 +103,7 @@ class Settings:
     norm: Norm = "batch"
     norm_momentum: float = 0.1
     norm_eps: float = 1e-3
+    bias_before_norm: bool = False
     encode_covariates: bool = False
     condition_output: bool = False
     covariate_code: CovariateCode = "one-hot"
@@ -146,6 +147,7 @@ class ReferenceSettings(Settings):
     norm: Norm = "batch"
     norm_momentum: float = 0.01
     norm_eps: float = 1e-3
+    bias_before_norm: bool = True
     condition_output: bool = False
     batch_size: int = 128
     optimizer: OptimizerName = "adam"

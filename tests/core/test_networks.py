@@ -5,9 +5,11 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from vxpress.core.config import Dispersion, ModelConfig, Norm
+from vxpress.core.counts import Batch, Counts
 from vxpress.core.covariates import Covariates
 from vxpress.core.likelihoods import Gaussian, NegativeBinomial, ZeroInflated
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE, MLP, Decoder, Encoder, Noise
@@ -97,20 +99,26 @@ def test_the_condition_reaches_the_composition(condition_output: bool) -> None:
     assert decoder.location.in_features == 16 + 3 * condition_output
 
 
+def _batch(x_ng: torch.Tensor) -> Batch:
+    counts = Counts.from_scipy(sparse.csr_matrix(x_ng.numpy()))
+    nothing = Covariates(torch.zeros(len(x_ng), 0, dtype=torch.int64), torch.zeros(len(x_ng), 0))
+    return Batch(counts, torch.arange(len(x_ng)), torch.zeros(len(x_ng), 1), nothing)
+
+
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
 def test_each_row_is_encoded_on_its_own_in_evaluation(norm: Norm) -> None:
     encoder = Encoder(_config(norm=norm, n_layers=2, dropout=0.5), 0, D).eval()
     x_ng = torch.rand(N, G, generator=torch.Generator().manual_seed(3))
-    whole, alone = encoder(x_ng, None, Noise(0)), encoder(x_ng[2:3], None, Noise(9))
-    torch.testing.assert_close(whole.mean[2:3], alone.mean)
-    torch.testing.assert_close(whole.stddev[2:3], alone.stddev)
+    whole, alone = encoder(_batch(x_ng), None, Noise(0)), encoder(_batch(x_ng[2:3]), None, Noise(9))
+    torch.testing.assert_close(whole.loc[2:3], alone.loc)
+    torch.testing.assert_close(whole.scale[2:3], alone.scale)
 
 
 def test_the_posterior_variance_has_a_floor() -> None:
     encoder = Encoder(_config(), 0, D)
     torch.nn.init.constant_(encoder.log_variance.bias, -1e4)
-    q = encoder(torch.rand(N, G), None, None)
-    torch.testing.assert_close(q.variance, torch.full((N, D), MIN_POSTERIOR_VARIANCE))
+    q = encoder(_batch(torch.rand(N, G)), None, None)
+    torch.testing.assert_close(q.scale.square(), torch.full((N, D), MIN_POSTERIOR_VARIANCE))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,15 +269,16 @@ def test_an_interrupt_keeps_the_best_state_so_far(
 def test_training_that_cannot_go_on_names_the_cells_and_writes_nothing(
     adata: ad.AnnData, quick: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vxpress.core import vae
+    from vxpress.core.counts import Batch, Cells
     from vxpress.core.training import TrainingError
 
-    real = vae.VAE.likelihood
+    real = Cells.batch
 
-    def broken(self: vae.VAE, z_nd: torch.Tensor, *args: object, **kwargs: object) -> object:
-        return real(self, z_nd * torch.nan, *args, **kwargs)  # type: ignore[arg-type]
+    def broken(self: Cells, rows: torch.Tensor) -> Batch:
+        batch = real(self, rows)
+        return replace(batch, log_library_n1=batch.log_library_n1 * torch.nan)
 
-    monkeypatch.setattr(vae.VAE, "likelihood", broken)
+    monkeypatch.setattr(Cells, "batch", broken)
     before = _fingerprint(adata)
     with pytest.raises(TrainingError, match=re.escape(repr(str(adata.obs_names[0])))):
         vx.tl.fit_vae(adata, **quick)

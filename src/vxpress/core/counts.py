@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -39,6 +40,19 @@ class Counts:
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
+
+    @cached_property
+    def density(self) -> float:
+        """Share of entries that are stored."""
+        return len(self.data) / max(1, len(self) * self.n_genes)
+
+    def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """indptr, indices and data over the same memory; only of counts on the CPU."""
+        return self._arrays
+
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.indptr.numpy(), self.indices.numpy(), self.data.numpy()
 
     def to(self, device: torch.device) -> Counts:
         """The same on another device."""
@@ -90,13 +104,19 @@ class Cells:
 
     def batch(self, rows: Tensor) -> Batch:
         """A minibatch."""
-        return Batch(self.counts.dense(rows), self.log_library_n1[rows], self.covariates[rows])
+        return Batch(self.counts, rows, self.log_library_n1[rows], self.covariates[rows])
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A minibatch: dense counts, log library (n, 1) and covariates."""
+    """A minibatch: which rows of the counts, log library (n, 1) and covariates of these rows."""
 
-    x_ng: Tensor
+    counts: Counts
+    rows: Tensor
     log_library_n1: Tensor
     covariates: Covariates
+
+    @cached_property
+    def x_ng(self) -> Tensor:
+        """The counts, dense; only plain forms ask for it."""
+        return self.counts.dense(self.rows)

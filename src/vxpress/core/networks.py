@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
 from torch.nn import functional as F
 
 from vxpress.core.config import ModelConfig
+from vxpress.core.counts import Batch
 from vxpress.core.covariates import Covariates
+from vxpress.core.kernels import rule
+from vxpress.core.priors import DiagonalNormal
+
+if TYPE_CHECKING:
+    from vxpress.core.kernels.count_likelihood import OutputLayers
 from vxpress.core.likelihoods import LIKELIHOODS, Decoded, Likelihood
 
 MIN_POSTERIOR_VARIANCE = 1e-4
 # exp of it is far beyond any posterior and far from overflow
 MAX_LOG_VARIANCE = 20.0
+BITS = 1 << 16
+NO_BITS = np.empty((0, 0), np.uint16)
 
 
 class Noise:
@@ -23,14 +32,34 @@ class Noise:
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self.generator = torch.Generator(device=device).manual_seed(seed)
+        # for masks on a CPU, where torch draws Bernoulli numbers one by one
+        self._bits = np.random.SFC64(seed) if torch.device(device).type == "cpu" else None
 
     def normal_like(self, x: Tensor) -> Tensor:
         """Standard normal draws with the shape of ``x``."""
         return torch.empty_like(x).normal_(generator=self.generator)
 
-    def keep_mask(self, x: Tensor, keep: float) -> Tensor:
-        """Ones with probability ``keep``, else zeros."""
-        return torch.empty_like(x).bernoulli_(keep, generator=self.generator)
+    def bits(self, n: int, width: int) -> np.ndarray:
+        """Uniform 16-bit numbers (n, width), on a CPU."""
+        assert self._bits is not None  # noqa: S101 - callers ask on a CPU only
+        return self._bits.random_raw(-(-n * width // 4)).view(np.uint16)[: n * width].reshape(n, width)
+
+    def dropout_bits(self, x: Tensor, share: float) -> tuple[np.ndarray, int]:
+        """16-bit numbers shaped like ``x`` and the limit below which a unit is kept; no rows where none is dropped."""
+        limit = keep_limit(1.0 - share)
+        return (self.bits(*x.shape) if limit < BITS else NO_BITS), limit
+
+    def dropout(self, x: Tensor, keep: float) -> Tensor:
+        """Factors for ``x`` (n, width): 0, or with probability ``keep`` its inverse (to 1 / 65,536 on a CPU)."""
+        if self._bits is None:
+            return torch.empty_like(x).bernoulli_(keep, generator=self.generator).div_(keep)
+        kept = self.bits(*x.shape) < keep_limit(keep)
+        return torch.from_numpy(kept).to(x.dtype).mul_(BITS / keep_limit(keep))
+
+
+def keep_limit(keep: float) -> int:
+    """16-bit numbers below it are kept."""
+    return round(keep * BITS)
 
 
 class MLP(nn.Module):
@@ -48,11 +77,23 @@ class MLP(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Tensor:
-        for linear, norm in zip(self.linears, self.norms, strict=True):
-            x = F.relu(norm(linear(_join(x, s_nc))))
-            if self.training and self.dropout > 0 and noise is not None:
-                keep = 1.0 - self.dropout
-                x = x * noise.keep_mask(x, keep) / keep
+        return self.after_first(self.linears[0](_join(x, s_nc)), s_nc, noise)
+
+    def after_first(self, x: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Tensor:
+        """The rest of the way, from the first linear map's output."""
+        for i, norm in enumerate(self.norms):
+            if i > 0:
+                x = self.linears[i](_join(x, s_nc))
+            keep = 1.0 - self.dropout if self.training and noise is not None else 1.0
+            if rule.compiled_hidden(x.device, x.dtype, batch_norm=isinstance(norm, nn.BatchNorm1d), training=self.training):
+                from vxpress.core.kernels.hidden_layer import norm_relu_dropout
+
+                bits, limit = (NO_BITS, BITS) if noise is None else noise.dropout_bits(x, self.dropout)
+                x = norm_relu_dropout(x, cast("nn.BatchNorm1d", norm), bits, limit)
+                continue
+            x = F.relu(norm(x))
+            if noise is not None and keep < 1.0:
+                x = x * noise.dropout(x, keep)
         return x
 
 
@@ -74,13 +115,26 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, n_condition: int, n_out: int) -> None:
         super().__init__()
         self.body = MLP(config.n_genes, n_condition, config, config.dropout)
+        first = self.body.linears[0]
+        # one gene's weights side by side, as sparse counts read them
+        first.weight = nn.Parameter(first.weight.detach().t().contiguous().t())
         self.mean = nn.Linear(config.n_hidden, n_out)
         self.log_variance = nn.Linear(config.n_hidden, n_out)
 
-    def forward(self, log_x_ng: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Normal:
-        h_nh = self.body(log_x_ng, s_nc, noise)
+    def first_product(self, batch: Batch, s_nc: Tensor | None) -> Tensor:
+        """The first linear map of log1p counts and condition, (n, hidden)."""
+        first = cast("nn.Linear", self.body.linears[0])
+        if not rule.sparse_input(batch.counts.density, first.weight.device, first.weight.dtype):
+            log_x_ng = batch.x_ng.to(first.weight.dtype).log1p()
+            return cast("Tensor", first(_join(log_x_ng, s_nc)))
+        from vxpress.core.kernels.input_layer import input_product
+
+        return input_product(batch, first.weight, first.bias, s_nc)
+
+    def forward(self, batch: Batch, s_nc: Tensor | None, noise: Noise | None) -> DiagonalNormal:
+        h_nh = self.body.after_first(self.first_product(batch, s_nc), s_nc, noise)
         variance = self.log_variance(h_nh).clamp_max(MAX_LOG_VARIANCE).exp() + MIN_POSTERIOR_VARIANCE
-        return Normal(self.mean(h_nh), variance.sqrt(), validate_args=False)
+        return DiagonalNormal(self.mean(h_nh), variance.sqrt())
 
 
 class Decoder(nn.Module):
@@ -89,6 +143,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
         super().__init__()
         self.law: type[Likelihood] = LIKELIHOODS[config.likelihood]
+        self.law_name = config.likelihood
         self.dispersion = config.dispersion
         self.n_genes = config.n_genes
         self.condition_output = config.condition_output
@@ -135,6 +190,43 @@ class Decoder(nn.Module):
         if self.law.has_dispersion and dispersion is None:
             dispersion = self._dispersion_of(covariates)
         return self.law.from_decoded(Decoded(location_ng, log_library_n1, dispersion, heads))
+
+    def log_likelihood(
+        self, z_nd: Tensor, s_nc: Tensor | None, batch: Batch, log_library_n1: Tensor, noise: Noise | None = None
+    ) -> Tensor:
+        """log p(x | z, s, l) per cell, (n,): as ``forward(...).log_prob(x).sum(-1)``, compiled where that is faster."""
+        if self.compiled_likelihood(z_nd):
+            from vxpress.core.kernels.count_likelihood import count_log_likelihood
+
+            f_nf = self.features(z_nd, s_nc, noise)
+            return count_log_likelihood(
+                f_nf, self.output_layers(batch.covariates), log_library_n1, batch, training=self.training
+            )
+        law = self(z_nd, s_nc, batch.covariates, log_library_n1, noise)
+        return cast("Tensor", law.log_prob(batch.x_ng).sum(-1))
+
+    def compiled_likelihood(self, like: Tensor) -> bool:
+        """Whether tensors such as this one go through the compiled likelihood."""
+        return rule.compiled_likelihood(self.law_name, self.dispersion, like.device, like.dtype)
+
+    def output_layers(self, covariates: Covariates) -> OutputLayers:
+        """What the compiled likelihood takes."""
+        from vxpress.core.kernels.count_likelihood import OutputLayers
+
+        gate = cast("nn.Linear", self.heads["gate"]) if "gate" in self.heads else None
+        weight, bias = self.location.weight, self.location.bias
+        rows = self._dispersion_row(covariates)
+        if gate is None:
+            return OutputLayers(weight, bias, self.log_dispersion, rows)
+        return OutputLayers(weight, bias, self.log_dispersion, rows, gate.weight, gate.bias)
+
+    def _dispersion_row(self, covariates: Covariates) -> Tensor:
+        """The row of the dispersion that each cell uses, (n,)."""
+        if self.dispersion == "gene-batch":
+            return covariates.categorical_nk[:, 0]
+        if self.dispersion == "gene-label":
+            return cast("Tensor", covariates.label_n)
+        return torch.zeros(len(covariates.continuous_nc), dtype=torch.int64)
 
     def _dispersion_of(self, covariates: Covariates) -> Tensor:
         if self.dispersion == "gene-batch":

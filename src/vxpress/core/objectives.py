@@ -31,11 +31,11 @@ def elbo(model: VAE, batch: Batch, noise: Noise, eps_nd: Tensor | None = None) -
     dropout = noise if model.training else None
     d = model.config.n_latent
     q = model.posterior(batch, dropout)
-    z_nd = q.loc + q.scale * (noise.normal_like(q.loc) if eps_nd is None else eps_nd[:, :d])
+    z_nd = q.rsample(noise.normal_like(q.loc) if eps_nd is None else eps_nd[:, :d])
     log_library_n1, kl_library_n = batch.log_library_n1, None
     if model.config.latent_library:
         q_l = model.library_posterior(batch, dropout)
-        log_library_n1 = q_l.loc + q_l.scale * (noise.normal_like(q_l.loc) if eps_nd is None else eps_nd[:, d:])
+        log_library_n1 = q_l.rsample(noise.normal_like(q_l.loc) if eps_nd is None else eps_nd[:, d:])
         kl_library_n = gaussian_kl(q_l, *model.library_prior(batch.covariates)).squeeze(-1)
-    law = model.likelihood(z_nd, batch.covariates, log_library_n1, dropout)
-    return Elbo(law.log_prob(batch.x_ng).sum(-1), model.prior.kl(q), kl_library_n)
+    reconstruction_n = model.log_likelihood(z_nd, batch, log_library_n1, dropout)
+    return Elbo(reconstruction_n, model.prior.kl(q), kl_library_n)

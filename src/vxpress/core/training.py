@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from vxpress.core.config import TrainConfig
-from vxpress.core.counts import Cells
+from vxpress.core.counts import Batch, Cells
+from vxpress.core.kernels import rule
 from vxpress.core.networks import Noise
 from vxpress.core.objectives import Elbo, elbo
+from vxpress.core.optimizer import Optimizer
 from vxpress.core.vae import VAE
 
 HISTORY = (
@@ -98,7 +100,8 @@ def train(
     parameters = [
         p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("decoder.readout")
     ]
-    optimizer, scheduler = _optimizer(config, parameters, n_steps)
+    optimizer = Optimizer(config, parameters, n_steps)
+    gradient = _gradient(model, cells, noise)
     running = [value for value in model.buffers() if value.dim()]
     keeper = _Keeper(config, active=len(validation_rows) > 0)
     outcome, troubled = Outcome(), 0
@@ -110,19 +113,15 @@ def train(
             for batch_rows in rows.tensor_split(n_batches):
                 weight = kl_weight(config, outcome.n_steps, epoch, n_steps)
                 before = [value.clone() for value in running]
-                terms = elbo(model, cells.batch(batch_rows), noise)
-                loss = -terms.value(weight).mean()
-                loss.backward()
-                bad = _guarded_step(optimizer, parameters, loss.detach(), config.max_grad_norm)
+                terms, loss = gradient(cells.batch(batch_rows), weight)
+                lr = optimizer.lr
+                bad = optimizer.step(loss)
                 for value, old in zip(running, before, strict=True):
                     value.copy_(torch.where(bad > 0, old, value))
                 voided += bad
-                lr = optimizer.param_groups[0]["lr"]
-                if scheduler is not None:
-                    scheduler.step()
                 outcome.n_steps += 1
                 # a voided step counts for nothing, neither its terms nor its cells
-                sums += torch.where(bad > 0, 0.0, F.pad(_sums(terms), (0, 1), value=len(batch_rows)))
+                sums += torch.where(bad > 0, 0.0, F.pad(terms, (0, 1), value=len(batch_rows)))
             validation = evaluate(model, cells, validation_rows, eps_nd) if len(validation_rows) else None
             finite = validation is None or bool(torch.isfinite(validation).all())
             troubled = troubled + 1 if int(voided) or not finite else 0
@@ -141,38 +140,31 @@ def train(
         outcome.stopped = "interrupted"
         if not outcome.history["elbo_train"]:
             raise
+    finally:
+        optimizer.release()
     outcome.best_epoch = keeper.restore(model, last=len(outcome.history["lr"]) - 1)
     model.eval()
-    model.zero_grad(set_to_none=True)
     if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
         msg = "The model ended with weights that are not finite; lower the learning rate (options=FitOptions(learning_rate=...))."
         raise TrainingError(msg)
     return outcome
 
 
-def _optimizer(
-    config: TrainConfig, parameters: Sequence[Tensor], n_steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    optimizer = kind(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=config.adam_eps, fused=True
-    )
-    if config.schedule == "constant":
-        return optimizer, None
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=n_steps + 1)
+def _gradient(model: VAE, cells: Cells, noise: Noise) -> Callable[[Batch, float], tuple[Tensor, Tensor]]:
+    """What leaves the gradient of a minibatch's loss in the optimizer, and returns the terms' sums and the loss."""
+    if rule.compiled_optimizer(cells.log_library_n1.device, cells.log_library_n1.dtype):
+        from vxpress.core.kernels import training_step
 
+        if training_step.covers(model, cells):
+            return training_step.TrainingStep(model, noise)
 
-def _guarded_step(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], loss: Tensor, max_grad_norm: float
-) -> Tensor:
-    """One optimizer step, voided on the device where loss or gradient is not finite; returns 1 if it was."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm if max_grad_norm > 0 else math.inf)
-    bad = (~torch.isfinite(norm + loss)).float()
-    # fused optimizers skip the update where found_inf is set: the hook that gradient scalers use
-    optimizer.found_inf = bad  # type: ignore[attr-defined]
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return bad
+    def by_autograd(batch: Batch, kl_weight: float) -> tuple[Tensor, Tensor]:
+        terms = elbo(model, batch, noise)
+        loss = -terms.value(kl_weight).mean()
+        loss.backward()
+        return _sums(terms), loss.detach()
+
+    return by_autograd
 
 
 def _sums(terms: Elbo) -> Tensor:

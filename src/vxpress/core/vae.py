@@ -6,14 +6,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
 
 from vxpress.core.config import ModelConfig
 from vxpress.core.counts import Batch, Cells
 from vxpress.core.covariates import Conditioner, Covariates
 from vxpress.core.likelihoods import MIN_GAUSSIAN_VARIANCE, Likelihood, log_cp10k
 from vxpress.core.networks import Decoder, Encoder, Noise
-from vxpress.core.priors import PRIORS, StandardNormal
+from vxpress.core.priors import PRIORS, DiagonalNormal, StandardNormal
 
 
 class VAE(nn.Module):
@@ -45,16 +44,16 @@ class VAE(nn.Module):
         if config.n_readout and self.decoder.law.composition:
             self.register_buffer("outside_share", torch.zeros(()))
 
-    def posterior(self, batch: Batch, noise: Noise | None = None) -> Normal:
+    def posterior(self, batch: Batch, noise: Noise | None = None) -> DiagonalNormal:
         """q(z | x, s)."""
-        return self.encoder(batch.x_ng.log1p(), self._encoder_condition(batch.covariates), noise)
+        return self.encoder(batch, self._encoder_condition(batch.covariates), noise)
 
-    def library_posterior(self, batch: Batch, noise: Noise | None = None) -> Normal:
+    def library_posterior(self, batch: Batch, noise: Noise | None = None) -> DiagonalNormal:
         """q(log l | x, s), (n, 1); only of a model with a latent library."""
         if self.library_encoder is None:
             msg = "This model observes its library."
             raise RuntimeError(msg)
-        return self.library_encoder(batch.x_ng.log1p(), self._encoder_condition(batch.covariates), noise)
+        return self.library_encoder(batch, self._encoder_condition(batch.covariates), noise)
 
     def library_prior(self, covariates: Covariates) -> tuple[Tensor, Tensor]:
         """Mean and variance of log l per cell, each (n, 1)."""
@@ -70,6 +69,12 @@ class VAE(nn.Module):
     ) -> Likelihood:
         """p(x | z, s, l)."""
         return self.decoder(z_nd, self.conditioner(covariates), covariates, log_library_n1, noise)
+
+    def log_likelihood(
+        self, z_nd: Tensor, batch: Batch, log_library_n1: Tensor, noise: Noise | None = None
+    ) -> Tensor:
+        """log p(x | z, s, l) of a minibatch, summed over genes, (n,)."""
+        return self.decoder.log_likelihood(z_nd, self.conditioner(batch.covariates), batch, log_library_n1, noise)
 
     def _encoder_condition(self, covariates: Covariates) -> Tensor | None:
         return self.conditioner(covariates) if self.config.encode_covariates else None

@@ -1,0 +1,67 @@
+"""Adam over one long run of weights, in one pass that also clears the gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from vxpress.core.kernels.team import CACHED
+
+OPTIONS = {"error_model": "numpy", "nogil": True}
+ZERO, ONE = np.float32(0.0), np.float32(1.0)
+
+
+@njit(fastmath={"reassoc", "contract"}, **OPTIONS)
+def _squares(g):
+    total = ZERO
+    for i in range(g.size):
+        total += g[i] * g[i]
+    return total
+
+
+@njit(**OPTIONS)
+def _update(p, g, m, v, lr, beta1, beta2, eps, decay, decoupled, rise1, rise2, scale):
+    step, keep = lr / rise1, ONE - lr * decay if decoupled else ONE
+    penalty = ZERO if decoupled else decay
+    for i in range(p.size):
+        slope = g[i] * scale + penalty * p[i]
+        m[i] = beta1 * m[i] + (ONE - beta1) * slope
+        v[i] = beta2 * v[i] + (ONE - beta2) * slope * slope
+        p[i] = p[i] * keep - step * m[i] / (np.sqrt(v[i]) / rise2 + eps)
+        g[i] = ZERO
+
+
+@njit(**OPTIONS, **CACHED)
+def squares_serial(cuts, g, out):
+    """:func:`squares` on the calling thread."""
+    for i in range(cuts.size - 1):
+        out[i] = _squares(g[cuts[i] : cuts[i + 1]])
+
+
+@njit(parallel=True, **OPTIONS, **CACHED)
+def squares(cuts, g, out):
+    """Sum of squares of a gradient, one part per thread."""
+    for i in prange(cuts.size - 1):
+        out[i] = _squares(g[cuts[i] : cuts[i + 1]])
+
+
+@njit(**OPTIONS, **CACHED)
+def update_serial(cuts, p, g, m, v, settings, decoupled):
+    """:func:`update` on the calling thread."""
+    lr, beta1, beta2, eps, decay, rise1, rise2, scale = settings
+    for i in range(cuts.size - 1):
+        at = slice(cuts[i], cuts[i + 1])
+        _update(p[at], g[at], m[at], v[at], lr, beta1, beta2, eps, decay, decoupled, rise1, rise2, scale)
+
+
+@njit(parallel=True, **OPTIONS, **CACHED)
+def update(cuts, p, g, m, v, settings, decoupled):
+    """One step of Adam (Kingma & Ba 2015), or AdamW where ``decoupled``; the gradient is scaled first and zero after.
+
+    ``settings``: learning rate, both decays of the moments, epsilon, weight decay, 1 - beta1^t, sqrt(1 - beta2^t) and
+    the factor of the gradient.
+    """
+    lr, beta1, beta2, eps, decay, rise1, rise2, scale = settings
+    for i in prange(cuts.size - 1):
+        at = slice(cuts[i], cuts[i + 1])
+        _update(p[at], g[at], m[at], v[at], lr, beta1, beta2, eps, decay, decoupled, rise1, rise2, scale)

@@ -1,0 +1,205 @@
+"""Log likelihood of a minibatch from the features that the decoder's output layers see, and its gradients.
+
+Products of the output layers are written into buffers that are kept from step to step; the compiled loops turn them
+into gradients by the logits, so nothing of size cells x genes is kept for a tape or allocated anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vxpress.core.counts import Batch
+from vxpress.core.kernels import count_rows, rule, team
+from vxpress.core.optimizer import hand_over
+
+NO_GATES = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True)
+class OutputLayers:
+    """Location, log dispersion (rows, genes) with the row each cell uses (n,), and the gates of a ZINB or None."""
+
+    weight: Tensor
+    bias: Tensor
+    log_theta: Tensor
+    theta_row_n: Tensor
+    gate_weight: Tensor | None = None
+    gate_bias: Tensor | None = None
+
+
+class _Buffer:
+    """A tensor on loan: it goes back to the shelf when nothing needs it any more."""
+
+    shelf: dict[tuple[int, int, torch.dtype], list[Tensor]] = {}
+    per_shape, shapes = 2, 8
+
+    def __init__(self, n: int, width: int, dtype: torch.dtype) -> None:
+        kept = self.shelf.get((n, width, dtype))
+        self.tensor = kept.pop() if kept else torch.empty(n, width, dtype=dtype)
+
+    def __del__(self) -> None:
+        key = (*self.tensor.shape, self.tensor.dtype)
+        if key not in self.shelf:
+            while len(self.shelf) >= self.shapes:
+                self.shelf.pop(next(iter(self.shelf)), None)
+            self.shelf[key] = []
+        if len(self.shelf[key]) < self.per_shape:
+            self.shelf[key].append(self.tensor)
+
+    @classmethod
+    def product(cls, a: Tensor, b: Tensor) -> _Buffer:
+        """a @ b."""
+        buffer = cls(len(a), b.shape[1], a.dtype)
+        torch.mm(a, b, out=buffer.tensor)
+        return buffer
+
+    @classmethod
+    def converted(cls, weight: Tensor, dtype: torch.dtype) -> _Buffer:
+        """A weight in the precision of the products."""
+        buffer = cls(*weight.shape, dtype)
+        buffer.tensor.copy_(weight)
+        return buffer
+
+    def numpy(self) -> np.ndarray:
+        """The memory, bfloat16 as int16."""
+        tensor = self.tensor
+        return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+class CountLikelihood:
+    """One evaluation of log p(x | features, l) and the way back.
+
+    The sums over cells that the loops take on their way, of the gradients by biases and dispersion, weigh all cells
+    alike; :meth:`sums` takes them again where they should not.
+    """
+
+    def __init__(self, layers: OutputLayers, batch: Batch, log_library_n1: Tensor, *, training: bool) -> None:
+        self.layers, self.batch, self.training = layers, batch, training
+        self.log_library_n = log_library_n1.detach().reshape(-1).numpy()
+
+    def forward(self, f_nf: Tensor, *, gradient: bool) -> np.ndarray:
+        """The value per cell, float64 (n,)."""
+        layers, (n, width) = self.layers, f_nf.shape
+        dtype = rule.product_dtype(n, width, len(layers.bias), training=self.training)
+        self.f = f_nf.detach().to(dtype)
+        self.weights = [
+            None if w is None else _Buffer.converted(w.detach(), dtype) for w in (layers.weight, layers.gate_weight)
+        ]
+        self.logits = self._logits()
+        theta = layers.log_theta.detach().exp()
+        length = rule.table_length(n, len(theta))
+        tables = np.empty((2, len(theta), length, theta.shape[1]), np.float32)
+        count_rows.fill_tables(theta.numpy(), tables[0], tables[1])
+        self.dispersion = (layers.theta_row_n.numpy(), theta.numpy(), theta.reciprocal().numpy(), tables[0], tables[1])
+        self.equal = np.ones(n, np.float32)
+        return self._run(self.logits, self.equal, gradient=gradient)
+
+    def _logits(self) -> list[_Buffer | None]:
+        return [None if w is None else _Buffer.product(self.f, w.tensor.t()) for w in self.weights]
+
+    def _run(self, logits: list[_Buffer | None], weight_n: np.ndarray, *, gradient: bool) -> np.ndarray:
+        """Run the loops: the buffers become gradients by the logits."""
+        location, gate = (None if buffer is None else buffer.numpy() for buffer in logits)
+        assert location is not None  # noqa: S101 - every decoder has a location
+        n = len(location)
+        cuts = team.cut(n, torch.get_num_threads())
+        bias, gate_bias = (None if b is None else b.detach().numpy() for b in (self.layers.bias, self.layers.gate_bias))
+        gate_bias = NO_GATES if gate_bias is None else gate_bias
+        runs = len(cuts) - 1
+        shape = self.dispersion[1].shape if gradient else (0, 0)
+        self.summed = (
+            np.zeros((runs, *shape), np.float32),
+            np.zeros((runs, len(bias)), np.float32),
+            np.zeros((runs, len(gate_bias)), np.float32),
+        )
+        value, self.d_library = np.empty(n, np.float64), np.empty(n, np.float32)
+        team.run(
+            count_rows.count_rows_serial, count_rows.count_rows, cuts,
+            (self.batch.rows.numpy(), *self.batch.counts.numpy(), self.log_library_n),
+            location, bias, location[:0] if gate is None else gate, gate_bias, self.dispersion, gradient, weight_n,
+            value, self.d_library, *self.summed,
+        )  # fmt: skip
+        return value
+
+    def sums(self, weight_n: np.ndarray | None = None) -> list[Tensor]:
+        """Gradients by log theta, bias and gate bias, the cells weighted alike or as given."""
+        if weight_n is not None:
+            self._run(self._logits(), weight_n, gradient=True)
+        return [torch.from_numpy(part.sum(0)) for part in self.summed]
+
+    def features_gradient(self) -> Tensor:
+        """Gradient by the features, (n, f), float32, cells weighted alike."""
+        d_f: Tensor | None = None
+        for logits, weight in zip(self.logits, self.weights, strict=True):
+            if logits is not None and weight is not None:
+                part = (logits.tensor @ weight.tensor).float()
+                d_f = part if d_f is None else d_f.add_(part)
+        assert d_f is not None  # noqa: S101 - every decoder has a location
+        return d_f
+
+    def weight_gradients(self, scale: Tensor | float) -> list[Tensor | None]:
+        """Gradients by the output weights for autograd, cells weighted by ``scale``; None what a sink took up."""
+        scaled = (self.f * scale).to(self.f.dtype)
+        parameters = (self.layers.weight, self.layers.gate_weight)
+        return [
+            None if logits is None or w is None else hand_over(w, _Buffer.product(logits.tensor.t(), scaled).tensor)
+            for w, logits in zip(parameters, self.logits, strict=True)
+        ]
+
+    def backward_into_sinks(self, scale: float) -> Tensor:
+        """All gradients of ``scale`` times the sum over cells: into the optimizer's memory; by the features returned."""
+        layers = self.layers
+        for parameter, part in zip((layers.log_theta, layers.bias, layers.gate_bias), self.sums(), strict=True):
+            if parameter is not None:
+                hand_over(parameter, part.mul_(scale))
+        self.weight_gradients(scale)
+        return self.features_gradient().mul_(scale)
+
+
+def count_log_likelihood(
+    f_nf: Tensor, layers: OutputLayers, log_library_n1: Tensor, batch: Batch, *, training: bool
+) -> Tensor:
+    """:class:`CountLikelihood` for autograd: per cell (n,), differentiable once by features, layers and library."""
+    likelihood = CountLikelihood(layers, batch, log_library_n1, training=training)
+    value: Tensor = _CountLogLikelihood.apply(
+        f_nf,
+        layers.weight,
+        layers.bias,
+        layers.log_theta,
+        layers.gate_weight,
+        layers.gate_bias,
+        log_library_n1,
+        likelihood,
+    )
+    return value
+
+
+class _CountLogLikelihood(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, f_nf: Tensor, *rest: Any) -> Tensor:
+        ctx.likelihood = rest[-1]
+        ctx.library_shape = rest[-2].shape
+        return torch.from_numpy(ctx.likelihood.forward(f_nf, gradient=any(ctx.needs_input_grad))).float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_value: Tensor) -> tuple[Tensor | None, ...]:
+        likelihood: CountLikelihood = ctx.likelihood
+        first = d_value[0]
+        if bool((d_value == first).all()):
+            d_log_theta, d_bias, d_gate_bias = (part.mul_(first) for part in likelihood.sums())
+        else:
+            d_log_theta, d_bias, d_gate_bias = likelihood.sums(d_value.detach().contiguous().numpy())
+        scale_n1 = d_value[:, None]
+        d_weight, d_gate_weight = likelihood.weight_gradients(scale_n1)
+        d_library = (torch.from_numpy(likelihood.d_library)[:, None] * scale_n1).reshape(ctx.library_shape)
+        if likelihood.layers.gate_bias is None:
+            d_gate_bias = None
+        d_f = likelihood.features_gradient().mul_(scale_n1)
+        return d_f, d_weight, d_bias, d_log_theta, d_gate_weight, d_gate_bias, d_library, None

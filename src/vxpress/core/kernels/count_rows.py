@@ -1,0 +1,305 @@
+"""NB and ZINB log likelihood of counts and its gradient, row by row, from the decoder's logits.
+
+One row (a cell) at a time: softmax, log likelihood and the gradient with respect to the logits are computed over
+buffers of one cell's genes, which stay in the first-level cache, and the gradient takes the logits' place.  With
+mu = l softmax(a), t = mu / theta:
+
+    log NB(x) = -theta log1p(t) + [x > 0] (x log mu - x log1p(t) + sum_{k<x} log1p(k / theta) - log x!)
+
+so a zero costs one exp and one log.  The sum over k < x is read from a table of small counts per gene; larger or
+broken counts take gamma functions in float64.  Loops that reduce and loops that write are kept apart, and the flags
+differ per loop, because LLVM vectorises them only so.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit, prange, types
+from numba.extending import overload
+
+from vxpress.core.kernels.team import CACHED
+from vxpress.core.kernels.vector import exp32, from_bfloat16, log1p32, to_bfloat16
+
+# reductions may be reordered; NaN and infinity keep their meaning
+SUMS = {"reassoc", "contract", "nsz", "arcp"}
+ZERO, ONE = np.float32(0.0), np.float32(1.0)
+
+
+def _load(x):
+    """float32 of a stored number, bfloat16 (int16) or float32."""
+    raise NotImplementedError
+
+
+def _store(out, j, x):
+    """Write a float32 as a bfloat16 (int16) or float32."""
+    raise NotImplementedError
+
+
+@overload(_load, inline="always")
+def _load_compiled(x):
+    if x == types.int16:
+        return lambda x: from_bfloat16(x)
+    return lambda x: x
+
+
+@overload(_store, inline="always")
+def _store_compiled(out, j, x):
+    if out.dtype == types.int16:
+
+        def store(out, j, x):
+            out[j] = to_bfloat16(x)
+    else:
+
+        def store(out, j, x):
+            out[j] = x
+
+    return store
+
+
+@njit(error_model="numpy")
+def _add_bias(products, bias, a):
+    for j in range(a.size):
+        a[j] = _load(products[j]) + bias[j]
+
+
+LANES = 64
+
+
+@njit(error_model="numpy")
+def _raise_to(a, lanes):
+    for c in range(LANES):
+        lanes[c] = a[c] if a[c] > lanes[c] else lanes[c]
+
+
+@njit(error_model="numpy")
+def _largest(a, lanes):
+    """Largest element, as the largest of many running maxima: a single one does not vectorise."""
+    lanes[:] = a[0]
+    for start in range(0, a.size - LANES + 1, LANES):
+        _raise_to(a[start : start + LANES], lanes)
+    top = a[0]
+    for c in range(LANES):
+        top = max(top, lanes[c])
+    for j in range(a.size - a.size % LANES, a.size):
+        top = max(top, a[j])
+    return top
+
+
+@njit(error_model="numpy")
+def _exp_from(a, top, e):
+    for j in range(a.size):
+        e[j] = exp32(a[j] - top)
+
+
+@njit(fastmath=SUMS, error_model="numpy")
+def _sum(a):
+    total = ZERO
+    for j in range(a.size):
+        total += a[j]
+    return total
+
+
+@njit(error_model="numpy")
+def _as_zeros(e, scale, theta, inverse, log_term, value, d_log_mean, d_log_theta):
+    """Value and gradients of every entry as if its count were zero."""
+    for j in range(theta.size):
+        mean = e[j] * scale
+        t = mean * inverse[j]
+        share = ONE / (ONE + t)
+        log_term[j] = log1p32(t)
+        value[j] = -theta[j] * log_term[j]
+        d_log_mean[j] = -mean * share
+        d_log_theta[j] = theta[j] * (t * share - log_term[j])
+
+
+@njit(error_model="numpy")
+def _open_gates(w, softplus, closed):
+    """softplus(w), which every entry bears, and the chance sigmoid(w) that the gate is closed."""
+    for j in range(w.size):
+        fall = exp32(-abs(w[j]))
+        softplus[j] = (w[j] if w[j] > ZERO else ZERO) + log1p32(fall)
+        closed[j] = (ONE if w[j] > ZERO else fall) / (ONE + fall)
+
+
+@njit(error_model="numpy")
+def _inflate(w, value, counted):
+    """log(e^w + NB(0)) in the place of log NB(0), and the chance that a zero is the negative binomial's."""
+    for j in range(w.size):
+        ahead = w[j] - value[j]
+        fall = exp32(-abs(ahead))
+        counted[j] = (fall if ahead > ZERO else ONE) / (ONE + fall)
+        value[j] = (w[j] if ahead > ZERO else value[j]) + log1p32(fall)
+
+
+@njit(error_model="numpy")
+def _weigh(counted, closed, d_log_mean, d_log_theta, d_gate):
+    """Gradients of inflated zeros; ``counted`` is of the genes, ``d_log_mean`` may be longer."""
+    for j in range(counted.size):
+        d_log_mean[j] *= counted[j]
+        d_log_theta[j] *= counted[j]
+        d_gate[j] = ONE - counted[j] - closed[j]
+
+
+@njit(error_model="numpy")
+def _softmax_gradient(d_log_mean, e, share, weight, out, d_bias):
+    for j in range(e.size):
+        d = d_log_mean[j] - e[j] * share
+        _store(out, j, d)
+        d_bias[j] += weight * d
+
+
+@njit(error_model="numpy")
+def _write(d, weight, out, d_bias):
+    for j in range(d.size):
+        _store(out, j, d[j])
+        d_bias[j] += weight * d[j]
+
+
+@njit(error_model="numpy")
+def _add_scaled(total, weight, part):
+    for j in range(part.size):
+        total[j] += weight * part[j]
+
+
+@njit(error_model="numpy", **CACHED)
+def fill_tables(theta_rg, rising, slope):
+    """sum_{i<k} log1p(i / theta) - log k! and sum_{i<k} i / (theta + i), (r, k, g), for k below the tables' length."""
+    for r in range(theta_rg.shape[0]):
+        rising[r, :2] = ZERO
+        slope[r, :2] = ZERO
+        for k in range(2, rising.shape[1]):
+            i = np.float32(k - 1)
+            log_k = np.float32(math.log(k))
+            for g in range(theta_rg.shape[1]):
+                theta = theta_rg[r, g]
+                rising[r, k, g] = rising[r, k - 1, g] + (log1p32(i / theta) - log_k)
+                slope[r, k, g] = slope[r, k - 1, g] + i / (theta + i)
+
+
+@njit(error_model="numpy")
+def _digamma(x):
+    shift = 0.0
+    while x < 8.0:
+        shift -= 1.0 / x
+        x += 1.0
+    r = 1.0 / x
+    r2 = r * r
+    tail = r2 * (1 / 12 - r2 * (1 / 120 - r2 * (1 / 252 - r2 * (1 / 240 - r2 / 132))))
+    return shift + math.log(x) - 0.5 * r - tail
+
+
+@njit(error_model="numpy")
+def _any_count(x, log_mean, theta):
+    """log NB(x) with its gradients by log mean and log theta, for any x > 0."""
+    mean = math.exp(log_mean)
+    t = mean / theta
+    log_term = math.log1p(t)
+    value = math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1.0)
+    value += x * (log_mean - math.log(theta)) - (x + theta) * log_term
+    d_log_mean = (x - mean) / (1.0 + t)
+    d_theta = _digamma(x + theta) - _digamma(theta) - log_term + (mean - x) / (theta + mean)
+    return value, d_log_mean, theta * d_theta
+
+
+@njit(error_model="numpy")
+def _counted(
+    indices, data, a, offset, e, scale, theta, inverse, rising, slope, log_term, value, d_log_mean, d_log_theta
+):
+    """Mend the entries that are not zero; returns their values, which leave ``value``."""
+    total = 0.0
+    for k in range(indices.size):
+        j, x = indices[k], data[k]
+        mean = e[j] * scale
+        t = mean * inverse[j]
+        share = ONE / (ONE + t)
+        log_mean = a[j] + offset
+        count = np.int32(x)
+        if x == np.float32(count) and 0 <= count < rising.shape[0]:
+            total += x * (log_mean - log_term[j]) - theta[j] * log_term[j] + rising[count, j]
+            d_log_mean[j] = (x - mean) * share
+            d_log_theta[j] = theta[j] * (t * share - log_term[j]) + x * (t * share) - slope[count, j]
+        else:
+            full, d_mean, d_theta = _any_count(np.float64(x), np.float64(log_mean), np.float64(theta[j]))
+            total += full
+            d_log_mean[j] = np.float32(d_mean)
+            d_log_theta[j] = np.float32(d_theta)
+        value[j] = ZERO
+    return total
+
+
+@njit(error_model="numpy", nogil=True)
+def _rows(
+    first, last, batch, out, bias, gate, gate_bias, dispersion, gradient, weight, value, d_library, d_log_theta, d_bias, d_gate_bias
+):
+    """Rows ``first`` to ``last`` of a minibatch; see :func:`count_rows`."""
+    rows, indptr, indices, data, log_library = batch
+    row_theta, theta_rg, inverse_rg, rising, slope = dispersion
+    n_out, n_genes, inflated = bias.size, theta_rg.shape[1], gate.shape[0] > 0
+    a, e, lanes = np.empty(n_out, np.float32), np.empty(n_out, np.float32), np.empty(LANES, np.float32)
+    log_term, entry = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
+    # a logit beyond the genes, the remainder's, bears no count
+    d_log_mean, d_theta = np.zeros(n_out, np.float32), np.empty(n_genes, np.float32)
+    n_gates = n_genes if inflated else 0
+    w, softplus, closed = np.empty(n_gates, np.float32), np.empty(n_gates, np.float32), np.empty(n_gates, np.float32)
+    counted, d_gate = np.empty(n_gates, np.float32), np.empty(n_gates, np.float32)
+    for n in range(first, last):
+        r = row_theta[n]
+        theta, inverse = theta_rg[r], inverse_rg[r]
+        _add_bias(out[n], bias, a)
+        top = _largest(a, lanes)
+        _exp_from(a, top, e)
+        total = _sum(e)
+        offset = log_library[n] - top - np.float32(math.log(total))
+        scale = np.float32(math.exp(log_library[n])) / total
+        _as_zeros(e, scale, theta, inverse, log_term, entry, d_log_mean, d_theta)
+        if inflated:
+            _add_bias(gate[n], gate_bias, w)
+            _open_gates(w, softplus, closed)
+            _inflate(w, entry, counted)
+            _weigh(counted, closed, d_log_mean, d_theta, d_gate)
+        here = slice(indptr[rows[n]], indptr[rows[n] + 1])
+        nonzero = _counted(
+            indices[here], data[here], a, offset, e, scale, theta, inverse, rising[r], slope[r],
+            log_term, entry, d_log_mean, d_theta,
+        )  # fmt: skip
+        value[n] = nonzero + _sum(entry)
+        if inflated:
+            value[n] -= _sum(softplus)
+        d_mean = _sum(d_log_mean)
+        d_library[n] = d_mean
+        if gradient:
+            _softmax_gradient(d_log_mean, e, d_mean / total, weight[n], out[n], d_bias)
+            _add_scaled(d_log_theta[r], weight[n], d_theta)
+            if inflated:
+                for j in indices[here]:
+                    d_gate[j] = -closed[j]
+                _write(d_gate, weight[n], gate[n], d_gate_bias)
+
+
+@njit(error_model="numpy", nogil=True, **CACHED)
+def count_rows_serial(cuts, batch, out, bias, gate, gate_bias, dispersion, gradient, weight, value, d_library, d_log_theta, d_bias, d_gate_bias):
+    """:func:`count_rows` on the calling thread."""
+    for i in range(cuts.size - 1):
+        _rows(
+            cuts[i], cuts[i + 1], batch, out, bias, gate, gate_bias, dispersion, gradient, weight, value, d_library,
+            d_log_theta[i], d_bias[i], d_gate_bias[i],
+        )  # fmt: skip
+
+
+@njit(error_model="numpy", nogil=True, parallel=True, **CACHED)
+def count_rows(cuts, batch, out, bias, gate, gate_bias, dispersion, gradient, weight, value, d_library, d_log_theta, d_bias, d_gate_bias):
+    """Log likelihood of a minibatch and its gradients, cells between two ``cuts`` on a thread of their own.
+
+    ``out`` (n, genes or one more) holds the products of the decoder's output layer without bias, and ``gate`` (n, genes,
+    or none) those of the gates; where ``gradient``, the gradients by the logits take their place, and those by log
+    theta and the biases, weighted per cell by ``weight``, are added to one row per thread of the last three arguments.
+    ``batch`` is rows, indptr, indices, data and log library per row; ``dispersion`` is the row of theta that a cell
+    uses, theta, 1 / theta and the tables of :func:`fill_tables`.
+    """
+    for i in prange(cuts.size - 1):
+        _rows(
+            cuts[i], cuts[i + 1], batch, out, bias, gate, gate_bias, dispersion, gradient, weight, value, d_library,
+            d_log_theta[i], d_bias[i], d_gate_bias[i],
+        )  # fmt: skip

@@ -1,0 +1,85 @@
+"""The encoder's first layer from compressed rows: log1p(x) W^T + s V^T + b, without a dense minibatch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vxpress.core.counts import Batch
+from vxpress.core.kernels import sparse_rows, team
+from vxpress.core.optimizer import GradientSink
+
+
+class InputProduct:
+    """One product and the way back; ``weight`` (hidden, genes + condition) is fastest if stored transposed."""
+
+    def __init__(self, batch: Batch, weight: Tensor, bias: Tensor, s_nc: Tensor | None) -> None:
+        self.batch, self.weight, self.bias, self.s_nc = batch, weight, bias, s_nc
+
+    def forward(self, *, ordered: bool) -> Tensor:
+        """The product (n, hidden); ``ordered`` prepares the way back."""
+        rows, (indptr, indices, data) = self.batch.rows.numpy(), self.batch.counts.numpy()
+        table = self.weight.detach().t().contiguous()
+        g = self.batch.counts.n_genes
+        out = torch.empty(len(rows), table.shape[1])
+        cuts = team.cut(len(rows), torch.get_num_threads())
+        before = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(indptr[rows + 1] - indptr[rows], out=before[1:])
+        n_kept = before[-1] if ordered else 0
+        self.by_gene = (
+            np.empty((len(cuts) - 1, g + 1 if ordered else 1), np.int64),
+            np.empty(n_kept, np.int32),
+            np.empty(n_kept, np.float32),
+        )
+        team.run(
+            sparse_rows.forward_serial, sparse_rows.forward, cuts,
+            before[cuts], rows, indptr, indices, data, table.numpy()[:g], self.bias.detach().numpy(), out.numpy(),
+            ordered, *self.by_gene,
+        )  # fmt: skip
+        if self.s_nc is not None:
+            out.addmm_(self.s_nc.detach(), table[g:])
+        return out
+
+    def add_gradient(self, d_out: Tensor, d_table: Tensor) -> None:
+        """Add the gradient of the weight, transposed, to ``d_table`` (genes + condition, hidden)."""
+        g = self.batch.counts.n_genes
+        team.run(
+            sparse_rows.backward_serial, sparse_rows.backward, team.cut(g, torch.get_num_threads()),
+            *self.by_gene, d_out.numpy(), d_table.numpy()[:g],
+        )  # fmt: skip
+        if self.s_nc is not None:
+            d_table[g:].addmm_(self.s_nc.detach().t(), d_out)
+
+    def weight_gradient(self, d_out: Tensor) -> Tensor | None:
+        """The gradient of the weight, or None where the optimizer's sink took it up."""
+        sink: GradientSink | None = getattr(self.weight, "grad_sink", None)
+        d_table = torch.zeros(self.weight.shape[::-1]) if sink is None else sink.memory().t()
+        self.add_gradient(d_out, d_table)
+        return d_table.t() if sink is None else None
+
+
+def input_product(batch: Batch, weight: Tensor, bias: Tensor, s_nc: Tensor | None) -> Tensor:
+    """:class:`InputProduct` for autograd, differentiable once."""
+    product: Tensor = _InputProduct.apply(weight, bias, s_nc, batch)
+    return product
+
+
+class _InputProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, s_nc: Tensor | None, batch: Batch) -> Tensor:
+        ctx.product = InputProduct(batch, weight, bias, s_nc)
+        return ctx.product.forward(ordered=ctx.needs_input_grad[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        product, d_out = ctx.product, d_out.contiguous()
+        needs_weight, needs_bias, needs_condition, _ = ctx.needs_input_grad
+        d_weight = product.weight_gradient(d_out) if needs_weight else None
+        d_bias = d_out.sum(0) if needs_bias else None
+        d_condition = d_out @ product.weight[:, -product.s_nc.shape[1] :] if needs_condition else None
+        return d_weight, d_bias, d_condition, None

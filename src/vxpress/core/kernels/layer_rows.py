@@ -1,0 +1,98 @@
+"""Batch norm, ReLU and dropout of a hidden layer, and back, in a few passes over one small matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from vxpress.core.kernels.team import CACHED
+
+OPTIONS = {"error_model": "numpy", "nogil": True, **CACHED}
+ZERO, ONE = np.float32(0.0), np.float32(1.0)
+
+
+@njit(error_model="numpy")
+def _add_to(total, row):
+    for c in range(total.size):
+        total[c] += row[c]
+
+
+@njit(error_model="numpy")
+def _add_squared_distance(total, row, center):
+    for c in range(total.size):
+        total[c] += (row[c] - center[c]) * (row[c] - center[c])
+
+
+@njit(error_model="numpy")
+def _standardise(row, mean, inverse_sd, out):
+    for c in range(row.size):
+        out[c] = (row[c] - mean[c]) * inverse_sd[c]
+
+
+@njit(error_model="numpy")
+def _activate(x, gain, shift, out):
+    for c in range(x.size):
+        y = x[c] * gain[c] + shift[c]
+        out[c] = y if y > ZERO else ZERO
+
+
+@njit(error_model="numpy")
+def _drop(y, random, limit, scale):
+    for c in range(y.size):
+        y[c] = y[c] * scale if random[c] < limit else ZERO
+
+
+@njit(**OPTIONS)
+def forward(u, gain, shift, eps, random, limit, scale, standard, out, mean, variance):
+    """out = dropout(relu(batch_norm(u))) with the batch's own ``mean`` and (biased) ``variance``, which are written too.
+
+    ``random`` (n, h), 16-bit numbers, keeps a unit where it is below ``limit``; with no rows, all are kept.
+    """
+    n, h = u.shape
+    mean[:] = ZERO
+    variance[:] = ZERO
+    for i in range(n):
+        _add_to(mean, u[i])
+    mean *= ONE / np.float32(n)
+    for i in range(n):
+        _add_squared_distance(variance, u[i], mean)
+    variance *= ONE / np.float32(n)
+    inverse_sd = ONE / np.sqrt(variance + eps)
+    for i in range(n):
+        _standardise(u[i], mean, inverse_sd, standard[i])
+        _activate(standard[i], gain, shift, out[i])
+        if random.shape[0] > 0:
+            _drop(out[i], random[i], limit, scale)
+    return inverse_sd
+
+
+@njit(error_model="numpy")
+def _through(d_out, out, scale, d):
+    for c in range(d.size):
+        d[c] = d_out[c] * scale if out[c] > ZERO else ZERO
+
+
+@njit(error_model="numpy")
+def _sums(d, standard, d_gain, d_shift):
+    for c in range(d.size):
+        d_shift[c] += d[c]
+        d_gain[c] += d[c] * standard[c]
+
+
+@njit(error_model="numpy")
+def _center(d, standard, factor, mean_d, mean_ds):
+    for c in range(d.size):
+        d[c] = factor[c] * (d[c] - mean_d[c] - standard[c] * mean_ds[c])
+
+
+@njit(**OPTIONS)
+def backward(d_out, out, standard, inverse_sd, gain, scale, d_u, d_gain, d_shift):
+    """Gradients of :func:`forward` by ``u``, gain and shift; a unit that is 0 was cut off or dropped."""
+    n, h = out.shape
+    for i in range(n):
+        _through(d_out[i], out[i], scale, d_u[i])
+        _sums(d_u[i], standard[i], d_gain, d_shift)
+    mean_d, mean_ds = d_shift / np.float32(n), d_gain / np.float32(n)
+    factor = gain * inverse_sd
+    for i in range(n):
+        _center(d_u[i], standard[i], factor, mean_d, mean_ds)

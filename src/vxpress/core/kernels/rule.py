@@ -1,0 +1,82 @@
+"""Which form of a costly piece runs: a pure function of processor, shapes, density and settings.
+
+Nothing here looks at a clock, so a rerun takes the same path and gives the same bits.  The bounds were chosen from
+``benchmarks/kernels.py``, whose table stands in ``docs/benchmarks.md``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+# above this share of non-zeros the dense product of the first layer is as fast
+MAX_SPARSE_DENSITY = 0.3
+# below these sizes converting to bfloat16 costs what its product saves
+MIN_BFLOAT16_ROWS, MIN_BFLOAT16_WIDTH, MIN_BFLOAT16_GENES = 32, 64, 256
+# counts below this are read from tables, as long as all tables together cost less than this share of the minibatch
+TABLE_COUNTS, TABLE_SHARE = 16, 0.25
+COMPILED_LAWS = ("nb", "zinb")
+
+_plain = False
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Within this block every piece runs in its plain form: the reference of tests and benchmarks."""
+    global _plain  # noqa: PLW0603 - one switch per process, not meant for users
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+def compiled_likelihood(law: str, dispersion: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the compiled loops compute the likelihood: NB and ZINB in float32 on a processor, theta not per cell."""
+    return (
+        not _plain
+        and device.type == "cpu"
+        and dtype == torch.float32
+        and law in COMPILED_LAWS
+        and dispersion != "gene-cell"
+    )
+
+
+def sparse_input(density: float, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the first layer of the encoder reads compressed rows."""
+    return not _plain and device.type == "cpu" and dtype == torch.float32 and density <= MAX_SPARSE_DENSITY
+
+
+def compiled_hidden(device: torch.device, dtype: torch.dtype, *, batch_norm: bool, training: bool) -> bool:
+    """Whether norm, ReLU and dropout of a hidden layer run as one compiled pass: batch norm in training."""
+    return not _plain and device.type == "cpu" and dtype == torch.float32 and batch_norm and training
+
+
+def compiled_optimizer(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the optimizer's pass over the weights is the compiled one."""
+    return not _plain and device.type == "cpu" and dtype == torch.float32
+
+
+def product_dtype(n: int, width: int, n_genes: int, *, training: bool) -> torch.dtype:
+    """Precision of the products of the decoder's output layer on a processor.
+
+    bfloat16 where the processor multiplies it natively, the product is large, and the result is a gradient step, which
+    has far larger noise of its own; float32 for everything that is reported.
+    """
+    large = n >= MIN_BFLOAT16_ROWS and width >= MIN_BFLOAT16_WIDTH and n_genes >= MIN_BFLOAT16_GENES
+    return torch.bfloat16 if training and large and native_bfloat16() else torch.float32
+
+
+def table_length(n: int, n_theta_rows: int) -> int:
+    """How many small counts, from 0, are read from tables."""
+    return int(min(TABLE_COUNTS, max(2.0, TABLE_SHARE * n / n_theta_rows)))
+
+
+@functools.cache
+def native_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16 products."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)

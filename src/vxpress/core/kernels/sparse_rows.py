@@ -1,0 +1,113 @@
+"""Products of log1p counts, kept in compressed rows, with the weights of the encoder's first layer.
+
+Weights are (genes, hidden), so a count touches one run of memory.  The product gathers rows of weights per cell; its
+gradient gathers rows of the cells' gradients per gene, after the minibatch is put into gene order.  Neither writes where another
+thread does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from vxpress.core.kernels.team import CACHED
+from vxpress.core.kernels.vector import log1p32
+
+OPTIONS = {"error_model": "numpy", "nogil": True}
+
+
+@njit(fastmath={"contract"}, **OPTIONS)
+def _gather(at, values, table, out):
+    """out += sum_k values[k] table[at[k]], four at a time so that ``out`` is read and written less often."""
+    k = 0
+    while k + 4 <= at.size:
+        x0, x1, x2, x3 = values[k], values[k + 1], values[k + 2], values[k + 3]
+        w0, w1, w2, w3 = table[at[k]], table[at[k + 1]], table[at[k + 2]], table[at[k + 3]]
+        for c in range(out.size):
+            out[c] += x0 * w0[c] + x1 * w1[c] + x2 * w2[c] + x3 * w3[c]
+        k += 4
+    while k < at.size:
+        x0, w0 = values[k], table[at[k]]
+        for c in range(out.size):
+            out[c] += x0 * w0[c]
+        k += 1
+
+
+@njit(**OPTIONS)
+def _count_genes(first, last, rows, indptr, indices, bounds):
+    """Where each gene's entries end among those of some rows, from ``bounds[0]`` on."""
+    bounds[1:] = 0
+    for n in range(first, last):
+        for k in range(indptr[rows[n]], indptr[rows[n] + 1]):
+            bounds[indices[k] + 1] += 1
+    for g in range(1, bounds.size):
+        bounds[g] += bounds[g - 1]
+
+
+@njit(**OPTIONS)
+def _forward(first, last, start, rows, indptr, indices, data, weight, bias, out, ordered, bounds, cells, values):
+    n_genes = weight.shape[0]
+    log_x = np.empty(n_genes, np.float32)
+    if ordered:
+        bounds[0] = start
+        _count_genes(first, last, rows, indptr, indices, bounds)
+    free = bounds[:-1].copy()
+    for n in range(first, last):
+        here = slice(indptr[rows[n]], indptr[rows[n] + 1])
+        genes, x = indices[here], data[here]
+        for k in range(x.size):
+            log_x[k] = log1p32(x[k])
+        out[n] = bias
+        _gather(genes, log_x[: x.size], weight, out[n])
+        if ordered:
+            for k in range(x.size):
+                at = free[genes[k]]
+                free[genes[k]] = at + 1
+                cells[at] = n
+                values[at] = log_x[k]
+
+
+@njit(**OPTIONS, **CACHED)
+def forward_serial(cuts, starts, rows, indptr, indices, data, weight, bias, out, ordered, bounds, cells, values):
+    """:func:`forward` on the calling thread."""
+    for i in range(cuts.size - 1):
+        _forward(
+            cuts[i], cuts[i + 1], starts[i], rows, indptr, indices, data, weight, bias, out, ordered, bounds[i], cells,
+            values,
+        )  # fmt: skip
+
+
+@njit(parallel=True, **OPTIONS, **CACHED)
+def forward(cuts, starts, rows, indptr, indices, data, weight, bias, out, ordered, bounds, cells, values):
+    """out (n, hidden) = log1p(x) weight + bias, the cells between two cuts on a thread of their own.
+
+    Where ``ordered``, the entries of those cells are laid down in gene order as well, for the gradient: gene g's from
+    ``bounds[i, g]`` to ``bounds[i, g + 1]`` of ``cells`` and log1p ``values``, where ``starts[i]`` is the first.
+    """
+    for i in prange(cuts.size - 1):
+        _forward(
+            cuts[i], cuts[i + 1], starts[i], rows, indptr, indices, data, weight, bias, out, ordered, bounds[i], cells,
+            values,
+        )  # fmt: skip
+
+
+@njit(**OPTIONS)
+def _backward(first, last, bounds, cells, values, d_out, d_weight):
+    for g in range(first, last):
+        for i in range(bounds.shape[0]):
+            here = slice(bounds[i, g], bounds[i, g + 1])
+            _gather(cells[here], values[here], d_out, d_weight[g])
+
+
+@njit(**OPTIONS, **CACHED)
+def backward_serial(cuts, bounds, cells, values, d_out, d_weight):
+    """:func:`backward` on the calling thread."""
+    for i in range(cuts.size - 1):
+        _backward(cuts[i], cuts[i + 1], bounds, cells, values, d_out, d_weight)
+
+
+@njit(parallel=True, **OPTIONS, **CACHED)
+def backward(cuts, bounds, cells, values, d_out, d_weight):
+    """d_weight (genes, hidden) += log1p(x)^T d_out, genes between two cuts on a thread of their own."""
+    for i in prange(cuts.size - 1):
+        _backward(cuts[i], cuts[i + 1], bounds, cells, values, d_out, d_weight)

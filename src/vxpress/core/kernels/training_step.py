@@ -1,0 +1,136 @@
+"""Gradient of the plain ELBO without a tape, for the model most people fit: one hidden layer, batch norm, NB or ZINB.
+
+The same compiled pieces as the autograd functions beside it, called one after the other, forward and back; a small
+minibatch spends more time in a tape's bookkeeping than in arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vxpress.core.counts import Batch, Cells
+from vxpress.core.kernels import latent_rows, layer_rows, rule
+from vxpress.core.kernels.count_likelihood import CountLikelihood
+from vxpress.core.kernels.hidden_layer import take_note
+from vxpress.core.kernels.input_layer import InputProduct
+from vxpress.core.networks import BITS, MAX_LOG_VARIANCE, MIN_POSTERIOR_VARIANCE, Noise
+from vxpress.core.optimizer import GradientSink, hand_over
+from vxpress.core.priors import StandardNormal
+from vxpress.core.vae import VAE
+
+
+def covers(model: VAE, cells: Cells) -> bool:
+    """Whether a step of this model on these cells can go without a tape."""
+    config, like = model.config, cells.log_library_n1
+    return (
+        config.norm == "batch"
+        and config.n_layers == 1
+        and config.covariate_code == "one-hot"
+        and not config.latent_library
+        and isinstance(model.prior, StandardNormal)
+        and rule.sparse_input(cells.counts.density, like.device, like.dtype)
+        and model.decoder.compiled_likelihood(like)
+    )
+
+
+class TrainingStep:
+    """Terms of the ELBO of a minibatch, with the gradient of its mean loss left in the optimizer's memory.
+
+    Built once per training, after the optimizer, whose memory it writes to.
+    """
+
+    def __init__(self, model: VAE, noise: Noise) -> None:
+        self.model, self.noise = model, noise
+        encoder, decoder = model.encoder, model.decoder
+        self.first = cast("nn.Linear", encoder.body.linears[0])
+        self.heads = encoder.mean, encoder.log_variance
+        self.into = cast("nn.Linear", decoder.body.linears[0])
+        self.norm_in, self.norm_out = (_Norm(cast("nn.BatchNorm1d", b.norms[0])) for b in (encoder.body, decoder.body))
+        self.bounds = np.float32(MAX_LOG_VARIANCE), np.float32(MIN_POSTERIOR_VARIANCE)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, kl_weight: float) -> tuple[Tensor, Tensor]:
+        """Sums over cells of reconstruction, KL of z and KL of l (which is 0), and the mean loss."""
+        model, config, n = self.model, self.model.config, len(batch.rows)
+        d = config.n_latent
+        s_nc = model.conditioner(batch.covariates)
+        product = InputProduct(batch, self.first.weight, self.first.bias, s_nc if config.encode_covariates else None)
+        u_nh = product.forward(ordered=True)
+        bits, limit = self.noise.dropout_bits(u_nh, config.dropout)
+        h_nh = self.norm_in.forward(u_nh, bits, limit)
+
+        head_weight = torch.cat([head.weight for head in self.heads])
+        out = torch.addmm(torch.cat([head.bias for head in self.heads]), h_nh, head_weight.t())
+        eps, (scale, z, kl) = self.noise.normal_like(out[:, :d]), np.empty((3, n, d), np.float32)
+        latent_rows.posterior(out.numpy(), *self.bounds, eps.numpy(), scale, z, kl)
+        z_nd = torch.from_numpy(z)
+
+        condition = z_nd if s_nc is None else torch.cat((z_nd, s_nc), dim=-1)
+        u_out = torch.addmm(self.into.bias, condition, self.into.weight.t())
+        f_nf = features = self.norm_out.forward(u_out, bits[:0], limit)
+        if config.condition_output and s_nc is not None:
+            f_nf = torch.cat((features, s_nc), dim=-1)
+        layers = model.decoder.output_layers(batch.covariates)
+        likelihood = CountLikelihood(layers, batch, batch.log_library_n1, training=True)
+        value_n = likelihood.forward(f_nf, gradient=True)
+
+        d_features = likelihood.backward_into_sinks(-1.0 / n)[:, : features.shape[1]].contiguous()
+        d_u_out = self.norm_out.backward(d_features)
+        hand_over_linear(self.into, d_u_out, condition)
+        d_z, d_out = d_u_out @ self.into.weight[:, :d], torch.empty_like(out)
+        latent_rows.posterior_gradient(
+            d_z.numpy(), np.float32(kl_weight / n), out.numpy(), *self.bounds, eps.numpy(), scale, d_out.numpy()
+        )
+        for head, part in zip(self.heads, (d_out[:, :d], d_out[:, d:]), strict=True):
+            hand_over_linear(head, part, h_nh)
+        d_u = self.norm_in.backward(d_out @ head_weight)
+        product.weight_gradient(d_u)
+        if self.first.bias.requires_grad:
+            hand_over(self.first.bias, d_u.sum(0))
+
+        reconstruction, divergence = value_n.sum(), kl.sum(dtype=np.float64)
+        loss = (kl_weight * divergence - reconstruction) / n
+        return torch.tensor((reconstruction, divergence, 0.0), dtype=torch.float64), torch.tensor(loss)
+
+
+def hand_over_linear(layer: nn.Linear, d_out: Tensor, x: Tensor) -> None:
+    """Gradients of a small linear layer, into the optimizer's memory."""
+    hand_over(layer.weight, d_out.t() @ x)
+    if layer.bias.requires_grad:
+        hand_over(layer.bias, d_out.sum(0))
+
+
+class _Norm:
+    """Batch norm, ReLU and dropout, there and back."""
+
+    def __init__(self, norm: nn.BatchNorm1d) -> None:
+        self.norm = norm
+        self.gain, self.shift = norm.weight.detach().numpy(), norm.bias.detach().numpy()
+        # the optimizer clears them after every step
+        self.d_gain, self.d_shift = (
+            cast("GradientSink", getattr(w, "grad_sink")).gradient.numpy()  # noqa: B009 - an attribute of ours on a tensor
+            for w in (norm.weight, norm.bias)
+        )
+
+    def forward(self, u: Tensor, bits: np.ndarray, limit: int) -> Tensor:
+        self.out, self.standard = torch.empty_like(u), np.empty(u.shape, np.float32)
+        mean, variance = torch.empty(u.shape[1]), torch.empty(u.shape[1])
+        self.factor = np.float32(BITS / limit if len(bits) else 1.0)
+        self.inverse_sd = layer_rows.forward(
+            u.numpy(), self.gain, self.shift, np.float32(self.norm.eps), bits, limit, self.factor,
+            self.standard, self.out.numpy(), mean.numpy(), variance.numpy(),
+        )  # fmt: skip
+        take_note(self.norm, mean, variance, len(u))
+        return self.out
+
+    def backward(self, d_out: Tensor) -> Tensor:
+        d_u = torch.empty_like(d_out)
+        layer_rows.backward(
+            d_out.numpy(), self.out.numpy(), self.standard, self.inverse_sd, self.gain, self.factor,
+            d_u.numpy(), self.d_gain, self.d_shift,
+        )  # fmt: skip
+        return d_u

@@ -1,0 +1,173 @@
+"""One optimizer step over all weights at once, voided where loss or gradient is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vxpress.core.config import TrainConfig
+from vxpress.core.kernels import rule
+
+# the shape of torch.optim.lr_scheduler.OneCycleLR at its defaults
+RISE, START_DIVISOR, END_DIVISOR, MOMENTA = 0.3, 25.0, 1e4, (0.95, 0.85)
+BETAS = (0.9, 0.999)
+
+
+def one_cycle(step: int, n_steps: int) -> tuple[float, float]:
+    """Learning rate, as a share of its peak, and first momentum after ``step`` of ``n_steps`` (Smith & Topin 2019)."""
+    start, end = 1 / START_DIVISOR, 1 / START_DIVISOR / END_DIVISOR
+    peak = RISE * (n_steps + 1) - 1
+    rising = step <= peak
+    at = step / peak if rising and peak > 0 else max(0.0, (step - peak) / (n_steps - peak))
+    fall = (1 + math.cos(math.pi * at)) / 2
+    slow, fast = MOMENTA
+    if rising:
+        return 1.0 + (start - 1.0) * fall, fast + (slow - fast) * fall
+    return end + (1.0 - end) * fall, slow + (fast - slow) * fall
+
+
+class GradientSink:
+    """A parameter's part of the optimizer's gradient, for functions that compute a large gradient themselves."""
+
+    def __init__(self, gradient: Tensor) -> None:
+        self.gradient = gradient
+        self.empty = True
+
+    def take(self, gradient: Tensor) -> None:
+        """Add a gradient of any precision; the first of a step is copied, which needs no temporary."""
+        if self.empty:
+            self.gradient.copy_(gradient)
+        else:
+            self.gradient.add_(gradient)
+        self.empty = False
+
+    def memory(self) -> Tensor:
+        """The gradient itself, zero or begun, to be added to in place."""
+        self.empty = False
+        return self.gradient
+
+
+def hand_over(parameter: Tensor, gradient: Tensor) -> Tensor | None:
+    """A gradient for autograd, or None where a sink of the optimizer took it up."""
+    sink: GradientSink | None = getattr(parameter, "grad_sink", None)
+    if sink is None:
+        return gradient.to(parameter.dtype, copy=True)
+    sink.take(gradient)
+    return None
+
+
+class Optimizer:
+    """Adam or AdamW over weights laid end to end in one tensor, which costs one call where a list costs dozens.
+
+    While it is in use the parameters are views of that tensor, each with a :class:`GradientSink` as ``grad_sink``.
+    :meth:`release` gives the parameters their own memory back.
+    """
+
+    def __init__(self, config: TrainConfig, parameters: Sequence[nn.Parameter], n_steps: int) -> None:
+        self.config, self.n_steps, self.done = config, n_steps, 0
+        self.parameters = list(parameters)
+        total = sum(p.numel() for p in self.parameters)
+        first = self.parameters[0]
+        self.flat = nn.Parameter(torch.empty(total, dtype=first.dtype, device=first.device))
+        self.gradient = torch.zeros_like(self.flat)
+        self.sinks = []
+        start = 0
+        for p in self.parameters:
+            part = slice(start, start := start + p.numel())
+            value = torch.as_strided(self.flat.detach()[part], p.shape, p.stride())
+            value.copy_(p.detach())
+            p.data = value
+            p.grad = torch.as_strided(self.gradient[part], p.shape, p.stride())
+            p.grad_sink = GradientSink(p.grad)  # type: ignore[attr-defined]
+            self.sinks.append(p.grad_sink)  # type: ignore[attr-defined]
+        compiled = rule.compiled_optimizer(first.device, first.dtype)
+        self.adam = (_CompiledAdam if compiled else _TorchAdam)(config, self.flat, self.gradient)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return self._rate()[0]
+
+    def _rate(self) -> tuple[float, float]:
+        if self.config.schedule == "constant":
+            return self.config.learning_rate, BETAS[0]
+        share, momentum = one_cycle(self.done, self.n_steps)
+        return self.config.learning_rate * share, momentum
+
+    def step(self, loss: Tensor) -> Tensor:
+        """Take a step and clear the gradient; returns 1 where it was voided, else 0, on the device."""
+        bad = self.adam.step(loss, *self._rate())
+        for sink in self.sinks:
+            sink.empty = True
+        self.done += 1
+        return bad
+
+    def release(self) -> None:
+        """Give every parameter its own memory again, without gradients."""
+        for p in self.parameters:
+            p.data = p.detach().clone()
+            p.grad = None
+            del p.grad_sink  # type: ignore[attr-defined]
+
+
+class _TorchAdam:
+    """torch's fused optimizer; nothing here waits for the device."""
+
+    def __init__(self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor) -> None:
+        flat.grad = gradient
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        self.max_norm, self.gradient = config.max_grad_norm, gradient
+        self.optimizer = kind(
+            [flat], lr=config.learning_rate, weight_decay=config.weight_decay, eps=config.adam_eps, fused=True
+        )
+
+    def step(self, loss: Tensor, lr: float, momentum: float) -> Tensor:
+        norm = self.gradient.norm()
+        if self.max_norm > 0:
+            self.gradient.mul_((self.max_norm / (norm + 1e-6)).clamp_max(1.0))
+        bad = (~torch.isfinite(norm + loss)).float()
+        # fused optimizers skip the update where found_inf is set: the hook that gradient scalers use
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        group = self.optimizer.param_groups[0]
+        group["lr"], group["betas"] = lr, (momentum, BETAS[1])
+        self.optimizer.step()
+        self.gradient.zero_()
+        return bad
+
+
+class _CompiledAdam:
+    """The same on a processor, in two passes over memory."""
+
+    def __init__(self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor) -> None:
+        self.config, self.taken = config, 0
+        self.flat, self.gradient = flat.detach().numpy(), gradient.numpy()
+        self.moments = np.zeros_like(self.flat), np.zeros_like(self.flat)
+        self.decoupled = config.optimizer == "adamw"
+
+    def step(self, loss: Tensor, lr: float, momentum: float) -> Tensor:
+        from vxpress.core.kernels import adam_rows, team
+
+        cuts = team.cut(len(self.flat), torch.get_num_threads())
+        squares = np.empty(len(cuts) - 1, np.float32)
+        team.run(adam_rows.squares_serial, adam_rows.squares, cuts, self.gradient, squares)
+        norm = math.sqrt(squares.sum(dtype=np.float64)) if np.isfinite(squares).all() else math.inf
+        if not math.isfinite(norm + float(loss)):
+            self.gradient[:] = 0.0
+            return torch.ones(())
+        self.taken += 1
+        limit, c = self.config.max_grad_norm, self.config
+        scale = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
+        settings = (
+            lr, momentum, BETAS[1], c.adam_eps, c.weight_decay,
+            1.0 - momentum**self.taken, math.sqrt(1.0 - BETAS[1] ** self.taken), scale,
+        )  # fmt: skip
+        settings = tuple(map(np.float32, settings))
+        team.run(
+            adam_rows.update_serial, adam_rows.update, cuts,
+            self.flat, self.gradient, *self.moments, settings, self.decoupled,
+        )  # fmt: skip
+        return torch.zeros(())

@@ -1,0 +1,180 @@
+"""The compiled NB and ZINB likelihood against its plain form in float64, over ranges that hurt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from torch import Tensor
+from torch.nn import functional as F
+
+from vxpress.core.counts import Batch, Counts
+from vxpress.core.covariates import Covariates
+from vxpress.core.kernels import count_likelihood, rule
+from vxpress.core.kernels.count_likelihood import OutputLayers, count_log_likelihood
+from vxpress.core.likelihoods import Decoded, NegativeBinomial, ZeroInflatedNegativeBinomial
+
+WIDTH = 8
+
+
+def _batch(x: np.ndarray, log_library: Tensor) -> Batch:
+    n = len(x)
+    counts = Counts.from_scipy(sparse.csr_matrix(x.astype(np.float32)))
+    return Batch(counts, torch.arange(n), log_library, Covariates(torch.zeros(n, 0).long(), torch.zeros(n, 0)))
+
+
+def _problem(
+    n: int, g: int, *, gate: bool, rest: bool = False, rows: int = 1, top: float = 4.0, seed: int = 0
+) -> tuple[Tensor, OutputLayers, Batch]:
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int, sd: float = 1.0) -> Tensor:
+        return torch.tensor(rng.normal(size=shape) * sd, dtype=torch.float32, requires_grad=True)
+
+    x = rng.poisson(np.exp(rng.uniform(-4, top, (n, g)))) * (rng.random((n, g)) < 0.4)
+    layers = OutputLayers(
+        normal(g + rest, WIDTH, sd=0.3),
+        normal(g + rest),
+        normal(rows, g, sd=2.0),
+        torch.tensor(rng.integers(0, rows, n)),
+        normal(g, WIDTH, sd=0.3) if gate else None,
+        normal(g) if gate else None,
+    )
+    log_library = torch.tensor(np.log(x.sum(1, keepdims=True) + 1.0), dtype=torch.float32)
+    return normal(n, WIDTH), layers, _batch(x, log_library)
+
+
+def _plain(f: Tensor, layers: OutputLayers, log_library: Tensor, x: Tensor) -> Tensor:
+    """The law of the house in float64, from the same numbers."""
+    log_rho = F.log_softmax(f @ layers.weight.T + layers.bias, dim=-1)[:, : x.shape[1]]
+    theta = layers.log_theta[layers.theta_row_n]
+    if layers.gate_weight is None:
+        return NegativeBinomial.from_decoded(Decoded(log_rho, log_library, theta)).log_prob(x).sum(-1)
+    gate = f @ layers.gate_weight.T + layers.gate_bias
+    return ZeroInflatedNegativeBinomial.from_decoded(Decoded(log_rho, log_library, theta, {"gate": gate})).log_prob(x).sum(-1)
+
+
+def _leaves(f: Tensor, layers: OutputLayers, log_library: Tensor) -> tuple[list[Tensor], OutputLayers]:
+    """Copies in float64, to be differentiated."""
+    names = ("weight", "bias", "log_theta", "gate_weight", "gate_bias")
+    parts = {name: getattr(layers, name) for name in names}
+    copies = {name: None if t is None else t.detach().double().requires_grad_() for name, t in parts.items()}
+    given = [t.detach().double().requires_grad_() for t in (f, log_library)]
+    return [*given, *(t for t in copies.values() if t is not None)], replace(layers, **copies)
+
+
+def _both(f: Tensor, layers: OutputLayers, batch: Batch, weight_n: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Value and gradients of both forms: value, features, library, then the layers in order."""
+    log_library = batch.log_library_n1.clone().requires_grad_()
+    value = count_log_likelihood(f, layers, log_library, batch, training=False)
+    inputs = [f, log_library, layers.weight, layers.bias, layers.log_theta, layers.gate_weight, layers.gate_bias]
+    mine = torch.autograd.grad((value * weight_n).sum(), [t for t in inputs if t is not None])
+    leaves, exact = _leaves(f, layers, batch.log_library_n1)
+    reference = _plain(leaves[0], exact, leaves[1], batch.x_ng.double())
+    theirs = torch.autograd.grad((reference * weight_n.double()).sum(), leaves)
+    return [value, *mine], [reference, *theirs]
+
+
+def _assert_close(mine: list[Tensor], theirs: list[Tensor], rtol: float = 2e-5) -> None:
+    for a, b in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(a.detach().double(), b.detach(), rtol=rtol, atol=rtol * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize(("n", "g"), [(1, 1), (1, 300), (7, 63), (64, 130), (33, 1)])
+def test_value_and_gradients_of_any_shape(n: int, g: int, gate: bool) -> None:
+    f, layers, batch = _problem(n, g, gate=gate, seed=n)
+    _assert_close(*_both(f, layers, batch, torch.ones(n)))
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_cells_may_weigh_differently(gate: bool) -> None:
+    f, layers, batch = _problem(12, 80, gate=gate)
+    _assert_close(*_both(f, layers, batch, torch.linspace(-1, 2, 12)))
+
+
+def test_rest_logit_and_dispersion_per_batch() -> None:
+    f, layers, batch = _problem(40, 70, gate=True, rest=True, rows=3)
+    _assert_close(*_both(f, layers, batch, torch.ones(40)))
+
+
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("log_theta", [-6.9, 0.0, 13.8])
+@pytest.mark.parametrize("log_library", [-18.0, 0.0, 8.0, 13.0])
+@pytest.mark.parametrize("largest", [1, 17, 1000, 1_000_000])
+def test_hostile_ranges(gate: bool, log_theta: float, log_library: float, largest: int) -> None:
+    f, layers, batch = _problem(6, 40, gate=gate)
+    x = np.random.default_rng(1).integers(0, largest + 1, (6, 40)) * (np.arange(40) % 3 == 0)
+    batch = _batch(x, torch.full((6, 1), log_library))
+    layers = replace(layers, log_theta=torch.full((1, 40), log_theta, requires_grad=True))
+    mine, theirs = _both(f, layers, batch, torch.ones(6))
+    np.testing.assert_allclose(mine[0].detach(), theirs[0].detach(), rtol=5e-6, atol=2e-4)
+    for a, b in zip(mine[1:], theirs[1:], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-3)
+
+
+def test_broken_counts_take_gamma_functions() -> None:
+    f, layers, batch = _problem(5, 30, gate=False)
+    x = batch.x_ng.numpy() * 0.37
+    _assert_close(*_both(f, layers, _batch(x, batch.log_library_n1), torch.ones(5)))
+
+
+def test_empty_cells_and_silent_genes() -> None:
+    f, layers, batch = _problem(4, 30, gate=True)
+    _assert_close(*_both(f, layers, _batch(np.zeros((4, 30)), batch.log_library_n1), torch.ones(4)))
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_bfloat16_products_change_the_gradient_by_their_rounding_only(gate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    f, layers, batch = _problem(64, 400, gate=gate)
+    exact, _ = _both(f, layers, batch, torch.ones(64))
+    monkeypatch.setattr(rule, "product_dtype", lambda *_, **__: torch.bfloat16)
+    rounded, _ = _both(f, layers, batch, torch.ones(64))
+    for a, b in zip(rounded, exact, strict=True):
+        assert float((a - b).norm() / b.norm()) < 0.02
+    assert not torch.equal(rounded[0], exact[0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_does_not_pass_for_a_number(bad: float) -> None:
+    f, layers, batch = _problem(5, 30, gate=False)
+    broken = f.detach().clone()
+    broken[2, 0] = bad
+    value = count_log_likelihood(broken, layers, batch.log_library_n1, batch, training=False)
+    assert not torch.isfinite(value[2])
+    assert torch.isfinite(value[[0, 1, 3, 4]]).all()
+
+
+def test_two_graphs_at_once_do_not_share_memory() -> None:
+    f, layers, batch = _problem(16, 50, gate=True)
+    alone = torch.autograd.grad(
+        count_log_likelihood(f, layers, batch.log_library_n1, batch, training=False).sum(), layers.weight
+    )[0]
+    first = count_log_likelihood(f, layers, batch.log_library_n1, batch, training=False)
+    second = count_log_likelihood(2 * f, layers, batch.log_library_n1, batch, training=False)
+    assert torch.equal(torch.autograd.grad(first.sum(), layers.weight)[0], alone)
+    assert not torch.equal(torch.autograd.grad(second.sum(), layers.weight)[0], alone)
+
+
+def test_threads_cut_cells_and_change_sums_by_rounding_only() -> None:
+    f, layers, batch = _problem(50, 90, gate=True)
+    torch.set_num_threads(1)
+    one, exact = _both(f, layers, batch, torch.ones(50))
+    torch.set_num_threads(2)
+    two, _ = _both(f, layers, batch, torch.ones(50))
+    again, _ = _both(f, layers, batch, torch.ones(50))
+    torch.set_num_threads(1)
+    _assert_close(two, exact)
+    assert torch.equal(one[0], two[0])
+    assert all(torch.equal(a, b) for a, b in zip(two, again, strict=True))
+
+
+def test_buffers_come_back() -> None:
+    count_likelihood._Buffer.shelf.clear()
+    f, layers, batch = _problem(10, 40, gate=False)
+    for _ in range(5):
+        count_log_likelihood(f, layers, batch.log_library_n1, batch, training=False).sum().backward()
+    assert {key: len(kept) for key, kept in count_likelihood._Buffer.shelf.items()}[10, 40, torch.float32] == 1

@@ -29,7 +29,7 @@ SETTINGS = {
 }
 
 
-def judge_fit(fitted: AnnData, test: AnnData, key: str = "vae") -> tuple[Judgement, np.ndarray]:
+def judge_fit(fitted: AnnData, test: AnnData, key: str = "vae", n_samples: int = 100) -> tuple[Judgement, np.ndarray]:
     """Scores of the test cells from the common judge, and their latent means."""
     fit = find_fit(fitted, None, key)
     cells, _ = read_query(test, fit, None)
@@ -49,7 +49,7 @@ def judge_fit(fitted: AnnData, test: AnnData, key: str = "vae") -> tuple[Judgeme
 
     with torch.no_grad():
         latent = posterior(np.arange(test.n_obs))[0].numpy()
-    return judge(test.X.tocsr(), posterior, decoder), latent
+    return judge(test.X.tocsr(), posterior, decoder, n_samples=n_samples), latent
 
 
 def fit(name: str, seed: int, setting: str, threads: int) -> dict[str, np.ndarray]:

@@ -44,7 +44,9 @@ def test_a_decoder_that_ignores_z_gives_the_closed_form(make_cells: MakeCells) -
     mean_ng = batch.log_library_n1.double().exp().numpy() * rho_g
     exact = stats.nbinom.logpmf(batch.x_ng.numpy(), theta_g, theta_g / (theta_g + mean_ng)).sum(1)
     np.testing.assert_allclose(terms.reconstruction_n, exact, rtol=1e-5)
-    torch.testing.assert_close(terms.kl_nd, kl_divergence(Normal(q.loc, q.scale), Normal(0.0, 1.0)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        terms.kl_nd, kl_divergence(Normal(q.loc, q.scale), Normal(0.0, 1.0)), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_the_divergence_of_a_latent_library(make_cells: MakeCells) -> None:

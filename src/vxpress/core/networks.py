@@ -85,7 +85,9 @@ class MLP(nn.Module):
             if i > 0:
                 x = self.linears[i](_join(x, s_nc))
             keep = 1.0 - self.dropout if self.training and noise is not None else 1.0
-            if rule.compiled_hidden(x.device, x.dtype, batch_norm=isinstance(norm, nn.BatchNorm1d), training=self.training):
+            if rule.compiled_hidden(
+                x.device, x.dtype, batch_norm=isinstance(norm, nn.BatchNorm1d), training=self.training
+            ):
                 from vxpress.core.kernels.hidden_layer import norm_relu_dropout
 
                 bits, limit = (NO_BITS, BITS) if noise is None else noise.dropout_bits(x, self.dropout)
@@ -115,7 +117,7 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, n_condition: int, n_out: int) -> None:
         super().__init__()
         self.body = MLP(config.n_genes, n_condition, config, config.dropout)
-        first = self.body.linears[0]
+        first = cast("nn.Linear", self.body.linears[0])
         # one gene's weights side by side, as sparse counts read them
         first.weight = nn.Parameter(first.weight.detach().t().contiguous().t())
         self.mean = nn.Linear(config.n_hidden, n_out)
@@ -194,7 +196,7 @@ class Decoder(nn.Module):
     def log_likelihood(
         self, z_nd: Tensor, s_nc: Tensor | None, batch: Batch, log_library_n1: Tensor, noise: Noise | None = None
     ) -> Tensor:
-        """log p(x | z, s, l) per cell, (n,): as ``forward(...).log_prob(x).sum(-1)``, compiled where that is faster."""
+        """Log p(x | z, s, l) per cell, (n,): as ``forward(...).log_prob(x).sum(-1)``, compiled where that is faster."""
         if self.compiled_likelihood(z_nd):
             from vxpress.core.kernels.count_likelihood import count_log_likelihood
 

@@ -85,7 +85,7 @@ class Optimizer:
             p.grad_sink = GradientSink(p.grad)  # type: ignore[attr-defined]
             self.sinks.append(p.grad_sink)  # type: ignore[attr-defined]
         compiled = rule.compiled_optimizer(first.device, first.dtype)
-        self.adam = (_CompiledAdam if compiled else _TorchAdam)(config, self.flat, self.gradient)
+        self.adam = (_CompiledAdam if compiled else TorchAdam)(config, self.flat, self.gradient)
 
     @property
     def lr(self) -> float:
@@ -100,11 +100,16 @@ class Optimizer:
 
     def step(self, loss: Tensor) -> Tensor:
         """Take a step and clear the gradient; returns 1 where it was voided, else 0, on the device."""
-        bad = self.adam.step(loss, *self._rate())
+        bad = self.adam.step(loss, *self.advance())
         for sink in self.sinks:
             sink.empty = True
-        self.done += 1
         return bad
+
+    def advance(self) -> tuple[float, float]:
+        """Learning rate and first momentum of the step at hand; the next call is of the next step."""
+        rate = self._rate()
+        self.done += 1
+        return rate
 
     def release(self) -> None:
         """Give every parameter its own memory again, without gradients."""
@@ -114,29 +119,57 @@ class Optimizer:
             del p.grad_sink  # type: ignore[attr-defined]
 
 
-class _TorchAdam:
-    """torch's fused optimizer; nothing here waits for the device."""
+class TorchAdam:
+    """Adam from torch's operations; nothing here waits for the device, and a CUDA graph can hold :meth:`update`.
+
+    torch's own fused Adam takes the momentum as a number, which a graph would freeze; here it and the learning rate
+    are read from the device.
+    """
 
     def __init__(self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor) -> None:
-        flat.grad = gradient
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        self.max_norm, self.gradient = config.max_grad_norm, gradient
-        self.optimizer = kind(
-            [flat], lr=config.learning_rate, weight_decay=config.weight_decay, eps=config.adam_eps, fused=True
-        )
+        self.flat, self.gradient = flat.detach(), gradient
+        self.max_norm, self.eps, self.weight_decay = config.max_grad_norm, config.adam_eps, config.weight_decay
+        self.decoupled = config.optimizer == "adamw"
+        self.first, self.second, self.scratch = (torch.zeros_like(gradient) for _ in range(3))
+        # in double precision: 1 - 0.999 has few digits in single
+        self.lr, self.taken = (torch.zeros((), dtype=torch.float64, device=flat.device) for _ in range(2))
+        self.betas = torch.full((2,), BETAS[1], dtype=torch.float64, device=flat.device)
+
+    def set_rate(self, lr: float, momentum: float) -> None:
+        """Learning rate and first momentum of the next update."""
+        self.lr.fill_(lr)
+        self.betas[0].fill_(momentum)
 
     def step(self, loss: Tensor, lr: float, momentum: float) -> Tensor:
-        norm = self.gradient.norm()
+        self.set_rate(lr, momentum)
+        return self.update(loss)
+
+    @torch.no_grad()
+    def update(self, loss: Tensor) -> Tensor:
+        """Take a step at the rate that was set and clear the gradient; returns 1 where it was voided, else 0."""
+        gradient, scratch, dtype = self.gradient, self.scratch, self.gradient.dtype
+        norm = gradient.norm()
+        bad = ~torch.isfinite(norm + loss)
+        good = (~bad).double()
         if self.max_norm > 0:
-            self.gradient.mul_((self.max_norm / (norm + 1e-6)).clamp_max(1.0))
-        bad = (~torch.isfinite(norm + loss)).float()
-        # fused optimizers skip the update where found_inf is set: the hook that gradient scalers use
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        group = self.optimizer.param_groups[0]
-        group["lr"], group["betas"] = lr, (momentum, BETAS[1])
-        self.optimizer.step()
-        self.gradient.zero_()
-        return bad
+            gradient.mul_((self.max_norm / (norm + 1e-6)).clamp_max(1.0))
+        # a voided step moves by exactly nothing: all weights below are zero then, and so must be what they multiply
+        gradient.masked_fill_(bad, 0.0)
+        if self.weight_decay > 0 and not self.decoupled:
+            gradient.add_(self.flat, alpha=self.weight_decay)
+        self.taken += good
+        correction = 1.0 - self.betas ** self.taken.clamp_min(1.0)
+        root = correction[1].sqrt()
+        fresh = ((1.0 - self.betas) * good).to(dtype)
+        self.first.lerp_(gradient, fresh[0])
+        self.second.lerp_(torch.mul(gradient, gradient, out=scratch), fresh[1])
+        torch.sqrt(self.second, out=scratch).add_((self.eps * root).to(dtype))
+        torch.div(self.first, scratch, out=scratch)
+        if self.weight_decay > 0 and self.decoupled:
+            self.flat.mul_((1.0 - self.weight_decay * self.lr * good).to(dtype))
+        self.flat.addcmul_(scratch, (-self.lr * root / correction[0] * good).to(dtype))
+        gradient.zero_()
+        return bad.to(dtype)
 
 
 class _CompiledAdam:
@@ -165,9 +198,8 @@ class _CompiledAdam:
             lr, momentum, BETAS[1], c.adam_eps, c.weight_decay,
             1.0 - momentum**self.taken, math.sqrt(1.0 - BETAS[1] ** self.taken), scale,
         )  # fmt: skip
-        settings = tuple(map(np.float32, settings))
         team.run(
             adam_rows.update_serial, adam_rows.update, cuts,
-            self.flat, self.gradient, *self.moments, settings, self.decoupled,
+            self.flat, self.gradient, *self.moments, tuple(map(np.float32, settings)), self.decoupled,
         )  # fmt: skip
         return torch.zeros(())

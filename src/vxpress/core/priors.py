@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ class DiagonalNormal:
     scale: Tensor
 
     def rsample(self, eps: Tensor) -> Tensor:
-        """loc + scale * eps, differentiable."""
+        """Loc + scale * eps, differentiable."""
         return torch.addcmul(self.loc, self.scale, eps)
 
 

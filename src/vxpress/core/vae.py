@@ -70,10 +70,8 @@ class VAE(nn.Module):
         """p(x | z, s, l)."""
         return self.decoder(z_nd, self.conditioner(covariates), covariates, log_library_n1, noise)
 
-    def log_likelihood(
-        self, z_nd: Tensor, batch: Batch, log_library_n1: Tensor, noise: Noise | None = None
-    ) -> Tensor:
-        """log p(x | z, s, l) of a minibatch, summed over genes, (n,)."""
+    def log_likelihood(self, z_nd: Tensor, batch: Batch, log_library_n1: Tensor, noise: Noise | None = None) -> Tensor:
+        """Log p(x | z, s, l) of a minibatch, summed over genes, (n,)."""
         return self.decoder.log_likelihood(z_nd, self.conditioner(batch.covariates), batch, log_library_n1, noise)
 
     def _encoder_condition(self, covariates: Covariates) -> Tensor | None:

@@ -23,8 +23,8 @@ def _log1p(x: np.ndarray, out: np.ndarray) -> None:
 @njit(error_model="numpy")
 def _round_trip(x: np.ndarray, bits: np.ndarray, out: np.ndarray) -> None:
     for i in range(x.size):
-        bits[i] = to_bfloat16(x[i])
-        out[i] = from_bfloat16(bits[i])
+        bits[i] = to_bfloat16(x[i])  # type: ignore[call-arg]
+        out[i] = from_bfloat16(bits[i])  # type: ignore[call-arg]
 
 
 def test_exp_to_the_last_digits() -> None:

@@ -7,7 +7,7 @@ into gradients by the logits, so nothing of size cells x genes is kept for a tap
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from vxpress.core.kernels import count_rows, rule, team
 from vxpress.core.optimizer import hand_over
 
 NO_GATES = np.empty(0, np.float32)
+NO_FLOATS, NO_BFLOATS = np.empty((0, 0), np.float32), np.empty((0, 0), np.int16)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class OutputLayers:
 class _Buffer:
     """A tensor on loan: it goes back to the shelf when nothing needs it any more."""
 
-    shelf: dict[tuple[int, int, torch.dtype], list[Tensor]] = {}
+    shelf: ClassVar[dict[tuple[int, int, torch.dtype], list[Tensor]]] = {}
     per_shape, shapes = 2, 8
 
     def __init__(self, n: int, width: int, dtype: torch.dtype) -> None:
@@ -44,7 +45,7 @@ class _Buffer:
         self.tensor = kept.pop() if kept else torch.empty(n, width, dtype=dtype)
 
     def __del__(self) -> None:
-        key = (*self.tensor.shape, self.tensor.dtype)
+        key = (len(self.tensor), self.tensor.shape[1], self.tensor.dtype)
         if key not in self.shelf:
             while len(self.shelf) >= self.shapes:
                 self.shelf.pop(next(iter(self.shelf)), None)
@@ -54,7 +55,7 @@ class _Buffer:
 
     @classmethod
     def product(cls, a: Tensor, b: Tensor) -> _Buffer:
-        """a @ b."""
+        """A @ b."""
         buffer = cls(len(a), b.shape[1], a.dtype)
         torch.mm(a, b, out=buffer.tensor)
         return buffer
@@ -62,14 +63,15 @@ class _Buffer:
     @classmethod
     def converted(cls, weight: Tensor, dtype: torch.dtype) -> _Buffer:
         """A weight in the precision of the products."""
-        buffer = cls(*weight.shape, dtype)
+        buffer = cls(len(weight), weight.shape[1], dtype)
         buffer.tensor.copy_(weight)
         return buffer
 
-    def numpy(self) -> np.ndarray:
-        """The memory, bfloat16 as int16."""
-        tensor = self.tensor
-        return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    def numpy(self) -> tuple[np.ndarray, np.ndarray]:
+        """The memory as bfloat16, held in int16, and as float32, one of them without rows."""
+        if self.tensor.dtype == torch.bfloat16:
+            return self.tensor.view(torch.int16).numpy(), NO_FLOATS
+        return NO_BFLOATS, self.tensor.numpy()
 
 
 class CountLikelihood:
@@ -105,25 +107,25 @@ class CountLikelihood:
 
     def _run(self, logits: list[_Buffer | None], weight_n: np.ndarray, *, gradient: bool) -> np.ndarray:
         """Run the loops: the buffers become gradients by the logits."""
-        location, gate = (None if buffer is None else buffer.numpy() for buffer in logits)
-        assert location is not None  # noqa: S101 - every decoder has a location
-        n = len(location)
+        assert logits[0] is not None  # noqa: S101 - every decoder has a location
+        n = len(self.f)
         cuts = team.cut(n, torch.get_num_threads())
-        bias, gate_bias = (None if b is None else b.detach().numpy() for b in (self.layers.bias, self.layers.gate_bias))
-        gate_bias = NO_GATES if gate_bias is None else gate_bias
+        bias = self.layers.bias.detach().numpy()
+        gate_bias = NO_GATES if self.layers.gate_bias is None else self.layers.gate_bias.detach().numpy()
+        gate = (NO_BFLOATS, NO_FLOATS) if logits[1] is None else logits[1].numpy()
         runs = len(cuts) - 1
         shape = self.dispersion[1].shape if gradient else (0, 0)
         self.summed = (
             np.zeros((runs, *shape), np.float32),
-            np.zeros((runs, len(bias)), np.float32),
-            np.zeros((runs, len(gate_bias)), np.float32),
+            np.zeros((runs, bias.size), np.float32),
+            np.zeros((runs, gate_bias.size), np.float32),
         )
         value, self.d_library = np.empty(n, np.float64), np.empty(n, np.float32)
+        batch = (self.batch.rows.numpy(), *self.batch.counts.numpy(), self.log_library_n)
         team.run(
             count_rows.count_rows_serial, count_rows.count_rows, cuts,
-            (self.batch.rows.numpy(), *self.batch.counts.numpy(), self.log_library_n),
-            location, bias, location[:0] if gate is None else gate, gate_bias, self.dispersion, gradient, weight_n,
-            value, self.d_library, *self.summed,
+            batch, (*logits[0].numpy(), bias), (*gate, gate_bias), self.dispersion, gradient, weight_n,
+            value, self.d_library, self.summed,
         )  # fmt: skip
         return value
 
@@ -199,7 +201,6 @@ class _CountLogLikelihood(torch.autograd.Function):
         scale_n1 = d_value[:, None]
         d_weight, d_gate_weight = likelihood.weight_gradients(scale_n1)
         d_library = (torch.from_numpy(likelihood.d_library)[:, None] * scale_n1).reshape(ctx.library_shape)
-        if likelihood.layers.gate_bias is None:
-            d_gate_bias = None
         d_f = likelihood.features_gradient().mul_(scale_n1)
-        return d_f, d_weight, d_bias, d_log_theta, d_gate_weight, d_gate_bias, d_library, None
+        d_gate = None if likelihood.layers.gate_bias is None else d_gate_bias
+        return d_f, d_weight, d_bias, d_log_theta, d_gate_weight, d_gate, d_library, None

@@ -16,8 +16,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange, types
-from numba.extending import overload
+from numba import njit, prange
 
 from vxpress.core.kernels.team import CACHED
 from vxpress.core.kernels.vector import exp32, from_bfloat16, log1p32, to_bfloat16
@@ -27,41 +26,47 @@ SUMS = {"reassoc", "contract", "nsz", "arcp"}
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 
 
-def _load(x):
-    """float32 of a stored number, bfloat16 (int16) or float32."""
-    raise NotImplementedError
-
-
-def _store(out, j, x):
-    """Write a float32 as a bfloat16 (int16) or float32."""
-    raise NotImplementedError
-
-
-@overload(_load, inline="always")
-def _load_compiled(x):
-    if x == types.int16:
-        return lambda x: from_bfloat16(x)
-    return lambda x: x
-
-
-@overload(_store, inline="always")
-def _store_compiled(out, j, x):
-    if out.dtype == types.int16:
-
-        def store(out, j, x):
-            out[j] = to_bfloat16(x)
-    else:
-
-        def store(out, j, x):
-            out[j] = x
-
-    return store
+@njit(error_model="numpy")
+def _widen(row, bias, a):
+    for j in range(a.size):
+        a[j] = from_bfloat16(row[j]) + bias[j]
 
 
 @njit(error_model="numpy")
-def _add_bias(products, bias, a):
+def _add(row, bias, a):
     for j in range(a.size):
-        a[j] = _load(products[j]) + bias[j]
+        a[j] = row[j] + bias[j]
+
+
+@njit(error_model="numpy")
+def _take(low, full, n, bias, a):
+    """Row n of products, held as bfloat16 in ``low`` or as float32 in ``full``, plus bias."""
+    if low.shape[0] > 0:
+        _widen(low[n], bias, a)
+    else:
+        _add(full[n], bias, a)
+
+
+@njit(error_model="numpy")
+def _narrow(a, row):
+    for j in range(a.size):
+        row[j] = to_bfloat16(a[j])
+
+
+@njit(error_model="numpy")
+def _put(a, weight, low, full, n, total):
+    """Write a gradient in the products' place, and add it to the bias's."""
+    _add_scaled(total, weight, a)
+    if low.shape[0] > 0:
+        _narrow(a, low[n])
+    else:
+        full[n] = a
+
+
+@njit(error_model="numpy")
+def _add_scaled(total, weight, part):
+    for j in range(part.size):
+        total[j] += weight * part[j]
 
 
 LANES = 64
@@ -143,24 +148,9 @@ def _weigh(counted, closed, d_log_mean, d_log_theta, d_gate):
 
 
 @njit(error_model="numpy")
-def _softmax_gradient(d_log_mean, e, share, weight, out, d_bias):
+def _through_softmax(d_log_mean, e, share, d):
     for j in range(e.size):
-        d = d_log_mean[j] - e[j] * share
-        _store(out, j, d)
-        d_bias[j] += weight * d
-
-
-@njit(error_model="numpy")
-def _write(d, weight, out, d_bias):
-    for j in range(d.size):
-        _store(out, j, d[j])
-        d_bias[j] += weight * d[j]
-
-
-@njit(error_model="numpy")
-def _add_scaled(total, weight, part):
-    for j in range(part.size):
-        total[j] += weight * part[j]
+        d[j] = d_log_mean[j] - e[j] * share
 
 
 @njit(error_model="numpy", **CACHED)
@@ -192,7 +182,7 @@ def _digamma(x):
 
 @njit(error_model="numpy")
 def _any_count(x, log_mean, theta):
-    """log NB(x) with its gradients by log mean and log theta, for any x > 0."""
+    """Log NB(x) with its gradients by log mean and log theta, for any x > 0."""
     mean = math.exp(log_mean)
     t = mean / theta
     log_term = math.log1p(t)
@@ -230,32 +220,32 @@ def _counted(
 
 
 @njit(error_model="numpy", nogil=True)
-def _rows(
-    first, last, batch, out, bias, gate, gate_bias, dispersion, gradient, weight, value, d_library, d_log_theta, d_bias, d_gate_bias
-):
+def _rows(first, last, batch, location, gate, dispersion, gradient, weight, value, d_library, sums):
     """Rows ``first`` to ``last`` of a minibatch; see :func:`count_rows`."""
     rows, indptr, indices, data, log_library = batch
+    low, full, bias = location
+    gate_low, gate_full, gate_bias = gate
     row_theta, theta_rg, inverse_rg, rising, slope = dispersion
-    n_out, n_genes, inflated = bias.size, theta_rg.shape[1], gate.shape[0] > 0
+    d_log_theta, d_bias, d_gate_bias = sums
+    n_out, n_genes, n_gates = bias.size, theta_rg.shape[1], gate_bias.size
     a, e, lanes = np.empty(n_out, np.float32), np.empty(n_out, np.float32), np.empty(LANES, np.float32)
     log_term, entry = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
     # a logit beyond the genes, the remainder's, bears no count
     d_log_mean, d_theta = np.zeros(n_out, np.float32), np.empty(n_genes, np.float32)
-    n_gates = n_genes if inflated else 0
     w, softplus, closed = np.empty(n_gates, np.float32), np.empty(n_gates, np.float32), np.empty(n_gates, np.float32)
     counted, d_gate = np.empty(n_gates, np.float32), np.empty(n_gates, np.float32)
     for n in range(first, last):
         r = row_theta[n]
         theta, inverse = theta_rg[r], inverse_rg[r]
-        _add_bias(out[n], bias, a)
+        _take(low, full, n, bias, a)
         top = _largest(a, lanes)
         _exp_from(a, top, e)
         total = _sum(e)
         offset = log_library[n] - top - np.float32(math.log(total))
         scale = np.float32(math.exp(log_library[n])) / total
         _as_zeros(e, scale, theta, inverse, log_term, entry, d_log_mean, d_theta)
-        if inflated:
-            _add_bias(gate[n], gate_bias, w)
+        if n_gates > 0:
+            _take(gate_low, gate_full, n, gate_bias, w)
             _open_gates(w, softplus, closed)
             _inflate(w, entry, counted)
             _weigh(counted, closed, d_log_mean, d_theta, d_gate)
@@ -265,41 +255,43 @@ def _rows(
             log_term, entry, d_log_mean, d_theta,
         )  # fmt: skip
         value[n] = nonzero + _sum(entry)
-        if inflated:
+        if n_gates > 0:
             value[n] -= _sum(softplus)
         d_mean = _sum(d_log_mean)
         d_library[n] = d_mean
         if gradient:
-            _softmax_gradient(d_log_mean, e, d_mean / total, weight[n], out[n], d_bias)
+            _through_softmax(d_log_mean, e, d_mean / total, a)
+            _put(a, weight[n], low, full, n, d_bias)
             _add_scaled(d_log_theta[r], weight[n], d_theta)
-            if inflated:
+            if n_gates > 0:
                 for j in indices[here]:
                     d_gate[j] = -closed[j]
-                _write(d_gate, weight[n], gate[n], d_gate_bias)
+                _put(d_gate, weight[n], gate_low, gate_full, n, d_gate_bias)
 
 
 @njit(error_model="numpy", nogil=True, **CACHED)
-def count_rows_serial(cuts, batch, out, bias, gate, gate_bias, dispersion, gradient, weight, value, d_library, d_log_theta, d_bias, d_gate_bias):
+def count_rows_serial(cuts, batch, location, gate, dispersion, gradient, weight, value, d_library, sums):
     """:func:`count_rows` on the calling thread."""
     for i in range(cuts.size - 1):
+        part = (sums[0][i], sums[1][i], sums[2][i])
         _rows(
-            cuts[i], cuts[i + 1], batch, out, bias, gate, gate_bias, dispersion, gradient, weight, value, d_library,
-            d_log_theta[i], d_bias[i], d_gate_bias[i],
+            cuts[i], cuts[i + 1], batch, location, gate, dispersion, gradient, weight, value, d_library, part
         )  # fmt: skip
 
 
 @njit(error_model="numpy", nogil=True, parallel=True, **CACHED)
-def count_rows(cuts, batch, out, bias, gate, gate_bias, dispersion, gradient, weight, value, d_library, d_log_theta, d_bias, d_gate_bias):
+def count_rows(cuts, batch, location, gate, dispersion, gradient, weight, value, d_library, sums):
     """Log likelihood of a minibatch and its gradients, cells between two ``cuts`` on a thread of their own.
 
-    ``out`` (n, genes or one more) holds the products of the decoder's output layer without bias, and ``gate`` (n, genes,
-    or none) those of the gates; where ``gradient``, the gradients by the logits take their place, and those by log
-    theta and the biases, weighted per cell by ``weight``, are added to one row per thread of the last three arguments.
-    ``batch`` is rows, indptr, indices, data and log library per row; ``dispersion`` is the row of theta that a cell
-    uses, theta, 1 / theta and the tables of :func:`fill_tables`.
+    ``location`` is the products of the decoder's output layer without bias, as bfloat16 held in int16 (n, genes or one
+    more) and as float32, one of them without rows, and the bias; ``gate`` the same of the gates, the bias empty where
+    there are none.  ``batch`` is rows, indptr, indices, data and log library per row; ``dispersion`` is the row of
+    theta that a cell uses, theta, 1 / theta and the tables of :func:`fill_tables`.  Where ``gradient``, the gradients by
+    the logits take the products' place, and those by log theta and the biases, weighted per cell by ``weight``, are
+    added to one row per thread of ``sums``.
     """
     for i in prange(cuts.size - 1):
+        part = (sums[0][i], sums[1][i], sums[2][i])
         _rows(
-            cuts[i], cuts[i + 1], batch, out, bias, gate, gate_bias, dispersion, gradient, weight, value, d_library,
-            d_log_theta[i], d_bias[i], d_gate_bias[i],
+            cuts[i], cuts[i + 1], batch, location, gate, dispersion, gradient, weight, value, d_library, part
         )  # fmt: skip

@@ -14,7 +14,7 @@ ZERO, ONE, HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 
 @njit(**OPTIONS)
 def posterior(out, largest, smallest, eps, scale, z, kl):
-    """z = m + sd eps and KL from N(0, 1), where ``out`` (n, 2 d) holds m and the log of the variance.
+    """Z = m + sd eps and KL from N(0, 1), where ``out`` (n, 2 d) holds m and the log of the variance.
 
     The variance is min(exp(v), exp(largest)) + smallest; ``scale`` receives its root.
     """

@@ -44,11 +44,11 @@ def _drop(y, random, limit, scale):
 
 @njit(**OPTIONS)
 def forward(u, gain, shift, eps, random, limit, scale, standard, out, mean, variance):
-    """out = dropout(relu(batch_norm(u))) with the batch's own ``mean`` and (biased) ``variance``, which are written too.
+    """Out = dropout(relu(batch_norm(u))) with the batch's own ``mean`` and (biased) ``variance``, which are written too.
 
     ``random`` (n, h), 16-bit numbers, keeps a unit where it is below ``limit``; with no rows, all are kept.
     """
-    n, h = u.shape
+    n = len(u)
     mean[:] = ZERO
     variance[:] = ZERO
     for i in range(n):
@@ -88,7 +88,7 @@ def _center(d, standard, factor, mean_d, mean_ds):
 @njit(**OPTIONS)
 def backward(d_out, out, standard, inverse_sd, gain, scale, d_u, d_gain, d_shift):
     """Gradients of :func:`forward` by ``u``, gain and shift; a unit that is 0 was cut off or dropped."""
-    n, h = out.shape
+    n = len(out)
     for i in range(n):
         _through(d_out[i], out[i], scale, d_u[i])
         _sums(d_u[i], standard[i], d_gain, d_shift)

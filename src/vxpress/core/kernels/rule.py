@@ -19,6 +19,8 @@ MIN_BFLOAT16_ROWS, MIN_BFLOAT16_WIDTH, MIN_BFLOAT16_GENES = 32, 64, 256
 # counts below this are read from tables, as long as all tables together cost less than this share of the minibatch
 TABLE_COUNTS, TABLE_SHARE = 16, 0.25
 COMPILED_LAWS = ("nb", "zinb")
+# the compute capability from which a GPU multiplies bfloat16 and TensorFloat32 natively
+TENSOR_CORES = (8, 0)
 
 _plain = False
 
@@ -80,3 +82,19 @@ def native_bfloat16() -> bool:
     """Whether the processor has instructions for bfloat16 products."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def captured_step(device: torch.device) -> bool:
+    """Whether a training step is captured and replayed as a CUDA graph: its many small kernels are launched at once."""
+    return not _plain and device.type == "cuda"
+
+
+def tensor_float32(capability: tuple[int, int], dtype: torch.dtype, *, training: bool) -> bool:
+    """Whether a GPU's float32 products may round to TensorFloat32: in gradient steps only, where it has it."""
+    return not _plain and training and dtype == torch.float32 and capability >= TENSOR_CORES
+
+
+def output_dtype(capability: tuple[int, int], dtype: torch.dtype, *, training: bool) -> torch.dtype:
+    """Precision of the products of the decoder's output layer on a GPU; :func:`product_dtype` is the processor's."""
+    reduced = not _plain and training and dtype == torch.float32 and capability >= TENSOR_CORES
+    return torch.bfloat16 if reduced else dtype

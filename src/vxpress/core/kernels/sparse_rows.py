@@ -18,7 +18,7 @@ OPTIONS = {"error_model": "numpy", "nogil": True}
 
 @njit(fastmath={"contract"}, **OPTIONS)
 def _gather(at, values, table, out):
-    """out += sum_k values[k] table[at[k]], four at a time so that ``out`` is read and written less often."""
+    """Out += sum_k values[k] table[at[k]], four at a time so that ``out`` is read and written less often."""
     k = 0
     while k + 4 <= at.size:
         x0, x1, x2, x3 = values[k], values[k + 1], values[k + 2], values[k + 3]
@@ -79,7 +79,7 @@ def forward_serial(cuts, starts, rows, indptr, indices, data, weight, bias, out,
 
 @njit(parallel=True, **OPTIONS, **CACHED)
 def forward(cuts, starts, rows, indptr, indices, data, weight, bias, out, ordered, bounds, cells, values):
-    """out (n, hidden) = log1p(x) weight + bias, the cells between two cuts on a thread of their own.
+    """Out (n, hidden) = log1p(x) weight + bias, the cells between two cuts on a thread of their own.
 
     Where ``ordered``, the entries of those cells are laid down in gene order as well, for the gradient: gene g's from
     ``bounds[i, g]`` to ``bounds[i, g + 1]`` of ``cells`` and log1p ``values``, where ``starts[i]`` is the first.

@@ -16,12 +16,17 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from numba import config as numba_config
+
+
+# numba fills this module when it is imported
+_SETTINGS: dict[str, Any] = vars(numba_config)
 
 
 def _cache_folder_is_writable() -> bool:
     """Whether numba finds a place for compiled code; without one it would refuse to define a cached function."""
     folders = [Path(__file__).parent, Path.home()]
-    return bool(numba.config.CACHE_DIR) or any(os.access(folder, os.W_OK) for folder in folders)
+    return bool(_SETTINGS["CACHE_DIR"]) or any(os.access(folder, os.W_OK) for folder in folders)
 
 
 CACHED: dict[str, Any] = {"cache": _cache_folder_is_writable()}
@@ -43,7 +48,7 @@ def run(serial: Callable[..., Any], parallel: Callable[..., Any], cuts: np.ndarr
     if len(cuts) <= 2 or not _parallel_is_safe():
         serial(cuts, *args)
         return
-    numba.set_num_threads(min(len(cuts) - 1, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(len(cuts) - 1, _SETTINGS["NUMBA_NUM_THREADS"]))
     parallel(cuts, *args)
 
 

@@ -31,7 +31,7 @@ def covers(model: VAE, cells: Cells) -> bool:
         and config.n_layers == 1
         and config.covariate_code == "one-hot"
         and not config.latent_library
-        and isinstance(model.prior, StandardNormal)
+        and type(model.prior) is StandardNormal
         and rule.sparse_input(cells.counts.density, like.device, like.dtype)
         and model.decoder.compiled_likelihood(like)
     )

@@ -141,7 +141,7 @@ def log32(x):
 
 @njit(fastmath=_EXACT, error_model="numpy", forceinline=True)
 def _log_polynomial(f, k):
-    """k log 2 + log(1 + f) for f in [sqrt(1/2) - 1, sqrt(2) - 1)."""
+    """K log 2 + log(1 + f) for f in [sqrt(1/2) - 1, sqrt(2) - 1)."""
     z = f * f
     p = (((((((_L8 * f + _L7) * f + _L6) * f + _L5) * f + _L4) * f + _L3) * f + _L2) * f + _L1) * f + _L0
     y = f * z * p + k * _LN2_LOW - _HALF * z

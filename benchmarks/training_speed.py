@@ -1,0 +1,303 @@
+"""Training throughput against scvi-tools and against the floor of the work no step can do without.
+
+    python benchmarks/training_speed.py
+
+Both train the same layers (one hidden layer of 128, 10 latent dimensions, batch norm) on the same simulated cells in
+the same run, in turn, with the same threads; ours at the peer's minibatch and at our default one.  The IWAE bound that
+each reached on test cells stands beside.  The floor is measured in the same run too, piece by piece, each piece by the
+faster of torch's and our own routine: the products of the input and output layers there and back (bfloat16 where the
+processor has it), one exp and one log per cell and gene (three for ZINB), and the optimizer's pass over the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import pandas as pd
+import torch
+from _judge import judge
+from _simulated import simulated
+from _speed import alternate, save, set_threads, spread
+from anndata import AnnData
+from numba import njit, prange
+
+from vxpress.core.config import ModelConfig, TrainConfig
+from vxpress.core.counts import Cells, Counts
+from vxpress.core.covariates import Covariates
+from vxpress.core.kernels import adam_rows, rule, sparse_rows, team
+from vxpress.core.kernels.vector import exp32, log1p32
+from vxpress.core.presets import PRESETS
+from vxpress.core.training import train
+from vxpress.core.vae import VAE, build
+
+HIDDEN, LATENT = 128, 10
+
+
+def as_cells(adata: AnnData) -> Cells:
+    """Counts and library in the core's terms."""
+    library = np.log(np.asarray(adata.X.sum(1)))
+    nothing = Covariates(torch.zeros(adata.n_obs, 0, dtype=torch.int64), torch.zeros(adata.n_obs, 0))
+    return Cells(Counts.from_scipy(adata.X), torch.tensor(library, dtype=torch.float32), nothing)
+
+
+class Ours:
+    """Trains a fresh model; the last one is kept to be judged."""
+
+    def __init__(self, cells: Cells, likelihood: str, batch_size: int, epochs: int, *, plain: bool = False) -> None:
+        self.cells, self.epochs, self.plain = cells, epochs, plain
+        self.config = ModelConfig(
+            n_genes=cells.counts.n_genes, likelihood=likelihood, n_latent=LATENT, n_hidden=HIDDEN, norm="batch",
+            condition_output=False,
+        )  # fmt: skip
+        self.batch_size = batch_size
+        self.model: VAE | None = None
+
+    def __call__(self) -> float:
+        """Cells per second."""
+        rows, held_out = torch.arange(len(self.cells)), torch.arange(0)
+        config = TrainConfig(max_epochs=self.epochs, batch_size=self.batch_size)
+        self.model = build(self.config, 0)
+        self.model.start_from(self.cells, rows)
+        start = time.perf_counter()
+        if self.plain:
+            with rule.plain():
+                train(self.model, self.cells, rows, held_out, config, seed=0)
+        else:
+            train(self.model, self.cells, rows, held_out, config, seed=0)
+        return self.epochs * len(rows) / (time.perf_counter() - start)
+
+    def iwae(self, test: AnnData) -> float:
+        """Nats per test cell."""
+        cells, model = as_cells(test), self.model
+
+        def posterior(rows: np.ndarray):
+            q = model.posterior(cells.batch(torch.from_numpy(rows)))
+            return q.loc, q.scale
+
+        def decoder(z: torch.Tensor, rows: np.ndarray):
+            repeated = torch.from_numpy(rows).repeat(z.shape[0])
+            law = model.likelihood(z.flatten(0, 1), cells.covariates[repeated], cells.log_library_n1[repeated])
+            base, shape = getattr(law, "base", law), (*z.shape[:2], -1)
+            gate = law.gate_logits.reshape(shape) if base is not law else None
+            return base.mean.reshape(shape), base.log_theta.exp().reshape(shape), gate
+
+        return float(judge(test.X, posterior, decoder).iwae_n.mean())
+
+
+class Peer:
+    """scvi-tools on the same cells."""
+
+    def __init__(self, adata: AnnData, likelihood: str, epochs: int) -> None:
+        self.adata, self.likelihood, self.epochs = adata.copy(), likelihood, epochs
+
+    def __call__(self) -> float:
+        """Cells per second, of the epochs alone."""
+        import scvi
+        from lightning.pytorch import Callback
+
+        seconds: list[float] = []
+
+        class Timer(Callback):
+            def on_train_epoch_start(self, *_) -> None:
+                self.start = time.perf_counter()
+
+            def on_train_epoch_end(self, *_) -> None:
+                seconds.append(time.perf_counter() - self.start)
+
+        scvi.settings.seed = 0
+        scvi.model.SCVI.setup_anndata(self.adata)
+        self.model = scvi.model.SCVI(self.adata, gene_likelihood=self.likelihood)
+        self.model.train(
+            max_epochs=self.epochs, train_size=1.0, accelerator="cpu", enable_progress_bar=False, logger=False,
+            callbacks=[Timer()],
+        )  # fmt: skip
+        return self.epochs * self.adata.n_obs / sum(seconds)
+
+    def iwae(self, test: AnnData) -> float:
+        """Nats per test cell."""
+        module = self.model.module.eval()
+        library = torch.log(torch.from_numpy(np.asarray(test.X.sum(1), dtype=np.float32)))
+
+        def posterior(rows: np.ndarray):
+            x = torch.from_numpy(test.X[rows].toarray())
+            q = module.inference(x, torch.zeros(len(rows), 1, dtype=torch.int64))["qz"]
+            return q.loc, q.scale
+
+        def decoder(z: torch.Tensor, rows: np.ndarray):
+            n = z.shape[0]
+            batch = torch.zeros(n * len(rows), 1, dtype=torch.int64)
+            px = module.generative(z.reshape(-1, z.shape[-1]), library[rows].repeat(n, 1), batch)["px"]
+            shape = (n, len(rows), -1)
+            gate = px.zi_logits.reshape(shape) if self.likelihood == "zinb" else None
+            return px.mu.reshape(shape), px.theta.expand_as(px.mu).reshape(shape), gate
+
+        return float(judge(test.X, posterior, decoder).iwae_n.mean())
+
+
+def milliseconds(function: Callable[[], object], repeats: int = 60) -> float:
+    """Median time of a call, warm."""
+    for _ in range(5):
+        function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return 1e3 * median(times)
+
+
+@njit(parallel=True, error_model="numpy")
+def _exp(x, out):
+    for i in prange(x.shape[0]):
+        for j in range(x.shape[1]):
+            out[i, j] = exp32(x[i, j])
+
+
+@njit(parallel=True, error_model="numpy")
+def _log(x, out):
+    for i in prange(x.shape[0]):
+        for j in range(x.shape[1]):
+            out[i, j] = log1p32(x[i, j])
+
+
+def floor(cells: Cells, n: int, likelihood: str, threads: int) -> dict[str, float]:
+    """Milliseconds of the unavoidable pieces of a step of ``n`` cells."""
+    g = cells.counts.n_genes
+    dtype = rule.product_dtype(n, HIDDEN, g, training=True)
+    f, w, x = torch.randn(n, HIDDEN).to(dtype), torch.randn(g, HIDDEN).to(dtype), torch.randn(n, g).to(dtype)
+    out, d_w, d_f = (
+        torch.empty(n, g, dtype=dtype),
+        torch.empty(g, HIDDEN, dtype=dtype),
+        torch.empty(n, HIDDEN, dtype=dtype),
+    )
+    output = sum(
+        milliseconds(call)
+        for call in (
+            lambda: torch.mm(f, w.t(), out=out),
+            lambda: torch.mm(x.t(), f, out=d_w),
+            lambda: torch.mm(x, w, out=d_f),
+        )
+    )
+    dense = milliseconds(lambda: torch.mm(x, w, out=d_f)) + milliseconds(lambda: torch.mm(x.t(), f, out=d_w))
+    sparse = _sparse_input(cells, n, threads)
+    logits, kept = torch.randn(n, g), torch.empty(n, g)
+    a, b = logits.abs().numpy(), kept.numpy()
+    elementwise = min(milliseconds(lambda: torch.exp(logits, out=kept)), milliseconds(lambda: _exp(a, b)))
+    elementwise += min(milliseconds(lambda: torch.log(kept, out=logits)), milliseconds(lambda: _log(a, b)))
+    heads = 1 + (likelihood == "zinb")
+    times = {
+        "input products": min(dense, sparse),
+        "output products": heads * output,
+        "exp and log": (3 if likelihood == "zinb" else 1) * elementwise,
+        "optimizer": _optimizer(g * HIDDEN * (1 + heads), threads),
+    }
+    return times | {"total": sum(times.values())}
+
+
+def _sparse_input(cells: Cells, n: int, threads: int) -> float:
+    rows, (indptr, indices, data) = np.arange(n), cells.counts.numpy()
+    g = cells.counts.n_genes
+    weight, bias = np.random.default_rng(0).normal(size=(g, HIDDEN)).astype(np.float32), np.zeros(HIDDEN, np.float32)
+    out, d_weight = np.empty((n, HIDDEN), np.float32), np.zeros((g, HIDDEN), np.float32)
+    cuts = team.cut(n, threads)
+    before = np.concatenate(([0], np.cumsum(np.diff(indptr[: n + 1]))))
+    kept = np.empty((len(cuts) - 1, g + 1), np.int64), np.empty(before[-1], np.int32), np.empty(before[-1], np.float32)
+    there = milliseconds(
+        lambda: team.run(
+            sparse_rows.forward_serial, sparse_rows.forward, cuts, before[cuts], rows, indptr, indices, data, weight,
+            bias, out, True, *kept,
+        )
+    )  # fmt: skip
+    back = milliseconds(
+        lambda: team.run(sparse_rows.backward_serial, sparse_rows.backward, team.cut(g, threads), *kept, out, d_weight)
+    )
+    return there + back
+
+
+def _optimizer(n_weights: int, threads: int) -> float:
+    weight = torch.nn.Parameter(torch.randn(n_weights))
+    weight.grad = torch.randn(n_weights)
+    adam = torch.optim.AdamW([weight], fused=True)
+    p, g, m, v = (np.zeros(n_weights, np.float32) for _ in range(4))
+    settings = tuple(np.float32(x) for x in (0.01, 0.9, 0.999, 1e-8, 0.0, 0.1, 0.1, 1.0))
+    cuts = team.cut(n_weights, threads)
+    ours = milliseconds(lambda: team.run(adam_rows.update_serial, adam_rows.update, cuts, p, g, m, v, settings, True))
+    return min(milliseconds(adam.step), ours)
+
+
+def main() -> None:
+    """Print the tables and write them as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, default=10_000)
+    parser.add_argument("--genes", type=int, default=2_000)
+    parser.add_argument("--density", type=float, default=0.1)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--likelihoods", nargs="+", default=["nb", "zinb"])
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    for name in ("lightning", "lightning.pytorch", "scvi"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    adata = simulated(args.cells + 1_000, args.genes, density=args.density)
+    adata, test = adata[: args.cells].copy(), adata[args.cells :].copy()
+    cells = as_cells(adata)
+    print(f"{args.cells} x {args.genes}, {cells.counts.density:.1%} not zero, {args.threads} threads")
+    set_threads(args.threads)
+    rows, default = [], PRESETS[None].batch_size
+    for likelihood in args.likelihoods:
+        runs: dict[str, Peer | Ours] = {
+            "scvi-tools, 128": Peer(adata, likelihood, args.epochs),
+            "ours, 128": Ours(cells, likelihood, 128, args.epochs),
+            f"ours, {default}": Ours(cells, likelihood, default, args.epochs),
+            "ours without compiled loops, 128": Ours(cells, likelihood, 128, 1, plain=True),
+        }
+        Ours(cells, likelihood, 128, 1)(), Ours(cells, likelihood, default, 1)()
+        speeds = alternate(runs, args.repeats)
+        # a model that was warmed up by one epoch says nothing of quality
+        floors = {n: floor(cells, n, likelihood, args.threads) for n in {128, default}}
+        for name, run in runs.items():
+            n = int(name.rsplit(", ", 1)[1])
+            cells_per_s = spread(speeds[name])
+            step = 1e3 * n / cells_per_s["median"]
+            ratios = [a / b for a, b in zip(speeds[name], speeds["scvi-tools, 128"], strict=True)]
+            rows.append(
+                {
+                    "likelihood": likelihood,
+                    "run": name,
+                    "cells/s": cells_per_s,
+                    "over the peer": spread(ratios),
+                    "step_ms": step,
+                    "floor_ms": floors[n],
+                    "over the floor": step / floors[n]["total"],
+                    "epochs": run.epochs,
+                    "IWAE": run.iwae(test),
+                }
+            )
+    table = pd.DataFrame(
+        [
+            {
+                "": f"{r['likelihood']}, {r['run']}",
+                "cells/s": f"{r['cells/s']['median']:.0f} ({r['cells/s']['min']:.0f}-{r['cells/s']['max']:.0f})",
+                "x peer": f"{r['over the peer']['median']:.1f} ({r['over the peer']['min']:.1f}-{r['over the peer']['max']:.1f})",
+                "step ms": f"{r['step_ms']:.2f}",
+                "floor ms": f"{r['floor_ms']['total']:.2f}",
+                "x floor": f"{r['over the floor']:.2f}",
+                "epochs": r["epochs"],
+                "IWAE": f"{r['IWAE']:.2f}",
+            }
+            for r in rows
+        ]
+    )
+    print(table.to_string(index=False))
+    print(save("training_speed", {"density": cells.counts.density, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -250,7 +250,7 @@ def main() -> None:
     cells = as_cells(adata)
     print(f"{args.cells} x {args.genes}, {cells.counts.density:.1%} not zero, {args.threads} threads")
     set_threads(args.threads)
-    rows, default = [], PRESETS[None].batch_size
+    rows, default = [], PRESETS[None].sized(args.cells).batch_size
     for likelihood in args.likelihoods:
         runs: dict[str, Peer | Ours] = {
             "scvi-tools, 128": Peer(adata, likelihood, args.epochs),

@@ -18,6 +18,7 @@ Schedule = Literal["one-cycle", "constant"]
 OptimizerName = Literal["adamw", "adam"]
 WarmupUnit = Literal["steps", "epochs"]
 Preset = Literal["scvi", "likelihood"]
+BATCH_SIZES = 2, 10_000_000
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
@@ -150,7 +151,7 @@ class TrainConfig:
         check_choice("schedule", self.schedule, Schedule)
         check_choice("warmup_unit", self.warmup_unit, WarmupUnit)
         check_range("max_epochs", self.max_epochs, 1, 1_000_000, integer=True)
-        check_range("batch_size", self.batch_size, 2, 10_000_000, integer=True)
+        check_range("batch_size", self.batch_size, *BATCH_SIZES, integer=True)
         check_range("patience", self.patience, 1, 1_000_000, integer=True)
         check_range("beta", self.beta, 0.0, 1e6)
         check_range("learning_rate", self.learning_rate, 1e-12, 10.0)

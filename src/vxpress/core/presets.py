@@ -6,12 +6,12 @@ The measurements behind them stand in ``docs/benchmarks.md``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from vxpress.core.config import (
+    BATCH_SIZES,
     CovariateCode,
     ModelConfig,
     Norm,
@@ -21,9 +21,15 @@ from vxpress.core.config import (
     TrainConfig,
     WarmupUnit,
     check_choice,
+    check_range,
 )
 
 MAX_EPOCHS = 100
+# visits of cells in a fit of up to 5,000 cells
+VISITS, VISITS_UP_TO = 184_320, 5_000
+SMALL_BATCH, LARGE_BATCH, LARGE_BATCH_FROM = 256, 512, 1_500
+# learning rate per cell of a minibatch (Goyal et al. 2017), and where it stops to grow
+RATE_PER_CELL, MAX_RATE = 0.01 / 256, 0.02
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ class FitOptions:
     schedule
         ``"one-cycle"`` (Smith & Topin 2019) or ``"constant"`` learning rate.
     learning_rate
-        Peak learning rate.
+        Peak learning rate. By default 0.01 for minibatches of 256 cells, in proportion to their size and at most 0.02
+        (Goyal et al. 2017).
     weight_decay
         Weight decay of the optimizer.
     adam_eps
@@ -93,7 +100,7 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class Settings:
-    """A complete set of choices, before the data are known."""
+    """A complete set of choices, before the data are known; what is None is chosen by :meth:`sized`."""
 
     likelihood: str = "nb"
     n_latent: int = 10
@@ -108,10 +115,10 @@ class Settings:
     condition_output: bool = False
     covariate_code: CovariateCode = "one-hot"
     n_embedding: int = 8
-    batch_size: int = 256
+    batch_size: int | None = None
     optimizer: OptimizerName = "adamw"
     schedule: Schedule = "one-cycle"
-    learning_rate: float = 0.01
+    learning_rate: float | None = None
     weight_decay: float = 1e-4
     adam_eps: float = 1e-8
     max_grad_norm: float = 0.0
@@ -125,13 +132,21 @@ class Settings:
     library_of_modelled_genes: bool = False
 
     def max_epochs(self, n_train: int, n_validation: int) -> int:
-        """The budget: a number of steps that grows slowly with the data, in whole epochs.
+        """The budget: a number of visits of cells that grows slowly with the data, in whole epochs.
 
-        Few cells are overfitted long before that many steps, and the schedule should end before they are.
+        Few cells are overfitted long before that many visits, and the schedule should end before they are.
         """
-        steps_per_epoch = math.ceil(n_train / self.batch_size)
-        budget = 720 * max(1.0, n_train / 5_000) ** 0.5
-        return min(MAX_EPOCHS, max(2, round(budget / steps_per_epoch)))
+        visits = VISITS * max(1.0, n_train / VISITS_UP_TO) ** 0.5
+        return min(MAX_EPOCHS, max(2, round(visits / max(1, n_train))))
+
+    def sized(self, n_train: int) -> Settings:
+        """The same with minibatches, where not chosen, of 512 (256 for few cells), and a learning rate that fits them."""
+        batch_size = LARGE_BATCH if n_train >= LARGE_BATCH_FROM else SMALL_BATCH
+        if self.batch_size is not None:
+            check_range("batch_size", self.batch_size, *BATCH_SIZES, integer=True)
+            batch_size = int(self.batch_size)
+        rate = min(MAX_RATE, RATE_PER_CELL * batch_size) if self.learning_rate is None else self.learning_rate
+        return replace(self, batch_size=batch_size, learning_rate=rate)
 
 
 @dataclass(frozen=True)
@@ -149,10 +164,10 @@ class ReferenceSettings(Settings):
     norm_eps: float = 1e-3
     bias_before_norm: bool = True
     condition_output: bool = False
-    batch_size: int = 128
+    batch_size: int | None = 128
     optimizer: OptimizerName = "adam"
     schedule: Schedule = "constant"
-    learning_rate: float = 1e-3
+    learning_rate: float | None = 1e-3
     weight_decay: float = 1e-6
     adam_eps: float = 0.01
     kl_warmup: float = 400.0

@@ -112,10 +112,11 @@ def fit_vae(
     kl_warmup
         Share of all steps over which that weight rises from 0 to ``beta``; 0.3 by default. With ``preset="scvi"``, epochs.
     max_epochs
-        Passes over the training cells; by default a budget of steps that grows slowly with the number of cells, and at
-        most 100: few cells are overfitted beyond that.
+        Passes over the training cells; by default a budget of visits, 184,320 up to 5,000 cells and growing with the
+        root of their number, and at most 100 epochs: few cells are overfitted beyond that.
     batch_size
-        Cells per step; 256 by default.
+        Cells per step; by default 512, or 256 where fewer than 1,500 cells are trained on. The learning rate follows,
+        see :class:`FitOptions`.
     validation_fraction
         Share of the cells held out to choose the best state and to judge the fit; 0 trains on all and judges nothing.
     early_stopping
@@ -237,6 +238,7 @@ def fit_vae(
     )
     logg.info(f"    library: {prepared.library.source}")
     model_config = _model_config(settings, prepared, dispersion, latent_library=library == "latent")
+    settings = settings.sized(len(prepared.train_n))
     train_config = TrainConfig(
         max_epochs=settings.max_epochs(len(prepared.train_n), len(prepared.validation_n))
         if max_epochs is None

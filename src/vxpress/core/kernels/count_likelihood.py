@@ -35,23 +35,28 @@ class OutputLayers:
 
 
 class _Buffer:
-    """A tensor on loan: it goes back to the shelf when nothing needs it any more."""
+    """A tensor on loan: it goes back to the shelf when nothing needs it any more.
+
+    Fresh memory costs a page fault per 4 KB; beyond 16 MB that is little beside the arithmetic, and is not kept.
+    """
 
     shelf: ClassVar[dict[tuple[int, int, torch.dtype], list[Tensor]]] = {}
-    per_shape, shapes = 2, 8
+    per_shape, shapes, most_bytes = 2, 8, 1 << 24
 
     def __init__(self, n: int, width: int, dtype: torch.dtype) -> None:
-        kept = self.shelf.get((n, width, dtype))
-        self.tensor = kept.pop() if kept else torch.empty(n, width, dtype=dtype)
+        try:
+            self.tensor = self.shelf[n, width, dtype].pop()
+        except (KeyError, IndexError):
+            self.tensor = torch.empty(n, width, dtype=dtype)
 
     def __del__(self) -> None:
-        key = (len(self.tensor), self.tensor.shape[1], self.tensor.dtype)
-        if key not in self.shelf:
-            while len(self.shelf) >= self.shapes:
-                self.shelf.pop(next(iter(self.shelf)), None)
-            self.shelf[key] = []
-        if len(self.shelf[key]) < self.per_shape:
-            self.shelf[key].append(self.tensor)
+        if self.tensor.nbytes > self.most_bytes:
+            return
+        kept = self.shelf.setdefault((len(self.tensor), self.tensor.shape[1], self.tensor.dtype), [])
+        if len(kept) < self.per_shape:
+            kept.append(self.tensor)
+        if len(self.shelf) > self.shapes:
+            self.shelf.pop(next(iter(self.shelf)), None)
 
     @classmethod
     def product(cls, a: Tensor, b: Tensor) -> _Buffer:

@@ -274,8 +274,8 @@ def test_training_that_cannot_go_on_names_the_cells_and_writes_nothing(
 
     real = Cells.batch
 
-    def broken(self: Cells, rows: torch.Tensor) -> Batch:
-        batch = real(self, rows)
+    def broken(self: Cells, *args: Any) -> Batch:
+        batch = real(self, *args)
         return replace(batch, log_library_n1=batch.log_library_n1 * torch.nan)
 
     monkeypatch.setattr(Cells, "batch", broken)

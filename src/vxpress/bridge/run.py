@@ -13,7 +13,8 @@ from vxpress.bridge.prepare import Prepared
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.counts import Counts
 from vxpress.core.covariates import Covariates
-from vxpress.core.posterior import Draws, Encoded, encode, expected_expression
+from vxpress.core.device import place
+from vxpress.core.posterior import ALL_GENES, Draws, Encoded, Genes, encode, expected_expression
 from vxpress.core.readout import fit_readout
 from vxpress.core.training import Outcome, train
 from vxpress.core.vae import VAE, build
@@ -45,7 +46,7 @@ def run(
     """Build, train and encode; the model comes back on the CPU."""
     init_seed, train_seed, readout_seed = (int(seed) for seed in rng.integers(2**62, size=3))
     model = build(model_config, init_seed).to(device)
-    cells = prepared.cells.to(device)
+    cells = place(prepared.cells, device)
     train_rows = torch.from_numpy(prepared.train_n).to(device)
     validation_rows = torch.from_numpy(prepared.validation_n).to(device)
     if start_from_data:
@@ -93,15 +94,27 @@ def denoised_matrix(
     target_sum: float,
     n_draws: int = DENOISING_DRAWS,
     seed: int = DENOISING_SEED,
+    genes: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Denoised expression of every gene, float32 (n, all genes); NaN where a gene has no readout."""
-    out = np.full((len(mean_nd), len(modelled_g)), np.nan, dtype=np.float32)
-    scale = target_sum if model.decoder.law.composition else 1.0
+    """Denoised expression, float32 (n, all genes) or (n, ``genes``); NaN where a gene has no readout.
+
+    ``genes`` are positions among all genes of the fit; the other genes take no memory per cell.
+    """
+    wanted = np.arange(len(modelled_g)) if genes is None else genes
+    # where each gene lies among those of its own kind
+    rank_g = np.where(modelled_g, np.cumsum(modelled_g), np.cumsum(~modelled_g)) - 1
+    to_inside, to_outside = np.flatnonzero(modelled_g[wanted]), np.flatnonzero(~modelled_g[wanted])
+    chosen = ALL_GENES
+    if genes is not None:
+        chosen = Genes(*(torch.from_numpy(rank_g[wanted[to]]) for to in (to_inside, to_outside)))
+    out = np.empty((len(mean_nd), len(wanted)), dtype=np.float32)
+    scale = np.float32(target_sum if model.decoder.law.composition else 1.0)
     draws = Draws(n_draws, batches or (None,), seed)
-    parts = expected_expression(model, torch.from_numpy(mean_nd), torch.from_numpy(var_nd), covariates, draws)
-    inside_g, outside_g = np.flatnonzero(modelled_g), np.flatnonzero(~modelled_g)
+    parts = expected_expression(model, torch.from_numpy(mean_nd), torch.from_numpy(var_nd), covariates, draws, chosen)
     for rows, inside, outside in parts:
-        out[rows, inside_g] = inside.numpy() * np.float32(scale)
-        if outside is not None:
-            out[rows, outside_g] = outside.numpy() * np.float32(scale)
+        if not len(to_outside):
+            np.multiply(inside.numpy(), scale, out=out[rows])
+            continue
+        out[rows, to_inside] = inside.numpy() * scale
+        out[rows, to_outside] = np.nan if outside is None else outside.numpy() * scale
     return out

@@ -31,12 +31,8 @@ class Counts:
     @classmethod
     def from_scipy(cls, x: sparse.csr_matrix | sparse.csr_array, device: torch.device | str = "cpu") -> Counts:
         """Take over a canonical CSR matrix; values become float32, and what is of the right type is not copied."""
-        return cls(
-            _tensor(x.indptr, np.int64).to(device),
-            _tensor(x.indices, np.int32).to(device),
-            _tensor(x.data, np.float32).to(device),
-            int(x.shape[1]),
-        )
+        arrays = _tensor(x.indptr, np.int64), _tensor(x.indices, np.int32), _tensor(x.data, np.float32)
+        return cls(*arrays, int(x.shape[1])).to(torch.device(device))
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
@@ -54,9 +50,18 @@ class Counts:
     def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.indptr.numpy(), self.indices.numpy(), self.data.numpy()
 
+    @cached_property
+    def max_row(self) -> int:
+        """Most entries that a row has; asking for it the first time waits for the device."""
+        return int(self.indptr.diff().max()) if len(self) else 0
+
     def to(self, device: torch.device) -> Counts:
         """The same on another device."""
-        return Counts(self.indptr.to(device), self.indices.to(device), self.data.to(device), self.n_genes)
+        moved = Counts(self.indptr.to(device), self.indices.to(device), self.data.to(device), self.n_genes)
+        if device.type != "cpu":
+            # found now, so that no minibatch has to wait for it
+            moved.__dict__["max_row"] = self.max_row
+        return moved
 
     def entries(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The non-zeros of some rows: positions in the flattened (len(rows), n_genes) matrix, and values."""
@@ -67,8 +72,32 @@ class Counts:
         here = torch.arange(len(at), device=rows.device) + (starts - ends + lengths)[at]
         return at * self.n_genes + self.indices[here], self.data[here]
 
+    def padded_entries(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`entries`, every row filled up with zeros to ``max_row`` entries, whose positions may be named twice.
+
+        Shapes depend on the number of rows alone, so nothing waits for the device.  The values are to be added.
+        """
+        starts = self.indptr[rows][:, None]
+        ends = self.indptr[rows + 1][:, None]
+        offset = torch.arange(self.max_row, device=rows.device)
+        here = starts + offset
+        stored = here < ends
+        here = torch.where(stored, here, 0)
+        # fillers lie side by side, not on one address where their additions would queue
+        gene = torch.where(stored, self.indices[here], offset)
+        where = torch.arange(len(rows), device=rows.device)[:, None] * self.n_genes + gene
+        return where.view(-1), torch.where(stored, self.data[here], 0.0).view(-1)
+
+    def padded_dense(self, rows: Tensor) -> Tensor:
+        """As :meth:`dense` away from the CPU."""
+        x_ng = torch.zeros(len(rows), self.n_genes, device=rows.device)
+        x_ng.view(-1).index_add_(0, *self.padded_entries(rows))
+        return x_ng
+
     def dense(self, rows: Tensor) -> Tensor:
         """Rows as a dense float32 tensor, (len(rows), n_genes)."""
+        if self.indptr.device.type != "cpu":
+            return self.padded_dense(rows)
         where, values = self.entries(rows)
         x_ng = torch.zeros(len(rows), self.n_genes, device=rows.device)
         x_ng.view(-1)[where] = values
@@ -102,21 +131,22 @@ class Cells:
         """The same on another device."""
         return Cells(self.counts.to(device), self.log_library_n1.to(device), self.covariates.to(device))
 
-    def batch(self, rows: Tensor) -> Batch:
-        """A minibatch."""
-        return Batch(self.counts, rows, self.log_library_n1[rows], self.covariates[rows])
+    def batch(self, rows: Tensor, x_ng: Tensor | None = None) -> Batch:
+        """A minibatch; ``x_ng`` are its dense counts where someone has them already."""
+        return Batch(self.counts, rows, self.log_library_n1[rows], self.covariates[rows], x_ng)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A minibatch: which rows of the counts, log library (n, 1) and covariates of these rows."""
+    """A minibatch: which rows of the counts, log library (n, 1) and covariates of these rows, and dense counts if at hand."""
 
     counts: Counts
     rows: Tensor
     log_library_n1: Tensor
     covariates: Covariates
+    dense_ng: Tensor | None = None
 
     @cached_property
     def x_ng(self) -> Tensor:
         """The counts, dense; only plain forms ask for it."""
-        return self.counts.dense(self.rows)
+        return self.counts.dense(self.rows) if self.dense_ng is None else self.dense_ng

@@ -38,6 +38,11 @@ class Covariates:
         return Covariates(categorical, self.continuous_nc, self.label_n)
 
 
+def indicators(code_n: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """One column per category, (n, size); unlike torch's one_hot it waits for no device to check the codes."""
+    return (code_n[:, None] == torch.arange(size, device=code_n.device)).to(dtype)
+
+
 class Conditioner(nn.Module):
     """Categories, one-hot or embedded, beside the continuous columns: (n, k), (n, c) -> (n, width)."""
 
@@ -61,7 +66,7 @@ class Conditioner(nn.Module):
         for i, (k, size) in enumerate(self.sizes):
             code = covariates.categorical_nk[:, k]
             if self.embeddings is None:
-                parts.append(nn.functional.one_hot(code, size).to(covariates.continuous_nc.dtype))
+                parts.append(indicators(code, size, covariates.continuous_nc.dtype))
             else:
                 parts.append(self.embeddings[i](code))
         return torch.cat(parts, dim=-1)

@@ -73,12 +73,32 @@ class Likelihood(Distribution):
         raise NotImplementedError
 
 
-def _where_counted(at_zero: Tensor, value: Tensor, law: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """``at_zero``, but ``law(x, *parameters)`` where x > 0: gamma functions are dear and most counts are zero."""
+Law = Callable[..., Tensor]
+
+
+def _where_counted(at_zero: Tensor, value: Tensor, law: Law, *parameters: Tensor) -> Tensor:
+    """``at_zero``, but ``law(x, *parameters)`` where x > 0."""
+    form = _where_counted_gathered if value.device.type == "cpu" else _where_counted_selected
+    return form(at_zero, value, law, *parameters)
+
+
+def _where_counted_gathered(at_zero: Tensor, value: Tensor, law: Law, *parameters: Tensor) -> Tensor:
+    """The law at the non-zeros alone: gamma functions are dear and most counts are zero."""
     shape = torch.broadcast_shapes(at_zero.shape, value.shape)
     at = torch.nonzero(value.expand(shape).reshape(-1), as_tuple=True)[0]
     x, *at_x = (tensor.expand(shape).reshape(-1)[at] for tensor in (value, *parameters))
     return at_zero.expand(shape).reshape(-1).index_put((at,), law(x.to(at_zero.dtype), *at_x)).view(shape)
+
+
+def _where_counted_selected(at_zero: Tensor, value: Tensor, law: Law, *parameters: Tensor) -> Tensor:
+    """The law everywhere: shapes do not depend on the counts, so a GPU need not be waited for.
+
+    A zero is taken for a one on the way, where the law and its gradient are finite: a gradient that is not would
+    pass ``torch.where`` as 0 * inf.
+    """
+    counted = value != 0
+    x = torch.where(counted, value, 1.0).to(at_zero.dtype)
+    return torch.where(counted, law(x, *parameters), at_zero)
 
 
 class NegativeBinomial(Likelihood):

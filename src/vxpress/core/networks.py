@@ -204,8 +204,17 @@ class Decoder(nn.Module):
             return count_log_likelihood(
                 f_nf, self.output_layers(batch.covariates), log_library_n1, batch, training=self.training
             )
+        if rule.dense_likelihood(self.law_name, z_nd.device):
+            return self._dense_log_likelihood(self.features(z_nd, s_nc, noise), batch, log_library_n1)
         law = self(z_nd, s_nc, batch.covariates, log_library_n1, noise)
         return cast("Tensor", law.log_prob(batch.x_ng).sum(-1))
+
+    def _dense_log_likelihood(self, f_nf: Tensor, batch: Batch, log_library_n1: Tensor) -> Tensor:
+        from vxpress.core.kernels.dense_likelihood import dense_log_likelihood
+
+        heads = {name: head(f_nf) for name, head in self.heads.items()}
+        log_theta = heads["dispersion"] if "dispersion" in heads else self._dispersion_of(batch.covariates)
+        return dense_log_likelihood(self.location(f_nf), log_library_n1, log_theta, heads.get("gate"), batch.x_ng)
 
     def compiled_likelihood(self, like: Tensor) -> bool:
         """Whether tensors such as this one go through the compiled likelihood."""

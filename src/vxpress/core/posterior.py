@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from vxpress.core.counts import Cells
 from vxpress.core.covariates import Covariates
 from vxpress.core.vae import VAE
 
 CHUNK = 1024
+# entries of one block of decoded cells: 2 MB, and its rows at least
+BLOCK_ENTRIES, MIN_BLOCK = 2**19, 32
 
 
 @dataclass(frozen=True)
@@ -58,42 +59,123 @@ class Draws:
         return [batch for batch in self.batches for _ in range(max(1, -(-self.n // len(self.batches))))]
 
 
+@dataclass(frozen=True)
+class Genes:
+    """Columns that are asked for, of the modelled genes and of those of the readout; None is all of them."""
+
+    inside: Tensor | None = None
+    outside: Tensor | None = None
+
+
+ALL_GENES = Genes()
+
+
 @torch.no_grad()
 def expected_expression(
-    model: VAE, mean_nd: Tensor, var_nd: Tensor, covariates: Covariates, draws: Draws
+    model: VAE, mean_nd: Tensor, var_nd: Tensor, covariates: Covariates, draws: Draws, genes: Genes = ALL_GENES
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """E_q[rho] in chunks of cells: rows, modelled genes (n, g), and the genes read out beside them, or None.
 
-    For the Gaussian law, whose location is no composition, the expected location instead.
+    For the Gaussian law, whose location is no composition, the expected location instead.  The tensors hold until the
+    next chunk is asked for, which uses their memory again.
     """
     model.eval()
     generator = torch.Generator().manual_seed(draws.seed)
     plan = draws.per_cell()
+    layers = _OutputLayers(model, genes, min(CHUNK, len(mean_nd)))
     for start in range(0, len(mean_nd), CHUNK):
         part = slice(start, min(start + CHUNK, len(mean_nd)))
         rows = torch.arange(part.start, part.stop, device=mean_nd.device)
         own, sd_nd = covariates[rows], var_nd[part].sqrt()
-        inside, outside = torch.zeros(()), None
+        layers.clear()
         for code in plan:
             eps_nd = torch.randn(sd_nd.shape, generator=generator).to(mean_nd.device)
             here = own if code is None else own.with_batch(code)
-            rho, out = _expression(model, mean_nd[part] + sd_nd * eps_nd, here)
-            inside = inside + rho
-            if out is not None:
-                outside = out if outside is None else outside + out
-        yield part, inside / len(plan), None if outside is None else outside / len(plan)
+            layers.add(model.decoder.features(mean_nd[part] + sd_nd * eps_nd, model.conditioner(here)))
+        yield part, *layers.mean(len(rows), len(plan))
 
 
-def _expression(model: VAE, z_nd: Tensor, covariates: Covariates) -> tuple[Tensor, Tensor | None]:
-    decoder = model.decoder
-    f_nf = decoder.features(z_nd, model.conditioner(covariates))
-    location, log_rest = decoder.locate(f_nf)
-    readout = None if decoder.readout is None else decoder.readout(f_nf)
-    if not decoder.law.composition:
-        return location, readout
-    if readout is None:
-        return location.exp(), None
-    outside = model.outside_share * F.softmax(readout, dim=-1)
-    if log_rest is None:
-        return location.exp() * (1.0 - model.outside_share), outside
-    return location.exp(), log_rest.exp() * outside
+class _OutputLayers:
+    """Sums of decoded expression over draws, of the genes that are asked for.
+
+    A draw goes through the output layers a block of cells at a time, in memory that stays in the processor's caches
+    and is never given back; what is normalised over all genes leaves the block for the wanted ones only.
+    """
+
+    def __init__(self, model: VAE, genes: Genes, n: int) -> None:
+        decoder, config = model.decoder, model.config
+        self.genes, self.composition = genes, decoder.law.composition
+        self.outside_share = model.outside_share if decoder.readout is not None and self.composition else None
+        self.remainder = decoder.location.out_features > config.n_genes
+        self.n_genes = config.n_genes
+        location, readout = decoder.location, decoder.readout
+        n_inside = config.n_genes if genes.inside is None else len(genes.inside)
+        n_outside = 0 if readout is None else config.n_readout if genes.outside is None else len(genes.outside)
+        layers: dict[str, tuple[Tensor, Tensor]] = {}
+        # the share of the genes outside follows from the location where there is a remainder
+        if n_inside or (n_outside and self.remainder):
+            layers["location"] = self._wanted(location, genes.inside)
+        if n_outside and readout is not None:
+            layers["readout"] = self._wanted(readout, genes.outside)
+        widest = max((len(bias) for _, bias in layers.values()), default=1)
+        self.block = max(MIN_BLOCK, min(n, BLOCK_ENTRIES // widest))
+        device = location.weight.device
+        self.layers = {
+            name: (weight, bias, *torch.empty(2, self.block, len(bias), device=device))
+            for name, (weight, bias) in layers.items()
+        }
+        self.inside = torch.empty(n, n_inside, device=device)
+        self.outside = None if readout is None else torch.empty(n, n_outside, device=device)
+
+    def _wanted(self, layer: nn.Linear, columns: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weight and bias; of the wanted columns only where these do not depend on the others."""
+        weight, bias = layer.weight.detach(), layer.bias.detach()
+        return (weight, bias) if self.composition or columns is None else (weight[columns], bias[columns])
+
+    def clear(self) -> None:
+        """Start a chunk of cells."""
+        self.inside.zero_()
+        if self.outside is not None:
+            self.outside.zero_()
+
+    def add(self, f_nf: Tensor) -> None:
+        """Add a draw of every cell of the chunk, given the decoder's features."""
+        for start in range(0, len(f_nf), self.block):
+            part = slice(start, min(start + self.block, len(f_nf)))
+            self._add_block(f_nf[part], part)
+
+    def _add_block(self, f_nf: Tensor, part: slice) -> None:
+        rest_n1 = None
+        if "location" in self.layers:
+            location = self._values("location", f_nf)
+            rest_n1 = location[:, self.n_genes :] if self.remainder else None
+            location = location[:, : self.n_genes] if self.remainder else location
+            self.inside[part].add_(self._select(location, self.genes.inside))
+        if self.outside is not None and "readout" in self.layers:
+            readout = self._select(self._values("readout", f_nf), self.genes.outside)
+            if rest_n1 is None:
+                self.outside[part].add_(readout)
+            else:
+                self.outside[part].addcmul_(readout, rest_n1)
+
+    def _values(self, name: str, f_nf: Tensor) -> Tensor:
+        """A linear map of the features, put through a softmax where the law is a composition."""
+        weight, bias, logits, shares = self.layers[name]
+        logits, shares = logits[: len(f_nf)], shares[: len(f_nf)]
+        torch.addmm(bias, f_nf, weight.t(), out=logits)
+        return torch.softmax(logits, dim=-1, out=shares) if self.composition else logits
+
+    def _select(self, values: Tensor, columns: Tensor | None) -> Tensor:
+        return values if columns is None or not self.composition else values[:, columns]
+
+    def mean(self, n: int, n_draws: int) -> tuple[Tensor, Tensor | None]:
+        """Means over draws of the ``n`` cells of the chunk."""
+        inside, outside = (
+            self.inside[:n].div_(n_draws),
+            None if self.outside is None else self.outside[:n].div_(n_draws),
+        )
+        if self.outside_share is not None and outside is not None:
+            outside.mul_(self.outside_share)
+            if not self.remainder:
+                inside.mul_(1.0 - self.outside_share)
+        return inside, outside

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vxpress.core.counts import Cells, Counts
+from vxpress.core.kernels import rule
 from vxpress.core.likelihoods import log_cp10k
 from vxpress.core.vae import VAE
 
 BATCH = 256
-MAX_STEPS = 200
-MIN_EPOCHS = 2
+# more steps fit no better on cells that were held out, and the features are given
+STEPS = 100
+# the held-out loss is looked at this often, on so many cells at most
+CHECKS, MAX_JUDGED = 4, 2048
 LEARNING_RATE = 0.01
 WEIGHT_DECAY = 0.05
 
@@ -60,35 +63,66 @@ def _fit_softmax(
         readout.weight.zero_()
         # half a molecule more per gene keeps the log finite where none was seen
         readout.bias.copy_((sums_g + 0.5).log() - (sums_g + 0.5).sum().log())
-    steps_per_epoch = math.ceil(len(train_rows) / BATCH)
-    epochs = max(MIN_EPOCHS, MAX_STEPS // steps_per_epoch)
     optimizer = torch.optim.AdamW(readout.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * steps_per_epoch + 1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS + 1)
     order = torch.Generator().manual_seed(seed)
     judged = validation_rows if len(validation_rows) else train_rows[:BATCH]
+    judged = judged[_shuffled(judged, order)[:MAX_JUDGED]]
     best, best_state = _mean_loss(readout, f_nf, outside, judged), copy.deepcopy(readout.state_dict())
-    for _ in range(epochs):
-        rows = train_rows[torch.randperm(len(train_rows), generator=order).to(train_rows.device)]
-        for batch in rows.tensor_split(steps_per_epoch):
-            _set_gradient(readout, f_nf[batch], *outside.entries(batch))
-            optimizer.step()
-            schedule.step()
-        value = _mean_loss(readout, f_nf, outside, judged)
-        if value < best:
-            best, best_state = value, copy.deepcopy(readout.state_dict())
+    gradient = _Gradient(readout, min(BATCH, len(train_rows)))
+    for step, batch in enumerate(_batches(train_rows, order), 1):
+        gradient.set(f_nf[batch], *outside.entries(batch))
+        optimizer.step()
+        schedule.step()
+        if step * CHECKS % STEPS < CHECKS:
+            value = _mean_loss(readout, f_nf, outside, judged)
+            if value < best:
+                best, best_state = value, copy.deepcopy(readout.state_dict())
     readout.load_state_dict(best_state)
     readout.zero_grad(set_to_none=True)
 
 
-@torch.no_grad()
-def _set_gradient(readout: torch.nn.Linear, f_nf: Tensor, where: Tensor, values: Tensor) -> None:
-    """Gradient of the mean loss per molecule: (total_n softmax_ng - x_ng)^T f, x touched at its non-zeros only."""
-    residual_ng = F.softmax(readout(f_nf), dim=-1)
-    total_n = torch.zeros(len(f_nf), device=f_nf.device).index_add_(0, where // residual_ng.shape[1], values)
-    residual_ng.mul_(total_n[:, None]).view(-1).index_add_(0, where, values, alpha=-1.0)
-    residual_ng.div_(total_n.sum().clamp_min(1.0))
-    readout.weight.grad = residual_ng.T @ f_nf
-    readout.bias.grad = residual_ng.sum(0)
+def _shuffled(rows: Tensor, order: torch.Generator) -> Tensor:
+    return torch.randperm(len(rows), generator=order).to(rows.device)
+
+
+def _batches(rows: Tensor, order: torch.Generator) -> Iterator[Tensor]:
+    """As many minibatches as there are steps, pass after pass over the cells."""
+    left = STEPS
+    while left:
+        for batch in rows[_shuffled(rows, order)].tensor_split(math.ceil(len(rows) / BATCH))[:left]:
+            yield batch
+            left -= 1
+
+
+class _Gradient:
+    """Gradient of the mean loss per molecule, sum_n (total_n softmax_ng - x_ng) f_n / total, in memory used again.
+
+    The totals are put on the features, which are few, and x is touched at its non-zeros only.  The two products are as
+    coarse as those of the training steps, see :func:`rule.product_dtype`.
+    """
+
+    def __init__(self, readout: torch.nn.Linear, n: int) -> None:
+        self.readout = readout
+        (g, h), device = readout.weight.shape, readout.weight.device
+        on_processor = device.type == "cpu"
+        self.dtype = rule.product_dtype(n, h, g, training=True) if on_processor else torch.float32
+        self.logits, self.shares = torch.empty(2, n, g, device=device)
+
+    @torch.no_grad()
+    def set(self, f_nf: Tensor, where: Tensor, values: Tensor) -> None:
+        """Leave the gradient of a minibatch, whose counts are ``values`` at flat positions ``where``, in ``.grad``."""
+        n, readout = len(f_nf), self.readout
+        product_ng = f_nf.to(self.dtype) @ readout.weight.to(self.dtype).t()
+        logits = torch.add(product_ng, readout.bias, out=self.logits[:n])
+        residual_ng = torch.softmax(logits, dim=-1, out=self.shares[:n])
+        rows = where // residual_ng.shape[1]
+        total_n = torch.zeros(n, device=f_nf.device).index_add_(0, rows, values)
+        residual_ng.view(-1).index_add_(0, where, values / total_n[rows], alpha=-1.0)
+        weight_n = total_n / total_n.sum().clamp_min(1.0)
+        weighted_nf = (f_nf * weight_n[:, None]).to(self.dtype)
+        readout.weight.grad = (residual_ng.to(self.dtype).t() @ weighted_nf).float()
+        readout.bias.grad = weight_n @ residual_ng
 
 
 @torch.no_grad()
@@ -97,8 +131,10 @@ def _mean_loss(readout: torch.nn.Linear, f_nf: Tensor, outside: Counts, rows: Te
     total = 0.0
     for part in rows.split(BATCH):
         where, values = outside.entries(part)
-        log_share = F.log_softmax(readout(f_nf[part]), dim=-1).reshape(-1)
-        total -= float((values * log_share[where]).sum(dtype=torch.float64))
+        logits = readout(f_nf[part])
+        at_n = where // logits.shape[1]
+        log_share = logits.view(-1)[where] - logits.logsumexp(-1)[at_n]
+        total -= float((values * log_share).sum(dtype=torch.float64))
     return total if math.isfinite(total) else math.inf
 
 

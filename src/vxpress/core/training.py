@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from tqdm.auto import tqdm
 
 from vxpress.core.config import TrainConfig
 from vxpress.core.counts import Batch, Cells
+from vxpress.core.device import Replay, minibatches, precision
 from vxpress.core.kernels import rule
 from vxpress.core.networks import Noise
 from vxpress.core.objectives import Elbo, elbo
-from vxpress.core.optimizer import Optimizer
+from vxpress.core.optimizer import Optimizer, TorchAdam
 from vxpress.core.vae import VAE
 
 HISTORY = (
@@ -101,34 +103,28 @@ def train(
         p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("decoder.readout")
     ]
     optimizer = Optimizer(config, parameters, n_steps)
-    gradient = _gradient(model, cells, noise)
-    running = [value for value in model.buffers() if value.dim()]
+    step = (_DeviceStep if rule.captured_step(device) else _Step)(model, cells, optimizer, noise)
     keeper = _Keeper(config, active=len(validation_rows) > 0)
     outcome, troubled = Outcome(), 0
     try:
         for epoch in (bar := tqdm(range(config.max_epochs), desc="fit_vae", disable=not progress)):
             model.train()
-            sums, voided = torch.zeros(4, dtype=torch.float64, device=device), torch.zeros((), device=device)
+            step.start_epoch()
             rows = train_rows[torch.randperm(len(train_rows), generator=order).to(device)]
-            for batch_rows in rows.tensor_split(n_batches):
-                weight = kl_weight(config, outcome.n_steps, epoch, n_steps)
-                before = [value.clone() for value in running]
-                terms, loss = gradient(cells.batch(batch_rows), weight)
-                lr = optimizer.lr
-                bad = optimizer.step(loss)
-                for value, old in zip(running, before, strict=True):
-                    value.copy_(torch.where(bad > 0, old, value))
-                voided += bad
-                outcome.n_steps += 1
-                # a voided step counts for nothing, neither its terms nor its cells
-                sums += torch.where(bad > 0, 0.0, F.pad(terms, (0, 1), value=len(batch_rows)))
+            with precision(model.decoder, device):
+                for batch_rows, x_ng in minibatches(cells, rows, n_batches):
+                    weight = kl_weight(config, outcome.n_steps, epoch, n_steps)
+                    lr = optimizer.lr
+                    step(batch_rows, x_ng, weight)
+                    outcome.n_steps += 1
+            sums, voided = step.sums, int(step.voided)
             validation = evaluate(model, cells, validation_rows, eps_nd) if len(validation_rows) else None
             finite = validation is None or bool(torch.isfinite(validation).all())
-            troubled = troubled + 1 if int(voided) or not finite else 0
-            if int(voided) > MAX_VOIDED * n_batches or troubled >= MAX_TROUBLED_EPOCHS:
+            troubled = troubled + 1 if voided or not finite else 0
+            if voided > MAX_VOIDED * n_batches or troubled >= MAX_TROUBLED_EPOCHS:
                 rows = torch.cat((train_rows, validation_rows))
-                raise TrainingError(_trouble(model, cells, rows, int(voided), n_batches, describe))
-            outcome.n_voided += int(voided)
+                raise TrainingError(_trouble(model, cells, rows, voided, n_batches, describe))
+            outcome.n_voided += voided
             _record(outcome, sums[:3] / sums[3], validation, config.beta, weight, float(lr))
             if progress:
                 bar.set_postfix({"elbo": f"{outcome.history['elbo_train'][-1]:.1f}"})
@@ -150,6 +146,58 @@ def train(
     return outcome
 
 
+class _Step:
+    """A minibatch's part of an epoch: gradient, optimizer, running statistics and sums, none of which a device waits for.
+
+    ``sums`` are of reconstruction, KL of z, KL of l and cells; ``voided`` counts the steps that were not finite.
+    """
+
+    def __init__(self, model: VAE, cells: Cells, optimizer: Optimizer, noise: Noise) -> None:
+        self.cells, self.optimizer, self.noise = cells, optimizer, noise
+        device = cells.log_library_n1.device
+        self.gradient = _gradient(model, cells, noise)
+        self.running = [value for value in model.buffers() if value.dim()]
+        self.sums, self.voided = torch.zeros(4, dtype=torch.float64, device=device), torch.zeros((), device=device)
+
+    def start_epoch(self) -> None:
+        """Forget the sums."""
+        self.sums.zero_()
+        self.voided.zero_()
+
+    def __call__(self, rows: Tensor, x_ng: Tensor | None, weight: float) -> None:
+        self.take(self.cells.batch(rows, x_ng), weight, self.optimizer.step)
+
+    def take(self, batch: Batch, weight: float | Tensor, advance: Callable[[Tensor], Tensor]) -> None:
+        """Take the step, the optimizer's part of it being ``advance``."""
+        before = [value.clone() for value in self.running]
+        terms, loss = self.gradient(batch, cast("float", weight))
+        bad = advance(loss)
+        for value, old in zip(self.running, before, strict=True):
+            value.copy_(torch.where(bad > 0, old, value))
+        self.voided += bad
+        # a voided step counts for nothing, neither its terms nor its cells
+        self.sums += torch.where(bad > 0, 0.0, F.pad(terms, (0, 1), value=len(batch.rows)))
+
+
+class _DeviceStep(_Step):
+    """The same for a GPU: the rates lie on the device, so that the whole step can be replayed as a CUDA graph."""
+
+    def __init__(self, model: VAE, cells: Cells, optimizer: Optimizer, noise: Noise) -> None:
+        super().__init__(model, cells, optimizer, noise)
+        assert isinstance(optimizer.adam, TorchAdam)  # noqa: S101 - the compiled one runs on processors only
+        self.adam = optimizer.adam
+        self.weight = torch.zeros((), device=self.sums.device)
+        self.replay = Replay(self._from_device, noise, self.sums.device)
+
+    def __call__(self, rows: Tensor, x_ng: Tensor | None, weight: float) -> None:
+        self.weight.fill_(weight)
+        self.adam.set_rate(*self.optimizer.advance())
+        self.replay(rows, x_ng)
+
+    def _from_device(self, rows: Tensor, x_ng: Tensor | None) -> None:
+        self.take(self.cells.batch(rows, x_ng), self.weight, self.adam.update)
+
+
 def _gradient(model: VAE, cells: Cells, noise: Noise) -> Callable[[Batch, float], tuple[Tensor, Tensor]]:
     """What leaves the gradient of a minibatch's loss in the optimizer, and returns the terms' sums and the loss."""
     if rule.compiled_optimizer(cells.log_library_n1.device, cells.log_library_n1.dtype):
@@ -158,9 +206,9 @@ def _gradient(model: VAE, cells: Cells, noise: Noise) -> Callable[[Batch, float]
         if training_step.covers(model, cells):
             return training_step.TrainingStep(model, noise)
 
-    def by_autograd(batch: Batch, kl_weight: float) -> tuple[Tensor, Tensor]:
+    def by_autograd(batch: Batch, kl_weight: float | Tensor) -> tuple[Tensor, Tensor]:
         terms = elbo(model, batch, noise)
-        loss = -terms.value(kl_weight).mean()
+        loss = -terms.value(cast("float", kl_weight)).mean()
         loss.backward()
         return _sums(terms), loss.detach()
 

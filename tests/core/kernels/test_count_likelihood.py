@@ -1,7 +1,8 @@
-"""The compiled NB and ZINB likelihood against its plain form in float64, over ranges that hurt."""
+"""The fast forms of the NB and ZINB likelihood against its plain form in float64, over ranges that hurt."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from vxpress.core.counts import Batch, Counts
 from vxpress.core.covariates import Covariates
 from vxpress.core.kernels import count_likelihood, rule
 from vxpress.core.kernels.count_likelihood import OutputLayers, count_log_likelihood
+from vxpress.core.kernels.dense_likelihood import dense_log_likelihood
 from vxpress.core.likelihoods import Decoded, NegativeBinomial, ZeroInflatedNegativeBinomial
 
 WIDTH = 8
@@ -61,6 +63,14 @@ def _plain(f: Tensor, layers: OutputLayers, log_library: Tensor, x: Tensor) -> T
     )
 
 
+def _dense(f: Tensor, layers: OutputLayers, log_library: Tensor, x: Tensor) -> Tensor:
+    """The closed form of devices, on a processor."""
+    logits = F.linear(f, layers.weight, layers.bias)
+    theta = layers.log_theta if len(layers.log_theta) == 1 else layers.log_theta[layers.theta_row_n]
+    gate = None if layers.gate_weight is None else F.linear(f, layers.gate_weight, layers.gate_bias)
+    return dense_log_likelihood(logits, log_library, theta, gate, x)
+
+
 def _leaves(f: Tensor, layers: OutputLayers, log_library: Tensor) -> tuple[list[Tensor], OutputLayers]:
     """Copies in float64, to be differentiated."""
     names = ("weight", "bias", "log_theta", "gate_weight", "gate_bias")
@@ -70,10 +80,21 @@ def _leaves(f: Tensor, layers: OutputLayers, log_library: Tensor) -> tuple[list[
     return [*given, *(t for t in copies.values() if t is not None)], replace(layers, **copies)
 
 
-def _both(f: Tensor, layers: OutputLayers, batch: Batch, weight_n: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Value and gradients of both forms: value, features, library, then the layers in order."""
+Form = Callable[[Tensor, OutputLayers, Tensor, Batch], Tensor]
+FORMS: dict[str, Form] = {
+    "compiled": lambda f, layers, log_library, batch: count_log_likelihood(
+        f, layers, log_library, batch, training=False
+    ),
+    "closed": lambda f, layers, log_library, batch: _dense(f, layers, log_library, batch.x_ng),
+}
+
+
+def _both(
+    f: Tensor, layers: OutputLayers, batch: Batch, weight_n: Tensor, form: Form = FORMS["compiled"]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Value and gradients of a fast form and of the plain one: value, features, library, then the layers in order."""
     log_library = batch.log_library_n1.clone().requires_grad_()
-    value = count_log_likelihood(f, layers, log_library, batch, training=False)
+    value = form(f, layers, log_library, batch)
     inputs = [f, log_library, layers.weight, layers.bias, layers.log_theta, layers.gate_weight, layers.gate_bias]
     mine = torch.autograd.grad((value * weight_n).sum(), [t for t in inputs if t is not None])
     leaves, exact = _leaves(f, layers, batch.log_library_n1)
@@ -89,34 +110,38 @@ def _assert_close(mine: list[Tensor], theirs: list[Tensor], rtol: float = 2e-5) 
         )
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("gate", [False, True])
 @pytest.mark.parametrize(("n", "g"), [(1, 1), (1, 300), (7, 63), (64, 130), (33, 1)])
-def test_value_and_gradients_of_any_shape(n: int, g: int, gate: bool) -> None:
+def test_value_and_gradients_of_any_shape(n: int, g: int, gate: bool, form: str) -> None:
     f, layers, batch = _problem(n, g, gate=gate, seed=n)
-    _assert_close(*_both(f, layers, batch, torch.ones(n)))
+    _assert_close(*_both(f, layers, batch, torch.ones(n), FORMS[form]))
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("gate", [False, True])
-def test_cells_may_weigh_differently(gate: bool) -> None:
+def test_cells_may_weigh_differently(gate: bool, form: str) -> None:
     f, layers, batch = _problem(12, 80, gate=gate)
-    _assert_close(*_both(f, layers, batch, torch.linspace(-1, 2, 12)))
+    _assert_close(*_both(f, layers, batch, torch.linspace(-1, 2, 12), FORMS[form]))
 
 
-def test_rest_logit_and_dispersion_per_batch() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_rest_logit_and_dispersion_per_batch(form: str) -> None:
     f, layers, batch = _problem(40, 70, gate=True, rest=True, rows=3)
-    _assert_close(*_both(f, layers, batch, torch.ones(40)))
+    _assert_close(*_both(f, layers, batch, torch.ones(40), FORMS[form]))
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("gate", [False, True])
 @pytest.mark.parametrize("log_theta", [-6.9, 0.0, 13.8])
 @pytest.mark.parametrize("log_library", [-18.0, 0.0, 8.0, 13.0])
 @pytest.mark.parametrize("largest", [1, 17, 1000, 1_000_000])
-def test_hostile_ranges(gate: bool, log_theta: float, log_library: float, largest: int) -> None:
+def test_hostile_ranges(gate: bool, log_theta: float, log_library: float, largest: int, form: str) -> None:
     f, layers, batch = _problem(6, 40, gate=gate)
     x = np.random.default_rng(1).integers(0, largest + 1, (6, 40)) * (np.arange(40) % 3 == 0)
     batch = _batch(x, torch.full((6, 1), log_library))
     layers = replace(layers, log_theta=torch.full((1, 40), log_theta, requires_grad=True))
-    mine, theirs = _both(f, layers, batch, torch.ones(6))
+    mine, theirs = _both(f, layers, batch, torch.ones(6), FORMS[form])
     np.testing.assert_allclose(mine[0].detach(), theirs[0].detach(), rtol=5e-6, atol=2e-4)
     for a, b in zip(mine[1:], theirs[1:], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-3)

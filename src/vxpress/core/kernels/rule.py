@@ -47,6 +47,11 @@ def compiled_likelihood(law: str, dispersion: str, device: torch.device, dtype: 
     )
 
 
+def dense_likelihood(law: str, device: torch.device) -> bool:
+    """Whether NB and ZINB go through their closed-form gradient in torch: on any device but a processor."""
+    return not _plain and device.type != "cpu" and law in COMPILED_LAWS
+
+
 def sparse_input(density: float, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the first layer of the encoder reads compressed rows."""
     return not _plain and device.type == "cpu" and dtype == torch.float32 and density <= MAX_SPARSE_DENSITY

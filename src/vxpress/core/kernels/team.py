@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numba import config as numba_config
 
-
 # numba fills this module when it is imported
 _SETTINGS: dict[str, Any] = vars(numba_config)
 

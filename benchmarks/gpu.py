@@ -1,0 +1,228 @@
+"""Training throughput on a GPU against scvi-tools, on the same card in the same run, in turn.
+
+    python benchmarks/gpu.py
+
+Both train the same layers (one hidden layer of 128, 10 latent dimensions, batch norm) on the same simulated cells, ours
+at the peer's minibatch and at our default one, ours also step by step, without graphs, and with the counts on the host.
+A rate is that of the epochs after the first, which loads kernels and captures graphs; the first is given beside it.
+Without a GPU the script says so and ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from _simulated import simulated
+from _speed import alternate, save, spread
+from anndata import AnnData
+
+from vxpress.core import training
+from vxpress.core.config import ModelConfig, TrainConfig
+from vxpress.core.counts import Cells, Counts
+from vxpress.core.covariates import Covariates
+from vxpress.core.device import Replay, streamed
+from vxpress.core.presets import PRESETS
+from vxpress.core.vae import build
+
+HIDDEN, LATENT = 128, 10
+PEER_BATCH = 128
+
+
+def as_cells(adata: AnnData) -> Cells:
+    """Counts and library in the core's terms."""
+    library = np.log(np.asarray(adata.X.sum(1)))
+    nothing = Covariates(torch.zeros(adata.n_obs, 0, dtype=torch.int64), torch.zeros(adata.n_obs, 0))
+    return Cells(Counts.from_scipy(adata.X), torch.tensor(library, dtype=torch.float32), nothing)
+
+
+@dataclass
+class Clock:
+    """When each epoch began and ended, the device having caught up."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    def start(self) -> None:
+        torch.cuda.synchronize()
+        self.begun = time.perf_counter()
+
+    def stop(self) -> None:
+        torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.begun)
+
+    def rate(self, n: int) -> float:
+        """Cells per second after the first epoch."""
+        return n * (len(self.seconds) - 1) / sum(self.seconds[1:])
+
+
+@contextmanager
+def watched(clock: Clock, replays: list[Replay], *, captured: bool):
+    """Time the epochs of :func:`training.train`, and note how its steps were taken."""
+    minibatches, replay = training.minibatches, training.Replay
+
+    def timed(*args):
+        clock.start()
+        yield from minibatches(*args)
+        clock.stop()
+
+    def noted(*args):
+        replays.append(replay(*args))
+        if not captured:
+            replays[-1].failure = "switched off"
+        return replays[-1]
+
+    training.minibatches, training.Replay = timed, noted
+    try:
+        yield
+    finally:
+        training.minibatches, training.Replay = minibatches, replay
+
+
+@dataclass
+class Ours:
+    """Trains a fresh model."""
+
+    cells: Cells
+    likelihood: str
+    batch_size: int
+    epochs: int
+    captured: bool = True
+    first: list[float] = field(default_factory=list)
+    failure: str | None = None
+
+    def __call__(self) -> float:
+        """Cells per second."""
+        device = self.cells.log_library_n1.device
+        rows, held_out = torch.arange(len(self.cells), device=device), torch.arange(0, device=device)
+        config = ModelConfig(
+            n_genes=self.cells.counts.n_genes, likelihood=self.likelihood, n_latent=LATENT, n_hidden=HIDDEN,
+            norm="batch", condition_output=False,
+        )  # fmt: skip
+        model = build(config, 0).to(device)
+        model.start_from(self.cells, rows)
+        clock, replays = Clock(), []
+        with watched(clock, replays, captured=self.captured):
+            settings = TrainConfig(max_epochs=self.epochs, batch_size=self.batch_size)
+            training.train(model, self.cells, rows, held_out, settings, seed=0)
+        self.failure = replays[0].failure
+        self.first.append(clock.seconds[0])
+        return clock.rate(len(rows))
+
+
+@dataclass
+class Peer:
+    """scvi-tools on the same cells."""
+
+    adata: AnnData
+    likelihood: str
+    batch_size: int
+    epochs: int
+    first: list[float] = field(default_factory=list)
+    failure: str | None = None
+
+    def __call__(self) -> float:
+        """Cells per second."""
+        import scvi
+        from lightning.pytorch import Callback
+
+        clock = Clock()
+
+        class Timer(Callback):
+            def on_train_epoch_start(self, *_) -> None:
+                clock.start()
+
+            def on_train_epoch_end(self, *_) -> None:
+                clock.stop()
+
+        scvi.settings.seed = 0
+        scvi.model.SCVI.setup_anndata(self.adata)
+        model = scvi.model.SCVI(self.adata, gene_likelihood=self.likelihood)
+        model.train(
+            max_epochs=self.epochs, train_size=1.0, batch_size=self.batch_size, accelerator="gpu", devices=1,
+            enable_progress_bar=False, logger=False, callbacks=[Timer()],
+        )  # fmt: skip
+        self.first.append(clock.seconds[0])
+        return clock.rate(self.adata.n_obs)
+
+
+def runs_of(adata: AnnData, likelihood: str, epochs: int) -> dict[str, Callable[[], float]]:
+    """What takes turns; ours and the peer's alternate."""
+    device = torch.device("cuda")
+    cells = as_cells(adata)
+    resident, beside = cells.to(device), streamed(cells, device)
+    default = PRESETS[None].batch_size
+    return {
+        f"scvi-tools, {PEER_BATCH}": Peer(adata.copy(), likelihood, PEER_BATCH, epochs),
+        f"ours, {PEER_BATCH}": Ours(resident, likelihood, PEER_BATCH, epochs),
+        f"scvi-tools, {default}": Peer(adata.copy(), likelihood, default, epochs),
+        f"ours, {default}": Ours(resident, likelihood, default, epochs),
+        f"ours without graphs, {PEER_BATCH}": Ours(resident, likelihood, PEER_BATCH, epochs, captured=False),
+        f"ours from the host, {PEER_BATCH}": Ours(beside, likelihood, PEER_BATCH, epochs),
+    }
+
+
+def main() -> None:
+    """Print the table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, default=50_000)
+    parser.add_argument("--genes", type=int, default=2_000)
+    parser.add_argument("--density", type=float, default=0.1)
+    parser.add_argument("--epochs", type=int, default=5, help="at least 2: the first is not in the rate")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--likelihoods", nargs="+", default=["nb", "zinb"])
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("No GPU: torch finds no CUDA device on this machine, so there is nothing to measure.")
+        return
+    if args.epochs < 2:
+        parser.error("--epochs must be 2 or more")
+    warnings.filterwarnings("ignore")
+    for name in ("lightning", "lightning.pytorch", "scvi"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    adata = simulated(args.cells, args.genes, density=args.density)
+    card = torch.cuda.get_device_properties(0)
+    print(f"{args.cells} x {args.genes} on {card.name}")
+    rows = []
+    for likelihood in args.likelihoods:
+        runs = runs_of(adata, likelihood, args.epochs)
+        speeds = alternate(runs, args.repeats)
+        for name, run in runs.items():
+            n = name.rsplit(", ", 1)[1]
+            ratios = [a / b for a, b in zip(speeds[name], speeds[f"scvi-tools, {n}"], strict=True)]
+            rows.append(
+                {
+                    "likelihood": likelihood,
+                    "run": name,
+                    "cells/s": spread(speeds[name]),
+                    "over the peer": spread(ratios),
+                    "first epoch s": spread(run.first),
+                    "not captured because": run.failure,
+                }
+            )
+    table = pd.DataFrame(
+        [
+            {
+                "": f"{r['likelihood']}, {r['run']}",
+                "cells/s": f"{r['cells/s']['median']:.0f} ({r['cells/s']['min']:.0f}-{r['cells/s']['max']:.0f})",
+                "x peer": f"{r['over the peer']['median']:.2f}",
+                "first epoch s": f"{r['first epoch s']['median']:.2f}",
+                "not captured because": (r["not captured because"] or "").split("\n")[0],
+            }
+            for r in rows
+        ]
+    )
+    print(table.to_string(index=False))
+    settings = {"cells": args.cells, "genes": args.genes, "epochs": args.epochs}
+    print(save("gpu", settings | {"card": card.name, "cuda": torch.version.cuda, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

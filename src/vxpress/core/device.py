@@ -1,0 +1,282 @@
+"""Training away from the processor: where the data lie, how minibatches arrive, and a step as one CUDA graph.
+
+A GPU does a minibatch's arithmetic in less time than a host needs to launch it piece by piece.  So nothing within an
+epoch waits for the device, and where CUDA can capture a step the host launches it as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vxpress.core.counts import Cells, Counts
+from vxpress.core.kernels import rule
+from vxpress.core.networks import Decoder, Noise
+
+# the rest is for the model, its optimizer and what a step holds
+RESIDENT_SHARE = 0.6
+# steps of one size taken one by one before it is captured: libraries choose and load their kernels in them
+WARM_UP_STEPS = 3
+SLOTS = 2
+
+
+# where the data lie
+
+
+def residency(needed: int, free: int) -> Literal["resident", "streamed"]:
+    """Whether data of ``needed`` bytes are kept on a device with ``free`` bytes, or sent minibatch by minibatch."""
+    return "resident" if needed <= RESIDENT_SHARE * free else "streamed"
+
+
+def bytes_needed(cells: Cells) -> int:
+    """Memory that all tensors of some cells take, and the order of an epoch."""
+    counts, covariates = cells.counts, cells.covariates
+    tensors = (
+        counts.indptr, counts.indices, counts.data, cells.log_library_n1,
+        covariates.categorical_nk, covariates.continuous_nc, covariates.label_n,
+    )  # fmt: skip
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None) + 8 * len(cells)
+
+
+def place(cells: Cells, device: torch.device) -> Cells:
+    """Cells for work on ``device``: all of it there, or, where it does not fit, all but the counts."""
+    if device.type != "cuda":
+        return cells.to(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    return cells.to(device) if residency(bytes_needed(cells), free) == "resident" else streamed(cells, device)
+
+
+def streamed(cells: Cells, device: torch.device) -> Cells:
+    """Cells whose counts stay on the processor; what is asked of them comes back on ``device``."""
+    counts = cells.counts
+    beside = StreamedCounts(counts.indptr, counts.indices, counts.data, counts.n_genes, device)
+    return Cells(beside, cells.log_library_n1.to(device), cells.covariates.to(device))
+
+
+@dataclass(frozen=True)
+class StreamedCounts(Counts):
+    """Counts on the processor that answer on another device; rows may be named on either."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def entries(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        where, values = super().entries(rows.cpu())
+        return where.to(self.device), values.to(self.device)
+
+    def dense(self, rows: Tensor) -> Tensor:
+        return self.assemble(rows.cpu()).to(self.device)
+
+    def assemble(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """Dense rows on the processor, into ``out`` if given."""
+        where, values = Counts.entries(self, rows)
+        x_ng = torch.empty(len(rows), self.n_genes) if out is None else out
+        x_ng.zero_().view(-1)[where] = values
+        return x_ng
+
+    def gene_sums(self, rows: Tensor | None = None) -> Tensor:
+        return super().gene_sums(None if rows is None else rows.cpu()).to(self.device)
+
+
+# how minibatches arrive
+
+
+def minibatches(cells: Cells, rows: Tensor, n_batches: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Rows of an epoch in ``n_batches`` parts, and their dense counts where these are streamed.
+
+    Streamed counts hold until the next part is asked for.
+    """
+    parts = rows.tensor_split(n_batches)
+    if isinstance(cells.counts, StreamedCounts):
+        yield from _prefetched(cells.counts, parts, rows.cpu().tensor_split(n_batches))
+        return
+    for part in parts:
+        yield part, None
+
+
+def _prefetched(
+    counts: StreamedCounts, parts: tuple[Tensor, ...], on_host: tuple[Tensor, ...]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The next part is assembled and sent while the device still works on the one before."""
+    slots = [_Slot(len(parts[0]), counts.n_genes, counts.device) for _ in range(SLOTS)]
+    stream = torch.cuda.Stream(counts.device) if counts.device.type == "cuda" else None
+    slots[0].send(counts, on_host[0], stream)
+    for i, part in enumerate(parts):
+        slot = slots[i % SLOTS]
+        yield part, slot.receive(len(part))
+        slot.release()
+        if i + 1 < len(parts):
+            slots[(i + 1) % SLOTS].send(counts, on_host[i + 1], stream)
+
+
+class _Slot:
+    """Memory for one minibatch on either side, and what must have happened before each is written again."""
+
+    def __init__(self, n: int, n_genes: int, device: torch.device) -> None:
+        cuda = device.type == "cuda"
+        self.host_ng = torch.empty(n, n_genes, pin_memory=cuda)
+        self.device_ng = torch.empty(n, n_genes, device=device)
+        self.sent: torch.cuda.Event | None = torch.cuda.Event() if cuda else None
+        self.used: torch.cuda.Event | None = torch.cuda.Event() if cuda else None
+
+    def send(self, counts: StreamedCounts, rows: Tensor, stream: torch.cuda.Stream | None) -> None:
+        """Assemble a minibatch and start its copy, on a stream of its own."""
+        if self.sent is None or self.used is None or stream is None:
+            self.device_ng[: len(rows)].copy_(counts.assemble(rows, self.host_ng[: len(rows)]))
+            return
+        # pinned memory may be written again once its last copy has been made, two steps ago
+        self.sent.synchronize()
+        host_ng = counts.assemble(rows, self.host_ng[: len(rows)])
+        with torch.cuda.stream(stream):
+            stream.wait_event(self.used)
+            self.device_ng[: len(rows)].copy_(host_ng, non_blocking=True)
+            self.sent.record(stream)
+
+    def receive(self, n: int) -> Tensor:
+        """The minibatch on the device; work queued from here on waits for the copy, the host does not."""
+        if self.sent is not None:
+            torch.cuda.current_stream(self.device_ng.device).wait_event(self.sent)
+        return self.device_ng[:n]
+
+    def release(self) -> None:
+        """Say that all work on the minibatch has been queued."""
+        if self.used is not None:
+            self.used.record(torch.cuda.current_stream(self.device_ng.device))
+
+
+# a step as one CUDA graph
+
+
+@dataclass
+class _Size:
+    """What a graph of one minibatch size reads, and the graph once there is one."""
+
+    rows: Tensor
+    x_ng: Tensor | None
+    taken: int = 0
+    graph: torch.cuda.CUDAGraph | None = None
+
+    def load(self, rows: Tensor, x_ng: Tensor | None) -> None:
+        self.rows.copy_(rows)
+        if self.x_ng is not None and x_ng is not None:
+            self.x_ng.copy_(x_ng)
+
+
+class Replay:
+    """``step(rows, x_ng)`` as a CUDA graph per minibatch size, of which an epoch has one or two.
+
+    The first steps of a size are taken one by one, on the stream that captures later.  A step must not read anything of
+    the host that changes from call to call, nor wait for the device.  Where a capture fails, ``failure`` says why and
+    every further step is taken one by one.
+    """
+
+    def __init__(self, step: Callable[[Tensor, Tensor | None], None], noise: Noise, device: torch.device) -> None:
+        self.step, self.noise, self.device = step, noise, device
+        self.sizes: dict[int, _Size] = {}
+        self.failure: str | None = None if rule.captured_step(device) else f"no graphs on {device.type}"
+        self.stream = torch.cuda.Stream(device) if self.failure is None else None
+
+    def __call__(self, rows: Tensor, x_ng: Tensor | None = None) -> None:
+        if self.failure is not None or self.stream is None:
+            self.step(rows, x_ng)
+            return
+        if len(rows) not in self.sizes:
+            self.sizes[len(rows)] = _Size(rows.clone(), None if x_ng is None else x_ng.clone())
+        size = self.sizes[len(rows)]
+        with torch.cuda.device(self.device):
+            size.load(rows, x_ng)
+            if size.graph is None and size.taken >= WARM_UP_STEPS:
+                self._capture(size, self.stream)
+            if size.graph is None:
+                self._take(size, self.stream)
+            else:
+                size.graph.replay()
+
+    def _take(self, size: _Size, stream: torch.cuda.Stream) -> None:
+        """One step without a graph, in order with the work around it."""
+        current = torch.cuda.current_stream(self.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            self.step(size.rows, size.x_ng)
+        current.wait_stream(stream)
+        size.taken += 1
+
+    def _capture(self, size: _Size, stream: torch.cuda.Stream) -> None:
+        """Record the step without running it."""
+        generator, graph = self.noise.generator, torch.cuda.CUDAGraph()
+        state = generator.get_state()
+        known = [other.graph for other in self.sizes.values() if other.graph is not None]
+        try:
+            graph.register_generator_state(generator)
+            # graphs run one after the other and leave nothing in their memory, so they share it
+            pool = known[0].pool() if known else None
+            # the outer context gives the stream back where the inner one fails to
+            with torch.cuda.stream(stream), torch.cuda.graph(graph, pool=pool, stream=stream):
+                self.step(size.rows, size.x_ng)
+        except RuntimeError as error:
+            self.failure = str(error)
+            # a generator that was caught in a failed capture takes no further draws
+            self.noise.generator = torch.Generator(device=self.device)
+            self.noise.generator.set_state(state)
+        else:
+            size.graph = graph
+
+
+# precision
+
+
+@contextmanager
+def precision(decoder: Decoder, device: torch.device) -> Iterator[None]:
+    """Within this block products run in the precision of gradient steps; outside it nothing has changed."""
+    if device.type != "cuda":
+        yield
+        return
+    capability, dtype = torch.cuda.get_device_capability(device), decoder.location.weight.dtype
+    with ExitStack() as stack:
+        if rule.tensor_float32(capability, dtype, training=True):
+            stack.enter_context(tensor_float32())
+        if (product := rule.output_dtype(capability, dtype, training=True)) != dtype:
+            stack.enter_context(rounded_outputs(decoder, product))
+        yield
+
+
+@contextmanager
+def tensor_float32() -> Iterator[None]:
+    """Let torch round the inputs of float32 products to TensorFloat32."""
+    flags = torch.backends.cuda.matmul
+    # the older name may not be read any more once the newer one was used
+    name, value = ("fp32_precision", "tf32") if hasattr(flags, "fp32_precision") else ("allow_tf32", True)
+    before = getattr(flags, name)
+    setattr(flags, name, value)
+    try:
+        yield
+    finally:
+        setattr(flags, name, before)
+
+
+@contextmanager
+def rounded_outputs(decoder: Decoder, dtype: torch.dtype) -> Iterator[None]:
+    """Let the output layers multiply in ``dtype`` and add their bias in their own precision."""
+    layers = [decoder.location, *(head for head in decoder.heads.values() if isinstance(head, nn.Linear))]
+    try:
+        for layer in layers:
+            setattr(layer, "forward", _Rounded(layer, dtype))  # noqa: B010 - of this layer, not of its class
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+class _Rounded:
+    """A linear layer's product in a lower precision, as the compiled likelihood's on a processor."""
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
+        self.layer, self.dtype = layer, dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.dtype), self.layer.weight.to(self.dtype)) + self.layer.bias

@@ -1,0 +1,578 @@
+"""What a GPU is given: forms of fixed shape, rates on the device, streams, graphs, precision.
+
+What does not need one runs on the processor, its form called by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vxpress.core import device as device_module
+from vxpress.core import likelihoods, training
+from vxpress.core.config import ModelConfig, OptimizerName, TrainConfig
+from vxpress.core.counts import Cells, Counts
+from vxpress.core.covariates import indicators
+from vxpress.core.device import (
+    Replay,
+    StreamedCounts,
+    bytes_needed,
+    minibatches,
+    place,
+    residency,
+    rounded_outputs,
+    streamed,
+    tensor_float32,
+)
+from vxpress.core.kernels import rule
+from vxpress.core.likelihoods import NegativeBinomial, Poisson, ZeroInflated
+from vxpress.core.networks import Noise
+from vxpress.core.optimizer import BETAS, TorchAdam
+from vxpress.core.posterior import encode
+from vxpress.core.training import Outcome, train
+from vxpress.core.vae import VAE, build
+
+MakeCells = Callable[..., Cells]
+CPU = torch.device("cpu")
+# 100 cells to train on in 4 batches: 25 each; 99 in 4: 25 and 24
+CONFIG = ModelConfig(n_genes=20, n_latent=3, n_hidden=16)
+TRAIN = TrainConfig(max_epochs=4, batch_size=32, early_stopping=False)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def _matrix() -> sparse.csr_matrix:
+    rng = np.random.default_rng(5)
+    x = rng.poisson(rng.gamma(0.3, 2.0, size=(40, 17))).astype(np.float32)
+    x[[0, 13, 39]] = 0.0
+    x[7] = np.arange(1, 18)
+    return sparse.csr_matrix(x)
+
+
+# counts of fixed shape
+
+
+@pytest.mark.parametrize(
+    "rows", [[0], [7], [0, 13, 39], [5, 5, 0, 5], list(range(40)), list(range(39, -1, -1)), []], ids=str
+)
+def test_padded_rows_are_the_matrix(rows: list[int]) -> None:
+    x, rows_n = _matrix(), torch.tensor(rows, dtype=torch.int64)
+    counts = Counts.from_scipy(x)
+    np.testing.assert_array_equal(counts.padded_dense(rows_n).numpy(), x.toarray()[rows])
+    where, values = counts.padded_entries(rows_n)
+    assert where.shape == values.shape == (len(rows) * 17,)
+    assert float(values.sum()) == x.toarray()[rows].sum()
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (1, 1)])
+def test_padded_rows_of_a_matrix_without_a_molecule(shape: tuple[int, int]) -> None:
+    counts = Counts.from_scipy(sparse.csr_matrix(shape, dtype=np.float32))
+    assert counts.max_row == 0
+    np.testing.assert_array_equal(counts.padded_dense(torch.arange(shape[0])).numpy(), np.zeros(shape))
+
+
+def test_the_longest_row() -> None:
+    assert Counts.from_scipy(_matrix()).max_row == 17
+    assert Counts.from_scipy(sparse.csr_matrix((0, 3), dtype=np.float32)).max_row == 0
+
+
+def test_indicators_are_torchs_one_hot() -> None:
+    code_n = torch.tensor([3, 0, 4, 4, 1])
+    expected = nn.functional.one_hot(code_n, 6).to(torch.float32)
+    assert torch.equal(indicators(code_n, 6, torch.float32), expected)
+
+
+# laws of fixed shape
+
+
+def _hostile(dtype: torch.dtype, *, zeros: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts, log means and log thetas: every combination of the extremes and points between."""
+    counts = [0.0, 1.0, 2.0, 17.0, 1e3, 1e6] if zeros else [1.0, 2.0, 17.0, 1e3, 1e6]
+    means, thetas = torch.logspace(-8, 5, 9, dtype=dtype), torch.logspace(-3, 6, 10, dtype=dtype)
+    grid = torch.cartesian_prod(torch.tensor(counts, dtype=dtype), means.log(), thetas.log())
+    x, log_mean, log_theta = grid.t()
+    return x[None], log_mean[None].contiguous(), log_theta[None].contiguous()
+
+
+def _evaluate(
+    monkeypatch: pytest.MonkeyPatch,
+    form: Callable[..., Tensor],
+    law: Callable[..., Distribution],
+    x: Tensor,
+    parameters: list[Tensor],
+) -> list[Tensor]:
+    """Values and gradients of a law with one of the two forms."""
+    monkeypatch.setattr(likelihoods, "_where_counted", form)
+    leaves = [parameter.clone().requires_grad_() for parameter in parameters]
+    value = law(*leaves).log_prob(x)
+    return [value.detach(), *torch.autograd.grad(value.sum(), leaves)]
+
+
+def _zinb(log_mean: Tensor, log_theta: Tensor, gate: Tensor) -> ZeroInflated:
+    return ZeroInflated(NegativeBinomial(log_mean, log_theta), gate)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["nb", "zinb", "poisson"])
+def test_the_law_everywhere_is_the_law_at_the_non_zeros(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, name: str
+) -> None:
+    x, log_mean, log_theta = _hostile(dtype, zeros=True)
+    laws: dict[str, tuple[Callable[..., Distribution], list[Tensor]]] = {
+        "nb": (NegativeBinomial, [log_mean, log_theta]),
+        "zinb": (_zinb, [log_mean, log_theta, torch.linspace(-30, 30, x.shape[1], dtype=dtype)[None]]),
+        "poisson": (Poisson, [log_mean]),
+    }
+    law, parameters = laws[name]
+    gathered = _evaluate(monkeypatch, likelihoods._where_counted_gathered, law, x, parameters)
+    selected = _evaluate(monkeypatch, likelihoods._where_counted_selected, law, x, parameters)
+    for mine, reference in zip(selected, gathered, strict=True):
+        assert bool(torch.isfinite(mine).all())
+        # the same operations, of which a processor rounds some otherwise in a vector's tail
+        torch.testing.assert_close(mine, reference, rtol=100 * torch.finfo(dtype).eps, atol=1e-5)
+
+
+def test_a_dispersion_per_gene_is_shared_by_both_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    x = torch.from_numpy(rng.poisson(rng.gamma(0.2, 5.0, (50, 8)))).float()
+    parameters = [torch.from_numpy(rng.normal(size=(50, 8))).float(), torch.from_numpy(rng.normal(size=(1, 8))).float()]
+    forms = likelihoods._where_counted_gathered, likelihoods._where_counted_selected
+    gathered, selected = (_evaluate(monkeypatch, form, NegativeBinomial, x, parameters) for form in forms)
+    for mine, reference in zip(selected, gathered, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_counts_that_are_not_whole_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, zero = torch.tensor([[0.0, 0.25, 1.5]], dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64)
+    forms = likelihoods._where_counted_gathered, likelihoods._where_counted_selected
+    gathered, selected = (_evaluate(monkeypatch, form, NegativeBinomial, x, [zero, zero]) for form in forms)
+    torch.testing.assert_close(selected[0], gathered[0])
+
+
+# where the data lie
+
+
+def test_data_stay_where_there_is_room() -> None:
+    assert residency(0, 0) == residency(1, 10) == "resident"
+    assert residency(10, 10) == residency(1, 0) == "streamed"
+    verdicts = [residency(needed, 1000) for needed in range(0, 1001, 50)]
+    assert verdicts == sorted(verdicts)
+
+
+def test_bytes_are_those_of_every_tensor(make_cells: MakeCells) -> None:
+    cells = make_cells(60)
+    n_stored = len(cells.counts.data)
+    # row ends, gene and value of every entry, log library, one covariate, order
+    assert bytes_needed(cells) == 8 * 61 + 8 * n_stored + 4 * 60 + 8 * 60 + 8 * 60
+
+
+def test_a_processor_keeps_everything(make_cells: MakeCells) -> None:
+    cells = make_cells(30)
+    placed = place(cells, CPU)
+    assert type(placed.counts) is Counts
+    assert placed.counts.data is cells.counts.data
+
+
+def test_streamed_counts_answer_as_resident_ones(make_cells: MakeCells) -> None:
+    cells = make_cells(60)
+    beside, rows = streamed(cells, CPU), torch.tensor([5, 59, 0, 5])
+    assert isinstance(beside.counts, StreamedCounts)
+    assert len(beside) == 60
+    assert torch.equal(beside.batch(rows).x_ng, cells.batch(rows).x_ng)
+    assert torch.equal(beside.counts.gene_sums(rows), cells.counts.gene_sums(rows))
+    for mine, reference in zip(beside.counts.entries(rows), cells.counts.entries(rows), strict=True):
+        assert torch.equal(mine, reference)
+
+
+@pytest.mark.parametrize("n_batches", [1, 2, 3, 7])
+def test_streamed_minibatches_are_the_parts_of_the_epoch(make_cells: MakeCells, n_batches: int) -> None:
+    cells = make_cells(60)
+    rows = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    dense = cells.counts.dense(torch.arange(60))
+    seen = [
+        (part.clone(), x.clone()) for part, x in minibatches(streamed(cells, CPU), rows, n_batches) if x is not None
+    ]
+    assert [len(part) for part, _ in seen] == [len(part) for part in rows.tensor_split(n_batches)]
+    assert torch.equal(torch.cat([part for part, _ in seen]), rows)
+    assert torch.equal(torch.cat([x for _, x in seen]), dense[rows])
+    resident = list(minibatches(cells, rows, n_batches))
+    assert [x for _, x in resident] == [None] * n_batches
+    assert torch.equal(torch.cat([part for part, _ in resident]), rows)
+
+
+# the optimizer
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+@pytest.mark.parametrize("max_norm", [0.0, 0.5])
+def test_adam_is_torchs(kind: OptimizerName, max_norm: float) -> None:
+    config = TrainConfig(max_epochs=1, optimizer=kind, weight_decay=0.03, max_grad_norm=max_norm)
+    draw = torch.Generator().manual_seed(0)
+    start = torch.randn(37, generator=draw, dtype=torch.float64)
+    mine, gradient = nn.Parameter(start.clone()), torch.zeros(37, dtype=torch.float64)
+    adam = TorchAdam(config, mine, gradient)
+    reference = nn.Parameter(start.clone())
+    theirs = (torch.optim.AdamW if kind == "adamw" else torch.optim.Adam)(
+        [reference], eps=config.adam_eps, weight_decay=config.weight_decay
+    )
+    loss = torch.zeros((), dtype=torch.float64)
+    for step in range(30):
+        new = torch.randn(37, generator=draw, dtype=torch.float64)
+        lr, momentum = 0.01 + 1e-3 * step, 0.95 - 2e-3 * step
+        reference.grad = new.clone()
+        if max_norm:
+            nn.utils.clip_grad_norm_([reference], max_norm)
+        theirs.param_groups[0].update(lr=lr, betas=(momentum, BETAS[1]))
+        theirs.step()
+        gradient.copy_(new)
+        assert float(adam.step(loss, lr, momentum)) == 0.0
+        assert not bool(gradient.any())
+        torch.testing.assert_close(mine, reference, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+@pytest.mark.parametrize("max_norm", [0.0, 0.5])
+@pytest.mark.parametrize("trouble", ["nan", "inf", "loss"])
+def test_a_voided_update_is_as_if_it_had_not_been(kind: OptimizerName, max_norm: float, trouble: str) -> None:
+    config = TrainConfig(max_epochs=1, optimizer=kind, weight_decay=0.03, max_grad_norm=max_norm)
+
+    def run(void_at: tuple[int, ...]) -> Tensor:
+        draw = torch.Generator().manual_seed(0)
+        flat, gradient = nn.Parameter(torch.randn(9, generator=draw)), torch.zeros(9)
+        adam = TorchAdam(config, flat, gradient)
+        for step in range(6):
+            if step in void_at:
+                before, taken = flat.detach().clone(), adam.taken.clone()
+                gradient.fill_(1.0)
+                gradient[3] = 1.0 if trouble == "loss" else float(trouble)
+                assert float(adam.step(torch.tensor(float("nan") if trouble == "loss" else 0.0), 0.1, 0.9)) == 1.0
+                assert torch.equal(flat, before)
+                assert torch.equal(adam.taken, taken)
+                assert not bool(gradient.any())
+            gradient.copy_(torch.randn(9, generator=draw))
+            adam.step(torch.zeros(()), 0.1, 0.9)
+        return flat.detach()
+
+    assert torch.equal(run(()), run((0, 3)))
+
+
+# the step
+
+
+def _fit(
+    cells: Cells, config: TrainConfig = TRAIN, model: ModelConfig = CONFIG, device: torch.device = CPU
+) -> tuple[VAE, Outcome]:
+    vae, rows = build(model, 0).to(device), torch.arange(len(cells), device=device)
+    return vae, train(vae, cells, rows[21:], rows[:21], config, seed=0)
+
+
+MODELS = {
+    "nb": CONFIG,
+    "zinb": replace(CONFIG, likelihood="zinb", norm="batch", dropout=0.1),
+    "latent library": replace(
+        CONFIG, latent_library=True, norm="batch", n_categories=(2,), has_batch=True, dispersion="gene-batch"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_step_of_a_device_trains_as_the_plain_one(
+    make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    cells = make_cells(n_batches=2)
+    with rule.plain():
+        _, plain = _fit(cells, model=MODELS[name])
+        monkeypatch.setattr(training, "_Step", training._DeviceStep)
+        monkeypatch.setattr(Counts, "dense", Counts.padded_dense)
+        monkeypatch.setattr(likelihoods, "_where_counted", likelihoods._where_counted_selected)
+        _, outcome = _fit(cells, model=MODELS[name])
+    for key, values in plain.history.items():
+        assert outcome.history[key] == pytest.approx(values, rel=1e-4, abs=1e-4), key
+
+
+def test_streamed_training_is_resident_training(make_cells: MakeCells) -> None:
+    cells = make_cells()
+    for context in (rule.plain, nullcontext):
+        with context():
+            first, resident = _fit(cells)
+            second, beside = _fit(streamed(cells, CPU))
+        assert resident.history == beside.history
+        assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def test_without_a_gpu_every_step_is_taken_as_it_comes() -> None:
+    seen: list[int] = []
+    replay = Replay(lambda rows, _: seen.append(len(rows)), Noise(0), CPU)
+    for n in (3, 3, 3, 3, 3, 2):
+        replay(torch.arange(n))
+    assert seen == [3, 3, 3, 3, 3, 2]
+    assert replay.failure is not None
+
+
+class _Stream:
+    """What streams, events and graphs are asked, written down instead of done."""
+
+    def __init__(self, *_: object) -> None:
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: self.asked.append(name)
+
+
+class _Graph:
+    """Replays what was recorded in its context, which runs nothing."""
+
+    recording: _Graph | None = None
+
+    def __init__(self) -> None:
+        self.tape: list[Callable[[], None]] = []
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def pool(self) -> int:
+        return 0
+
+    def replay(self) -> None:
+        for act in self.tape:
+            act()
+
+
+@contextmanager
+def _recording(graph: _Graph, **_: object) -> Iterator[None]:
+    _Graph.recording = graph
+    try:
+        yield
+    finally:
+        _Graph.recording = None
+
+
+@pytest.fixture
+def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda's streams and graphs replaced, so that what calls them runs on a processor."""
+    monkeypatch.setattr(rule, "captured_step", lambda _: True)
+    current = _Stream()
+    for name, value in {
+        "Stream": _Stream,
+        "CUDAGraph": _Graph,
+        "graph": _recording,
+        "stream": nullcontext,
+        "device": nullcontext,
+        "current_stream": lambda _: current,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+
+
+@pytest.mark.usefixtures("no_streams")
+def test_every_size_is_warmed_up_captured_once_and_replayed_on_the_rows_given() -> None:
+    seen: list[tuple[str, list[int]]] = []
+
+    def step(rows: Tensor, _: Tensor | None) -> None:
+        if (graph := _Graph.recording) is None:
+            seen.append(("taken", rows.tolist()))
+        else:
+            graph.tape.append(lambda: seen.append(("replayed", rows.tolist())))
+
+    replay = Replay(step, Noise(0), CPU)
+    given = [list(range(i, i + n)) for i in range(6) for n in (3, 2)]
+    for rows in given:
+        replay(torch.tensor(rows))
+    how = ["taken"] * 2 * device_module.WARM_UP_STEPS
+    assert seen == list(zip(how + ["replayed"] * (len(given) - len(how)), given, strict=True))
+    assert replay.failure is None
+    graphs = [cast("_Graph", size.graph) for size in replay.sizes.values()]
+    assert [len(graph.tape) for graph in graphs] == [1, 1]
+
+
+@pytest.mark.usefixtures("no_streams")
+def test_a_failed_capture_costs_no_step_and_no_noise() -> None:
+    noise, seen = Noise(0), []
+
+    def step(rows: Tensor, x_ng: Tensor | None) -> None:
+        assert x_ng is not None
+        if _Graph.recording is not None:
+            noise.normal_like(x_ng)
+            msg = "cannot be captured"
+            raise RuntimeError(msg)
+        seen.append((rows.tolist(), x_ng.tolist(), float(noise.normal_like(torch.zeros(())))))
+
+    replay = Replay(step, noise, CPU)
+    for i in range(8):
+        replay(torch.tensor([i]), torch.tensor([[float(i)]]))
+    reference = Noise(0)
+    draws = [float(reference.normal_like(torch.zeros(()))) for _ in range(8)]
+    assert seen == [([i], [[float(i)]], draw) for i, draw in enumerate(draws)]
+    assert replay.failure == "cannot be captured"
+
+
+@pytest.mark.usefixtures("no_streams")
+def test_memory_of_a_minibatch_is_written_again_only_when_it_is_free(make_cells: MakeCells) -> None:
+    cells = make_cells(30)
+    counts = streamed(cells, CPU).counts
+    assert isinstance(counts, StreamedCounts)
+    slot, stream, rows = device_module._Slot(4, 20, CPU), _Stream(), torch.tensor([3, 9, 1])
+    sent, used = _Stream(), _Stream()
+    slot.sent, slot.used = cast("torch.cuda.Event", sent), cast("torch.cuda.Event", used)
+    slot.send(counts, rows, cast("torch.cuda.Stream", stream))
+    assert torch.equal(slot.receive(3), cells.counts.dense(rows))
+    slot.release()
+    assert sent.asked == ["synchronize", "record"]
+    assert stream.asked == ["wait_event"]
+    assert used.asked == ["record"]
+
+
+# precision
+
+
+def test_precision_is_lowered_in_training_only_and_where_it_is_native() -> None:
+    for capability in ((7, 5), (8, 0), (9, 0), (12, 0)):
+        native = capability >= (8, 0)
+        assert rule.tensor_float32(capability, torch.float32, training=True) == native
+        expected = torch.bfloat16 if native else torch.float32
+        assert rule.output_dtype(capability, torch.float32, training=True) == expected
+        for dtype, mode in ((torch.float32, False), (torch.float64, True), (torch.float64, False)):
+            assert not rule.tensor_float32(capability, dtype, training=mode)
+            assert rule.output_dtype(capability, dtype, training=mode) == dtype
+        with rule.plain():
+            assert not rule.tensor_float32(capability, torch.float32, training=True)
+            assert rule.output_dtype(capability, torch.float32, training=True) == torch.float32
+
+
+def test_only_a_gpu_captures_steps() -> None:
+    assert not rule.captured_step(CPU)
+    assert rule.captured_step(torch.device("cuda"))
+    with rule.plain():
+        assert not rule.captured_step(torch.device("cuda:1"))
+
+
+def test_torchs_flag_is_given_back() -> None:
+    flags = torch.backends.cuda.matmul
+    name = "fp32_precision" if hasattr(flags, "fp32_precision") else "allow_tf32"
+    before = getattr(flags, name)
+    with tensor_float32():
+        assert getattr(flags, name) in {"tf32", True}
+    assert getattr(flags, name) == before
+
+
+def test_output_layers_are_rounded_within_the_block_only() -> None:
+    decoder = build(replace(CONFIG, likelihood="zinb"), 0).decoder
+    f_nf = torch.randn(5, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    layers = [decoder.location, decoder.heads["gate"]]
+    exact = [layer(f_nf) for layer in layers]
+    with rounded_outputs(decoder, torch.bfloat16):
+        rounded = [layer(f_nf) for layer in layers]
+    for layer, value, reference in zip(layers, rounded, exact, strict=True):
+        assert value.dtype == torch.float32
+        assert not torch.equal(value, reference)
+        torch.testing.assert_close(value, reference, rtol=0.02, atol=0.02)
+        assert torch.equal(layer(f_nf), reference)
+        gradients = [torch.autograd.grad(v.square().sum(), (f_nf, *layer.parameters())) for v in (value, reference)]
+        for mine, theirs in zip(*gradients, strict=True):
+            assert mine.dtype == torch.float32
+            assert float((mine - theirs).norm() / theirs.norm()) < 0.02
+
+
+# on a GPU
+
+
+def _on_gpu(cells: Cells, config: TrainConfig = TRAIN, model: ModelConfig = CONFIG) -> tuple[VAE, Outcome]:
+    return _fit(place(cells, torch.device("cuda")), config, model, torch.device("cuda"))
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("where", ["resident", "streamed"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_gpu_trains_as_a_processor(make_cells: MakeCells, name: str, where: str) -> None:
+    cells, gpu = make_cells(2000, n_batches=2), torch.device("cuda")
+    config = replace(TRAIN, max_epochs=12, batch_size=64)
+    _, reference = _fit(cells, config, MODELS[name])
+    moved = cells.to(gpu) if where == "resident" else streamed(cells, gpu)
+    model, outcome = _fit(moved, config, MODELS[name], gpu)
+    # other noise, same data and schedule
+    mine, theirs = (o.history["elbo_validation"][-1] for o in (outcome, reference))
+    assert mine == pytest.approx(theirs, rel=0.03)
+    assert outcome.n_voided == 0
+    latent = encode(model, moved).mean_nd
+    np.testing.assert_allclose(latent, encode(model.cpu(), cells).mean_nd, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_captured_step_is_the_step(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells, replays = make_cells(400), []
+
+    class Recorded(Replay):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args)
+            replays.append(self)
+
+    class OneByOne(Replay):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args)
+            self.failure = "switched off"
+
+    monkeypatch.setattr(training, "Replay", Recorded)
+    _, captured = _on_gpu(cells, replace(TRAIN, max_epochs=6))
+    assert replays[0].failure is None
+    # 379 cells in 12 batches: 32 and 31
+    assert {n: size.graph is not None for n, size in replays[0].sizes.items()} == {32: True, 31: True}
+    monkeypatch.setattr(training, "Replay", OneByOne)
+    _, eager = _on_gpu(cells, replace(TRAIN, max_epochs=6))
+    assert captured.history["elbo_validation"] == pytest.approx(eager.history["elbo_validation"], rel=0.02)
+    assert captured.history["lr"] == eager.history["lr"]
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_step_that_cannot_be_captured_is_taken_all_the_same(
+    make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = training._Step.take
+
+    def waiting(self: training._Step, *args: object) -> None:
+        take(self, *args)
+        float(self.voided)
+
+    monkeypatch.setattr(training._Step, "take", waiting)
+    _, outcome = _on_gpu(make_cells(400))
+    assert outcome.n_voided == 0
+    assert np.isfinite(outcome.history["elbo_validation"]).all()
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("captured", [True, False])
+@pytest.mark.parametrize("where", ["resident", "streamed"])
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_within_an_epoch_waits_for_the_device(
+    make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch, name: str, where: str, captured: bool
+) -> None:
+    cells, gpu, epochs = make_cells(400, n_batches=2), torch.device("cuda"), 0
+
+    def guarded(*args: object) -> Iterator[tuple[Tensor, Tensor | None]]:
+        nonlocal epochs
+        epochs += 1
+        for part in minibatches(*args):
+            # by the second epoch libraries are loaded and graphs captured
+            torch.cuda.set_sync_debug_mode("error" if epochs > 2 else "default")
+            try:
+                yield part
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(training, "minibatches", guarded)
+    if not captured:
+        monkeypatch.setattr(device_module, "WARM_UP_STEPS", 10**9)
+    moved = cells.to(gpu) if where == "resident" else streamed(cells, gpu)
+    _, outcome = _fit(moved, TRAIN, MODELS[name], gpu)
+    assert epochs == TRAIN.max_epochs
+    assert outcome.n_voided == 0

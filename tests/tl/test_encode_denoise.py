@@ -181,3 +181,59 @@ def test_a_foreign_latent_is_refused(fitted: ad.AnnData) -> None:
     fitted.obsm["X_vae"] = fitted.obsm["X_vae"][:, :2]
     with pytest.raises(ValueError, match="another fit"):
         vx.tl.denoise(fitted)
+
+
+def test_some_genes_come_back_as_in_the_layer_and_nothing_is_written(fitted: ad.AnnData) -> None:
+    before = set(fitted.layers)
+    names = list(fitted.var_names[[5, 0, -1]])
+    part = vx.tl.denoise(fitted, genes=names)
+    assert part is not None
+    assert list(part.var_names) == names
+    assert set(fitted.layers) == before
+    np.testing.assert_allclose(part.X, fitted[:, names].layers["vae_normalized"], rtol=1e-5)
+    np.testing.assert_array_equal(part.obsm["X_vae"], fitted.obsm["X_vae"])
+    assert part.obs["batch"].equals(fitted.obs["batch"])
+    mask = fitted.var_names.isin(names)
+    by_mask = vx.tl.denoise(fitted, genes=mask)
+    assert by_mask is not None
+    assert list(by_mask.var_names) == list(fitted.var_names[mask])
+    one = vx.tl.denoise(fitted, genes=names[0])
+    assert one is not None
+    np.testing.assert_array_equal(one.X[:, 0], part.X[:, 0])
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "gaussian"])
+@pytest.mark.parametrize("from_all", [True, False])
+def test_some_genes_beside_a_readout(adata: ad.AnnData, quick: dict, likelihood: str, from_all: bool) -> None:
+    modelled = np.arange(adata.n_vars) % 3 > 0
+    if not from_all:
+        adata.obs["library_size"] = np.asarray(adata.X[:, modelled].sum(1)).ravel() + 1.0
+    vx.tl.fit_vae(adata, "batch", mask_var=modelled, likelihood=likelihood, **quick)
+    for wanted in ([0, 1, 3, 2], [3, 0], [2, 1], []):
+        part = vx.tl.denoise(adata, genes=list(adata.var_names[wanted]))
+        assert part is not None
+        np.testing.assert_allclose(part.X, adata.layers["vae_normalized"][:, wanted], rtol=1e-5, atol=1e-6)
+
+
+def test_genes_that_adata_no_longer_holds_can_be_asked_for(fitted: ad.AnnData) -> None:
+    name = fitted.var_names[0]
+    part = vx.tl.denoise(fitted[:, 1:3].copy(), genes=[name])
+    assert part is not None
+    np.testing.assert_allclose(part.X[:, 0], fitted[:, name].layers["vae_normalized"][:, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"genes": ["no such gene"]}, KeyError, "unknown to the fit"),
+        ({"genes": np.ones(3, dtype=bool)}, ValueError, "one value per gene"),
+        ({"genes": ["twice", "twice"]}, ValueError, "once"),
+        ({"genes": ["any"], "key_added": "smooth"}, ValueError, "genes="),
+        ({"genes": ["any"], "copy": True}, ValueError, "genes="),
+    ],
+)
+def test_genes_that_make_no_sense_are_refused(
+    fitted: ad.AnnData, arguments: dict, error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        vx.tl.denoise(fitted, **arguments)

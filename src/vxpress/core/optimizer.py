@@ -177,19 +177,16 @@ class _CompiledAdam:
 
     def __init__(self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor) -> None:
         self.config, self.taken = config, 0
-        self.flat, self.gradient = flat.detach().numpy(), gradient.numpy()
+        self.flat, self.gradient = flat.detach().numpy(), gradient
         self.moments = np.zeros_like(self.flat), np.zeros_like(self.flat)
         self.decoupled = config.optimizer == "adamw"
 
     def step(self, loss: Tensor, lr: float, momentum: float) -> Tensor:
         from vxpress.core.kernels import adam_rows, team
 
-        cuts = team.cut(len(self.flat), torch.get_num_threads())
-        squares = np.empty(len(cuts) - 1, np.float32)
-        team.run(adam_rows.squares_serial, adam_rows.squares, cuts, self.gradient, squares)
-        norm = math.sqrt(squares.sum(dtype=np.float64)) if np.isfinite(squares).all() else math.inf
+        norm = float(self.gradient.norm())
         if not math.isfinite(norm + float(loss)):
-            self.gradient[:] = 0.0
+            self.gradient.zero_()
             return torch.ones(())
         self.taken += 1
         limit, c = self.config.max_grad_norm, self.config
@@ -199,7 +196,7 @@ class _CompiledAdam:
             1.0 - momentum**self.taken, math.sqrt(1.0 - BETAS[1] ** self.taken), scale,
         )  # fmt: skip
         team.run(
-            adam_rows.update_serial, adam_rows.update, cuts,
-            self.flat, self.gradient, *self.moments, tuple(map(np.float32, settings)), self.decoupled,
+            adam_rows.update_serial, adam_rows.update, team.cut(len(self.flat), torch.get_num_threads()),
+            self.flat, self.gradient.numpy(), *self.moments, tuple(map(np.float32, settings)), self.decoupled,
         )  # fmt: skip
         return torch.zeros(())

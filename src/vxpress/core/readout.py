@@ -20,8 +20,8 @@ from vxpress.core.likelihoods import log_cp10k
 from vxpress.core.vae import VAE
 
 BATCH = 256
-# more steps fit no better on cells that were held out, and the features are given
-STEPS = 100
+# passes over the cells, within so many steps: beyond them held-out cells are fitted no better
+PASSES, MIN_STEPS, MAX_STEPS = 8, 100, 200
 # the held-out loss is looked at this often, on so many cells at most
 CHECKS, MAX_JUDGED = 4, 2048
 LEARNING_RATE = 0.01
@@ -63,18 +63,19 @@ def _fit_softmax(
         readout.weight.zero_()
         # half a molecule more per gene keeps the log finite where none was seen
         readout.bias.copy_((sums_g + 0.5).log() - (sums_g + 0.5).sum().log())
+    n_steps = min(MAX_STEPS, max(MIN_STEPS, PASSES * math.ceil(len(train_rows) / BATCH)))
     optimizer = torch.optim.AdamW(readout.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS + 1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=n_steps + 1)
     order = torch.Generator().manual_seed(seed)
     judged = validation_rows if len(validation_rows) else train_rows[:BATCH]
     judged = judged[_shuffled(judged, order)[:MAX_JUDGED]]
     best, best_state = _mean_loss(readout, f_nf, outside, judged), copy.deepcopy(readout.state_dict())
     gradient = _Gradient(readout, min(BATCH, len(train_rows)))
-    for step, batch in enumerate(_batches(train_rows, order), 1):
+    for step, batch in enumerate(_batches(train_rows, n_steps, order), 1):
         gradient.set(f_nf[batch], *outside.entries(batch))
         optimizer.step()
         schedule.step()
-        if step * CHECKS % STEPS < CHECKS:
+        if step * CHECKS % n_steps < CHECKS:
             value = _mean_loss(readout, f_nf, outside, judged)
             if value < best:
                 best, best_state = value, copy.deepcopy(readout.state_dict())
@@ -86,13 +87,13 @@ def _shuffled(rows: Tensor, order: torch.Generator) -> Tensor:
     return torch.randperm(len(rows), generator=order).to(rows.device)
 
 
-def _batches(rows: Tensor, order: torch.Generator) -> Iterator[Tensor]:
+def _batches(rows: Tensor, n_steps: int, order: torch.Generator) -> Iterator[Tensor]:
     """As many minibatches as there are steps, pass after pass over the cells."""
-    left = STEPS
+    left = n_steps
     while left:
-        for batch in rows[_shuffled(rows, order)].tensor_split(math.ceil(len(rows) / BATCH))[:left]:
-            yield batch
-            left -= 1
+        batches = rows[_shuffled(rows, order)].tensor_split(math.ceil(len(rows) / BATCH))[:left]
+        yield from batches
+        left -= len(batches)
 
 
 class _Gradient:

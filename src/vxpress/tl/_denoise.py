@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
@@ -23,6 +24,7 @@ def denoise(
     model: Model = None,
     *,
     key: str = DEFAULT_KEY,
+    genes: str | Sequence[str] | np.ndarray | None = None,
     transform_batch: str | Sequence[str] | None = None,
     target_sum: float | None = None,
     n_draws: int = DENOISING_DRAWS,
@@ -32,6 +34,9 @@ def denoise(
 ) -> AnnData | None:
     """Write denoised expression, decoded from the stored posterior in chunks; the counts are not needed.
 
+    For some genes of a large matrix, name them: they come back as an AnnData of their own and nothing is written, so
+    that the dense matrix of all genes is never built.
+
     Parameters
     ----------
     adata
@@ -40,6 +45,9 @@ def denoise(
         Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
     key
         Stem of the fit.
+    genes
+        Genes to return instead of writing a layer: names, or a boolean array over ``adata.var``. Any genes of the fit can
+        be named, whether ``adata`` still holds them or not. ``None`` writes the layer of all genes.
     transform_batch
         Batch, or batches to average over, under which every cell is decoded; by default all batches of the fit.
     target_sum
@@ -49,13 +57,16 @@ def denoise(
     rng
         Seed of the draws, or a numpy generator; the default gives the layer that :func:`fit_vae` writes.
     key_added
-        Name of the layer; by default ``"vae_normalized"`` for the default fit, which is replaced.
+        Name of the layer; by default ``"vae_normalized"`` for the default fit, which is replaced. Not with ``genes``.
     copy
-        Return a copy instead of writing to ``adata``.
+        Return a copy instead of writing to ``adata``. Not with ``genes``, which writes nothing.
 
     Returns
     -------
-    Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
+    With ``genes``, an ``AnnData`` object, cells x ``genes`` in the order given, ready to plot: in ``X`` (dtype ``float32``)
+    the columns that the layer would have, with copies of ``obs`` and ``obsm``; ``adata`` stays as it is.
+
+    Otherwise returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
 
     ``adata.layers["vae_normalized" | key_added]`` : :class:`numpy.ndarray` (dtype ``float32``)
         E_q[rho] x ``target_sum``, n_obs x n_vars, not log-transformed (of a Gaussian fit the expected log value).
@@ -63,9 +74,10 @@ def denoise(
     Raises
     ------
     KeyError
-        If there is no such fit or posterior.
+        If there is no such fit or posterior, or a gene of ``genes`` is unknown to the fit.
     ValueError
-        If a batch is unknown to the fit, genes of it are missing, or another layer has that name.
+        If a batch is unknown to the fit, genes of it are missing, another layer has that name, or ``genes`` names a gene
+        twice or comes with ``key_added`` or ``copy``.
 
     Examples
     --------
@@ -75,12 +87,18 @@ def denoise(
     >>> vx.tl.denoise(adata)
     >>> adata.layers["vae_normalized"].shape
     (700, 765)
+
+    Two genes only, without the layer:
+
+    >>> vx.tl.denoise(adata, genes=["CD8A", "NKG7"]).shape
+    (700, 2)
     """
     check_adata(adata, copy=copy)
     fit = find_fit(adata, model, key)
     keys = Keys.of(key)
     mean_nd, var_nd = stored_posterior(adata, fit, keys)
-    position = _positions(adata, fit)
+    wanted = None if genes is None else _wanted(adata, fit, genes, key_added=key_added, copy=copy)
+    position = _positions(adata, fit) if wanted is None else wanted
     check_range("n_draws", n_draws, 1, 100_000, integer=True)
     if target_sum is not None and fit.params.scale != "composition":
         msg = f"target_sum={target_sum!r}: the values of a Gaussian fit are expected log values and have no sum to scale to."
@@ -89,7 +107,7 @@ def denoise(
     check_range("target_sum", target_sum, 1e-12, 1e12)
     layer = keys.normalized if key_added is None else key_added
     check_name("key_added", layer)
-    if layer in adata.layers and layer != keys.normalized:
+    if wanted is None and layer in adata.layers and layer != keys.normalized:
         msg = f"adata.layers[{layer!r}] stands there already. Choose another key_added=, or delete it first."
         raise ValueError(msg)
     batches = _batch_codes(fit, transform_batch)
@@ -104,12 +122,47 @@ def denoise(
         target_sum=target_sum,
         n_draws=n_draws,
         seed=int(seed_of(rng).integers(2**62)) if rng != DENOISING_SEED else DENOISING_SEED,
+        genes=wanted,
     )
+    if wanted is not None:
+        logg.info("    finished", time=start)
+        var = pd.DataFrame(index=pd.Index(fit.genes[wanted], dtype=object))
+        obsm = {name: value.copy() for name, value in adata.obsm.items()}
+        return AnnData(matrix, obs=adata.obs.copy(), var=var, obsm=obsm)
     adata = own(adata, copy=copy)
     results = Results(layers={layer: _place(matrix, position, adata.n_vars)})
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
+
+
+def _wanted(
+    adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray, *, key_added: str | None, copy: bool
+) -> np.ndarray:
+    """Where the genes asked for lie in the fit."""
+    if key_added is not None or copy:
+        given = f"key_added={key_added!r}" if key_added is not None else "copy=True"
+        msg = f"{given} was given with genes=, which returns an AnnData and writes no layer. Leave one of the two out."
+        raise ValueError(msg)
+    asked = np.atleast_1d(np.asarray(genes))
+    if asked.dtype == bool:
+        if asked.shape != (adata.n_vars,):
+            msg = f"genes= is a boolean array of shape {asked.shape}; ({adata.n_vars},), one value per gene of adata, is expected."
+            raise ValueError(msg)
+        asked = adata.var_names.to_numpy()[asked]
+    names = pd.Index(asked.astype(str), dtype=object)
+    if not names.is_unique:
+        msg = f"genes= names {list(names[names.duplicated()].unique()[:3])} more than once; name each gene once, for example list(dict.fromkeys(genes))."
+        raise ValueError(msg)
+    position = pd.Index(fit.genes, dtype=object).get_indexer(names)
+    if (position < 0).any():
+        msg = (
+            f"{int((position < 0).sum())} of the {len(names)} genes of genes= are unknown to the fit (for example "
+            f"{list(names[position < 0][:3])}). It knows those in adata.uns[key]['genes']['names']: "
+            "genes=[name for name in genes if name in known]."
+        )
+        raise KeyError(msg)
+    return np.asarray(position, dtype=np.int64)
 
 
 def _positions(adata: AnnData, fit: Fit) -> np.ndarray:

@@ -11,14 +11,6 @@ OPTIONS = {"error_model": "numpy", "nogil": True}
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 
 
-@njit(fastmath={"reassoc", "contract"}, **OPTIONS)
-def _squares(g):
-    total = ZERO
-    for i in range(g.size):
-        total += g[i] * g[i]
-    return total
-
-
 @njit(**OPTIONS)
 def _update(p, g, m, v, lr, beta1, beta2, eps, decay, decoupled, rise1, rise2, scale):
     step, keep = lr / rise1, ONE - lr * decay if decoupled else ONE
@@ -29,20 +21,6 @@ def _update(p, g, m, v, lr, beta1, beta2, eps, decay, decoupled, rise1, rise2, s
         v[i] = beta2 * v[i] + (ONE - beta2) * slope * slope
         p[i] = p[i] * keep - step * m[i] / (np.sqrt(v[i]) / rise2 + eps)
         g[i] = ZERO
-
-
-@njit(**OPTIONS, **CACHED)
-def squares_serial(cuts, g, out):
-    """:func:`squares` on the calling thread."""
-    for i in range(cuts.size - 1):
-        out[i] = _squares(g[cuts[i] : cuts[i + 1]])
-
-
-@njit(parallel=True, **OPTIONS, **CACHED)
-def squares(cuts, g, out):
-    """Sum of squares of a gradient, one part per thread."""
-    for i in prange(cuts.size - 1):
-        out[i] = _squares(g[cuts[i] : cuts[i + 1]])
 
 
 @njit(**OPTIONS, **CACHED)

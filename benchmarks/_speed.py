@@ -1,0 +1,121 @@
+"""What the timings share: the machine they ran on, taking turns, and writing results."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
+PACKAGES = ("vxpress", "torch", "numba", "numpy", "scanpy", "anndata", "scvi-tools")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> tuple[str, set[str]]:
+    """Name and flags of the processor, as Linux tells them; elsewhere what Python knows."""
+    file = Path("/proc/cpuinfo")
+    if not file.exists():
+        return platform.processor(), set()
+    fields = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    return fields.get("model name", platform.processor()), set(fields.get("flags", fields.get("Features", "")).split())
+
+
+def set_threads(n: int) -> None:
+    """The same number of threads for torch, whose number our compiled loops follow, and for numba."""
+    import numba
+    import torch
+
+    numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+    # starting numba's threads may change torch's number, so torch's is set last
+    torch.set_num_threads(n)
+
+
+def machine() -> dict[str, Any]:
+    """Versions, processor with the features that matter, and threads as they are set now."""
+    import numba
+    import torch
+
+    name, flags = _processor()
+    return {
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "platform": platform.platform(),
+        "processor": name,
+        "features": {feature: feature in flags for feature in FEATURES},
+        "threads": {"torch": torch.get_num_threads(), "numba": numba.get_num_threads()},
+    }
+
+
+def alternate(functions: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Call every function in turn, ``repeats`` rounds, and collect what each returns (seconds, as a rule).
+
+    Taking turns shares out what else the machine does; the first round comes after nothing of its own, so a function
+    that must be warm warms itself before it is handed in.
+    """
+    out: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            out[name].append(float(function()))
+    return out
+
+
+def spread(values: Iterable[float]) -> dict[str, Any]:
+    """Median, smallest and largest of some timings, and all of them."""
+    values = list(values)
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "all": values}
+
+
+def save(name: str, payload: Mapping[str, Any]) -> Path:
+    """Write ``results/<name>.json`` with the machine it was measured on; parts of an earlier run stay unless replaced."""
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(known | {"machine": machine()} | dict(payload), indent=1) + "\n")
+    return path
+
+
+def simulated(n_cells: int, n_genes: int, *, n_block: int = 10_000, n_batches: int = 2, seed: int = 0) -> Any:
+    """An AnnData of simulated counts (float32 CSR, about a tenth stored), built at the speed of a copy.
+
+    A block of at most ``n_block`` cells is drawn from the model of ``vx.datasets.simulate``; more cells are the same
+    ones again, each time in another order.  So beyond one block held-out cells have copies among the training cells:
+    good for timings and for comparing settings on the same data, not for judging generalisation.
+    """
+    import anndata as ad
+    import numpy as np
+    import pandas as pd
+    from scipy import sparse
+
+    import vxpress as vx
+
+    block = vx.datasets.simulate(
+        min(n_cells, n_block), n_genes, n_groups=8, n_batches=n_batches, library_mean=0.15 * n_genes, rng=seed
+    )
+    rng = np.random.default_rng(seed)
+    n_tiles = -(-n_cells // block.n_obs)
+    rows = np.concatenate([rng.permutation(block.n_obs) for _ in range(n_tiles)])[:n_cells]
+    x = sparse.csr_matrix(block.X, dtype=np.float32)
+    lengths = np.diff(x.indptr)[rows]
+    indptr = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+    index = np.int32 if indptr[-1] < 2**31 else np.int64
+    indices, data = np.empty(indptr[-1], index), np.empty(indptr[-1], np.float32)
+    for start in range(0, n_cells, block.n_obs):
+        part = x[rows[start : start + block.n_obs]]
+        here = slice(indptr[start], indptr[start] + part.nnz)
+        indices[here], data[here] = part.indices, part.data
+    counts = sparse.csr_matrix((data, indices, indptr.astype(index)), shape=(n_cells, n_genes))
+    obs = pd.DataFrame({"batch": block.obs["batch"].to_numpy()[rows]}, index=np.arange(n_cells).astype(str))
+    obs["batch"] = obs["batch"].astype("category")
+    return ad.AnnData(counts, obs=obs, var=block.var[[]])

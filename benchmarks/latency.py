@@ -1,0 +1,103 @@
+"""How long until the first result: imports, the first fit ever, and the first fit of a later process.
+
+    python benchmarks/latency.py --threads 2
+
+Every figure comes from fresh processes.  Imports: ``import scanpy`` and ``import scanpy, vxpress`` take turns.  Fits: the
+embedded demo data, once with an empty folder for compiled code (``NUMBA_CACHE_DIR``) and once more with what the first
+left there; ``call`` is from ``vx.tl.fit_vae`` being typed to its return, imports of torch and the like included, ``fit`` the
+same without these imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+from _speed import alternate, machine, save, set_threads, spread
+
+IMPORT = """
+import json, sys, time
+start = time.perf_counter()
+import {modules}
+seconds = time.perf_counter() - start
+print(json.dumps({{"seconds": seconds, "torch": "torch" in sys.modules}}))
+"""
+FIT = """
+import json, time
+import vxpress as vx
+adata = vx.datasets.pbmc68k_reduced()
+start = time.perf_counter()
+fit_vae = vx.tl.fit_vae
+ready = time.perf_counter()
+fit_vae(adata, device="cpu")
+end = time.perf_counter()
+elbo = float(adata.uns["vae"]["history"]["elbo_validation"][-1])
+print(json.dumps({"call": end - start, "fit": end - ready, "elbo_validation": elbo}))
+"""
+
+
+def child(code: str, threads: int, **environment: str) -> dict[str, float]:
+    """What a fresh Python prints last, as JSON, and the seconds it took in all."""
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True, text=True, check=True, env=os.environ | counts | environment,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1]) | {"process": time.perf_counter() - start}
+
+
+def imports(args: argparse.Namespace) -> dict:
+    """Seconds of both imports, and the difference of their medians."""
+    loads_torch = child(IMPORT.format(modules="vxpress"), args.threads)["torch"]
+    found = alternate(
+        {
+            name: lambda name=name: child(IMPORT.format(modules=name), args.threads)["seconds"]
+            for name in ("scanpy", "scanpy, vxpress")
+        },
+        args.import_repeats,
+    )
+    alone, both = (spread(found[name]) for name in found)
+    beyond = both["median"] - alone["median"]
+    print(f"{'import scanpy':<30}{alone['median']:>8.3f} s  ({alone['min']:.3f}-{alone['max']:.3f})")
+    print(f"{'import scanpy, vxpress':<30}{both['median']:>8.3f} s  ({both['min']:.3f}-{both['max']:.3f})")
+    print(f"{'beyond scanpy':<30}{beyond:>8.3f} s  torch imported: {loads_torch}", flush=True)
+    return {"scanpy": alone, "scanpy, vxpress": both, "beyond": beyond, "imports_torch": loads_torch}
+
+
+def fits(args: argparse.Namespace) -> dict:
+    """First and second process, with a folder of their own each time."""
+    runs: dict[str, list[dict[str, float]]] = {"first": [], "second": []}
+    for _ in range(args.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            for found in runs.values():
+                found.append(child(FIT, args.threads, NUMBA_CACHE_DIR=folder))
+    out = {}
+    for which, found in runs.items():
+        out[which] = {key: spread(run[key] for run in found) for key in ("call", "fit", "process")}
+        for key, s in out[which].items():
+            print(f"{which + ' process: ' + key:<30}{s['median']:>8.2f} s  ({s['min']:.2f}-{s['max']:.2f})")
+        out[which]["elbo_validation"] = found[0]["elbo_validation"]
+        print(f"{which + ' process: ELBO':<30}{found[0]['elbo_validation']:>8.1f}", flush=True)
+    return out
+
+
+def main() -> None:
+    """Print both tables and write ``results/latency.json``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--import-repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    set_threads(args.threads)
+    payload = {"machine": machine(), "imports": imports(args), "fits": fits(args)}
+    print(f"written to {save('latency', payload)}")
+
+
+if __name__ == "__main__":
+    main()

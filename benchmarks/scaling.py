@@ -1,0 +1,180 @@
+"""How a fit grows with the number of cells, on a processor, counts in memory.
+
+    python benchmarks/scaling.py --parts epochs memory whole --threads 2
+
+``epochs``: seconds per epoch of training, validation included, at several numbers of cells, and the growth against
+linear.  ``memory``: the peak of a fit above the process that already holds the counts and has fitted a few cells before,
+in a process of its own, beside the bytes of the counts.  ``whole``: one fit at the defaults, wall time from the call to
+its return.  Held-out ELBO beside each, nats per cell; see ``_speed.simulated`` for what held-out means here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from _speed import alternate, machine, save, set_threads, simulated, spread
+
+
+def warm_up(args: argparse.Namespace) -> None:
+    """Compile, or load what was compiled, outside of what is timed."""
+    import vxpress as vx
+
+    set_threads(args.threads)
+    vx.tl.fit_vae(simulated(500, args.genes), "batch", max_epochs=1, denoised=False, device="cpu")
+
+
+def held_out(adata: Any) -> float:
+    """Validation ELBO of the last epoch."""
+    return float(adata.uns["vae"]["history"]["elbo_validation"][-1])
+
+
+def epochs(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds per epoch at each size, the sizes taking turns."""
+    import vxpress as vx
+    from vxpress.bridge import run as carried_out
+
+    train, seconds = carried_out.train, []
+
+    def timed(*arguments: Any, **settings: Any) -> Any:
+        start = time.perf_counter()
+        outcome = train(*arguments, **settings)
+        seconds.append((time.perf_counter() - start) / len(outcome.history["lr"]))
+        return outcome
+
+    elbo: dict[str, float] = {}
+
+    def one(n: int) -> float:
+        vx.tl.fit_vae(sets[n], "batch", max_epochs=args.epochs, denoised=False, device="cpu")
+        elbo[str(n)] = held_out(sets[n])
+        return seconds[-1]
+
+    sets = {n: simulated(n, args.genes) for n in args.cells}
+    carried_out.train = timed
+    try:
+        found = alternate({str(n): lambda n=n: one(n) for n in args.cells}, args.repeats)
+    finally:
+        carried_out.train = train
+    first = args.cells[0]
+    base = spread(found[str(first)])["median"] / first
+    out: dict[str, Any] = {}
+    print(f"\n{'cells':>10}{'s/epoch':>10}{'range':>16}{'cells/s':>10}{'of linear':>11}{'ELBO':>10}")
+    for n in args.cells:
+        s = spread(found[str(n)])
+        growth = s["median"] / n / base
+        out[str(n)] = s | {"cells_per_second": n / s["median"], "times_linear": growth, "elbo_validation": elbo[str(n)]}
+        span = f"{s['min']:.2f}-{s['max']:.2f}"
+        print(f"{n:>10,}{s['median']:>10.2f}{span:>16}{n / s['median']:>10,.0f}{growth:>11.2f}{elbo[str(n)]:>10.1f}")
+    return {"epochs_per_fit": args.epochs, "sizes": out}
+
+
+def _resident() -> int:
+    """Bytes of this process that lie in memory now, or its peak where the system does not say."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return _peak()
+
+
+def _peak() -> int:
+    """Largest number of bytes so far; Linux counts kilobytes, macOS bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_child(args: argparse.Namespace) -> None:
+    """One fit; its peak as JSON on the last line."""
+    import vxpress as vx
+
+    warm_up(args)
+    adata = simulated(args.memory_cells, args.genes)
+    gc.collect()
+    before, built = _resident(), _peak()
+    vx.tl.fit_vae(adata, "batch", max_epochs=args.epochs, denoised=False, device="cpu")
+    counts = sum(part.nbytes for part in (adata.X.data, adata.X.indices, adata.X.indptr))
+    peak = _peak()
+    print(json.dumps({
+        "cells": args.memory_cells, "counts_bytes": counts, "above_baseline_bytes": peak - before,
+        "is_upper_bound": peak <= built, "baseline_bytes": before, "elbo_validation": held_out(adata),
+    }))  # fmt: skip
+
+
+def memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory of fresh processes."""
+    command = [
+        sys.executable, __file__, "--child", "--memory-cells", str(args.memory_cells), "--genes", str(args.genes),
+        "--threads", str(args.threads), "--epochs", str(args.epochs),
+    ]  # fmt: skip
+    runs = []
+    for _ in range(args.repeats):
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        runs.append(json.loads(done.stdout.splitlines()[-1]))
+    above = spread(run["above_baseline_bytes"] for run in runs)
+    counts = runs[0]["counts_bytes"]
+    bound = " (at most: building the counts took more)" if any(run["is_upper_bound"] for run in runs) else ""
+    print(
+        f"\nmemory, {args.memory_cells:,} cells: {above['median'] / 1e6:,.0f} MB above the process with its counts"
+        f" ({above['min'] / 1e6:,.0f}-{above['max'] / 1e6:,.0f}); counts {counts / 1e6:,.0f} MB,"
+        f" {above['median'] / counts:.2f} times{bound}; ELBO {runs[0]['elbo_validation']:.1f}"
+    )
+    return {"above_baseline_bytes": above, "times_counts": above["median"] / counts, "runs": runs}
+
+
+def whole(args: argparse.Namespace) -> dict[str, Any]:
+    """One fit at the defaults."""
+    import vxpress as vx
+
+    adata = simulated(args.whole_cells, args.genes)
+    start = time.perf_counter()
+    vx.tl.fit_vae(adata, "batch", device="cpu")
+    seconds = time.perf_counter() - start
+    stored = adata.uns["vae"]
+    n_epochs, steps = len(stored["history"]["lr"]), int(stored["params"]["n_steps"])
+    print(
+        f"\nwhole, {args.whole_cells:,} cells at the defaults: {seconds:,.0f} s, {n_epochs} epochs, {steps:,} steps, "
+        f"ELBO {held_out(adata):.1f}; {stored['diagnostics']['verdict']}"
+    )
+    return {
+        "cells": args.whole_cells, "seconds": seconds, "epochs": n_epochs, "steps": steps,
+        "elbo_validation": held_out(adata), "verdict": str(stored["diagnostics"]["verdict"]),
+    }  # fmt: skip
+
+
+PARTS = {"epochs": epochs, "memory": memory, "whole": whole}
+
+
+def main() -> None:
+    """Run the parts asked for, print their tables and write ``results/scaling.json``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--cells", nargs="+", type=int, default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--memory-cells", type=int, default=100_000)
+    parser.add_argument("--whole-cells", type=int, default=1_000_000)
+    parser.add_argument("--genes", type=int, default=2_000)
+    parser.add_argument("--epochs", type=int, default=2, help="epochs per timed fit")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if args.child:
+        memory_child(args)
+        return
+    warm_up(args)
+    print(f"{args.genes:,} genes, {args.threads} threads")
+    for part in args.parts:
+        set_threads(args.threads)
+        path = save("scaling", {part: PARTS[part](args) | {"genes": args.genes, "machine": machine()}})
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -22,8 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _judge import judge
-from _simulated import simulated
-from _speed import alternate, save, set_threads, spread
+from _speed import alternate, save, set_threads, simulated, spread
 from anndata import AnnData
 from numba import njit, prange
 
@@ -236,7 +235,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=10_000)
     parser.add_argument("--genes", type=int, default=2_000)
-    parser.add_argument("--density", type=float, default=0.1)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -245,7 +243,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     for name in ("lightning", "lightning.pytorch", "scvi"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    adata = simulated(args.cells + 1_000, args.genes, density=args.density)
+    adata = simulated(args.cells + 1_000, args.genes, n_block=args.cells + 1_000)
     adata, test = adata[: args.cells].copy(), adata[args.cells :].copy()
     cells = as_cells(adata)
     print(f"{args.cells} x {args.genes}, {cells.counts.density:.1%} not zero, {args.threads} threads")

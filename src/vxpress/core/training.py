@@ -157,6 +157,7 @@ class _Step:
         device = cells.log_library_n1.device
         self.gradient = _gradient(model, cells, noise)
         self.running = [value for value in model.buffers() if value.dim()]
+        self.before = [value.clone() for value in self.running]
         self.sums, self.voided = torch.zeros(4, dtype=torch.float64, device=device), torch.zeros((), device=device)
 
     def start_epoch(self) -> None:
@@ -169,14 +170,20 @@ class _Step:
 
     def take(self, batch: Batch, weight: float | Tensor, advance: Callable[[Tensor], Tensor]) -> None:
         """Take the step, the optimizer's part of it being ``advance``."""
-        before = [value.clone() for value in self.running]
+        for old, value in zip(self.before, self.running, strict=True):
+            old.copy_(value)
         terms, loss = self.gradient(batch, cast("float", weight))
         bad = advance(loss)
-        for value, old in zip(self.running, before, strict=True):
-            value.copy_(torch.where(bad > 0, old, value))
-        self.voided += bad
-        # a voided step counts for nothing, neither its terms nor its cells
-        self.sums += torch.where(bad > 0, 0.0, F.pad(terms, (0, 1), value=len(batch.rows)))
+        # a voided step counts for nothing, neither its terms nor its cells; a processor need not ask in tensors
+        if bad.device.type != "cpu" or bool(bad):
+            for value, old in zip(self.running, self.before, strict=True):
+                value.copy_(torch.where(bad > 0, old, value))
+            self.voided += bad
+            terms = torch.where(bad > 0, 0.0, F.pad(terms, (0, 1), value=len(batch.rows)))
+            self.sums += terms
+        else:
+            self.sums[:3] += terms
+            self.sums[3] += len(batch.rows)
 
 
 class _DeviceStep(_Step):

@@ -61,8 +61,9 @@ def _forward(first, last, start, rows, indptr, indices, data, weight, bias, out,
         _gather(genes, log_x[: x.size], weight, out[n])
         if ordered:
             for k in range(x.size):
-                at = free[genes[k]]
-                free[genes[k]] = at + 1
+                g = genes[k]
+                at = free[g]
+                free[g] = at + 1
                 cells[at] = n
                 values[at] = log_x[k]
 

@@ -31,8 +31,9 @@ CHANGES: dict[str, dict] = {
     "layer norm": {"options": {"norm": "layer"}},
     "covariates at the output": {"options": {"condition_output": True}},
     "warm-up 0.1": {"kl_warmup": 0.1},
-    "512 cells a step, rate 0.02": {"batch_size": 512, "options": {"learning_rate": 0.02}},
-    "rate 0.005": {"options": {"learning_rate": 0.005}},
+    "256 cells a step, rate 0.01": {"batch_size": 256, "options": {"learning_rate": 0.01}},
+    "128 cells a step, rate 0.005": {"batch_size": 128, "options": {"learning_rate": 0.005}},
+    "rate 0.01": {"options": {"learning_rate": 0.01}},
     "zinb": {"likelihood": "zinb"},
 }
 

@@ -25,7 +25,7 @@ _SETTINGS: dict[str, Any] = vars(numba_config)
 def _cache_folder_is_writable() -> bool:
     """Whether numba finds a place for compiled code; without one it would refuse to define a cached function."""
     # an account without a home keeps its tilde, where pathlib would raise
-    folders = [Path(__file__).parent, os.path.expanduser("~")]  # noqa: PTH111
+    folders = [str(Path(__file__).parent), os.path.expanduser("~")]  # noqa: PTH111
     return bool(_SETTINGS["CACHE_DIR"]) or any(os.access(folder, os.W_OK) for folder in folders)
 
 

@@ -58,7 +58,7 @@ class FitOptions:
         ``"one-cycle"`` (Smith & Topin 2019) or ``"constant"`` learning rate.
     learning_rate
         Peak learning rate. By default 0.01 for minibatches of 256 cells, in proportion to their size and at most 0.02
-        (Goyal et al. 2017).
+        (Goyal et al. 2017); 0.001 with ``preset="scvi"``.
     weight_decay
         Weight decay of the optimizer.
     adam_eps

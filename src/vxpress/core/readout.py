@@ -119,7 +119,7 @@ class _Gradient:
         residual_ng = torch.softmax(logits, dim=-1, out=self.shares[:n])
         rows = where // residual_ng.shape[1]
         total_n = torch.zeros(n, device=f_nf.device).index_add_(0, rows, values)
-        residual_ng.view(-1).index_add_(0, where, values / total_n[rows], alpha=-1.0)
+        residual_ng.view(-1).index_add_(0, where, values / total_n[rows].clamp_min(1.0), alpha=-1.0)
         weight_n = total_n / total_n.sum().clamp_min(1.0)
         weighted_nf = (f_nf * weight_n[:, None]).to(self.dtype)
         readout.weight.grad = (residual_ng.to(self.dtype).t() @ weighted_nf).float()

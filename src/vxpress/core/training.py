@@ -103,10 +103,10 @@ def train(
         p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("decoder.readout")
     ]
     optimizer = Optimizer(config, parameters, n_steps)
-    step = (_DeviceStep if rule.captured_step(device) else _Step)(model, cells, optimizer, noise)
     keeper = _Keeper(config, active=len(validation_rows) > 0)
     outcome, troubled = Outcome(), 0
     try:
+        step = (_DeviceStep if rule.captured_step(device) else _Step)(model, cells, optimizer, noise)
         for epoch in (bar := tqdm(range(config.max_epochs), desc="fit_vae", disable=not progress)):
             model.train()
             step.start_epoch()

@@ -115,8 +115,8 @@ def fit_vae(
         Passes over the training cells; by default a budget of visits, 184,320 up to 5,000 cells and growing with the
         root of their number, and at most 100 epochs: few cells are overfitted beyond that.
     batch_size
-        Cells per step; by default 512, or 256 where fewer than 1,500 cells are trained on. The learning rate follows,
-        see :class:`FitOptions`.
+        Cells per step; by default 512, or 256 where fewer than 1,500 cells are trained on, and 128 with
+        ``preset="scvi"``. The learning rate follows, see :class:`FitOptions`.
     validation_fraction
         Share of the cells held out to choose the best state and to judge the fit; 0 trains on all and judges nothing.
     early_stopping

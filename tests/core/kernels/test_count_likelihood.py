@@ -153,6 +153,16 @@ def test_broken_counts_take_gamma_functions() -> None:
     _assert_close(*_both(f, layers, _batch(x, batch.log_library_n1), torch.ones(5)))
 
 
+@pytest.mark.parametrize("gate", [False, True])
+def test_zeros_may_be_stored(gate: bool) -> None:
+    f, layers, batch = _problem(5, 30, gate=gate)
+    counts = batch.counts
+    data = counts.data.clone()
+    data[::3] = 0
+    batch = replace(batch, counts=replace(counts, data=data))
+    _assert_close(*_both(f, layers, batch, torch.ones(5)))
+
+
 def test_empty_cells_and_silent_genes() -> None:
     f, layers, batch = _problem(4, 30, gate=True)
     _assert_close(*_both(f, layers, _batch(np.zeros((4, 30)), batch.log_library_n1), torch.ones(4)))

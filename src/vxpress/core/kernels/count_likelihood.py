@@ -1,7 +1,7 @@
 """Log likelihood of a minibatch from the features that the decoder's output layers see, and its gradients.
 
-Products of the output layers are written into buffers that are kept from step to step; the compiled loops turn them
-into gradients by the logits, so nothing of size cells x genes is kept for a tape or allocated anew.
+Products of an output layer are written into one buffer, kept from step to step up to 16 MB; the compiled loops turn it
+into the gradient by the logits, so a tape holds no other array of size cells x genes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Buffer:
         if len(kept) < self.per_shape:
             kept.append(self.tensor)
         if len(self.shelf) > self.shapes:
-            self.shelf.pop(next(iter(self.shelf)), None)
+            self.shelf.pop(list(self.shelf)[0], None)  # noqa: RUF015 - a copy: another thread may add to it
 
     @classmethod
     def product(cls, a: Tensor, b: Tensor) -> _Buffer:
@@ -154,10 +154,15 @@ class CountLikelihood:
         """Gradients by the output weights for autograd, cells weighted by ``scale``; None what a sink took up."""
         scaled = (self.f * scale).to(self.f.dtype)
         parameters = (self.layers.weight, self.layers.gate_weight)
-        return [
-            None if logits is None or w is None else hand_over(w, _Buffer.product(logits.tensor.t(), scaled).tensor)
-            for w, logits in zip(parameters, self.logits, strict=True)
-        ]
+        gradients: list[Tensor | None] = []
+        for w, logits in zip(parameters, self.logits, strict=True):
+            if logits is None or w is None:
+                gradients.append(None)
+                continue
+            # named, so that its memory is not lent again before it is read
+            product = _Buffer.product(logits.tensor.t(), scaled)
+            gradients.append(hand_over(w, product.tensor))
+        return gradients
 
     def backward_into_sinks(self, scale: float) -> Tensor:
         """All gradients of ``scale`` times the sum over cells: into the optimizer's memory; by the features returned."""
@@ -183,6 +188,7 @@ def count_log_likelihood(
         layers.gate_bias,
         log_library_n1,
         likelihood,
+        torch.is_grad_enabled(),
     )
     return value
 
@@ -190,9 +196,10 @@ def count_log_likelihood(
 class _CountLogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, f_nf: Tensor, *rest: Any) -> Tensor:
-        ctx.likelihood = rest[-1]
-        ctx.library_shape = rest[-2].shape
-        return torch.from_numpy(ctx.likelihood.forward(f_nf, gradient=any(ctx.needs_input_grad))).float()
+        *_, log_library_n1, ctx.likelihood, recording = rest
+        ctx.library_shape = log_library_n1.shape
+        gradient = recording and any(ctx.needs_input_grad)
+        return torch.from_numpy(ctx.likelihood.forward(f_nf, gradient=gradient)).float()
 
     @staticmethod
     @once_differentiable
@@ -208,4 +215,4 @@ class _CountLogLikelihood(torch.autograd.Function):
         d_library = (torch.from_numpy(likelihood.d_library)[:, None] * scale_n1).reshape(ctx.library_shape)
         d_f = likelihood.features_gradient().mul_(scale_n1)
         d_gate = None if likelihood.layers.gate_bias is None else d_gate_bias
-        return d_f, d_weight, d_bias, d_log_theta, d_gate_weight, d_gate, d_library, None
+        return d_f, d_weight, d_bias, d_log_theta, d_gate_weight, d_gate, d_library, None, None

@@ -201,6 +201,9 @@ def _counted(
     total = 0.0
     for k in range(indices.size):
         j, x = indices[k], data[k]
+        if x == ZERO:
+            # a zero may be stored
+            continue
         mean = e[j] * scale
         t = mean * inverse[j]
         share = ONE / (ONE + t)
@@ -264,8 +267,9 @@ def _rows(first, last, batch, location, gate, dispersion, gradient, weight, valu
             _put(a, weight[n], low, full, n, d_bias)
             _add_scaled(d_log_theta[r], weight[n], d_theta)
             if n_gates > 0:
-                for j in indices[here]:
-                    d_gate[j] = -closed[j]
+                for k in range(here.start, here.stop):
+                    if data[k] != ZERO:
+                        d_gate[indices[k]] = -closed[indices[k]]
                 _put(d_gate, weight[n], gate_low, gate_full, n, d_gate_bias)
 
 

@@ -64,22 +64,22 @@ class InputProduct:
 
 def input_product(batch: Batch, weight: Tensor, bias: Tensor, s_nc: Tensor | None) -> Tensor:
     """:class:`InputProduct` for autograd, differentiable once."""
-    product: Tensor = _InputProduct.apply(weight, bias, s_nc, batch)
+    product: Tensor = _InputProduct.apply(weight, bias, s_nc, batch, torch.is_grad_enabled())
     return product
 
 
 class _InputProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor, s_nc: Tensor | None, batch: Batch) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, s_nc: Tensor | None, batch: Batch, recording: bool) -> Tensor:  # noqa: FBT001
         ctx.product = InputProduct(batch, weight, bias, s_nc)
-        return ctx.product.forward(ordered=ctx.needs_input_grad[0])
+        return ctx.product.forward(ordered=recording and ctx.needs_input_grad[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         product, d_out = ctx.product, d_out.contiguous()
-        needs_weight, needs_bias, needs_condition, _ = ctx.needs_input_grad
+        needs_weight, needs_bias, needs_condition, *_ = ctx.needs_input_grad
         d_weight = product.weight_gradient(d_out) if needs_weight else None
         d_bias = d_out.sum(0) if needs_bias else None
         d_condition = d_out @ product.weight[:, -product.s_nc.shape[1] :] if needs_condition else None
-        return d_weight, d_bias, d_condition, None
+        return d_weight, d_bias, d_condition, None, None

@@ -1,7 +1,7 @@
 """Which form of a costly piece runs: a pure function of processor, shapes, density and settings.
 
-Nothing here looks at a clock, so a rerun takes the same path and gives the same bits.  The bounds were chosen from
-``benchmarks/kernels.py``, whose table stands in ``docs/benchmarks.md``.
+Nothing here looks at a clock, so a rerun takes the same path and gives the same bits.  ``benchmarks/kernels.py`` times
+what the bounds rest on.
 """
 
 from __future__ import annotations

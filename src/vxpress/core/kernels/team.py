@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -22,14 +21,20 @@ from numba import config as numba_config
 _SETTINGS: dict[str, Any] = vars(numba_config)
 
 
-def _cache_folder_is_writable() -> bool:
-    """Whether numba finds a place for compiled code; without one it would refuse to define a cached function."""
-    # an account without a home keeps its tilde, where pathlib would raise
-    folders = [str(Path(__file__).parent), os.path.expanduser("~")]  # noqa: PTH111
-    return bool(_SETTINGS["CACHE_DIR"]) or any(os.access(folder, os.W_OK) for folder in folders)
+def _can_cache() -> bool:
+    """Whether numba finds a place for compiled code; without one it refuses to define a cached function."""
+    try:
+        numba.njit(cache=True)(_nothing)
+    except (RuntimeError, OSError):
+        return False
+    return True
 
 
-CACHED: dict[str, Any] = {"cache": _cache_folder_is_writable()}
+def _nothing() -> None:
+    pass
+
+
+CACHED: dict[str, Any] = {"cache": _can_cache()}
 # layers that hold up when two Python threads fit at once
 SAFE_LAYERS = ("omp", "tbb")
 
@@ -48,11 +53,26 @@ def run(serial: Callable[..., Any], parallel: Callable[..., Any], cuts: np.ndarr
     if len(cuts) <= 2 or not _parallel_is_safe():
         serial(cuts, *args)
         return
+    before = numba.get_num_threads()
     numba.set_num_threads(min(len(cuts) - 1, _SETTINGS["NUMBA_NUM_THREADS"]))
-    parallel(cuts, *args)
+    try:
+        parallel(cuts, *args)
+    finally:
+        numba.set_num_threads(before)
 
 
 _safe: bool | None = None
+
+
+def _after_fork() -> None:
+    """A forked child cannot use its parent's threads: OpenMP would end it."""
+    global _safe  # noqa: PLW0603
+    if _safe is not None:
+        _safe = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _parallel_is_safe() -> bool:

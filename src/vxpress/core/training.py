@@ -96,6 +96,9 @@ def train(
     eps_nd = torch.randn(len(validation_rows), n_eps, generator=torch.Generator().manual_seed(validation_seed)).to(
         device
     )
+    if len(train_rows) < 2:
+        msg = f"{len(train_rows)} cell(s) are left to train on; at least 2 are needed. Hold out fewer (validation_fraction=)."
+        raise TrainingError(msg)
     # no batch of one cell: it has no variance to normalise by
     n_batches = min(math.ceil(len(train_rows) / config.batch_size), max(1, len(train_rows) // 2))
     n_steps = n_batches * config.max_epochs

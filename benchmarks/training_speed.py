@@ -225,7 +225,7 @@ def _optimizer(n_weights: int, threads: int) -> float:
     adam = torch.optim.AdamW([weight], fused=True)
     p, g, m, v = (np.zeros(n_weights, np.float32) for _ in range(4))
     settings = tuple(np.float32(x) for x in (0.01, 0.9, 0.999, 1e-8, 0.0, 0.1, 0.1, 1.0))
-    cuts = team.cut(n_weights, threads)
+    cuts = team.cut(n_weights, threads)[:, None]
     ours = milliseconds(lambda: team.run(adam_rows.update_serial, adam_rows.update, cuts, p, g, m, v, settings, True))
     return min(milliseconds(adam.step), ours)
 

@@ -15,6 +15,8 @@ from vxpress.core.kernels import rule
 # the shape of torch.optim.lr_scheduler.OneCycleLR at its defaults
 RISE, START_DIVISOR, END_DIVISOR, MOMENTA = 0.3, 25.0, 1e4, (0.95, 0.85)
 BETAS = (0.9, 0.999)
+# weights of one tensor begin at a cache line
+LINE = 16
 
 
 def one_cycle(step: int, n_steps: int) -> tuple[float, float]:
@@ -70,14 +72,16 @@ class Optimizer:
     def __init__(self, config: TrainConfig, parameters: Sequence[nn.Parameter], n_steps: int) -> None:
         self.config, self.n_steps, self.done = config, n_steps, 0
         self.parameters = list(parameters)
-        total = sum(p.numel() for p in self.parameters)
         first = self.parameters[0]
-        self.flat = nn.Parameter(torch.empty(total, dtype=first.dtype, device=first.device))
+        starts, total = [], 0
+        for p in self.parameters:
+            starts.append(total)
+            total += -(-p.numel() // LINE) * LINE
+        self.flat = nn.Parameter(torch.zeros(total, dtype=first.dtype, device=first.device))
         self.gradient = torch.zeros_like(self.flat)
         self.sinks = []
-        start = 0
-        for p in self.parameters:
-            part = slice(start, start := start + p.numel())
+        for p, start in zip(self.parameters, starts, strict=True):
+            part = slice(start, start + p.numel())
             value = torch.as_strided(self.flat.detach()[part], p.shape, p.stride())
             value.copy_(p.detach())
             p.data = value
@@ -85,7 +89,10 @@ class Optimizer:
             p.grad_sink = GradientSink(p.grad)  # type: ignore[attr-defined]
             self.sinks.append(p.grad_sink)  # type: ignore[attr-defined]
         compiled = rule.compiled_optimizer(first.device, first.dtype)
-        self.adam = (_CompiledAdam if compiled else TorchAdam)(config, self.flat, self.gradient)
+        if compiled:
+            self.adam: _CompiledAdam | TorchAdam = _CompiledAdam(config, self.flat, self.gradient, starts)
+        else:
+            self.adam = TorchAdam(config, self.flat, self.gradient)
 
     @property
     def lr(self) -> float:
@@ -175,18 +182,22 @@ class TorchAdam:
 class _CompiledAdam:
     """The same on a processor, in two passes over memory."""
 
-    def __init__(self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor) -> None:
-        self.config, self.taken = config, 0
-        self.flat, self.gradient = flat.detach().numpy(), gradient
-        self.moments = np.zeros_like(self.flat), np.zeros_like(self.flat)
+    def __init__(self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor, starts: list[int]) -> None:
+        self.config, self.taken, self.ends = config, 0, [*starts, flat.numel()]
+        self.flat, self.gradient = flat.detach().numpy(), gradient.numpy()
+        # torch's memory begins at a cache line, numpy's need not
+        self.moments = torch.zeros_like(gradient).numpy(), torch.zeros_like(gradient).numpy()
         self.decoupled = config.optimizer == "adamw"
 
     def step(self, loss: Tensor, lr: float, momentum: float) -> Tensor:
         from vxpress.core.kernels import adam_rows, team
 
-        norm = float(self.gradient.norm())
+        cuts = np.linspace(self.ends[:-1], self.ends[1:], torch.get_num_threads() + 1).astype(np.int64)
+        squares = np.empty(len(cuts) - 1)
+        team.run(adam_rows.square_sums_serial, adam_rows.square_sums, cuts, self.gradient, squares)
+        norm = math.sqrt(squares.sum())
         if not math.isfinite(norm + float(loss)):
-            self.gradient.zero_()
+            self.gradient.fill(0.0)
             return torch.ones(())
         self.taken += 1
         limit, c = self.config.max_grad_norm, self.config
@@ -196,7 +207,7 @@ class _CompiledAdam:
             1.0 - momentum**self.taken, math.sqrt(1.0 - BETAS[1] ** self.taken), scale,
         )  # fmt: skip
         team.run(
-            adam_rows.update_serial, adam_rows.update, team.cut(len(self.flat), torch.get_num_threads()),
-            self.flat, self.gradient.numpy(), *self.moments, tuple(map(np.float32, settings)), self.decoupled,
+            adam_rows.update_serial, adam_rows.update, cuts,
+            self.flat, self.gradient, *self.moments, tuple(map(np.float32, settings)), self.decoupled,
         )  # fmt: skip
         return torch.zeros(())

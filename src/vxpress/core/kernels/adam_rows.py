@@ -28,23 +28,59 @@ def _update(p, g, m, v, lr, beta1, beta2, eps, decay, decoupled, rise1, rise2, s
         g[i] = ZERO
 
 
+@njit(fastmath={"reassoc", "contract"}, **OPTIONS)
+def _square_sum(g):
+    total = ZERO
+    for i in range(g.size):
+        total += g[i] * g[i]
+    return total
+
+
+@njit(**OPTIONS)
+def _square_sums(cuts, i, g):
+    """Sum over the tensors of the squares in run i of each."""
+    total = 0.0
+    for k in range(cuts.shape[1]):
+        total += _square_sum(g[cuts[i, k] : cuts[i + 1, k]])
+    return total
+
+
+@njit(**OPTIONS, **CACHED)
+def square_sums_serial(cuts, g, out):
+    """:func:`square_sums` on the calling thread."""
+    for i in range(cuts.shape[0] - 1):
+        out[i] = _square_sums(cuts, i, g)
+
+
+@njit(parallel=True, **OPTIONS, **CACHED)
+def square_sums(cuts, g, out):
+    """Sums of squares of the gradient, one per thread; see :func:`update` for ``cuts``."""
+    for i in prange(cuts.shape[0] - 1):
+        out[i] = _square_sums(cuts, i, g)
+
+
+@njit(**OPTIONS)
+def _update_run(cuts, i, p, g, m, v, settings, decoupled):
+    lr, beta1, beta2, eps, decay, rise1, rise2, scale = settings
+    for k in range(cuts.shape[1]):
+        at = slice(cuts[i, k], cuts[i + 1, k])
+        _update(p[at], g[at], m[at], v[at], lr, beta1, beta2, eps, decay, decoupled, rise1, rise2, scale)
+
+
 @njit(**OPTIONS, **CACHED)
 def update_serial(cuts, p, g, m, v, settings, decoupled):
     """:func:`update` on the calling thread."""
-    lr, beta1, beta2, eps, decay, rise1, rise2, scale = settings
-    for i in range(cuts.size - 1):
-        at = slice(cuts[i], cuts[i + 1])
-        _update(p[at], g[at], m[at], v[at], lr, beta1, beta2, eps, decay, decoupled, rise1, rise2, scale)
+    for i in range(cuts.shape[0] - 1):
+        _update_run(cuts, i, p, g, m, v, settings, decoupled)
 
 
 @njit(parallel=True, **OPTIONS, **CACHED)
 def update(cuts, p, g, m, v, settings, decoupled):
     """One step of Adam (Kingma & Ba 2015), or AdamW where ``decoupled``; the gradient is scaled first and zero after.
 
-    ``settings``: learning rate, both decays of the moments, epsilon, weight decay, 1 - beta1^t, sqrt(1 - beta2^t) and
-    the factor of the gradient.
+    Thread i takes ``cuts[i, k]`` to ``cuts[i + 1, k]`` of every tensor k: the part whose gradient it wrote, so that the
+    memory need not move from one core's cache to another's.  ``settings``: learning rate, both decays of the moments,
+    epsilon, weight decay, 1 - beta1^t, sqrt(1 - beta2^t) and the factor of the gradient.
     """
-    lr, beta1, beta2, eps, decay, rise1, rise2, scale = settings
-    for i in prange(cuts.size - 1):
-        at = slice(cuts[i], cuts[i + 1])
-        _update(p[at], g[at], m[at], v[at], lr, beta1, beta2, eps, decay, decoupled, rise1, rise2, scale)
+    for i in prange(cuts.shape[0] - 1):
+        _update_run(cuts, i, p, g, m, v, settings, decoupled)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -69,6 +70,13 @@ def alternate(functions: Mapping[str, Callable[[], float]], repeats: int) -> dic
         for name, function in functions.items():
             out[name].append(float(function()))
     return out
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:

@@ -58,6 +58,18 @@ class CovariateTable:
         """Names of the batches; empty without a batch covariate."""
         return self.categorical[0][1] if self.batch_key is not None else ()
 
+    def batch_codes(self, transform_batch: str | Sequence[str] | None) -> tuple[int, ...]:
+        """Codes of the batches to decode under, all of them for ``None``; empty without a batch covariate."""
+        known = self.batches
+        if transform_batch is None:
+            return tuple(range(len(known)))
+        names = tuple(map(str, [transform_batch] if np.ndim(transform_batch) == 0 else transform_batch))
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            msg = f"transform_batch={transform_batch!r}: the fit knows the batches {list(known)}. Name one or more of these, or fit with batch_key=."
+            raise ValueError(msg)
+        return tuple(known.index(name) for name in names)
+
     def read(self, obs: pd.DataFrame, *, labels: bool = True) -> Covariates:
         """Codes and standardised values of some cells; ``labels=False`` where only training needs them."""
         codes = [_codes(obs, key, names) for key, names in self.categorical]

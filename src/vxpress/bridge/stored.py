@@ -1,12 +1,48 @@
-"""The posterior of a fit, read back from an AnnData."""
+"""What a fit wrote per cell, read back from an AnnData: enough for every call that decodes, without counts."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from anndata import AnnData
 
 from vxpress._keys import Keys
+from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.fit import Fit
+from vxpress.core.covariates import Covariates
+
+
+@dataclass(frozen=True)
+class StoredCells:
+    """Cells as a fit knows them: their posterior (n, d), float32, and their covariates."""
+
+    fit: Fit
+    keys: Keys
+    mean_nd: np.ndarray
+    var_nd: np.ndarray
+    covariates: Covariates
+
+    @classmethod
+    def find(cls, adata: AnnData, model: Model, key: str) -> StoredCells:
+        """What stands in ``adata`` under the stem ``key``, the fit itself there or in ``model``."""
+        fit, keys = find_fit(adata, model, key), Keys.of(key)
+        return cls(fit, keys, *stored_posterior(adata, fit, keys), fit.covariates.read(adata.obs, labels=False))
+
+
+def stored_library(adata: AnnData, keys: Keys) -> np.ndarray:
+    """Size factor of every cell, float64 (n,), as the fit or ``vx.tl.encode`` wrote it."""
+    if keys.library not in adata.obs:
+        msg = f"adata.obs lacks {keys.library!r}, the size factors of the fit. Write them with vx.tl.encode(adata, model=...)."
+        raise KeyError(msg)
+    values = np.asarray(adata.obs[keys.library], dtype=np.float64)
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+        msg = (
+            f"adata.obs[{keys.library!r}] holds values that are no size factors (NaN or negative). Write it again with "
+            "vx.tl.encode(adata, model=...)."
+        )
+        raise ValueError(msg)
+    return values
 
 
 def stored_posterior(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:

@@ -33,8 +33,12 @@ class Covariates:
 
     def with_batch(self, code: int) -> Covariates:
         """The same cells as if they came from batch ``code``."""
+        return self.with_category(0, code)
+
+    def with_category(self, k: int, code: int) -> Covariates:
+        """The same cells with category ``code`` of categorical covariate ``k``."""
         categorical = self.categorical_nk.clone()
-        categorical[:, 0] = code
+        categorical[:, k] = code
         return Covariates(categorical, self.continuous_nc, self.label_n)
 
 

@@ -9,13 +9,13 @@ import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
-from vxpress._keys import DEFAULT_KEY, Keys, check_name
-from vxpress.bridge.find import Model, find_fit
+from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.prepare import check_gene_names, seed_of
 from vxpress.bridge.run import DENOISING_DRAWS, DENOISING_SEED, denoised_matrix
 from vxpress.bridge.store import Results, check_adata, own
-from vxpress.bridge.stored import stored_posterior
+from vxpress.bridge.stored import StoredCells
 from vxpress.core.config import check_range
 
 
@@ -94,9 +94,8 @@ def denoise(
     (700, 2)
     """
     check_adata(adata, copy=copy)
-    fit = find_fit(adata, model, key)
-    keys = Keys.of(key)
-    mean_nd, var_nd = stored_posterior(adata, fit, keys)
+    cells = StoredCells.find(adata, model, key)
+    fit, keys = cells.fit, cells.keys
     wanted = None if genes is None else _wanted(adata, fit, genes, key_added=key_added, copy=copy)
     position = _positions(adata, fit) if wanted is None else wanted
     check_range("n_draws", n_draws, 1, 100_000, integer=True)
@@ -110,13 +109,13 @@ def denoise(
     if wanted is None and layer in adata.layers and layer != keys.normalized:
         msg = f"adata.layers[{layer!r}] stands there already. Choose another key_added=, or delete it first."
         raise ValueError(msg)
-    batches = _batch_codes(fit, transform_batch)
+    batches = fit.covariates.batch_codes(transform_batch)
     start = logg.info("denoising")
     matrix = denoised_matrix(
         fit.model,
-        mean_nd,
-        var_nd,
-        fit.covariates.read(adata.obs, labels=False),
+        cells.mean_nd,
+        cells.var_nd,
+        cells.covariates,
         modelled_g=fit.modelled_g,
         batches=batches,
         target_sum=target_sum,
@@ -189,15 +188,3 @@ def _place(matrix: np.ndarray, position: np.ndarray, n_vars: int) -> np.ndarray:
     out = np.full((len(matrix), n_vars), np.nan, dtype=np.float32)
     out[:, position] = matrix
     return out
-
-
-def _batch_codes(fit: Fit, transform_batch: str | Sequence[str] | None) -> tuple[int, ...]:
-    known = fit.covariates.batches
-    if transform_batch is None:
-        return tuple(range(len(known)))
-    names = tuple(map(str, [transform_batch] if np.ndim(transform_batch) == 0 else transform_batch))
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        msg = f"transform_batch={transform_batch!r}: the fit knows the batches {list(known)}. Name one or more of these, or fit with batch_key=."
-        raise ValueError(msg)
-    return tuple(known.index(name) for name in names)

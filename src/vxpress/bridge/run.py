@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ def run(
     encoded = encode(model, cells)
     if model_config.n_readout:
         assert prepared.counts.outside is not None  # noqa: S101 - there are genes to read out
-        outside = Counts.from_scipy(prepared.counts.outside, device)
+        outside = place(replace(prepared.cells, counts=Counts.from_scipy(prepared.counts.outside)), device).counts
         mean_nd = torch.from_numpy(encoded.mean_nd).to(device)
         logg.info(f"    reading out {model_config.n_readout} genes outside the model")
         fit_readout(model, cells, outside, mean_nd, train_rows, validation_rows, seed=readout_seed)

@@ -6,6 +6,7 @@ epoch waits for the device, and where CUDA can capture a step the host launches 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -220,6 +221,8 @@ class Replay:
                 self.step(size.rows, size.x_ng)
         except RuntimeError as error:
             self.failure = str(error)
+            msg = f"A step could not be captured as a CUDA graph ({error}); steps are launched piece by piece, which is slower."
+            warnings.warn(msg, RuntimeWarning, stacklevel=2)
             # a generator that was caught in a failed capture takes no further draws
             self.noise.generator = torch.Generator(device=self.device)
             self.noise.generator.set_state(state)

@@ -14,11 +14,11 @@ from vxpress.core.config import ModelConfig
 from vxpress.core.counts import Batch
 from vxpress.core.covariates import Covariates
 from vxpress.core.kernels import rule
+from vxpress.core.likelihoods import LIKELIHOODS, Decoded, Likelihood
 from vxpress.core.priors import DiagonalNormal
 
 if TYPE_CHECKING:
     from vxpress.core.kernels.count_likelihood import OutputLayers
-from vxpress.core.likelihoods import LIKELIHOODS, Decoded, Likelihood
 
 MIN_POSTERIOR_VARIANCE = 1e-4
 # exp of it is far beyond any posterior and far from overflow
@@ -126,7 +126,7 @@ class Encoder(nn.Module):
     def first_product(self, batch: Batch, s_nc: Tensor | None) -> Tensor:
         """The first linear map of log1p counts and condition, (n, hidden)."""
         first = cast("nn.Linear", self.body.linears[0])
-        if not rule.sparse_input(batch.counts.density, first.weight.device, first.weight.dtype):
+        if not rule.sparse_input(first.weight.device, first.weight.dtype):
             log_x_ng = batch.x_ng.to(first.weight.dtype).log1p()
             return cast("Tensor", first(_join(log_x_ng, s_nc)))
         from vxpress.core.kernels.input_layer import input_product

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 
 import torch
 
-# above this share of non-zeros the dense product of the first layer is as fast
-MAX_SPARSE_DENSITY = 0.3
 # below these sizes converting to bfloat16 costs what its product saves
 MIN_BFLOAT16_ROWS, MIN_BFLOAT16_WIDTH, MIN_BFLOAT16_GENES = 32, 64, 256
 # counts below this are read from tables, as long as all tables together cost less than this share of the minibatch
@@ -52,9 +50,9 @@ def dense_likelihood(law: str, device: torch.device) -> bool:
     return not _plain and device.type != "cpu" and law in COMPILED_LAWS
 
 
-def sparse_input(density: float, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the first layer of the encoder reads compressed rows."""
-    return not _plain and device.type == "cpu" and dtype == torch.float32 and density <= MAX_SPARSE_DENSITY
+def sparse_input(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the first layer of the encoder reads compressed rows: faster than the dense form at any density."""
+    return not _plain and device.type == "cpu" and dtype == torch.float32
 
 
 def compiled_hidden(device: torch.device, dtype: torch.dtype, *, batch_norm: bool, training: bool) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -81,7 +82,14 @@ def _parallel_is_safe() -> bool:
     if _safe is None:
         threads = torch.get_num_threads()
         _touch(np.zeros(2))
-        _safe = numba.threading_layer() in SAFE_LAYERS
+        layer = numba.threading_layer()
+        _safe = layer in SAFE_LAYERS
+        if not _safe:
+            msg = (
+                f"numba's threads are of the kind {layer!r}, which two Python threads cannot share: compiled loops run on one "
+                "processor. OpenMP (the system's libgomp) or the package tbb lets them use all."
+            )
+            warnings.warn(msg, RuntimeWarning, stacklevel=2)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
     return _safe

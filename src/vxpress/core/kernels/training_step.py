@@ -32,7 +32,7 @@ def covers(model: VAE, cells: Cells) -> bool:
         and config.covariate_code == "one-hot"
         and not config.latent_library
         and type(model.prior) is StandardNormal
-        and rule.sparse_input(cells.counts.density, like.device, like.dtype)
+        and rule.sparse_input(like.device, like.dtype)
         and model.decoder.compiled_likelihood(like)
     )
 

@@ -1,0 +1,63 @@
+"""Adam from torch's operations, as a device runs it, against torch's own; voided updates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vxpress.core.config import OptimizerName, TrainConfig
+from vxpress.core.optimizer import BETAS, TorchAdam
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+@pytest.mark.parametrize("max_norm", [0.0, 0.5])
+def test_adam_is_torchs(kind: OptimizerName, max_norm: float) -> None:
+    config = TrainConfig(max_epochs=1, optimizer=kind, weight_decay=0.03, max_grad_norm=max_norm)
+    draw = torch.Generator().manual_seed(0)
+    start = torch.randn(37, generator=draw, dtype=torch.float64)
+    mine, gradient = nn.Parameter(start.clone()), torch.zeros(37, dtype=torch.float64)
+    adam = TorchAdam(config, mine, gradient)
+    reference = nn.Parameter(start.clone())
+    theirs = (torch.optim.AdamW if kind == "adamw" else torch.optim.Adam)(
+        [reference], eps=config.adam_eps, weight_decay=config.weight_decay
+    )
+    loss = torch.zeros((), dtype=torch.float64)
+    for step in range(30):
+        new = torch.randn(37, generator=draw, dtype=torch.float64)
+        lr, momentum = 0.01 + 1e-3 * step, 0.95 - 2e-3 * step
+        reference.grad = new.clone()
+        if max_norm:
+            nn.utils.clip_grad_norm_([reference], max_norm)
+        theirs.param_groups[0].update(lr=lr, betas=(momentum, BETAS[1]))
+        theirs.step()
+        gradient.copy_(new)
+        assert float(adam.step(loss, lr, momentum)) == 0.0
+        assert not bool(gradient.any())
+        torch.testing.assert_close(mine, reference, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+@pytest.mark.parametrize("max_norm", [0.0, 0.5])
+@pytest.mark.parametrize("trouble", ["nan", "inf", "loss"])
+def test_a_voided_update_is_as_if_it_had_not_been(kind: OptimizerName, max_norm: float, trouble: str) -> None:
+    config = TrainConfig(max_epochs=1, optimizer=kind, weight_decay=0.03, max_grad_norm=max_norm)
+
+    def run(void_at: tuple[int, ...]) -> Tensor:
+        draw = torch.Generator().manual_seed(0)
+        flat, gradient = nn.Parameter(torch.randn(9, generator=draw)), torch.zeros(9)
+        adam = TorchAdam(config, flat, gradient)
+        for step in range(6):
+            if step in void_at:
+                before, taken = flat.detach().clone(), adam.taken.clone()
+                gradient.fill_(1.0)
+                gradient[3] = 1.0 if trouble == "loss" else float(trouble)
+                assert float(adam.step(torch.tensor(float("nan") if trouble == "loss" else 0.0), 0.1, 0.9)) == 1.0
+                assert torch.equal(flat, before)
+                assert torch.equal(adam.taken, taken)
+                assert not bool(gradient.any())
+            gradient.copy_(torch.randn(9, generator=draw))
+            adam.step(torch.zeros(()), 0.1, 0.9)
+        return flat.detach()
+
+    assert torch.equal(run(()), run((0, 3)))

@@ -183,7 +183,8 @@ class _CompiledAdam:
     """The same on a processor, in two passes over memory."""
 
     def __init__(self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor, starts: list[int]) -> None:
-        self.config, self.taken, self.ends = config, 0, [*starts, flat.numel()]
+        self.config, self.taken = config, 0
+        self.ends, self.cuts = [*starts, flat.numel()], np.zeros((0, 0), np.int64)
         self.flat, self.gradient = flat.detach().numpy(), gradient.numpy()
         # torch's memory begins at a cache line, numpy's need not
         self.moments = torch.zeros_like(gradient).numpy(), torch.zeros_like(gradient).numpy()
@@ -192,7 +193,7 @@ class _CompiledAdam:
     def step(self, loss: Tensor, lr: float, momentum: float) -> Tensor:
         from vxpress.core.kernels import adam_rows, team
 
-        cuts = np.linspace(self.ends[:-1], self.ends[1:], torch.get_num_threads() + 1).astype(np.int64)
+        cuts = self._cuts(torch.get_num_threads())
         squares = np.empty(len(cuts) - 1)
         team.run(adam_rows.square_sums_serial, adam_rows.square_sums, cuts, self.gradient, squares)
         norm = math.sqrt(squares.sum())
@@ -211,3 +212,9 @@ class _CompiledAdam:
             self.flat, self.gradient, *self.moments, tuple(map(np.float32, settings)), self.decoupled,
         )  # fmt: skip
         return torch.zeros(())
+
+    def _cuts(self, threads: int) -> np.ndarray:
+        """Bounds of each thread's part of every tensor, (threads + 1, tensors)."""
+        if len(self.cuts) != threads + 1:
+            self.cuts = np.linspace(self.ends[:-1], self.ends[1:], threads + 1).astype(np.int64)
+        return self.cuts

@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit, prange
 
 from vxpress.core.kernels.team import CACHED
-from vxpress.core.kernels.vector import exp32, from_bfloat16, log1p32, to_bfloat16
+from vxpress.core.kernels.vector import assign, exp32, fill, from_bfloat16, log1p32, to_bfloat16
 
 # reductions may be reordered; NaN and infinity keep their meaning
 SUMS = {"reassoc", "contract", "nsz", "arcp"}
@@ -60,7 +60,7 @@ def _put(a, weight, low, full, n, total):
     if low.shape[0] > 0:
         _narrow(a, low[n])
     else:
-        full[n] = a
+        assign(full[n], a)
 
 
 @njit(error_model="numpy")
@@ -81,7 +81,7 @@ def _raise_to(a, lanes):
 @njit(error_model="numpy")
 def _largest(a, lanes):
     """Largest element, as the largest of many running maxima: a single one does not vectorise."""
-    lanes[:] = a[0]
+    fill(lanes, a[0])
     for start in range(0, a.size - LANES + 1, LANES):
         _raise_to(a[start : start + LANES], lanes)
     top = a[0]
@@ -157,8 +157,9 @@ def _through_softmax(d_log_mean, e, share, d):
 def fill_tables(theta_rg, rising, slope):
     """sum_{i<k} log1p(i / theta) - log k! and sum_{i<k} i / (theta + i), (r, k, g), for k below the tables' length."""
     for r in range(theta_rg.shape[0]):
-        rising[r, :2] = ZERO
-        slope[r, :2] = ZERO
+        for k in range(2):
+            fill(rising[r, k], ZERO)
+            fill(slope[r, k], ZERO)
         for k in range(2, rising.shape[1]):
             i = np.float32(k - 1)
             log_k = np.float32(math.log(k))

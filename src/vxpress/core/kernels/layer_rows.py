@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from vxpress.core.kernels.team import CACHED
+from vxpress.core.kernels.vector import fill
 
 OPTIONS = {"error_model": "numpy", "nogil": True, **CACHED}
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
@@ -21,6 +22,18 @@ def _add_to(total, row):
 def _add_squared_distance(total, row, center):
     for c in range(total.size):
         total[c] += (row[c] - center[c]) * (row[c] - center[c])
+
+
+@njit(error_model="numpy")
+def _scale(x, factor):
+    for c in range(x.size):
+        x[c] *= factor
+
+
+@njit(error_model="numpy")
+def _invert_root(variance, eps, out):
+    for c in range(out.size):
+        out[c] = ONE / np.sqrt(variance[c] + eps)
 
 
 @njit(error_model="numpy")
@@ -49,15 +62,16 @@ def forward(u, gain, shift, eps, random, limit, scale, standard, out, mean, vari
     ``random`` (n, h), 16-bit numbers, keeps a unit where it is below ``limit``; with no rows, all are kept.
     """
     n = len(u)
-    mean[:] = ZERO
-    variance[:] = ZERO
+    fill(mean, ZERO)
+    fill(variance, ZERO)
     for i in range(n):
         _add_to(mean, u[i])
-    mean *= ONE / np.float32(n)
+    _scale(mean, ONE / np.float32(n))
     for i in range(n):
         _add_squared_distance(variance, u[i], mean)
-    variance *= ONE / np.float32(n)
-    inverse_sd = ONE / np.sqrt(variance + eps)
+    _scale(variance, ONE / np.float32(n))
+    inverse_sd = np.empty_like(variance)
+    _invert_root(variance, eps, inverse_sd)
     for i in range(n):
         _standardise(u[i], mean, inverse_sd, standard[i])
         _activate(standard[i], gain, shift, out[i])

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit, prange
 
 from vxpress.core.kernels.team import CACHED
-from vxpress.core.kernels.vector import log1p32
+from vxpress.core.kernels.vector import assign, fill, log1p32
 
 OPTIONS = {"error_model": "numpy", "nogil": True}
 
@@ -36,7 +36,7 @@ def _gather(at, values, table, out):
 @njit(**OPTIONS)
 def _count_genes(first, last, rows, indptr, indices, bounds):
     """Where each gene's entries end among those of some rows, from ``bounds[0]`` on."""
-    bounds[1:] = 0
+    fill(bounds[1:], 0)
     for n in range(first, last):
         for k in range(indptr[rows[n]], indptr[rows[n] + 1]):
             bounds[indices[k] + 1] += 1
@@ -51,13 +51,14 @@ def _forward(first, last, start, rows, indptr, indices, data, weight, bias, out,
     if ordered:
         bounds[0] = start
         _count_genes(first, last, rows, indptr, indices, bounds)
-    free = bounds[:-1].copy()
+    free = np.empty(bounds.size, np.int64)
+    assign(free, bounds)
     for n in range(first, last):
         here = slice(indptr[rows[n]], indptr[rows[n] + 1])
         genes, x = indices[here], data[here]
         for k in range(x.size):
             log_x[k] = log1p32(x[k])
-        out[n] = bias
+        assign(out[n], bias)
         _gather(genes, log_x[: x.size], weight, out[n])
         if ordered:
             for k in range(x.size):

@@ -146,3 +146,17 @@ def _log_polynomial(f, k):
     p = (((((((_L8 * f + _L7) * f + _L6) * f + _L5) * f + _L4) * f + _L3) * f + _L2) * f + _L1) * f + _L0
     y = f * z * p + k * _LN2_LOW - _HALF * z
     return f + y + k * _LN2_HIGH
+
+
+@njit(error_model="numpy")
+def fill(out, value):
+    """Out = value, as a loop: an assignment to a slice compiles the text of an error with it, which takes seconds."""
+    for i in range(out.size):
+        out[i] = value
+
+
+@njit(error_model="numpy")
+def assign(out, values):
+    """Out = values, elementwise and unchecked."""
+    for i in range(out.size):
+        out[i] = values[i]

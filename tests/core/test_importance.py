@@ -111,7 +111,10 @@ def test_the_bound_is_below_the_marginal_and_rises_with_the_samples(linear: Line
     means, errors = [], []
     for n_samples in (1, 4, 16, 64):
         gap = np.concatenate(
-            [linear.exact_n - log_likelihood(model, linear.cells, n_samples, seed=s).log_likelihood_n for s in range(10)]
+            [
+                linear.exact_n - log_likelihood(model, linear.cells, n_samples, seed=s).log_likelihood_n
+                for s in range(10)
+            ]
         )
         means.append(gap.mean())
         errors.append(gap.std() / np.sqrt(len(gap)))
@@ -163,7 +166,14 @@ def test_streamed_sums_are_the_sums() -> None:
 def test_a_latent_library_is_integrated_out(make_cells: MakeCells) -> None:
     cells = make_cells(6, 5, n_batches=2)
     config = ModelConfig(
-        n_genes=5, n_latent=1, n_hidden=8, n_categories=(2,), has_batch=True, latent_library=True, norm="none", dropout=0.0
+        n_genes=5,
+        n_latent=1,
+        n_hidden=8,
+        n_categories=(2,),
+        has_batch=True,
+        latent_library=True,
+        norm="none",
+        dropout=0.0,
     )
     model = build(config, 1).eval()
     model.library_log_mean_b.copy_(torch.tensor([5.5, 6.5]))
@@ -194,7 +204,12 @@ def test_a_latent_library_is_integrated_out(make_cells: MakeCells) -> None:
 def test_single_precision_keeps_the_bound(make_cells: MakeCells, likelihood: str) -> None:
     cells = make_cells(80, n_batches=3)
     config = ModelConfig(
-        n_genes=20, n_latent=3, n_hidden=16, n_categories=(3,), has_batch=True, likelihood=likelihood  # type: ignore[arg-type]
+        n_genes=20,
+        n_latent=3,
+        n_hidden=16,
+        n_categories=(3,),
+        has_batch=True,
+        likelihood=likelihood,  # type: ignore[arg-type]
     )
     model = build(config, 0)
     model.start_from(cells, torch.arange(80))

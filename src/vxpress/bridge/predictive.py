@@ -1,0 +1,64 @@
+"""What sampling and scoring need beyond the stored posterior: covariates of the law, size factors, names of results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+
+from vxpress._keys import Keys
+from vxpress._unset import Unset
+from vxpress.bridge.fit import Fit
+from vxpress.bridge.prepare import read_query
+from vxpress.core.counts import Cells
+from vxpress.core.covariates import Covariates
+
+# a cell with a size factor of zero holds no molecule, and draws none
+NO_MOLECULE = 1e-30
+
+
+def law_covariates(adata: AnnData, fit: Fit) -> Covariates:
+    """Covariates of the cells; labels only where the dispersion hangs on them."""
+    return fit.covariates.read(adata.obs, labels=fit.params.model.dispersion == "gene-label")
+
+
+def law_log_library(library_n: np.ndarray) -> torch.Tensor:
+    """Log size factors, (n, 1) float32, of cells whose law of counts is asked for."""
+    return torch.from_numpy(np.log(np.maximum(library_n, NO_MOLECULE)).astype(np.float32))[:, None]
+
+
+def read_scored(adata: AnnData, fit: Fit, layer: str | Unset | None) -> Cells:
+    """Cells with counts, put in the order of the fit, whose law of counts is asked for."""
+    cells, library_n = read_query(adata, fit, layer)
+    cells = replace(cells, covariates=law_covariates(adata, fit))
+    # a latent library is drawn and needs no size factor
+    return cells if fit.params.model.latent_library else replace(cells, log_library_n1=law_log_library(library_n))
+
+
+def check_own(adata: AnnData, record: str, **slots: list[str]) -> None:
+    """Raise if a slot is taken, unless ``uns[record]`` says that an earlier call of the same kind wrote it."""
+    stored = adata.uns.get(record)
+    if isinstance(stored, Mapping) and isinstance(stored.get("params"), Mapping) and "format" not in stored:
+        return
+    taken = [f"uns[{record!r}]"] if record in adata.uns else []
+    taken += [f"{slot}[{name!r}]" for slot, names in slots.items() for name in names if name in getattr(adata, slot)]
+    if taken:
+        msg = f"adata holds {', '.join(taken)} already, and not from an earlier call. Delete it first, or choose another name with key_added=."
+        raise ValueError(msg)
+
+
+def split_of(adata: AnnData, keys: Keys, *, own_fit: bool) -> np.ndarray | None:
+    """Which cells the fit trained on, as it wrote them; None where ``obs`` says nothing of this fit."""
+    if not own_fit or keys.split not in adata.obs:
+        return None
+    return np.asarray(adata.obs[keys.split].astype(str), dtype=object)
+
+
+def params_of(fit: Fit, key: str, **settings: Any) -> dict[str, Any]:
+    """The record of a call that goes into ``uns``; what is None is left out."""
+    record = {"key": key, "likelihood": fit.params.model.likelihood, **settings}
+    return {name: value for name, value in record.items() if value is not None}

@@ -1,0 +1,164 @@
+"""Importance-weighted bound on the log likelihood (Burda et al. 2016), streamed: memory does not grow with the samples.
+
+With u all that is latent in a cell (z, and a latent library) and weights w_k = p(x | u_k) p(u_k) / q(u_k | x),
+log mean_k w_k is a lower bound on log p(x) in expectation, rises with K towards it, and is the ELBO at K = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vxpress.core.counts import Cells
+from vxpress.core.priors import DiagonalNormal, gaussian_kl
+from vxpress.core.vae import VAE
+
+# decoded entries of one pass, 4 MB in float32; rows of it; samples of a cell side by side in it
+PASS_ENTRIES, MIN_ROWS, MAX_ROWS, SIDE_BY_SIDE = 2**20, 64, 4096, 16
+
+
+class Proposal(Protocol):
+    """q(u | x) of some cells and what importance weights are made of, all in float64."""
+
+    n_noise: int
+    kl_n: Tensor
+    """KL(q(u | x) || p(u)), (n,)."""
+
+    def weigh(self, eps_knd: Tensor) -> tuple[Tensor, Tensor]:
+        """Log p(x | u) and log p(u) - log q(u | x), each (k, n), at the point of q that standard noise names."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Nats per cell, float64 (n,); ``se_n`` is the standard error of ``log_likelihood_n`` by the delta method."""
+
+    log_likelihood_n: np.ndarray
+    se_n: np.ndarray
+    ess_n: np.ndarray
+    elbo_n: np.ndarray
+    reconstruction_n: np.ndarray
+
+
+class ImportanceSums:
+    """Sums of importance weights of some cells over samples, relative to the largest weight met so far."""
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.k = 0
+        self.top_n = torch.full((n,), -torch.inf, dtype=torch.float64, device=device)
+        self.sum_n, self.squares_n, self.reconstruction_n = torch.zeros(3, n, dtype=torch.float64, device=device)
+
+    def add(self, reconstruction_kn: Tensor, log_ratio_kn: Tensor) -> None:
+        """Take in further samples of every cell."""
+        log_weight_kn = reconstruction_kn + log_ratio_kn
+        top_n = torch.maximum(self.top_n, log_weight_kn.amax(0))
+        # a weight of zero stays one: nothing is shifted by minus infinity
+        shift_n = torch.where(top_n.isinf(), 0.0, top_n)
+        fall_n, weight_kn = (self.top_n - shift_n).exp(), (log_weight_kn - shift_n).exp()
+        self.sum_n = self.sum_n * fall_n + weight_kn.sum(0)
+        self.squares_n = self.squares_n * fall_n.square() + weight_kn.square().sum(0)
+        self.reconstruction_n = self.reconstruction_n + reconstruction_kn.sum(0)
+        self.top_n = top_n
+        self.k += len(log_weight_kn)
+
+    def bound(self, kl_n: Tensor) -> Bound:
+        """What the samples so far say."""
+        ess_n = self.sum_n.square() / self.squares_n
+        # relative variance of the mean weight; a single sample tells nothing of it
+        relative_n = (self.k / ess_n - 1.0).clamp_min(0.0) / (self.k - 1) if self.k > 1 else ess_n * torch.nan
+        reconstruction_n = self.reconstruction_n / self.k
+        parts = (
+            self.top_n + (self.sum_n / self.k).log(),
+            relative_n.sqrt(),
+            ess_n,
+            reconstruction_n - kl_n,
+            reconstruction_n,
+        )
+        return Bound(*(part.cpu().numpy() for part in parts))
+
+
+@torch.no_grad()
+def importance_bound(
+    propose: Callable[[Tensor], Proposal],
+    n: int,
+    n_samples: int,
+    *,
+    rows_per_pass: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Bound:
+    """The bound of cells 0 to ``n`` with ``n_samples`` samples each; ``propose`` opens the proposal of some rows.
+
+    The noise hangs on ``seed`` and ``rows_per_pass``, the number of decoded cells that memory is held for.
+    """
+    device, generator = torch.device(device), torch.Generator().manual_seed(seed)
+    at_once = max(1, min(n_samples, SIDE_BY_SIDE, rows_per_pass))
+    chunk = max(1, rows_per_pass // at_once)
+    found: list[Bound] = []
+    for start in range(0, n, chunk):
+        rows = torch.arange(start, min(start + chunk, n), device=device)
+        proposal, sums = propose(rows), ImportanceSums(len(rows), device)
+        for done in range(0, n_samples, at_once):
+            shape = (min(at_once, n_samples - done), len(rows), proposal.n_noise)
+            eps_knd = torch.randn(shape, generator=generator, dtype=torch.float64)
+            sums.add(*proposal.weigh(eps_knd.to(device)))
+        found.append(sums.bound(proposal.kl_n))
+    return Bound(*(np.concatenate(part) for part in zip(*(vars(b).values() for b in found), strict=True)))
+
+
+class CellProposal:
+    """The encoder's q(z | x), and q(log l | x) of a latent library, of some rows of ``cells``."""
+
+    def __init__(self, model: VAE, cells: Cells, rows: Tensor) -> None:
+        self.model, self.cells, self.rows = model, cells, rows
+        batch = cells.batch(rows)
+        q = model.posterior(batch)
+        self.dtype, self.q = q.loc.dtype, DiagonalNormal(q.loc.double(), q.scale.double())
+        self.n_latent = q.loc.shape[-1]
+        self.n_noise = self.n_latent + int(model.config.latent_library)
+        self.kl_n = model.prior.kl(self.q).sum(-1)
+        self.library: tuple[DiagonalNormal, Tensor, Tensor] | None = None
+        if model.config.latent_library:
+            q_l = model.library_posterior(batch)
+            loc_n1, variance_n1 = (part.double() for part in model.library_prior(batch.covariates))
+            self.library = DiagonalNormal(q_l.loc.double(), q_l.scale.double()), loc_n1, variance_n1
+            self.kl_n = self.kl_n + gaussian_kl(*self.library).squeeze(-1)
+
+    def weigh(self, eps_knd: Tensor) -> tuple[Tensor, Tensor]:
+        k, n, d = *eps_knd.shape[:2], self.n_latent
+        z_knd = torch.addcmul(self.q.loc, self.q.scale, eps_knd[..., :d])
+        log_ratio_kn = self.model.prior.log_prob(z_knd) - _log_density(eps_knd[..., :d], self.q.scale)
+        batch = self.cells.batch(self.rows.repeat(k))
+        log_library_m1 = batch.log_library_n1
+        if self.library is not None:
+            q_l, loc_n1, variance_n1 = self.library
+            log_l_kn1 = torch.addcmul(q_l.loc, q_l.scale, eps_knd[..., d:])
+            prior_kn = _log_density((log_l_kn1 - loc_n1) / variance_n1.sqrt(), variance_n1.sqrt())
+            log_ratio_kn = log_ratio_kn + prior_kn - _log_density(eps_knd[..., d:], q_l.scale)
+            log_library_m1 = log_l_kn1.flatten(0, 1).to(self.dtype)
+        value_m = self.model.log_likelihood(z_knd.flatten(0, 1).to(self.dtype), batch, log_library_m1)
+        return value_m.double().view(k, n), cast("Tensor", log_ratio_kn)
+
+
+def _log_density(standard: Tensor, scale: Tensor) -> Tensor:
+    """Log density, summed over dimensions, of a normal law with this scale at standardised points."""
+    return (-0.5 * (standard.square() + math.log(2 * math.pi)) - scale.log()).sum(-1)
+
+
+def log_likelihood(model: VAE, cells: Cells, n_samples: int, *, seed: int) -> Bound:
+    """The bound of every cell under its model, both on one device."""
+    model.eval()
+    rows = max(MIN_ROWS, min(MAX_ROWS, PASS_ENTRIES // model.config.n_genes))
+    return importance_bound(
+        lambda chosen: CellProposal(model, cells, chosen),
+        len(cells),
+        n_samples,
+        rows_per_pass=rows,
+        seed=seed,
+        device=cells.log_library_n1.device,
+    )

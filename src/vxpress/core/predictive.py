@@ -1,0 +1,51 @@
+"""Posterior predictive counts: z from a cell's posterior, then counts from the likelihood at this z."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vxpress.core.covariates import Covariates
+from vxpress.core.vae import VAE
+
+# entries of one block of drawn cells, 2 MB an array, and its rows at least
+BLOCK_ENTRIES, MIN_BLOCK = 2**19, 16
+
+
+def block_rows(n_genes: int) -> int:
+    """Cells decoded at once; it hangs on the fit alone, so that draws do not hang on the memory at hand."""
+    return max(MIN_BLOCK, BLOCK_ENTRIES // n_genes)
+
+
+@torch.no_grad()
+def predictive_draws(
+    model: VAE,
+    mean_nd: Tensor,
+    var_nd: Tensor,
+    covariates: Covariates,
+    log_library_n1: Tensor,
+    *,
+    n_draws: int,
+    seed: int,
+) -> Iterator[tuple[int, slice, Tensor]]:
+    """Draws of every cell in blocks: which draw, which rows, and values (n, g) of the law's own kind.
+
+    Every block of every draw has a seed of its own, so draw 0 is the same however many follow it.
+    """
+    model.eval()
+    n, step = len(mean_nd), block_rows(model.config.n_genes)
+    for draw in range(n_draws):
+        for block, start in enumerate(range(0, n, step)):
+            part = slice(start, min(start + step, n))
+            state = np.random.SeedSequence([seed, draw, block]).generate_state(1, np.uint64)[0]
+            generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+            eps_nd = torch.randn(mean_nd[part].shape, generator=generator)
+            law = model.likelihood(
+                torch.addcmul(mean_nd[part], var_nd[part].sqrt(), eps_nd),
+                covariates[torch.arange(part.start, part.stop)],
+                log_library_n1[part],
+            )
+            yield draw, part, law.sample(generator=generator)

@@ -1,0 +1,186 @@
+"""Counts against the posterior predictive law: moments, zeros, and calibration of its intervals.
+
+Given z everything asked of the law is in closed form (means, variances, chances of a zero, distribution functions), so
+only z is drawn, and no count.  Calibration is by the probability integral transform of discrete data: a count x stands
+for the whole stretch from F(x - 1) to F(x), evenly, of which a calibrated law covers (0, 1) evenly (Czado, Gneiting &
+Held 2009), so that an interval of 90 % is hit in 90 % of the cases although no set of counts has that probability.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vxpress.core.counts import Cells
+from vxpress.core.likelihoods import Likelihood
+from vxpress.core.predictive import block_rows
+from vxpress.core.priors import DiagonalNormal
+from vxpress.core.vae import VAE
+
+LEVELS = (0.5, 0.9)
+N_BINS = 20
+# entries at which the law rather sees a molecule than none; the others are hit whatever the law
+MAX_ZERO_PROBABILITY = 0.5
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Observed and predicted, per gene (g,) or per cell (n,); coverage (levels, ...) of the intervals of :data:`LEVELS`."""
+
+    mean: np.ndarray
+    mean_predicted: np.ndarray
+    variance: np.ndarray
+    variance_predicted: np.ndarray
+    zero_fraction: np.ndarray
+    zero_fraction_predicted: np.ndarray
+    coverage: np.ndarray
+
+
+@dataclass(frozen=True)
+class PredictiveCheck:
+    """Per gene over cells, per cell over genes, and over all entries.
+
+    ``expressed_coverage`` (levels,) and the share of entries in each twentieth of the transform, ``pit`` (20,), are over
+    the ``n_expressed`` entries whose predicted chance of a zero is below one half.
+    """
+
+    genes: Summary
+    cells: Summary
+    coverage: np.ndarray
+    expressed_coverage: np.ndarray
+    pit: np.ndarray
+    n_expressed: int
+
+
+class _Block:
+    """Predictive law of a block of cells, as sums over draws."""
+
+    def __init__(self, x_ng: Tensor, *, discrete: bool) -> None:
+        self.x_ng, self.discrete, self.n_draws = x_ng, discrete, 0
+        self.where = torch.nonzero(x_ng, as_tuple=True)
+        self.observed, self.mean, self.second, self.zero = torch.zeros(4, *x_ng.shape, dtype=torch.float64)
+        self.total_second_n = torch.zeros(len(x_ng), dtype=torch.float64)
+        shape = self.where[0].shape if discrete else x_ng.shape
+        self.low, self.high = torch.zeros(2, *shape, dtype=torch.float64)
+
+    def add(self, law: Likelihood) -> None:
+        """One more draw of the latent variables."""
+        mean, variance, value = law.mean, law.variance, law.observe(self.x_ng)
+        self.observed += value
+        self.mean += mean
+        self.second += variance + mean.square()
+        self.zero += law.zero_probability
+        self.total_second_n += variance.sum(-1, dtype=torch.float64) + mean.sum(-1, dtype=torch.float64).square()
+        low, high = law.at(*self.where).steps(value[self.where]) if self.discrete else law.steps(value)
+        self.low += low
+        self.high += high
+        self.n_draws += 1
+
+    def close(self) -> None:
+        """Means over draws in the place of sums."""
+        for part in (self.observed, self.mean, self.second, self.zero, self.total_second_n, self.low, self.high):
+            part.div_(self.n_draws)
+
+    def stretches(self) -> tuple[Tensor, Tensor]:
+        """F(x - 1) and F(x), (n, g); both F(x) under a density."""
+        if not self.discrete:
+            return self.low, self.high
+        low, high = torch.zeros_like(self.zero), self.zero.clone()
+        low[self.where], high[self.where] = self.low, self.high
+        return low, high
+
+
+def below(low: Tensor, high: Tensor, t: float) -> Tensor:
+    """Share of the stretch from ``low`` to ``high`` that lies below ``t``; of a point 0 or 1."""
+    return ((t - low) / (high - low).clamp_min(1e-300)).clamp_(0.0, 1.0)
+
+
+class _Sums:
+    """Sums over the cells seen so far, per gene, and finished values per cell."""
+
+    def __init__(self, n_genes: int) -> None:
+        names = ("x", "x2", "x_zero", "mean", "second", "spread", "zero")
+        self.gene = {name: torch.zeros(n_genes, dtype=torch.float64) for name in names}
+        self.gene_coverage = torch.zeros(len(LEVELS), n_genes, dtype=torch.float64)
+        self.cell: list[tuple[Tensor, ...]] = []
+        self.cell_coverage: list[Tensor] = []
+        self.expressed = torch.zeros(len(LEVELS), dtype=torch.float64)
+        self.pit = torch.zeros(N_BINS, dtype=torch.float64)
+        self.n, self.n_expressed = 0, 0
+
+    def add(self, block: _Block) -> None:
+        x, mean, g = block.observed, block.mean, block.mean.shape[1]
+        is_zero = (x == 0).double()
+        values = (x, x.square(), is_zero, mean, block.second, block.second - mean.square(), block.zero)
+        for name, value in zip(self.gene, values, strict=True):
+            self.gene[name] += value.sum(0)
+        variance_n = x.var(1) if g > 1 else torch.full((len(x),), torch.nan, dtype=x.dtype)
+        predicted_n = (block.second.sum(1) - block.total_second_n / g) / (g - 1 if g > 1 else torch.nan)
+        self.cell.append((x.mean(1), mean.mean(1), variance_n, predicted_n, is_zero.mean(1), block.zero.mean(1)))
+        low, high = block.stretches()
+        chosen = block.zero < MAX_ZERO_PROBABILITY
+        covered = []
+        for k, level in enumerate(LEVELS):
+            hit = below(low, high, (1 + level) / 2) - below(low, high, (1 - level) / 2)
+            self.gene_coverage[k] += hit.sum(0)
+            self.expressed[k] += hit[chosen].sum()
+            covered.append(hit.mean(1))
+        self.cell_coverage.append(torch.stack(covered))
+        low, high = low[chosen], high[chosen]
+        edges = torch.stack([below(low, high, t).sum() for t in np.linspace(0, 1, N_BINS + 1)])
+        # a point at 0 lies below no edge but in the first bin
+        edges[0], edges[-1] = 0, len(low)
+        self.pit += edges.diff()
+        self.n += len(x)
+        self.n_expressed += len(low)
+
+    def result(self) -> PredictiveCheck:
+        n, s = self.n, self.gene
+        free = n - 1 if n > 1 else torch.nan
+        genes = (
+            s["x"] / n,
+            s["mean"] / n,
+            (s["x2"] - s["x"].square() / n).clamp_min(0) / free,
+            # of data drawn anew for the same cells, by the law of total variance
+            (s["second"] - (s["spread"] + s["mean"].square()) / n) / free,
+            s["x_zero"] / n,
+            s["zero"] / n,
+            self.gene_coverage / n,
+        )
+        cells = [torch.cat(part) for part in zip(*self.cell, strict=True)] + [torch.cat(self.cell_coverage, dim=1)]
+        some = self.n_expressed if self.n_expressed else torch.nan
+        return PredictiveCheck(
+            Summary(*(part.numpy() for part in genes)),
+            Summary(*(part.numpy() for part in cells)),
+            (self.gene_coverage.mean(1) / n).numpy(),
+            (self.expressed / some).numpy(),
+            (self.pit / some).numpy(),
+            self.n_expressed,
+        )
+
+
+@torch.no_grad()
+def predictive_check(model: VAE, cells: Cells, *, n_draws: int, seed: int) -> PredictiveCheck:
+    """Observed counts of all cells against the law under ``n_draws`` draws of each cell's latent variables."""
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    step, sums = block_rows(model.config.n_genes), _Sums(model.config.n_genes)
+    for start in range(0, len(cells), step):
+        batch = cells.batch(torch.arange(start, min(start + step, len(cells))))
+        q = model.posterior(batch)
+        q_l = model.library_posterior(batch) if model.config.latent_library else None
+        block = _Block(batch.x_ng, discrete=model.decoder.law.discrete)
+        for _ in range(n_draws):
+            z_nd = _draw(q, generator)
+            log_library_n1 = batch.log_library_n1 if q_l is None else _draw(q_l, generator)
+            block.add(model.likelihood(z_nd, batch.covariates, log_library_n1))
+        block.close()
+        sums.add(block)
+    return sums.result()
+
+
+def _draw(q: DiagonalNormal, generator: torch.Generator) -> Tensor:
+    return q.rsample(torch.randn(q.loc.shape, generator=generator))

@@ -1,0 +1,172 @@
+"""``vx.pl.predictive_check``: observed against posterior predictive counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress.pl._shared import INK, MAIN, PALE, QUIET, SECOND, SOFT, finish, plain
+
+N_PANELS = 6
+# a scatter of more points is a blot, and a large file
+MAX_POINTS = 20_000
+
+
+def predictive_check(
+    adata: AnnData,
+    *,
+    key: str = DEFAULT_KEY,
+    ax: Sequence[Axes] | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> list[Axes] | Figure | None:
+    """Draw what :func:`~vxpress.tl.predictive_check` found: counts against what the model would draw for the same cells.
+
+    Points on the dashed line agree. A variance above its prediction, or a histogram high at both ends, says that the law
+    has too little spread (a Poisson law on overdispersed counts); a histogram high in the middle, that it has too much.
+
+    Parameters
+    ----------
+    adata
+        Cells on which :func:`~vxpress.tl.predictive_check` was run.
+    key
+        Stem of the fit.
+    ax
+        Six axes to draw on; by default those of a new figure.
+    show
+        Whether to show the figure; by default ``sc.settings.autoshow``.
+    return_fig
+        Whether to return the figure, without showing it.
+
+    Returns
+    -------
+    ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the list of six
+    :class:`~matplotlib.axes.Axes`: mean, variance and share of zeros of every gene, share of zeros of every cell, the
+    transform of the counts that the model expects to be there, with the coverage of its intervals in the title, and the
+    coverage of every gene against its mean.  Zeros do not show on logarithmic axes.
+
+    Raises
+    ------
+    KeyError
+        If :func:`~vxpress.tl.predictive_check` was not run.
+    ValueError
+        If the number of axes is wrong.
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=5, denoised=False)
+    >>> vx.tl.predictive_check(adata, n_draws=5)
+    >>> len(vx.pl.predictive_check(adata, show=False))
+    6
+    """
+    found = _found(adata, key)
+    genes, cells = found["genes"], found["cells"]
+    # a density has values of both signs, and so no logarithm
+    scale = "linear" if str(found["params"]["likelihood"]) == "gaussian" else "log"
+    axes = _axes(ax)
+    _identity(axes[0], genes, "mean", "genes: mean", scale)
+    _identity(axes[1], genes, "variance", "genes: variance", scale)
+    _identity(axes[2], genes, "zero_fraction", "genes: share of zeros", "linear")
+    _identity(axes[3], cells, "zero_fraction", "cells: share of zeros", "linear")
+    _transform(axes[4], found)
+    _coverage(axes[5], genes, scale)
+    for panel in axes:
+        plain(panel)
+    return finish(axes, show=show, return_fig=return_fig)
+
+
+def _found(adata: AnnData, key: str) -> Mapping[str, Any]:
+    if not isinstance(adata, AnnData):
+        msg = f"An AnnData is expected as first argument; found {type(adata).__name__}."
+        raise TypeError(msg)
+    name = f"{Keys.of(key).uns}_predictive_check"
+    found = adata.uns.get(name)
+    if not isinstance(found, Mapping) or "genes" not in found:
+        call = "vx.tl.predictive_check(adata)" if key == DEFAULT_KEY else f"vx.tl.predictive_check(adata, key={key!r})"
+        msg = f"adata.uns[{name!r}] is not there. Compute it first: {call}."
+        raise KeyError(msg)
+    return found
+
+
+def _axes(ax: Sequence[Axes] | None) -> list[Axes]:
+    if ax is None:
+        figure = plt.figure(figsize=(10.5, 6.4), layout="constrained")
+        return list(figure.subplots(2, 3).flat)
+    axes = [ax] if isinstance(ax, Axes) else list(np.ravel(np.asarray(ax, dtype=object)))
+    if len(axes) != N_PANELS:
+        msg = f"ax= has {len(axes)} axes; pass a list of {N_PANELS}."
+        raise ValueError(msg)
+    return axes
+
+
+def _identity(ax: Axes, table: pd.DataFrame, name: str, title: str, scale: str) -> None:
+    """Observed against predicted, and the line where they agree."""
+    x, y = table[name].to_numpy(), table[f"{name}_predicted"].to_numpy()
+    some = np.isfinite(x) & np.isfinite(y)
+    if scale == "log":
+        some &= (x > 0) & (y > 0)
+    x, y = x[some], y[some]
+    every = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).astype(int)) if len(x) else []
+    ax.scatter(x[every], y[every], s=5, color=MAIN, alpha=0.35, linewidths=0, rasterized=True)
+    ax.set_xscale(scale)
+    ax.set_yscale(scale)
+    if len(x):
+        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        ax.plot(ends, ends, color=INK, linewidth=1.0, linestyle="--")
+    ax.set_xlabel("observed")
+    ax.set_ylabel("posterior predictive")
+    ax.set_title(title, fontsize="medium")
+
+
+def _transform(ax: Axes, found: Mapping[str, Any]) -> None:
+    """Histogram of the probability integral transform, and coverage in the title."""
+    pit, coverage = np.asarray(found["pit"]), found["coverage"]
+    if not int(found["n_expressed"]):
+        ax.text(
+            0.5, 0.5, "the model expects\nno entry to be expressed", ha="center", va="center", transform=ax.transAxes
+        )
+        ax.set_title("coverage", fontsize="medium")
+        return
+    edges = np.linspace(0, 1, len(pit) + 1)
+    ax.bar(edges[:-1], pit, width=edges[1], align="edge", color=SOFT, edgecolor="white", linewidth=0.5)
+    ax.axhline(1.0, color=INK, linewidth=1.0, linestyle="--")
+    ax.set_xlim(0, 1)
+    shares = "\n".join(f"{row['expressed']:.1%} in the {name} % interval" for name, row in coverage.iterrows())
+    ax.set_title(f"expressed entries:\n{shares}", fontsize="medium")
+    ax.set_xlabel("probability integral transform")
+    ax.set_ylabel("density")
+
+
+def _coverage(ax: Axes, genes: pd.DataFrame, scale: str) -> None:
+    """Coverage of every gene against its mean."""
+    mean = genes["mean"].to_numpy()
+    for level, colour in ((50, SECOND), (90, MAIN)):
+        ax.scatter(
+            mean,
+            genes[f"coverage_{level}"],
+            s=5,
+            color=colour,
+            alpha=0.35,
+            linewidths=0,
+            label=f"{level} %",
+            rasterized=True,
+        )
+        ax.axhline(level / 100, color=QUIET, linewidth=1.0, linestyle="--")
+    if scale == "log":
+        # genes without a count have no place on the axis
+        ax.set_xscale("log", nonpositive="mask")
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("observed mean")
+    ax.set_ylabel("share inside the interval")
+    ax.set_title("genes: coverage", fontsize="medium")
+    ax.legend(frameon=False, fontsize="small", markerscale=3, edgecolor=PALE)

@@ -1,0 +1,176 @@
+"""``vx.tl.log_likelihood``: how probable the model finds each cell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._unset import UNSET, Unset
+from vxpress.bridge.find import Model, find_fit
+from vxpress.bridge.predictive import check_own, params_of, read_scored, split_of
+from vxpress.bridge.prepare import resolve_device, seed_of
+from vxpress.bridge.store import Results, check_adata, own
+from vxpress.core.config import check_range
+from vxpress.core.importance import Bound
+from vxpress.core.importance import log_likelihood as importance_log_likelihood
+
+# below this median effective sample size the bound hangs on a few samples
+MIN_ESS = 5.0
+
+
+def log_likelihood(
+    adata: AnnData,
+    model: Model = None,
+    *,
+    key: str = DEFAULT_KEY,
+    layer: str | Unset | None = UNSET,
+    n_samples: int = 100,
+    rng: int | np.random.Generator | None = 0,
+    device: str | torch.device = "auto",
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Score every cell by the importance-weighted bound on its log likelihood.
+
+    .. math::
+
+        \log p(x_n \mid s_n, l_n) \;\ge\; \mathbb{E} \Big[ \log \frac1K \sum_{k=1}^K w_{nk} \Big], \qquad
+        w_{nk} = \frac{p(x_n \mid z_k, s_n, l_n)\, p(z_k)}{q(z_k \mid x_n, s_n)}, \qquad z_k \sim q
+
+    (:cite:t:`Burda2016`, eq. 8), in nats summed over the modelled genes, all constants included.  Its expectation is the
+    ELBO at :math:`K = 1` and rises towards the log likelihood with :math:`K`.  Weights are summed in double precision and
+    in passes, so that memory does not grow with :math:`K`.  A latent size factor is sampled beside :math:`z`.
+
+    Parameters
+    ----------
+    adata
+        Cells with raw counts of the genes of the fit, in any order, and with its covariates in ``obs``; a posterior need not
+        be stored. A fit with a dispersion per label needs the labels too.
+    model
+        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+    key
+        Stem of the fit.
+    layer
+        Layer that holds the counts; left out, the one that the fit read.
+    n_samples
+        Samples per cell, :math:`K`. 100 order fits and cells; for the number itself raise it until it stands still.
+    rng
+        Seed of the samples, or a numpy generator.
+    device
+        ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+    key_added
+        Stem of the names that are written; by default that of the fit.
+    copy
+        Return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields, all ``float64``:
+
+    ``adata.obs["vae_log_likelihood"]``
+        The bound of each cell, in nats.
+    ``adata.obs["vae_log_likelihood_se"]``
+        Its standard error from the samples, by the delta method: relative error of the mean weight. NaN for one sample.
+    ``adata.obs["vae_log_likelihood_ess"]``
+        Effective sample size :math:`(\sum w)^2 / \sum w^2`, from 1 to ``n_samples``. Near 1 one sample carries the bound,
+        which is then loose, and its standard error too small.
+    ``adata.obs["vae_elbo"]``, ``adata.obs["vae_reconstruction"]``
+        The evidence lower bound, and :math:`\mathbb{E}_q \log p(x \mid z)`, from the same samples; the divergence between
+        them is exact.
+    ``adata.uns["vae_log_likelihood"]``
+        ``summary``, a :class:`pandas.DataFrame` with a row for all cells and, where the fit is one of these cells, one for
+        each part of ``obs["vae_split"]``: ``n_cells``, means of the above, ``se`` of the mean over cells as a sample of
+        cells, ``se_sampling`` of it from the importance samples alone, and ``ess_median``; and ``params``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such fit, or a column of ``obs`` that it needs is missing.
+    ValueError
+        If genes of the fit are missing, a category is unknown to it, or the matrix does not hold counts.
+
+    Notes
+    -----
+    Cells that the model trained on score higher than cells it has not seen; compare models on held-out cells, on the same
+    genes and with the same size factors.  A Gaussian fit gives a density of log values, which compares with no law of counts.
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=5, denoised=False)
+    >>> vx.tl.log_likelihood(adata, n_samples=20)
+    >>> summary = adata.uns["vae_log_likelihood"]["summary"]
+    >>> list(summary.index)
+    ['all', 'train', 'validation']
+    >>> bool(summary.loc["all", "log_likelihood"] > summary.loc["all", "elbo"])
+    True
+    """
+    check_adata(adata, copy=copy)
+    fit = find_fit(adata, model, key)
+    keys, stem = Keys.of(key), Keys.of(key if key_added is None else key_added).uns
+    name = f"{stem}_log_likelihood"
+    columns = [name, f"{name}_se", f"{name}_ess", f"{stem}_elbo", f"{stem}_reconstruction"]
+    check_range("n_samples", n_samples, 1, 10_000_000, integer=True)
+    check_own(adata, name, obs=columns)
+    seed = int(seed_of(rng).integers(2**62))
+    torch_device = resolve_device(device)
+    start = logg.info("scoring cells")
+    cells = read_scored(adata, fit, layer).to(torch_device)
+    found = importance_log_likelihood(fit.model.to(torch_device), cells, n_samples, seed=seed)
+    fit.model.cpu()
+    # a fit found elsewhere says nothing of the split of these cells if they have one of their own
+    own_fit = model is None or model is adata or keys.uns not in adata.uns
+    summary = _summary(found, split_of(adata, keys, own_fit=own_fit))
+    record = params_of(fit, key, n_samples=int(n_samples), rng=int(rng) if isinstance(rng, int) else None)
+    adata = own(adata, copy=copy)
+    results = Results(
+        obs=dict(zip(columns, _columns(found).values(), strict=True)),
+        uns={name: {"summary": summary, "params": record}},
+    )
+    results.write(adata)
+    low = float(summary.loc["all", "ess_median"])
+    if n_samples > 1 and low < MIN_ESS:
+        logg.warning(
+            f"In half of the cells the effective sample size is {low:.1f} of {n_samples} or less: their bound hangs on a few "
+            "samples, is loose, and has a standard error that says too little. It compares models at the same n_samples=; "
+            "raise n_samples= for the number itself."
+        )
+    logg.info("    finished", time=start, deep=results.describe())
+    return adata if copy else None
+
+
+def _columns(found: Bound) -> dict[str, np.ndarray]:
+    return {
+        "log_likelihood": found.log_likelihood_n,
+        "se": found.se_n,
+        "ess": found.ess_n,
+        "elbo": found.elbo_n,
+        "reconstruction": found.reconstruction_n,
+    }
+
+
+def _summary(found: Bound, split_n: np.ndarray | None) -> pd.DataFrame:
+    """Means over all cells and over each part of the split."""
+    cells = pd.DataFrame(_columns(found))
+    parts = {"all": cells}
+    if split_n is not None:
+        parts |= {str(name): cells[split_n == name] for name in sorted(set(split_n))}
+    rows = {}
+    for name, part in parts.items():
+        n = len(part)
+        rows[name] = {
+            "n_cells": n,
+            "log_likelihood": part["log_likelihood"].mean(),
+            "se": part["log_likelihood"].std(ddof=1) / np.sqrt(n) if n > 1 else np.nan,
+            "se_sampling": np.sqrt(np.square(part["se"].to_numpy()).sum()) / n,
+            "elbo": part["elbo"].mean(),
+            "reconstruction": part["reconstruction"].mean(),
+            "ess_median": part["ess"].median(),
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.astype({"n_cells": np.int64})

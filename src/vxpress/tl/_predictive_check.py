@@ -1,0 +1,139 @@
+"""``vx.tl.predictive_check``: are the counts such as the model would draw?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._unset import UNSET, Unset
+from vxpress.bridge.find import Model, find_fit
+from vxpress.bridge.predictive import check_own, params_of, read_scored
+from vxpress.bridge.prepare import seed_of
+from vxpress.bridge.store import Results, check_adata, own
+from vxpress.core.config import check_range
+from vxpress.core.predictive_check import LEVELS, Summary
+from vxpress.core.predictive_check import predictive_check as check_counts
+
+
+def predictive_check(
+    adata: AnnData,
+    model: Model = None,
+    *,
+    key: str = DEFAULT_KEY,
+    layer: str | Unset | None = UNSET,
+    n_draws: int = 25,
+    rng: int | np.random.Generator | None = 0,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Compare the counts with the posterior predictive law of the same cells: moments, zeros, and interval coverage.
+
+    Per gene over cells and per cell over genes, the observed mean, variance and share of zeros stand beside the expected
+    ones of counts drawn anew (:func:`sample`).  Given :math:`z` these are exact, so that only :math:`z` is drawn.
+
+    Coverage is the share of counts inside the central 50 % and 90 % interval of their own predictive law, mixed over the
+    draws of :math:`z`.  Since no set of whole numbers holds exactly 90 % of a law, a count :math:`x` stands for the stretch
+    from :math:`F(x - 1)` to :math:`F(x)`, and what is counted is the part of the stretch inside 0.05 to 0.95: the expected
+    value of the randomised transform (:cite:t:`Czado2009`).  A calibrated law covers 50 % and 90 %; one with too little
+    spread covers less.
+
+    Parameters
+    ----------
+    adata
+        Cells with raw counts of the genes of the fit, in any order, and with its covariates in ``obs``; a posterior need not
+        be stored. A fit with a dispersion per label needs the labels too.
+    model
+        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+    key
+        Stem of the fit.
+    layer
+        Layer that holds the counts; left out, the one that the fit read.
+    n_draws
+        Draws of :math:`z` per cell (and of a latent size factor). Nothing but :math:`z` is random, hence few are enough.
+    rng
+        Seed of the draws, or a numpy generator.
+    copy
+        Return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following field:
+
+    ``adata.uns["vae_predictive_check"]`` : :class:`dict`
+        ``genes`` and ``cells``, each a :class:`pandas.DataFrame` of the modelled genes or the cells, with ``mean``,
+        ``variance``, ``zero_fraction``, the same with ``_predicted``, ``coverage_50`` and ``coverage_90``;
+        ``coverage``, a :class:`pandas.DataFrame` with the rows ``50`` and ``90`` (per cent) and the columns ``nominal``,
+        ``all`` entries, and ``expressed`` entries, which have a predicted chance of a zero below one half;
+        ``pit``, the histogram of the transform of the expressed entries in twentieths, 1 throughout under a calibrated
+        law; ``n_expressed``, their number; and ``params``.
+        Units are molecules, of a Gaussian fit :math:`\log(1 + 10^4 x / l)`, of a Bernoulli fit detections.
+
+    Raises
+    ------
+    KeyError
+        If there is no such fit, or a column of ``obs`` that it needs is missing.
+    ValueError
+        If genes of the fit are missing, a category is unknown to it, or the matrix does not hold counts.
+
+    Notes
+    -----
+    A cell's posterior has seen its counts, so that coverage may lie slightly above nominal under a true model, the more so
+    the fewer genes are modelled. Most entries are zeros that every law expects and that are covered whatever the model:
+    read the coverage of expressed entries.  Where the size factor is the sum of the modelled genes, the predicted mean of a
+    cell equals the observed one by construction.
+
+    See Also
+    --------
+    vxpress.pl.predictive_check : draws it.
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=5, denoised=False)
+    >>> vx.tl.predictive_check(adata, n_draws=5)
+    >>> adata.uns["vae_predictive_check"]["coverage"].columns.to_list()
+    ['nominal', 'all', 'expressed']
+    """
+    check_adata(adata, copy=copy)
+    fit = find_fit(adata, model, key)
+    name = f"{Keys.of(key).uns}_predictive_check"
+    check_range("n_draws", n_draws, 1, 100_000, integer=True)
+    check_own(adata, name)
+    seed = int(seed_of(rng).integers(2**62))
+    start = logg.info("checking the posterior predictive law")
+    found = check_counts(fit.model, read_scored(adata, fit, layer), n_draws=n_draws, seed=seed)
+    coverage = pd.DataFrame(
+        {"nominal": LEVELS, "all": found.coverage, "expressed": found.expressed_coverage},
+        index=pd.Index([_percent(level) for level in LEVELS], dtype=object),
+    )
+    record = params_of(fit, key, n_draws=int(n_draws), rng=int(rng) if isinstance(rng, int) else None)
+    stored = {
+        "genes": _frame(found.genes, pd.Index(fit.genes[fit.modelled_g], dtype=object)),
+        "cells": _frame(found.cells, pd.Index(adata.obs_names, dtype=object)),
+        "coverage": coverage,
+        "pit": found.pit * len(found.pit),
+        "n_expressed": found.n_expressed,
+        "params": record,
+    }
+    adata = own(adata, copy=copy)
+    results = Results(uns={name: stored})
+    results.write(adata)
+    inside = ", ".join(
+        f"{found.expressed_coverage[k]:.1%} in the {_percent(p)} % interval" for k, p in enumerate(LEVELS)
+    )
+    logg.info(f"    coverage of the {found.n_expressed} entries expected to be expressed: {inside}")
+    logg.info("    finished", time=start, deep=results.describe())
+    return adata if copy else None
+
+
+def _percent(level: float) -> str:
+    return f"{100 * level:.0f}"
+
+
+def _frame(summary: Summary, index: pd.Index) -> pd.DataFrame:
+    values = {name: value for name, value in vars(summary).items() if name != "coverage"}
+    values |= {f"coverage_{_percent(level)}": summary.coverage[k] for k, level in enumerate(LEVELS)}
+    return pd.DataFrame(values, index=index)

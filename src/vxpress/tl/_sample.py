@@ -1,0 +1,228 @@
+"""``vx.tl.sample``: counts drawn anew for every cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scanpy import logging as logg
+from scipy import sparse
+
+from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress.bridge.find import Model
+from vxpress.bridge.fit import Fit
+from vxpress.bridge.predictive import check_own, law_covariates, law_log_library, params_of
+from vxpress.bridge.prepare import check_gene_names, seed_of
+from vxpress.bridge.store import Results, check_adata, own
+from vxpress.bridge.stored import StoredCells, stored_library
+from vxpress.core.config import check_range
+from vxpress.core.predictive import predictive_draws
+
+
+def sample(
+    adata: AnnData,
+    model: Model = None,
+    *,
+    key: str = DEFAULT_KEY,
+    n_samples: int = 1,
+    genes: str | Sequence[str] | np.ndarray | None = None,
+    transform_batch: str | None = None,
+    rng: int | np.random.Generator | None = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Draw counts anew for every cell, from its stored posterior; the counts themselves are not needed.
+
+    .. math::
+
+        z_n \sim q(z \mid x_n, s_n), \qquad x'_{ng} \sim p(\,\cdot \mid z_n, s_n, l_n)
+
+    with the cell's own covariates :math:`s` and size factor :math:`l` (the posterior predictive of :cite:t:`Lopez2018`).
+    This is resampling of the cells at hand, each drawn close to where it lies; no new kind of cell arises, and nothing is
+    drawn from the prior.  It has nothing to do with ``sc.pp.sample``, which picks a subset of cells.
+
+    Parameters
+    ----------
+    adata
+        Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it) and genes of the fit, in any order.
+    model
+        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+    key
+        Stem of the fit.
+    n_samples
+        Draws per cell. One is written as a layer; more come back as an AnnData of their own.
+    genes
+        Modelled genes to return instead of writing a layer: names, or a boolean array over ``adata.var``. Any modelled
+        gene can be named, whether ``adata`` still holds it or not.
+    transform_batch
+        Batch under which every cell is decoded; by default its own.
+    rng
+        Seed of the draws, or a numpy generator. The first of several draws is the one that ``n_samples=1`` gives.
+    key_added
+        Name of the layer; by default ``"vae_sample"``. Not where an AnnData is returned.
+    copy
+        Return a copy instead of writing to ``adata``. Not where an AnnData is returned.
+
+    Returns
+    -------
+    With ``genes`` or ``n_samples`` above 1, an ``AnnData`` object of n_obs x ``n_samples`` cells and the modelled genes
+    (``genes`` in the order given, else those of ``adata``): all cells of the first draw, then those of the second.  ``obs``
+    is that of the cells, with the cell's name in ``"source"`` and the number of the draw in ``"draw"``; nothing is written.
+
+    Otherwise returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
+
+    ``adata.layers["vae_sample" | key_added]`` : :class:`scipy.sparse.csr_matrix` (dtype ``float32``)
+        Counts (0 and 1 of a Bernoulli fit). **Genes that are not modelled are empty in it**, which a warning says: the fit
+        knows their mean, not their law. Of a Gaussian fit a dense array of log values, NaN for these genes.
+    ``adata.uns["vae_sample" | key_added]``
+        ``genes``, the names of the genes that were drawn, so that ``adata[:, adata.uns["vae_sample"]["genes"]]`` picks
+        them, and ``params``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such fit, posterior or size factor, or a gene of ``genes`` is not modelled.
+    ValueError
+        If the batch is unknown to the fit, no gene of ``adata`` is modelled, or another layer has that name.
+
+    Notes
+    -----
+    Where the size factor was inferred (``library="latent"``), its stored posterior mean is taken.
+
+    See Also
+    --------
+    predictive_check : are the draws like the counts?
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=5, denoised=False)
+    >>> vx.tl.sample(adata)
+    >>> adata.layers["vae_sample"].shape
+    (700, 765)
+
+    Three draws of two genes:
+
+    >>> vx.tl.sample(adata, genes=["CD8A", "NKG7"], n_samples=3).shape
+    (2100, 2)
+    """
+    check_adata(adata, copy=copy)
+    cells = StoredCells.find(adata, model, key)
+    fit, keys = cells.fit, cells.keys
+    check_range("n_samples", n_samples, 1, 100_000, integer=True)
+    layer = f"{keys.uns}_sample" if key_added is None else key_added
+    check_name("key_added", layer)
+    returned = genes is not None or n_samples > 1
+    if returned and (key_added is not None or copy):
+        given = f"key_added={key_added!r}" if key_added is not None else "copy=True"
+        msg = f"{given} was given with genes= or n_samples= above 1, which return an AnnData and write no layer. Leave one of the two out."
+        raise ValueError(msg)
+    names = _present(adata, fit) if genes is None else _named(adata, fit, genes)
+    if not returned:
+        check_own(adata, layer, layers=[layer])
+    covariates = law_covariates(adata, fit)
+    if transform_batch is not None:
+        if not isinstance(transform_batch, str):
+            msg = f"transform_batch={transform_batch!r} was given; the name of one batch is expected, for a draw is made under one."
+            raise ValueError(msg)
+        covariates = covariates.with_batch(*fit.covariates.batch_codes(transform_batch))
+    log_library_n1 = law_log_library(stored_library(adata, keys))
+    start = logg.info("drawing counts")
+    # where the wanted genes lie among the modelled ones
+    columns = torch.from_numpy(pd.Index(fit.genes[fit.modelled_g], dtype=object).get_indexer(names))
+    draws = predictive_draws(
+        fit.model,
+        torch.from_numpy(cells.mean_nd),
+        torch.from_numpy(cells.var_nd),
+        covariates,
+        log_library_n1,
+        n_draws=n_samples,
+        seed=int(seed_of(rng).integers(2**62)),
+    )
+    blocks = [_stored(x_ng[:, columns], discrete=fit.model.decoder.law.discrete) for _, _, x_ng in draws]
+    matrix = sparse.vstack(blocks, format="csr") if sparse.issparse(blocks[0]) else np.concatenate(blocks)
+    if returned:
+        logg.info("    finished", time=start)
+        return _as_adata(matrix, adata, names, n_samples)
+    position = adata.var_names.get_indexer(names)
+    if len(names) < adata.n_vars:
+        how = "empty" if sparse.issparse(matrix) else "NaN"
+        logg.warning(
+            f"{adata.n_vars - len(names)} of the {adata.n_vars} genes of adata are not modelled by the fit and {how} in "
+            f"layers[{layer!r}]; adata[:, adata.uns[{layer!r}]['genes']] picks the others."
+        )
+    adata = own(adata, copy=copy)
+    record = params_of(fit, key, transform_batch=transform_batch, rng=int(rng) if isinstance(rng, int) else None)
+    results = Results(
+        layers={layer: _place(matrix, position, adata.n_vars)},
+        uns={layer: {"genes": names.to_numpy(dtype=object), "params": record}},
+    )
+    results.write(adata)
+    logg.info("    finished", time=start, deep=results.describe())
+    return adata if copy else None
+
+
+def _present(adata: AnnData, fit: Fit) -> pd.Index:
+    """Names of the modelled genes that ``adata`` holds, in its order."""
+    check_gene_names(adata)
+    names = adata.var_names[adata.var_names.isin(fit.genes[fit.modelled_g])]
+    if not len(names):
+        msg = (
+            f"None of the {adata.n_vars} genes of adata is modelled by the fit, which alone can be drawn (for example "
+            f"{list(fit.genes[fit.modelled_g][:3])}). Name such genes: vx.tl.sample(adata, genes=[...])."
+        )
+        raise ValueError(msg)
+    return names
+
+
+def _named(adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray) -> pd.Index:
+    """Names of the genes asked for, all of them modelled."""
+    asked = np.atleast_1d(np.asarray(genes))
+    if asked.dtype == bool:
+        if asked.shape != (adata.n_vars,):
+            msg = f"genes= is a boolean array of shape {asked.shape}; ({adata.n_vars},), one value per gene of adata, is expected."
+            raise ValueError(msg)
+        asked = adata.var_names.to_numpy()[asked]
+    names = pd.Index(asked.astype(str), dtype=object)
+    if not len(names) or not names.is_unique:
+        msg = f"genes= names {list(names[names.duplicated()].unique()[:3]) or 'no gene'}{' more than once' if len(names) else ''}; name each gene once."
+        raise ValueError(msg)
+    unknown = names[~names.isin(fit.genes[fit.modelled_g])]
+    if len(unknown):
+        msg = (
+            f"{len(unknown)} of the {len(names)} genes of genes= are not modelled by the fit (for example {list(unknown[:3])}), "
+            "which knows no law of their counts. It models adata.uns[key]['genes']['names'] where ['modelled'] is True; "
+            "vx.tl.denoise gives the mean of the others."
+        )
+        raise KeyError(msg)
+    return names
+
+
+def _stored(x_ng: torch.Tensor, *, discrete: bool) -> sparse.csr_matrix | np.ndarray:
+    return sparse.csr_matrix(x_ng.numpy()) if discrete else x_ng.numpy().copy()
+
+
+def _place(matrix: sparse.csr_matrix | np.ndarray, position: np.ndarray, n_vars: int) -> sparse.csr_matrix | np.ndarray:
+    """The matrix over all genes of ``adata``, of which it holds those at ``position``, in rising order."""
+    if not sparse.issparse(matrix):
+        out = np.full((len(matrix), n_vars), np.nan, dtype=np.float32)
+        out[:, position] = matrix
+        return out
+    indices = position[matrix.indices].astype(matrix.indices.dtype)
+    return sparse.csr_matrix((matrix.data, indices, matrix.indptr), shape=(matrix.shape[0], n_vars))
+
+
+def _as_adata(matrix: sparse.csr_matrix | np.ndarray, adata: AnnData, names: pd.Index, n_samples: int) -> AnnData:
+    """Draws as cells of their own."""
+    obs = pd.concat([adata.obs] * n_samples)
+    obs["source"] = np.tile(adata.obs_names.to_numpy(dtype=object), n_samples)
+    obs["draw"] = np.repeat(np.arange(n_samples), adata.n_obs)
+    if n_samples > 1:
+        obs.index = pd.Index(
+            [f"{name}-{draw}" for name, draw in zip(obs["source"], obs["draw"], strict=True)], dtype=object
+        )
+    return AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(names, dtype=object)))

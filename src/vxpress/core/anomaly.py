@@ -20,6 +20,7 @@ N_PEAK, N_NEIGHBORS = 20, 15
 MAX_REFERENCE = 20_000
 CHUNK = 1024
 PARTS = ("distance", "surprise", "peak", "width")
+CAP, TIE = 2.0, 1e-3
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,11 @@ def neighbor_distance(mean_nd: np.ndarray, reference_md: np.ndarray) -> tuple[np
 
 
 def combined(units_nk: np.ndarray) -> np.ndarray:
-    """One score from :data:`PARTS` in units of their spread over usual cells: the distance, and what exceeds 0 of the rest.
+    """One score from :data:`PARTS` in units of their spread over usual cells.
 
-    A cell type that the fit has not seen may well be decoded with less than usual surprise; that must not make up for
-    its distance.
+    Distance, and what exceeds 0 of the others: a cell type that the fit has not seen may well be decoded with less than
+    usual surprise, which must not make up for its distance. All but the width count up to ``CAP`` only, since usual cells of rare
+    types lie far out in them too; ``TIE`` of what they are keeps the order beyond.
     """
-    return np.asarray(units_nk[:, 0] + np.maximum(units_nk[:, 1:], 0.0).sum(1))
+    u_nk = np.concatenate([units_nk[:, :1], np.maximum(units_nk[:, 1:], 0.0)], axis=1)
+    return np.asarray(np.minimum(u_nk[:, :3], CAP).sum(1) + u_nk[:, 3] + TIE * units_nk[:, :3].sum(1))

@@ -119,9 +119,10 @@ def outliers(
     Notes
     -----
     With u the four quantities less their expectation given log depth (a natural cubic spline) and batch, over their scale
-    given the same, the score is u_distance + max(0, u_surprise) + max(0, u_peak) + max(0, u_width), put in units in the
-    same way once more. Scores of calibration cells come from regressions without them (ten folds). The p-value is
-    (1 + #{calibration scores >= score}) / (1 + #calibration cells).
+    given the same, the score is min(2, u_distance) + clip(u_surprise, 0, 2) + clip(u_peak, 0, 2) + max(0, u_width), put in
+    units in the same way once more (and 0.001 times the first three, so that nothing beyond 2 ties). Scores of calibration
+    cells come from regressions without them (ten folds). The p-value is (1 + #{calibration scores >= score}) /
+    (1 + #calibration cells).
 
     References
     ----------

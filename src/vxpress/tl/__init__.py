@@ -7,6 +7,7 @@ from vxpress.tl._diagnose import diagnose
 from vxpress.tl._encode import encode
 from vxpress.tl._fit_vae import fit_vae
 from vxpress.tl._log_likelihood import log_likelihood
+from vxpress.tl._outliers import outliers
 from vxpress.tl._predictive_check import predictive_check
 from vxpress.tl._sample import sample
 
@@ -18,6 +19,7 @@ __all__ = [
     "encode",
     "fit_vae",
     "log_likelihood",
+    "outliers",
     "predictive_check",
     "sample",
 ]

@@ -1,0 +1,69 @@
+"""Where the cells that a fit was trained on lie in its latent space, from wherever the fit is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from anndata import AnnData
+from anndata.io import read_elem
+
+from vxpress._keys import Keys
+from vxpress.bridge.find import Model
+from vxpress.bridge.fit import Fit
+
+FITTED = ("train", "validation")
+
+
+def fitted_cells(adata: AnnData, keys: Keys) -> np.ndarray:
+    """Which cells the fit was trained on or stopped by, boolean (n,); none where ``adata`` does not say."""
+    if keys.split not in adata.obs:
+        return np.zeros(adata.n_obs, dtype=bool)
+    return np.asarray(adata.obs[keys.split].astype(object).isin(FITTED), dtype=bool)
+
+
+def training_latent(adata: AnnData, model: Model, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior means of the training cells, and those of the validation cells, each float32 (m, d)."""
+    where = adata if model is None else model
+    stored = _of_adata(where, keys) if isinstance(where, AnnData) else _of_file(Path(where), keys)
+    if stored is None or not (stored[1] == "train").any():
+        place = "adata" if model is None else "model"
+        msg = (
+            f"{place} holds no training cells with their posterior (obs[{keys.split!r}] == 'train' and obsm[{keys.latent!r}]), "
+            "which the latent distance is measured to. Pass the AnnData that was fitted, or its .h5ad file: "
+            "vx.tl.outliers(query, reference, calibration=calibration)."
+        )
+        raise KeyError(msg)
+    mean_nd, split_n = stored
+    if mean_nd.shape != (len(split_n), fit.params.model.n_latent) or not np.isfinite(mean_nd).all():
+        msg = f"obsm[{keys.latent!r}] has shape {mean_nd.shape} or holds NaN: it belongs to another fit. Write it again: vx.tl.encode(adata)."
+        raise ValueError(msg)
+    return mean_nd[split_n == "train"], mean_nd[split_n == "validation"]
+
+
+def _of_adata(adata: AnnData, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
+    if keys.split not in adata.obs or keys.latent not in adata.obsm:
+        return None
+    return np.asarray(adata.obsm[keys.latent], dtype=np.float32), adata.obs[keys.split].astype(object).to_numpy()
+
+
+def _of_file(path: Path, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
+    """The same from a stored AnnData, without reading the rest; a file of weights holds no cells."""
+    if path.suffix == ".safetensors":
+        return None
+    if path.is_dir():
+        import zarr
+
+        return _of_group(zarr.open_group(str(path), mode="r"), keys)
+    with h5py.File(path, "r") as file:
+        return _of_group(file, keys)
+
+
+def _of_group(group: Mapping[str, Any], keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
+    if keys.latent not in group["obsm"] or keys.split not in group["obs"]:
+        return None
+    split = np.asarray(read_elem(group["obs"][keys.split]), dtype=object)
+    return np.asarray(read_elem(group["obsm"][keys.latent]), dtype=np.float32), split

@@ -1,0 +1,90 @@
+"""What a model finds odd about a cell, in four numbers that know nothing yet of what is usual."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vxpress.core.counts import Cells
+from vxpress.core.posterior import MIN_BLOCK
+from vxpress.core.vae import VAE
+
+# entries of one block of decoded cells
+BLOCK_ENTRIES = 2**20
+# genes whose surprise makes the peak, and neighbours whose distance is averaged
+N_PEAK, N_NEIGHBORS = 20, 15
+# cells of the fit that neighbours are sought among, at most
+MAX_REFERENCE = 20_000
+CHUNK = 1024
+PARTS = ("distance", "surprise", "peak", "width")
+CAP, TIE = 2.0, 1e-3
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Per cell: the :data:`PARTS` (n, 4), the posterior mean (n, d), and the genes that surprise most (n, k)."""
+
+    parts_nk: np.ndarray
+    mean_nd: np.ndarray
+    genes_nk: np.ndarray
+
+
+@torch.no_grad()
+def evidence(model: VAE, cells: Cells, reference_md: np.ndarray, *, n_top: int = 3) -> Evidence:
+    """Evidence of every cell, in chunks; ``reference_md`` are posterior means of training cells.
+
+    ``distance`` is the log of the mean distance to the nearest training cells in the latent space, ``surprise``
+    -log p(x | z, s, l) at the posterior mean, ``peak`` the part of it that falls on the most surprising of the genes
+    counted above their mean, and ``width`` the log volume of the posterior, sum_d log var.
+    """
+    model.eval()
+    n, block = len(cells), max(MIN_BLOCK, BLOCK_ENTRIES // model.config.n_genes)
+    n_peak, n_top = min(N_PEAK, model.config.n_genes), min(n_top, model.config.n_genes)
+    parts_nk = np.empty((n, len(PARTS)))
+    mean_nd = np.empty((n, model.config.n_latent), dtype=np.float32)
+    genes_nk = np.empty((n, n_top), dtype=np.int64)
+    for start in range(0, n, block):
+        part = slice(start, min(start + block, n))
+        batch = cells.batch(torch.arange(part.start, part.stop))
+        q = model.posterior(batch)
+        log_library = model.library_posterior(batch).loc if model.config.latent_library else batch.log_library_n1
+        law = model.likelihood(q.loc, batch.covariates, log_library)
+        nll_ng = -law.log_prob(batch.x_ng)
+        above_ng = torch.where(law.observe(batch.x_ng) > law.mean, nll_ng, 0.0)
+        peak = above_ng.topk(max(n_peak, n_top), dim=-1)
+        mean_nd[part], genes_nk[part] = q.loc.numpy(), peak.indices[:, :n_top].numpy()
+        parts_nk[part, 1] = nll_ng.sum(-1, dtype=torch.float64).numpy()
+        parts_nk[part, 2] = peak.values[:, :n_peak].sum(-1, dtype=torch.float64).numpy()
+        parts_nk[part, 3] = 2.0 * q.scale.log().sum(-1, dtype=torch.float64).numpy()
+    distance_n, _ = neighbor_distance(mean_nd, reference_md)
+    parts_nk[:, 0] = np.log(distance_n + 1e-6)
+    return Evidence(parts_nk, mean_nd, genes_nk)
+
+
+def neighbor_distance(mean_nd: np.ndarray, reference_md: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean distance to the nearest ``N_NEIGHBORS`` of the reference, and that to the very nearest, each (n,)."""
+    reference = torch.from_numpy(np.asarray(reference_md, dtype=np.float32))
+    k = min(N_NEIGHBORS, len(reference))
+    mean_n, nearest_n = np.empty((2, len(mean_nd)))
+    for start in range(0, len(mean_nd), CHUNK):
+        part = slice(start, start + CHUNK)
+        distance: Tensor = torch.cdist(
+            torch.from_numpy(mean_nd[part]), reference, compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        values = distance.topk(k, dim=-1, largest=False).values.double()
+        mean_n[part], nearest_n[part] = values.mean(-1).numpy(), values[:, 0].numpy()
+    return mean_n, nearest_n
+
+
+def combined(units_nk: np.ndarray) -> np.ndarray:
+    """One score from :data:`PARTS` in units of their spread over usual cells.
+
+    Distance, and what exceeds 0 of the others: a cell type that the fit has not seen may well be decoded with less than
+    usual surprise, which must not make up for its distance. All but the width count up to ``CAP`` only, since usual cells of rare
+    types lie far out in them too; ``TIE`` of what they are keeps the order beyond.
+    """
+    u_nk = np.concatenate([units_nk[:, :1], np.maximum(units_nk[:, 1:], 0.0)], axis=1)
+    return np.asarray(np.minimum(u_nk[:, :3], CAP).sum(1) + u_nk[:, 3] + TIE * units_nk[:, :3].sum(1))

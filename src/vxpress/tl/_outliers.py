@@ -1,0 +1,366 @@
+"""``vx.tl.outliers``: cells unlike those of the fit, with p-values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scanpy import logging as logg
+from scipy.stats import false_discovery_control, spearmanr
+
+from vxpress._keys import DEFAULT_KEY, Keys, check_name
+from vxpress._unset import UNSET, Unset
+from vxpress.bridge.find import Model, find_fit
+from vxpress.bridge.fit import Fit
+from vxpress.bridge.prepare import read_query, seed_of
+from vxpress.bridge.store import Results, check_adata, own
+from vxpress.bridge.training_cells import fitted_cells, training_latent
+from vxpress.core.anomaly import MAX_REFERENCE, PARTS, Evidence, evidence, neighbor_distance
+from vxpress.core.config import check_range
+from vxpress.core.conformal import Circumstances, Score, cross_fitted, p_values, strata
+from vxpress.core.counts import Cells
+
+MIN_CALIBRATION = 50
+# nearer than this to a cell of the fit is that cell, encoded again; so many of them are no coincidence
+SAME, MANY = 1e-4, 0.1
+RECIPE = (
+    "Hold cells out of the fit: held = np.random.default_rng(0).random(adata.n_obs) < 0.2; reference, calibration = "
+    "adata[~held].copy(), adata[held].copy(); vx.tl.fit_vae(reference); vx.tl.outliers(query, reference, calibration=calibration)."
+)
+
+
+def outliers(
+    adata: AnnData,
+    model: Model = None,
+    *,
+    calibration: AnnData | str | np.ndarray | None = None,
+    key: str = DEFAULT_KEY,
+    layer: str | Unset | None = UNSET,
+    alpha: float = 0.1,
+    min_stratum: int = 200,
+    randomize_ties: bool = False,
+    rng: int | np.random.Generator | None = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Find cells unlike those of the fit: unseen types, doublets, damaged or contaminated cells.
+
+    Four things are looked at: the distance to the nearest training cells in the latent space, the surprise
+    -log p(x | z, s, l), the part of it on few genes, and the width of the posterior. All of them depend on depth, and on
+    the batch, in perfectly good cells. So depth and batch are taken out by regression on *calibration cells*, which were
+    kept from the fit, and the score of a cell is ranked among theirs. That makes the p-value valid whatever the model is
+    worth: of cells like the calibration cells a share of at most ``p`` gets a p-value of at most ``p``.
+
+    Parameters
+    ----------
+    adata
+        Cells to test, with raw counts of the genes of the fit and with its covariates in ``obs``. They need not be
+        encoded. Cells that the fit was trained on or stopped by (``obs["vae_split"]``) get no p-value.
+    model
+        Where the fit and its training cells are: the AnnData that was fitted, its ``.h5ad`` or zarr file, or ``None`` for
+        ``adata`` itself. A ``.safetensors`` file holds no cells and does not do.
+    calibration
+        Cells like those of the fit, on which it was neither trained nor stopped: an AnnData with raw counts, or a boolean
+        column of ``adata.obs``, or a boolean array over its cells. A few hundred or more; at least 50. Outliers among them
+        cost power, not validity.
+    key
+        Stem of the fit.
+    layer
+        Layer that holds the counts, in ``adata`` and in the calibration cells; left out, the one that the fit read.
+    alpha
+        False discovery rate at which cells are marked as outliers: the share of the marked cells that is expected to be
+        like the calibration cells.
+    min_stratum
+        Batches with at least so many calibration cells are ranked among their own, all others among all calibration
+        cells. Smaller strata would make the smallest p-value, 1 / (1 + cells), too large to stand a correction.
+    randomize_ties
+        Break ties at random, that of a cell with itself among them. The p-values of cells like the calibration cells are
+        then exactly uniform, where they are at least so by default; for checks.
+    rng
+        Seed of the folds of the calibration cells, of the training cells drawn where there are more than 20,000, and of
+        broken ties; or a numpy generator.
+    key_added
+        Stem of the names that are written; by default that of the fit and ``"_outlier"``.
+    copy
+        Return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
+
+    ``adata.obs["vae_outlier_score"]`` : ``float64``
+        Score, higher is odder; about 0 in mean and 1 in standard deviation over calibration cells of any depth and batch.
+        NaN for cells without p-value.
+    ``adata.obs["vae_outlier_pval"]`` : ``float64``
+        Conformal p-value. NaN for cells of the fit, calibration cells, and cells without counts.
+    ``adata.obs["vae_outlier_pval_adj"]`` : ``float64``
+        Adjusted by Benjamini-Hochberg over all cells with a p-value.
+    ``adata.obs["vae_outlier"]`` : ``bool``
+        Whether that is at most ``alpha``.
+    ``adata.obs["vae_outlier_genes"]`` : ``str``
+        The three genes counted above their mean that surprise most.
+    ``adata.uns["vae_outlier"]``
+        ``params``; numbers of cells; ``smallest_pval``; ``rho_log_depth``, Spearman's correlation of the score with log
+        depth over the calibration cells, which should be about 0; and the ``strata`` with their ``strata_sizes``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such fit, its training cells cannot be found, or a column is missing.
+    ValueError
+        If there are no calibration cells, too few of them, or cells of the fit among them; if no cell is left to test; or
+        if the matrix does not hold counts.
+    TypeError
+        If ``adata`` is not an AnnData, or ``calibration`` nothing that names cells.
+
+    Notes
+    -----
+    With u the four quantities less their expectation given log depth (a natural cubic spline) and batch, over their scale
+    given the same, the score is min(2, u_distance) + clip(u_surprise, 0, 2) + clip(u_peak, 0, 2) + max(0, u_width), put in
+    units in the same way once more (and 0.001 times the first three, so that nothing beyond 2 ties). Scores of calibration
+    cells come from regressions without them (ten folds). The p-value is (1 + #{calibration scores >= score}) /
+    (1 + #calibration cells).
+
+    References
+    ----------
+    Bates, Candès, Lei, Romano & Sesia, Testing for outliers with conformal p-values, Annals of Statistics 2023.
+    Benjamini & Hochberg, Controlling the false discovery rate, J. R. Stat. Soc. B 1995.
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> reference, calibration, query = adata[:400].copy(), adata[400:600].copy(), adata[600:].copy()
+    >>> vx.tl.fit_vae(reference, max_epochs=5, denoised=False)
+    >>> vx.tl.outliers(query, reference, calibration=calibration)
+    >>> bool(query.obs["vae_outlier_pval"].between(0, 1).all())
+    True
+    """
+    check_adata(adata, copy=copy)
+    fit, keys = find_fit(adata, model, key), Keys.of(key)
+    stem = f"{key}_outlier" if key_added is None else key_added
+    check_name("key_added", stem)
+    _check_free(adata, stem)
+    check_range("alpha", alpha, 1e-12, 1.0)
+    check_range("min_stratum", min_stratum, 1, 1_000_000_000, integer=True)
+    generator = seed_of(rng)
+    usual, usual_n, test_n = _who(adata, calibration, keys)
+    training_md, validation_md = training_latent(adata, model, fit, keys)
+    start = logg.info("looking for outliers")
+    if len(training_md) > MAX_REFERENCE:
+        training_md = training_md[np.sort(generator.choice(len(training_md), MAX_REFERENCE, replace=False))]
+    known = _Read.of(usual, fit, layer, np.flatnonzero(usual_n), training_md)
+    tested = _Read.of(adata, fit, layer, np.flatnonzero(test_n), training_md)
+    _check_calibration(known, np.concatenate([training_md, validation_md]))
+    if not len(tested.rows):
+        msg = "None of the cells to test has a count in the modelled genes. Check adata.X and layer=."
+        raise ValueError(msg)
+    _warn(known, tested, training_md, alpha, min_stratum)
+    known_score_n = cross_fitted(known.found.parts_nk, known.at, generator)
+    score_n = Score.fit(known.found.parts_nk, known.at).apply(tested.found.parts_nk, tested.at)
+    pval_n = p_values(
+        score_n,
+        tested.at.batch_n,
+        known_score_n,
+        known.at.batch_n,
+        smallest=min_stratum,
+        rng=generator if randomize_ties else None,
+    )
+    adjusted_n = false_discovery_control(pval_n)
+    adata = own(adata, copy=copy)
+    columns = {f"{stem}_score": score_n, f"{stem}_pval": pval_n, f"{stem}_pval_adj": adjusted_n}
+    results = Results(
+        obs={name: _spread(values, tested.rows, adata.n_obs) for name, values in columns.items()},
+        uns={
+            stem: _record(known, tested, known_score_n, adjusted_n, fit, alpha=alpha, min_stratum=min_stratum, key=key)
+        },
+    )
+    marked_n = np.zeros(adata.n_obs, dtype=bool)
+    marked_n[tested.rows] = adjusted_n <= alpha
+    genes = np.full(adata.n_obs, "", dtype=object)
+    names = fit.genes[fit.modelled_g][tested.found.genes_nk]
+    genes[tested.rows] = [", ".join(row) for row in names]
+    results.obs |= {stem: marked_n, f"{stem}_genes": genes}
+    results.write(adata)
+    logg.info(
+        f"    {int(marked_n.sum())} of {len(score_n)} cells are outliers at a false discovery rate of {alpha:g}; finished",
+        time=start,
+        deep=results.describe(),
+    )
+    return adata if copy else None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Cells with counts among some rows of an AnnData: which, their evidence, and their circumstances."""
+
+    rows: np.ndarray
+    found: Evidence
+    at: Circumstances
+
+    @classmethod
+    def of(
+        cls, adata: AnnData, fit: Fit, layer: str | Unset | None, rows: np.ndarray, training_md: np.ndarray
+    ) -> _Read:
+        part = adata if len(rows) == adata.n_obs else adata[rows].copy()
+        cells, library_n = read_query(part, fit, layer)
+        if fit.params.model.dispersion == "gene-label":
+            cells = Cells(cells.counts, cells.log_library_n1, fit.covariates.read(part.obs))
+        counted = np.flatnonzero((cells.counts.indptr.diff().numpy() > 0) & (library_n > 0))
+        found = evidence(fit.model, cells, training_md)
+        codes = cells.covariates.categorical_nk
+        batch_n = codes[:, 0].numpy() if fit.params.model.has_batch else np.zeros(len(cells), dtype=np.int64)
+        at = Circumstances(np.log(np.maximum(library_n, 1e-12)), batch_n)
+        found = Evidence(found.parts_nk[counted], found.mean_nd[counted], found.genes_nk[counted])
+        return cls(rows[counted], found, at[counted])
+
+
+def _who(
+    adata: AnnData, calibration: AnnData | str | np.ndarray | None, keys: Keys
+) -> tuple[AnnData, np.ndarray, np.ndarray]:
+    """The AnnData with the calibration cells, which of its cells they are, and which cells of ``adata`` are tested."""
+    fitted_n = fitted_cells(adata, keys)
+    if calibration is None:
+        msg = f"calibration= is missing: p-values need cells that the fit was neither trained nor stopped on. {RECIPE}"
+        raise ValueError(msg)
+    if isinstance(calibration, AnnData):
+        check_adata(calibration, copy=False)
+        usual, usual_n, test_n = calibration, np.ones(calibration.n_obs, dtype=bool), ~fitted_n
+    else:
+        usual_n = _mask(adata, calibration)
+        usual, test_n = adata, ~fitted_n & ~usual_n
+    n_fitted = int((fitted_cells(usual, keys) & usual_n).sum())
+    if n_fitted:
+        msg = (
+            f"{n_fitted} of the {int(usual_n.sum())} calibration cells have obs[{keys.split!r}] 'train' or 'validation': the fit "
+            f"was trained on or stopped by them, so they are less odd to it than any other cell. {RECIPE}"
+        )
+        raise ValueError(msg)
+    if not test_n.any():
+        msg = (
+            f"No cell of adata is left to test: {int(fitted_n.sum())} of {adata.n_obs} belong to the fit, the others calibrate. "
+            f"Cells get a p-value from a fit that has not seen them. {RECIPE}"
+        )
+        raise ValueError(msg)
+    return usual, usual_n, test_n
+
+
+def _mask(adata: AnnData, calibration: str | np.ndarray) -> np.ndarray:
+    if isinstance(calibration, str):
+        if calibration not in adata.obs:
+            msg = f"calibration={calibration!r} is not a column of adata.obs (found: {list(adata.obs.columns)})."
+            raise KeyError(msg)
+        name, values = f"obs[{calibration!r}]", adata.obs[calibration].to_numpy()
+    elif isinstance(calibration, (np.ndarray, pd.Series, list)):
+        name, values = "calibration=", np.asarray(calibration)
+    else:
+        msg = f"calibration= takes an AnnData, a boolean column of adata.obs or a boolean array; found {type(calibration).__name__}."
+        raise TypeError(msg)
+    if values.dtype != bool or values.shape != (adata.n_obs,):
+        msg = f"{name} should be {adata.n_obs} booleans, one per cell; found dtype {values.dtype} and shape {values.shape}."
+        raise ValueError(msg)
+    return values
+
+
+def _check_calibration(known: _Read, fitted_md: np.ndarray) -> None:
+    if len(known.rows) < MIN_CALIBRATION:
+        msg = f"{len(known.rows)} calibration cells with counts were found; at least {MIN_CALIBRATION} are expected, better some hundred. {RECIPE}"
+        raise ValueError(msg)
+    _, nearest_n = neighbor_distance(known.found.mean_nd, fitted_md)
+    same = nearest_n < SAME
+    if same.mean() > MANY:
+        msg = (
+            f"{int(same.sum())} of the {len(same)} calibration cells lie exactly where a cell of the fit does: they are cells "
+            f"that it was trained on or stopped by. {RECIPE}"
+        )
+        raise ValueError(msg)
+
+
+def _warn(known: _Read, tested: _Read, training_md: np.ndarray, alpha: float, min_stratum: int) -> None:
+    """Say what the p-values cannot be used for."""
+    _, nearest_n = neighbor_distance(tested.found.mean_nd, training_md)
+    if (nearest_n < SAME).mean() > MANY:
+        logg.warning(
+            f"{int((nearest_n < SAME).sum())} of the {len(nearest_n)} cells to test lie exactly where a training cell does. "
+            "Cells that the fit has seen look too usual to be found."
+        )
+    unseen = np.setdiff1d(tested.at.batch_n, known.at.batch_n)
+    if len(unseen):
+        n_cells = int(np.isin(tested.at.batch_n, unseen).sum())
+        logg.warning(
+            f"{n_cells} cell(s) to test are of a batch without calibration cells and are judged as of an average one: their "
+            "p-values are no better than that likeness."
+        )
+    n_needed = _n_needed(known, tested, alpha, min_stratum)
+    if n_needed > max(1, 0.1 * len(tested.rows)):
+        logg.warning(
+            f"With {len(known.rows)} calibration cells the smallest p-value is so large that no cell can be marked unless "
+            f"{n_needed} of {len(tested.rows)} or more are. More calibration cells, or a larger min_stratum=, make it smaller."
+        )
+
+
+def _smallest(known: _Read, tested: _Read, min_stratum: int) -> np.ndarray:
+    """Smallest p-value that each cell can get."""
+    sizes = pd.Series(known.at.batch_n).value_counts()
+    sizes = sizes[np.isin(sizes.index, strata(known.at.batch_n, min_stratum))]
+    among_n = pd.Series(tested.at.batch_n).map(sizes).fillna(len(known.rows)).to_numpy()
+    return np.asarray(1.0 / (1.0 + among_n))
+
+
+def _n_needed(known: _Read, tested: _Read, alpha: float, min_stratum: int) -> int:
+    """Fewest outliers that Benjamini-Hochberg can mark."""
+    smallest = np.sort(_smallest(known, tested, min_stratum))
+    enough = np.flatnonzero(smallest <= alpha * np.arange(1, len(smallest) + 1) / len(smallest))
+    return int(enough[0]) + 1 if len(enough) else len(smallest) + 1
+
+
+def _record(
+    known: _Read,
+    tested: _Read,
+    known_score_n: np.ndarray,
+    adjusted_n: np.ndarray,
+    fit: Fit,
+    *,
+    alpha: float,
+    min_stratum: int,
+    key: str,
+) -> dict[str, Any]:
+    own_strata = strata(known.at.batch_n, min_stratum)
+    batches = fit.covariates.batches or ("all",)
+    depth_n = known.at.log_depth_n
+    varied = np.ptp(depth_n) > 0
+    return {
+        "params": {
+            "key": key,
+            "alpha": float(alpha),
+            "min_stratum": int(min_stratum),
+            "parts": np.array(PARTS, dtype=object),
+        },
+        "n_calibration": len(known.rows),
+        "n_tested": len(tested.rows),
+        "n_outliers": int((adjusted_n <= alpha).sum()),
+        "smallest_pval": float(_smallest(known, tested, min_stratum).min()),
+        "rho_log_depth": float(spearmanr(known_score_n, depth_n).statistic) if varied else 0.0,
+        "strata": np.array([*(batches[code] for code in own_strata), "all batches"], dtype=object),
+        "strata_sizes": np.array([*(int((known.at.batch_n == code).sum()) for code in own_strata), len(known.rows)]),
+    }
+
+
+def _spread(values: np.ndarray, rows: np.ndarray, n_obs: int) -> np.ndarray:
+    out = np.full(n_obs, np.nan)
+    out[rows] = values
+    return out
+
+
+def _check_free(adata: AnnData, stem: str) -> None:
+    """Raise rather than write over columns that are not an earlier result."""
+    names = [stem, *(f"{stem}_{part}" for part in ("score", "pval", "pval_adj", "genes"))]
+    taken = [f"obs[{name!r}]" for name in names if name in adata.obs]
+    ours = isinstance(adata.uns.get(stem), dict) and "n_calibration" in adata.uns[stem]
+    if not ours and (taken or stem in adata.uns):
+        taken += [f"uns[{stem!r}]"] if stem in adata.uns else []
+        msg = f"adata holds {', '.join(taken)} already, which vx.tl.outliers did not write. Choose another key_added=, or delete them first."
+        raise ValueError(msg)

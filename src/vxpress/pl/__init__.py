@@ -4,5 +4,6 @@ from vxpress.pl._history import history
 from vxpress.pl._kl import kl
 from vxpress.pl._latent import latent
 from vxpress.pl._posterior import posterior
+from vxpress.pl._volcano import volcano
 
-__all__ = ["history", "kl", "latent", "posterior"]
+__all__ = ["history", "kl", "latent", "posterior", "volcano"]

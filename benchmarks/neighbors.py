@@ -223,7 +223,7 @@ def judge(first: Found, second: Found, halves: list[ad.AnnData], type_n: np.ndar
 
 def stability(q: list[Posterior], depth_n: np.ndarray, k: int, n_draws: int) -> dict[str, float]:
     """Areas under the ROC curve for the cells that change their cluster from one half to the other."""
-    (m, v), k = q[0], k
+    m, v = q[0]
     found = likelihood(m, v, k)
     before, after = leiden(found), leiden(likelihood(*q[1], k))
     overlap = pd.crosstab(before, after).to_numpy()

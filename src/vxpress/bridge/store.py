@@ -14,7 +14,7 @@ from scanpy import logging as logg
 from vxpress._keys import Keys
 from vxpress.bridge.fit import FORMAT
 
-SLOTS = ("obs", "obsm", "layers", "uns")
+SLOTS = ("obs", "obsm", "obsp", "layers", "uns")
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Results:
 
     obs: dict[str, Any] = field(default_factory=dict)
     obsm: dict[str, np.ndarray] = field(default_factory=dict)
+    obsp: dict[str, Any] = field(default_factory=dict)
     layers: dict[str, np.ndarray] = field(default_factory=dict)
     uns: dict[str, Any] = field(default_factory=dict)
     stale: list[tuple[str, str]] = field(default_factory=list)

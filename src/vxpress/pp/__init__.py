@@ -1,8 +1,9 @@
-"""Preparation of counts: library size and highly variable genes."""
+"""Before a fit, library size and highly variable genes; after it, the graph of neighbors."""
 
 from __future__ import annotations
 
 from vxpress.pp._highly_variable_genes import highly_variable_genes
 from vxpress.pp._library_size import library_size
+from vxpress.pp._neighbors import neighbors
 
-__all__ = ["highly_variable_genes", "library_size"]
+__all__ = ["highly_variable_genes", "library_size", "neighbors"]

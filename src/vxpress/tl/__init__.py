@@ -2,6 +2,7 @@
 
 from vxpress.core.presets import FitOptions
 from vxpress.core.training import TrainingError
+from vxpress.tl._cluster_stability import cluster_stability
 from vxpress.tl._denoise import denoise
 from vxpress.tl._diagnose import diagnose
 from vxpress.tl._encode import encode
@@ -14,6 +15,7 @@ from vxpress.tl._sample import sample
 __all__ = [
     "FitOptions",
     "TrainingError",
+    "cluster_stability",
     "denoise",
     "diagnose",
     "encode",

@@ -1,0 +1,231 @@
+"""``vx.pl.volcano``: how much, and how surely, the genes of a group differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from vxpress.core.config import check_range
+from vxpress.pl._shared import INK, MAIN, PALE, QUIET, SECOND, finish, new_axes, plain
+
+# p-values of 0, below what a number can hold, are drawn this far above the others
+HEADROOM = 1.06
+LINE_HEIGHT = 9.5  # of a label, in points
+
+
+def volcano(
+    adata: AnnData,
+    group: str | None = None,
+    *,
+    key: str = "rank_genes_groups",
+    n_genes: int = 10,
+    max_pval: float = 0.05,
+    min_score: float | None = None,
+    min_logfoldchange: float = 1.0,
+    gene_symbols: str | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
+    """Draw log fold changes of the genes of a group against how sure they are, and name the surest.
+
+    Reads what :func:`scanpy.tl.rank_genes_groups` writes, whichever function wrote it there. Height is -log10 of the
+    adjusted p-value where there is one, else of the p-value, else the size of the score.
+
+    Parameters
+    ----------
+    adata
+        Cells with a ranking of genes in ``uns``.
+    group
+        Group of the ranking; may be left out where there is one only.
+    key
+        Name of the ranking in ``uns``.
+    n_genes
+        Genes to name: the highest of those beyond both thresholds, the larger fold change first where heights are equal.
+    max_pval
+        Largest (adjusted) p-value that is coloured; 0.05 is custom. Without meaning where the ranking holds no p-values.
+    min_score
+        Smallest size of a score that is coloured where the ranking holds no p-values; by default scores are not judged.
+    min_logfoldchange
+        Smallest size of a log2 fold change that is coloured; 1 is a factor of two.
+    gene_symbols
+        Column of ``var`` with the names to write; by default those of the ranking.
+    ax
+        Axes to draw on; by default those of a new figure.
+    show
+        Whether to show the figure; by default ``sc.settings.autoshow``.
+    return_fig
+        Whether to return the figure, without showing it.
+
+    Returns
+    -------
+    ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the :class:`~matplotlib.axes.Axes`.
+    Triangles are p-values of 0, too small for a number to hold. Genes whose fold change is not finite are left out, and
+    their number is written below the axis.
+
+    Raises
+    ------
+    KeyError
+        If ``uns`` holds no such ranking, group or column.
+    ValueError
+        If there are several groups and none is named, no finite fold change, or an argument is out of its range.
+
+    Examples
+    --------
+    >>> import scanpy as sc
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> sc.pp.normalize_total(adata, target_sum=1e4)
+    >>> sc.pp.log1p(adata)
+    >>> sc.tl.rank_genes_groups(adata, "bulk_labels", method="t-test")
+    >>> ax = vx.pl.volcano(adata, "CD19+ B", n_genes=3, show=False)
+    >>> sorted(text.get_text() for text in ax.texts)[0]
+    'CD79A'
+    """
+    check_range("n_genes", n_genes, 0, 1_000, integer=True)
+    check_range("max_pval", max_pval, 0.0, 1.0)
+    check_range("min_logfoldchange", min_logfoldchange, 0.0, 1e6)
+    if min_score is not None:
+        check_range("min_score", min_score, 0.0, 1e12)
+    ranking = _ranking(adata, key)
+    group = _group(ranking, group, key)
+    table, label = _table(ranking, group, key)
+    n_left_out = int((~np.isfinite(table["change"]) | table["height"].isna()).sum())
+    table = table[np.isfinite(table["change"]) & table["height"].notna()].reset_index(drop=True)
+    if table.empty:
+        msg = f"adata.uns[{key!r}] holds no finite log fold change for the group {group!r}; there is nothing to draw."
+        raise ValueError(msg)
+    if gene_symbols is not None:
+        table["gene"] = _symbols(adata, table["gene"], gene_symbols)
+    beyond = np.isinf(table["height"])
+    highest = table.loc[~beyond, "height"].max() if (~beyond).any() else 300.0
+    table.loc[beyond, "height"] = max(highest, 1.0) * HEADROOM
+    threshold = min_score if label == "score" else (-np.log10(max_pval) if max_pval > 0 else None)
+    passed = (table["change"].abs() >= min_logfoldchange) & (table["height"] >= (threshold or 0.0))
+
+    ax = new_axes(ax, (5.2, 4.4))
+    colors = np.where(passed, np.where(table["change"] > 0, SECOND, MAIN), PALE)
+    for marker, chosen in (("o", ~beyond), ("^", beyond)):
+        if chosen.any():
+            ax.scatter(table["change"][chosen], table["height"][chosen], s=9, c=colors[chosen], marker=marker, lw=0)
+    line = {"color": QUIET, "linewidth": 0.8, "linestyle": "--", "zorder": 0}
+    for x in {-min_logfoldchange, min_logfoldchange}:
+        ax.axvline(x, **line)
+    if threshold is not None:
+        ax.axhline(threshold, **line)
+    ax.set_ylim(bottom=min(0.0, table["height"].min()))
+    ax.set_xlabel(
+        "log2 fold change" + (f"\n({n_left_out} genes without a finite one are left out)" if n_left_out else "")
+    )
+    ax.set_ylabel(label if label == "score" else f"-log10 {label}")
+    reference = ranking.get("params", {}).get("reference", "rest")
+    ax.set_title(f"{group} against {reference}", fontsize="medium", loc="left")
+    _legend(ax, table["change"], passed)
+    plain(ax)
+    _name(ax, _surest(table[passed], n_genes))
+    return finish(ax, show=show, return_fig=return_fig)
+
+
+def _ranking(adata: AnnData, key: str) -> Mapping[str, Any]:
+    if not isinstance(adata, AnnData):
+        msg = f"An AnnData is expected as first argument; found {type(adata).__name__}."
+        raise TypeError(msg)
+    ranking = adata.uns.get(key)
+    if not isinstance(ranking, Mapping) or "names" not in ranking:
+        msg = (
+            f"adata.uns[{key!r}] holds no ranking of genes. Make one with sc.tl.rank_genes_groups(adata, 'column of obs'), "
+            "or name another with key=."
+        )
+        raise KeyError(msg)
+    if "logfoldchanges" not in ranking:
+        msg = (
+            f"adata.uns[{key!r}] holds no log fold changes (found: {sorted(ranking)}); method='logreg' writes none. "
+            "Rank with method='t-test' or 'wilcoxon'."
+        )
+        raise KeyError(msg)
+    return ranking
+
+
+def _group(ranking: Mapping[str, Any], group: str | None, key: str) -> str:
+    """The group named, or the only one."""
+    groups = list(ranking["names"].dtype.names)
+    if group is None and len(groups) == 1:
+        return str(groups[0])
+    if group is None:
+        msg = f"adata.uns[{key!r}] ranks {len(groups)} groups; name one of {groups} with group=."
+        raise ValueError(msg)
+    if str(group) not in groups:
+        msg = f"group={group!r} is not in adata.uns[{key!r}] (found: {groups})."
+        raise KeyError(msg)
+    return str(group)
+
+
+def _table(ranking: Mapping[str, Any], group: str, key: str) -> tuple[pd.DataFrame, str]:
+    """Gene, change and height of every gene of the group, and what height is."""
+    change = np.asarray(ranking["logfoldchanges"][group], dtype=np.float64)
+    gene = np.asarray(ranking["names"][group]).astype(str)
+    for name, label in (("pvals_adj", "adjusted p-value"), ("pvals", "p-value")):
+        if name in ranking:
+            with np.errstate(divide="ignore"):
+                # a p-value of 1 gives a height of 0, not of -0
+                height = -np.log10(np.asarray(ranking[name][group], dtype=np.float64)) + 0.0
+            return pd.DataFrame({"gene": gene, "change": change, "height": height}), label
+    if "scores" not in ranking:
+        msg = f"adata.uns[{key!r}] holds neither p-values nor scores (found: {sorted(ranking)})."
+        raise KeyError(msg)
+    height = np.abs(np.asarray(ranking["scores"][group], dtype=np.float64))
+    return pd.DataFrame({"gene": gene, "change": change, "height": height}), "score"
+
+
+def _symbols(adata: AnnData, genes: pd.Series, column: str) -> np.ndarray:
+    """Names to write; those of the ranking where ``var`` does not hold the gene (it may be of ``raw``)."""
+    if column not in adata.var:
+        msg = f"gene_symbols={column!r} is not a column of adata.var (found: {list(adata.var.columns)})."
+        raise KeyError(msg)
+    known = adata.var[column].astype(str).to_dict()
+    return np.array([known.get(gene, gene) for gene in genes], dtype=object)
+
+
+def _surest(table: pd.DataFrame, n_genes: int) -> pd.DataFrame:
+    order = np.lexsort((-table["change"].abs(), -table["height"]))
+    return table.iloc[order[:n_genes]]
+
+
+def _legend(ax: Axes, change: pd.Series, passed: pd.Series) -> None:
+    kinds = ((SECOND, "up", passed & (change > 0)), (MAIN, "down", passed & (change < 0)), (PALE, "other", ~passed))
+    handles = [
+        Line2D([], [], color=color, marker="o", markersize=4, linestyle="", label=f"{name} ({int(which.sum())})")
+        for color, name, which in kinds
+        if which.any()
+    ]
+    ax.legend(handles=handles, frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _name(ax: Axes, table: pd.DataFrame) -> None:
+    """Write the genes beside their points, from the top down, none on top of another of the same side."""
+    low, high = ax.get_ylim()
+    height_in_points = ax.get_window_extent().height * 72.0 / ax.figure.figure.dpi
+    for side, chosen in ((1, table["change"] > 0), (-1, table["change"] < 0)):
+        free = np.inf  # the highest place that is still empty, in points
+        for gene, change, height in table[chosen].sort_values("height", ascending=False).itertuples(index=False):
+            own = (height - low) / (high - low) * height_in_points
+            place = min(own, free)
+            free = place - LINE_HEIGHT
+            ax.annotate(
+                gene,
+                (change, height),
+                xytext=(6 * side, place - own),
+                textcoords="offset points",
+                ha="left" if side > 0 else "right",
+                va="center",
+                fontsize="small",
+                color=INK,
+                arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 1},
+            )

@@ -1,0 +1,109 @@
+"""``vx.tl.cluster_stability``: how surely each cell belongs to its cluster."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scanpy import logging as logg
+from scipy import sparse
+
+from vxpress._keys import check_name
+from vxpress.bridge.store import Results, check_adata, own
+
+
+def cluster_stability(
+    adata: AnnData,
+    cluster_key: str = "leiden",
+    *,
+    neighbors_key: str | None = None,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Write how surely each cell belongs to its cluster, given how surely the cells are known.
+
+    The stability of cell i is the share of its neighbours that are in its own cluster, averaged over draws of all cells
+    from their posteriors:
+
+    .. math::
+
+        s_i = \sum_j f_{ij} \, [c_j = c_i] \Big/ \sum_j f_{ij},
+
+    with f the edge frequencies that :func:`vxpress.pp.neighbors` writes. Near 1 the cell is well inside its cluster
+    wherever its true state lies; cells of low stability are those that another sample of their molecules would put into
+    another cluster (measured, see the guide). It judges cells, not whether clusters are real: cutting a homogeneous
+    population in two leaves low stability along the cut only.
+
+    Parameters
+    ----------
+    adata
+        Cells with edge frequencies.
+    cluster_key
+        Column of ``obs`` with the clusters, or any other annotation.
+    neighbors_key
+        Name of the graph in ``uns``, where :func:`vxpress.pp.neighbors` was given ``key_added``.
+    key_added
+        Name of the column; by default that of the clusters and ``"_stability"``.
+    copy
+        Return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
+
+    ``adata.obs[f"{cluster_key}_stability" | key_added]`` : ``float64``
+        From 0 to 1; NaN where the cell has no cluster. Neighbours without a cluster are not counted.
+
+    Raises
+    ------
+    KeyError
+        If the column or the edge frequencies do not exist.
+    ValueError
+        If ``key_added`` is the column of the clusters.
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=5, denoised=False)
+    >>> vx.pp.neighbors(adata, n_draws=5)
+    >>> vx.tl.cluster_stability(adata, "bulk_labels")
+    >>> stability = adata.obs.groupby("bulk_labels", observed=True)["bulk_labels_stability"].mean()
+    >>> bool(stability["CD19+ B"] > stability["CD4+/CD25 T Reg"])
+    True
+    """
+    check_adata(adata, copy=copy)
+    if cluster_key not in adata.obs:
+        msg = f"cluster_key={cluster_key!r} is not in adata.obs (found: {list(adata.obs.columns)}). Cluster the cells first: sc.tl.leiden(adata)."
+        raise KeyError(msg)
+    name = f"{cluster_key}_stability" if key_added is None else key_added
+    check_name("key_added", name)
+    if name == cluster_key:
+        msg = f"key_added={name!r} names the clusters themselves. Choose another name."
+        raise ValueError(msg)
+    frequency_nn = _edge_frequency(adata, neighbors_key)
+    start = logg.info("computing cluster stability")
+    codes_n = np.asarray(pd.Categorical(adata.obs[cluster_key]).codes)
+    row = np.repeat(np.arange(adata.n_obs), np.diff(frequency_nn.indptr))
+    own_n, other_n = codes_n[row], codes_n[frequency_nn.indices]
+    weight = frequency_nn.data.astype(np.float64) * (other_n >= 0)
+    inside_n = np.bincount(row, weight * (own_n == other_n), minlength=adata.n_obs)
+    total_n = np.bincount(row, weight, minlength=adata.n_obs)
+    known_n = (codes_n >= 0) & (total_n > 0)
+    stability_n = np.full(adata.n_obs, np.nan)
+    stability_n[known_n] = inside_n[known_n] / total_n[known_n]
+    adata = own(adata, copy=copy)
+    results = Results(obs={name: stability_n})
+    results.write(adata)
+    logg.info("    finished", time=start, deep=results.describe())
+    return adata if copy else None
+
+
+def _edge_frequency(adata: AnnData, neighbors_key: str | None) -> sparse.csr_matrix:
+    """The edge frequencies of the graph, or an error that names the call that writes them."""
+    name = "edge_frequency" if neighbors_key is None else f"{neighbors_key}_edge_frequency"
+    if name not in adata.obsp:
+        stem = "" if neighbors_key is None else f", key_added={neighbors_key!r}"
+        msg = f"adata.obsp lacks {name!r}. Write it with vx.pp.neighbors(adata, n_draws=20{stem})."
+        raise KeyError(msg)
+    return sparse.csr_matrix(adata.obsp[name])

@@ -1,0 +1,167 @@
+"""The volcano plot holds the numbers of the ranking, whoever wrote it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import scanpy as sc
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+import vxpress as vx
+from vxpress.pl._shared import MAIN, PALE, SECOND
+
+volcano: Any = vx.pl.volcano
+
+
+@pytest.fixture
+def ranked(adata: AnnData) -> AnnData:
+    sc.pp.normalize_total(adata, target_sum=1e3)
+    sc.pp.log1p(adata)
+    sc.tl.rank_genes_groups(adata, "group", method="t-test")
+    return adata
+
+
+def groups(adata: AnnData) -> list[str]:
+    return list(adata.uns["rank_genes_groups"]["names"].dtype.names)
+
+
+def points(ax: Axes) -> np.ndarray:
+    return np.concatenate([np.asarray(part.get_offsets()) for part in ax.collections])
+
+
+def colors(ax: Axes) -> np.ndarray:
+    return np.concatenate([part.get_facecolors() for part in ax.collections])  # type: ignore[attr-defined]
+
+
+def hand_made(change: list[float], **fields: list[float]) -> AnnData:
+    """A ranking of the group "a" in scanpy's layout."""
+    adata = AnnData(np.zeros((2, len(change)), dtype=np.float32))
+    names = [f"g{i}" for i in range(len(change))]
+    record = lambda values, kind: np.rec.fromarrays([np.array(values)], dtype=[("a", kind)])
+    adata.uns["rank_genes_groups"] = {
+        "params": {"reference": "b"},
+        "names": record(names, "O"),
+        "logfoldchanges": record(change, "f4"),
+        **{name: record(values, "f8") for name, values in fields.items()},
+    }
+    return adata
+
+
+def test_points_are_scanpys_numbers(ranked):
+    group = groups(ranked)[1]
+    table = {name: ranked.uns["rank_genes_groups"][name][group] for name in ("logfoldchanges", "pvals_adj")}
+    ax = volcano(ranked, group, show=False)
+    np.testing.assert_allclose(points(ax)[:, 0], table["logfoldchanges"], rtol=1e-6)
+    np.testing.assert_allclose(points(ax)[:, 1], -np.log10(table["pvals_adj"]), rtol=1e-6)
+    assert ax.get_ylabel() == "-log10 adjusted p-value"
+
+
+def test_what_passes_both_thresholds_is_coloured_by_its_side():
+    adata = hand_made([2, -2, 2, 0.5], pvals_adj=[1e-3, 1e-4, 0.2, 1e-9])
+    ax = volcano(adata, show=False)
+    np.testing.assert_allclose(colors(ax), [to_rgba(c) for c in (SECOND, MAIN, PALE, PALE)])
+    assert [text.get_text() for text in ax.texts] == ["g0", "g1"]
+    assert ax.get_title(loc="left") == "a against b"
+    everything = volcano(adata, max_pval=1.0, min_logfoldchange=0.0, show=False)
+    assert len(everything.texts) == 4
+
+
+def test_the_highest_are_named_and_the_larger_change_breaks_ties():
+    adata = hand_made([2, 3, 4, 5], pvals_adj=[1e-9, 1e-3, 1e-9, 1e-2])
+    ax = volcano(adata, n_genes=1, show=False)
+    assert [text.get_text() for text in ax.texts] == ["g2"]
+    assert not volcano(adata, n_genes=0, show=False).texts
+
+
+def test_p_values_of_zero_are_drawn_above_all_others():
+    adata = hand_made([2, 3], pvals_adj=[0.0, 1e-20])
+    ax = volcano(adata, show=False)
+    assert len(ax.collections) == 2
+    heights = dict(points(ax))
+    assert heights[2.0] > heights[3.0] == pytest.approx(20)
+
+
+def test_without_p_values_height_is_the_size_of_the_score():
+    adata = hand_made([2, -3, 0.1], scores=[5.0, -7.0, 9.0])
+    ax = volcano(adata, show=False)
+    np.testing.assert_allclose(points(ax)[:, 1], [5, 7, 9])
+    assert ax.get_ylabel() == "score"
+    assert {text.get_text() for text in ax.texts} == {"g0", "g1"}
+    assert [text.get_text() for text in volcano(adata, min_score=6.0, show=False).texts] == ["g1"]
+
+
+def test_changes_that_are_not_finite_are_left_out_and_counted():
+    adata = hand_made([2, np.nan, np.inf], pvals_adj=[0.01, 0.01, 0.01])
+    ax = volcano(adata, show=False)
+    assert len(points(ax)) == 1
+    assert "2 genes" in ax.get_xlabel()
+
+
+def test_labels_of_one_side_do_not_overlap():
+    adata = hand_made([2.0] * 8, pvals_adj=[1e-9] * 8)
+    ax = volcano(adata, show=False)
+    fig = ax.figure
+    fig.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in ax.texts]  # without the line to the point
+    tops = sorted((box.y0, box.y1) for box in boxes)
+    assert len(tops) == 8
+    # the box of a line of text is a little higher than its letters
+    assert all(upper[0] - lower[0] > 0.6 * (lower[1] - lower[0]) for lower, upper in itertools.pairwise(tops))
+
+
+def test_genes_can_be_named_by_a_column(ranked):
+    ranked.var["symbol"] = [f"S{i}" for i in range(ranked.n_vars)]
+    ax = volcano(ranked, groups(ranked)[0], gene_symbols="symbol", max_pval=1.0, min_logfoldchange=0.0, show=False)
+    known = set(ranked.var["symbol"])
+    assert ax.texts
+    assert {text.get_text() for text in ax.texts} <= known
+
+
+def test_draws_on_the_axes_given_and_returns_as_scanpy_does(ranked, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
+    group = groups(ranked)[0]
+    _, given = plt.subplots()
+    assert volcano(ranked, group, ax=given, show=False) is given
+    assert isinstance(volcano(ranked, group, return_fig=True), Figure)
+    assert not shown
+    assert volcano(ranked, group, show=True) is None
+    assert shown == [True]
+
+
+def test_drawing_changes_nothing(ranked):
+    before = ranked.copy()
+    volcano(ranked, groups(ranked)[0], show=False)
+    assert set(ranked.uns) == set(before.uns)
+    for name, values in before.uns["rank_genes_groups"].items():
+        if name != "params":
+            assert (ranked.uns["rank_genes_groups"][name] == values).all()
+
+
+def test_bad_input_is_named(ranked):
+    with pytest.raises(KeyError, match=r"sc\.tl\.rank_genes_groups"):
+        volcano(ranked, key="none", show=False)
+    with pytest.raises(ValueError, match="group="):
+        volcano(ranked, show=False)
+    with pytest.raises(KeyError, match="found"):
+        volcano(ranked, "none", show=False)
+    with pytest.raises(KeyError, match="gene_symbols"):
+        volcano(ranked, groups(ranked)[0], gene_symbols="none", show=False)
+    with pytest.raises(ValueError, match="max_pval"):
+        volcano(ranked, groups(ranked)[0], max_pval=2, show=False)
+    with pytest.raises(ValueError, match="finite"):
+        volcano(hand_made([np.nan], pvals_adj=[0.1]), show=False)
+    with pytest.raises(TypeError, match="AnnData"):
+        volcano(ranked.X, show=False)
+    logreg = hand_made([1.0], scores=[1.0])
+    del logreg.uns["rank_genes_groups"]["logfoldchanges"]
+    with pytest.raises(KeyError, match="logreg"):
+        volcano(logreg, show=False)

@@ -10,6 +10,7 @@ from vxpress.tl._fit_vae import fit_vae
 from vxpress.tl._log_likelihood import log_likelihood
 from vxpress.tl._outliers import outliers
 from vxpress.tl._predictive_check import predictive_check
+from vxpress.tl._rank_genes_groups import rank_genes_groups
 from vxpress.tl._sample import sample
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "log_likelihood",
     "outliers",
     "predictive_check",
+    "rank_genes_groups",
     "sample",
 ]

@@ -1,0 +1,343 @@
+"""Groups of cells of an AnnData, what the model expects of them, and the counts they have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scanpy import logging as logg
+from scipy import sparse
+
+from vxpress.bridge.covariates import get_column
+from vxpress.bridge.fit import Fit
+from vxpress.bridge.matrix import canonical, check_counts, get_matrix, place, row_blocks
+from vxpress.bridge.stored import StoredCells, stored_library
+from vxpress.core.differential import (
+    Comparison,
+    Contrast,
+    Evidence,
+    Floats,
+    Ints,
+    Prior,
+    Tally,
+    Units,
+    Weights,
+    compare,
+    expected_evidence,
+)
+from vxpress.core.group_expression import GroupExpression, count_overdispersion, decode_units, subsample
+
+BLOCK_COUNTS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Categories in use, each cell's code (-1: takes no part), those that are tested, and the code of the reference."""
+
+    names: tuple[str, ...]
+    code_n: Ints
+    tested: tuple[int, ...]
+    reference: int | None
+
+    @classmethod
+    def read(cls, adata: AnnData, groupby: str, groups: str | Sequence[str], reference: str) -> Groups:
+        """Read ``obs[groupby]``; as scanpy, ``groups`` are tested and the rest are all other cells."""
+        if groupby not in adata.obs.columns:
+            msg = f"groupby={groupby!r} is not a column of adata.obs (found: {list(adata.obs.columns)})."
+            raise KeyError(msg)
+        column = adata.obs[groupby]
+        if not isinstance(column.dtype, pd.CategoricalDtype):
+            if pd.api.types.is_float_dtype(column.dtype):
+                msg = f"obs[{groupby!r}] holds numbers, not categories. Make it one: adata.obs[{groupby!r}].astype(str).astype('category')."
+                raise ValueError(msg)
+            column = column.where(column.isna(), column.astype(str)).astype("category")
+        column = column.cat.remove_unused_categories()
+        names = tuple(map(str, column.cat.categories))
+        if len(set(names)) < len(names):
+            msg = f"obs[{groupby!r}] has categories that read alike, such as 1 and '1': {list(names)}. Make them one type: .astype(str)."
+            raise ValueError(msg)
+        if len(names) < 2:
+            msg = f"obs[{groupby!r}] has {len(names)} categories with cells ({list(names)}); at least two are needed to compare."
+            raise ValueError(msg)
+        if reference != "rest" and str(reference) not in names:
+            msg = f"reference={reference!r} is not a category of obs[{groupby!r}] with cells; choose 'rest' or one of {list(names)}."
+            raise ValueError(msg)
+        wanted = list(names) if isinstance(groups, str) and groups == "all" else _names_of(groups)
+        unknown = [name for name in wanted if name not in names]
+        if unknown or not wanted:
+            msg = f"groups={groups!r}: obs[{groupby!r}] has the categories {list(names)}. Name one or more of these, or 'all'."
+            raise ValueError(msg)
+        other = None if reference == "rest" else names.index(str(reference))
+        tested = tuple(i for i, name in enumerate(names) if name in wanted and i != other)
+        if not tested:
+            msg = f"groups={groups!r} names the reference {reference!r} only; name a group to compare with it."
+            raise ValueError(msg)
+        code_n = column.cat.codes.to_numpy().astype(np.int64)
+        if other is not None:
+            code_n = np.where(np.isin(code_n, (*tested, other)), code_n, -1)
+        return cls(names, code_n, tested, other)
+
+
+def _names_of(groups: str | Sequence[str]) -> list[str]:
+    if isinstance(groups, str):
+        msg = f"groups={groups!r}: a list of categories or 'all' is expected, for example groups=[{groups!r}]."
+        raise ValueError(msg)
+    return [str(name) for name in groups]
+
+
+def category_codes(adata: AnnData, key: str | None) -> Ints:
+    """Codes of a column of ``obs``, zeros without one."""
+    if key is None:
+        return np.zeros(adata.n_obs, dtype=np.int64)
+    return pd.factorize(get_column(adata.obs, key).astype(str))[0].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the model expects of groups: mean expression, variance of its log, overdispersion of counts, own over shared batch."""
+
+    mean_kg: Floats
+    log_variance_kg: Floats
+    alpha_g: Floats
+    shift_kg: Floats | None
+
+
+def expected_expression(
+    cells: StoredCells,
+    groups: Groups,
+    genes: np.ndarray,
+    *,
+    n_cells: int,
+    n_draws: int,
+    with_shift: bool,
+    rng: np.random.Generator,
+) -> Expected:
+    """Decode at most ``n_cells`` cells of each group, drawn before anything is decoded, ``n_draws`` times each."""
+    fit = cells.fit
+    chosen = subsample(groups.code_n, n_cells, rng)
+    rows = torch.from_numpy(chosen)
+    mean_nd, var_nd = torch.from_numpy(cells.mean_nd[chosen]), torch.from_numpy(cells.var_nd[chosen])
+    covariates, code = cells.covariates[rows], groups.code_n[chosen]
+    known = fit.covariates.batch_codes(None)
+    batches = tuple(rng.permutation(known).tolist()) if known else (None,)
+    seeds = rng.integers(2**62, size=(2, n_draws))
+
+    def decode(under: tuple[int | None, ...], which: int) -> GroupExpression:
+        found = decode_units(
+            fit.model,
+            mean_nd,
+            var_nd,
+            covariates,
+            code,
+            len(groups.names),
+            batches=under,
+            n_draws=n_draws,
+            seeds=seeds[which],
+        )
+        return GroupExpression(*(_place(part, fit)[:, genes] for part in (found.mean_mg, found.variance_mg)))
+
+    shared = decode(batches, 0)
+    weight_k1 = np.bincount(code, minlength=len(groups.names))[:, None]
+    between_g = (weight_k1 * shared.variance_mg).sum(0) / np.maximum((weight_k1 * shared.mean_mg**2).sum(0), 1e-300)
+    inside_g = count_overdispersion(fit.model, mean_nd, covariates)
+    all_g = np.full(len(fit.genes), float(np.median(inside_g)))
+    all_g[fit.modelled_g] = inside_g
+    # one cell, or few, do not show how cells differ; all groups together do
+    spread_kg = np.maximum(shared.variance_mg / np.maximum(shared.mean_mg, 1e-12) ** 2, between_g)
+    shift = decode((None,), 1).mean_mg / shared.mean_mg if with_shift and known else None
+    mean_kg = np.maximum(shared.mean_mg, 1e-12)
+    return Expected(mean_kg, spread_kg / np.maximum(weight_k1, 1), between_g + all_g[genes], shift)
+
+
+def _place(value_kg: Floats, fit: Fit) -> Floats:
+    """Columns in the order of the genes of the fit; those read out stand behind the modelled ones."""
+    out = np.full((len(value_kg), len(fit.genes)), np.nan)
+    n_inside = int(fit.modelled_g.sum())
+    out[:, fit.modelled_g] = value_kg[:, :n_inside]
+    if value_kg.shape[1] > n_inside:
+        out[:, ~fit.modelled_g] = value_kg[:, n_inside:]
+    return out
+
+
+def tally_counts(
+    adata: AnnData, layer: str | None, genes: np.ndarray, *, units: Units, weights: Weights, library_n: Floats
+) -> Evidence:
+    """Add up the counts of ``genes``, columns of ``adata``, in blocks of cells; raises ``ValueError`` if they are none."""
+    column = np.full(adata.n_vars, -1, dtype=np.int64)
+    column[genes] = np.arange(len(genes))
+    tally = Tally(units, weights, len(genes))
+    where = place(layer)
+    for rows, block in _blocks(get_matrix(adata, layer)):
+        check_counts(block, where)
+        row_k = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
+        tally.add(rows, row_k, column[block.indices], block.data.astype(np.float64), library_n)
+    return tally.evidence()
+
+
+def _blocks(matrix: object) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    if not sparse.issparse(matrix):
+        yield from row_blocks(matrix)
+        return
+    whole = canonical(matrix)
+    step = max(1, int(BLOCK_COUNTS * whole.shape[0] / max(1, whole.nnz)))
+    for start in range(0, whole.shape[0], step):
+        rows = slice(start, min(start + step, whole.shape[0]))
+        yield rows, whole[rows]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which groups are compared, beyond which log2 fold change, and what counts as batch and as sample."""
+
+    groups: Groups
+    delta: float
+    n_cells: int
+    n_draws: int
+    batch_key: str | None
+    sample_key: str | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Names of the ranked genes, the comparison of every tested group, and whether counts were used."""
+
+    genes: np.ndarray
+    comparisons: Mapping[str, Comparison]
+    counts: bool
+
+
+def ask(
+    adata: AnnData,
+    cells: StoredCells,
+    question: Question,
+    *,
+    layer: str | None,
+    use_counts: bool | None,
+    rng: np.random.Generator,
+) -> Answer:
+    """Decode, read the counts where they are there, and compare."""
+    groups, fit = question.groups, cells.fit
+    library_n = stored_library(adata, cells.keys)
+    position, genes = _genes(adata, fit)
+    batch_n = category_codes(adata, question.batch_key)
+    sample_n = batch_n if question.sample_key is None else category_codes(adata, question.sample_key)
+    units = Units.of(np.where(library_n > 0, groups.code_n, -1), batch_n, sample_n)
+    contrasts = {groups.names[group]: _contrast(units, groups, group) for group in groups.tested}
+    _warn(units, question, contrasts)
+    expected = expected_expression(
+        cells,
+        groups,
+        genes,
+        n_cells=question.n_cells,
+        n_draws=question.n_draws,
+        with_shift=any(contrast.confounded for contrast in contrasts.values()),
+        rng=rng,
+    )
+    rate_g = (units.n_m @ expected.mean_kg[units.group_m]) / units.n_m.sum()
+    weights = Weights.of(library_n, units, expected.alpha_g, rate_g)
+    evidence = None
+    if use_counts is not False:
+        evidence = _read_evidence(
+            adata,
+            layer,
+            position[genes],
+            insist=use_counts is True,
+            units=units,
+            weights=weights,
+            library_n=library_n,
+        )
+    counted = evidence is not None
+    if evidence is None:
+        evidence = expected_evidence(units, weights, expected.mean_kg[units.group_m], expected.alpha_g)
+    comparisons = {}
+    for name, contrast in contrasts.items():
+        here = evidence
+        if contrast.confounded and counted and expected.shift_kg is not None:
+            # exposures as they would be under shared batches: nothing but the model tells batch from group here
+            here = replace(evidence, exposure_mg=evidence.exposure_mg * expected.shift_kg[units.group_m])
+        by_sample = question.sample_key is not None or (contrast.confounded and contrast.sample_df(units) >= 1)
+        comparisons[name] = compare(
+            here, contrast, _prior(here, expected, contrast), delta=question.delta, by_sample=by_sample
+        )
+    return Answer(fit.genes[genes], comparisons, counted)
+
+
+def _genes(adata: AnnData, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Column of every gene of the fit in ``adata`` (-1: gone), and the genes that are ranked, in the order of ``adata``."""
+    if not fit.model.decoder.law.composition:
+        msg = "The fit is Gaussian: what it expects of genes are log values, without a law of counts to compare groups by. Fit with likelihood='nb'."
+        raise ValueError(msg)
+    position = np.asarray(adata.var_names.get_indexer(fit.genes))
+    decoded = fit.modelled_g | (fit.params.model.n_readout > 0)
+    genes = np.flatnonzero((position >= 0) & decoded)
+    if len(genes) == 0:
+        msg = f"None of the {len(fit.genes)} genes of the fit (for example {fit.genes[0]!r}) is in adata.var_names (for example {adata.var_names[0]!r})."
+        raise ValueError(msg)
+    if len(genes) < adata.n_vars:
+        logg.warning(
+            f"{adata.n_vars - len(genes)} gene(s) of adata are unknown to the fit, or not read out by it, and are not ranked."
+        )
+    return position, genes[np.argsort(position[genes])]
+
+
+def _contrast(units: Units, groups: Groups, group: int) -> Contrast:
+    for code in (group, groups.reference):
+        if code is not None and not (units.group_m == code).any():
+            msg = f"Group {groups.names[code]!r} has no cell with a size factor above 0. Drop its empty cells: sc.pp.filter_cells(adata, min_counts=1)."
+            raise ValueError(msg)
+    return Contrast.of(units, group, groups.reference)
+
+
+def _warn(units: Units, question: Question, contrasts: Mapping[str, Contrast]) -> None:
+    names = question.groups.names
+    small = [name for name in contrasts if units.n_m[units.group_m == names.index(name)].sum() < 3]
+    if small:
+        logg.warning(f"Fewer than 3 cells are in {small}: what is written for them is mostly what the model expects.")
+    confounded = [name for name, contrast in contrasts.items() if contrast.confounded]
+    if confounded:
+        logg.warning(
+            f"{confounded} share no batch (obs[{question.batch_key!r}]) with the cells they are compared with. They are compared "
+            "as the model corrects for the batch, which cannot tell a batch effect from a difference of groups. "
+            "batch_key=None leaves the batch alone."
+        )
+    if question.sample_key is not None:
+        alone = [name for name, contrast in contrasts.items() if contrast.sample_df(units) < 1]
+        if alone:
+            logg.warning(
+                f"{alone} and the cells they are compared with come from too few samples (obs[{question.sample_key!r}]) to see "
+                "how samples differ: their p-values rest on one degree of freedom."
+            )
+
+
+def _read_evidence(
+    adata: AnnData, layer: str | None, columns: np.ndarray, *, insist: bool, **sums: Any
+) -> Evidence | None:
+    try:
+        return tally_counts(adata, layer, columns, **sums)
+    except (ValueError, KeyError) as error:
+        if insist:
+            raise
+        logg.warning(
+            f"No counts were found: {error.args[0]}\nGroups are compared by what the model expects, which finds less. "
+            "use_counts=False says that this is meant."
+        )
+        return None
+
+
+def _prior(evidence: Evidence, expected: Expected, contrast: Contrast) -> Prior:
+    """What the model expects of the cells that are compared."""
+    means, variances = [], []
+    for side in (contrast.up_m, ~contrast.up_m):
+        unit_m = contrast.unit_m[side]
+        group_m, inside = np.unique(evidence.units.group_m[unit_m], return_inverse=True)
+        exposure_kg = np.zeros((len(group_m), evidence.exposure_mg.shape[1]))
+        np.add.at(exposure_kg, inside.reshape(-1), evidence.exposure_mg[unit_m])
+        part_kg = exposure_kg * expected.mean_kg[group_m]
+        means.append(part_kg.sum(0) / exposure_kg.sum(0))
+        variances.append(((part_kg / part_kg.sum(0)) ** 2 * expected.log_variance_kg[group_m]).sum(0))
+    return Prior(means[0], means[1], variances[0] + variances[1])

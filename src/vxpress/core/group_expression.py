@@ -1,0 +1,82 @@
+"""Expression of groups of cells, decoded from posterior draws that all groups share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vxpress.core.covariates import Covariates
+from vxpress.core.posterior import Draws, expected_expression
+from vxpress.core.vae import VAE
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GroupExpression:
+    """Mean of rho over cells and draws of every unit, modelled genes and those read out, (m, g), and its variance there."""
+
+    mean_mg: Floats
+    variance_mg: Floats
+
+
+def subsample(code_n: NDArray[np.int64], n_each: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """At most ``n_each`` cells of each code, in the order they lie in; codes below 0 take no part."""
+    order = rng.permutation(len(code_n))
+    order = order[code_n[order] >= 0]
+    order = order[np.argsort(code_n[order], kind="stable")]
+    sorted_codes = code_n[order]
+    rank = np.arange(len(order)) - np.searchsorted(sorted_codes, sorted_codes)
+    return np.sort(order[rank < n_each])
+
+
+def decode_units(
+    model: VAE,
+    mean_nd: torch.Tensor,
+    var_nd: torch.Tensor,
+    covariates: Covariates,
+    unit_n: NDArray[np.int64],
+    n_units: int,
+    *,
+    batches: tuple[int | None, ...],
+    n_draws: int,
+    seeds: NDArray[np.int64],
+) -> GroupExpression:
+    """Decode every cell ``n_draws`` times, all of them under the same batch in one pass, and add up by unit.
+
+    Passes go through ``batches`` in turn, so every unit meets the same batches equally often. Nothing of the size cells x
+    draws x genes is ever held: a block of cells leaves two products with the indicator of its units.
+    """
+    indicator = torch.zeros(n_units, len(unit_n))
+    indicator[torch.from_numpy(unit_n), torch.arange(len(unit_n))] = 1.0
+    n_m1 = np.maximum(np.bincount(unit_n, minlength=n_units), 1)[:, None] * n_draws
+    sums: list[Floats] = []
+    for i in range(n_draws):
+        draws = Draws(1, (batches[i % len(batches)],), int(seeds[i]))
+        for rows, inside, outside in expected_expression(model, mean_nd, var_nd, covariates, draws):
+            parts = [inside] if outside is None else [inside, outside]
+            here = indicator[:, rows]
+            first = np.concatenate([(here @ part).double().numpy() for part in parts], axis=1)
+            second = np.concatenate([(here @ part.square_()).double().numpy() for part in parts], axis=1)
+            if not sums:
+                sums = [np.zeros_like(first), np.zeros_like(second)]
+            sums[0] += first
+            sums[1] += second
+    mean = sums[0] / n_m1
+    return GroupExpression(mean, np.maximum(sums[1] / n_m1 - mean**2, 0.0))
+
+
+@torch.no_grad()
+def count_overdispersion(model: VAE, mean_nd: torch.Tensor, covariates: Covariates) -> Floats:
+    """1 / theta of every modelled gene, averaged where it differs between batches, labels or cells; 0 for laws without."""
+    decoder = model.decoder
+    if not decoder.law.has_dispersion:
+        return np.zeros(model.config.n_genes)
+    if "dispersion" in decoder.heads:
+        log_theta = decoder.heads["dispersion"](decoder.features(mean_nd, model.conditioner(covariates)))
+    else:
+        log_theta = decoder.log_dispersion
+    return log_theta.double().neg().exp().mean(0).numpy()

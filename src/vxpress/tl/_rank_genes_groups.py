@@ -1,0 +1,193 @@
+"""``vx.tl.rank_genes_groups``: genes that differ between groups, in scanpy's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress._unset import UNSET, Unset
+from vxpress.bridge.differential import Groups, Question, ask
+from vxpress.bridge.find import Model
+from vxpress.bridge.prepare import check_gene_names, seed_of
+from vxpress.bridge.store import Results, check_adata, own
+from vxpress.bridge.stored import StoredCells
+from vxpress.core.config import check_range
+from vxpress.core.differential import Comparison, benjamini_hochberg
+
+DEFAULT_NAME = "rank_genes_groups"
+DTYPES = {"names": "O", "scores": "float32", "logfoldchanges": "float32", "pvals": "float64", "pvals_adj": "float64"}
+
+
+def rank_genes_groups(
+    adata: AnnData,
+    groupby: str,
+    model: Model = None,
+    *,
+    key: str = DEFAULT_KEY,
+    groups: str | Sequence[str] = "all",
+    reference: str = "rest",
+    delta: float = 0.1,
+    n_cells: int = 500,
+    n_draws: int = 5,
+    batch_key: str | Unset | None = UNSET,
+    sample_key: str | None = None,
+    layer: str | Unset | None = UNSET,
+    use_counts: bool | None = None,
+    n_genes: int | None = None,
+    key_added: str | None = None,
+    rng: int | np.random.Generator | None = 0,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Rank genes by the posterior of their log fold change between groups, written as :func:`scanpy.tl.rank_genes_groups` does.
+
+    The question is that of the change mode of :cite:t:`Boyeau2023`: is the log2 fold change of the mean expression beyond
+    ``delta``?  Cells are drawn from each group before anything is decoded, and decoded once for all comparisons.  What the
+    model expects of a group is a prior worth ten molecules; the counts, where they are there, say the rest.  They are
+    weighted by the model's dispersion, compared within batches, and their uncertainty is measured between cells, or
+    between samples.  See the guide for every formula.
+
+    Parameters
+    ----------
+    adata
+        Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it) and any of the genes of the fit.
+    groupby
+        Column of ``adata.obs`` with the groups.  Categories without cells and cells without a category take no part.
+    model
+        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+    key
+        Stem of the fit.
+    groups
+        Groups to test, or ``"all"``.  With ``reference="rest"`` the other groups still belong to the rest.
+    reference
+        ``"rest"`` compares each group with all other cells; a group is compared with each of the others instead.
+    delta
+        Threshold on the absolute log2 fold change.  The default, 0.1 or 7 %, is above what a difference in composition
+        or a residual batch effect does to genes that do not change; 0 asks for any difference.
+    n_cells
+        Cells decoded per group; the counts of all cells are read whatever it is.  The mean over 500 cells is far better
+        known than the ten molecules that it is worth.
+    n_draws
+        Posterior draws per decoded cell.
+    batch_key
+        Column of ``adata.obs`` within whose categories groups are compared; by default the batch of the fit, ``None`` for
+        none.  Groups that share no batch are compared as the model corrects for it, with a warning.
+    sample_key
+        Column of ``adata.obs`` with the units of replication, such as donors.  Without it cells count as replicates, and a
+        difference between groups says nothing of other donors.
+    layer
+        Layer that holds the counts; left out, the one that the fit read.
+    use_counts
+        ``None`` takes the counts where they are there and warns where not (after ``X`` was normalised in place); ``True``
+        insists on them; ``False`` compares what the model expects, as uncertain as the counts would be.
+    n_genes
+        Genes to write per group; by default all.
+    key_added
+        Name under ``adata.uns``; by default ``"rank_genes_groups"``.
+    rng
+        Seed of the cells drawn and of the posterior draws, or a numpy generator.
+    copy
+        Return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
+
+    ``adata.uns["rank_genes_groups" | key_added]["names"]`` : structured :class:`numpy.ndarray` (dtype ``object``)
+        Genes, one field per group, ordered by ``scores``, up first.
+    ``adata.uns[...]["scores"]`` : structured :class:`numpy.ndarray` (dtype ``float32``)
+        Normal quantile of the posterior tail beyond ``delta`` (towards no change), positive for genes that are up, 0 where
+        either side of the threshold is as likely.
+    ``adata.uns[...]["logfoldchanges"]`` : structured :class:`numpy.ndarray` (dtype ``float32``)
+        log2 fold change of the mean expression, drawn towards what the model expects where counts are few.
+    ``adata.uns[...]["pvals"]`` : structured :class:`numpy.ndarray` (dtype ``float64``)
+        Twice the posterior probability that the change is not beyond ``delta`` in the direction of the score, at most 1.
+        Where the true change is within ``delta`` it falls below any ``p`` about as often as ``p`` says, or less.
+    ``adata.uns[...]["pvals_adj"]`` : structured :class:`numpy.ndarray` (dtype ``float64``)
+        The same after Benjamini and Hochberg, over all ranked genes of the group.
+    ``adata.uns[...]["params"]`` : :class:`dict`
+        scanpy's entries, ``"counts"`` (whether counts were used) and the arguments.
+
+    Raises
+    ------
+    KeyError
+        If there is no such fit, posterior or column of ``obs``.
+    ValueError
+        If a group is unknown, only one has cells, ``use_counts=True`` and there are none, the fit is Gaussian, or
+        something else stands under ``key_added``.
+
+    Examples
+    --------
+    >>> import scanpy as sc
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=5, denoised=False)
+    >>> vx.tl.rank_genes_groups(adata, "bulk_labels")
+    >>> sc.get.rank_genes_groups_df(adata, "CD19+ B").shape
+    (765, 5)
+    """
+    check_adata(adata, copy=copy)
+    check_gene_names(adata)
+    name = DEFAULT_NAME if key_added is None else key_added
+    check_name("key_added", name)
+    _check_free(adata, name)
+    check_range("delta", delta, 0.0, 20.0)
+    check_range("n_cells", n_cells, 1, 10_000_000, integer=True)
+    check_range("n_draws", n_draws, 1, 100_000, integer=True)
+    if n_genes is not None:
+        check_range("n_genes", n_genes, 1, 10_000_000, integer=True)
+    generator = seed_of(rng)
+    cells = StoredCells.find(adata, model, key)
+    batch = cells.fit.params.batch_key if isinstance(batch_key, Unset) else batch_key
+    where = cells.fit.params.layer if isinstance(layer, Unset) else layer
+    question = Question(
+        Groups.read(adata, groupby, groups, reference), float(delta), n_cells, n_draws, batch, sample_key
+    )
+    start = logg.info("ranking genes")
+    answer = ask(adata, cells, question, layer=where, use_counts=use_counts, rng=generator)
+    params: dict[str, Any] = {
+        "groupby": groupby,
+        "reference": reference,
+        "method": "vae",
+        "use_raw": False,
+        "layer": where,
+        "corr_method": "benjamini-hochberg",
+        "key": key,
+        "delta": float(delta),
+        "n_cells": int(n_cells),
+        "n_draws": int(n_draws),
+        "counts": answer.counts,
+    }
+    params |= {k: v for k, v in (("batch_key", batch), ("sample_key", sample_key)) if v is not None}
+    results = Results(uns={name: {"params": params, **_layout(answer.genes, answer.comparisons, n_genes)}})
+    adata = own(adata, copy=copy)
+    results.write(adata)
+    logg.info("    finished", time=start, deep=results.describe())
+    return adata if copy else None
+
+
+def _layout(genes: np.ndarray, comparisons: Mapping[str, Comparison], n_genes: int | None) -> dict[str, np.ndarray]:
+    """One record array per statistic, one field per group, best first."""
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in DTYPES}
+    for found in comparisons.values():
+        order = np.lexsort((-found.lfc_g, -found.score_g))[:n_genes]
+        values = (genes, found.score_g, found.lfc_g, found.pval_g, benjamini_hochberg(found.pval_g))
+        for name, value in zip(DTYPES, values, strict=True):
+            columns[name].append(value[order])
+    return {
+        name: np.rec.fromarrays(columns[name], dtype=[(group, dtype) for group in comparisons])
+        for name, dtype in DTYPES.items()
+    }
+
+
+def _check_free(adata: AnnData, name: str) -> None:
+    """Raise unless what stands under the name is a ranking, which is replaced."""
+    stored = adata.uns.get(name)
+    if stored is None or (isinstance(stored, Mapping) and {"names", "scores", "params"} <= set(stored)):
+        return
+    msg = f"adata.uns[{name!r}] holds something that is no ranking of genes. Choose another key_added=, or delete it first."
+    raise ValueError(msg)

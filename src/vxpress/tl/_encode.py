@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 import torch
 from anndata import AnnData
@@ -10,9 +12,12 @@ from scanpy import logging as logg
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.find import Model, find_fit
-from vxpress.bridge.prepare import read_query, resolve_device
+from vxpress.bridge.prepare import resolve_device, seed_of
+from vxpress.bridge.query import check_enough_new, encode_query, read_any_query
 from vxpress.bridge.store import Results, check_adata, check_free, own
-from vxpress.core.posterior import encode as encode_cells
+from vxpress.core.config import check_range
+
+FINE_TUNE_EPOCHS = 10
 
 
 def encode(
@@ -21,6 +26,8 @@ def encode(
     *,
     key: str = DEFAULT_KEY,
     layer: str | Unset | None = UNSET,
+    fine_tune: bool | int = False,
+    rng: int | np.random.Generator | None = 0,
     device: str | torch.device = "auto",
     key_added: str | None = None,
     copy: bool = False,
@@ -77,25 +84,36 @@ def encode(
     keys = Keys.of(key if key_added is None else key_added)
     check_free(adata, keys)
     _check_no_other_fit(adata, model, keys)
+    max_epochs, generator = _epochs(fine_tune), seed_of(rng)
     torch_device = resolve_device(device)
     start = logg.info("encoding cells")
-    cells, library_n = read_query(adata, fit, layer)
-    fit_model = fit.model.to(torch_device)
-    encoded = encode_cells(fit_model, cells.to(torch_device))
-    fit_model.cpu()
-    if encoded.log_library_n is not None:
-        library_n = np.exp(encoded.log_library_n.astype(np.float64))
+    labels = bool(max_epochs) and fit.params.model.dispersion == "gene-label"
+    query = read_any_query(adata, fit, layer, labels=labels)
+    if max_epochs:
+        check_enough_new(query)
+    encoded, library_n = encode_query(query, torch_device, max_epochs=max_epochs, rng=generator)
     adata = own(adata, copy=copy)
     results = Results(
         obs={keys.library: library_n},
         obsm={keys.latent: encoded.mean_nd, keys.latent_var: encoded.var_nd},
-        uns={keys.uns: fit.to_uns()},
+        uns={keys.uns: query.fit.to_uns()},
     )
     if model is not None:
         results.stale = [("layers", keys.normalized), ("obs", keys.split)]
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
+
+
+def _epochs(fine_tune: bool | int) -> int:  # noqa: FBT001 - the value of a keyword
+    """Epochs of fine-tuning at most, 0 for none."""
+    if isinstance(fine_tune, bool):
+        return FINE_TUNE_EPOCHS if fine_tune else 0
+    if not isinstance(fine_tune, Integral):
+        msg = f"fine_tune={fine_tune!r} was given; True, False or a number of epochs is expected."
+        raise ValueError(msg)
+    check_range("fine_tune", fine_tune, 0, 100_000, integer=True)
+    return int(fine_tune)
 
 
 def _check_no_other_fit(adata: AnnData, model: Model, keys: Keys) -> None:

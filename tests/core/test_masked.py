@@ -53,9 +53,10 @@ def _half(seed: int = 0, n: int = 40) -> np.ndarray:
     return observed
 
 
+@torch.no_grad()
 def _exact_mean(model: VAE, cells: Cells, observed: np.ndarray) -> np.ndarray:
     """E[z | counts of the observed genes] by importance sampling from the prior."""
-    z = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(5_000, 2, generator=torch.Generator().manual_seed(0))
     out = []
     for i in range(len(cells)):
         batch = cells.batch(torch.full((len(z),), i))
@@ -93,7 +94,7 @@ def test_with_every_gene_measured_it_is_the_encoder(trained: Trained) -> None:
 @pytest.mark.parametrize("keep_library", [True, False])
 def test_it_lies_nearer_to_the_exact_posterior_than_zeros_put_it(trained: Trained, keep_library: bool) -> None:
     observed = _half()
-    rows = torch.arange(60)
+    rows = torch.arange(30)
     some = Cells(
         Counts.from_scipy(sparse.csr_matrix(trained.cells.counts.dense(rows).numpy())),
         trained.cells.log_library_n1[rows],
@@ -109,8 +110,8 @@ def test_it_lies_nearer_to_the_exact_posterior_than_zeros_put_it(trained: Traine
 def test_the_library_is_estimated_from_what_was_measured(trained: Trained) -> None:
     hidden, missing = _hide(trained.cells, _half())
     found = encode_masked(trained.model, hidden, missing).log_library_n1
-    error = (found - trained.cells.counts.dense(torch.arange(300)).sum(1, keepdim=True).log()).abs()
-    assert float(error.median()) < 0.1
+    truth = trained.cells.counts.dense(torch.arange(300)).sum(1, keepdim=True).log()
+    assert float((found - truth).abs().median()) < 0.25 * float((hidden.log_library_n1 - truth).abs().median())
     known, missing = _hide(trained.cells, _half(), keep_library=True)
     assert torch.equal(encode_masked(trained.model, known, missing).log_library_n1, trained.cells.log_library_n1)
 
@@ -134,7 +135,7 @@ def test_the_share_of_information_is_that_of_the_gradients(trained: Trained) -> 
     chunk = _Chunk(trained.model, hidden.batch(torch.arange(1)), missing)
     chunk.q = type(chunk.q)(z, torch.full_like(z, 1e-3))
     slope_gd = torch.autograd.functional.jacobian(lambda z: chunk.law(z, chunk.log_library_n1).mean[0], z)[:, 0]
-    information_gd = (slope_gd.square() / chunk.law(z, chunk.log_library_n1).variance.T).numpy()
+    information_gd = (slope_gd.square() / chunk.law(z, chunk.log_library_n1).variance.T).detach().numpy()
     with torch.no_grad():
         found = chunk._information_share()[0].numpy()
     np.testing.assert_allclose(found, information_gd[observed].sum(0) / information_gd.sum(0), rtol=0.02)

@@ -288,7 +288,7 @@ def test_training_that_cannot_go_on_names_the_cells_and_writes_nothing(
 def test_encode_refuses_what_the_fit_does_not_know(fitted: ad.AnnData) -> None:
     new = fitted[:20].copy()
     for make, error, match in (
-        (lambda a: a[:, 58:].copy(), ValueError, "missing from adata.var_names"),
+        (lambda a: a[:, 59:].copy(), ValueError, "missing from adata.var_names"),
         (_renamed, ValueError, "annotation of the fit"),
         (lambda a: _with(a, "batch", np.nan), ValueError, "fillna"),
         (lambda a: _without(a, "age"), KeyError, "age"),

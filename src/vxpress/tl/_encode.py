@@ -34,16 +34,30 @@ def encode(
 ) -> AnnData | None:
     """Put cells into the latent space of a fitted model, which stays as it is.
 
+    Any cells will do. A batch, or a category of another covariate, that the fit has not seen is taken for the average of
+    those it knows. Modelled genes that are missing are taken as not measured, not as zeros: what the model expects of them,
+    E[log1p x], is filled in and the cell encoded again, four times, and the posterior is widened by the share of the Fisher
+    information that they would have brought. Either is said in a warning.
+
     Parameters
     ----------
     adata
-        Cells with raw counts of the genes of the fit, in any order, and with its covariates in ``obs``.
+        Cells with raw counts of genes of the fit, in any order, and with its covariates in ``obs``. At least 5 % of the
+        modelled genes have to be there.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
         Stem of the fit; of a ``.safetensors`` file, which holds one fit, the stem that is written.
     layer
         Layer that holds the counts; left out, the one that the fit read.
+    fine_tune
+        Whether the weights of new categories are then trained on their cells, all others frozen (scArches; Lotfollahi et
+        al. 2022): ``True`` for up to 10 epochs, or a number of these; a tenth of the cells is held out, and the best state
+        for them is kept. It brings what is decoded closer to the new batch. It moves cells only where the encoder sees
+        covariates (``FitOptions(encode_covariates=True)``), and labels were transferred no better by it in our
+        measurements, so the default is ``False``.
+    rng
+        Seed of the fine-tuning, or a numpy generator.
     device
         ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     key_added
@@ -58,16 +72,24 @@ def encode(
     ``adata.obsm["X_vae"]``, ``adata.obsm["X_vae_var"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Posterior mean and variance, n_obs x n_latent.
     ``adata.obs["vae_library"]`` : ``float64``
-        Size factor of each cell, taken as the fit took its own.
+        Size factor of each cell in molecules, taken as the fit took its own. Where that was a sum over genes of which some
+        are missing, the molecules that were counted over the share that their genes have in the decoded cell.
     ``adata.uns["vae"]``
-        The fit, so that every later call works on these cells alone.
+        The fit, with room for the new categories, so that every later call works on these cells alone.
 
     Raises
     ------
     KeyError
         If there is no such fit, or a column of ``obs`` that it needs is missing.
     ValueError
-        If genes of the fit are missing, a category is unknown to it, or the matrix does not hold counts.
+        If fewer than 5 % of the modelled genes are there, a covariate is missing in some cells, the matrix does not hold
+        counts, or fewer than 4 cells have a new category to ``fine_tune``.
+
+    References
+    ----------
+    Lotfollahi M. et al. (2022), Mapping single-cell data to reference atlases by transfer learning. Nature Biotechnology
+    40, 121-130. Rezende D. J., Mohamed S., Wierstra D. (2014), Stochastic backpropagation and approximate inference in deep
+    generative models. ICML, appendix F (missing data).
 
     Examples
     --------
@@ -78,6 +100,13 @@ def encode(
     >>> vx.tl.encode(query, model=reference)
     >>> query.obsm["X_vae"].shape
     (100, 10)
+
+    Half of the genes measured:
+
+    >>> panel = adata[600:, ::2].copy()
+    >>> vx.tl.encode(panel, model=reference)
+    >>> bool(panel.obsm["X_vae_var"].mean() > query.obsm["X_vae_var"].mean())
+    True
     """
     check_adata(adata, copy=copy)
     fit = find_fit(adata, model, key)

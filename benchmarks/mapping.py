@@ -32,8 +32,12 @@ WAYS = {
 }
 
 
-def ours(name: str, held_out: str, seed: int) -> list[dict[str, object]]:
-    """One reference, mapped to in every way."""
+def ours(name: str, held_out: str, seed: int, folder: Path) -> list[dict[str, object]]:
+    """One reference, mapped to in every way; kept as a file, so that an interrupted run goes on."""
+    path = folder / f"mapping-{name}-{held_out.replace('/', '_')}-{seed}.json"
+    if path.exists():
+        kept: list[dict[str, object]] = json.loads(path.read_text())
+        return kept
     reference, query = load_task(name, held_out)
     labels, truth = reference.obs["label"].to_numpy(), query.obs["label"].to_numpy()
     for encoded in (False, True):
@@ -47,6 +51,8 @@ def ours(name: str, held_out: str, seed: int) -> list[dict[str, object]]:
         seconds = time.process_time() - start
         scores = transfer(reference.obsm[str(encoded)], labels, mapped.obsm[str(encoded)], truth)
         rows.append({"way": way, "seconds": seconds} | scores)
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows))
     return rows
 
 
@@ -92,7 +98,7 @@ def main() -> None:
     rows = []
     for name, held_out in tasks(args.sets):
         for seed in args.seeds:
-            for row in ours(name, held_out, seed) + peer(name, held_out, seed, args.cache):
+            for row in ours(name, held_out, seed, args.cache) + peer(name, held_out, seed, args.cache):
                 rows.append({"set": name, "held out": held_out, "seed": seed} | row)
     table = summary(pd.DataFrame(rows))
     print(table.to_string(index=False, float_format="{:.3f}".format))

@@ -107,11 +107,9 @@ def test_the_new_weights_are_the_mean_of_the_known_ones() -> None:
 def test_the_new_embedding_is_the_mean_of_the_known_ones() -> None:
     model = _model(covariate_code="embedding")
     new = extend(model, ADDED)
-    assert model.conditioner.embeddings is not None
-    assert new.conditioner.embeddings is not None
-    known = model.conditioner.embeddings[0].weight
-    torch.testing.assert_close(new.conditioner.embeddings[0].weight[3:], known.mean(0).expand(2, -1))
-    assert not new.conditioner.embeddings[2].weight.any()
+    known, extended = (m.get_parameter("conditioner.embeddings.0.weight") for m in (model, new))
+    torch.testing.assert_close(extended[3:], known.mean(0).expand(2, -1))
+    assert not new.get_parameter("conditioner.embeddings.2.weight").any()
 
 
 @pytest.mark.parametrize("settings", CONFIGS)

@@ -83,7 +83,8 @@ def encode_query(
     if max_epochs and len(new):
         completed = None
         if missing is not None:
-            masked = encode_masked(model, cells, missing)
+            masked = encode_masked(model, cells, missing, keep_filled=True)
+            assert masked.filled_nh is not None  # noqa: S101 - it was asked for
             completed = Completed(missing.observed_g, masked.filled_nh)
             cells = Cells(cells.counts, masked.log_library_n1, cells.covariates)
         train, validation = (

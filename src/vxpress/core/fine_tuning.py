@@ -81,9 +81,9 @@ def fine_tune(
                 if parameter.grad is not None:
                     parameter.grad = torch.where(mask & torch.isfinite(parameter.grad), parameter.grad, 0.0)
             optimizer.step()
-        value = held_out()
-        if value > best:
-            best, best_epoch, state = value, epoch, [p.detach().clone() for p in trained]
+        reached = held_out()
+        if reached > best:
+            best, best_epoch, state = reached, epoch, [p.detach().clone() for p in trained]
         elif epoch - best_epoch >= PATIENCE:
             break
     with torch.no_grad():

@@ -47,16 +47,18 @@ class Missing:
 class Masked:
     """Posterior of cells with missing genes, and their log library (n, 1).
 
-    ``filled_nh`` is what the genes that were filled in add to the first layer of the encoder.
+    ``filled_nh`` is what the genes that were filled in add to the first layer of the encoder, where that was asked for.
     """
 
     encoded: Encoded
     log_library_n1: Tensor
-    filled_nh: Tensor
+    filled_nh: Tensor | None = None
 
 
 @torch.no_grad()
-def encode_masked(model: VAE, cells: Cells, missing: Missing, *, n_rounds: int = ROUNDS) -> Masked:
+def encode_masked(
+    model: VAE, cells: Cells, missing: Missing, *, n_rounds: int = ROUNDS, keep_filled: bool = False
+) -> Masked:
     """Posterior of every cell given the measured genes alone; the counts of the others have to be zero."""
     model.eval()
     if model.config.dispersion == "gene-label":
@@ -65,7 +67,7 @@ def encode_masked(model: VAE, cells: Cells, missing: Missing, *, n_rounds: int =
     mean_nd, var_nd = np.empty((n, d), dtype=np.float32), np.empty((n, d), dtype=np.float32)
     log_library_n = np.empty(n, dtype=np.float32) if model.library_encoder is not None else None
     log_library_n1 = torch.empty(n, 1, device=device)
-    filled_nh = torch.empty(n, model.config.n_hidden, device=device)
+    filled_nh = torch.empty(n, model.config.n_hidden, device=device) if keep_filled else None
     n_rounds = 1 if bool(missing.observed_g.all()) else n_rounds
     for start in range(0, n, CHUNK):
         part = slice(start, min(start + CHUNK, n))
@@ -73,7 +75,9 @@ def encode_masked(model: VAE, cells: Cells, missing: Missing, *, n_rounds: int =
         for _ in range(n_rounds):
             chunk.fill_in()
         mean_nd[part], var_nd[part] = chunk.q.loc.cpu().numpy(), chunk.variance().cpu().numpy()
-        log_library_n1[part], filled_nh[part] = chunk.log_library_n1, chunk.encoder.product(chunk.log_x_nm)
+        log_library_n1[part] = chunk.log_library_n1
+        if filled_nh is not None:
+            filled_nh[part] = chunk.encoder.product(chunk.log_x_nm)
         if log_library_n is not None and model.library_encoder is not None:
             log_library = _FilledEncoder(model, model.library_encoder, chunk.batch, chunk.missing_g)
             log_library_n[part] = log_library(chunk.log_x_nm).loc.squeeze(-1).cpu().numpy()

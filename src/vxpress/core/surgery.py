@@ -124,12 +124,10 @@ def _columns(old: ModelConfig, new: ModelConfig) -> tuple[int, Tensor, Tensor]:
 def _embeddings(model: VAE, new: VAE) -> dict[str, Tensor]:
     if new.conditioner.embeddings is None:
         return {}
-    known = {}
-    if model.conditioner.embeddings is not None:
-        known = {
-            k: e.weight.detach()
-            for (k, _), e in zip(model.conditioner.sizes, model.conditioner.embeddings, strict=True)
-        }
+    known = {
+        k: model.get_parameter(f"conditioner.embeddings.{i}.weight").detach()
+        for i, (k, _) in enumerate(model.conditioner.sizes)
+    }
     state = {}
     for i, (k, size) in enumerate(new.conditioner.sizes):
         table = known.get(k, torch.zeros(1, new.config.n_embedding, device=new.decoder.location.weight.device))

@@ -87,9 +87,9 @@ def encode(
 
     References
     ----------
-    Lotfollahi M. et al. (2022), Mapping single-cell data to reference atlases by transfer learning. Nature Biotechnology
-    40, 121-130. Rezende D. J., Mohamed S., Wierstra D. (2014), Stochastic backpropagation and approximate inference in deep
-    generative models. ICML, appendix F (missing data).
+    Lotfollahi et al., Mapping single-cell data to reference atlases by transfer learning, Nature Biotechnology 2022.
+    Rezende, Mohamed & Wierstra, Stochastic backpropagation and approximate inference in deep generative models, ICML 2014
+    (missing data: appendix F).
 
     Examples
     --------

@@ -288,8 +288,9 @@ def test_training_that_cannot_go_on_names_the_cells_and_writes_nothing(
 def test_encode_refuses_what_the_fit_does_not_know(fitted: ad.AnnData) -> None:
     new = fitted[:20].copy()
     for make, error, match in (
-        (lambda a: a[:, 5:].copy(), ValueError, "missing from adata.var_names"),
-        (lambda a: _with(a, "batch", "new"), ValueError, "has not seen"),
+        (lambda a: a[:, 59:].copy(), ValueError, "missing from adata.var_names"),
+        (_renamed, ValueError, "annotation of the fit"),
+        (lambda a: _with(a, "batch", np.nan), ValueError, "fillna"),
         (lambda a: _without(a, "age"), KeyError, "age"),
         (lambda a: _without(a, "library_size"), KeyError, "library_size"),
     ):
@@ -298,6 +299,24 @@ def test_encode_refuses_what_the_fit_does_not_know(fitted: ad.AnnData) -> None:
         with pytest.raises(error, match=match):
             vx.tl.encode(query)
         assert _fingerprint(query) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"fine_tune": -1}, "fine_tune"),
+        ({"fine_tune": 2.5}, "number of epochs"),
+        ({"fine_tune": "yes"}, "number of epochs"),
+        ({"rng": -1}, "rng"),
+        ({"fine_tune": True}, "at least 4"),
+    ],
+)
+def test_fine_tuning_that_makes_no_sense_is_refused(fitted: ad.AnnData, arguments: dict, match: str) -> None:
+    query = _with(fitted[:3], "batch", "new")
+    before = _fingerprint(query)
+    with pytest.raises(ValueError, match=match):
+        vx.tl.encode(query, **arguments)
+    assert _fingerprint(query) == before
 
 
 def test_counts_normalised_in_place_are_named(fitted: ad.AnnData) -> None:
@@ -317,6 +336,12 @@ def test_counts_normalised_in_place_are_named(fitted: ad.AnnData) -> None:
 def _with(adata: ad.AnnData, key: str, value: object) -> ad.AnnData:
     adata = adata.copy()
     adata.obs[key] = value
+    return adata
+
+
+def _renamed(adata: ad.AnnData) -> ad.AnnData:
+    adata = adata.copy()
+    adata.var_names = [f"other_{name}" for name in adata.var_names]
     return adata
 
 

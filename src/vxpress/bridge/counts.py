@@ -26,6 +26,7 @@ def read_counts(
 ) -> CountData:
     """Read and check the counts; ``genes`` picks columns first, ``modelled_g`` then tells modelled genes from others.
 
+    Where ``genes`` is -1 the column is empty.
     Every value is checked, once.  The matrix of the user is neither changed nor, where it is canonical CSR in
     memory and all its genes are modelled, copied.
     """
@@ -36,7 +37,7 @@ def read_counts(
     all_modelled = bool(modelled_g.all())
     for _, block in parts:
         check_counts(block, where)
-        picked = block if genes is None else block[:, genes].sorted_indices()
+        picked = block if genes is None else _pick(block, genes)
         inside = picked if all_modelled else picked[:, modelled_g]
         outside = None if all_modelled else picked[:, ~modelled_g]
         blocks.append(
@@ -53,6 +54,15 @@ def read_counts(
         np.concatenate([b[2] for b in blocks]),
         np.concatenate([b[3] for b in blocks]),
     )
+
+
+def _pick(block: sparse.csr_matrix, genes: np.ndarray) -> sparse.csr_matrix:
+    present = np.flatnonzero(genes >= 0)
+    found = block[:, genes[present]].sorted_indices()
+    if len(present) == len(genes):
+        return found
+    indices = present.astype(found.indices.dtype, copy=False)[found.indices]
+    return sparse.csr_matrix((found.data, indices, found.indptr), shape=(block.shape[0], len(genes)))
 
 
 def _sums(block: sparse.csr_matrix) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,15 @@ class CovariateTable:
             msg = f"transform_batch={transform_batch!r}: the fit knows the batches {list(known)}. Name one or more of these, or fit with batch_key=."
             raise ValueError(msg)
         return tuple(known.index(name) for name in names)
+
+    def with_categories_of(self, obs: pd.DataFrame) -> tuple[CovariateTable, tuple[tuple[str, ...], ...]]:
+        """The table with the categories of other cells behind its own, and the added ones of each categorical column."""
+        added = []
+        for key, names in self.categorical:
+            found = _as_names(get_column(obs, key))
+            added.append(tuple(sorted(set(found) - set(names))))
+        categorical = tuple((key, (*names, *more)) for (key, names), more in zip(self.categorical, added, strict=True))
+        return replace(self, categorical=categorical), tuple(added)
 
     def read(self, obs: pd.DataFrame, *, labels: bool = True) -> Covariates:
         """Codes and standardised values of some cells; ``labels=False`` where only training needs them."""
@@ -174,7 +183,7 @@ def _codes(obs: pd.DataFrame, key: str, names: Sequence[str]) -> np.ndarray:
         unseen = sorted(set(found[codes < 0]))
         msg = (
             f"obs[{key!r}] holds {unseen}, which the fit has not seen (it knows {list(names)}). Rename these categories, leave "
-            "the cells out, or fit again with them: vx.tl.fit_vae."
+            "the cells out, or make room for them: vx.tl.encode(adata, model=...)."
         )
         raise ValueError(msg)
     return codes

@@ -134,7 +134,11 @@ class Encoder(nn.Module):
         return input_product(batch, first.weight, first.bias, s_nc)
 
     def forward(self, batch: Batch, s_nc: Tensor | None, noise: Noise | None) -> DiagonalNormal:
-        h_nh = self.body.after_first(self.first_product(batch, s_nc), s_nc, noise)
+        return self.after_first(self.first_product(batch, s_nc), s_nc, noise)
+
+    def after_first(self, first_nh: Tensor, s_nc: Tensor | None, noise: Noise | None = None) -> DiagonalNormal:
+        """The rest of the way, from :meth:`first_product`."""
+        h_nh = self.body.after_first(first_nh, s_nc, noise)
         variance = self.log_variance(h_nh).clamp_max(MAX_LOG_VARIANCE).exp() + MIN_POSTERIOR_VARIANCE
         return DiagonalNormal(self.mean(h_nh), variance.sqrt())
 

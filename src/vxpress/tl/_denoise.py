@@ -40,7 +40,7 @@ def denoise(
     Parameters
     ----------
     adata
-        Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it) and the genes of the fit, in any order.
+        Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it) and genes of the fit, in any order.
     model
         Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
     key
@@ -76,7 +76,7 @@ def denoise(
     KeyError
         If there is no such fit or posterior, or a gene of ``genes`` is unknown to the fit.
     ValueError
-        If a batch is unknown to the fit, genes of it are missing, another layer has that name, or ``genes`` names a gene
+        If a batch is unknown to the fit, none of its genes is there, another layer has that name, or ``genes`` names a gene
         twice or comes with ``key_added`` or ``copy``.
 
     Examples
@@ -98,6 +98,7 @@ def denoise(
     fit, keys = cells.fit, cells.keys
     wanted = None if genes is None else _wanted(adata, fit, genes, key_added=key_added, copy=copy)
     position = _positions(adata, fit) if wanted is None else wanted
+    present = np.flatnonzero(position >= 0)
     check_range("n_draws", n_draws, 1, 100_000, integer=True)
     if target_sum is not None and fit.params.scale != "composition":
         msg = f"target_sum={target_sum!r}: the values of a Gaussian fit are expected log values and have no sum to scale to."
@@ -121,7 +122,7 @@ def denoise(
         target_sum=target_sum,
         n_draws=n_draws,
         seed=int(seed_of(rng).integers(2**62)) if rng != DENOISING_SEED else DENOISING_SEED,
-        genes=wanted,
+        genes=wanted if wanted is not None or len(present) == len(position) else present,
     )
     if wanted is not None:
         logg.info("    finished", time=start)
@@ -129,7 +130,7 @@ def denoise(
         obsm = {name: value.copy() for name, value in adata.obsm.items()}
         return AnnData(matrix, obs=adata.obs.copy(), var=var, obsm=obsm)
     adata = own(adata, copy=copy)
-    results = Results(layers={layer: _place(matrix, position, adata.n_vars)})
+    results = Results(layers={layer: _place(matrix, position[present], adata.n_vars)})
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
@@ -165,19 +166,18 @@ def _wanted(
 
 
 def _positions(adata: AnnData, fit: Fit) -> np.ndarray:
-    """Where the genes of the fit lie in ``adata``."""
+    """Where the genes of the fit lie in ``adata``, -1 for those that it lacks."""
     check_gene_names(adata)
     position = adata.var_names.get_indexer(fit.genes)
-    if (position < 0).any():
+    n_present = int((position >= 0).sum())
+    if not n_present:
         msg = (
-            f"{int((position < 0).sum())} of the {len(fit.genes)} genes of the fit are missing from adata.var_names (for "
-            f"example {list(fit.genes[position < 0][:3])}). Denoise before genes are dropped."
+            f"None of the {len(fit.genes)} genes of the fit is in adata.var_names (for example {list(fit.genes[:3])}). Name the "
+            "genes to return instead: vx.tl.denoise(adata, genes=[...])."
         )
         raise ValueError(msg)
-    if adata.n_vars > len(position):
-        logg.warning(
-            f"{adata.n_vars - len(position)} gene(s) of adata are unknown to the fit and are NaN in the layer."
-        )
+    if adata.n_vars > n_present:
+        logg.warning(f"{adata.n_vars - n_present} gene(s) of adata are unknown to the fit and are NaN in the layer.")
     return position
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 import torch
 from anndata import AnnData
@@ -10,9 +12,12 @@ from scanpy import logging as logg
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.find import Model, find_fit
-from vxpress.bridge.prepare import read_query, resolve_device
+from vxpress.bridge.prepare import resolve_device, seed_of
+from vxpress.bridge.query import check_enough_new, encode_query, read_any_query
 from vxpress.bridge.store import Results, check_adata, check_free, own
-from vxpress.core.posterior import encode as encode_cells
+from vxpress.core.config import check_range
+
+FINE_TUNE_EPOCHS = 10
 
 
 def encode(
@@ -21,22 +26,38 @@ def encode(
     *,
     key: str = DEFAULT_KEY,
     layer: str | Unset | None = UNSET,
+    fine_tune: bool | int = False,
+    rng: int | np.random.Generator | None = 0,
     device: str | torch.device = "auto",
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Put cells into the latent space of a fitted model, which stays as it is.
 
+    Any cells will do. A batch, or a category of another covariate, that the fit has not seen is taken for the average of
+    those it knows. Modelled genes that are missing are taken as not measured, not as zeros: what the model expects of them,
+    E[log1p x], is filled in and the cell encoded again, four times, and the posterior is widened by the share of the Fisher
+    information that they would have brought. Either is said in a warning.
+
     Parameters
     ----------
     adata
-        Cells with raw counts of the genes of the fit, in any order, and with its covariates in ``obs``.
+        Cells with raw counts of genes of the fit, in any order, and with its covariates in ``obs``. At least 5 % of the
+        modelled genes have to be there.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
         Stem of the fit; of a ``.safetensors`` file, which holds one fit, the stem that is written.
     layer
         Layer that holds the counts; left out, the one that the fit read.
+    fine_tune
+        Whether the weights of new categories are then trained on their cells, all others frozen (scArches; Lotfollahi et
+        al. 2022): ``True`` for up to 10 epochs, or a number of these; a tenth of the cells is held out, and the best state
+        for them is kept. It brings what is decoded closer to the new batch. It moves cells only where the encoder sees
+        covariates (``FitOptions(encode_covariates=True)``), and labels were transferred no better by it in our
+        measurements, so the default is ``False``.
+    rng
+        Seed of the fine-tuning, or a numpy generator.
     device
         ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     key_added
@@ -51,16 +72,24 @@ def encode(
     ``adata.obsm["X_vae"]``, ``adata.obsm["X_vae_var"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Posterior mean and variance, n_obs x n_latent.
     ``adata.obs["vae_library"]`` : ``float64``
-        Size factor of each cell, taken as the fit took its own.
+        Size factor of each cell in molecules, taken as the fit took its own. Where that was a sum over genes of which some
+        are missing, the molecules that were counted over the share that their genes have in the decoded cell.
     ``adata.uns["vae"]``
-        The fit, so that every later call works on these cells alone.
+        The fit, with room for the new categories, so that every later call works on these cells alone.
 
     Raises
     ------
     KeyError
         If there is no such fit, or a column of ``obs`` that it needs is missing.
     ValueError
-        If genes of the fit are missing, a category is unknown to it, or the matrix does not hold counts.
+        If fewer than 5 % of the modelled genes are there, a covariate is missing in some cells, the matrix does not hold
+        counts, or fewer than 4 cells have a new category to ``fine_tune``.
+
+    References
+    ----------
+    Lotfollahi et al., Mapping single-cell data to reference atlases by transfer learning, Nature Biotechnology 2022.
+    Rezende, Mohamed & Wierstra, Stochastic backpropagation and approximate inference in deep generative models, ICML 2014
+    (missing data: appendix F).
 
     Examples
     --------
@@ -71,31 +100,49 @@ def encode(
     >>> vx.tl.encode(query, model=reference)
     >>> query.obsm["X_vae"].shape
     (100, 10)
+
+    Half of the genes measured:
+
+    >>> panel = adata[600:, ::2].copy()
+    >>> vx.tl.encode(panel, model=reference)
+    >>> bool(panel.obsm["X_vae_var"].mean() > query.obsm["X_vae_var"].mean())
+    True
     """
     check_adata(adata, copy=copy)
     fit = find_fit(adata, model, key)
     keys = Keys.of(key if key_added is None else key_added)
     check_free(adata, keys)
     _check_no_other_fit(adata, model, keys)
+    max_epochs, generator = _epochs(fine_tune), seed_of(rng)
     torch_device = resolve_device(device)
     start = logg.info("encoding cells")
-    cells, library_n = read_query(adata, fit, layer)
-    fit_model = fit.model.to(torch_device)
-    encoded = encode_cells(fit_model, cells.to(torch_device))
-    fit_model.cpu()
-    if encoded.log_library_n is not None:
-        library_n = np.exp(encoded.log_library_n.astype(np.float64))
+    labels = bool(max_epochs) and fit.params.model.dispersion == "gene-label"
+    query = read_any_query(adata, fit, layer, labels=labels)
+    if max_epochs:
+        check_enough_new(query)
+    encoded, library_n = encode_query(query, torch_device, max_epochs=max_epochs, rng=generator)
     adata = own(adata, copy=copy)
     results = Results(
         obs={keys.library: library_n},
         obsm={keys.latent: encoded.mean_nd, keys.latent_var: encoded.var_nd},
-        uns={keys.uns: fit.to_uns()},
+        uns={keys.uns: query.fit.to_uns()},
     )
     if model is not None:
         results.stale = [("layers", keys.normalized), ("obs", keys.split)]
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
+
+
+def _epochs(fine_tune: bool | int) -> int:  # noqa: FBT001 - the value of a keyword
+    """Epochs of fine-tuning at most, 0 for none."""
+    if isinstance(fine_tune, bool):
+        return FINE_TUNE_EPOCHS if fine_tune else 0
+    if not isinstance(fine_tune, Integral):
+        msg = f"fine_tune={fine_tune!r} was given; True, False or a number of epochs is expected."
+        raise ValueError(msg)
+    check_range("fine_tune", fine_tune, 0, 100_000, integer=True)
+    return int(fine_tune)
 
 
 def _check_no_other_fit(adata: AnnData, model: Model, keys: Keys) -> None:

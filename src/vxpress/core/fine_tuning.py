@@ -1,0 +1,123 @@
+"""New categories learned from new cells, all else of the model frozen (scArches, Lotfollahi et al. 2022)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vxpress.core.counts import Cells
+from vxpress.core.networks import Noise
+from vxpress.core.objectives import elbo
+from vxpress.core.surgery import new_weights
+from vxpress.core.vae import VAE
+
+BATCH = 128
+LEARNING_RATE = 0.01
+PATIENCE = 5
+EVAL_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """The ELBO of held-out cells before and after, in nats per cell, and the epochs that were trained."""
+
+    before: float
+    after: float
+    n_epochs: int
+
+
+@dataclass(frozen=True)
+class Completed:
+    """Which genes were measured, and what was filled in for the others, as the first layer of the encoder sees it (n, hidden)."""
+
+    observed_g: Tensor
+    filled_nh: Tensor
+
+
+def fine_tune(
+    model: VAE,
+    cells: Cells,
+    added: Sequence[int],
+    train_rows: Tensor,
+    validation_rows: Tensor,
+    *,
+    max_epochs: int,
+    seed: int,
+    completed: Completed | None = None,
+) -> FineTuned:
+    """Train the weights of the last ``added[k]`` categories of covariate k in place; no other number changes a bit.
+
+    Norms keep their running statistics, nothing is dropped out, and there is no weight decay: a category of which there
+    are few cells stays where it is. The state with the best held-out ELBO is kept, the first one included.
+    """
+    model.eval()
+    device = train_rows.device
+    masks = new_weights(model, added)
+    parameters = dict(model.named_parameters())
+    required = {name: value.requires_grad for name, value in parameters.items()}
+    for name, value in parameters.items():
+        value.requires_grad_(name in masks)
+    trained = [parameters[name] for name in masks]
+    optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
+    order, noise = torch.Generator().manual_seed(seed), Noise(seed + 1, device)
+    eps_nd = _fixed_noise(model, len(validation_rows), seed, device)
+
+    def held_out() -> float:
+        return _mean_bound(model, cells, validation_rows, eps_nd, completed)
+
+    before = best = held_out()
+    state, best_epoch, epoch = [p.detach().clone() for p in trained], 0, 0
+    n_batches = math.ceil(len(train_rows) / BATCH)
+    for epoch in range(1, max_epochs + 1):
+        for rows in train_rows[torch.randperm(len(train_rows), generator=order).to(device)].tensor_split(n_batches):
+            optimizer.zero_grad(set_to_none=True)
+            loss = -_bound(model, cells, rows, noise, None, completed).mean()
+            loss.backward()
+            for parameter, mask in zip(trained, masks.values(), strict=True):
+                if parameter.grad is not None:
+                    parameter.grad = torch.where(mask & torch.isfinite(parameter.grad), parameter.grad, 0.0)
+            optimizer.step()
+        reached = held_out()
+        if reached > best:
+            best, best_epoch, state = reached, epoch, [p.detach().clone() for p in trained]
+        elif epoch - best_epoch >= PATIENCE:
+            break
+    with torch.no_grad():
+        for parameter, value_kept in zip(trained, state, strict=True):
+            parameter.copy_(value_kept)
+    for name, value in parameters.items():
+        value.grad = None
+        value.requires_grad_(required[name])
+    return FineTuned(before, best, epoch)
+
+
+def _fixed_noise(model: VAE, n: int, seed: int, device: torch.device) -> Tensor:
+    n_eps = model.config.n_latent + model.config.latent_library
+    return torch.randn(n, n_eps, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+@torch.no_grad()
+def _mean_bound(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor, completed: Completed | None) -> float:
+    unused, total = Noise(0, rows.device), 0.0
+    for part, eps in zip(rows.split(EVAL_CHUNK), eps_nd.split(EVAL_CHUNK), strict=True):
+        total += float(_bound(model, cells, part, unused, eps, completed).double().sum())
+    return total / len(rows)
+
+
+def _bound(
+    model: VAE, cells: Cells, rows: Tensor, noise: Noise, eps_nd: Tensor | None, completed: Completed | None
+) -> Tensor:
+    """The ELBO of some cells, of the measured genes only."""
+    batch = cells.batch(rows)
+    if completed is None:
+        return elbo(model, batch, noise, eps_nd).value()
+    s_nc = model.conditioner(batch.covariates) if model.config.encode_covariates else None
+    q = model.encoder.after_first(model.encoder.first_product(batch, s_nc) + completed.filled_nh[rows], s_nc)
+    z_nd = q.rsample(noise.normal_like(q.loc) if eps_nd is None else eps_nd[:, : model.config.n_latent])
+    law = model.likelihood(z_nd, batch.covariates, batch.log_library_n1)
+    log_prob_ng = law.log_prob(batch.x_ng)[:, completed.observed_g]
+    return log_prob_ng.sum(-1) - model.prior.kl(q).sum(-1)

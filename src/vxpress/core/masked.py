@@ -1,0 +1,202 @@
+"""The posterior of cells of which some genes were not measured.
+
+An encoder takes a zero for the finding that a gene was not seen.  A gene that was not looked for is filled in instead
+with what the model expects of it, E[log1p X | z, l], and the cell is encoded again, until both agree: the fixed point of
+imputation with the encoder's own posterior (the chain of Rezende et al. 2014, in expectation).  As the missing genes say
+nothing, their share of the Fisher information is taken out of the precision of the posterior.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vxpress.core.counts import Batch, Cells
+from vxpress.core.likelihoods import CP10K, Bernoulli, Gaussian, Likelihood, NegativeBinomial, Poisson, ZeroInflated
+from vxpress.core.networks import Encoder
+from vxpress.core.posterior import Encoded
+from vxpress.core.priors import DiagonalNormal
+from vxpress.core.surgery import forget_labels
+from vxpress.core.vae import VAE
+
+CHUNK = 1024
+ROUNDS = 4
+# of the trapezoidal rule in log t: the integrand is analytic, and falls off as t to the left, doubly exponentially to the right
+_STEP = 1.5
+_NODES = np.exp(np.arange(-13.0, 2.5, _STEP))
+_LEFT_TAIL = float(_NODES[0] / np.expm1(_STEP))
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Which of the modelled genes were measured, and what the log library of the cells stands for.
+
+    ``library`` is ``"known"``, or ``"observed"`` where it holds the molecules of the measured genes only; these are all
+    genes that the library counts but the missing modelled ones, or, with ``inside``, the measured modelled ones.
+    """
+
+    observed_g: Tensor
+    library_known: bool
+    inside: bool = False
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Posterior of cells with missing genes, and their log library (n, 1).
+
+    ``filled_nh`` is what the genes that were filled in add to the first layer of the encoder, where that was asked for.
+    """
+
+    encoded: Encoded
+    log_library_n1: Tensor
+    filled_nh: Tensor | None = None
+
+
+@torch.no_grad()
+def encode_masked(
+    model: VAE, cells: Cells, missing: Missing, *, n_rounds: int = ROUNDS, keep_filled: bool = False
+) -> Masked:
+    """Posterior of every cell given the measured genes alone; the counts of the others have to be zero."""
+    model.eval()
+    if model.config.dispersion == "gene-label":
+        model = forget_labels(model)
+    n, d, device = len(cells), model.config.n_latent, cells.log_library_n1.device
+    mean_nd, var_nd = np.empty((n, d), dtype=np.float32), np.empty((n, d), dtype=np.float32)
+    log_library_n = np.empty(n, dtype=np.float32) if model.library_encoder is not None else None
+    log_library_n1 = torch.empty(n, 1, device=device)
+    filled_nh = torch.empty(n, model.config.n_hidden, device=device) if keep_filled else None
+    n_rounds = 1 if bool(missing.observed_g.all()) else n_rounds
+    for start in range(0, n, CHUNK):
+        part = slice(start, min(start + CHUNK, n))
+        chunk = _Chunk(model, cells.batch(torch.arange(part.start, part.stop, device=device)), missing)
+        for _ in range(n_rounds):
+            chunk.fill_in()
+        mean_nd[part], var_nd[part] = chunk.q.loc.cpu().numpy(), chunk.variance().cpu().numpy()
+        log_library_n1[part] = chunk.log_library_n1
+        if filled_nh is not None:
+            filled_nh[part] = chunk.encoder.product(chunk.log_x_nm)
+        if log_library_n is not None and model.library_encoder is not None:
+            log_library = _FilledEncoder(model, model.library_encoder, chunk.batch, chunk.missing_g)
+            log_library_n[part] = log_library(chunk.log_x_nm).loc.squeeze(-1).cpu().numpy()
+    return Masked(Encoded(mean_nd, var_nd, log_library_n), log_library_n1, filled_nh)
+
+
+class _FilledEncoder:
+    """An encoder of one chunk of cells whose missing genes are given as log1p counts (n, m)."""
+
+    def __init__(self, model: VAE, encoder: Encoder, batch: Batch, missing_g: Tensor) -> None:
+        self.encoder = encoder
+        self.s_nc = model.conditioner(batch.covariates) if model.config.encode_covariates else None
+        self.first_nh = encoder.first_product(batch, self.s_nc)
+        weight: Tensor = encoder.body.linears[0].weight  # type: ignore[assignment]
+        self.weight_mh = weight.detach().t()[missing_g]
+
+    def product(self, log_x_nm: Tensor) -> Tensor:
+        """What the missing genes add to the first layer."""
+        return log_x_nm @ self.weight_mh
+
+    def __call__(self, log_x_nm: Tensor) -> DiagonalNormal:
+        return self.encoder.after_first(self.first_nh + self.product(log_x_nm), self.s_nc)
+
+
+class _Chunk:
+    """Some cells on their way to the fixed point, from missing genes taken for zeros."""
+
+    def __init__(self, model: VAE, batch: Batch, missing: Missing) -> None:
+        self.model, self.batch, self.missing = model, batch, missing
+        self.missing_g = torch.nonzero(~missing.observed_g).squeeze(-1)
+        self.encoder = _FilledEncoder(model, model.encoder, batch, self.missing_g)
+        self.log_x_nm = torch.zeros(len(batch.rows), len(self.missing_g), device=missing.observed_g.device)
+        self.q = self.encoder(self.log_x_nm)
+        self.log_library_n1 = batch.log_library_n1
+
+    def law(self, z_nd: Tensor, log_library_n1: Tensor) -> Likelihood:
+        """The law of all modelled genes."""
+        return self.model.likelihood(z_nd, self.batch.covariates, log_library_n1)
+
+    def fill_in(self) -> None:
+        """One round: decode, estimate the library, expect the missing genes, encode."""
+        law = self.law(self.q.loc, torch.zeros_like(self.batch.log_library_n1))
+        if not self.missing.library_known:
+            self.log_library_n1 = self.batch.log_library_n1 - self._share_n1(law).log()
+        self.log_x_nm = expected_log1p(law, self.log_library_n1, self.missing_g)
+        self.q = self.encoder(self.log_x_nm)
+
+    def _share_n1(self, law: Likelihood) -> Tensor:
+        """The share of a cell's molecules that was looked for; ``law`` is of one molecule per cell."""
+        observed = self.missing.observed_g
+        if isinstance(law, Gaussian):
+            # the exp of a mean log is no share, but what it is short of one cancels
+            share_ng = law.mean.expm1().clamp_min(0.0)
+            share = share_ng[:, observed].sum(-1, keepdim=True) / share_ng.sum(-1, keepdim=True)
+        else:
+            rho_ng = _log_rate(law).exp()
+            share = (
+                rho_ng[:, observed].sum(-1, keepdim=True)
+                if self.missing.inside
+                else 1.0 - rho_ng[:, self.missing_g].sum(-1, keepdim=True)
+            )
+        return share.clamp(1e-6, 1.0)
+
+    def variance(self) -> Tensor:
+        """The encoder's, with the information of the missing genes taken out, (n, d)."""
+        variance_nd = self.q.scale.square()
+        if not len(self.missing_g):
+            return variance_nd
+        share_nd = self._information_share()
+        # the prior has a precision of one
+        narrowed = 1.0 / (1.0 + (1.0 / variance_nd - 1.0) * share_nd)
+        return torch.where(variance_nd < 1.0, narrowed, variance_nd)
+
+    def _information_share(self) -> Tensor:
+        """Share of the measured genes in the Fisher information of the counts on each dimension of z, (n, d).
+
+        The slope of a mean is taken across one standard deviation to either side, where the posterior lies.
+        """
+        z_nd, observed = self.q.loc, self.missing.observed_g
+        variance_ng = self.law(z_nd, self.log_library_n1).variance.clamp_min(1e-12)
+        shares = []
+        for along in torch.eye(z_nd.shape[1], device=z_nd.device):
+            step_nd = self.q.scale * along
+            slope_ng = (
+                self.law(z_nd + step_nd, self.log_library_n1).mean - self.law(z_nd - step_nd, self.log_library_n1).mean
+            )
+            information_ng = slope_ng.square() / variance_ng
+            total_n = information_ng.sum(-1).clamp_min(1e-12)
+            shares.append(information_ng[:, observed].sum(-1) / total_n)
+        return torch.stack(shares, dim=-1)
+
+
+def _log_rate(law: Likelihood) -> Tensor:
+    """Log mean counts of a law of counts, before zeros are inflated."""
+    if isinstance(law, ZeroInflated):
+        return _log_rate(law.base)
+    if isinstance(law, Bernoulli):
+        return law.log_rate
+    assert isinstance(law, NegativeBinomial | Poisson)  # noqa: S101 - there are no others
+    return law.log_mean
+
+
+def expected_log1p(law: Likelihood, log_library_n1: Tensor, genes: Tensor) -> Tensor:
+    """E[log1p X] of some genes, (n, m), where ``law`` is of cells with one molecule each and ``log_library_n1`` is theirs.
+
+    log(1 + x) is the integral of (1 - exp(-tx)) exp(-t) / t over t > 0, so its mean that of (1 - G(exp(-t))) exp(-t) / t
+    with the generating function G of the law.  Of detection (Bernoulli) it is that of the Poisson counts behind it.
+    """
+    if isinstance(law, Gaussian):
+        # its location is the mean of log1p(1e4 x / l)
+        return torch.log1p(log_library_n1.exp() / CP10K * law.mean[:, genes].expm1().clamp_min(0.0))
+    if isinstance(law, ZeroInflated):
+        return torch.sigmoid(-law.gate_logits[:, genes]) * expected_log1p(law.base, log_library_n1, genes)
+    mean = (_log_rate(law)[:, genes] + log_library_n1).exp()
+    total = mean * _LEFT_TAIL
+    log_theta = law.log_theta[:, genes] if isinstance(law, NegativeBinomial) else None
+    theta = None if log_theta is None else log_theta.exp()
+    for t in _NODES:
+        rate = mean * float(-np.expm1(-t))
+        cumulant = rate if theta is None else theta * torch.log1p(rate / theta)
+        total.sub_(torch.expm1(-cumulant), alpha=float(np.exp(-t)))
+    return total.mul_(_STEP)

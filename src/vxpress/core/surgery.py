@@ -1,0 +1,147 @@
+"""A trained model with room for categories that it was not trained on (architecture surgery, Lotfollahi et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vxpress.core.config import ModelConfig
+from vxpress.core.covariates import Conditioner
+from vxpress.core.vae import VAE, build
+
+
+def extend(model: VAE, added: Sequence[int]) -> VAE:
+    """A copy of ``model`` with ``added[k]`` more categories of covariate k, each the mean of those it knows.
+
+    Mean are the weights that a category has, or its embedding, and its log dispersion; its library prior has the moments
+    of the mixture of the known ones.  Cells of known categories get from the copy what they get from ``model``.
+    """
+    old = model.config
+    config = replace(old, n_categories=tuple(n + more for n, more in zip(old.n_categories, added, strict=True)))
+    new = build(config, seed=0).to(model.decoder.location.weight.device)
+    fresh = new.state_dict()
+    old_width, copied, untrained = _columns(old, config)
+    conditioned = _conditioned(new)
+    state = {}
+    for name, value in model.state_dict().items():
+        if name.startswith("conditioner."):
+            continue
+        if name in conditioned:
+            own, condition = value.split((value.shape[1] - old_width, old_width), dim=1)
+            columns = condition @ copied.to(value) + fresh[name][:, own.shape[1] :] * untrained.to(value)
+            state[name] = torch.cat((own, columns), dim=1)
+        elif value.shape == fresh[name].shape:
+            state[name] = value
+        else:
+            state[name] = _more_batches(name, value, model, len(fresh[name]))
+    new.load_state_dict(state | _embeddings(model, new))
+    return new.eval()
+
+
+def new_weights(model: VAE, added: Sequence[int]) -> dict[str, Tensor]:
+    """Masks of the weights of ``model`` that belong to the last ``added[k]`` categories of each covariate k."""
+    config = model.config
+    columns = torch.zeros(model.conditioner.width, dtype=torch.bool)
+    embedded = {}
+    for i, ((k, size), start) in enumerate(zip(model.conditioner.sizes, _starts(config), strict=True)):
+        if model.conditioner.embeddings is None:
+            columns[start + size - added[k] : start + size] = True
+        embedded[f"conditioner.embeddings.{i}.weight"] = added[k]
+    conditioned = _conditioned(model) - {"decoder.readout.weight"}
+    masks = {}
+    for name, value in model.named_parameters():
+        mask = torch.zeros(value.shape, dtype=torch.bool)
+        if name in conditioned:
+            mask[:, value.shape[1] - len(columns) :] = columns
+        elif name in embedded:
+            mask[len(value) - embedded[name] :] = True
+        elif name == "decoder.log_dispersion" and config.dispersion == "gene-batch":
+            mask[len(value) - added[0] :] = True
+        if mask.any():
+            masks[name] = mask.to(value.device)
+    return masks
+
+
+def forget_labels(model: VAE) -> VAE:
+    """A copy of a model with a dispersion per label that asks for no labels: theirs is the mean log dispersion."""
+    state = dict(model.state_dict())
+    state["decoder.log_dispersion"] = state["decoder.log_dispersion"].mean(0, keepdim=True)
+    new = build(replace(model.config, dispersion="gene"), seed=0).to(model.decoder.location.weight.device)
+    new.load_state_dict(state)
+    return new.eval()
+
+
+def _conditioned(model: VAE) -> set[str]:
+    """Names of the weights whose last columns belong to the condition vector."""
+    config = model.config
+    bodies = ("decoder", "encoder", "library_encoder") if config.encode_covariates else ("decoder",)
+    names = {f"{part}.body.linears.{i}.weight" for part in bodies for i in range(config.n_layers)}
+    if config.condition_output:
+        names |= {
+            f"decoder.{part}.weight" for part in ("location", "readout", *(f"heads.{h}" for h in model.decoder.heads))
+        }
+    return names
+
+
+def _starts(config: ModelConfig) -> list[int]:
+    """Where the columns of each covariate that has any begin in the condition vector."""
+    at, starts = config.n_continuous, []
+    for size in config.n_categories:
+        if size > 1:
+            starts.append(at)
+            at += size if config.covariate_code == "one-hot" else config.n_embedding
+    return starts
+
+
+def _columns(old: ModelConfig, new: ModelConfig) -> tuple[int, Tensor, Tensor]:
+    """Old width, the matrix (old width, new width) from old columns to new ones, and which stay untrained.
+
+    A covariate with one category had no columns: one-hot, its new ones are zero; embedded, they multiply embeddings of
+    zero, which fine-tuning can move.
+    """
+    widths = Conditioner(old).width, Conditioner(new).width
+    copied, untrained = torch.zeros(widths), torch.zeros(widths[1])
+    one_hot = old.covariate_code == "one-hot"
+    copied[: old.n_continuous, : old.n_continuous] = torch.eye(old.n_continuous)
+    old_starts, new_starts = iter(_starts(old)), iter(_starts(new))
+    for before, after in zip(old.n_categories, new.n_categories, strict=True):
+        if after == 1:
+            continue
+        to = next(new_starts)
+        if before == 1:
+            untrained[to : to + new.n_embedding] = 0.0 if one_hot else 1.0
+            continue
+        at, n = next(old_starts), before if one_hot else old.n_embedding
+        copied[at : at + n, to : to + n] = torch.eye(n)
+        if one_hot:
+            copied[at : at + n, to + n : to + after] = 1.0 / n
+    return widths[0], copied, untrained
+
+
+def _embeddings(model: VAE, new: VAE) -> dict[str, Tensor]:
+    if new.conditioner.embeddings is None:
+        return {}
+    known = {
+        k: model.get_parameter(f"conditioner.embeddings.{i}.weight").detach()
+        for i, (k, _) in enumerate(model.conditioner.sizes)
+    }
+    state = {}
+    for i, (k, size) in enumerate(new.conditioner.sizes):
+        table = known.get(k, torch.zeros(1, new.config.n_embedding, device=new.decoder.location.weight.device))
+        state[f"conditioner.embeddings.{i}.weight"] = _with_mean_rows(table, size)
+    return state
+
+
+def _with_mean_rows(value: Tensor, n_rows: int) -> Tensor:
+    return torch.cat((value, value.mean(0, keepdim=True).expand(n_rows - len(value), *value.shape[1:])))
+
+
+def _more_batches(name: str, value: Tensor, model: VAE, n_rows: int) -> Tensor:
+    """What is kept per batch, with rows for the new ones."""
+    if name != "library_log_var_b":
+        return _with_mean_rows(value, n_rows)
+    between = model.library_log_mean_b.var(correction=0)
+    return torch.cat((value, (value.mean() + between).expand(n_rows - len(value))))

@@ -60,7 +60,8 @@ def decode(
 ) -> list[Matrix]:
     """Posterior mean of expression, and the lower and upper end of its interval where one is asked for.
 
-    With ``counts`` the mean given these too, without interval.  NaN where a gene has no readout.  Beyond the results a chunk of cells is held at a time.
+    With ``counts`` the mean given these too, without interval.  NaN where a gene has no readout.  Beyond the results a
+    chunk of cells is held at a time.
     """
     wanted = np.arange(len(modelled_g)) if request.genes is None else request.genes
     # where each gene lies among those of its own kind

@@ -64,8 +64,8 @@ def counterfactual(
 
     where :math:`N_k(n)` are the ``n_neighbors`` nearest cells of ``adata`` in ``obsm["X_vae"]``, the cell itself left out.
     For a category :math:`w_m` is 1 for its cells and 0 for others. For a number it is a Gaussian kernel of the distance of
-    the cell's own value to the one asked for, 1 where they are equal, with the bandwidth of Silverman. A score of 1 says
-    that the condition is as common near this cell as overall, 0 that it does not occur there.
+    the cell's own value to the one asked for, 1 where they are equal, with the bandwidth of :cite:t:`Silverman1986`. A
+    score of 1 says that the condition is as common near this cell as overall, 0 that it does not occur there.
 
     Parameters
     ----------

@@ -34,3 +34,8 @@ class Keys:
         if key is None or key == DEFAULT_KEY:
             return cls("X_vae", "X_vae_var", "vae_normalized", "vae_split", "vae_library", DEFAULT_KEY)
         return cls(key, f"{key}_var", f"{key}_normalized", f"{key}_split", f"{key}_library", key)
+
+    def bounds(self, layer: str | None = None) -> tuple[str, str]:
+        """Layers of the ends of a credible interval of ``layer``, by default the denoised one."""
+        stem = self.normalized if layer is None else layer
+        return f"{stem}_lower", f"{stem}_upper"

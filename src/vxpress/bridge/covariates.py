@@ -14,6 +14,9 @@ from scanpy import logging as logg
 from vxpress._keys import LIBRARY_SIZE
 from vxpress.core.covariates import Covariates
 
+# value of transform_batch= that leaves every cell in its own batch
+OBSERVED = "observed"
+
 
 @dataclass(frozen=True)
 class CovariateTable:
@@ -78,6 +81,17 @@ class CovariateTable:
             added.append(tuple(sorted(set(found) - set(names))))
         categorical = tuple((key, (*names, *more)) for (key, names), more in zip(self.categorical, added, strict=True))
         return replace(self, categorical=categorical), tuple(added)
+
+    def decoding_batches(self, transform_batch: str | Sequence[str] | None) -> tuple[int | None, ...]:
+        """Codes of the batches to decode under; ``None`` is each cell's own batch, which ``"observed"`` asks for."""
+        if not isinstance(transform_batch, str) or transform_batch != OBSERVED:
+            return self.batch_codes(transform_batch) or (None,)
+        if OBSERVED in self.batches:
+            logg.warning(
+                f"transform_batch={OBSERVED!r} decodes every cell under its own batch, though a batch of the fit has that "
+                f"name; transform_batch=[{OBSERVED!r}] names the batch."
+            )
+        return (None,)
 
     def read(self, obs: pd.DataFrame, *, labels: bool = True) -> Covariates:
         """Codes and standardised values of some cells; ``labels=False`` where only training needs them."""

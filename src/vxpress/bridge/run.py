@@ -1,4 +1,4 @@
-"""A prepared fit, carried out: train, encode, read out, denoise, diagnose."""
+"""A prepared fit, carried out: train, encode, read out."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.counts import Counts
 from vxpress.core.covariates import Covariates
 from vxpress.core.device import place
-from vxpress.core.posterior import ALL_GENES, Draws, Encoded, Genes, encode, expected_expression
+from vxpress.core.posterior import Encoded, encode
 from vxpress.core.readout import fit_readout
 from vxpress.core.training import Outcome, train
 from vxpress.core.vae import VAE, build
-
-DENOISING_DRAWS = 10
-DENOISING_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -81,40 +78,3 @@ def _set_library_prior(model: VAE, log_library_n: torch.Tensor, covariates: Cova
         values = values if len(values) > 1 else log_library_n
         model.library_log_mean_b[b] = values.mean()
         model.library_log_var_b[b] = values.var().clamp_min(1e-3)
-
-
-def denoised_matrix(
-    model: VAE,
-    mean_nd: np.ndarray,
-    var_nd: np.ndarray,
-    covariates: Covariates,
-    *,
-    modelled_g: np.ndarray,
-    batches: tuple[int, ...],
-    target_sum: float,
-    n_draws: int = DENOISING_DRAWS,
-    seed: int = DENOISING_SEED,
-    genes: np.ndarray | None = None,
-) -> np.ndarray:
-    """Denoised expression, float32 (n, all genes) or (n, ``genes``); NaN where a gene has no readout.
-
-    ``genes`` are positions among all genes of the fit; the other genes take no memory per cell.
-    """
-    wanted = np.arange(len(modelled_g)) if genes is None else genes
-    # where each gene lies among those of its own kind
-    rank_g = np.where(modelled_g, np.cumsum(modelled_g), np.cumsum(~modelled_g)) - 1
-    to_inside, to_outside = np.flatnonzero(modelled_g[wanted]), np.flatnonzero(~modelled_g[wanted])
-    chosen = ALL_GENES
-    if genes is not None:
-        chosen = Genes(*(torch.from_numpy(rank_g[wanted[to]]) for to in (to_inside, to_outside)))
-    out = np.empty((len(mean_nd), len(wanted)), dtype=np.float32)
-    scale = np.float32(target_sum if model.decoder.law.composition else 1.0)
-    draws = Draws(n_draws, batches or (None,), seed)
-    parts = expected_expression(model, torch.from_numpy(mean_nd), torch.from_numpy(var_nd), covariates, draws, chosen)
-    for rows, inside, outside in parts:
-        if not len(to_outside):
-            np.multiply(inside.numpy(), scale, out=out[rows])
-            continue
-        out[rows, to_inside] = inside.numpy() * scale
-        out[rows, to_outside] = np.nan if outside is None else outside.numpy() * scale
-    return out

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 from scanpy import logging as logg
+from scipy import sparse
 
 from vxpress._keys import Keys
 from vxpress.bridge.fit import FORMAT
@@ -24,7 +25,7 @@ class Results:
     obs: dict[str, Any] = field(default_factory=dict)
     obsm: dict[str, np.ndarray] = field(default_factory=dict)
     obsp: dict[str, Any] = field(default_factory=dict)
-    layers: dict[str, np.ndarray] = field(default_factory=dict)
+    layers: dict[str, np.ndarray | sparse.csr_matrix] = field(default_factory=dict)
     uns: dict[str, Any] = field(default_factory=dict)
     stale: list[tuple[str, str]] = field(default_factory=list)
     """Slots and names that an earlier fit under the same stem left and that no longer hold."""

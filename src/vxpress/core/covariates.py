@@ -41,6 +41,12 @@ class Covariates:
         categorical[:, k] = code
         return Covariates(categorical, self.continuous_nc, self.label_n)
 
+    def with_value(self, c: int, value: float) -> Covariates:
+        """The same cells with ``value``, standardised, of continuous covariate ``c``."""
+        continuous = self.continuous_nc.clone()
+        continuous[:, c] = value
+        return Covariates(self.categorical_nk, continuous, self.label_n)
+
 
 def indicators(code_n: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """One column per category, (n, size); unlike torch's one_hot it waits for no device to check the codes."""

@@ -194,7 +194,7 @@ class Decoder(nn.Module):
         heads = {name: head(f_nf) for name, head in self.heads.items()}
         dispersion = heads.pop("dispersion", None)
         if self.law.has_dispersion and dispersion is None:
-            dispersion = self._dispersion_of(covariates)
+            dispersion = self.dispersion_of(covariates)
         return self.law.from_decoded(Decoded(location_ng, log_library_n1, dispersion, heads))
 
     def log_likelihood(
@@ -217,7 +217,7 @@ class Decoder(nn.Module):
         from vxpress.core.kernels.dense_likelihood import dense_log_likelihood
 
         heads = {name: head(f_nf) for name, head in self.heads.items()}
-        log_theta = heads["dispersion"] if "dispersion" in heads else self._dispersion_of(batch.covariates)
+        log_theta = heads["dispersion"] if "dispersion" in heads else self.dispersion_of(batch.covariates)
         return dense_log_likelihood(self.location(f_nf), log_library_n1, log_theta, heads.get("gate"), batch.x_ng)
 
     def compiled_likelihood(self, like: Tensor) -> bool:
@@ -243,7 +243,8 @@ class Decoder(nn.Module):
             return cast("Tensor", covariates.label_n)
         return torch.zeros(len(covariates.continuous_nc), dtype=torch.int64)
 
-    def _dispersion_of(self, covariates: Covariates) -> Tensor:
+    def dispersion_of(self, covariates: Covariates) -> Tensor:
+        """Log theta of a law whose dispersion does not depend on z, broadcastable to cells x genes."""
         if self.dispersion == "gene-batch":
             return self.log_dispersion[covariates.categorical_nk[:, 0]]
         if self.dispersion == "gene-label":

@@ -16,6 +16,8 @@ from vxpress.core.vae import VAE
 CHUNK = 1024
 # entries of one block of decoded cells: 2 MB, and its rows at least
 BLOCK_ENTRIES, MIN_BLOCK = 2**19, 32
+# entries of all draws of a chunk that are held for their quantiles: 64 MB
+DRAWN_ENTRIES = 2**24
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,59 @@ def expected_expression(
             here = own if code is None else own.with_batch(code)
             layers.add(model.decoder.features(mean_nd[part] + sd_nd * eps_nd, model.conditioner(here)))
         yield part, *layers.mean(len(rows), len(plan))
+
+
+@torch.no_grad()
+def credible_expression(
+    model: VAE,
+    mean_nd: Tensor,
+    var_nd: Tensor,
+    covariates: Covariates,
+    draws: Draws,
+    levels: Sequence[float],
+    genes: Genes = ALL_GENES,
+) -> Iterator[tuple[slice, list[tuple[Tensor, Tensor | None]]]]:
+    """E_q[rho] and quantiles of rho under q(z | x), in chunks of cells: rows, then (modelled genes, genes read out) of each.
+
+    Every draw of z is decoded under every batch and averaged over them before quantiles are taken: these are of the mean
+    over batches, and do not hold the differences between batches.  Quantiles lie between order statistics, linearly.
+    """
+    model.eval()
+    generator = torch.Generator().manual_seed(draws.seed)
+    layers = _OutputLayers(model, genes, min(CHUNK, len(mean_nd)))
+    n_inside = layers.inside.shape[1]
+    width = n_inside + (0 if layers.outside is None else layers.outside.shape[1])
+    step = max(1, min(CHUNK, len(mean_nd), DRAWN_ENTRIES // max(1, draws.n * width)))
+    drawn = torch.empty(draws.n, step, width)
+    for start in range(0, len(mean_nd), step):
+        part = slice(start, min(start + step, len(mean_nd)))
+        n = part.stop - part.start
+        own, sd_nd = covariates[torch.arange(part.start, part.stop, device=mean_nd.device)], var_nd[part].sqrt()
+        for k in range(draws.n):
+            z_nd = mean_nd[part] + sd_nd * torch.randn(sd_nd.shape, generator=generator).to(mean_nd.device)
+            layers.clear()
+            for code in draws.batches:
+                here = own if code is None else own.with_batch(code)
+                layers.add(model.decoder.features(z_nd, model.conditioner(here)))
+            inside, outside = layers.mean(n, len(draws.batches))
+            drawn[k, :n, :n_inside] = inside
+            if outside is not None:
+                drawn[k, :n, n_inside:] = outside
+        found = [drawn[:, :n].mean(0), *_quantiles(drawn[:, :n], levels)]
+        yield part, [(value[:, :n_inside], None if layers.outside is None else value[:, n_inside:]) for value in found]
+
+
+def _quantiles(drawn: Tensor, levels: Sequence[float]) -> list[Tensor]:
+    """Quantiles over the first axis, which is put out of order."""
+    values, last = drawn.numpy(), len(drawn) - 1
+    places = [min(int(level * last), last - 1) if last else 0 for level in levels]
+    values.partition(sorted({p for place in places for p in (place, min(place + 1, last))}), axis=0)
+    return [
+        torch.from_numpy(
+            values[place] + np.float32(level * last - place) * (values[min(place + 1, last)] - values[place])
+        )
+        for level, place in zip(levels, places, strict=True)
+    ]
 
 
 class _OutputLayers:

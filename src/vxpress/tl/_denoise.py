@@ -5,18 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
-from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress._keys import DEFAULT_KEY, Keys, check_name
+from vxpress._unset import UNSET, Unset
+from vxpress.bridge.asked import (
+    TargetSum,
+    asked_genes,
+    asked_scale,
+    asked_seed,
+    genes_as_anndata,
+    genes_present,
+)
+from vxpress.bridge.decoded import DENOISING_DRAWS, DENOISING_SEED, FloatName, Request, decode
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
-from vxpress.bridge.prepare import check_gene_names, seed_of
-from vxpress.bridge.run import DENOISING_DRAWS, DENOISING_SEED, denoised_matrix
+from vxpress.bridge.prepare import read_query
 from vxpress.bridge.store import Results, check_adata, own
 from vxpress.bridge.stored import StoredCells
-from vxpress.core.config import check_range
+from vxpress.core.config import check_choice, check_range
+from vxpress.core.counts import Cells
+from vxpress.core.posterior import Draws
+
+INTERVAL_DRAWS = 100
 
 
 def denoise(
@@ -26,16 +38,29 @@ def denoise(
     key: str = DEFAULT_KEY,
     genes: str | Sequence[str] | np.ndarray | None = None,
     transform_batch: str | Sequence[str] | None = None,
-    target_sum: float | None = None,
-    n_draws: int = DENOISING_DRAWS,
+    target_sum: TargetSum = None,
+    own_counts: bool = False,
+    layer: str | Unset | None = UNSET,
+    interval: float | None = None,
+    n_draws: int | None = None,
+    dtype: FloatName = "float32",
+    drop_below: float | None = None,
     rng: int | np.random.Generator | None = DENOISING_SEED,
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    """Write denoised expression, decoded from the stored posterior in chunks; the counts are not needed.
+    r"""Write denoised expression, decoded from the stored posterior in chunks; the counts are not needed.
+
+    .. math::
+
+        \hat y_{ng} = s_n \, \frac{1}{|B|} \sum_{b \in B} \mathbb{E}_{q(z \mid x_n)}[\rho_g(z, b)]
+
+    with :math:`\rho` the shares that the decoder gives the genes :cite:p:`Lopez2018`, :math:`B` the batches of
+    ``transform_batch`` and :math:`s_n` the ``target_sum``.
 
     For some genes of a large matrix, name them: they come back as an AnnData of their own and nothing is written, so
-    that the dense matrix of all genes is never built.
+    that the dense matrix of all genes is never built.  A layer of all genes of many cells takes half the memory with
+    ``dtype="float16"``, and less still with ``drop_below``.
 
     Parameters
     ----------
@@ -49,11 +74,34 @@ def denoise(
         Genes to return instead of writing a layer: names, or a boolean array over ``adata.var``. Any genes of the fit can
         be named, whether ``adata`` still holds them or not. ``None`` writes the layer of all genes.
     transform_batch
-        Batch, or batches to average over, under which every cell is decoded; by default all batches of the fit.
+        Batch, or batches to average over, under which every cell is decoded; by default all batches of the fit, so that
+        cells of different batches compare. ``"observed"`` decodes each cell under its own batch, which is the best guess
+        of that cell's counts; a batch that is called so is named by ``["observed"]``.
     target_sum
         Sum that each cell is scaled to, over all genes that the size factor counts; by default that of the fit.
+        ``"library"`` scales each cell to its own size factor, ``adata.obs["vae_library"]``: the values are expected
+        counts (of a zero-inflated fit, before any count is lost to the inflation).
+    own_counts
+        Whether to combine what the model expects with the counts of the cell itself, which are then read from ``layer``:
+        the expectation is multiplied by :math:`(\theta_g + x_{ng}) / (\theta_g + \mu_{ng})`, the mean of the gamma law
+        behind the negative binomial given the count, as in SAVER :cite:p:`Huang2018`. :math:`\mu` is the cell's own mean
+        under its own batch. A latent space of a few dimensions cannot hold what is particular to one cell; this puts
+        back as much as the dispersion of the gene allows. Better for predicting the molecules of this very cell, noisier
+        for plots; rows no longer sum exactly to ``target_sum``. Only of fits with ``likelihood="nb"`` and a dispersion
+        per gene, or per gene and batch; genes that are read out stay as they are.
+    layer
+        With ``own_counts``, where the counts are: by default as for the fit, ``None`` for ``adata.X``.
+    interval
+        Probability of an equal-tailed credible interval, such as 0.9, written beside the mean. ``None`` writes none.
     n_draws
-        Posterior draws per cell, dealt out evenly over the batches (at least one for each).
+        Posterior draws per cell; by default 10, dealt out evenly over the batches (at least one for each). With
+        ``interval`` 100, each decoded under every batch and averaged over them, before quantiles are taken.
+    dtype
+        ``"float32"``, or ``"float16"`` for half the memory: three digits, from 6e-5 to 65,504.
+    drop_below
+        Write a sparse CSR matrix without the entries below this value, which is on the scale of the result (0.1 of a
+        ``target_sum`` of 10,000 is a share of 1e-5). The share of the sum that was dropped is logged. ``None`` keeps
+        everything, dense: decoded expression is never exactly zero.
     rng
         Seed of the draws, or a numpy generator; the default gives the layer that :func:`fit_vae` writes.
     key_added
@@ -63,21 +111,31 @@ def denoise(
 
     Returns
     -------
-    With ``genes``, an ``AnnData`` object, cells x ``genes`` in the order given, ready to plot: in ``X`` (dtype ``float32``)
-    the columns that the layer would have, with copies of ``obs`` and ``obsm``; ``adata`` stays as it is.
+    With ``genes``, an ``AnnData`` object, cells x ``genes`` in the order given, ready to plot: in ``X`` the columns that
+    the layer would have, with copies of ``obs`` and ``obsm``, and with ``interval`` the ends in ``layers["lower"]`` and
+    ``layers["upper"]``; ``adata`` stays as it is.
 
     Otherwise returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
 
-    ``adata.layers["vae_normalized" | key_added]`` : :class:`numpy.ndarray` (dtype ``float32``)
+    ``adata.layers["vae_normalized" | key_added]`` : :class:`numpy.ndarray` | :class:`scipy.sparse.csr_matrix` (dtype ``dtype``)
         E_q[rho] x ``target_sum``, n_obs x n_vars, not log-transformed (of a Gaussian fit the expected log value).
+    ``adata.layers["vae_normalized_lower" | key_added + "_lower"]``, and the same with ``_upper``
+        With ``interval``, the ends of the interval of rho under q(z | x), on the same scale. They tell how well the cell's
+        place in the latent space is known, given the model. They are no interval for counts, which vary around their
+        expectation, and do not hold what is uncertain in the fitted model itself.
 
     Raises
     ------
     KeyError
         If there is no such fit or posterior, or a gene of ``genes`` is unknown to the fit.
     ValueError
-        If a batch is unknown to the fit, none of its genes is there, another layer has that name, or ``genes`` names a gene
-        twice or comes with ``key_added`` or ``copy``.
+        If a batch is unknown to the fit, none of its genes is there, another layer has that name, ``genes`` names a gene
+        twice or comes with ``key_added`` or ``copy``, ``n_draws`` are too few for ``interval``, ``drop_below`` comes with
+        ``dtype="float16"``, which sparse matrices do not hold, or a value is beyond the ``dtype``.
+
+    See Also
+    --------
+    vxpress.tl.counterfactual : the same under another condition.
 
     Examples
     --------
@@ -88,103 +146,112 @@ def denoise(
     >>> adata.layers["vae_normalized"].shape
     (700, 765)
 
-    Two genes only, without the layer:
+    Two genes only, without the layer, as expected counts with an interval:
 
-    >>> vx.tl.denoise(adata, genes=["CD8A", "NKG7"]).shape
+    >>> few = vx.tl.denoise(adata, genes=["CD8A", "NKG7"], target_sum="library", interval=0.9)
+    >>> few.shape
     (700, 2)
+    >>> bool((few.layers["lower"] <= few.layers["upper"]).all())
+    True
     """
     check_adata(adata, copy=copy)
     cells = StoredCells.find(adata, model, key)
-    fit, keys = cells.fit, cells.keys
-    wanted = None if genes is None else _wanted(adata, fit, genes, key_added=key_added, copy=copy)
-    position = _positions(adata, fit) if wanted is None else wanted
-    present = np.flatnonzero(position >= 0)
-    check_range("n_draws", n_draws, 1, 100_000, integer=True)
-    if target_sum is not None and fit.params.scale != "composition":
-        msg = f"target_sum={target_sum!r}: the values of a Gaussian fit are expected log values and have no sum to scale to."
-        raise ValueError(msg)
-    target_sum = fit.params.target_sum if target_sum is None else target_sum
-    check_range("target_sum", target_sum, 1e-12, 1e12)
-    layer = keys.normalized if key_added is None else key_added
-    check_name("key_added", layer)
-    if wanted is None and layer in adata.layers and layer != keys.normalized:
-        msg = f"adata.layers[{layer!r}] stands there already. Choose another key_added=, or delete it first."
-        raise ValueError(msg)
-    batches = fit.covariates.batch_codes(transform_batch)
+    fit = cells.fit
+    wanted = None if genes is None else asked_genes(adata, fit, genes, key_added=key_added, copy=copy)
+    chosen, columns = genes_present(adata, fit) if wanted is None else (wanted, None)
+    n_draws = _asked_draws(n_draws, interval)
+    _check_form(fit, dtype, drop_below)
+    scale = asked_scale(adata, cells, target_sum)
+    counts = _own_counts(adata, fit, layer, interval) if own_counts else None
+    names = _names(adata, cells.keys, key_added, interval) if wanted is None else []
+    request = Request(
+        Draws(n_draws, fit.covariates.decoding_batches(transform_batch), asked_seed(rng)),
+        scale,
+        genes=chosen,
+        columns=columns,
+        width=adata.n_vars if wanted is None else None,
+        dtype=dtype,
+        drop_below=drop_below,
+        interval=interval,
+    )
     start = logg.info("denoising")
-    matrix = denoised_matrix(
+    matrices = decode(
         fit.model,
         cells.mean_nd,
         cells.var_nd,
         cells.covariates,
         modelled_g=fit.modelled_g,
-        batches=batches,
-        target_sum=target_sum,
-        n_draws=n_draws,
-        seed=int(seed_of(rng).integers(2**62)) if rng != DENOISING_SEED else DENOISING_SEED,
-        genes=wanted if wanted is not None or len(present) == len(position) else present,
+        request=request,
+        counts=counts,
     )
     if wanted is not None:
         logg.info("    finished", time=start)
-        var = pd.DataFrame(index=pd.Index(fit.genes[wanted], dtype=object))
-        obsm = {name: value.copy() for name, value in adata.obsm.items()}
-        return AnnData(matrix, obs=adata.obs.copy(), var=var, obsm=obsm)
+        out = genes_as_anndata(adata, fit, wanted, matrices[0])
+        for name, matrix in zip(("lower", "upper"), matrices[1:], strict=False):
+            out.layers[name] = matrix
+        return out
     adata = own(adata, copy=copy)
-    results = Results(layers={layer: _place(matrix, position[present], adata.n_vars)})
+    results = Results(layers=dict(zip(names, matrices, strict=True)))
+    if interval is None and names[0] == cells.keys.normalized:
+        results.stale = [("layers", name) for name in cells.keys.bounds()]
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
 
 
-def _wanted(
-    adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray, *, key_added: str | None, copy: bool
-) -> np.ndarray:
-    """Where the genes asked for lie in the fit."""
-    if key_added is not None or copy:
-        given = f"key_added={key_added!r}" if key_added is not None else "copy=True"
-        msg = f"{given} was given with genes=, which returns an AnnData and writes no layer. Leave one of the two out."
-        raise ValueError(msg)
-    asked = np.atleast_1d(np.asarray(genes))
-    if asked.dtype == bool:
-        if asked.shape != (adata.n_vars,):
-            msg = f"genes= is a boolean array of shape {asked.shape}; ({adata.n_vars},), one value per gene of adata, is expected."
+def _asked_draws(n_draws: int | None, interval: float | None) -> int:
+    """How many draws per cell, enough for the interval if there is one."""
+    if n_draws is None:
+        n_draws = DENOISING_DRAWS if interval is None else INTERVAL_DRAWS
+    check_range("n_draws", n_draws, 1, 100_000, integer=True)
+    if interval is not None:
+        check_range("interval", interval, 0.01, 0.999)
+        # one draw beyond either end, on average
+        least = int(np.ceil(2 / (1 - interval) - 1e-9))
+        if n_draws < least:
+            msg = (
+                f"n_draws={n_draws} are too few for interval={interval:g}: their extremes lie within it. Pass "
+                f"n_draws={least} or more."
+            )
             raise ValueError(msg)
-        asked = adata.var_names.to_numpy()[asked]
-    names = pd.Index(asked.astype(str), dtype=object)
-    if not names.is_unique:
-        msg = f"genes= names {list(names[names.duplicated()].unique()[:3])} more than once; name each gene once, for example list(dict.fromkeys(genes))."
-        raise ValueError(msg)
-    position = pd.Index(fit.genes, dtype=object).get_indexer(names)
-    if (position < 0).any():
-        msg = (
-            f"{int((position < 0).sum())} of the {len(names)} genes of genes= are unknown to the fit (for example "
-            f"{list(names[position < 0][:3])}). It knows those in adata.uns[key]['genes']['names']: "
-            "genes=[name for name in genes if name in known]."
-        )
-        raise KeyError(msg)
-    return np.asarray(position, dtype=np.int64)
+    return n_draws
 
 
-def _positions(adata: AnnData, fit: Fit) -> np.ndarray:
-    """Where the genes of the fit lie in ``adata``, -1 for those that it lacks."""
-    check_gene_names(adata)
-    position = adata.var_names.get_indexer(fit.genes)
-    n_present = int((position >= 0).sum())
-    if not n_present:
+def _own_counts(adata: AnnData, fit: Fit, layer: str | Unset | None, interval: float | None) -> Cells:
+    """The counts to combine with, where the law of the fit allows it."""
+    config = fit.params.model
+    if config.likelihood != "nb" or config.dispersion not in {"gene", "gene-batch"}:
         msg = (
-            f"None of the {len(fit.genes)} genes of the fit is in adata.var_names (for example {list(fit.genes[:3])}). Name the "
-            "genes to return instead: vx.tl.denoise(adata, genes=[...])."
+            f"own_counts=True needs a fit with likelihood='nb' and a dispersion per gene, or per gene and batch; this one "
+            f"has {config.likelihood!r} and {config.dispersion!r}. Leave it out, or fit again."
         )
         raise ValueError(msg)
-    if adata.n_vars > n_present:
-        logg.warning(f"{adata.n_vars - n_present} gene(s) of adata are unknown to the fit and are NaN in the layer.")
-    return position
+    if interval is not None:
+        msg = f"own_counts=True and interval={interval:g} were given; the interval is one of rho alone. Leave one of the two out."
+        raise ValueError(msg)
+    return read_query(adata, fit, layer)[0]
 
 
-def _place(matrix: np.ndarray, position: np.ndarray, n_vars: int) -> np.ndarray:
-    """Columns in the order of ``adata``; the same array where that is the order of the fit."""
-    if len(position) == n_vars and (position == np.arange(n_vars)).all():
-        return matrix
-    out = np.full((len(matrix), n_vars), np.nan, dtype=np.float32)
-    out[:, position] = matrix
-    return out
+def _check_form(fit: Fit, dtype: FloatName, drop_below: float | None) -> None:
+    check_choice("dtype", dtype, FloatName)
+    if drop_below is None:
+        return
+    check_range("drop_below", drop_below, 1e-12, 1e12)
+    if dtype != "float32":
+        msg = f"drop_below={drop_below!r} writes a sparse matrix, which does not hold {dtype}. Leave dtype= or drop_below= out."
+        raise ValueError(msg)
+    if fit.params.scale != "composition":
+        msg = f"drop_below={drop_below!r}: the values of a Gaussian fit are expected log values, of either sign. Leave it out."
+        raise ValueError(msg)
+
+
+def _names(adata: AnnData, keys: Keys, key_added: str | None, interval: float | None) -> list[str]:
+    """Names of the layers to write; one that is not ours to replace is refused."""
+    layer = keys.normalized if key_added is None else key_added
+    check_name("key_added", layer)
+    names = [layer] if interval is None else [layer, *keys.bounds(layer)]
+    taken = [name for name in names if name in adata.layers]
+    if taken and layer != keys.normalized:
+        msg = f"adata.layers[{taken[0]!r}] stands there already. Choose another key_added=, or delete it first."
+        raise ValueError(msg)
+    return names

@@ -128,7 +128,7 @@ def encode(
         uns={keys.uns: query.fit.to_uns()},
     )
     if model is not None:
-        results.stale = [("layers", keys.normalized), ("obs", keys.split)]
+        results.stale = [("layers", name) for name in (keys.normalized, *keys.bounds())] + [("obs", keys.split)]
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None

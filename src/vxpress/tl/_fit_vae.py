@@ -15,6 +15,7 @@ from scanpy import settings as scanpy_settings
 
 from vxpress._keys import Keys
 from vxpress._unset import UNSET, Unset
+from vxpress.bridge.decoded import denoised_matrix
 from vxpress.bridge.diagnosis import diagnose
 from vxpress.bridge.fit import Fit, Params
 from vxpress.bridge.prepare import (
@@ -26,7 +27,7 @@ from vxpress.bridge.prepare import (
     resolve_device,
     seed_of,
 )
-from vxpress.bridge.run import Fitted, denoised_matrix, run
+from vxpress.bridge.run import Fitted, run
 from vxpress.bridge.store import Results, check_adata, check_free, own
 from vxpress.core.config import Dispersion, LikelihoodName, ModelConfig, Preset, TrainConfig, check_choice, check_range
 from vxpress.core.likelihoods import LIKELIHOODS
@@ -346,6 +347,7 @@ def _results(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, deno
         obs={keys.split: split, keys.library: library},
         obsm={keys.latent: encoded.mean_nd, keys.latent_var: encoded.var_nd},
         uns={keys.uns: fit.to_uns()},
+        stale=[("layers", name) for name in keys.bounds()],
     )
     n_bytes = 4 * len(prepared.cells) * len(fit.genes)
     if denoised is None and n_bytes > MAX_DENSE_BYTES:

@@ -1,0 +1,92 @@
+"""What calls that decode are asked, checked: genes, names of layers, scale, draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress.bridge.decoded import DENOISING_SEED, Matrix
+from vxpress.bridge.fit import Fit
+from vxpress.bridge.prepare import check_gene_names, seed_of
+from vxpress.bridge.stored import StoredCells, stored_library
+from vxpress.core.config import check_range
+
+TargetSum = float | Literal["library"] | None
+
+
+def asked_genes(
+    adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray, *, key_added: str | None, copy: bool
+) -> np.ndarray:
+    """Where the genes asked for lie in the fit."""
+    if key_added is not None or copy:
+        given = f"key_added={key_added!r}" if key_added is not None else "copy=True"
+        msg = f"{given} was given with genes=, which returns an AnnData and writes no layer. Leave one of the two out."
+        raise ValueError(msg)
+    asked = np.atleast_1d(np.asarray(genes))
+    if asked.dtype == bool:
+        if asked.shape != (adata.n_vars,):
+            msg = f"genes= is a boolean array of shape {asked.shape}; ({adata.n_vars},), one value per gene of adata, is expected."
+            raise ValueError(msg)
+        asked = adata.var_names.to_numpy()[asked]
+    names = pd.Index(asked.astype(str), dtype=object)
+    if not names.is_unique:
+        msg = f"genes= names {list(names[names.duplicated()].unique()[:3])} more than once; name each gene once, for example list(dict.fromkeys(genes))."
+        raise ValueError(msg)
+    position = pd.Index(fit.genes, dtype=object).get_indexer(names)
+    if (position < 0).any():
+        msg = (
+            f"{int((position < 0).sum())} of the {len(names)} genes of genes= are unknown to the fit (for example "
+            f"{list(names[position < 0][:3])}). It knows those in adata.uns[key]['genes']['names']: "
+            "genes=[name for name in genes if name in known]."
+        )
+        raise KeyError(msg)
+    return np.asarray(position, dtype=np.int64)
+
+
+def genes_present(adata: AnnData, fit: Fit) -> tuple[np.ndarray | None, np.ndarray]:
+    """Which genes of the fit ``adata`` holds (None: all of them), and where these lie in it."""
+    check_gene_names(adata)
+    position = np.asarray(adata.var_names.get_indexer(fit.genes), dtype=np.int64)
+    present = np.flatnonzero(position >= 0)
+    if not len(present):
+        msg = (
+            f"None of the {len(fit.genes)} genes of the fit is in adata.var_names (for example {list(fit.genes[:3])}). Name the "
+            "genes to return instead: vx.tl.denoise(adata, genes=[...])."
+        )
+        raise ValueError(msg)
+    if adata.n_vars > len(present):
+        logg.warning(f"{adata.n_vars - len(present)} gene(s) of adata are unknown to the fit and are NaN in the layer.")
+    return None if len(present) == len(position) else present, position[present]
+
+
+def asked_scale(adata: AnnData, cells: StoredCells, target_sum: TargetSum) -> np.float32 | np.ndarray:
+    """What shares are multiplied with: the target sum, or each cell's size factor, (n, 1) float32."""
+    params = cells.fit.params
+    if target_sum is not None and params.scale != "composition":
+        msg = f"target_sum={target_sum!r}: the values of a Gaussian fit are expected log values and have no sum to scale to."
+        raise ValueError(msg)
+    if isinstance(target_sum, str):
+        if target_sum != "library":
+            msg = f"target_sum={target_sum!r} was given; a number, or 'library' for each cell's own size factor, is expected."
+            raise ValueError(msg)
+        return stored_library(adata, cells.keys).astype(np.float32)[:, None]
+    target_sum = params.target_sum if target_sum is None else target_sum
+    check_range("target_sum", target_sum, 1e-12, 1e12)
+    return np.float32(target_sum)
+
+
+def asked_seed(rng: int | np.random.Generator | None) -> int:
+    """Seed of the draws; the default is that of the layer a fit writes."""
+    return int(seed_of(rng).integers(2**62)) if rng != DENOISING_SEED else DENOISING_SEED
+
+
+def genes_as_anndata(adata: AnnData, fit: Fit, wanted: np.ndarray, matrix: Matrix) -> AnnData:
+    """Decoded expression of some genes, with copies of ``obs`` and ``obsm``."""
+    var = pd.DataFrame(index=pd.Index(fit.genes[wanted], dtype=object))
+    obsm = {name: value.copy() for name, value in adata.obsm.items()}
+    return AnnData(matrix, obs=adata.obs.copy(), var=var, obsm=obsm)

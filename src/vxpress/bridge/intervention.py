@@ -1,0 +1,75 @@
+"""One covariate of a fit set to another value, in all cells."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
+
+from vxpress.bridge.covariates import CovariateTable
+from vxpress.core.covariates import Covariates
+from vxpress.core.support import closeness
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """Covariate ``key``, the ``position``-th of its kind, set to ``value``: the name of a category, or a number.
+
+    ``code`` is what the model sees: the code of the category, or the standardised number.
+    """
+
+    key: str
+    position: int
+    value: str | float
+    code: float
+    categorical: bool
+
+    @classmethod
+    def find(cls, table: CovariateTable, key: str, value: Hashable) -> Intervention:
+        """The intervention, checked against the covariates of the fit."""
+        categorical, continuous = [name for name, _ in table.categorical], [name for name, _, _ in table.continuous]
+        if key in categorical and key in continuous:
+            msg = f"key_covariate={key!r} entered the fit both as categories and as a number. Fit again with one of the two."
+            raise ValueError(msg)
+        if key in categorical:
+            i = categorical.index(key)
+            names = table.categorical[i][1]
+            name = _category(value)
+            if name not in names:
+                msg = f"value={value!r} is no category of {key!r} that the fit has seen: {list(names)}. Choose one of these."
+                raise ValueError(msg)
+            return cls(key, i, name, names.index(name), categorical=True)
+        if key not in continuous:
+            known = [*categorical, *continuous]
+            msg = (
+                f"key_covariate={key!r} is no covariate of the fit (it has {known or 'none'}). Only what the decoder was "
+                "told can be changed: fit with batch_key=, categorical_covariate_keys= or continuous_covariate_keys=."
+            )
+            raise KeyError(msg)
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not np.isfinite(float(value)):
+            msg = f"value={value!r} was given for the continuous covariate {key!r}; a finite number in its own units is expected."
+            raise ValueError(msg)
+        c = continuous.index(key)
+        _, mean, sd = table.continuous[c]
+        return cls(key, c, float(value), (float(value) - mean) / sd, categorical=False)
+
+    def apply(self, covariates: Covariates) -> Covariates:
+        """The same cells under the new value."""
+        if self.categorical:
+            return covariates.with_category(self.position, int(self.code))
+        return covariates.with_value(self.position, self.code)
+
+    def weights(self, covariates: Covariates) -> np.ndarray:
+        """How much each cell counts as one under the value: 1 or 0 of a category, a kernel of a number; float64 (n,)."""
+        if self.categorical:
+            return (covariates.categorical_nk[:, self.position].numpy() == int(self.code)).astype(np.float64)
+        return closeness(covariates.continuous_nc[:, self.position].numpy().astype(np.float64), self.code)
+
+
+def _category(value: Hashable) -> str:
+    """The name of a category, as the columns of ``obs`` are read: whole numbers without a point."""
+    if isinstance(value, Real) and not isinstance(value, (bool, Integral)) and float(value).is_integer():
+        return str(int(value))
+    return str(value)

@@ -1,0 +1,43 @@
+"""Expected expression given the cell's own counts too: the gamma law behind a negative binomial, updated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vxpress.core.counts import Cells
+from vxpress.core.posterior import ALL_GENES, Draws, Genes, expected_expression
+from vxpress.core.vae import VAE
+
+
+@torch.no_grad()
+def updated_expression(
+    model: VAE, mean_nd: Tensor, var_nd: Tensor, cells: Cells, draws: Draws, genes: Genes = ALL_GENES
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """E_q[rho] times (theta + x) / (theta + mu) in chunks, as ``expected_expression`` hands it over.
+
+    x ~ NB(mu, theta) is x ~ Poisson(lambda) with lambda ~ Gamma(theta, mean mu), and (theta + x) / (theta + mu) is
+    E[lambda | x] / mu.  mu is the cell's own mean, under its own batch, whatever ``draws`` are decoded under.
+    Genes that are read out have no dispersion and stay as they are.
+    """
+    parts = expected_expression(model, mean_nd, var_nd, cells.covariates, draws, genes)
+    observed = tuple(draws.batches) == (None,)
+    # the same draws of z, so that what is decoded twice differs by the batch alone
+    own_draws = replace(draws, n=len(draws.per_cell()), batches=(None,))
+    own_parts = parts if observed else expected_expression(model, mean_nd, var_nd, cells.covariates, own_draws, genes)
+    # shares of all molecules, of a model whose library counts the modelled genes alone
+    among_modelled = 1.0
+    if model.config.n_readout and not model.config.remainder:
+        among_modelled = 1.0 - float(model.outside_share)
+    for part, inside, outside in parts:
+        own = inside if observed else next(iter(own_parts))[1]
+        rows = torch.arange(part.start, part.stop)
+        x_ng, theta = cells.batch(rows).x_ng, model.decoder.dispersion_of(cells.covariates[rows]).exp()
+        if genes.inside is not None:
+            x_ng, theta = x_ng[:, genes.inside], theta[:, genes.inside]
+        mean_ng = own * (cells.log_library_n1[rows].exp() / among_modelled)
+        inside.mul_((theta + x_ng) / (theta + mean_ng))
+        yield part, inside, outside

@@ -1,0 +1,246 @@
+"""``vx.tl.counterfactual``: expression under another condition."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress.bridge.asked import (
+    TargetSum,
+    asked_genes,
+    asked_scale,
+    asked_seed,
+    genes_as_anndata,
+    genes_present,
+)
+from vxpress.bridge.decoded import DENOISING_DRAWS, DENOISING_SEED, Request, decode
+from vxpress.bridge.find import Model
+from vxpress.bridge.intervention import Intervention
+from vxpress.bridge.store import Results, check_adata, own
+from vxpress.bridge.stored import StoredCells
+from vxpress.core.config import check_range
+from vxpress.core.posterior import Draws
+from vxpress.core.support import local_support, neighborhood_size
+
+LOW_SUPPORT = 0.2
+
+
+def counterfactual(
+    adata: AnnData,
+    key_covariate: str,
+    value: Hashable,
+    *,
+    model: Model = None,
+    key: str = DEFAULT_KEY,
+    genes: str | Sequence[str] | np.ndarray | None = None,
+    transform_batch: str | Sequence[str] | None = None,
+    target_sum: TargetSum = None,
+    n_neighbors: int | None = None,
+    n_draws: int = DENOISING_DRAWS,
+    rng: int | np.random.Generator | None = DENOISING_SEED,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Decode every cell under another value of a covariate, its place in the latent space and its library kept.
+
+    .. math::
+
+        \hat y_{ng}(c) = s_n \, \mathbb{E}_{q(z \mid x_n)}[\rho_g(z, c, u_n)]
+
+    with :math:`\rho` the shares that the decoder gives the genes :cite:p:`Sohn2015,Lopez2018`, :math:`c` the value,
+    :math:`u_n` the other covariates of the cell and :math:`s_n` the ``target_sum``. The counts are not needed.
+
+    The decoder answers for any cell and any value, also where it has seen nothing of the kind. So every cell gets a
+    support score, the weight of the value among its neighbours relative to all cells:
+
+    .. math::
+
+        \mathrm{support}_n = \frac{\frac{1}{k} \sum_{m \in N_k(n)} w_m}{\max(\frac{1}{N} \sum_m w_m, \frac{1}{N})}
+
+    where :math:`N_k(n)` are the ``n_neighbors`` nearest cells of ``adata`` in ``obsm["X_vae"]``, the cell itself left out.
+    For a category :math:`w_m` is 1 for its cells and 0 for others. For a number it is a Gaussian kernel of the distance of
+    the cell's own value to the one asked for, 1 where they are equal, with the bandwidth of :cite:t:`Silverman1986`. A
+    score of 1 says that the condition is as common near this cell as overall, 0 that it does not occur there.
+
+    Parameters
+    ----------
+    adata
+        Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it), the genes of the fit in any order, and
+        its covariates in ``obs``. Support is judged by these cells: pass those of the condition too.
+    key_covariate
+        Covariate to change: the batch, a categorical or a continuous covariate of the fit.
+    value
+        Category, or number in the units of the column, under which all cells are decoded.
+    model
+        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+    key
+        Stem of the fit.
+    genes
+        Genes to return instead of writing a layer, as in :func:`denoise`. ``None`` writes the layer of all genes.
+    transform_batch
+        As in :func:`denoise`: by default the average over all batches of the fit, so that the layer compares with
+        ``adata.layers["vae_normalized"]``; ``"observed"`` leaves each cell in its own. Not with the batch as
+        ``key_covariate``, which decodes all cells under the one batch: compare with
+        ``vx.tl.denoise(adata, transform_batch="observed", key_added=...)``.
+    target_sum
+        As in :func:`denoise`: by default that of the fit; ``"library"`` for expected counts at each cell's own size factor.
+    n_neighbors
+        Neighbours of the support score. By default as many as five cells of the condition are expected among, but at
+        least 30 and, beyond these, at most a twentieth of the cells.
+    n_draws
+        Posterior draws per cell, dealt out evenly over the batches.
+    rng
+        Seed of the draws, or a numpy generator; the default draws as :func:`denoise` does, so that differences between the
+        two layers are those of the condition.
+    key_added
+        Name of the layer; by default ``"vae_counterfactual"`` for the default fit. Not with ``genes``. An earlier
+        counterfactual of that name is replaced, anything else is not.
+    copy
+        Return a copy instead of writing to ``adata``. Not with ``genes``, which writes nothing.
+
+    Returns
+    -------
+    With ``genes``, an ``AnnData`` object, cells x ``genes``, with copies of ``obs``, the support score added, and ``obsm``.
+
+    Otherwise returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
+
+    ``adata.layers["vae_counterfactual" | key_added]`` : :class:`numpy.ndarray` (dtype ``float32``)
+        Expected expression under the condition, n_obs x n_vars, on the scale of ``target_sum``, not log-transformed.
+    ``adata.obs["vae_counterfactual_support" | key_added + "_support"]`` : :class:`pandas.Series` (dtype ``float64``)
+        Support score. A warning counts the cells of other conditions that lie below 0.2.
+    ``adata.uns["vae_counterfactual" | key_added]`` : :class:`dict`
+        ``"params"``: the covariate, the value and the settings.
+
+    Raises
+    ------
+    KeyError
+        If there is no such fit or posterior, the covariate is not one of the fit, or a gene of ``genes`` is unknown to it.
+    ValueError
+        If the fit has not seen the category, ``value`` is no number for a continuous covariate, ``transform_batch`` is
+        given while the batch is changed, genes are missing, or the name is taken.
+
+    Notes
+    -----
+    What is said is what the model holds likely for a cell of that place in the latent space, not what an intervention
+    would do: whatever differs between conditions and is not in the latent space is put down to the condition.
+
+    See Also
+    --------
+    vxpress.tl.denoise : the same under the conditions that were observed.
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=5, categorical_covariate_keys=["phase"])
+    >>> vx.tl.counterfactual(adata, "phase", "S")
+    >>> change = adata.layers["vae_counterfactual"] - adata.layers["vae_normalized"]
+    >>> bool(abs(change[adata.obs["phase"] == "S"]).max() < 1e-3)
+    True
+    >>> adata.obs["vae_counterfactual_support"].shape
+    (700,)
+    """
+    check_adata(adata, copy=copy)
+    cells = StoredCells.find(adata, model, key)
+    fit = cells.fit
+    change = Intervention.find(fit.covariates, key_covariate, value)
+    wanted = None if genes is None else asked_genes(adata, fit, genes, key_added=key_added, copy=copy)
+    name = f"{cells.keys.uns}_counterfactual" if key_added is None else key_added
+    if wanted is None:
+        _check_free(adata, name)
+    chosen, columns = genes_present(adata, fit) if wanted is None else (wanted, None)
+    check_range("n_draws", n_draws, 1, 100_000, integer=True)
+    if n_neighbors is not None:
+        check_range("n_neighbors", n_neighbors, 1, 1_000_000, integer=True)
+    request = Request(
+        Draws(n_draws, _batches(cells, change, transform_batch), asked_seed(rng)),
+        asked_scale(adata, cells, target_sum),
+        genes=chosen,
+        columns=columns,
+        width=adata.n_vars if wanted is None else None,
+    )
+    start = logg.info(f"decoding under {key_covariate} = {change.value}")
+    weight_n = change.weights(cells.covariates)
+    n_neighbors = neighborhood_size(weight_n) if n_neighbors is None else n_neighbors
+    support_n = local_support(cells.mean_nd, weight_n, n_neighbors)
+    _warn_unsupported(change, weight_n, support_n)
+    changed = change.apply(cells.covariates)
+    matrix = decode(fit.model, cells.mean_nd, cells.var_nd, changed, modelled_g=fit.modelled_g, request=request)[0]
+    if wanted is not None:
+        out = genes_as_anndata(adata, fit, wanted, matrix)
+        out.obs[f"{name}_support"] = support_n
+        logg.info("    finished", time=start)
+        return out
+    params: dict[str, Any] = {
+        "key": key,
+        "key_covariate": key_covariate,
+        "value": change.value,
+        "n_neighbors": int(n_neighbors),
+        "n_draws": int(n_draws),
+        "target_sum": fit.params.target_sum if target_sum is None else target_sum,
+    }
+    if transform_batch is not None:
+        params["transform_batch"] = [str(batch) for batch in np.atleast_1d(np.asarray(transform_batch))]
+    adata = own(adata, copy=copy)
+    results = Results(layers={name: matrix}, obs={f"{name}_support": support_n}, uns={name: {"params": params}})
+    results.write(adata)
+    logg.info("    finished", time=start, deep=results.describe())
+    return adata if copy else None
+
+
+def _batches(
+    cells: StoredCells, change: Intervention, transform_batch: str | Sequence[str] | None
+) -> tuple[int | None, ...]:
+    table = cells.fit.covariates
+    if change.key != table.batch_key:
+        return table.decoding_batches(transform_batch)
+    if transform_batch is not None:
+        msg = (
+            f"transform_batch={transform_batch!r} was given while the batch itself, {change.key!r}, is set to "
+            f"{change.value!r}. Leave it out."
+        )
+        raise ValueError(msg)
+    return (None,)
+
+
+def _check_free(adata: AnnData, name: str) -> None:
+    """Raise unless the names are free or hold an earlier counterfactual."""
+    check_name("key_added", name)
+    stored = adata.uns.get(name)
+    if (
+        isinstance(stored, Mapping)
+        and isinstance(stored.get("params"), Mapping)
+        and "key_covariate" in stored["params"]
+    ):
+        return
+    taken = [
+        f"{slot}[{entry!r}]"
+        for slot, entry in (("layers", name), ("obs", f"{name}_support"), ("uns", name))
+        if entry in getattr(adata, slot)
+    ]
+    if taken:
+        msg = f"adata holds {', '.join(taken)} already, which is no counterfactual. Choose another key_added=, or delete it first."
+        raise ValueError(msg)
+
+
+def _warn_unsupported(change: Intervention, weight_n: np.ndarray, support_n: np.ndarray) -> None:
+    what = f"{change.key} = {change.value}"
+    if weight_n.sum() < 1:
+        logg.warning(
+            f"No cell of adata is at or near {what}, so that no cell has support for it. Support is judged by the cells of "
+            "adata: pass those of the condition too, or take the result for extrapolation."
+        )
+        return
+    others = weight_n < 1 if change.categorical else np.ones(len(weight_n), dtype=bool)
+    low = int((support_n[others] < LOW_SUPPORT).sum())
+    if low:
+        logg.warning(
+            f"{low} of {int(others.sum())} cells{' of other conditions' if change.categorical else ''} have a support below "
+            f"{LOW_SUPPORT:g} for {what}: among their neighbours it is less than a fifth as common as overall, and what "
+            "is decoded for them is extrapolation. The score of every cell is in adata.obs."
+        )

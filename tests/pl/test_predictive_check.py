@@ -26,7 +26,7 @@ def test_panels_hold_the_numbers_computed(checked: AnnData) -> None:
         if ax.get_xscale() == "log":
             expected = expected[(expected > 0).all(1)]
         np.testing.assert_allclose(points, expected)
-    np.testing.assert_allclose([bar.get_height() for bar in axes[4].patches], found["pit"])
+    np.testing.assert_allclose([bar.get_bbox().height for bar in axes[4].patches], found["pit"])
     assert f"{found['coverage'].loc['90', 'expressed']:.1%} in the 90 % interval" in axes[4].get_title()
     shown = [np.asarray(points.get_offsets())[:, 1] for points in axes[5].collections]
     np.testing.assert_allclose(shown, found["genes"][["coverage_50", "coverage_90"]].to_numpy().T)

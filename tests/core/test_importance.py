@@ -61,7 +61,7 @@ class LinearGaussian:
         sd_d = torch.from_numpy(np.sqrt(self.var_d))
         _set(model.encoder.mean, 0.0, -SHIFT)
         model.encoder.mean.weight[:, :D] = torch.eye(D)
-        model.encoder.mean.bias += shift * sd_d
+        model.encoder.mean.bias.add_(shift * sd_d)
         _set(model.encoder.log_variance, 0.0, 0.0)
         model.encoder.log_variance.bias.copy_((widen * sd_d.square() - MIN_POSTERIOR_VARIANCE).log())
         out.weight[:D] = torch.eye(D)

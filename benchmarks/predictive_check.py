@@ -63,7 +63,9 @@ def main() -> None:
                 )
             rows = np.array(rows)
             out["sets"][f"{name}, {law}"] = rows.tolist()
-            cells = [f"{m:.3f} ({lo:.3f}-{hi:.3f})" for m, lo, hi in zip(rows.mean(0), rows.min(0), rows.max(0), strict=True)]
+            cells = [
+                f"{m:.3f} ({lo:.3f}-{hi:.3f})" for m, lo, hi in zip(rows.mean(0), rows.min(0), rows.max(0), strict=True)
+            ]
             ratio, zeros = rows[:, 2].mean(), rows[:, 3].mean()
             print(f"{name + ', ' + law:<22}{cells[0]:>22}{cells[1]:>22}{ratio:>16.3f}{zeros:>+9.4f}", flush=True)
     print(f"written to {save('predictive_check', out)}")

@@ -55,13 +55,13 @@ class LinearGaussian:
         model = build(config, 0).double().eval()
         for linear in (*model.encoder.body.linears, *model.decoder.body.linears):
             _set(linear, 0.0, SHIFT)
-        into, out = model.encoder.body.linears[0], model.decoder.body.linears[0]
+        into, out = (cast("nn.Linear", part.body.linears[0]) for part in (model.encoder, model.decoder))
         into.weight[:D] = torch.from_numpy(self.to_mean)
         into.bias[:D] = SHIFT - torch.from_numpy(self.to_mean @ self.b_g)
         sd_d = torch.from_numpy(np.sqrt(self.var_d))
         _set(model.encoder.mean, 0.0, -SHIFT)
         model.encoder.mean.weight[:, :D] = torch.eye(D)
-        model.encoder.mean.bias += shift * sd_d
+        model.encoder.mean.bias.add_(shift * sd_d)
         _set(model.encoder.log_variance, 0.0, 0.0)
         model.encoder.log_variance.bias.copy_((widen * sd_d.square() - MIN_POSTERIOR_VARIANCE).log())
         out.weight[:D] = torch.eye(D)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -26,7 +28,8 @@ def test_panels_hold_the_numbers_computed(checked: AnnData) -> None:
         if ax.get_xscale() == "log":
             expected = expected[(expected > 0).all(1)]
         np.testing.assert_allclose(points, expected)
-    np.testing.assert_allclose([bar.get_height() for bar in axes[4].patches], found["pit"])
+    bars: Any = axes[4].patches
+    np.testing.assert_allclose([bar.get_height() for bar in bars], found["pit"])
     assert f"{found['coverage'].loc['90', 'expressed']:.1%} in the 90 % interval" in axes[4].get_title()
     shown = [np.asarray(points.get_offsets())[:, 1] for points in axes[5].collections]
     np.testing.assert_allclose(shown, found["genes"][["coverage_50", "coverage_90"]].to_numpy().T)

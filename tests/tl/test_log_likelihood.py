@@ -150,6 +150,15 @@ def test_an_empty_cell_costs_nothing(adata: ad.AnnData, quick: dict) -> None:
     assert adata.uns["vae_log_likelihood"]["summary"].loc["query", "n_cells"] == 1
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_bound(fitted: ad.AnnData) -> None:
+    vx.tl.log_likelihood(fitted, n_samples=20, device="cpu")
+    there = vx.tl.log_likelihood(fitted, n_samples=20, device="cuda", copy=True)
+    assert there is not None
+    np.testing.assert_allclose(there.obs["vae_log_likelihood"], fitted.obs["vae_log_likelihood"], rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [

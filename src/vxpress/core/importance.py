@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -142,7 +142,7 @@ class CellProposal:
             log_ratio_kn = log_ratio_kn + prior_kn - _log_density(eps_knd[..., d:], q_l.scale)
             log_library_m1 = log_l_kn1.flatten(0, 1).to(self.dtype)
         value_m = self.model.log_likelihood(z_knd.flatten(0, 1).to(self.dtype), batch, log_library_m1)
-        return value_m.double().view(k, n), cast("Tensor", log_ratio_kn)
+        return value_m.double().view(k, n), log_ratio_kn
 
 
 def _log_density(standard: Tensor, scale: Tensor) -> Tensor:

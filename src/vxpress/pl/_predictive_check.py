@@ -116,7 +116,7 @@ def _identity(ax: Axes, table: pd.DataFrame, name: str, title: str, scale: str) 
     if scale == "log":
         some &= (x > 0) & (y > 0)
     x, y = x[some], y[some]
-    every = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).astype(int)) if len(x) else []
+    every = np.unique(np.linspace(0, max(len(x) - 1, 0), min(len(x), MAX_POINTS)).astype(int))
     ax.scatter(x[every], y[every], s=5, color=MAIN, alpha=0.35, linewidths=0, rasterized=True)
     ax.set_xscale(scale)
     ax.set_yscale(scale)

@@ -208,7 +208,7 @@ def _stored(x_ng: torch.Tensor, *, discrete: bool) -> sparse.csr_matrix | np.nda
 
 def _place(matrix: sparse.csr_matrix | np.ndarray, position: np.ndarray, n_vars: int) -> sparse.csr_matrix | np.ndarray:
     """The matrix over all genes of ``adata``, of which it holds those at ``position``, in rising order."""
-    if not sparse.issparse(matrix):
+    if isinstance(matrix, np.ndarray):
         out = np.full((len(matrix), n_vars), np.nan, dtype=np.float32)
         out[:, position] = matrix
         return out

@@ -161,6 +161,23 @@ def test_cells_of_the_fit_cannot_calibrate(parts):
     assert not set(COLUMNS) & set(query.obs.columns)
 
 
+def test_cells_do_not_calibrate_themselves(parts):
+    with pytest.raises(ValueError, match="adata itself"):
+        vx.tl.outliers(parts["query"], parts["reference"], calibration=parts["query"])
+
+
+def test_backed_cells(parts, tmp_path):
+    whole = _run(parts).obs["vae_outlier_score"].copy()
+    parts["query"].obs["usual"] = False
+    both = ad.concat([parts["query"], parts["calibration"]])
+    both.obs["usual"] = np.arange(both.n_obs) >= 150
+    both.obs = both.obs[["batch", "usual"]].copy()
+    both.write_h5ad(tmp_path / "both.h5ad")
+    backed = sc.read_h5ad(tmp_path / "both.h5ad", backed="r")
+    vx.tl.outliers(backed, parts["reference"], calibration="usual")
+    np.testing.assert_allclose(backed.obs["vae_outlier_score"].iloc[:150], whole, rtol=1e-4, atol=1e-4)
+
+
 def test_nothing_to_test(parts):
     with pytest.raises(ValueError, match="left to test: 300 of 300"):
         vx.tl.outliers(parts["reference"], calibration=parts["calibration"])

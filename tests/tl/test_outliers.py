@@ -89,6 +89,7 @@ def test_same_seed_same_result_and_copy_writes_nothing(parts):
     again = vx.tl.outliers(parts["query"], parts["reference"], calibration=parts["calibration"], copy=True)
     assert not set(COLUMNS) & set(parts["query"].obs.columns)
     query = _run(parts)
+    assert again is not None
     assert again.obs[COLUMNS].equals(query.obs[COLUMNS])
     broken = _run(parts, randomize_ties=True, rng=0).obs["vae_outlier_pval"]
     assert (broken <= again.obs["vae_outlier_pval"]).all()

@@ -89,6 +89,7 @@ def test_same_seed_same_result_and_copy_writes_nothing(parts):
     again = vx.tl.outliers(parts["query"], parts["reference"], calibration=parts["calibration"], copy=True)
     assert not set(COLUMNS) & set(parts["query"].obs.columns)
     query = _run(parts)
+    assert again is not None
     assert again.obs[COLUMNS].equals(query.obs[COLUMNS])
     broken = _run(parts, randomize_ties=True, rng=0).obs["vae_outlier_pval"]
     assert (broken <= again.obs["vae_outlier_pval"]).all()
@@ -159,6 +160,23 @@ def test_cells_of_the_fit_cannot_calibrate(parts):
     with pytest.raises(ValueError, match="lie exactly where a cell of the fit does"):
         vx.tl.outliers(query, reference, calibration=bare)
     assert not set(COLUMNS) & set(query.obs.columns)
+
+
+def test_cells_do_not_calibrate_themselves(parts):
+    with pytest.raises(ValueError, match="adata itself"):
+        vx.tl.outliers(parts["query"], parts["reference"], calibration=parts["query"])
+
+
+def test_backed_cells(parts, tmp_path):
+    whole = _run(parts).obs["vae_outlier_score"].copy()
+    parts["query"].obs["usual"] = False
+    both = ad.concat([parts["query"], parts["calibration"]])
+    both.obs["usual"] = np.arange(both.n_obs) >= 150
+    both.obs = both.obs[["batch", "usual"]].copy()
+    both.write_h5ad(tmp_path / "both.h5ad")
+    backed = sc.read_h5ad(tmp_path / "both.h5ad", backed="r")
+    vx.tl.outliers(backed, parts["reference"], calibration="usual")
+    np.testing.assert_allclose(backed.obs["vae_outlier_score"].iloc[:150], whole, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_to_test(parts):

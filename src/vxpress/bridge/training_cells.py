@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def _of_file(path: Path, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
         return _of_group(file, keys)
 
 
-def _of_group(group: Mapping[str, Any], keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
+def _of_group(group: Any, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
     if keys.latent not in group["obsm"] or keys.split not in group["obs"]:
         return None
     split = np.asarray(read_elem(group["obs"][keys.split]), dtype=object)

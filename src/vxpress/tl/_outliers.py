@@ -205,7 +205,9 @@ class _Read:
     def of(
         cls, adata: AnnData, fit: Fit, layer: str | Unset | None, rows: np.ndarray, training_md: np.ndarray
     ) -> _Read:
-        part = adata if len(rows) == adata.n_obs else adata[rows].copy()
+        part = adata if len(rows) == adata.n_obs else adata[rows]
+        if part.isbacked and part.is_view:
+            part = part.to_memory()
         cells, library_n = read_query(part, fit, layer)
         if fit.params.model.dispersion == "gene-label":
             cells = Cells(cells.counts, cells.log_library_n1, fit.covariates.read(part.obs))
@@ -225,6 +227,11 @@ def _who(
     fitted_n = fitted_cells(adata, keys)
     if calibration is None:
         msg = f"calibration= is missing: p-values need cells that the fit was neither trained nor stopped on. {RECIPE}"
+        raise ValueError(msg)
+    if calibration is adata:
+        msg = (
+            f"calibration= is adata itself; the cells to test and those that calibrate must be different ones. {RECIPE}"
+        )
         raise ValueError(msg)
     if isinstance(calibration, AnnData):
         check_adata(calibration, copy=False)

@@ -104,7 +104,7 @@ def test_it_lies_nearer_to_the_exact_posterior_than_zeros_put_it(trained: Traine
     exact = _exact_mean(trained.model, some, observed)
     masked = encode_masked(trained.model, hidden, missing).encoded.mean_nd
     zeros = encode(trained.model, hidden).mean_nd
-    assert np.square(masked - exact).mean() < 0.25 * np.square(zeros - exact).mean()
+    assert np.square(masked - exact).mean() < 0.4 * np.square(zeros - exact).mean()
 
 
 def test_the_library_is_estimated_from_what_was_measured(trained: Trained) -> None:

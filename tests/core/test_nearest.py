@@ -71,16 +71,29 @@ def test_far_from_the_origin_and_in_small_blocks_as_well(cells, monkeypatch):
 
 
 def test_the_approximate_search_finds_nearly_all(cells, monkeypatch):
-    mean_nd, var_nd = cells(1500, 5)
+    mean_nd, var_nd = cells(3000, 5)
     arguments = (*likelihood_of(mean_nd, var_nd), mean_nd, var_nd, 10, 0)
     exact, _ = nearest(*arguments)
     monkeypatch.setattr(module, "EXACT_CELLS", 100)
+    monkeypatch.setattr(module, "PROBES", 16)  # of 54 clusters
     found, squared_nk = nearest(*arguments)
     again, _ = nearest(*arguments)
     np.testing.assert_array_equal(found, again)
-    assert not (found == np.arange(1500)[:, None]).any()
+    assert not (found == np.arange(3000)[:, None]).any()
     assert np.isfinite(squared_nk).all()
     assert np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found, exact, strict=True)]) > 0.9
+
+
+def test_few_cells_in_many_clusters_still_have_all_their_neighbours(cells, monkeypatch):
+    mean_nd, var_nd = cells(60, 3)
+    arguments = (*likelihood_of(mean_nd, var_nd), mean_nd, var_nd, 40, 0)
+    exact, _ = nearest(*arguments)
+    monkeypatch.setattr(module, "EXACT_CELLS", 10)
+    monkeypatch.setattr(module, "PROBES", 1)
+    found, squared_nk = nearest(*arguments)
+    assert np.isfinite(squared_nk).all()
+    assert all(len(np.unique(row)) == 40 for row in found)
+    assert np.mean(found == exact) > 0.2
 
 
 def test_collapsed_dimensions_and_identical_cells_are_no_trouble():

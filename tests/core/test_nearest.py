@@ -128,6 +128,6 @@ def test_without_variance_every_draw_gives_the_same_edges(cells):
 def test_frequencies_of_three_cells_are_probabilities():
     # cells at 0 (known exactly) and at N(1, 1), N(1.5, 1): which of the two is nearer to 0?
     mean_nd, var_nd = np.array([[0.0], [1.0], [1.5]]), np.array([[0.0], [1.0], [1.0]])
-    frequency = edge_frequency(mean_nd, var_nd, np.ones((3, 1)), 1, 4000, np.random.default_rng(0)).toarray()
+    frequency = edge_frequency(mean_nd, var_nd, np.ones((3, 1)), 1, 1000, np.random.default_rng(0)).toarray()
     z = np.random.default_rng(1).normal([1.0, 1.5], 1.0, (400_000, 2))
-    assert frequency[0, 1] == pytest.approx(np.mean(np.abs(z[:, 0]) < np.abs(z[:, 1])), abs=0.03)
+    assert frequency[0, 1] == pytest.approx(np.mean(np.abs(z[:, 0]) < np.abs(z[:, 1])), abs=0.06)

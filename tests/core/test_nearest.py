@@ -71,16 +71,29 @@ def test_far_from_the_origin_and_in_small_blocks_as_well(cells, monkeypatch):
 
 
 def test_the_approximate_search_finds_nearly_all(cells, monkeypatch):
-    mean_nd, var_nd = cells(1500, 5)
+    mean_nd, var_nd = cells(3000, 5)
     arguments = (*likelihood_of(mean_nd, var_nd), mean_nd, var_nd, 10, 0)
     exact, _ = nearest(*arguments)
     monkeypatch.setattr(module, "EXACT_CELLS", 100)
+    monkeypatch.setattr(module, "PROBES", 16)  # of 54 clusters
     found, squared_nk = nearest(*arguments)
     again, _ = nearest(*arguments)
     np.testing.assert_array_equal(found, again)
-    assert not (found == np.arange(1500)[:, None]).any()
+    assert not (found == np.arange(3000)[:, None]).any()
     assert np.isfinite(squared_nk).all()
     assert np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found, exact, strict=True)]) > 0.9
+
+
+def test_few_cells_in_many_clusters_still_have_all_their_neighbours(cells, monkeypatch):
+    mean_nd, var_nd = cells(60, 3)
+    arguments = (*likelihood_of(mean_nd, var_nd), mean_nd, var_nd, 40, 0)
+    exact, _ = nearest(*arguments)
+    monkeypatch.setattr(module, "EXACT_CELLS", 10)
+    monkeypatch.setattr(module, "PROBES", 1)
+    found, squared_nk = nearest(*arguments)
+    assert np.isfinite(squared_nk).all()
+    assert all(len(np.unique(row)) == 40 for row in found)
+    assert np.mean(found == exact) > 0.2
 
 
 def test_collapsed_dimensions_and_identical_cells_are_no_trouble():
@@ -115,6 +128,6 @@ def test_without_variance_every_draw_gives_the_same_edges(cells):
 def test_frequencies_of_three_cells_are_probabilities():
     # cells at 0 (known exactly) and at N(1, 1), N(1.5, 1): which of the two is nearer to 0?
     mean_nd, var_nd = np.array([[0.0], [1.0], [1.5]]), np.array([[0.0], [1.0], [1.0]])
-    frequency = edge_frequency(mean_nd, var_nd, np.ones((3, 1)), 1, 4000, np.random.default_rng(0)).toarray()
+    frequency = edge_frequency(mean_nd, var_nd, np.ones((3, 1)), 1, 1000, np.random.default_rng(0)).toarray()
     z = np.random.default_rng(1).normal([1.0, 1.5], 1.0, (400_000, 2))
-    assert frequency[0, 1] == pytest.approx(np.mean(np.abs(z[:, 0]) < np.abs(z[:, 1])), abs=0.03)
+    assert frequency[0, 1] == pytest.approx(np.mean(np.abs(z[:, 0]) < np.abs(z[:, 1])), abs=0.06)

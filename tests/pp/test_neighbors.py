@@ -79,14 +79,6 @@ def test_scanpy_goes_on_from_it(fitted, key_added):
     assert np.isfinite(fitted.obsm["X_diffmap"]).all()
 
 
-def test_new_cells_are_ingested(fitted):
-    new = fitted[::4].copy()
-    vx.pp.neighbors(fitted)
-    sc.tl.umap(fitted, maxiter=5)
-    sc.tl.ingest(new, fitted, obs="group", embedding_method="umap")
-    assert (new.obs["group"].astype(str) == fitted[::4].obs["group"].astype(str)).mean() > 0.9
-
-
 def test_gauss_connectivities_and_unknown_methods(fitted):
     vx.pp.neighbors(fitted, method="gauss")
     assert fitted.uns["neighbors"]["params"]["method"] == "gauss"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from scipy import sparse
+from torch import Tensor
 
-# up to so many cells every pair is looked at; beyond, candidates from an approximate search
+# up to so many cells every pair is looked at; beyond, those of the nearest clusters
 EXACT_CELLS = 32_768
+PROBES, LLOYD_STEPS = 32, 5
 # entries of one block of pairs: 32 MB
 BLOCK_ENTRIES = 2**23
 # what float32 may put in the wrong order is put right among a few more than asked for
 SPARE = 8
+Block: TypeAlias = tuple[np.ndarray, np.ndarray]
 # of the variance of a dimension over all cells, the least share that a cell is said to have resolved
 MIN_RESOLVED = 0.01
 
@@ -41,12 +45,15 @@ def nearest(
     peak_nd, precision_nd, mean_nd, var_nd = (
         np.ascontiguousarray(part, dtype=np.float64) for part in (peak_nd, precision_nd, mean_nd, var_nd)
     )
-    blocks = _every_pair if n <= EXACT_CELLS else _near_pairs
+    blocks = [(np.arange(n), np.arange(n))]
+    if n > EXACT_CELLS:
+        blocks = _near_blocks(peak_nd, precision_nd, mean_nd, var_nd, k + 1 + SPARE, seed)
     index_nk, squared_nk = np.empty((n, k), dtype=np.int64), np.empty((n, k))
-    for rows, candidates in blocks(peak_nd, precision_nd, mean_nd, var_nd, k, seed):
+    of_i, of_j = _factors(peak_nd, precision_nd, mean_nd, var_nd)
+    for rows, candidates in _best_of(blocks, of_i, of_j, k + 1 + SPARE):
         difference = mean_nd[candidates] - peak_nd[rows, None]
         squared = (precision_nd[rows, None] * (difference**2 + var_nd[candidates])).sum(-1)
-        squared[candidates == np.arange(rows.start, rows.stop)[:, None]] = np.inf
+        squared[candidates == rows[:, None]] = np.inf
         # equal sums, of identical cells, come in the order of the cells
         order = np.lexsort((candidates, squared), axis=-1)[:, :k]
         index_nk[rows] = np.take_along_axis(candidates, order, 1)
@@ -54,45 +61,72 @@ def nearest(
     return index_nk, squared_nk
 
 
-Blocks = Iterator[tuple[slice, np.ndarray]]
-
-
-def _every_pair(
-    peak_nd: np.ndarray, precision_nd: np.ndarray, mean_nd: np.ndarray, var_nd: np.ndarray, k: int, seed: int
-) -> Blocks:
-    """Candidates after all pairs were compared: the sum is a product of what belongs to i and what belongs to j."""
-    del seed
-    n = len(mean_nd)
+def _factors(
+    peak_nd: np.ndarray, precision_nd: np.ndarray, mean_nd: np.ndarray, var_nd: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """The sums as a product of what belongs to i, (n, 2 d), and to j, but for scale and offset of each row."""
     centre_d = mean_nd.mean(0)
     peak_nd, mean_nd = peak_nd - centre_d, mean_nd - centre_d
-    # of each row only the order matters, so that it may be scaled
     weight_nd = precision_nd / precision_nd.sum(1, keepdims=True)
-    of_i = torch.from_numpy(np.hstack([weight_nd, -2.0 * weight_nd * peak_nd]).astype(np.float32))
-    of_j = torch.from_numpy(np.hstack([mean_nd**2 + var_nd, mean_nd]).astype(np.float32)).T.contiguous()
-    step = max(1, BLOCK_ENTRIES // n)
-    for start in range(0, n, step):
-        rows = slice(start, min(start + step, n))
-        pairs = of_i[rows] @ of_j
-        yield rows, torch.topk(pairs, min(n, k + 1 + SPARE), dim=1, largest=False, sorted=False).indices.numpy()
+    of_i = np.hstack([weight_nd, -2.0 * weight_nd * peak_nd])
+    return _tensor(of_i), _tensor(np.hstack([mean_nd**2 + var_nd, mean_nd]))
 
 
-def _near_pairs(
-    peak_nd: np.ndarray, precision_nd: np.ndarray, mean_nd: np.ndarray, var_nd: np.ndarray, k: int, seed: int
-) -> Blocks:
-    """Candidates with the precision that cells have on average, for which the sum is a Euclidean distance."""
-    from pynndescent import NNDescent
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))
 
+
+def _best_of(blocks: Iterable[Block], of_i: Tensor, of_j: Tensor, m: int) -> Iterator[Block]:
+    """Cells i, a few at a time, with their ``m`` best cells j of the block, in no order."""
+    for rows, columns in blocks:
+        keys = of_j[torch.from_numpy(columns)].T.contiguous()
+        step = max(1, BLOCK_ENTRIES // len(columns))
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            pairs = of_i[torch.from_numpy(part)] @ keys
+            best = torch.topk(pairs, min(len(columns), m), dim=1, largest=False, sorted=False).indices.numpy()
+            yield part, columns[best]
+
+
+def _near_blocks(
+    peak_nd: np.ndarray, precision_nd: np.ndarray, mean_nd: np.ndarray, var_nd: np.ndarray, least: int, seed: int
+) -> Iterator[Block]:
+    """Cells whose peaks lie together, and the cells that can be near them: an inverted file over k-means clusters.
+
+    Distances between clusters are those of cells that are known as well as cells are on average.
+    """
     n, scale_d = len(mean_nd), np.sqrt(precision_nd.mean(0))
-    scale_d /= np.sqrt((scale_d**2).mean())
     uncertain_n1 = np.sqrt((scale_d**2 * var_nd).sum(1, keepdims=True))
-    keys = np.hstack([scale_d * mean_nd, uncertain_n1]).astype(np.float32)
-    queries = np.hstack([scale_d * peak_nd, np.zeros((n, 1))]).astype(np.float32)
-    n_candidates = min(n - 1, max(3 * k, 60))
-    index = NNDescent(keys, n_neighbors=30, random_state=seed)
-    step = 8192
-    for start in range(0, n, step):
-        rows = slice(start, min(start + step, n))
-        yield rows, index.query(queries[rows], k=n_candidates)[0].astype(np.int64)
+    keys = _tensor(np.hstack([scale_d * mean_nd, uncertain_n1]))
+    queries = _tensor(np.hstack([scale_d * peak_nd, np.zeros((n, 1))]))
+    order = np.random.default_rng(seed).permutation(n)
+    n_clusters = max(2, int(np.sqrt(n)))
+    sample, centres = keys[order[: 64 * n_clusters]], keys[order[:n_clusters]].clone()
+    for _ in range(LLOYD_STEPS):
+        own = _nearest_centre(sample, centres)
+        size = torch.bincount(own, minlength=n_clusters)
+        sums = torch.zeros_like(centres).index_add_(0, own, sample)
+        centres = torch.where(size[:, None] > 0, sums / size[:, None].clamp(min=1), centres)
+    cluster_of_key, cluster_of_query = _nearest_centre(keys, centres), _nearest_centre(queries, centres)
+    members = _members(cluster_of_key.numpy(), n_clusters)
+    for rows in _members(cluster_of_query.numpy(), n_clusters):
+        if not len(rows):
+            continue
+        nearest_first = torch.cdist(queries[torch.from_numpy(rows)].mean(0, keepdim=True), centres)[0].argsort(
+            stable=True
+        )
+        sizes = np.cumsum([len(members[c]) for c in nearest_first])
+        n_probes = max(PROBES, int(np.searchsorted(sizes, least)) + 1)
+        yield rows, np.sort(np.concatenate([members[c] for c in nearest_first[:n_probes]]))
+
+
+def _nearest_centre(points: Tensor, centres: Tensor) -> Tensor:
+    return torch.cat([torch.cdist(part, centres).argmin(1) for part in points.split(8192)])
+
+
+def _members(cluster_n: np.ndarray, n_clusters: int) -> list[np.ndarray]:
+    order = np.argsort(cluster_n, kind="stable")
+    return np.split(order, np.searchsorted(cluster_n[order], np.arange(1, n_clusters)))
 
 
 def edge_frequency(

@@ -96,7 +96,7 @@ def neighbors(
     ``adata.uns["neighbors" | key_added]`` : :class:`dict`
         Names and parameters, as scanpy writes them, and beside them ``distance`` and ``n_draws`` (and
         ``edge_frequency_key``). ``use_rep`` is that of the posterior means, and ``metric`` is ``"euclidean"``: what
-        scanpy's functions read when they place further cells or components, which they do by posterior means.
+        scanpy's functions read where they go back from the graph to coordinates, which are posterior means.
 
     Raises
     ------

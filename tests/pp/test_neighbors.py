@@ -117,6 +117,7 @@ def test_draws_leave_the_graph_as_it_is_and_repeat_with_the_seed(fitted):
 def test_copy_and_round_trip(fitted, tmp_path):
     assert vx.pp.neighbors(fitted) is None
     done = vx.pp.neighbors(fitted, n_draws=2, key_added="post", copy=True)
+    assert done is not None
     assert "post" not in fitted.uns
     done.write_h5ad(tmp_path / "cells.h5ad")
     back = ad.read_h5ad(tmp_path / "cells.h5ad")

@@ -45,7 +45,7 @@ def nearest(
     peak_nd, precision_nd, mean_nd, var_nd = (
         np.ascontiguousarray(part, dtype=np.float64) for part in (peak_nd, precision_nd, mean_nd, var_nd)
     )
-    blocks = [(np.arange(n), np.arange(n))]
+    blocks: Iterable[Block] = [(np.arange(n), np.arange(n))]
     if n > EXACT_CELLS:
         blocks = _near_blocks(peak_nd, precision_nd, mean_nd, var_nd, k + 1 + SPARE, seed)
     index_nk, squared_nk = np.empty((n, k), dtype=np.int64), np.empty((n, k))

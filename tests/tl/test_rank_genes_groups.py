@@ -70,6 +70,7 @@ def test_the_layout_is_scanpys(simulated):
         assert (ours["pvals_adj"][group] >= pvals).all()
 
 
+@pytest.mark.filterwarnings("ignore:set_ticklabels")
 def test_scanpy_plots_and_filters_it(simulated):
     mpl.use("Agg")
     vx.tl.rank_genes_groups(simulated, "group")
@@ -168,6 +169,7 @@ def test_a_reference_turns_around(simulated):
 
 def test_seed_copy_subset_and_number_of_genes(simulated):
     copied = vx.tl.rank_genes_groups(simulated, "group", copy=True, rng=1)
+    assert copied is not None
     assert "rank_genes_groups" not in simulated.uns
     vx.tl.rank_genes_groups(simulated, "group", rng=1)
     equal(simulated.uns["rank_genes_groups"], copied.uns["rank_genes_groups"])

@@ -75,8 +75,8 @@ class Weights:
         return cls(
             bin_n,
             1.0 / (1.0 + middle_b[:, None] * (alpha_g * rate_g)),
-            np.bincount(code, inside, minlength=size).reshape(len(units), n_bins),
-            np.bincount(code, inside**2, minlength=size).reshape(len(units), n_bins),
+            np.bincount(code, inside, minlength=size).reshape(len(units), n_bins).astype(np.float64),
+            np.bincount(code, inside**2, minlength=size).reshape(len(units), n_bins).astype(np.float64),
         )
 
 

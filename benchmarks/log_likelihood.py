@@ -21,7 +21,7 @@ from fit_ours import judge_fit
 
 from vxpress.bridge.find import find_fit
 from vxpress.bridge.prepare import read_query
-from vxpress.core.importance import CellProposal, importance_bound
+from vxpress.core.inference.importance import CellProposal, importance_bound
 
 
 class Judged(CellProposal):

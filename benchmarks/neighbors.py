@@ -40,7 +40,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 import vxpress as vx
-from vxpress.core.nearest import edge_frequency, likelihood_of, nearest
+from vxpress.core.inference.nearest import edge_frequency, likelihood_of, nearest
 from vxpress.pp._neighbors import _Found
 
 Posterior = tuple[np.ndarray, np.ndarray]

@@ -32,9 +32,9 @@ from vxpress.core.device import (
     streamed,
     tensor_float32,
 )
+from vxpress.core.inference.posterior import encode
 from vxpress.core.kernels import rule
 from vxpress.core.networks import Noise
-from vxpress.core.posterior import encode
 from vxpress.core.training import Outcome, train
 from vxpress.core.vae import VAE, build
 

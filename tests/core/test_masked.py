@@ -11,9 +11,9 @@ from scipy import sparse, stats
 
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.counts import Cells, Counts
+from vxpress.core.inference.posterior import encode
 from vxpress.core.likelihoods import Bernoulli, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from vxpress.core.masked import Missing, _Chunk, encode_masked, expected_log1p
-from vxpress.core.posterior import encode
 from vxpress.core.training import train
 from vxpress.core.vae import VAE, build
 

@@ -9,7 +9,7 @@ import scanpy as sc
 from scipy import sparse
 
 import vxpress as vx
-from vxpress.core.nearest import likelihood_of, nearest
+from vxpress.core.inference.nearest import likelihood_of, nearest
 
 
 @pytest.fixture

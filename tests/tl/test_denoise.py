@@ -11,7 +11,7 @@ from scipy import sparse
 
 import vxpress as vx
 from vxpress.bridge import decoded
-from vxpress.core import posterior
+from vxpress.core.inference import posterior
 
 
 def test_times_the_library_are_expected_counts(fitted: ad.AnnData) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vxpress.core.counts import Cells
 from vxpress.core.covariates import Covariates
-from vxpress.core.own_counts import updated_expression
-from vxpress.core.posterior import ALL_GENES, Draws, Genes, credible_expression, expected_expression
+from vxpress.core.inference.own_counts import updated_expression
+from vxpress.core.inference.posterior import ALL_GENES, Draws, Genes, credible_expression, expected_expression
 from vxpress.core.vae import VAE
 
 DENOISING_DRAWS = 10

@@ -17,7 +17,7 @@ from vxpress.bridge.covariates import get_column
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.matrix import canonical, check_counts, get_matrix, place, row_blocks
 from vxpress.bridge.stored import StoredCells, stored_library
-from vxpress.core.differential import (
+from vxpress.core.inference.differential import (
     Comparison,
     Contrast,
     Evidence,
@@ -30,7 +30,7 @@ from vxpress.core.differential import (
     compare,
     expected_evidence,
 )
-from vxpress.core.group_expression import GroupExpression, count_overdispersion, decode_units, subsample
+from vxpress.core.inference.group_expression import GroupExpression, count_overdispersion, decode_units, subsample
 
 BLOCK_COUNTS = 4_000_000
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vxpress.bridge.covariates import CovariateTable
 from vxpress.core.covariates import Covariates
-from vxpress.core.support import closeness
+from vxpress.core.inference.support import closeness
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from vxpress.bridge.library import read_library
 from vxpress.bridge.prepare import MIN_CELLS, check_gene_names, log_library
 from vxpress.core.counts import Cells, Counts
 from vxpress.core.fine_tuning import Completed, fine_tune
+from vxpress.core.inference.posterior import Encoded, encode
 from vxpress.core.masked import Missing, encode_masked
-from vxpress.core.posterior import Encoded, encode
 from vxpress.core.surgery import extend
 from vxpress.core.training import split_cells
 

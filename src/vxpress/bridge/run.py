@@ -14,7 +14,7 @@ from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.counts import Counts
 from vxpress.core.covariates import Covariates
 from vxpress.core.device import place
-from vxpress.core.posterior import Encoded, encode
+from vxpress.core.inference.posterior import Encoded, encode
 from vxpress.core.readout import fit_readout
 from vxpress.core.training import Outcome, train
 from vxpress.core.vae import VAE, build

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from vxpress.core.counts import Batch, Cells
+from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import CP10K, Bernoulli, Gaussian, Likelihood, NegativeBinomial, Poisson, ZeroInflated
 from vxpress.core.networks import Encoder
-from vxpress.core.posterior import Encoded
 from vxpress.core.priors import DiagonalNormal
 from vxpress.core.surgery import forget_labels
 from vxpress.core.vae import VAE

@@ -19,7 +19,7 @@ from vxpress.bridge.prepare import seed_of
 from vxpress.bridge.store import Results, check_adata, own
 from vxpress.bridge.stored import stored_posterior
 from vxpress.core.config import check_choice, check_range
-from vxpress.core.nearest import edge_frequency, likelihood_of, nearest
+from vxpress.core.inference.nearest import edge_frequency, likelihood_of, nearest
 
 Distance = Literal["likelihood", "euclidean"]
 

@@ -24,8 +24,8 @@ from vxpress.bridge.intervention import Intervention
 from vxpress.bridge.store import Results, check_adata, own
 from vxpress.bridge.stored import StoredCells
 from vxpress.core.config import check_range
-from vxpress.core.posterior import Draws
-from vxpress.core.support import local_support, neighborhood_size
+from vxpress.core.inference.posterior import Draws
+from vxpress.core.inference.support import local_support, neighborhood_size
 
 LOW_SUPPORT = 0.2
 

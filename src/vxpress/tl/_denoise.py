@@ -26,7 +26,7 @@ from vxpress.bridge.store import Results, check_adata, own
 from vxpress.bridge.stored import StoredCells
 from vxpress.core.config import check_choice, check_range
 from vxpress.core.counts import Cells
-from vxpress.core.posterior import Draws
+from vxpress.core.inference.posterior import Draws
 
 INTERVAL_DRAWS = 100
 

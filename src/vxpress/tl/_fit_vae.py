@@ -30,8 +30,8 @@ from vxpress.bridge.prepare import (
 from vxpress.bridge.run import Fitted, run
 from vxpress.bridge.store import Results, check_adata, check_free, own
 from vxpress.core.config import Dispersion, LikelihoodName, ModelConfig, Preset, TrainConfig, check_choice, check_range
+from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import LIKELIHOODS
-from vxpress.core.posterior import Encoded
 from vxpress.core.presets import FitOptions, Settings, resolve, settings_for
 
 MAX_DENSE_BYTES = 1_000_000_000

@@ -15,8 +15,8 @@ from vxpress.bridge.predictive import check_own, params_of, read_scored, split_o
 from vxpress.bridge.prepare import resolve_device, seed_of
 from vxpress.bridge.store import Results, check_adata, own
 from vxpress.core.config import check_range
-from vxpress.core.importance import Bound
-from vxpress.core.importance import log_likelihood as importance_log_likelihood
+from vxpress.core.inference.importance import Bound
+from vxpress.core.inference.importance import log_likelihood as importance_log_likelihood
 
 # below this median effective sample size the bound hangs on a few samples
 MIN_ESS = 5.0

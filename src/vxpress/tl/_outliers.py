@@ -18,10 +18,10 @@ from vxpress.bridge.fit import Fit
 from vxpress.bridge.prepare import read_query, seed_of
 from vxpress.bridge.store import Results, check_adata, own
 from vxpress.bridge.training_cells import fitted_cells, training_latent
-from vxpress.core.anomaly import MAX_REFERENCE, PARTS, Evidence, evidence, neighbor_distance
 from vxpress.core.config import check_range
-from vxpress.core.conformal import Circumstances, Score, cross_fitted, p_values, strata
 from vxpress.core.counts import Cells
+from vxpress.core.inference.anomaly import MAX_REFERENCE, PARTS, Evidence, evidence, neighbor_distance
+from vxpress.core.inference.conformal import Circumstances, Score, cross_fitted, p_values, strata
 
 MIN_CALIBRATION = 50
 # nearer than this to a cell of the fit is that cell, encoded again; so many of them are no coincidence

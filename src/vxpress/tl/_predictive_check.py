@@ -14,8 +14,8 @@ from vxpress.bridge.predictive import check_own, params_of, read_scored
 from vxpress.bridge.prepare import seed_of
 from vxpress.bridge.store import Results, check_adata, own
 from vxpress.core.config import check_range
-from vxpress.core.predictive_check import LEVELS, Summary
-from vxpress.core.predictive_check import predictive_check as check_counts
+from vxpress.core.inference.predictive_check import LEVELS, Summary
+from vxpress.core.inference.predictive_check import predictive_check as check_counts
 
 
 def predictive_check(

@@ -17,7 +17,7 @@ from vxpress.bridge.prepare import check_gene_names, seed_of
 from vxpress.bridge.store import Results, check_adata, own
 from vxpress.bridge.stored import StoredCells
 from vxpress.core.config import check_range
-from vxpress.core.differential import Comparison, benjamini_hochberg
+from vxpress.core.inference.differential import Comparison, benjamini_hochberg
 
 DEFAULT_NAME = "rank_genes_groups"
 DTYPES = {"names": "O", "scores": "float32", "logfoldchanges": "float32", "pvals": "float64", "pvals_adj": "float64"}

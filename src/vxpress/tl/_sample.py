@@ -19,7 +19,7 @@ from vxpress.bridge.prepare import check_gene_names, seed_of
 from vxpress.bridge.store import Results, check_adata, own
 from vxpress.bridge.stored import StoredCells, stored_library
 from vxpress.core.config import check_range
-from vxpress.core.predictive import predictive_draws
+from vxpress.core.inference.predictive import predictive_draws
 
 
 def sample(

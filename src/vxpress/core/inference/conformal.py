@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vxpress.core.anomaly import combined
+from vxpress.core.inference.anomaly import combined
 
 FOLDS = 10
 # a batch counts as much as this many cells of no effect, so that few cells do not make one

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, spearmanr
 
-from vxpress.core.anomaly import PARTS, combined
-from vxpress.core.conformal import Circumstances, Regression, Score, cross_fitted, p_values, strata
+from vxpress.core.inference.anomaly import PARTS, combined
+from vxpress.core.inference.conformal import Circumstances, Regression, Score, cross_fitted, p_values, strata
 
 
 def _circumstances(n: int, rng: np.random.Generator, n_batches: int = 1) -> Circumstances:

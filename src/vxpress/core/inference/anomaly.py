@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.counts import Cells
-from vxpress.core.posterior import MIN_BLOCK
+from vxpress.core.inference.posterior import MIN_BLOCK
 from vxpress.core.vae import VAE
 
 # entries of one block of decoded cells

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vxpress.core import support
-from vxpress.core.support import closeness, local_support, neighborhood_size
+from vxpress.core.inference import support
+from vxpress.core.inference.support import closeness, local_support, neighborhood_size
 
 
 def _plain(mean_nd: np.ndarray, weight_n: np.ndarray, k: int) -> np.ndarray:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from vxpress.core.counts import Cells
+from vxpress.core.inference.predictive import block_rows
 from vxpress.core.likelihoods import Likelihood
-from vxpress.core.predictive import block_rows
 from vxpress.core.priors import DiagonalNormal
 from vxpress.core.vae import VAE
 

@@ -13,6 +13,8 @@ from scipy import sparse, stats
 from vxpress.core.config import ModelConfig
 from vxpress.core.counts import Cells, Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.inference.predictive import predictive_draws
+from vxpress.core.inference.predictive_check import N_BINS, below, predictive_check
 from vxpress.core.likelihoods import (
     Bernoulli,
     Gaussian,
@@ -21,8 +23,6 @@ from vxpress.core.likelihoods import (
     Poisson,
     ZeroInflatedNegativeBinomial,
 )
-from vxpress.core.predictive import predictive_draws
-from vxpress.core.predictive_check import N_BINS, below, predictive_check
 from vxpress.core.vae import VAE, build
 
 LAWS: tuple[Any, ...] = ("nb", "zinb", "poisson", "bernoulli", "gaussian")

@@ -8,7 +8,7 @@ import torch
 
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
-from vxpress.core.group_expression import count_overdispersion, decode_units, subsample
+from vxpress.core.inference.group_expression import count_overdispersion, decode_units, subsample
 from vxpress.core.vae import VAE, build
 
 

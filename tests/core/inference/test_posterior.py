@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vxpress.core import posterior
 from vxpress.core.config import LikelihoodName, ModelConfig
 from vxpress.core.counts import Cells
-from vxpress.core.posterior import Draws, Genes, encode, expected_expression
+from vxpress.core.inference import posterior
+from vxpress.core.inference.posterior import Draws, Genes, encode, expected_expression
 from vxpress.core.vae import VAE, build
 
 DRAWS = Draws(4, (0, 1), seed=3)

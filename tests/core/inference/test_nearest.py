@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from vxpress.core import nearest as module
-from vxpress.core.nearest import edge_frequency, likelihood_of, nearest
+from vxpress.core.inference import nearest as module
+from vxpress.core.inference.nearest import edge_frequency, likelihood_of, nearest
 
 Cells = tuple[np.ndarray, np.ndarray]
 

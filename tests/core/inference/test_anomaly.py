@@ -8,9 +8,9 @@ import torch
 from scipy.spatial import cKDTree
 from scipy.stats import nbinom
 
-import vxpress.core.anomaly as anomaly
-from vxpress.core.anomaly import evidence, neighbor_distance
+import vxpress.core.inference.anomaly as anomaly
 from vxpress.core.config import ModelConfig
+from vxpress.core.inference.anomaly import evidence, neighbor_distance
 from vxpress.core.vae import build
 
 

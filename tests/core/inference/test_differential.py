@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vxpress.core import differential
-from vxpress.core.differential import (
+from vxpress.core.inference import differential
+from vxpress.core.inference.differential import (
     Contrast,
     Evidence,
     Prior,

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from vxpress.core.covariates import Covariates
-from vxpress.core.posterior import Draws, expected_expression
+from vxpress.core.inference.posterior import Draws, expected_expression
 from vxpress.core.vae import VAE
 
 Floats = NDArray[np.float64]

@@ -9,8 +9,8 @@ from scipy import stats
 
 from vxpress.core.config import Dispersion, ModelConfig
 from vxpress.core.counts import Cells
-from vxpress.core.own_counts import updated_expression
-from vxpress.core.posterior import Draws, Genes, encode, expected_expression
+from vxpress.core.inference.own_counts import updated_expression
+from vxpress.core.inference.posterior import Draws, Genes, encode, expected_expression
 from vxpress.core.vae import VAE, build
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.counts import Cells
-from vxpress.core.posterior import ALL_GENES, Draws, Genes, expected_expression
+from vxpress.core.inference.posterior import ALL_GENES, Draws, Genes, expected_expression
 from vxpress.core.vae import VAE
 
 

@@ -1,0 +1,1 @@
+"""What a trained model can be asked: one routine per question, on arrays and tensors."""

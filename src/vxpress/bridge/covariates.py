@@ -66,7 +66,8 @@ class CovariateTable:
         known = self.batches
         if transform_batch is None:
             return tuple(range(len(known)))
-        names = tuple(map(str, [transform_batch] if np.ndim(transform_batch) == 0 else transform_batch))
+        # a batch that is named twice has no double weight
+        names = tuple(dict.fromkeys(map(str, [transform_batch] if np.ndim(transform_batch) == 0 else transform_batch)))
         unknown = [name for name in names if name not in known]
         if unknown or not names:
             msg = f"transform_batch={transform_batch!r}: the fit knows the batches {list(known)}. Name one or more of these, or fit with batch_key=."

@@ -62,7 +62,7 @@ def genes_present(adata: AnnData, fit: Fit) -> tuple[np.ndarray | None, np.ndarr
     if not len(present):
         msg = (
             f"None of the {len(fit.genes)} genes of the fit is in adata.var_names (for example {list(fit.genes[:3])}). Name the "
-            "genes to return instead: vx.tl.denoise(adata, genes=[...])."
+            "genes to return instead: genes=[...]."
         )
         raise ValueError(msg)
     if adata.n_vars > len(present):

@@ -198,7 +198,8 @@ def _codes(obs: pd.DataFrame, key: str, names: Sequence[str]) -> np.ndarray:
         unseen = sorted(set(found[codes < 0]))
         msg = (
             f"obs[{key!r}] holds {unseen}, which the fit has not seen (it knows {list(names)}). Rename these categories, leave "
-            "the cells out, or make room for them: vx.tl.encode(adata, model=...)."
+            "the cells out, or make room for them: vx.tl.encode(adata, model=...). After that adata holds the fit that knows "
+            "them: leave model= out."
         )
         raise ValueError(msg)
     return codes

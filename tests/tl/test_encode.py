@@ -242,6 +242,16 @@ def test_a_fit_that_is_named_as_its_own_model_keeps_what_belongs_to_it(fitted: a
     assert "vae_normalized" in fitted.layers
 
 
+def test_reference_and_query_with_a_new_batch_put_together_ask_for_the_fit_that_knows_it(fitted: ad.AnnData) -> None:
+    query = _query(fitted, batch="new")
+    vx.tl.encode(query, fitted)
+    both = ad.concat([fitted, query], uns_merge="same", index_unique="-")
+    with pytest.raises(ValueError, match="model=query"):
+        vx.tl.denoise(both)
+    vx.tl.denoise(both, query)
+    assert np.isfinite(both.layers["vae_normalized"]).all()
+
+
 def test_empty_cells_have_no_library(reference: ad.AnnData, held_out: ad.AnnData) -> None:
     x = held_out.X.toarray()
     x[3] = 0

@@ -192,6 +192,40 @@ def test_own_counts_follow_the_formula_and_predict_held_out_molecules(adata: ad.
     np.testing.assert_array_equal(cells.layers["layer"], cells.layers["updated"])
 
 
+def test_own_counts_meet_the_mean_of_a_latent_library(adata: ad.AnnData, quick: dict) -> None:
+    vx.tl.fit_vae(adata, "batch", library="latent", denoised=False, **quick)
+    vx.tl.denoise(adata, transform_batch="observed", target_sum="library", key_added="plain")
+    vx.tl.denoise(adata, transform_batch="observed", target_sum="library", own_counts=True, key_added="updated")
+    mean, x = adata.layers["plain"], adata.X.toarray()
+    theta = np.exp(adata.uns["vae"]["weights"]["decoder.log_dispersion"])
+    np.testing.assert_allclose(adata.layers["updated"], mean * (theta + x) / (theta + mean), rtol=1e-4)
+
+
+def test_a_batch_that_is_named_twice_counts_once(fitted: ad.AnnData) -> None:
+    vx.tl.denoise(fitted, transform_batch=["batch_0", "batch_1"], key_added="once")
+    vx.tl.denoise(fitted, transform_batch=["batch_0", "batch_0", "batch_1"], key_added="twice")
+    np.testing.assert_array_equal(fitted.layers["once"], fitted.layers["twice"])
+
+
+@pytest.mark.parametrize("drop_below", [None, 20.0])
+def test_some_genes_in_another_order_are_the_columns_of_all(fitted: ad.AnnData, drop_below: float | None) -> None:
+    """Beside a gene that the fit does not know, and with the ends of an interval."""
+    vx.tl.denoise(fitted, interval=0.5, drop_below=drop_below, key_added="all")
+    at = np.random.default_rng(0).permutation(fitted.n_vars)[:25]
+    some = ad.AnnData(
+        np.ones((fitted.n_obs, 26), np.float32), obs=fitted.obs.copy(), obsm=dict(fitted.obsm), uns=dict(fitted.uns)
+    )
+    some.var_names = ["unknown", *fitted.var_names[at]]
+    vx.tl.denoise(some, interval=0.5, drop_below=drop_below, key_added="some")
+    for end in ("", "_lower", "_upper"):
+        found, expected = (
+            value.toarray() if sparse.issparse(value) else value
+            for value in (some.layers[f"some{end}"], fitted.layers[f"all{end}"])
+        )
+        assert np.isnan(found[:, 0]).all()
+        np.testing.assert_array_equal(found[:, 1:], expected[:, at])
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

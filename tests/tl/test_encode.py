@@ -10,6 +10,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import sparse
 
 import vxpress as vx
@@ -204,6 +205,51 @@ def test_genes_outside_the_model_matter_for_the_library_only(adata: ad.AnnData, 
     np.testing.assert_allclose(query.obsm["X_vae_var"], adata.obsm["X_vae_var"], rtol=1e-5)
     ratio = query.obs["vae_library"] / adata.obs["vae_library"]
     assert abs(np.median(ratio) - 1) < 0.1
+
+
+@pytest.mark.parametrize("drop_outside", [False, True])
+@pytest.mark.parametrize("likelihood", ["nb", "gaussian"])
+def test_a_library_that_counts_genes_outside_the_model_is_estimated_by_every_law(
+    likelihood: Any, *, drop_outside: bool
+) -> None:
+    adata = vx.datasets.simulate(300, 80, n_groups=3, library_mean=600, rng=1)
+    del adata.obs["library_size"]
+    modelled = np.arange(adata.n_vars) % 3 != 0
+    vx.tl.fit_vae(
+        adata, mask_var=modelled, likelihood=likelihood, n_latent=3, n_hidden=16, max_epochs=20, batch_size=64
+    )
+    keep = np.ones(adata.n_vars, dtype=bool)
+    keep[np.flatnonzero(modelled)[::2]] = False
+    if drop_outside:
+        keep[np.flatnonzero(~modelled)[::2]] = False
+    query = ad.AnnData(adata.X.copy(), var=adata.var[[]].copy())[:, keep].copy()
+    vx.tl.encode(query, adata)
+    ratio = query.obs["vae_library"].to_numpy() / adata.X.toarray().sum(1)
+    assert abs(np.median(ratio) - 1) < 0.12
+
+
+def test_new_embeddings_leave_the_global_generator_alone(adata: ad.AnnData, quick: dict) -> None:
+    vx.tl.fit_vae(adata, "batch", denoised=False, options=vx.tl.FitOptions(covariate_code="embedding"), **quick)
+    query = ad.AnnData(adata.X.copy(), obs=adata.obs[["library_size"]].assign(batch="new"), var=adata.var[[]].copy())
+    before = torch.get_rng_state()
+    vx.tl.encode(query, adata)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_fit_that_is_named_as_its_own_model_keeps_what_belongs_to_it(fitted: ad.AnnData) -> None:
+    vx.tl.encode(fitted, fitted)
+    assert "vae_split" in fitted.obs
+    assert "vae_normalized" in fitted.layers
+
+
+def test_reference_and_query_with_a_new_batch_put_together_ask_for_the_fit_that_knows_it(fitted: ad.AnnData) -> None:
+    query = _query(fitted, batch="new")
+    vx.tl.encode(query, fitted)
+    both = ad.concat([fitted, query], uns_merge="same", index_unique="-")
+    with pytest.raises(ValueError, match="model=query"):
+        vx.tl.denoise(both)
+    vx.tl.denoise(both, query)
+    assert np.isfinite(both.layers["vae_normalized"]).all()
 
 
 def test_empty_cells_have_no_library(reference: ad.AnnData, held_out: ad.AnnData) -> None:

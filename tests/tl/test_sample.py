@@ -190,6 +190,10 @@ def test_another_layer_is_not_replaced(fitted: ad.AnnData) -> None:
     fitted.layers["vae_sample"] = fitted.X.copy()
     with pytest.raises(ValueError, match="already"):
         vx.tl.sample(fitted)
+    # records of scanpy have params too
+    fitted.uns["pca"] = {"params": {"zero_center": True}, "variance": np.ones(2)}
+    with pytest.raises(ValueError, match="already"):
+        vx.tl.sample(fitted, key_added="pca")
     del fitted.obs["vae_library"]
     del fitted.layers["vae_sample"]
     with pytest.raises(KeyError, match=r"vx\.tl\.encode"):

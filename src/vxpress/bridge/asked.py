@@ -19,14 +19,8 @@ from vxpress.core.config import check_range
 TargetSum = float | Literal["library"] | None
 
 
-def asked_genes(
-    adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray, *, key_added: str | None, copy: bool
-) -> np.ndarray:
-    """Where the genes asked for lie in the fit."""
-    if key_added is not None or copy:
-        given = f"key_added={key_added!r}" if key_added is not None else "copy=True"
-        msg = f"{given} was given with genes=, which returns an AnnData and writes no layer. Leave one of the two out."
-        raise ValueError(msg)
+def named_genes(adata: AnnData, genes: str | Sequence[str] | np.ndarray) -> pd.Index:
+    """Names of the genes asked for, which may be a boolean array over ``adata.var``, each once."""
     asked = np.atleast_1d(np.asarray(genes))
     if asked.dtype == bool:
         if asked.shape != (adata.n_vars,):
@@ -37,6 +31,18 @@ def asked_genes(
     if not names.is_unique:
         msg = f"genes= names {list(names[names.duplicated()].unique()[:3])} more than once; name each gene once, for example list(dict.fromkeys(genes))."
         raise ValueError(msg)
+    return names
+
+
+def asked_genes(
+    adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray, *, key_added: str | None, copy: bool
+) -> np.ndarray:
+    """Where the genes asked for lie in the fit."""
+    if key_added is not None or copy:
+        given = f"key_added={key_added!r}" if key_added is not None else "copy=True"
+        msg = f"{given} was given with genes=, which returns an AnnData and writes no layer. Leave one of the two out."
+        raise ValueError(msg)
+    names = named_genes(adata, genes)
     position = pd.Index(fit.genes, dtype=object).get_indexer(names)
     if (position < 0).any():
         msg = (
@@ -56,7 +62,7 @@ def genes_present(adata: AnnData, fit: Fit) -> tuple[np.ndarray | None, np.ndarr
     if not len(present):
         msg = (
             f"None of the {len(fit.genes)} genes of the fit is in adata.var_names (for example {list(fit.genes[:3])}). Name the "
-            "genes to return instead: vx.tl.denoise(adata, genes=[...])."
+            "genes to return instead: genes=[...]."
         )
         raise ValueError(msg)
     if adata.n_vars > len(present):

@@ -66,7 +66,8 @@ class CovariateTable:
         known = self.batches
         if transform_batch is None:
             return tuple(range(len(known)))
-        names = tuple(map(str, [transform_batch] if np.ndim(transform_batch) == 0 else transform_batch))
+        # a batch that is named twice has no double weight
+        names = tuple(dict.fromkeys(map(str, [transform_batch] if np.ndim(transform_batch) == 0 else transform_batch)))
         unknown = [name for name in names if name not in known]
         if unknown or not names:
             msg = f"transform_batch={transform_batch!r}: the fit knows the batches {list(known)}. Name one or more of these, or fit with batch_key=."
@@ -197,7 +198,8 @@ def _codes(obs: pd.DataFrame, key: str, names: Sequence[str]) -> np.ndarray:
         unseen = sorted(set(found[codes < 0]))
         msg = (
             f"obs[{key!r}] holds {unseen}, which the fit has not seen (it knows {list(names)}). Rename these categories, leave "
-            "the cells out, or make room for them: vx.tl.encode(adata, model=...)."
+            "the cells out, or make room for them: vx.tl.encode(adata, model=...). After that adata holds the fit that knows "
+            "them: leave model= out."
         )
         raise ValueError(msg)
     return codes

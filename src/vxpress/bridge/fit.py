@@ -88,7 +88,11 @@ class Fit:
             genes = np.array([str(name) for name in stored["genes"]["names"]], dtype=object)
             modelled_g = np.asarray(stored["genes"]["modelled"], dtype=bool)
         except (KeyError, TypeError) as error:
-            msg = f"The stored fit is damaged: {error}."
+            # ad.concat keeps the entries of uns that agree, and encode adds categories
+            msg = (
+                f"The stored fit is damaged: {error}. Was it merged by ad.concat(uns_merge='same') from a reference and a query "
+                "with new categories? Then pass the AnnData that knows them all: model=query."
+            )
             raise ValueError(msg) from error
         _check_sizes(params, covariates, genes, modelled_g)
         return cls(

@@ -42,7 +42,11 @@ def read_scored(adata: AnnData, fit: Fit, layer: str | Unset | None) -> Cells:
 def check_own(adata: AnnData, record: str, **slots: list[str]) -> None:
     """Raise if a slot is taken, unless ``uns[record]`` says that an earlier call of the same kind wrote it."""
     stored = adata.uns.get(record)
-    if isinstance(stored, Mapping) and isinstance(stored.get("params"), Mapping) and "format" not in stored:
+    record_of_ours = (
+        isinstance(stored, Mapping) and isinstance(stored.get("params"), Mapping) and "format" not in stored
+    )
+    # what params_of always writes: scanpy's own records have params too
+    if record_of_ours and {"key", "likelihood"} <= set(stored["params"]):
         return
     taken = [f"uns[{record!r}]"] if record in adata.uns else []
     taken += [f"{slot}[{name!r}]" for slot, names in slots.items() for name in names if name in getattr(adata, slot)]

@@ -148,7 +148,9 @@ def _missing(adata: AnnData, fit: Fit, counts: CountData, present: np.ndarray) -
         return (None if all_modelled else Missing(observed_g, library_known=True)), library_n
     # shares are of the modelled genes only, so molecules outside count where none of these genes is missing
     inside = modelled_only or not all_outside
-    return Missing(observed_g, library_known=False, inside=inside), counts.inside_n if inside else counts.total_n
+    return Missing(
+        observed_g, library_known=False, inside=inside, beyond=not modelled_only
+    ), counts.inside_n if inside else counts.total_n
 
 
 def _check_genes(adata: AnnData, fit: Fit, position: np.ndarray) -> None:

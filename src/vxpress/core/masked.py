@@ -36,11 +36,13 @@ class Missing:
 
     ``library`` is ``"known"``, or ``"observed"`` where it holds the molecules of the measured genes only; these are all
     genes that the library counts but the missing modelled ones, or, with ``inside``, the measured modelled ones.
+    ``beyond`` says that the library counts genes outside the model too.
     """
 
     observed_g: Tensor
     library_known: bool
     inside: bool = False
+    beyond: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,7 @@ class _Chunk:
         """The share of a cell's molecules that was looked for; ``law`` is of one molecule per cell."""
         observed = self.missing.observed_g
         if isinstance(law, Gaussian):
-            # the exp of a mean log is no share, but what it is short of one cancels
-            share_ng = law.mean.expm1().clamp_min(0.0)
-            share = share_ng[:, observed].sum(-1, keepdim=True) / share_ng.sum(-1, keepdim=True)
+            share = self._gaussian_share_n1(law)
         else:
             rho_ng = _log_rate(law).exp()
             share = (
@@ -140,6 +140,22 @@ class _Chunk:
                 else 1.0 - rho_ng[:, self.missing_g].sum(-1, keepdim=True)
             )
         return share.clamp(1e-6, 1.0)
+
+    def _gaussian_share_n1(self, law: Gaussian) -> Tensor:
+        """As :meth:`_share_n1`: the exp of a mean log is no share, but what it is short of one cancels in a ratio."""
+        level_ng = law.mean.expm1().clamp_min(0.0)
+        measured_n1 = level_ng[:, self.missing.observed_g].sum(-1, keepdim=True)
+        level_n1 = level_ng.sum(-1, keepdim=True)
+        if not self.missing.inside:
+            # the missing ones relative to the measured modelled ones, whose molecules are known
+            total_n1 = self.batch.log_library_n1.exp()
+            lost_n1 = self.batch.x_ng.sum(-1, keepdim=True) * (level_n1 / measured_n1.clamp_min(1e-12) - 1.0)
+            return total_n1 / (total_n1 + lost_n1)
+        decoder = self.model.decoder
+        if self.missing.beyond and decoder.readout is not None:
+            f_nf = decoder.features(self.q.loc, self.model.conditioner(self.batch.covariates))
+            level_n1 = level_n1 + decoder.readout(f_nf).expm1().clamp_min(0.0).sum(-1, keepdim=True)
+        return measured_n1 / level_n1.clamp_min(1e-12)
 
     def variance(self) -> Tensor:
         """The encoder's, with the information of the missing genes taken out, (n, d)."""

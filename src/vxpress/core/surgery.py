@@ -102,7 +102,8 @@ def _columns(old: ModelConfig, new: ModelConfig) -> tuple[int, Tensor, Tensor]:
     A covariate with one category had no columns: one-hot, its new ones are zero; embedded, they multiply embeddings of
     zero, which fine-tuning can move.
     """
-    widths = Conditioner(old).width, Conditioner(new).width
+    with torch.device("meta"):  # embeddings drawn here would come from torch's global generator
+        widths = Conditioner(old).width, Conditioner(new).width
     copied, untrained = torch.zeros(widths), torch.zeros(widths[1])
     one_hot = old.covariate_code == "one-hot"
     copied[: old.n_continuous, : old.n_continuous] = torch.eye(old.n_continuous)

@@ -70,7 +70,7 @@ def counterfactual(
     Parameters
     ----------
     adata
-        Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it), the genes of the fit in any order, and
+        Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it), genes of the fit in any order, and
         its covariates in ``obs``. Support is judged by these cells: pass those of the condition too.
     key_covariate
         Covariate to change: the batch, a categorical or a continuous covariate of the fit.
@@ -122,7 +122,7 @@ def counterfactual(
         If there is no such fit or posterior, the covariate is not one of the fit, or a gene of ``genes`` is unknown to it.
     ValueError
         If the fit has not seen the category, ``value`` is no number for a continuous covariate, ``transform_batch`` is
-        given while the batch is changed, genes are missing, or the name is taken.
+        given while the batch is changed, none of the genes of the fit is there, or the name is taken.
 
     Notes
     -----

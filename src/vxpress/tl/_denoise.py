@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from anndata import AnnData
@@ -21,9 +22,9 @@ from vxpress.bridge.asked import (
 from vxpress.bridge.decoded import DENOISING_DRAWS, DENOISING_SEED, FloatName, Request, decode
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
-from vxpress.bridge.prepare import read_query
+from vxpress.bridge.prepare import log_library, read_query
 from vxpress.bridge.store import Results, check_adata, own
-from vxpress.bridge.stored import StoredCells
+from vxpress.bridge.stored import StoredCells, stored_library
 from vxpress.core.config import check_choice, check_range
 from vxpress.core.counts import Cells
 from vxpress.core.inference.posterior import Draws
@@ -162,7 +163,7 @@ def denoise(
     n_draws = _asked_draws(n_draws, interval)
     _check_form(fit, dtype, drop_below)
     scale = asked_scale(adata, cells, target_sum)
-    counts = _own_counts(adata, fit, layer, interval) if own_counts else None
+    counts = _own_counts(adata, cells, layer, interval) if own_counts else None
     names = _names(adata, cells.keys, key_added, interval) if wanted is None else []
     request = Request(
         Draws(n_draws, fit.covariates.decoding_batches(transform_batch), asked_seed(rng)),
@@ -217,9 +218,9 @@ def _asked_draws(n_draws: int | None, interval: float | None) -> int:
     return n_draws
 
 
-def _own_counts(adata: AnnData, fit: Fit, layer: str | Unset | None, interval: float | None) -> Cells:
+def _own_counts(adata: AnnData, stored: StoredCells, layer: str | Unset | None, interval: float | None) -> Cells:
     """The counts to combine with, where the law of the fit allows it."""
-    config = fit.params.model
+    fit, config = stored.fit, stored.fit.params.model
     if config.likelihood != "nb" or config.dispersion not in {"gene", "gene-batch"}:
         msg = (
             f"own_counts=True needs a fit with likelihood='nb' and a dispersion per gene, or per gene and batch; this one "
@@ -229,7 +230,11 @@ def _own_counts(adata: AnnData, fit: Fit, layer: str | Unset | None, interval: f
     if interval is not None:
         msg = f"own_counts=True and interval={interval:g} were given; the interval is one of rho alone. Leave one of the two out."
         raise ValueError(msg)
-    return read_query(adata, fit, layer)[0]
+    counts = read_query(adata, fit, layer)[0]
+    if not config.latent_library:
+        return counts
+    # the size factor that was inferred is no sum of counts, and mu is of it
+    return replace(counts, log_library_n1=log_library(stored_library(adata, stored.keys)))
 
 
 def _check_form(fit: Fit, dtype: FloatName, drop_below: float | None) -> None:

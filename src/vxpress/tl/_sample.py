@@ -12,6 +12,7 @@ from scanpy import logging as logg
 from scipy import sparse
 
 from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress.bridge.asked import named_genes
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.predictive import check_own, law_covariates, law_log_library, params_of
@@ -181,15 +182,9 @@ def _present(adata: AnnData, fit: Fit) -> pd.Index:
 
 def _named(adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray) -> pd.Index:
     """Names of the genes asked for, all of them modelled."""
-    asked = np.atleast_1d(np.asarray(genes))
-    if asked.dtype == bool:
-        if asked.shape != (adata.n_vars,):
-            msg = f"genes= is a boolean array of shape {asked.shape}; ({adata.n_vars},), one value per gene of adata, is expected."
-            raise ValueError(msg)
-        asked = adata.var_names.to_numpy()[asked]
-    names = pd.Index(asked.astype(str), dtype=object)
-    if not len(names) or not names.is_unique:
-        msg = f"genes= names {list(names[names.duplicated()].unique()[:3]) or 'no gene'}{' more than once' if len(names) else ''}; name each gene once."
+    names = named_genes(adata, genes)
+    if not len(names):
+        msg = "genes= names no gene; name at least one, or leave it out for all genes."
         raise ValueError(msg)
     unknown = names[~names.isin(fit.genes[fit.modelled_g])]
     if len(unknown):

@@ -162,6 +162,32 @@ def test_cells_of_the_fit_cannot_calibrate(parts):
     assert not set(COLUMNS) & set(query.obs.columns)
 
 
+def test_another_fit_of_the_cells_says_nothing_of_this_one(parts):
+    expected = _run(parts).obs[COLUMNS]
+    query, calibration = (parts[name].copy() for name in ("query", "calibration"))
+    query.obs = query.obs.drop(columns=COLUMNS)
+    for other in (query, calibration):
+        vx.tl.fit_vae(other, "batch", n_latent=2, n_hidden=8, max_epochs=1, denoised=False)
+    vx.tl.outliers(query, parts["reference"], calibration=calibration, key_added="again")
+    assert query.obs["again_pval"].notna().all()
+    np.testing.assert_array_equal(query.obs["again_pval"], expected["vae_outlier_pval"])
+    # the same fit read back still knows its own cells
+    own = parts["reference"][:20].copy()
+    with pytest.raises(ValueError, match="No cell of adata is left to test"):
+        vx.tl.outliers(own, parts["reference"], calibration=parts["calibration"])
+
+
+def test_genes_that_were_not_counted_surprise_nobody(parts):
+    query = parts["query"]
+    counts = np.zeros(query.shape, np.float32)
+    counts[:, 4] = 1
+    counts[1:, 7] = 2
+    query.X = sparse.csr_matrix(counts)
+    _run(parts)
+    assert query.obs["vae_outlier_genes"].iloc[0] == query.var_names[4]
+    assert set(query.obs["vae_outlier_genes"].iloc[1].split(", ")) == set(query.var_names[[4, 7]])
+
+
 def test_cells_do_not_calibrate_themselves(parts):
     with pytest.raises(ValueError, match="adata itself"):
         vx.tl.outliers(parts["query"], parts["reference"], calibration=parts["query"])

@@ -201,6 +201,20 @@ def test_categories_of_any_kind(simulated):
     assert simulated.uns["rank_genes_groups"]["names"].dtype.names == ("0", "1", "2")
 
 
+@pytest.mark.parametrize(
+    ("column", "names"),
+    [
+        (pd.array([None, *(i % 3 for i in range(599))], dtype="Int64"), ("0", "1", "2")),
+        (pd.array([None, *(i % 2 > 0 for i in range(599))], dtype="boolean"), ("False", "True")),
+        (pd.array([None, *("ab"[i % 2] for i in range(599))], dtype="string"), ("a", "b")),
+    ],
+)
+def test_nullable_columns_with_gaps(simulated, column, names):
+    simulated.obs["nullable"] = column
+    vx.tl.rank_genes_groups(simulated, "nullable")
+    assert simulated.uns["rank_genes_groups"]["names"].dtype.names == names
+
+
 def test_random_groups_are_not_called(simulated):
     rng = np.random.default_rng(1)
     for _ in range(5):
@@ -249,6 +263,8 @@ def test_samples_leave_less_than_cells(simulated, warned):
         ({"n_genes": 0}, ValueError, "n_genes"),
         ({"batch_key": "nothing"}, KeyError, "is not a column"),
         ({"sample_key": "nothing"}, KeyError, "is not a column"),
+        ({"groups": 5}, ValueError, "a list of categories"),
+        ({"layer": "nothing"}, KeyError, "is not in adata.layers"),
         ({"layer": "nothing", "use_counts": True}, KeyError, "is not in adata.layers"),
         ({"key": "nothing"}, KeyError, "holds no fit"),
         ({"key_added": "a/b"}, ValueError, "without '/'"),

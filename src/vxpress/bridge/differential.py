@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,7 +55,8 @@ class Groups:
             if pd.api.types.is_float_dtype(column.dtype):
                 msg = f"obs[{groupby!r}] holds numbers, not categories. Make it one: adata.obs[{groupby!r}].astype(str).astype('category')."
                 raise ValueError(msg)
-            column = column.where(column.isna(), column.astype(str)).astype("category")
+            # through object: the nullable types of pandas hold no text beside their gaps
+            column = column.astype(object).where(column.isna(), column.astype(str).astype(object)).astype("category")
         column = column.cat.remove_unused_categories()
         names = tuple(map(str, column.cat.categories))
         if len(set(names)) < len(names):
@@ -84,7 +85,7 @@ class Groups:
 
 
 def _names_of(groups: str | Sequence[str]) -> list[str]:
-    if isinstance(groups, str):
+    if isinstance(groups, str) or not isinstance(groups, Iterable):
         msg = f"groups={groups!r}: a list of categories or 'all' is expected, for example groups=[{groups!r}]."
         raise ValueError(msg)
     return [str(name) for name in groups]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,28 @@ from anndata.io import read_elem
 from vxpress._keys import Keys
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
+from vxpress.bridge.store import is_fit
 
 FITTED = ("train", "validation")
 
 
-def fitted_cells(adata: AnnData, keys: Keys) -> np.ndarray:
-    """Which cells the fit was trained on or stopped by, boolean (n,); none where ``adata`` does not say."""
-    if keys.split not in adata.obs:
+def fitted_cells(adata: AnnData, fit: Fit, keys: Keys) -> np.ndarray:
+    """Which cells the fit was trained on or stopped by, boolean (n,); none where ``adata`` does not say.
+
+    Where ``adata`` holds another fit under the same stem, the split is that one's.
+    """
+    stored = adata.uns.get(keys.uns)
+    if keys.split not in adata.obs or (is_fit(stored) and not _same(stored, fit)):
         return np.zeros(adata.n_obs, dtype=bool)
     return np.asarray(adata.obs[keys.split].astype(object).isin(FITTED), dtype=bool)
+
+
+def _same(stored: Mapping[str, Any], fit: Fit) -> bool:
+    """Whether a stored fit has the weights of this one."""
+    found, expected = stored.get("weights", {}), fit.model.state_dict()
+    return set(map(str, found)) == set(expected) and all(
+        np.array_equal(np.asarray(value), expected[str(name)].numpy()) for name, value in found.items()
+    )
 
 
 def training_latent(adata: AnnData, model: Model, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:

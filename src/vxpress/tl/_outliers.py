@@ -101,7 +101,7 @@ def outliers(
     ``adata.obs["vae_outlier"]`` : ``bool``
         Whether that is at most ``alpha``.
     ``adata.obs["vae_outlier_genes"]`` : ``str``
-        The three genes counted above their mean that surprise most.
+        The three genes counted above their mean that surprise most; fewer where fewer are.
     ``adata.uns["vae_outlier"]``
         ``params``; numbers of cells; ``smallest_pval``; ``rho_log_depth``, Spearman's correlation of the score with log
         depth over the calibration cells, which should be about 0; and the ``strata`` with their ``strata_sizes``.
@@ -147,7 +147,7 @@ def outliers(
     check_range("alpha", alpha, 1e-12, 1.0)
     check_range("min_stratum", min_stratum, 1, 1_000_000_000, integer=True)
     generator = seed_of(rng)
-    usual, usual_n, test_n = _who(adata, calibration, keys)
+    usual, usual_n, test_n = _who(adata, calibration, fit, keys)
     training_md, validation_md = training_latent(adata, model, fit, keys)
     start = logg.info("looking for outliers")
     if len(training_md) > MAX_REFERENCE:
@@ -182,7 +182,7 @@ def outliers(
     marked_n[tested.rows] = adjusted_n <= alpha
     genes = np.full(adata.n_obs, "", dtype=object)
     names = fit.genes[fit.modelled_g][tested.found.genes_nk]
-    genes[tested.rows] = [", ".join(row) for row in names]
+    genes[tested.rows] = [", ".join(row[odd]) for row, odd in zip(names, tested.found.genes_nk >= 0, strict=True)]
     results.obs |= {stem: marked_n, f"{stem}_genes": genes}
     results.write(adata)
     logg.info(
@@ -221,10 +221,10 @@ class _Read:
 
 
 def _who(
-    adata: AnnData, calibration: AnnData | str | np.ndarray | None, keys: Keys
+    adata: AnnData, calibration: AnnData | str | np.ndarray | None, fit: Fit, keys: Keys
 ) -> tuple[AnnData, np.ndarray, np.ndarray]:
     """The AnnData with the calibration cells, which of its cells they are, and which cells of ``adata`` are tested."""
-    fitted_n = fitted_cells(adata, keys)
+    fitted_n = fitted_cells(adata, fit, keys)
     if calibration is None:
         msg = f"calibration= is missing: p-values need cells that the fit was neither trained nor stopped on. {RECIPE}"
         raise ValueError(msg)
@@ -239,7 +239,7 @@ def _who(
     else:
         usual_n = _mask(adata, calibration)
         usual, test_n = adata, ~fitted_n & ~usual_n
-    n_fitted = int((fitted_cells(usual, keys) & usual_n).sum())
+    n_fitted = int((fitted_cells(usual, fit, keys) & usual_n).sum())
     if n_fitted:
         msg = (
             f"{n_fitted} of the {int(usual_n.sum())} calibration cells have obs[{keys.split!r}] 'train' or 'validation': the fit "

@@ -13,6 +13,7 @@ from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.differential import Groups, Question, ask
 from vxpress.bridge.find import Model
+from vxpress.bridge.matrix import get_matrix
 from vxpress.bridge.prepare import check_gene_names, seed_of
 from vxpress.bridge.store import Results, check_adata, own
 from vxpress.bridge.stored import StoredCells
@@ -115,7 +116,7 @@ def rank_genes_groups(
     Raises
     ------
     KeyError
-        If there is no such fit, posterior or column of ``obs``.
+        If there is no such fit, posterior or column of ``obs``, or no layer that ``layer`` names.
     ValueError
         If a group is unknown, only one has cells, ``use_counts=True`` and there are none, the fit is Gaussian, or
         something else stands under ``key_added``.
@@ -146,6 +147,9 @@ def rank_genes_groups(
     cells = StoredCells.find(adata, model, key)
     batch = cells.fit.params.batch_key if isinstance(batch_key, Unset) else batch_key
     where = cells.fit.params.layer if isinstance(layer, Unset) else layer
+    if isinstance(layer, str):
+        # a layer that was asked for is no matter of taking the counts where they are there
+        get_matrix(adata, layer)
     question = Question(
         Groups.read(adata, groupby, groups, reference), float(delta), n_cells, n_draws, batch, sample_key
     )

@@ -25,7 +25,10 @@ CAP, TIE = 2.0, 1e-3
 
 @dataclass(frozen=True)
 class Evidence:
-    """Per cell: the :data:`PARTS` (n, 4), the posterior mean (n, d), and the genes that surprise most (n, k)."""
+    """Per cell: the :data:`PARTS` (n, 4), the posterior mean (n, d), and the genes that surprise most (n, k).
+
+    A gene of -1 is none: fewer than k were counted above their mean.
+    """
 
     parts_nk: np.ndarray
     mean_nd: np.ndarray
@@ -53,9 +56,10 @@ def evidence(model: VAE, cells: Cells, reference_md: np.ndarray, *, n_top: int =
         log_library = model.library_posterior(batch).loc if model.config.latent_library else batch.log_library_n1
         law = model.likelihood(q.loc, batch.covariates, log_library)
         nll_ng = -law.log_prob(batch.x_ng)
-        above_ng = torch.where(law.observe(batch.x_ng) > law.mean, nll_ng, 0.0)
-        peak = above_ng.topk(max(n_peak, n_top), dim=-1)
-        mean_nd[part], genes_nk[part] = q.loc.numpy(), peak.indices[:, :n_top].numpy()
+        above_ng = law.observe(batch.x_ng) > law.mean
+        peak = torch.where(above_ng, nll_ng, 0.0).topk(max(n_peak, n_top), dim=-1)
+        top_nk = peak.indices[:, :n_top]
+        mean_nd[part], genes_nk[part] = q.loc.numpy(), torch.where(above_ng.gather(1, top_nk), top_nk, -1).numpy()
         parts_nk[part, 1] = nll_ng.sum(-1, dtype=torch.float64).numpy()
         parts_nk[part, 2] = peak.values[:, :n_peak].sum(-1, dtype=torch.float64).numpy()
         parts_nk[part, 3] = 2.0 * q.scale.log().sum(-1, dtype=torch.float64).numpy()

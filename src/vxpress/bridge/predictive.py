@@ -14,6 +14,7 @@ from vxpress._keys import Keys
 from vxpress._unset import Unset
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.prepare import read_query
+from vxpress.bridge.store import check_replaceable
 from vxpress.core.counts import Cells
 from vxpress.core.covariates import Covariates
 
@@ -41,18 +42,13 @@ def read_scored(adata: AnnData, fit: Fit, layer: str | Unset | None) -> Cells:
 
 def check_own(adata: AnnData, record: str, **slots: list[str]) -> None:
     """Raise if a slot is taken, unless ``uns[record]`` says that an earlier call of the same kind wrote it."""
-    stored = adata.uns.get(record)
-    record_of_ours = (
-        isinstance(stored, Mapping) and isinstance(stored.get("params"), Mapping) and "format" not in stored
-    )
-    # what params_of always writes: scanpy's own records have params too
-    if record_of_ours and {"key", "likelihood"} <= set(stored["params"]):
-        return
-    taken = [f"uns[{record!r}]"] if record in adata.uns else []
-    taken += [f"{slot}[{name!r}]" for slot, names in slots.items() for name in names if name in getattr(adata, slot)]
-    if taken:
-        msg = f"adata holds {', '.join(taken)} already, and not from an earlier call. Delete it first, or choose another name with key_added=."
-        raise ValueError(msg)
+
+    def ours(stored: Mapping[str, Any]) -> bool:
+        # what params_of always writes: scanpy's own records have params too
+        params = stored.get("params")
+        return isinstance(params, Mapping) and {"key", "likelihood"} <= set(params) and "format" not in stored
+
+    check_replaceable(adata, record, ours=ours, **slots)
 
 
 def split_of(adata: AnnData, keys: Keys, *, own_fit: bool) -> np.ndarray | None:

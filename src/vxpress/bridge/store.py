@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,4 +116,18 @@ def check_free(adata: AnnData, keys: Keys) -> None:
             "with key_added=, or delete them first. Are they left over from ad.concat, which drops uns? Then concatenate with "
             "ad.concat(..., uns_merge='same')."
         )
+        raise ValueError(msg)
+
+
+def check_replaceable(
+    adata: AnnData, record: str, *, ours: Callable[[Mapping[str, Any]], bool], **slots: list[str]
+) -> None:
+    """Raise if a slot is taken, unless ``uns[record]`` shows that an earlier call of the same kind wrote it."""
+    stored = adata.uns.get(record)
+    if isinstance(stored, Mapping) and ours(stored):
+        return
+    taken = [f"{slot}[{name!r}]" for slot, names in slots.items() for name in names if name in getattr(adata, slot)]
+    taken += [f"uns[{record!r}]"] if record in adata.uns else []
+    if taken:
+        msg = f"adata holds {', '.join(taken)} already, and not from an earlier call. Delete it first, or choose another name with key_added=."
         raise ValueError(msg)

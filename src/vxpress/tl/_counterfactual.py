@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from vxpress.bridge.asked import (
 from vxpress.bridge.decoded import DENOISING_DRAWS, DENOISING_SEED, Request, decode
 from vxpress.bridge.find import Model
 from vxpress.bridge.intervention import Intervention
-from vxpress.bridge.store import Results, check_adata, own
+from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.bridge.stored import StoredCells
 from vxpress.core.config import check_range
 from vxpress.core.inference.posterior import Draws
@@ -209,23 +209,14 @@ def _batches(
 
 
 def _check_free(adata: AnnData, name: str) -> None:
-    """Raise unless the names are free or hold an earlier counterfactual."""
     check_name("key_added", name)
-    stored = adata.uns.get(name)
-    if (
-        isinstance(stored, Mapping)
-        and isinstance(stored.get("params"), Mapping)
-        and "key_covariate" in stored["params"]
-    ):
-        return
-    taken = [
-        f"{slot}[{entry!r}]"
-        for slot, entry in (("layers", name), ("obs", f"{name}_support"), ("uns", name))
-        if entry in getattr(adata, slot)
-    ]
-    if taken:
-        msg = f"adata holds {', '.join(taken)} already, which is no counterfactual. Choose another key_added=, or delete it first."
-        raise ValueError(msg)
+    check_replaceable(
+        adata,
+        name,
+        ours=lambda stored: "key_covariate" in stored.get("params", ()),
+        layers=[name],
+        obs=[f"{name}_support"],
+    )
 
 
 def _warn_unsupported(change: Intervention, weight_n: np.ndarray, support_n: np.ndarray) -> None:

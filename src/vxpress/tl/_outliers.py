@@ -16,7 +16,7 @@ from vxpress._unset import UNSET, Unset
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.prepare import read_query, seed_of
-from vxpress.bridge.store import Results, check_adata, own
+from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.bridge.training_cells import fitted_cells, training_latent
 from vxpress.core.config import check_range
 from vxpress.core.counts import Cells
@@ -363,11 +363,5 @@ def _spread(values: np.ndarray, rows: np.ndarray, n_obs: int) -> np.ndarray:
 
 
 def _check_free(adata: AnnData, stem: str) -> None:
-    """Raise rather than write over columns that are not an earlier result."""
     names = [stem, *(f"{stem}_{part}" for part in ("score", "pval", "pval_adj", "genes"))]
-    taken = [f"obs[{name!r}]" for name in names if name in adata.obs]
-    ours = isinstance(adata.uns.get(stem), dict) and "n_calibration" in adata.uns[stem]
-    if not ours and (taken or stem in adata.uns):
-        taken += [f"uns[{stem!r}]"] if stem in adata.uns else []
-        msg = f"adata holds {', '.join(taken)} already, which vx.tl.outliers did not write. Choose another key_added=, or delete them first."
-        raise ValueError(msg)
+    check_replaceable(adata, stem, ours=lambda stored: "n_calibration" in stored, obs=names)

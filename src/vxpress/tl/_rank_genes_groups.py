@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 from scanpy import logging as logg
+from scipy.stats import false_discovery_control
 
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._unset import UNSET, Unset
@@ -15,10 +16,10 @@ from vxpress.bridge.differential import Groups, Question, ask
 from vxpress.bridge.find import Model
 from vxpress.bridge.matrix import get_matrix
 from vxpress.bridge.prepare import check_gene_names, seed_of
-from vxpress.bridge.store import Results, check_adata, own
+from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.bridge.stored import StoredCells
 from vxpress.core.config import check_range
-from vxpress.core.inference.differential import Comparison, benjamini_hochberg
+from vxpress.core.inference.differential import Comparison
 
 DEFAULT_NAME = "rank_genes_groups"
 DTYPES = {"names": "O", "scores": "float32", "logfoldchanges": "float32", "pvals": "float64", "pvals_adj": "float64"}
@@ -137,7 +138,7 @@ def rank_genes_groups(
     check_gene_names(adata)
     name = DEFAULT_NAME if key_added is None else key_added
     check_name("key_added", name)
-    _check_free(adata, name)
+    check_replaceable(adata, name, ours=lambda stored: {"names", "scores", "params"} <= set(stored))
     check_range("delta", delta, 0.0, 20.0)
     check_range("n_cells", n_cells, 1, 10_000_000, integer=True)
     check_range("n_draws", n_draws, 1, 100_000, integer=True)
@@ -181,19 +182,10 @@ def _layout(genes: np.ndarray, comparisons: Mapping[str, Comparison], n_genes: i
     columns: dict[str, list[np.ndarray]] = {name: [] for name in DTYPES}
     for found in comparisons.values():
         order = np.lexsort((-found.lfc_g, -found.score_g))[:n_genes]
-        values = (genes, found.score_g, found.lfc_g, found.pval_g, benjamini_hochberg(found.pval_g))
+        values = (genes, found.score_g, found.lfc_g, found.pval_g, false_discovery_control(found.pval_g))
         for name, value in zip(DTYPES, values, strict=True):
             columns[name].append(value[order])
     return {
         name: np.rec.fromarrays(columns[name], dtype=[(group, dtype) for group in comparisons])
         for name, dtype in DTYPES.items()
     }
-
-
-def _check_free(adata: AnnData, name: str) -> None:
-    """Raise unless what stands under the name is a ranking, which is replaced."""
-    stored = adata.uns.get(name)
-    if stored is None or (isinstance(stored, Mapping) and {"names", "scores", "params"} <= set(stored)):
-        return
-    msg = f"adata.uns[{name!r}] holds something that is no ranking of genes. Choose another key_added=, or delete it first."
-    raise ValueError(msg)

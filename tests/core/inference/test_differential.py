@@ -16,7 +16,6 @@ from vxpress.core.inference.differential import (
     Tally,
     Units,
     Weights,
-    benjamini_hochberg,
     compare,
     expected_evidence,
 )
@@ -242,11 +241,6 @@ def test_a_burst_in_one_cell_is_no_difference():
         by_sample=False,
     )
     assert found.pval_g[0] > 0.05
-
-
-def test_benjamini_and_hochberg_as_scipy():
-    pvals = np.random.default_rng(0).uniform(size=50) ** 3
-    np.testing.assert_allclose(benjamini_hochberg(pvals), stats.false_discovery_control(pvals))
 
 
 def test_the_prior_counts_as_a_stratum_of_its_own():

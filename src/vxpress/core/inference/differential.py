@@ -299,13 +299,3 @@ def _beta_z(a: Floats, b: Floats, x: Floats) -> Floats:
 def _ratio(above: Floats, below: Floats) -> Floats:
     """A quotient that is 0 where nothing was counted."""
     return np.divide(above, below, out=np.zeros(np.broadcast_shapes(above.shape, below.shape)), where=below > 0)
-
-
-def benjamini_hochberg(pval_g: Floats) -> Floats:
-    """Adjusted p-values of Benjamini and Hochberg (1995)."""
-    order = np.argsort(pval_g)[::-1]
-    n = len(pval_g)
-    adjusted = np.minimum.accumulate(pval_g[order] * n / np.arange(n, 0, -1))
-    out = np.empty(n)
-    out[order] = np.minimum(adjusted, 1.0)
-    return out

@@ -268,7 +268,7 @@ def test_samples_leave_less_than_cells(simulated, warned):
         ({"layer": "nothing", "use_counts": True}, KeyError, "is not in adata.layers"),
         ({"key": "nothing"}, KeyError, "holds no fit"),
         ({"key_added": "a/b"}, ValueError, "without '/'"),
-        ({"key_added": "vae"}, ValueError, "no ranking of genes"),
+        ({"key_added": "vae"}, ValueError, "not from an earlier call"),
         ({"rng": "seed"}, ValueError, "rng"),
     ],
 )

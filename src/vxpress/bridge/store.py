@@ -129,5 +129,5 @@ def check_replaceable(
     taken = [f"{slot}[{name!r}]" for slot, names in slots.items() for name in names if name in getattr(adata, slot)]
     taken += [f"uns[{record!r}]"] if record in adata.uns else []
     if taken:
-        msg = f"adata holds {', '.join(taken)} already, and not from an earlier call. Delete it first, or choose another name with key_added=."
+        msg = f"adata holds {', '.join(taken)} already, and not from an earlier call. Choose another key_added=, or delete it first."
         raise ValueError(msg)

@@ -4,9 +4,8 @@
 
 Both models are trained for one epoch on the same simulated cells (quality is not the question here), then take turns:
 the latent means of all cells; denoised expression of all genes; and of ``--few`` genes, as a DataFrame.  The number of
-posterior draws per cell is the same.  Ours is timed through the public functions, checks and writing included.  Then
-differential expression of every group against the rest on ``--de-cells`` of the cells: the peer's, and scanpy's
-Wilcoxon test, which is what a user would run instead.
+posterior draws per cell is the same.  Ours is timed through the public functions, checks and writing included.  Differential
+expression is timed by ``differential_expression.py speed``.
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ def main() -> None:
     parser.add_argument(
         "--peer-batch", type=int, default=None, help="cells a minibatch of the peer; its default if left out"
     )
-    parser.add_argument("--de-cells", type=int, default=20_000, help="cells of the differential expression")
-    parser.add_argument("--de-groups", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -96,38 +93,7 @@ def main() -> None:
         print(
             f"{name:<22}{a['median']:>12.2f}{ranges[0]:>16}{b['median']:>14.2f}{ranges[1]:>16}{ratio:>8.1f}", flush=True
         )
-    payload["differential expression"] = differential_expression(args)
     print(f"written to {save('after_training', payload)}")
-
-
-def differential_expression(args: argparse.Namespace) -> dict[str, object]:
-    """Seconds of every group against the rest: the peer at its defaults, and scanpy's Wilcoxon test on log values."""
-    import numpy as np
-    import scanpy as sc
-    import scvi
-
-    adata = simulated(args.de_cells, args.genes)
-    groups = np.random.default_rng(0).integers(args.de_groups, size=adata.n_obs)
-    adata.obs["group"] = [str(k) for k in groups]
-    adata.obs["group"] = adata.obs["group"].astype("category")
-    set_threads(args.threads)
-    scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
-    model = scvi.model.SCVI(adata)
-    model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False, logger=False)
-    model.to_device("cpu")
-    logged = adata.copy()
-    sc.pp.normalize_total(logged)
-    sc.pp.log1p(logged)
-    calls = {
-        "scvi-tools": lambda: model.differential_expression(groupby="group", silent=True),
-        "scanpy, wilcoxon": lambda: sc.tl.rank_genes_groups(logged, "group", method="wilcoxon"),
-    }
-    found = alternate({name: lambda call=call: timed(call) for name, call in calls.items()}, args.repeats)
-    out = {name: spread(seconds) for name, seconds in found.items()}
-    print(f"differential expression, {args.de_groups} groups of {args.de_cells:,} cells, each against the rest")
-    for name, s in out.items():
-        print(f"{name:<22}{s['median']:>12.2f}{s['min']:>10.2f}-{s['max']:.2f}", flush=True)
-    return {"cells": args.de_cells, "groups": args.de_groups, "seconds": out}
 
 
 if __name__ == "__main__":

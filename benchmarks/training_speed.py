@@ -258,6 +258,7 @@ def main() -> None:
             "ours without compiled loops, 128": Ours(cells, likelihood, 128, 1, plain=True),
         }
         Ours(cells, likelihood, 128, 1)(), Ours(cells, likelihood, default, 1)()
+        print(f"{likelihood}: {args.repeats} rounds, some {20 * args.epochs // 6 + 5} s each", flush=True)
         speeds = alternate(runs, args.repeats)
         # a model that was warmed up by one epoch says nothing of quality
         floors = {n: floor(cells, n, likelihood, args.threads) for n in {128, default}}

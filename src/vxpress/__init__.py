@@ -20,6 +20,8 @@ def __getattr__(name: str) -> Any:
         return import_module(f"vxpress.{name}")
     if name in ("load_model", "save_model"):
         return getattr(import_module("vxpress.bridge.models"), name)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("vxpress")
     msg = f"module 'vxpress' has no attribute {name!r}"
     raise AttributeError(msg)
 

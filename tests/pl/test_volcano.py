@@ -147,7 +147,7 @@ def test_drawing_changes_nothing(ranked):
 
 
 def test_bad_input_is_named(ranked):
-    with pytest.raises(KeyError, match=r"sc\.tl\.rank_genes_groups"):
+    with pytest.raises(KeyError, match=r"vx\.tl\.rank_genes_groups"):
         volcano(ranked, key="none", show=False)
     with pytest.raises(ValueError, match="group="):
         volcano(ranked, show=False)

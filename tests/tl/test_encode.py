@@ -195,6 +195,25 @@ def test_a_known_library_stays(fitted: ad.AnnData) -> None:
     np.testing.assert_array_equal(query.obs["vae_library"], fitted.obs["vae_library"])
 
 
+def test_a_library_size_counted_without_the_missing_genes_is_not_taken_for_the_whole(
+    adata: ad.AnnData, quick: dict, warned: list[str]
+) -> None:
+    reference, query = adata[:80].copy(), adata[80:].copy()
+    for part in (reference, query):
+        vx.pp.library_size(part, overwrite=True)
+    vx.tl.fit_vae(reference, "batch", **quick)
+    whole = query.obs["library_size"].to_numpy()
+    part = query[:, ::2].copy()
+    vx.tl.encode(part, model=reference)
+    np.testing.assert_array_equal(part.obs["vae_library"], whole)
+    part = query[:, ::2].copy()
+    vx.pp.library_size(part, overwrite=True)
+    warned.clear()
+    vx.tl.encode(part, model=reference)
+    assert any("counts only molecules of the genes that are there" in message for message in warned)
+    assert 0.85 < np.median(part.obs["vae_library"] / whole) < 1.15
+
+
 def test_genes_outside_the_model_matter_for_the_library_only(adata: ad.AnnData, quick: dict) -> None:
     del adata.obs["library_size"]
     modelled = np.arange(adata.n_vars) % 3 != 0

@@ -54,6 +54,18 @@ def test_odd_cells_are_found_and_others_are_not(parts):
     assert set(query.obs["vae_outlier_genes"].iloc[0].split(", ")) <= set(query.var_names)
 
 
+def test_a_batch_that_the_fit_has_not_seen_is_judged_as_an_average_one(parts):
+    known = _run(parts).obs["vae_outlier_pval"].copy()
+    query = parts["query"]
+    query.obs["batch"] = np.where(np.arange(query.n_obs) % 2, query.obs["batch"].astype(str), "new")
+    _run(parts)
+    pval = query.obs["vae_outlier_pval"]
+    assert pval.notna().all()
+    np.testing.assert_allclose(pval[1::2], known[1::2], atol=0.02)
+    with pytest.raises(ValueError, match="modelled genes are missing"):
+        vx.tl.outliers(query[:, 5:].copy(), parts["reference"], calibration=parts["calibration"])
+
+
 def test_what_is_recorded(parts):
     query = _run(parts, alpha=0.2, min_stratum=100)
     record = query.uns["vae_outlier"]

@@ -9,10 +9,11 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._keys import LIBRARY_SIZE
 from vxpress._unset import Unset
 from vxpress.bridge.counts import CountData, read_counts
 from vxpress.bridge.fit import Fit
-from vxpress.bridge.library import read_library
+from vxpress.bridge.library import TOLERANCE, read_library
 from vxpress.bridge.prepare import MIN_CELLS, check_gene_names, log_library
 from vxpress.core.counts import Cells, Counts
 from vxpress.core.fine_tuning import Completed, fine_tune
@@ -142,15 +143,31 @@ def _missing(adata: AnnData, fit: Fit, counts: CountData, present: np.ndarray) -
             else (Missing(observed_g, library_known=False, inside=True), counts.inside_n)
         )
     modelled_only = params.library_source == "modelled genes"
-    counted = modelled_only or params.library_source == "genes present"
+    left = _counts_what_is_left(adata, fit, counts, present)
+    counted = modelled_only or left or params.library_source == "genes present"
     if not counted or (all_modelled and (modelled_only or all_outside)):
         library_n = read_library(adata.obs, counts, params.library_source, params.library, params.library_factor)
         return (None if all_modelled else Missing(observed_g, library_known=True)), library_n
     # shares are of the modelled genes only, so molecules outside count where none of these genes is missing
-    inside = modelled_only or not all_outside
+    inside = modelled_only or left or not all_outside
     return Missing(
         observed_g, library_known=False, inside=inside, beyond=not modelled_only
     ), counts.inside_n if inside else counts.total_n
+
+
+def _counts_what_is_left(adata: AnnData, fit: Fit, counts: CountData, present: np.ndarray) -> bool:
+    """Whether ``obs["library_size"]`` is the sum of the genes that are there, although modelled genes are missing."""
+    column = f"obs[{LIBRARY_SIZE!r}]"
+    if fit.params.library_source != column or present[fit.modelled_g].all() or LIBRARY_SIZE not in adata.obs:
+        return False
+    stored = np.asarray(adata.obs[LIBRARY_SIZE])
+    if stored.dtype.kind not in "iuf" or not (stored <= counts.total_n * (1 + TOLERANCE) + 0.5).all():
+        return False
+    logg.warning(
+        f"{column} counts only molecules of the genes that are there, so it is too small for a fit that counted more. Size "
+        "factors are estimated from these molecules and the genes that are missing."
+    )
+    return True
 
 
 def _check_genes(adata: AnnData, fit: Fit, position: np.ndarray) -> None:

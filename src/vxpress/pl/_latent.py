@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress.bridge.prepare import as_tuple
@@ -89,7 +92,7 @@ def latent(
     _, mean_nd, var_nd = posterior_of(adata, key)
     keys = Keys.of(key)
     _check_colors(adata, as_tuple(color), kwargs.get("gene_symbols"))
-    arguments: dict[str, Any] = {"color": color, "layer": layer, "ax": ax, "show": False} | kwargs
+    arguments: dict[str, Any] = {"color": color, "layer": layer, "ax": ax, "show": False} | _gap(adata, color) | kwargs
     if dimensions is None and f"X_{UMAP}" in adata.obsm and umap_is_of(adata.uns, keys):
         axes = sc.pl.embedding(adata, UMAP, **arguments)
         return finish(axes, show=show, return_fig=return_fig)
@@ -100,6 +103,20 @@ def latent(
         panel.set_xlabel(f"dimension {first} ({kl_d[first]:.2f} nats)")
         panel.set_ylabel(f"dimension {second} ({kl_d[second]:.2f} nats)")
     return finish(axes, show=show, return_fig=return_fig)
+
+
+def _gap(adata: AnnData, color: str | Sequence[str] | None) -> dict[str, float]:
+    """Room between panels for the widest legend among them; scanpy leaves as much for a colour bar."""
+    columns = [adata.obs[name] for name in as_tuple(color) if name in adata.obs]
+    names = [c.cat.categories for c in columns if isinstance(c.dtype, pd.CategoricalDtype) and len(c.cat.categories)]
+    if not names or len(as_tuple(color)) < 2:
+        return {}
+    size = FontProperties(size=plt.rcParams["legend.fontsize"]).get_size_in_points()
+    # scanpy writes legends of more than 14 and 30 names in two and three columns
+    inches = [
+        (1 + (len(n) > 14) + (len(n) > 30)) * (max(len(str(name)) for name in n) * 0.6 * size / 72 + 0.5) for n in names
+    ]
+    return {"wspace": max(0.14, 0.05 + max(inches) / plt.rcParams["figure.figsize"][0])}
 
 
 def umap_is_of(uns: Mapping[str, Any], keys: Keys) -> bool:

@@ -140,7 +140,7 @@ def _ranking(adata: AnnData, key: str) -> Mapping[str, Any]:
     ranking = adata.uns.get(key)
     if not isinstance(ranking, Mapping) or "names" not in ranking:
         msg = (
-            f"adata.uns[{key!r}] holds no ranking of genes. Make one with sc.tl.rank_genes_groups(adata, 'column of obs'), "
+            f"adata.uns[{key!r}] holds no ranking of genes. Make one with vx.tl.rank_genes_groups(adata, 'column of obs'), "
             "or name another with key=."
         )
         raise KeyError(msg)

@@ -15,11 +15,11 @@ from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.fit import Fit
-from vxpress.bridge.prepare import read_query, seed_of
+from vxpress.bridge.prepare import seed_of
+from vxpress.bridge.query import read_any_query
 from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.bridge.training_cells import fitted_cells, training_latent
 from vxpress.core.config import check_range
-from vxpress.core.counts import Cells
 from vxpress.core.inference.anomaly import MAX_REFERENCE, PARTS, Evidence, evidence, neighbor_distance
 from vxpress.core.inference.conformal import Circumstances, Score, cross_fitted, p_values, strata
 
@@ -153,7 +153,7 @@ def outliers(
     if len(training_md) > MAX_REFERENCE:
         training_md = training_md[np.sort(generator.choice(len(training_md), MAX_REFERENCE, replace=False))]
     known = _Read.of(usual, fit, layer, np.flatnonzero(usual_n), training_md)
-    tested = _Read.of(adata, fit, layer, np.flatnonzero(test_n), training_md)
+    tested = _Read.of(adata, known.fit, layer, np.flatnonzero(test_n), training_md)
     _check_calibration(known, np.concatenate([training_md, validation_md]))
     if not len(tested.rows):
         msg = "None of the cells to test has a count in the modelled genes. Check adata.X and layer=."
@@ -195,8 +195,12 @@ def outliers(
 
 @dataclass(frozen=True)
 class _Read:
-    """Cells with counts among some rows of an AnnData: which, their evidence, and their circumstances."""
+    """Cells with counts among some rows of an AnnData: which, their evidence, and their circumstances.
 
+    ``fit`` has room for their categories; other cells read with it get codes that compare.
+    """
+
+    fit: Fit
     rows: np.ndarray
     found: Evidence
     at: Circumstances
@@ -208,16 +212,21 @@ class _Read:
         part = adata if len(rows) == adata.n_obs else adata[rows]
         if part.isbacked and part.is_view:
             part = part.to_memory()
-        cells, library_n = read_query(part, fit, layer)
-        if fit.params.model.dispersion == "gene-label":
-            cells = Cells(cells.counts, cells.log_library_n1, fit.covariates.read(part.obs))
+        query = read_any_query(part, fit, layer, labels=fit.params.model.dispersion == "gene-label")
+        if query.missing is not None:
+            msg = (
+                f"{int((~query.missing.observed_g).sum())} of the {len(query.missing.observed_g)} modelled genes are missing, and how odd "
+                "a cell is rests on all of them. Pass the full matrix, or fit again on the shared genes."
+            )
+            raise ValueError(msg)
+        fit, cells, library_n = query.fit, query.cells, query.observed_n
         counted = np.flatnonzero((cells.counts.indptr.diff().numpy() > 0) & (library_n > 0))
         found = evidence(fit.model, cells, training_md)
         codes = cells.covariates.categorical_nk
         batch_n = codes[:, 0].numpy() if fit.params.model.has_batch else np.zeros(len(cells), dtype=np.int64)
         at = Circumstances(np.log(np.maximum(library_n, 1e-12)), batch_n)
         found = Evidence(found.parts_nk[counted], found.mean_nd[counted], found.genes_nk[counted])
-        return cls(rows[counted], found, at[counted])
+        return cls(fit, rows[counted], found, at[counted])
 
 
 def _who(

@@ -22,52 +22,64 @@ from vxpress.core.vae import VAE, build
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained model, its posterior of every cell, and what happened on the way."""
+    """A trained model on the device of its runner, its settings, its posterior of every cell, and what happened."""
 
     model: VAE
+    train: TrainConfig
     encoded: Encoded
     outcome: Outcome
 
 
-def run(
-    prepared: Prepared,
-    model_config: ModelConfig,
-    train_config: TrainConfig,
-    *,
-    rng: np.random.Generator,
-    device: torch.device,
-    start_from_data: bool,
-    progress: bool,
-    describe: Callable[[torch.Tensor], str],
-) -> Fitted:
-    """Build, train and encode; the model comes back on the CPU."""
-    init_seed, train_seed, readout_seed = (int(seed) for seed in rng.integers(2**62, size=3))
-    model = build(model_config, init_seed).to(device)
-    cells = place(prepared.cells, device)
-    train_rows = torch.from_numpy(prepared.train_n).to(device)
-    validation_rows = torch.from_numpy(prepared.validation_n).to(device)
-    if start_from_data:
-        model.start_from(cells, train_rows)
-    if model_config.latent_library:
-        _set_library_prior(model, cells.log_library_n1[train_rows, 0], cells.covariates[train_rows])
-    outcome = train(
-        model,
-        cells,
-        train_rows,
-        validation_rows,
-        train_config,
-        seed=train_seed,
-        progress=progress,
-        describe=describe,
-    )
-    encoded = encode(model, cells)
-    if model_config.n_readout:
+class Runner:
+    """Carries out fits of the same cells; every one starts from the same seeds, so that they differ by their settings."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        *,
+        rng: np.random.Generator,
+        device: torch.device,
+        start_from_data: bool,
+        progress: bool,
+        describe: Callable[[torch.Tensor], str],
+    ) -> None:
+        self.init_seed, self.train_seed, self.readout_seed = (int(seed) for seed in rng.integers(2**62, size=3))
+        self.prepared, self.device, self.start_from_data = prepared, device, start_from_data
+        self.progress, self.describe = progress, describe
+        self.cells = place(prepared.cells, device)
+        self.train_rows = torch.from_numpy(prepared.train_n).to(device)
+        self.validation_rows = torch.from_numpy(prepared.validation_n).to(device)
+
+    def fit(self, model_config: ModelConfig, train_config: TrainConfig) -> Fitted:
+        """Build, train and encode."""
+        model = build(model_config, self.init_seed).to(self.device)
+        if self.start_from_data:
+            model.start_from(self.cells, self.train_rows)
+        if model_config.latent_library:
+            rows = self.train_rows
+            _set_library_prior(model, self.cells.log_library_n1[rows, 0], self.cells.covariates[rows])
+        outcome = train(
+            model,
+            self.cells,
+            self.train_rows,
+            self.validation_rows,
+            train_config,
+            seed=self.train_seed,
+            progress=self.progress,
+            describe=self.describe,
+        )
+        return Fitted(model, train_config, encode(model, self.cells), outcome)
+
+    def read_out(self, fitted: Fitted) -> None:
+        """Give the genes outside the model their layer, where the model has one."""
+        model, prepared = fitted.model, self.prepared
+        if not model.config.n_readout:
+            return
         assert prepared.counts.outside is not None  # noqa: S101 - there are genes to read out
-        outside = place(replace(prepared.cells, counts=Counts.from_scipy(prepared.counts.outside)), device).counts
-        mean_nd = torch.from_numpy(encoded.mean_nd).to(device)
-        logg.info(f"    reading out {model_config.n_readout} genes outside the model")
-        fit_readout(model, cells, outside, mean_nd, train_rows, validation_rows, seed=readout_seed)
-    return Fitted(model.cpu(), encoded, outcome)
+        outside = place(replace(prepared.cells, counts=Counts.from_scipy(prepared.counts.outside)), self.device).counts
+        mean_nd = torch.from_numpy(fitted.encoded.mean_nd).to(self.device)
+        logg.info(f"    reading out {model.config.n_readout} genes outside the model")
+        fit_readout(model, self.cells, outside, mean_nd, self.train_rows, self.validation_rows, seed=self.readout_seed)
 
 
 def _set_library_prior(model: VAE, log_library_n: torch.Tensor, covariates: Covariates) -> None:

@@ -18,6 +18,11 @@ Schedule = Literal["one-cycle", "constant"]
 OptimizerName = Literal["adamw", "adam"]
 WarmupUnit = Literal["steps", "epochs"]
 Preset = Literal["scvi", "likelihood"]
+DecoderName = Literal["mlp", "skip", "linear", "split"]
+PriorName = Literal["normal", "mixture", "vamp", "flow", "diffusion", "flow_matching"]
+ObjectiveName = Literal["elbo", "iwae", "dreg"]
+KlSchedule = Literal["linear", "cyclical", "capacity"]
+FreeBitsForm = Literal["hard", "soft"]
 BATCH_SIZES = 2, 10_000_000
 
 
@@ -52,8 +57,23 @@ def plain(config: Any) -> None:
 
 
 @dataclass(frozen=True)
+class PriorConfig:
+    """The prior of z: its kind, its size, and the number of conditions where it is p(z | condition)."""
+
+    name: PriorName = "normal"
+    n_components: int = 50
+    n_conditions: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("prior", self.name, PriorName)
+        check_range("n_components", self.n_components, 1, 100_000, integer=True)
+        check_range("n_conditions", self.n_conditions, 0, 1_000_000, integer=True)
+        plain(self)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """The architecture: sizes, likelihood and how covariates enter.
+    """The architecture: sizes, likelihood, prior and how covariates enter.
 
     ``bias_before_norm`` trains the biases that batch norm takes out again, as the reference does.
 
@@ -83,9 +103,12 @@ class ModelConfig:
     latent_library: bool = False
     remainder: bool = False
     n_readout: int = 0
+    decoder: DecoderName = "mlp"
+    prior: PriorConfig = PriorConfig()
 
     def __post_init__(self) -> None:
         check_choice("likelihood", self.likelihood, LikelihoodName)
+        check_choice("decoder", self.decoder, DecoderName)
         check_choice("dispersion", self.dispersion, Dispersion)
         check_choice("norm", self.norm, Norm)
         check_choice("covariate_code", self.covariate_code, CovariateCode)
@@ -128,7 +151,7 @@ class TrainConfig:
 
     ``max_epochs`` is filled in before training.  ``kl_warmup`` is the share of all steps over which the KL weight
     rises linearly from 0 to ``beta`` (``warmup_unit="steps"``), or a number of epochs, whether or not training lasts
-    that long (``"epochs"``, the rule of scvi-tools).
+    that long (``"epochs"``, the rule of scvi-tools).  ``free_bits`` are nats per latent dimension.
     """
 
     max_epochs: int
@@ -145,8 +168,24 @@ class TrainConfig:
     early_stopping: bool = True
     patience: int = 20
     keep_best: bool = True
+    objective: ObjectiveName = "elbo"
+    n_samples: int = 5
+    kl_schedule: KlSchedule = "linear"
+    kl_cycles: int = 4
+    kl_capacity: float = 0.0
+    free_bits: float = 0.0
+    free_bits_form: FreeBitsForm = "soft"
+    encoder_steps: int = 0
 
     def __post_init__(self) -> None:
+        check_choice("objective", self.objective, ObjectiveName)
+        check_choice("kl_schedule", self.kl_schedule, KlSchedule)
+        check_choice("free_bits_form", self.free_bits_form, FreeBitsForm)
+        check_range("n_samples", self.n_samples, 1, 1_000, integer=True)
+        check_range("kl_cycles", self.kl_cycles, 1, 1_000, integer=True)
+        check_range("kl_capacity", self.kl_capacity, 0.0, 1e4)
+        check_range("free_bits", self.free_bits, 0.0, 100.0)
+        check_range("encoder_steps", self.encoder_steps, 0, 1_000, integer=True)
         check_choice("optimizer", self.optimizer, OptimizerName)
         check_choice("schedule", self.schedule, Schedule)
         check_choice("warmup_unit", self.warmup_unit, WarmupUnit)

@@ -120,4 +120,4 @@ def _bound(
     z_nd = q.rsample(noise.normal_like(q.loc) if eps_nd is None else eps_nd[:, : model.config.n_latent])
     law = model.likelihood(z_nd, batch.covariates, batch.log_library_n1)
     log_prob_ng = law.log_prob(batch.x_ng)[:, completed.observed_g]
-    return log_prob_ng.sum(-1) - model.prior.kl(q).sum(-1)
+    return log_prob_ng.sum(-1) - model.prior.kl(q, z_nd).sum(-1)

@@ -14,7 +14,10 @@ from vxpress.core.vae import VAE
 
 @dataclass(frozen=True)
 class Elbo:
-    """The terms of the evidence lower bound: E_q log p(x|z,s,l), KL(q(z)||p(z)) and KL(q(l)||p(l)), per cell."""
+    """The terms of the evidence lower bound: E_q log p(x|z,s,l), KL(q(z)||p(z)) and KL(q(l)||p(l)), per cell.
+
+    ``kl_nd`` has a column per dimension, or one where the prior ties the dimensions together.
+    """
 
     reconstruction_n: Tensor
     kl_nd: Tensor
@@ -38,4 +41,4 @@ def elbo(model: VAE, batch: Batch, noise: Noise, eps_nd: Tensor | None = None) -
         log_library_n1 = q_l.rsample(noise.normal_like(q_l.loc) if eps_nd is None else eps_nd[:, d:])
         kl_library_n = gaussian_kl(q_l, *model.library_prior(batch.covariates)).squeeze(-1)
     reconstruction_n = model.log_likelihood(z_nd, batch, log_library_n1, dropout)
-    return Elbo(reconstruction_n, model.prior.kl(q), kl_library_n)
+    return Elbo(reconstruction_n, model.prior.kl(q, z_nd), kl_library_n)

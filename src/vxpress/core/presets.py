@@ -13,10 +13,15 @@ from typing import Any
 from vxpress.core.config import (
     BATCH_SIZES,
     CovariateCode,
+    DecoderName,
+    FreeBitsForm,
+    KlSchedule,
     ModelConfig,
     Norm,
+    ObjectiveName,
     OptimizerName,
     Preset,
+    PriorName,
     Schedule,
     TrainConfig,
     WarmupUnit,
@@ -71,6 +76,26 @@ class FitOptions:
         Whether the state with the best validation objective is kept, or the last one.
     readout
         Whether genes outside the modelled subset are given denoised values too.
+    decoder
+        ``"mlp"``; ``"skip"`` shows z to every layer again (Dieng et al. 2019); ``"linear"`` has no hidden layer, so that
+        its weights are loadings of the genes; ``"split"`` decodes every latent dimension by itself and adds the results up.
+    n_samples
+        Samples per cell of ``objective="iwae"`` and ``"dreg"``; 5 by default.
+    kl_schedule
+        How the KL weight rises: ``"linear"``; ``"cyclical"``, ``kl_cycles`` times (Fu et al. 2019); or ``"capacity"``, which
+        holds the divergence at a target that rises to ``kl_capacity`` nats (Burgess et al. 2018).
+    kl_cycles
+        Cycles of the cyclical schedule; 4 by default.
+    kl_capacity
+        Final target of the capacity schedule, in nats per cell.
+    free_bits_form
+        ``"soft"`` weighs each dimension's divergence so that it comes to rest near ``free_bits`` (Chen et al. 2017);
+        ``"hard"`` leaves what lies below without gradient (Kingma et al. 2016).
+    encoder_steps
+        Updates of the encoder alone before each step, at most, while the information of the latent still grows
+        (He et al. 2019); 0 by default.
+    prior_components
+        Components of ``prior="mixture"`` and pseudo-inputs of ``prior="vamp"``; 50 by default.
 
     Examples
     --------
@@ -96,6 +121,14 @@ class FitOptions:
     patience: int | None = None
     keep_best: bool | None = None
     readout: bool | None = None
+    decoder: DecoderName | None = None
+    n_samples: int | None = None
+    kl_schedule: KlSchedule | None = None
+    kl_cycles: int | None = None
+    kl_capacity: float | None = None
+    free_bits_form: FreeBitsForm | None = None
+    encoder_steps: int | None = None
+    prior_components: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +163,17 @@ class Settings:
     readout: bool = True
     start_from_data: bool = True
     library_of_modelled_genes: bool = False
+    decoder: DecoderName = "mlp"
+    prior: PriorName = "normal"
+    prior_components: int = 50
+    objective: ObjectiveName = "elbo"
+    n_samples: int = 5
+    kl_schedule: KlSchedule = "linear"
+    kl_cycles: int = 4
+    kl_capacity: float = 0.0
+    free_bits: float = 0.0
+    free_bits_form: FreeBitsForm = "soft"
+    encoder_steps: int = 0
 
     def max_epochs(self, n_train: int, n_validation: int) -> int:
         """The budget: a number of visits of cells that grows slowly with the data, in whole epochs.
@@ -203,5 +247,5 @@ def resolve(preset: Preset | None, arguments: Mapping[str, Any], options: FitOpt
 
 def settings_for(config: type[ModelConfig | TrainConfig], settings: Settings) -> dict[str, Any]:
     """The part of the settings that a config holds too."""
-    names = {f.name for f in fields(config)} - {"max_epochs"}
+    names = {f.name for f in fields(config)} - {"max_epochs", "prior"}
     return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in names}

@@ -12,7 +12,7 @@ from vxpress.core.counts import Batch, Cells
 from vxpress.core.covariates import Conditioner, Covariates
 from vxpress.core.likelihoods import MIN_GAUSSIAN_VARIANCE, Likelihood, log_cp10k
 from vxpress.core.networks import Decoder, Encoder, Noise
-from vxpress.core.priors import PRIORS, DiagonalNormal, StandardNormal
+from vxpress.core.priors import PRIORS, DiagonalNormal, Prior
 
 
 class VAE(nn.Module):
@@ -26,7 +26,7 @@ class VAE(nn.Module):
     library_log_mean_b: Tensor
     library_log_var_b: Tensor
     outside_share: Tensor
-    prior: StandardNormal
+    prior: Prior
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class VAE(nn.Module):
         self.encoder = Encoder(config, encoder_width, config.n_latent)
         self.library_encoder = Encoder(config, encoder_width, 1) if config.latent_library else None
         self.decoder = Decoder(config, width)
-        self.prior = PRIORS["normal"]()
+        self.prior = PRIORS[config.prior.name](config.prior, config.n_latent)
         if config.latent_library:
             self.register_buffer("library_log_mean_b", torch.zeros(config.n_batches))
             self.register_buffer("library_log_var_b", torch.ones(config.n_batches))

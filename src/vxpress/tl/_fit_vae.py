@@ -27,9 +27,20 @@ from vxpress.bridge.prepare import (
     resolve_device,
     seed_of,
 )
-from vxpress.bridge.run import Fitted, run
+from vxpress.bridge.run import Fitted, Runner
 from vxpress.bridge.store import Results, check_adata, check_free, own
-from vxpress.core.config import Dispersion, LikelihoodName, ModelConfig, Preset, TrainConfig, check_choice, check_range
+from vxpress.core.config import (
+    Dispersion,
+    LikelihoodName,
+    ModelConfig,
+    ObjectiveName,
+    Preset,
+    PriorConfig,
+    PriorName,
+    TrainConfig,
+    check_choice,
+    check_range,
+)
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.presets import FitOptions, Settings, resolve, settings_for
@@ -52,14 +63,18 @@ def fit_vae(
     n_latent: int | None = None,
     n_hidden: int | None = None,
     n_layers: int | None = None,
+    prior: PriorName | None = None,
+    objective: ObjectiveName | None = None,
     beta: float = 1.0,
     kl_warmup: float | None = None,
+    free_bits: float | None = None,
     max_epochs: int | None = None,
     batch_size: int | None = None,
     validation_fraction: float = 0.1,
     early_stopping: bool | None = None,
     preset: Preset | None = None,
     options: FitOptions | None = None,
+    cure: bool = False,
     denoised: bool | None = None,
     target_sum: float = 1e4,
     device: str | torch.device = "auto",
@@ -108,10 +123,18 @@ def fit_vae(
         Units of each hidden layer; 128 by default.
     n_layers
         Hidden layers of encoder and of decoder; 1 by default: deeper is no better on data of this size (Svensson 2020).
+    prior
+        What is believed of a cell's place before it is seen: ``"normal"`` (default), ``"mixture"``, ``"vamp"``, ``"flow"``,
+        ``"diffusion"`` or ``"flow_matching"``, learned with the rest; :func:`fit_prior` learns one afterwards.
+    objective
+        What is maximised: ``"elbo"`` (default), or the importance-weighted bound ``"iwae"`` (Burda et al. 2016) or ``"dreg"``,
+        the same with doubly reparameterised gradients (Tucker et al. 2019).
     beta
         Final weight of the divergence from the prior; 1 is the evidence lower bound.
     kl_warmup
         Share of all steps over which that weight rises from 0 to ``beta``; 0.3 by default. With ``preset="scvi"``, epochs.
+    free_bits
+        Nats per latent dimension that the divergence is not pushed below; 0 by default.
     max_epochs
         Passes over the training cells; by default a budget of visits, 184,320 up to 5,000 cells and growing with the
         root of their number, and at most 100 epochs: few cells are overfitted beyond that.
@@ -129,6 +152,8 @@ def fit_vae(
         rather than clustering.
     options
         Further settings, see :class:`FitOptions`.
+    cure
+        Whether a fit that is found ill is fitted again with what cures it.
     denoised
         Whether to write the dense layer of denoised expression. ``None`` writes it up to 1 GB, and says so above.
     target_sum
@@ -211,6 +236,9 @@ def fit_vae(
             "n_hidden": n_hidden,
             "n_layers": n_layers,
             "kl_warmup": kl_warmup,
+            "free_bits": free_bits,
+            "prior": prior,
+            "objective": objective,
             "batch_size": batch_size,
             "early_stopping": early_stopping,
         },
@@ -246,24 +274,25 @@ def fit_vae(
         else max_epochs,
         **{**settings_for(TrainConfig, settings), "beta": beta},
     )
-    fitted = run(
+    runner = Runner(
         prepared,
-        model_config,
-        train_config,
         rng=generator,
         device=torch_device,
         start_from_data=settings.start_from_data,
         progress=scanpy_settings.verbosity >= 2,
         describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
     )
+    fitted = runner.fit(model_config, train_config)
+    runner.read_out(fitted)
+    fitted.model.cpu()
     params = Params(
-        model=model_config,
-        train=train_config,
+        model=fitted.model.config,
+        train=fitted.train,
         version=version("vxpress"),
         library=library,
         library_source=prepared.library.source,
         library_factor=prepared.library.factor,
-        scale=LIKELIHOODS[model_config.likelihood].scale,
+        scale=LIKELIHOODS[fitted.model.config.likelihood].scale,
         layer=layer,
         mask_var=prepared.mask_name,
         batch_key=batch_key,
@@ -318,6 +347,7 @@ def _model_config(
         latent_library=latent_library,
         remainder=prepared.library.beyond and LIKELIHOODS[settings.likelihood].composition,
         n_readout=n_outside if settings.readout else 0,
+        prior=PriorConfig(settings.prior, settings.prior_components),
         **settings_for(ModelConfig, settings),
     )
 

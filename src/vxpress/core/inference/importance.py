@@ -121,7 +121,7 @@ class CellProposal:
         self.dtype, self.q = q.loc.dtype, DiagonalNormal(q.loc.double(), q.scale.double())
         self.n_latent = q.loc.shape[-1]
         self.n_noise = self.n_latent + int(model.config.latent_library)
-        self.kl_n = model.prior.kl(self.q).sum(-1)
+        self.kl_n = model.prior.kl(self.q, self.q.loc).sum(-1)
         self.library: tuple[DiagonalNormal, Tensor, Tensor] | None = None
         if model.config.latent_library:
             q_l = model.library_posterior(batch)

@@ -13,19 +13,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
 import torch
-from scipy import special
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 
-from vxpress.core.numerics import log1mexp, negative_binomial_log_prob, poisson_log_prob, stirling_tail
+from vxpress.core.numerics import (
+    count_steps,
+    expected_log1p,
+    log1mexp,
+    negative_binomial_log_prob,
+    poisson_log_prob,
+    stirling_tail,
+)
 
 CP10K = 1e4
 MIN_GAUSSIAN_VARIANCE = 1e-3
-# beyond it the distribution functions of the negative binomial and the Poisson law agree to 1e-12
-MAX_LOG_THETA = 35.0
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,16 @@ class Decoded:
 
 
 class Likelihood(Distribution):
-    """Base of the laws of counts; ``x`` is always a tensor of counts.  A law draws in :meth:`_draw`."""
+    """Base of the laws of counts; ``x`` is always a tensor of counts.  A law draws in :meth:`_draw`.
+
+    ``gamma_rate`` says that counts are Poisson given a gamma rate with shape theta, which a count then updates.
+    """
 
     has_dispersion: ClassVar[bool] = False
     heads: ClassVar[tuple[str, ...]] = ()
     composition: ClassVar[bool] = True
     discrete: ClassVar[bool] = True
+    gamma_rate: ClassVar[bool] = False
     scale: ClassVar[str] = "composition"
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
@@ -69,7 +76,16 @@ class Likelihood(Distribution):
         """Probability of a zero; 0 for a density."""
         raise NotImplementedError
 
-    def at(self, *index: Tensor) -> Likelihood:
+    @property
+    def log_rate(self) -> Tensor:
+        """Log mean of the counts before any is lost or hidden; of compositions only."""
+        raise NotImplementedError
+
+    def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
+        """E[log1p X] of counts, where this law is of cells with one molecule each and ``log_library_n1`` is theirs."""
+        raise NotImplementedError
+
+    def at(self, *index: Tensor | slice) -> Likelihood:
         """The law of some entries alone, picked as by ``x[index]``."""
         raise NotImplementedError
 
@@ -119,30 +135,6 @@ def _where_counted_selected(at_zero: Tensor, value: Tensor, law: Law, *parameter
     return torch.where(counted, law(x, *parameters), at_zero)
 
 
-def _count_steps(value: Tensor, log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor]:
-    """P(below ``value``) and P(at most ``value``) of negative binomial counts, or Poisson ones where theta is infinite."""
-    from vxpress.core.kernels.count_steps import count_steps
-
-    shape = torch.broadcast_shapes(value.shape, log_mean.shape)
-    x, m, t = (part.detach().cpu().double().expand(shape).reshape(-1).numpy() for part in (value, log_mean, log_theta))
-    out = np.empty((2, len(x)))
-    count_steps(x, m, t, out[0], out[1])
-    rest = np.flatnonzero(np.isnan(out[1]))
-    for row, at_most in enumerate((x[rest] - 1.0, x[rest])):
-        out[row, rest] = 1.0 - _above(at_most, m[rest], t[rest])
-    below, upto = torch.from_numpy(out).view(2, *shape).to(value.device)
-    return below, upto
-
-
-def _above(x: np.ndarray, log_mean: np.ndarray, log_theta: np.ndarray) -> np.ndarray:
-    """P(more than ``x``): its argument keeps its digits where the law is close to Poisson's."""
-    theta = np.exp(np.minimum(log_theta, MAX_LOG_THETA))
-    counted = np.maximum(x + 1.0, 0.5)
-    nb = special.betainc(counted, theta, special.expit(log_mean - log_theta))
-    poisson = special.gammainc(counted, np.exp(log_mean))
-    return np.where(x < 0, 1.0, np.where(log_theta > MAX_LOG_THETA, poisson, nb))
-
-
 class NegativeBinomial(Likelihood):
     """NB with mean mu and inverse dispersion theta: variance mu + mu^2 / theta.
 
@@ -151,6 +143,7 @@ class NegativeBinomial(Likelihood):
     """
 
     has_dispersion = True
+    gamma_rate = True
     support = constraints.nonnegative_integer
 
     def __init__(self, log_mean: Tensor, log_theta: Tensor) -> None:
@@ -176,11 +169,19 @@ class NegativeBinomial(Likelihood):
     def zero_probability(self) -> Tensor:
         return (-self._theta * torch.log1p((self.log_mean - self.log_theta).exp())).exp()
 
-    def at(self, *index: Tensor) -> NegativeBinomial:
+    @property
+    def log_rate(self) -> Tensor:
+        return self.log_mean
+
+    def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
+        theta = self.log_theta.exp()
+        return expected_log1p((self.log_mean + log_library_n1).exp(), lambda rate: theta * torch.log1p(rate / theta))
+
+    def at(self, *index: Tensor | slice) -> NegativeBinomial:
         return NegativeBinomial(self.log_mean[index], self.log_theta[index])
 
     def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        return _count_steps(value, self.log_mean, self.log_theta)
+        return count_steps(value, self.log_mean, self.log_theta)
 
     def log_prob(self, value: Tensor) -> Tensor:
         at_zero = -self._theta * torch.log1p((self.log_mean - self.log_theta).exp())
@@ -220,7 +221,14 @@ class ZeroInflated(Likelihood):
     def zero_probability(self) -> Tensor:
         return torch.sigmoid(self.gate_logits) + torch.sigmoid(-self.gate_logits) * self.base.zero_probability
 
-    def at(self, *index: Tensor) -> ZeroInflated:
+    @property
+    def log_rate(self) -> Tensor:
+        return self.base.log_rate
+
+    def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
+        return torch.sigmoid(-self.gate_logits) * self.base.expected_log1p(log_library_n1)
+
+    def at(self, *index: Tensor | slice) -> ZeroInflated:
         return ZeroInflated(self.base.at(*index), self.gate_logits.expand(self.batch_shape)[index])
 
     def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -274,11 +282,18 @@ class Poisson(Likelihood):
     def zero_probability(self) -> Tensor:
         return (-self.mean).exp()
 
-    def at(self, *index: Tensor) -> Poisson:
+    @property
+    def log_rate(self) -> Tensor:
+        return self.log_mean
+
+    def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
+        return expected_log1p((self.log_mean + log_library_n1).exp(), lambda rate: rate)
+
+    def at(self, *index: Tensor | slice) -> Poisson:
         return Poisson(self.log_mean[index])
 
     def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        return _count_steps(value, self.log_mean, torch.full_like(self.log_mean, torch.inf))
+        return count_steps(value, self.log_mean, torch.full_like(self.log_mean, torch.inf))
 
     def log_prob(self, value: Tensor) -> Tensor:
         return _where_counted(-self.mean, value, poisson_log_prob, self.log_mean)
@@ -331,7 +346,10 @@ class Gaussian(Likelihood):
     def zero_probability(self) -> Tensor:
         return torch.zeros_like(self.loc)
 
-    def at(self, *index: Tensor) -> Gaussian:
+    def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
+        return torch.log1p(log_library_n1.exp() / CP10K * self.loc.expm1().clamp_min(0.0))
+
+    def at(self, *index: Tensor | slice) -> Gaussian:
         return Gaussian(self.loc[index], self._variance[index], self.library.expand(self.batch_shape)[index])
 
     def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -353,7 +371,7 @@ class Bernoulli(Likelihood):
     support = constraints.boolean
 
     def __init__(self, log_rate: Tensor) -> None:
-        self.log_rate, self.rate = log_rate, log_rate.exp()
+        self._log_rate, self.rate = log_rate, log_rate.exp()
         super().__init__(log_rate.shape)
 
     @classmethod
@@ -375,15 +393,23 @@ class Bernoulli(Likelihood):
     def zero_probability(self) -> Tensor:
         return (-self.rate).exp()
 
-    def at(self, *index: Tensor) -> Bernoulli:
-        return Bernoulli(self.log_rate[index])
+    @property
+    def log_rate(self) -> Tensor:
+        return self._log_rate
+
+    def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
+        """Of the Poisson counts behind the detection."""
+        return expected_log1p((self.log_rate + log_library_n1).exp(), lambda rate: rate)
+
+    def at(self, *index: Tensor | slice) -> Bernoulli:
+        return Bernoulli(self._log_rate[index])
 
     def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        zero = (-self.log_rate.double().exp()).exp()
+        zero = (-self._log_rate.double().exp()).exp()
         return torch.where(value > 0, zero, 0.0), torch.where(value > 0, 1.0, zero)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return torch.where(value > 0, log1mexp(self.log_rate), -self.rate)
+        return torch.where(value > 0, log1mexp(self._log_rate), -self.rate)
 
     def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
         return torch.bernoulli(self.mean.expand(shape), generator=generator)

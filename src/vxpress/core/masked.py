@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vxpress.core.counts import Batch, Cells
 from vxpress.core.inference.posterior import Encoded
-from vxpress.core.likelihoods import CP10K, Bernoulli, Gaussian, Likelihood, NegativeBinomial, Poisson, ZeroInflated
+from vxpress.core.likelihoods import Likelihood
 from vxpress.core.networks import Encoder
 from vxpress.core.priors import DiagonalNormal
 from vxpress.core.surgery import forget_labels
@@ -24,10 +24,6 @@ from vxpress.core.vae import VAE
 
 CHUNK = 1024
 ROUNDS = 4
-# of the trapezoidal rule in log t: the integrand is analytic, and falls off as t to the left, doubly exponentially to the right
-_STEP = 1.5
-_NODES = np.exp(np.arange(-13.0, 2.5, _STEP))
-_LEFT_TAIL = float(_NODES[0] / np.expm1(_STEP))
 
 
 @dataclass(frozen=True)
@@ -124,16 +120,16 @@ class _Chunk:
         law = self.law(self.q.loc, torch.zeros_like(self.batch.log_library_n1))
         if not self.missing.library_known:
             self.log_library_n1 = self.batch.log_library_n1 - self._share_n1(law).log()
-        self.log_x_nm = expected_log1p(law, self.log_library_n1, self.missing_g)
+        self.log_x_nm = law.at(slice(None), self.missing_g).expected_log1p(self.log_library_n1)
         self.q = self.encoder(self.log_x_nm)
 
     def _share_n1(self, law: Likelihood) -> Tensor:
         """The share of a cell's molecules that was looked for; ``law`` is of one molecule per cell."""
         observed = self.missing.observed_g
-        if isinstance(law, Gaussian):
-            share = self._gaussian_share_n1(law)
+        if not law.composition:
+            share = self._share_of_levels_n1(law)
         else:
-            rho_ng = _log_rate(law).exp()
+            rho_ng = law.log_rate.exp()
             share = (
                 rho_ng[:, observed].sum(-1, keepdim=True)
                 if self.missing.inside
@@ -141,7 +137,7 @@ class _Chunk:
             )
         return share.clamp(1e-6, 1.0)
 
-    def _gaussian_share_n1(self, law: Gaussian) -> Tensor:
+    def _share_of_levels_n1(self, law: Likelihood) -> Tensor:
         """As :meth:`_share_n1`: the exp of a mean log is no share, but what it is short of one cancels in a ratio."""
         level_ng = law.mean.expm1().clamp_min(0.0)
         measured_n1 = level_ng[:, self.missing.observed_g].sum(-1, keepdim=True)
@@ -184,35 +180,3 @@ class _Chunk:
             total_n = information_ng.sum(-1).clamp_min(1e-12)
             shares.append(information_ng[:, observed].sum(-1) / total_n)
         return torch.stack(shares, dim=-1)
-
-
-def _log_rate(law: Likelihood) -> Tensor:
-    """Log mean counts of a law of counts, before zeros are inflated."""
-    if isinstance(law, ZeroInflated):
-        return _log_rate(law.base)
-    if isinstance(law, Bernoulli):
-        return law.log_rate
-    assert isinstance(law, NegativeBinomial | Poisson)  # noqa: S101 - there are no others
-    return law.log_mean
-
-
-def expected_log1p(law: Likelihood, log_library_n1: Tensor, genes: Tensor) -> Tensor:
-    """E[log1p X] of some genes, (n, m), where ``law`` is of cells with one molecule each and ``log_library_n1`` is theirs.
-
-    log(1 + x) is the integral of (1 - exp(-tx)) exp(-t) / t over t > 0, so its mean that of (1 - G(exp(-t))) exp(-t) / t
-    with the generating function G of the law.  Of detection (Bernoulli) it is that of the Poisson counts behind it.
-    """
-    if isinstance(law, Gaussian):
-        # its location is the mean of log1p(1e4 x / l)
-        return torch.log1p(log_library_n1.exp() / CP10K * law.mean[:, genes].expm1().clamp_min(0.0))
-    if isinstance(law, ZeroInflated):
-        return torch.sigmoid(-law.gate_logits[:, genes]) * expected_log1p(law.base, log_library_n1, genes)
-    mean = (_log_rate(law)[:, genes] + log_library_n1).exp()
-    total = mean * _LEFT_TAIL
-    log_theta = law.log_theta[:, genes] if isinstance(law, NegativeBinomial) else None
-    theta = None if log_theta is None else log_theta.exp()
-    for t in _NODES:
-        rate = mean * float(-np.expm1(-t))
-        cumulant = rate if theta is None else theta * torch.log1p(rate / theta)
-        total.sub_(torch.expm1(-cumulant), alpha=float(np.exp(-t)))
-    return total.mul_(_STEP)

@@ -28,6 +28,7 @@ from vxpress.bridge.stored import StoredCells, stored_library
 from vxpress.core.config import check_choice, check_range
 from vxpress.core.counts import Cells
 from vxpress.core.inference.posterior import Draws
+from vxpress.core.likelihoods import LIKELIHOODS
 
 INTERVAL_DRAWS = 100
 
@@ -221,7 +222,7 @@ def _asked_draws(n_draws: int | None, interval: float | None) -> int:
 def _own_counts(adata: AnnData, stored: StoredCells, layer: str | Unset | None, interval: float | None) -> Cells:
     """The counts to combine with, where the law of the fit allows it."""
     fit, config = stored.fit, stored.fit.params.model
-    if config.likelihood != "nb" or config.dispersion not in {"gene", "gene-batch"}:
+    if not LIKELIHOODS[config.likelihood].gamma_rate or config.dispersion not in {"gene", "gene-batch"}:
         msg = (
             f"own_counts=True needs a fit with likelihood='nb' and a dispersion per gene, or per gene and batch; this one "
             f"has {config.likelihood!r} and {config.dispersion!r}. Leave it out, or fit again."

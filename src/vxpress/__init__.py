@@ -5,11 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vxpress._waiting import let_idle_threads_sleep
+
 if TYPE_CHECKING:
     from vxpress import datasets, metrics, pl, pp, tl
     from vxpress.bridge.models import load_model, save_model
 
 __all__ = ["datasets", "load_model", "metrics", "pl", "pp", "save_model", "tl"]
+
+let_idle_threads_sleep()
 
 _MODULES = ("datasets", "metrics", "pl", "pp", "tl")
 

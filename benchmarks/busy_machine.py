@@ -1,0 +1,72 @@
+"""A fit beside other busy programs, with idle threads that spin as the OpenMP runtime would have it, and that sleep.
+
+    python benchmarks/busy_machine.py --busy 0 2
+
+Every fit runs in a process of its own; the settings take turns.  Seconds are those of the second fit of a process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+
+from _speed import machine, save
+
+FIT = """
+import sys, time, scanpy as sc, vxpress as vx
+sc.settings.verbosity = 0
+adata = vx.datasets.simulate(3000, 1000, rng=0)
+vx.tl.fit_vae(adata, max_epochs=1, denoised=False, device="cpu")
+start = time.perf_counter()
+vx.tl.fit_vae(adata, max_epochs=int(sys.argv[1]), denoised=False, device="cpu")
+print(time.perf_counter() - start)
+"""
+# the runtime's own default, given by name so that vxpress leaves it alone; vxpress's choice; one thread
+SETTINGS = {
+    "spinning": {"GOMP_SPINCOUNT": "300000"},
+    "sleeping": {},
+    "one thread": {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
+}
+
+
+def seconds(epochs: int, environment: dict[str, str]) -> float:
+    """Wall time of a fit in a new process."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FIT, str(epochs)],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(ran.stdout.split()[-1])
+
+
+def main() -> None:
+    """Time, print a table and write ``results/busy_machine.json``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--busy", nargs="+", type=int, default=[0, 2], help="busy programs beside the fit")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    out = {"epochs": args.epochs, "machine": machine(), "seconds": {}}
+    print(f"{'busy programs':<16}" + "".join(f"{name:>22}" for name in SETTINGS))
+    for n_busy in args.busy:
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n_busy)]
+        try:
+            runs = [{name: seconds(args.epochs, s) for name, s in SETTINGS.items()} for _ in range(args.repeats)]
+        finally:
+            for other in others:
+                other.kill()
+        found = {name: sorted(run[name] for run in runs) for name in SETTINGS}
+        out["seconds"][str(n_busy)] = found
+        cells = [f"{statistics.median(v):.2f} ({v[0]:.2f}-{v[-1]:.2f})" for v in found.values()]
+        print(f"{n_busy:<16}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
+    print(f"written to {save('busy_machine', out)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""What a GPU is given: forms of fixed shape, rates on the device, streams, graphs, precision.
+"""What a GPU is given: rates on the device, streams, graphs.
 
 What does not need one runs on the processor, its form called by name.
 """
@@ -13,14 +13,12 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from scipy import sparse
-from torch import Tensor, nn
+from torch import Tensor
 
 from vxpress.core import device as device_module
 from vxpress.core import likelihoods, training
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.counts import Cells, Counts
-from vxpress.core.covariates import indicators
 from vxpress.core.device import (
     Replay,
     StreamedCounts,
@@ -28,9 +26,7 @@ from vxpress.core.device import (
     minibatches,
     place,
     residency,
-    rounded_outputs,
     streamed,
-    tensor_float32,
 )
 from vxpress.core.inference.posterior import encode
 from vxpress.core.kernels import rule
@@ -44,47 +40,6 @@ CPU = torch.device("cpu")
 CONFIG = ModelConfig(n_genes=20, n_latent=3, n_hidden=16)
 TRAIN = TrainConfig(max_epochs=4, batch_size=32, early_stopping=False)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-def _matrix() -> sparse.csr_matrix:
-    rng = np.random.default_rng(5)
-    x = rng.poisson(rng.gamma(0.3, 2.0, size=(40, 17))).astype(np.float32)
-    x[[0, 13, 39]] = 0.0
-    x[7] = np.arange(1, 18)
-    return sparse.csr_matrix(x)
-
-
-# counts of fixed shape
-
-
-@pytest.mark.parametrize(
-    "rows", [[0], [7], [0, 13, 39], [5, 5, 0, 5], list(range(40)), list(range(39, -1, -1)), []], ids=str
-)
-def test_padded_rows_are_the_matrix(rows: list[int]) -> None:
-    x, rows_n = _matrix(), torch.tensor(rows, dtype=torch.int64)
-    counts = Counts.from_scipy(x)
-    np.testing.assert_array_equal(counts.padded_dense(rows_n).numpy(), x.toarray()[rows])
-    where, values = counts.padded_entries(rows_n)
-    assert where.shape == values.shape == (len(rows) * 17,)
-    assert float(values.sum()) == x.toarray()[rows].sum()
-
-
-@pytest.mark.parametrize("shape", [(4, 3), (1, 1)])
-def test_padded_rows_of_a_matrix_without_a_molecule(shape: tuple[int, int]) -> None:
-    counts = Counts.from_scipy(sparse.csr_matrix(shape, dtype=np.float32))
-    assert counts.max_row == 0
-    np.testing.assert_array_equal(counts.padded_dense(torch.arange(shape[0])).numpy(), np.zeros(shape))
-
-
-def test_the_longest_row() -> None:
-    assert Counts.from_scipy(_matrix()).max_row == 17
-    assert Counts.from_scipy(sparse.csr_matrix((0, 3), dtype=np.float32)).max_row == 0
-
-
-def test_indicators_are_torchs_one_hot() -> None:
-    code_n = torch.tensor([3, 0, 4, 4, 1])
-    expected = nn.functional.one_hot(code_n, 6).to(torch.float32)
-    assert torch.equal(indicators(code_n, 6, torch.float32), expected)
 
 
 # where the data lie
@@ -306,57 +261,6 @@ def test_memory_of_a_minibatch_is_written_again_only_when_it_is_free(make_cells:
     assert sent.asked == ["synchronize", "record"]
     assert stream.asked == ["wait_event"]
     assert used.asked == ["record"]
-
-
-# precision
-
-
-def test_precision_is_lowered_in_training_only_and_where_it_is_native() -> None:
-    for capability in ((7, 5), (8, 0), (9, 0), (12, 0)):
-        native = capability >= (8, 0)
-        assert rule.tensor_float32(capability, torch.float32, training=True) == native
-        expected = torch.bfloat16 if native else torch.float32
-        assert rule.output_dtype(capability, torch.float32, training=True) == expected
-        for dtype, mode in ((torch.float32, False), (torch.float64, True), (torch.float64, False)):
-            assert not rule.tensor_float32(capability, dtype, training=mode)
-            assert rule.output_dtype(capability, dtype, training=mode) == dtype
-        with rule.plain():
-            assert not rule.tensor_float32(capability, torch.float32, training=True)
-            assert rule.output_dtype(capability, torch.float32, training=True) == torch.float32
-
-
-def test_only_a_gpu_captures_steps() -> None:
-    assert not rule.captured_step(CPU)
-    assert rule.captured_step(torch.device("cuda"))
-    with rule.plain():
-        assert not rule.captured_step(torch.device("cuda:1"))
-
-
-def test_torchs_flag_is_given_back() -> None:
-    flags = torch.backends.cuda.matmul
-    name = "fp32_precision" if hasattr(flags, "fp32_precision") else "allow_tf32"
-    before = getattr(flags, name)
-    with tensor_float32():
-        assert getattr(flags, name) in {"tf32", True}
-    assert getattr(flags, name) == before
-
-
-def test_output_layers_are_rounded_within_the_block_only() -> None:
-    decoder = build(replace(CONFIG, likelihood="zinb"), 0).decoder
-    f_nf = torch.randn(5, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    layers = [decoder.location, decoder.heads["gate"]]
-    exact = [layer(f_nf) for layer in layers]
-    with rounded_outputs(decoder, torch.bfloat16):
-        rounded = [layer(f_nf) for layer in layers]
-    for layer, value, reference in zip(layers, rounded, exact, strict=True):
-        assert value.dtype == torch.float32
-        assert not torch.equal(value, reference)
-        torch.testing.assert_close(value, reference, rtol=0.02, atol=0.02)
-        assert torch.equal(layer(f_nf), reference)
-        gradients = [torch.autograd.grad(v.square().sum(), (f_nf, *layer.parameters())) for v in (value, reference)]
-        for mine, theirs in zip(*gradients, strict=True):
-            assert mine.dtype == torch.float32
-            assert float((mine - theirs).norm() / theirs.norm()) < 0.02
 
 
 # on a GPU

@@ -58,7 +58,10 @@ def test_without_a_divergence_there_is_nothing_to_wait_for() -> None:
     [
         ({"kl_schedule": "capacity", "beta": 10.0}, "kl_capacity=10"),
         ({"kl_schedule": "capacity", "kl_capacity": 5.0}, "beta=1 cannot hold"),
-        ({"kl_schedule": "capacity", "kl_capacity": 5.0, "beta": 9.0, "objective": "iwae"}, "objective='iwae' has none"),
+        (
+            {"kl_schedule": "capacity", "kl_capacity": 5.0, "beta": 9.0, "objective": "iwae"},
+            "objective='iwae' has none",
+        ),
         ({"kl_schedule": "capacity", "kl_capacity": 5.0, "beta": 9.0, "free_bits": 0.1}, "free_bits=0.1"),
         ({"free_bits": 0.1, "objective": "dreg"}, "objective='dreg'"),
         ({"free_bits": 0.1, "beta": 0.0}, "beta=0"),

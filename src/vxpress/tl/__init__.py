@@ -7,6 +7,7 @@ from vxpress.tl._counterfactual import counterfactual
 from vxpress.tl._denoise import denoise
 from vxpress.tl._diagnose import diagnose
 from vxpress.tl._encode import encode
+from vxpress.tl._fit_prior import fit_prior
 from vxpress.tl._fit_vae import fit_vae
 from vxpress.tl._log_likelihood import log_likelihood
 from vxpress.tl._outliers import outliers
@@ -22,6 +23,7 @@ __all__ = [
     "denoise",
     "diagnose",
     "encode",
+    "fit_prior",
     "fit_vae",
     "log_likelihood",
     "outliers",

@@ -47,7 +47,7 @@ FROM_COUNTS = (
 class Decoding:
     """The model behind a posterior, the covariates of its cells and, where they are at hand, their counts.
 
-    ``train_n`` and ``probed_n`` are rows: cells the model was trained on, and cells to look at one by one.
+    ``train_n`` are the rows of the cells that the model was trained on.
     """
 
     model: VAE
@@ -101,7 +101,9 @@ def diagnose(
     if decoding is not None:
         numbers["decoder_response"] = decoder_response(decoding.model, mean_nd, var_nd, decoding.covariates)
     if decoding is not None and decoding.cells is not None:
-        numbers |= _from_counts(decoding, np.flatnonzero(judged), numbers, train, n_probed, seed)
+        if n_probed is None:
+            n_probed = N_PROBED if suspicious(numbers, train) else 0
+        numbers |= _from_counts(decoding, np.flatnonzero(judged), n_probed, seed)
     elif known is not None:
         numbers |= {name: known[name] for name in FROM_COUNTS if name in known}
     return numbers | {"verdict": verdict_of(numbers, train, history, n=len(mean_nd), n_steps=n_steps)}
@@ -132,14 +134,7 @@ def _kl(model: VAE, mean_nd: np.ndarray, var_nd: np.ndarray) -> float:
     return total / KL_DRAWS
 
 
-def _from_counts(
-    decoding: Decoding,
-    judged: np.ndarray,
-    numbers: Mapping[str, Any],
-    train: TrainConfig,
-    n_probed: int | None,
-    seed: int,
-) -> dict[str, float | int]:
+def _from_counts(decoding: Decoding, judged: np.ndarray, n_probed: int, seed: int) -> dict[str, float | int]:
     """What the counts tell beside the posterior."""
     model, cells = decoding.model, decoding.cells
     assert cells is not None  # noqa: S101 - the caller asked
@@ -152,9 +147,8 @@ def _from_counts(
                 "generalisation_gap_share": general.share,
                 "generalisation_gap_low": general.share_low,
             }
-    n = (N_PROBED if suspicious(numbers, train) else 0) if n_probed is None else n_probed
-    if n:
-        rows = np.sort(np.random.default_rng(seed).permutation(judged)[:n])
+    if n_probed:
+        rows = np.sort(np.random.default_rng(seed).permutation(judged)[:n_probed])
         probed = gaps(model, cells.take(torch.from_numpy(rows)), seed=seed)
         found |= {
             "elbo": float(probed.elbo_n.mean()),

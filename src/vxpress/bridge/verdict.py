@@ -14,7 +14,7 @@ MIN_ACTIVE_SHARE = 0.1
 # a cell's own posterior says this many times more than the encoder's: the encoder withholds information
 MAX_WITHHELD = 1.6
 # share of the held-out ELBO by which held-out cells fall short of training cells, and the least its lower bound must be
-MAX_GENERALISATION, MIN_GENERALISATION_LOW = 0.063, 0.03
+MAX_GENERALISATION, MIN_GENERALISATION_LOW = 0.06, 0.03
 MAX_PRIOR_GAP = 0.5
 STILL_RISING = 0.001
 # a fit that was cut this short is not judged further
@@ -104,7 +104,7 @@ def _overfitted(numbers: Mapping[str, Any]) -> str:
         return ""
     return (
         f"overfitted: cells the model has not seen are described {100 * share:.0f} % worse than those it has "
-        f"({numbers['generalisation_gap']:.0f} nats a cell), so the latent follows the noise of single cells. Fit again with "
+        f"({numbers['generalisation_gap']:.0f} nats a cell), so part of the latent is the noise of single cells. Fit again with "
         "more cells, fewer genes (mask_var=) or a smaller or more regular network (n_hidden=, preset='likelihood'); cure=True tries "
         "the latter."
     )

@@ -51,7 +51,7 @@ def gaps(model: VAE, cells: Cells, *, seed: int, n_steps: int = STEPS) -> Gaps:
     rows_per_pass = max(MIN_ROWS, min(MAX_ROWS, PASS_ENTRIES // model.config.n_genes))
     wanted = [p for p in model.parameters() if p.requires_grad]
     for p in wanted:
-        p.requires_grad_(False)
+        p.requires_grad_(requires_grad=False)
     try:
         parts = []
         for start in range(0, len(cells), rows_per_pass):
@@ -60,7 +60,7 @@ def gaps(model: VAE, cells: Cells, *, seed: int, n_steps: int = STEPS) -> Gaps:
             parts.append(_refined(model, cells, rows, generator, n_steps))
     finally:
         for p in wanted:
-            p.requires_grad_(True)
+            p.requires_grad_(requires_grad=True)
     iwae = importance_bound(
         lambda chosen: CellProposal(model, cells, chosen),
         len(cells),

@@ -8,11 +8,13 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from vxpress.core.bodies import MLP
 from vxpress.core.config import Dispersion, ModelConfig, Norm
 from vxpress.core.counts import Batch, Counts
 from vxpress.core.covariates import Covariates
 from vxpress.core.likelihoods import Gaussian, NegativeBinomial, ZeroInflated
-from vxpress.core.networks import MIN_POSTERIOR_VARIANCE, MLP, Decoder, Encoder, Noise
+from vxpress.core.networks import MIN_POSTERIOR_VARIANCE, Decoder, Encoder
+from vxpress.core.noise import Noise
 
 N, G, D = 6, 9, 3
 BATCH, LABEL = torch.tensor([0, 1, 2, 2, 1, 0]), torch.tensor([3, 3, 0, 1, 2, 0])

@@ -16,7 +16,9 @@ from torch import Tensor
 from vxpress.core import training
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.counts import Cells
-from vxpress.core.training import HISTORY, Outcome, evaluate, kl_weight, split_cells, train
+from vxpress.core.objectives import Objective
+from vxpress.core.schedules import kl_weight
+from vxpress.core.training import HISTORY, Outcome, evaluate, split_cells, train
 from vxpress.core.vae import VAE, build
 
 MakeCells = Callable[..., Cells]
@@ -166,10 +168,10 @@ def _states(monkeypatch: pytest.MonkeyPatch, script: list[float] | None = None) 
     states: list[dict[str, Tensor]] = []
     plain = training.evaluate
 
-    def spy(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor) -> Tensor:
+    def spy(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor, objective: Objective) -> Tensor:
         states.append({name: value.clone() for name, value in model.state_dict().items()})
         if script is None:
-            return plain(model, cells, rows, eps_nd)
+            return plain(model, cells, rows, eps_nd, objective)
         return torch.tensor([script[len(states) - 1], 0.0, 0.0], dtype=torch.float64)
 
     monkeypatch.setattr(training, "evaluate", spy)

@@ -14,7 +14,8 @@ from torch import Tensor
 from vxpress.core import training
 from vxpress.core.config import ModelConfig, Norm, OptimizerName, TrainConfig
 from vxpress.core.counts import Batch, Cells
-from vxpress.core.networks import Noise
+from vxpress.core.noise import Noise
+from vxpress.core.objectives import Objective
 from vxpress.core.training import TrainingError, train
 from vxpress.core.vae import VAE, build
 
@@ -34,9 +35,9 @@ def _at_step(monkeypatch: pytest.MonkeyPatch, act: Callable[[int, VAE, Batch], B
     """Let ``act`` see, and change, the minibatch of every training step."""
     plain, step = training._gradient, iter(range(10_000))
 
-    def spy(model: VAE, cells: Cells, noise: Noise) -> Callable[[Batch, float], tuple[Tensor, Tensor]]:
-        gradient = plain(model, cells, noise)
-        return lambda batch, kl_weight: gradient(act(next(step), model, batch), kl_weight)
+    def spy(model: VAE, cells: Cells, noise: Noise, objective: Objective) -> training.Gradient:
+        gradient = plain(model, cells, noise, objective)
+        return lambda batch, *schedule: gradient(act(next(step), model, batch), *schedule)
 
     monkeypatch.setattr(training, "_gradient", spy)
 
@@ -122,7 +123,7 @@ def test_an_interrupt_keeps_the_best_state(make_cells: MakeCells, monkeypatch: p
     states: list[dict[str, Tensor]] = []
     plain = training.evaluate
 
-    def evaluate(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor) -> Tensor:
+    def evaluate(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor, objective: Objective) -> Tensor:
         states.append({name: value.clone() for name, value in model.state_dict().items()})
         return plain(model, cells, rows, eps_nd) - torch.tensor([1e3 * (len(states) == 4), 0.0, 0.0])
 

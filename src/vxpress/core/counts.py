@@ -165,3 +165,12 @@ class Batch:
     def x_ng(self) -> Tensor:
         """The counts, dense; only plain forms ask for it."""
         return self.counts.dense(self.rows) if self.dense_ng is None else self.dense_ng
+
+    def repeated(self, k: int) -> Batch:
+        """The minibatch ``k`` times, one after the other; away from the CPU its dense counts are not gathered again."""
+        if k == 1:
+            return self
+        at = torch.arange(len(self.rows), device=self.rows.device).repeat(k)
+        here = self.dense_ng is None and self.rows.device.type == "cpu"
+        dense_ng = None if here else self.x_ng.repeat(k, 1)
+        return Batch(self.counts, self.rows.repeat(k), self.log_library_n1[at], self.covariates[at], dense_ng)

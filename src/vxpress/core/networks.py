@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vxpress.core.bodies import MLP, decoder_body, join
 from vxpress.core.config import ModelConfig
 from vxpress.core.counts import Batch
 from vxpress.core.covariates import Covariates
 from vxpress.core.kernels import rule
 from vxpress.core.likelihoods import LIKELIHOODS, Decoded, Likelihood
+from vxpress.core.noise import Noise
 from vxpress.core.priors import DiagonalNormal
 
 if TYPE_CHECKING:
@@ -23,92 +24,6 @@ if TYPE_CHECKING:
 MIN_POSTERIOR_VARIANCE = 1e-4
 # exp of it is far beyond any posterior and far from overflow
 MAX_LOG_VARIANCE = 20.0
-BITS = 1 << 16
-NO_BITS = np.empty((0, 0), np.uint16)
-
-
-class Noise:
-    """The one source of randomness of a model, apart from torch's global state."""
-
-    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
-        self.generator = torch.Generator(device=device).manual_seed(seed)
-        # for masks on a CPU, where torch draws Bernoulli numbers one by one
-        self._bits = np.random.SFC64(seed) if torch.device(device).type == "cpu" else None
-
-    def normal_like(self, x: Tensor) -> Tensor:
-        """Standard normal draws with the shape of ``x``."""
-        return torch.empty_like(x).normal_(generator=self.generator)
-
-    def bits(self, n: int, width: int) -> np.ndarray:
-        """Uniform 16-bit numbers (n, width), on a CPU."""
-        assert self._bits is not None  # noqa: S101 - callers ask on a CPU only
-        return self._bits.random_raw(-(-n * width // 4)).view(np.uint16)[: n * width].reshape(n, width)
-
-    def dropout_bits(self, x: Tensor, share: float) -> tuple[np.ndarray, int]:
-        """16-bit numbers shaped like ``x`` and the limit below which a unit is kept; no rows where none is dropped."""
-        limit = keep_limit(1.0 - share)
-        return (self.bits(*x.shape) if limit < BITS else NO_BITS), limit
-
-    def dropout(self, x: Tensor, keep: float) -> Tensor:
-        """Factors for ``x`` (n, width): 0, or with probability ``keep`` its inverse (to 1 / 65,536 on a CPU)."""
-        if self._bits is None:
-            return torch.empty_like(x).bernoulli_(keep, generator=self.generator).div_(keep)
-        kept = self.bits(*x.shape) < keep_limit(keep)
-        return torch.from_numpy(kept).to(x.dtype).mul_(BITS / keep_limit(keep))
-
-
-def keep_limit(keep: float) -> int:
-    """16-bit numbers below it are kept."""
-    return round(keep * BITS)
-
-
-class MLP(nn.Module):
-    """Hidden layers, linear - norm - ReLU - dropout, each seeing the condition vector again."""
-
-    def __init__(self, n_in: int, n_condition: int, config: ModelConfig, dropout: float) -> None:
-        super().__init__()
-        widths = [n_in] + [config.n_hidden] * config.n_layers
-        self.linears = nn.ModuleList(nn.Linear(a + n_condition, b) for a, b in pairwise(widths))
-        self.norms = nn.ModuleList(_norm(config) for _ in self.linears)
-        if config.norm == "batch" and not config.bias_before_norm:
-            # batch norm takes these biases out again: their gradients are rounding noise, which Adam would blow up
-            for linear in self.linears:
-                linear.bias.requires_grad = False
-        self.dropout = dropout
-
-    def forward(self, x: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Tensor:
-        return self.after_first(self.linears[0](_join(x, s_nc)), s_nc, noise)
-
-    def after_first(self, x: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Tensor:
-        """The rest of the way, from the first linear map's output."""
-        for i, norm in enumerate(self.norms):
-            if i > 0:
-                x = self.linears[i](_join(x, s_nc))
-            keep = 1.0 - self.dropout if self.training and noise is not None else 1.0
-            if rule.compiled_hidden(
-                x.device, x.dtype, batch_norm=isinstance(norm, nn.BatchNorm1d), training=self.training
-            ):
-                from vxpress.core.kernels.hidden_layer import norm_relu_dropout
-
-                bits, limit = (NO_BITS, BITS) if noise is None else noise.dropout_bits(x, self.dropout)
-                x = norm_relu_dropout(x, cast("nn.BatchNorm1d", norm), bits, limit)
-                continue
-            x = F.relu(norm(x))
-            if noise is not None and keep < 1.0:
-                x = x * noise.dropout(x, keep)
-        return x
-
-
-def _norm(config: ModelConfig) -> nn.Module:
-    if config.norm == "batch":
-        return nn.BatchNorm1d(config.n_hidden, momentum=config.norm_momentum, eps=config.norm_eps)
-    if config.norm == "layer":
-        return nn.LayerNorm(config.n_hidden, eps=config.norm_eps)
-    return nn.Identity()
-
-
-def _join(x: Tensor, s_nc: Tensor | None) -> Tensor:
-    return x if s_nc is None else torch.cat((x, s_nc), dim=-1)
 
 
 class Encoder(nn.Module):
@@ -128,7 +43,7 @@ class Encoder(nn.Module):
         first = cast("nn.Linear", self.body.linears[0])
         if not rule.sparse_input(first.weight.device, first.weight.dtype):
             log_x_ng = batch.x_ng.to(first.weight.dtype).log1p()
-            return cast("Tensor", first(_join(log_x_ng, s_nc)))
+            return cast("Tensor", first(join(log_x_ng, s_nc)))
         from vxpress.core.kernels.input_layer import input_product
 
         return input_product(batch, first.weight, first.bias, s_nc)
@@ -152,9 +67,10 @@ class Decoder(nn.Module):
         self.law_name = config.likelihood
         self.dispersion = config.dispersion
         self.n_genes = config.n_genes
-        self.condition_output = config.condition_output
-        self.body = MLP(config.n_latent, n_condition, config, dropout=0.0)
-        n_features = config.n_hidden + (n_condition if config.condition_output else 0)
+        # without a hidden layer there is no other place for it
+        self.condition_output = config.condition_output or config.decoder == "linear"
+        self.body = decoder_body(config, n_condition)
+        n_features = self.body.n_features + (n_condition if self.condition_output else 0)
         # the last output is the share of the molecules outside the modelled genes
         self.location = nn.Linear(n_features, config.n_genes + (config.remainder and self.law.composition))
         self.heads = nn.ModuleDict({name: nn.Linear(n_features, config.n_genes) for name in self.law.heads})
@@ -169,7 +85,13 @@ class Decoder(nn.Module):
     def features(self, z_nd: Tensor, s_nc: Tensor | None, noise: Noise | None = None) -> Tensor:
         """What the output layers see, (n, features)."""
         h_nh = self.body(z_nd, s_nc, noise)
-        return _join(h_nh, s_nc) if self.condition_output else h_nh
+        return join(h_nh, s_nc) if self.condition_output else cast("Tensor", h_nh)
+
+    def conditioned(self) -> Iterator[str]:
+        """Names of the weights whose last columns belong to the condition vector."""
+        yield from (f"body.{name}" for name in self.body.conditioned())
+        if self.condition_output:
+            yield from (f"{name}.weight" for name in ("location", "readout", *(f"heads.{h}" for h in self.heads)))
 
     def locate(self, f_nf: Tensor) -> tuple[Tensor, Tensor | None]:
         """Location of the modelled genes, and the log share of the remainder where there is one."""

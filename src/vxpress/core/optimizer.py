@@ -66,10 +66,13 @@ class Optimizer:
     """Adam or AdamW over weights laid end to end in one tensor, which costs one call where a list costs dozens.
 
     While it is in use the parameters are views of that tensor, each with a :class:`GradientSink` as ``grad_sink``.
-    :meth:`release` gives the parameters their own memory back.
+    :meth:`release` gives the parameters their own memory back.  The first ``n_leading`` of them may be stepped alone,
+    which leaves the weights, moments and count of steps of the others as they are.
     """
 
-    def __init__(self, config: TrainConfig, parameters: Sequence[nn.Parameter], n_steps: int) -> None:
+    def __init__(
+        self, config: TrainConfig, parameters: Sequence[nn.Parameter], n_steps: int, *, n_leading: int = 0
+    ) -> None:
         self.config, self.n_steps, self.done = config, n_steps, 0
         self.parameters = list(parameters)
         first = self.parameters[0]
@@ -90,16 +93,17 @@ class Optimizer:
             self.sinks.append(p.grad_sink)  # type: ignore[attr-defined]
         compiled = rule.compiled_optimizer(first.device, first.dtype)
         if compiled:
-            self.adam: _CompiledAdam | TorchAdam = _CompiledAdam(config, self.flat, self.gradient, starts)
+            self.adam: _CompiledAdam | TorchAdam = _CompiledAdam(config, self.flat, self.gradient, starts, n_leading)
         else:
-            self.adam = TorchAdam(config, self.flat, self.gradient)
+            self.adam = TorchAdam(config, self.flat, self.gradient, starts[n_leading] if n_leading else 0)
 
     @property
     def lr(self) -> float:
         """Learning rate of the next step."""
-        return self._rate()[0]
+        return self.rate()[0]
 
-    def _rate(self) -> tuple[float, float]:
+    def rate(self) -> tuple[float, float]:
+        """Learning rate and first momentum of the next step."""
         if self.config.schedule == "constant":
             return self.config.learning_rate, BETAS[0]
         share, momentum = one_cycle(self.done, self.n_steps)
@@ -108,13 +112,22 @@ class Optimizer:
     def step(self, loss: Tensor) -> Tensor:
         """Take a step and clear the gradient; returns 1 where it was voided, else 0, on the device."""
         bad = self.adam.step(loss, *self.advance())
+        self._empty_sinks()
+        return bad
+
+    def step_leading(self, loss: Tensor) -> Tensor:
+        """The same for the leading parameters alone, at the rate of the step to come; all of the gradient is cleared."""
+        bad = self.adam.step(loss, *self.rate(), leading=True)
+        self._empty_sinks()
+        return bad
+
+    def _empty_sinks(self) -> None:
         for sink in self.sinks:
             sink.empty = True
-        return bad
 
     def advance(self) -> tuple[float, float]:
         """Learning rate and first momentum of the step at hand; the next call is of the next step."""
-        rate = self._rate()
+        rate = self.rate()
         self.done += 1
         return rate
 
@@ -130,16 +143,18 @@ class TorchAdam:
     """Adam from torch's operations; nothing here waits for the device, and a CUDA graph can hold :meth:`update`.
 
     torch's own fused Adam takes the momentum as a number, which a graph would freeze; here it and the learning rate
-    are read from the device.
+    are read from the device.  The weights before ``n_leading`` keep a count of steps of their own.
     """
 
-    def __init__(self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor) -> None:
+    def __init__(self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor, n_leading: int = 0) -> None:
         self.flat, self.gradient = flat.detach(), gradient
         self.max_norm, self.eps, self.weight_decay = config.max_grad_norm, config.adam_eps, config.weight_decay
         self.decoupled = config.optimizer == "adamw"
         self.first, self.second, self.scratch = (torch.zeros_like(gradient) for _ in range(3))
+        self.parts = [slice(0, n_leading), slice(n_leading, None)] if n_leading else [slice(None)]
         # in double precision: 1 - 0.999 has few digits in single
-        self.lr, self.taken = (torch.zeros((), dtype=torch.float64, device=flat.device) for _ in range(2))
+        self.lr = torch.zeros((), dtype=torch.float64, device=flat.device)
+        self.taken = torch.zeros(len(self.parts), dtype=torch.float64, device=flat.device)
         self.betas = torch.full((2,), BETAS[1], dtype=torch.float64, device=flat.device)
 
     def set_rate(self, lr: float, momentum: float) -> None:
@@ -147,14 +162,20 @@ class TorchAdam:
         self.lr.fill_(lr)
         self.betas[0].fill_(momentum)
 
-    def step(self, loss: Tensor, lr: float, momentum: float) -> Tensor:
+    def step(self, loss: Tensor, lr: float, momentum: float, *, leading: bool = False) -> Tensor:
         self.set_rate(lr, momentum)
-        return self.update(loss)
+        return self.update_leading(loss) if leading else self.update(loss)
 
-    @torch.no_grad()
     def update(self, loss: Tensor) -> Tensor:
         """Take a step at the rate that was set and clear the gradient; returns 1 where it was voided, else 0."""
-        gradient, scratch, dtype = self.gradient, self.scratch, self.gradient.dtype
+        return self._update(loss, self.gradient, list(enumerate(self.parts)))
+
+    def update_leading(self, loss: Tensor) -> Tensor:
+        """The same for the leading weights."""
+        return self._update(loss, self.gradient[self.parts[0]], [(0, self.parts[0])])
+
+    @torch.no_grad()
+    def _update(self, loss: Tensor, gradient: Tensor, parts: list[tuple[int, slice]]) -> Tensor:
         norm = gradient.norm()
         bad = ~torch.isfinite(norm + loss)
         good = (~bad).double()
@@ -162,59 +183,76 @@ class TorchAdam:
             gradient.mul_((self.max_norm / (norm + 1e-6)).clamp_max(1.0))
         # a voided step moves by exactly nothing: all weights below are zero then, and so must be what they multiply
         gradient.masked_fill_(bad, 0.0)
+        for i, part in parts:
+            self._update_part(i, part, good)
+        self.gradient.zero_()
+        return bad.to(gradient.dtype)
+
+    def _update_part(self, i: int, part: slice, good: Tensor) -> None:
+        gradient, flat, scratch, dtype = self.gradient[part], self.flat[part], self.scratch[part], self.flat.dtype
+        first, second = self.first[part], self.second[part]
         if self.weight_decay > 0 and not self.decoupled:
-            gradient.add_(self.flat, alpha=self.weight_decay)
-        self.taken += good
-        correction = 1.0 - self.betas ** self.taken.clamp_min(1.0)
+            gradient.add_(flat, alpha=self.weight_decay)
+        taken = self.taken[i].add_(good)
+        correction = 1.0 - self.betas ** taken.clamp_min(1.0)
         root = correction[1].sqrt()
         fresh = ((1.0 - self.betas) * good).to(dtype)
-        self.first.lerp_(gradient, fresh[0])
-        self.second.lerp_(torch.mul(gradient, gradient, out=scratch), fresh[1])
-        torch.sqrt(self.second, out=scratch).add_((self.eps * root).to(dtype))
-        torch.div(self.first, scratch, out=scratch)
+        first.lerp_(gradient, fresh[0])
+        second.lerp_(torch.mul(gradient, gradient, out=scratch), fresh[1])
+        torch.sqrt(second, out=scratch).add_((self.eps * root).to(dtype))
+        torch.div(first, scratch, out=scratch)
         if self.weight_decay > 0 and self.decoupled:
-            self.flat.mul_((1.0 - self.weight_decay * self.lr * good).to(dtype))
-        self.flat.addcmul_(scratch, (-self.lr * root / correction[0] * good).to(dtype))
-        gradient.zero_()
-        return bad.to(dtype)
+            flat.mul_((1.0 - self.weight_decay * self.lr * good).to(dtype))
+        flat.addcmul_(scratch, (-self.lr * root / correction[0] * good).to(dtype))
 
 
 class _CompiledAdam:
     """The same on a processor, in two passes over memory."""
 
-    def __init__(self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor, starts: list[int]) -> None:
-        self.config, self.taken = config, 0
-        self.ends, self.cuts = [*starts, flat.numel()], np.zeros((0, 0), np.int64)
-        self.flat, self.gradient = flat.detach().numpy(), gradient.numpy()
+    def __init__(
+        self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor, starts: list[int], n_leading: int = 0
+    ) -> None:
+        self.config = config
+        self.ends, self.cuts = [*starts, flat.numel()], [np.zeros((0, 0), np.int64)]
+        self.parts = [slice(0, n_leading), slice(n_leading, None)] if n_leading else [slice(None)]
+        self.taken = [0] * len(self.parts)
         # torch's memory begins at a cache line, numpy's need not
+        self.flat, self.gradient = flat.detach().numpy(), gradient.numpy()
         self.moments = torch.zeros_like(gradient).numpy(), torch.zeros_like(gradient).numpy()
         self.decoupled = config.optimizer == "adamw"
 
-    def step(self, loss: Tensor, lr: float, momentum: float) -> Tensor:
+    def step(self, loss: Tensor, lr: float, momentum: float, *, leading: bool = False) -> Tensor:
         from vxpress.core.kernels import adam_rows, team
 
-        cuts = self._cuts(torch.get_num_threads())
-        squares = np.empty(len(cuts) - 1)
-        team.run(adam_rows.square_sums_serial, adam_rows.square_sums, cuts, self.gradient, squares)
-        norm = math.sqrt(squares.sum())
+        parts = self._cuts(torch.get_num_threads())[: 1 if leading else None]
+        total = 0.0
+        for cuts in parts:
+            squares = np.empty(len(cuts) - 1)
+            team.run(adam_rows.square_sums_serial, adam_rows.square_sums, cuts, self.gradient, squares)
+            total += squares.sum()
+        norm = math.sqrt(total)
         if not math.isfinite(norm + float(loss)):
             self.gradient.fill(0.0)
             return torch.ones(())
-        self.taken += 1
         limit, c = self.config.max_grad_norm, self.config
         scale = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
-        settings = (
-            lr, momentum, BETAS[1], c.adam_eps, c.weight_decay,
-            1.0 - momentum**self.taken, math.sqrt(1.0 - BETAS[1] ** self.taken), scale,
-        )  # fmt: skip
-        team.run(
-            adam_rows.update_serial, adam_rows.update, cuts,
-            self.flat, self.gradient, *self.moments, tuple(map(np.float32, settings)), self.decoupled,
-        )  # fmt: skip
+        for i, cuts in enumerate(parts):
+            self.taken[i] += 1
+            settings = (
+                lr, momentum, BETAS[1], c.adam_eps, c.weight_decay,
+                1.0 - momentum ** self.taken[i], math.sqrt(1.0 - BETAS[1] ** self.taken[i]), scale,
+            )  # fmt: skip
+            team.run(
+                adam_rows.update_serial, adam_rows.update, cuts,
+                self.flat, self.gradient, *self.moments, tuple(map(np.float32, settings)), self.decoupled,
+            )  # fmt: skip
+        if leading:
+            self.gradient[int(self.cuts[1][0, 0]) :] = 0.0
         return torch.zeros(())
 
-    def _cuts(self, threads: int) -> np.ndarray:
-        """Bounds of each thread's part of every tensor, (threads + 1, tensors)."""
-        if len(self.cuts) != threads + 1:
-            self.cuts = np.linspace(self.ends[:-1], self.ends[1:], threads + 1).astype(np.int64)
+    def _cuts(self, threads: int) -> list[np.ndarray]:
+        """Bounds of each thread's part of every tensor, (threads + 1, tensors), for each part that steps by itself."""
+        if len(self.cuts[0]) != threads + 1:
+            cuts = np.linspace(self.ends[:-1], self.ends[1:], threads + 1).astype(np.int64)
+            self.cuts = [np.ascontiguousarray(cuts[:, part]) for part in self.parts]
         return self.cuts

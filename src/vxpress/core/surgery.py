@@ -77,12 +77,10 @@ def forget_labels(model: VAE) -> VAE:
 def _conditioned(model: VAE) -> set[str]:
     """Names of the weights whose last columns belong to the condition vector."""
     config = model.config
-    bodies = ("decoder", "encoder", "library_encoder") if config.encode_covariates else ("decoder",)
-    names = {f"{part}.body.linears.{i}.weight" for part in bodies for i in range(config.n_layers)}
-    if config.condition_output:
-        names |= {
-            f"decoder.{part}.weight" for part in ("location", "readout", *(f"heads.{h}" for h in model.decoder.heads))
-        }
+    names = {f"decoder.{name}" for name in model.decoder.conditioned()}
+    if config.encode_covariates:
+        parts = ("encoder", "library_encoder")
+        names |= {f"{part}.body.linears.{i}.weight" for part in parts for i in range(config.n_layers)}
     return names
 
 

@@ -15,11 +15,13 @@ from tqdm.auto import tqdm
 
 from vxpress.core.config import TrainConfig
 from vxpress.core.counts import Batch, Cells
-from vxpress.core.device import Replay, minibatches, precision
+from vxpress.core.device import Replay, StreamedCounts, minibatches, precision
+from vxpress.core.encoder_ahead import EncoderAhead
 from vxpress.core.kernels import rule
-from vxpress.core.networks import Noise
-from vxpress.core.objectives import Elbo, elbo
+from vxpress.core.noise import Noise
+from vxpress.core.objectives import OBJECTIVES, Elbo, Objective, elbo
 from vxpress.core.optimizer import Optimizer, TorchAdam
+from vxpress.core.schedules import kl_target, kl_weight, settled
 from vxpress.core.vae import VAE
 
 HISTORY = (
@@ -62,14 +64,6 @@ def split_cells(n: int, validation_fraction: float, rng: np.random.Generator) ->
     return np.sort(order[n_validation:]), np.sort(order[:n_validation])
 
 
-def kl_weight(config: TrainConfig, step: int, epoch: int, n_steps: int) -> float:
-    """Weight of the divergence at a step; linear from 0 to beta."""
-    done, length = (
-        (step + 1, config.kl_warmup * n_steps) if config.warmup_unit == "steps" else (epoch, config.kl_warmup)
-    )
-    return config.beta * (min(1.0, done / length) if length > 0 else 1.0)
-
-
 def train(
     model: VAE,
     cells: Cells,
@@ -88,12 +82,14 @@ def train(
     """
     device = train_rows.device
     # hashed apart: the streams of neighbouring seeds must not be each other's
-    order_seed, noise_seed, validation_seed = map(int, np.random.SeedSequence(seed).generate_state(3))
+    order_seed, noise_seed, validation_seed, ahead_seed = map(int, np.random.SeedSequence(seed).generate_state(4))
     order = torch.Generator().manual_seed(order_seed)
     noise = Noise(noise_seed, device)
     # one column more for a latent library
     n_eps = model.config.n_latent + model.config.latent_library
-    eps_nd = torch.randn(len(validation_rows), n_eps, generator=torch.Generator().manual_seed(validation_seed)).to(
+    objective = OBJECTIVES[config.objective](config, model)
+    shape = (n_eps,) if objective.n_samples is None else (objective.n_samples, n_eps)
+    eps_nd = torch.randn(len(validation_rows), *shape, generator=torch.Generator().manual_seed(validation_seed)).to(
         device
     )
     if len(train_rows) < 2:
@@ -102,36 +98,39 @@ def train(
     # no batch of one cell: it has no variance to normalise by
     n_batches = min(math.ceil(len(train_rows) / config.batch_size), max(1, len(train_rows) // 2))
     n_steps = n_batches * config.max_epochs
-    parameters = [
-        p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("decoder.readout")
-    ]
-    optimizer = Optimizer(config, parameters, n_steps)
+    parameters, n_leading = _parameters(model, config)
+    optimizer = Optimizer(config, parameters, n_steps, n_leading=n_leading)
+    ahead = EncoderAhead(config.encoder_steps, train_rows, validation_rows, ahead_seed)
     keeper = _Keeper(config, active=len(validation_rows) > 0)
     outcome, troubled = Outcome(), 0
     try:
-        step = (_DeviceStep if rule.captured_step(device) else _Step)(model, cells, optimizer, noise)
+        step = (_DeviceStep if rule.captured_step(device) else _Step)(model, cells, optimizer, noise, objective)
         for epoch in (bar := tqdm(range(config.max_epochs), desc="fit_vae", disable=not progress)):
             model.train()
             step.start_epoch()
             rows = train_rows[torch.randperm(len(train_rows), generator=order).to(device)]
             with precision(model.decoder, device):
                 for batch_rows, x_ng in minibatches(cells, rows, n_batches):
-                    weight = kl_weight(config, outcome.n_steps, epoch, n_steps)
-                    lr = optimizer.lr
-                    step(batch_rows, x_ng, weight)
+                    at = outcome.n_steps, epoch, n_steps
+                    weight, target, lr = kl_weight(config, *at), kl_target(config, *at), optimizer.lr
+                    for _ in range(ahead.n_steps):
+                        step.lead(ahead.rows(len(batch_rows)), weight, target)
+                    step(batch_rows, x_ng, weight, target)
                     outcome.n_steps += 1
             sums, voided = step.sums, int(step.voided)
-            validation = evaluate(model, cells, validation_rows, eps_nd) if len(validation_rows) else None
+            validation = evaluate(model, cells, validation_rows, eps_nd, objective) if len(validation_rows) else None
             finite = validation is None or bool(torch.isfinite(validation).all())
             troubled = troubled + 1 if voided or not finite else 0
             if voided > MAX_VOIDED * n_batches or troubled >= MAX_TROUBLED_EPOCHS:
                 rows = torch.cat((train_rows, validation_rows))
                 raise TrainingError(_trouble(model, cells, rows, voided, n_batches, describe))
             outcome.n_voided += voided
-            _record(outcome, sums[:3] / sums[3], validation, config.beta, weight, float(lr))
+            _record(outcome, sums[:3] / sums[3], validation, objective, weight, float(lr))
+            _record_extras(outcome, config, target, ahead)
+            ahead.judge(model, cells)
             if progress:
                 bar.set_postfix({"elbo": f"{outcome.history['elbo_train'][-1]:.1f}"})
-            warm = weight >= config.beta or outcome.n_steps >= n_steps
+            warm = settled(config, *at) or outcome.n_steps >= n_steps
             if keeper.update(model, epoch, outcome.history["objective_validation"][-1], warm=warm):
                 outcome.stopped = "early"
                 break
@@ -149,16 +148,29 @@ def train(
     return outcome
 
 
+def _parameters(model: VAE, config: TrainConfig) -> tuple[list[torch.nn.Parameter], int]:
+    """What is trained, and how many of these, the encoder's, come first because they are stepped alone too."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith("decoder.readout")]
+    if not config.encoder_steps:
+        return [p for _, p in named], 0
+    of_encoder = [n.startswith(("encoder.", "library_encoder.")) for n, _ in named]
+    order = sorted(range(len(named)), key=lambda i: not of_encoder[i])
+    return [named[i][1] for i in order], sum(of_encoder)
+
+
+Gradient = Callable[[Batch, float | Tensor, float | Tensor], tuple[Tensor, Tensor]]
+
+
 class _Step:
     """A minibatch's part of an epoch: gradient, optimizer, running statistics and sums, none of which a device waits for.
 
     ``sums`` are of reconstruction, KL of z, KL of l and cells; ``voided`` counts the steps that were not finite.
     """
 
-    def __init__(self, model: VAE, cells: Cells, optimizer: Optimizer, noise: Noise) -> None:
+    def __init__(self, model: VAE, cells: Cells, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
         self.cells, self.optimizer, self.noise = cells, optimizer, noise
         device = cells.log_library_n1.device
-        self.gradient = _gradient(model, cells, noise)
+        self.gradient = _gradient(model, cells, noise, objective)
         self.running = [value for value in model.buffers() if value.dim()]
         self.before = [value.clone() for value in self.running]
         self.sums, self.voided = torch.zeros(4, dtype=torch.float64, device=device), torch.zeros((), device=device)
@@ -168,19 +180,34 @@ class _Step:
         self.sums.zero_()
         self.voided.zero_()
 
-    def __call__(self, rows: Tensor, x_ng: Tensor | None, weight: float) -> None:
-        self.take(self.cells.batch(rows, x_ng), weight, self.optimizer.step)
+    def __call__(self, rows: Tensor, x_ng: Tensor | None, weight: float, target: float) -> None:
+        self.take(self.cells.batch(rows, x_ng), weight, target, self.optimizer.step)
 
-    def take(self, batch: Batch, weight: float | Tensor, advance: Callable[[Tensor], Tensor]) -> None:
-        """Take the step, the optimizer's part of it being ``advance``."""
+    def lead(self, rows: Tensor, weight: float, target: float) -> None:
+        """A step of the encoder alone, which counts for nothing."""
+        self.move(self.cells.batch(rows), weight, target, self.optimizer.step_leading)
+
+    def move(
+        self, batch: Batch, weight: float | Tensor, target: float | Tensor, advance: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Take the step, the optimizer's part of it being ``advance``; the terms' sums, and 1 where it was voided."""
         for old, value in zip(self.before, self.running, strict=True):
             old.copy_(value)
-        terms, loss = self.gradient(batch, cast("float", weight))
+        terms, loss = self.gradient(batch, weight, target)
         bad = advance(loss)
-        # a voided step counts for nothing, neither its terms nor its cells; a processor need not ask in tensors
+        # a processor need not ask in tensors
         if bad.device.type != "cpu" or bool(bad):
             for value, old in zip(self.running, self.before, strict=True):
                 value.copy_(torch.where(bad > 0, old, value))
+        return terms, bad
+
+    def take(
+        self, batch: Batch, weight: float | Tensor, target: float | Tensor, advance: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Take the step and count it."""
+        terms, bad = self.move(batch, weight, target, advance)
+        # a voided step counts for nothing, neither its terms nor its cells
+        if bad.device.type != "cpu" or bool(bad):
             self.voided += bad
             terms = torch.where(bad > 0, 0.0, F.pad(terms, (0, 1), value=len(batch.rows)))
             self.sums += terms
@@ -192,33 +219,48 @@ class _Step:
 class _DeviceStep(_Step):
     """The same for a GPU: the rates lie on the device, so that the whole step can be replayed as a CUDA graph."""
 
-    def __init__(self, model: VAE, cells: Cells, optimizer: Optimizer, noise: Noise) -> None:
-        super().__init__(model, cells, optimizer, noise)
+    def __init__(self, model: VAE, cells: Cells, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
+        super().__init__(model, cells, optimizer, noise, objective)
         assert isinstance(optimizer.adam, TorchAdam)  # noqa: S101 - the compiled one runs on processors only
         self.adam = optimizer.adam
-        self.weight = torch.zeros((), device=self.sums.device)
+        self.weight, self.target = torch.zeros(2, device=self.sums.device)
         self.replay = Replay(self._from_device, noise, self.sums.device)
+        self.replay_lead = Replay(self._lead_from_device, noise, self.sums.device)
 
-    def __call__(self, rows: Tensor, x_ng: Tensor | None, weight: float) -> None:
-        self.weight.fill_(weight)
-        self.adam.set_rate(*self.optimizer.advance())
+    def __call__(self, rows: Tensor, x_ng: Tensor | None, weight: float, target: float) -> None:
+        self._set(weight, target, self.optimizer.advance())
         self.replay(rows, x_ng)
 
+    def lead(self, rows: Tensor, weight: float, target: float) -> None:
+        self._set(weight, target, self.optimizer.rate())
+        # counts that are streamed are assembled before the step, which may be a graph
+        x_ng = self.cells.batch(rows).x_ng if isinstance(self.cells.counts, StreamedCounts) else None
+        self.replay_lead(rows, x_ng)
+
+    def _set(self, weight: float, target: float, rate: tuple[float, float]) -> None:
+        self.weight.fill_(weight)
+        self.target.fill_(target)
+        self.adam.set_rate(*rate)
+
     def _from_device(self, rows: Tensor, x_ng: Tensor | None) -> None:
-        self.take(self.cells.batch(rows, x_ng), self.weight, self.adam.update)
+        self.take(self.cells.batch(rows, x_ng), self.weight, self.target, self.adam.update)
+
+    def _lead_from_device(self, rows: Tensor, x_ng: Tensor | None) -> None:
+        self.move(self.cells.batch(rows, x_ng), self.weight, self.target, self.adam.update_leading)
 
 
-def _gradient(model: VAE, cells: Cells, noise: Noise) -> Callable[[Batch, float], tuple[Tensor, Tensor]]:
+def _gradient(model: VAE, cells: Cells, noise: Noise, objective: Objective) -> Gradient:
     """What leaves the gradient of a minibatch's loss in the optimizer, and returns the terms' sums and the loss."""
     if rule.compiled_optimizer(cells.log_library_n1.device, cells.log_library_n1.dtype):
         from vxpress.core.kernels import training_step
 
-        if training_step.covers(model, cells):
-            return training_step.TrainingStep(model, noise)
+        if training_step.covers(model, cells, objective.config):
+            without_tape = training_step.TrainingStep(model, noise)
+            return lambda batch, weight, _: without_tape(batch, cast("float", weight))
 
-    def by_autograd(batch: Batch, kl_weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        terms = elbo(model, batch, noise)
-        loss = -terms.value(cast("float", kl_weight)).mean()
+    def by_autograd(batch: Batch, weight: float | Tensor, target: float | Tensor) -> tuple[Tensor, Tensor]:
+        terms = objective.terms(model, batch, noise)
+        loss = objective.loss(terms, weight, target)
         loss.backward()
         return _sums(terms), loss.detach()
 
@@ -231,36 +273,52 @@ def _sums(terms: Elbo) -> Tensor:
     return torch.stack((terms.reconstruction_n.sum(), terms.kl_nd.sum(), library)).detach().double()
 
 
-def _chunks(rows: Tensor) -> Iterator[tuple[Tensor, slice]]:
-    for start in range(0, len(rows), EVAL_CHUNK):
-        part = slice(start, start + EVAL_CHUNK)
+def _chunks(rows: Tensor, size: int = EVAL_CHUNK) -> Iterator[tuple[Tensor, slice]]:
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
         yield rows[part], part
 
 
 @torch.no_grad()
-def evaluate(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor) -> Tensor:
-    """Mean reconstruction, KL of z and KL of l over ``rows``, with fixed noise."""
+def evaluate(model: VAE, cells: Cells, rows: Tensor, eps: Tensor, objective: Objective | None = None) -> Tensor:
+    """Mean reconstruction, KL of z and KL of l over ``rows``, with fixed noise, and what else an objective asks for."""
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=rows.device)
-    unused = Noise(0, rows.device)
-    for part_rows, part in _chunks(rows):
-        sums += _sums(elbo(model, cells.batch(part_rows), unused, eps_nd[part]))
+    unused, sums = Noise(0, rows.device), torch.zeros(3, dtype=torch.float64, device=rows.device)
+    n_samples = 1 if objective is None else objective.n_samples or 1
+    for part_rows, part in _chunks(rows, max(1, EVAL_CHUNK // n_samples)):
+        batch = cells.batch(part_rows)
+        if objective is None:
+            sums = sums + _sums(elbo(model, batch, unused, eps[part]))
+            continue
+        terms = objective.terms(model, batch, unused, eps[part])
+        further = objective.further(terms)
+        here = _sums(terms) if further is None else torch.cat((_sums(terms), further.double()))
+        sums = F.pad(sums, (0, len(here) - len(sums))) + here
     return sums / len(rows)
 
 
 def _record(
-    outcome: Outcome, train_sums: Tensor, validation_sums: Tensor | None, beta: float, weight: float, lr: float
+    outcome: Outcome, train_sums: Tensor, validation_sums: Tensor | None, objective: Objective, weight: float, lr: float
 ) -> None:
     history = outcome.history
     for name, sums in (("train", train_sums), ("validation", validation_sums)):
-        reconstruction, kl, kl_library = (math.nan,) * 3 if sums is None else sums.tolist()
+        means = [math.nan] * 4 if sums is None else sums.tolist()
+        reconstruction, kl, kl_library = means[:3]
         history[f"reconstruction_{name}"].append(reconstruction)
         history[f"kl_{name}"].append(kl)
         history[f"elbo_{name}"].append(reconstruction - kl - kl_library)
         if name == "validation":
-            history["objective_validation"].append(reconstruction - beta * kl - kl_library)
+            history["objective_validation"].append(objective.final(means))
     history["kl_weight"].append(weight)
     history["lr"].append(lr)
+
+
+def _record_extras(outcome: Outcome, config: TrainConfig, target: float, ahead: EncoderAhead) -> None:
+    """What only some settings have."""
+    if config.kl_schedule == "capacity":
+        outcome.history.setdefault("kl_target", []).append(target)
+    if config.encoder_steps:
+        outcome.history.setdefault("encoder_steps", []).append(float(ahead.n_steps))
 
 
 class _Keeper:

@@ -15,7 +15,7 @@ from vxpress.core.config import ModelConfig, OptimizerName, TrainConfig
 from vxpress.core.counts import Cells
 from vxpress.core.kernels import hidden_layer, rule, training_step
 from vxpress.core.kernels.input_layer import input_product
-from vxpress.core.networks import Noise, keep_limit
+from vxpress.core.noise import Noise, keep_limit
 from vxpress.core.objectives import elbo
 from vxpress.core.optimizer import Optimizer, one_cycle
 from vxpress.core.training import train
@@ -87,7 +87,7 @@ def test_a_step_without_a_tape_leaves_the_same_gradient(make_cells: MakeCells, n
     config = ModelConfig(n_genes=20, n_latent=3, n_hidden=12, norm="batch", **{"condition_output": False} | STEPS[name])  # type: ignore[arg-type]
     model, batch = build(config, 0).train(), cells.batch(torch.arange(5, 45))
     twin = copy.deepcopy(model)
-    assert training_step.covers(model, cells)
+    assert training_step.covers(model, cells, TrainConfig(max_epochs=1))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = Optimizer(TrainConfig(max_epochs=1), parameters, 10)
     sums, loss = training_step.TrainingStep(model, Noise(3))(batch, 0.4)

@@ -12,22 +12,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vxpress.core.config import TrainConfig
 from vxpress.core.counts import Batch, Cells
 from vxpress.core.kernels import latent_rows, layer_rows, rule
 from vxpress.core.kernels.count_likelihood import CountLikelihood
 from vxpress.core.kernels.hidden_layer import take_note
 from vxpress.core.kernels.input_layer import InputProduct
-from vxpress.core.networks import BITS, MAX_LOG_VARIANCE, MIN_POSTERIOR_VARIANCE, Noise
+from vxpress.core.networks import MAX_LOG_VARIANCE, MIN_POSTERIOR_VARIANCE
+from vxpress.core.noise import BITS, Noise
 from vxpress.core.optimizer import GradientSink, hand_over
 from vxpress.core.priors import StandardNormal
 from vxpress.core.vae import VAE
 
 
-def covers(model: VAE, cells: Cells) -> bool:
-    """Whether a step of this model on these cells can go without a tape."""
+def covers(model: VAE, cells: Cells, train: TrainConfig) -> bool:
+    """Whether a step of this model on these cells, trained like this, can go without a tape.
+
+    A schedule of a weight may be any; steps of the encoder alone are the optimizer's affair.
+    """
     config, like = model.config, cells.log_library_n1
     return (
-        config.norm == "batch"
+        train.objective == "elbo"
+        and train.kl_schedule != "capacity"
+        and train.free_bits == 0
+        and config.decoder == "mlp"
+        and config.norm == "batch"
         and config.n_layers == 1
         and config.covariate_code == "one-hot"
         and not config.latent_library

@@ -1,0 +1,167 @@
+"""What lies between the input of a network and its output layers.
+
+A decoder's body says in ``n_features`` how many numbers it hands to the output layers.  In the weights of a layer that
+sees the condition vector the condition has the last columns, and ``conditioned`` names these weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vxpress.core.config import ModelConfig
+from vxpress.core.kernels import rule
+from vxpress.core.noise import BITS, NO_BITS, Noise
+
+# hidden units of a latent dimension's own network, at least
+MIN_SPLIT_WIDTH = 8
+
+
+def join(*parts: Tensor | None) -> Tensor:
+    """What is there, side by side."""
+    there = [part for part in parts if part is not None]
+    return there[0] if len(there) == 1 else torch.cat(there, dim=-1)
+
+
+class MLP(nn.Module):
+    """Hidden layers, linear - norm - ReLU - dropout, each seeing the condition vector again.
+
+    With ``skip`` the input too is seen again by every layer and by what comes after (Dieng et al. 2019).
+    """
+
+    def __init__(self, n_in: int, n_condition: int, config: ModelConfig, dropout: float, *, skip: bool = False) -> None:
+        super().__init__()
+        self.skip, again = skip, n_in if skip else 0
+        widths = [n_in] + [config.n_hidden] * config.n_layers
+        self.linears = nn.ModuleList(
+            nn.Linear(a + (again if i else 0) + n_condition, b) for i, (a, b) in enumerate(pairwise(widths))
+        )
+        self.norms = nn.ModuleList(_norm(config) for _ in self.linears)
+        self.n_features = config.n_hidden + again
+        _leave_biases(config, self.linears)
+        self.dropout = dropout
+
+    def conditioned(self) -> Iterator[str]:
+        """Names of the weights whose last columns belong to the condition vector."""
+        yield from (f"linears.{i}.weight" for i in range(len(self.linears)))
+
+    def forward(self, x: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Tensor:
+        h = self.after_first(self.linears[0](join(x, s_nc)), s_nc, noise, x if self.skip else None)
+        return join(h, x) if self.skip else h
+
+    def after_first(self, x: Tensor, s_nc: Tensor | None, noise: Noise | None, again: Tensor | None = None) -> Tensor:
+        """The rest of the way, from the first linear map's output."""
+        for i, norm in enumerate(self.norms):
+            if i > 0:
+                x = self.linears[i](join(x, again, s_nc))
+            x = _activate(x, norm, self.dropout if self.training and noise is not None else 0.0, noise)
+        return x
+
+
+class Direct(nn.Module):
+    """No hidden layer: the output layers see z itself (Svensson et al. 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_features = config.n_latent
+
+    def conditioned(self) -> Iterator[str]:
+        """No weights at all."""
+        yield from ()
+
+    def forward(self, z_nd: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Tensor:
+        return z_nd
+
+
+class Split(nn.Module):
+    """A small network of its own for every latent dimension, side by side; none sees another's dimension.
+
+    An output layer adds up what they say, so logits are sums of one function per dimension (given the condition), as in
+    the additive decoder of Moinfar & Theis (2024).
+    """
+
+    def __init__(self, config: ModelConfig, n_condition: int) -> None:
+        super().__init__()
+        d, width = config.n_latent, max(MIN_SPLIT_WIDTH, config.n_hidden // config.n_latent)
+        ins = [1] + [width] * (config.n_layers - 1)
+        self.linears = nn.ModuleList(_Blocks(d, n_in, n_condition, width) for n_in in ins)
+        self.norms = nn.ModuleList(_norm(config, width=width, groups=d) for _ in self.linears)
+        self.n_features = d * width
+        _leave_biases(config, self.linears)
+
+    def conditioned(self) -> Iterator[str]:
+        """Names of the weights whose last columns belong to the condition vector."""
+        yield from (f"linears.{i}.weight" for i in range(len(self.linears)))
+
+    def forward(self, z_nd: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Tensor:
+        x = z_nd
+        for linear, norm in zip(self.linears, self.norms, strict=True):
+            x = _activate(linear(join(x, s_nc)), norm, 0.0, None)
+        return x
+
+
+class _Blocks(nn.Linear):
+    """Linear maps side by side, each of its own block of the input, and all of the condition after it."""
+
+    own: Tensor
+
+    def __init__(self, n_blocks: int, n_in: int, n_condition: int, n_out: int) -> None:
+        super().__init__(n_blocks * n_in + n_condition, n_blocks * n_out)
+        blocks = torch.block_diag(*[torch.ones(n_out, n_in)] * n_blocks)
+        own = torch.cat((blocks, torch.ones(n_blocks * n_out, n_condition)), dim=1)
+        # follows from the sizes, so that it need not be stored
+        self.register_buffer("own", own.to(self.weight.device), persistent=False)
+        with torch.no_grad():
+            # an output has few inputs of its own
+            bound = 1.0 / math.sqrt(n_in + n_condition)
+            self.weight.uniform_(-bound, bound).mul_(self.own)
+            self.bias.uniform_(-bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.own, self.bias)
+
+
+def _norm(config: ModelConfig, *, width: int | None = None, groups: int = 1) -> nn.Module:
+    """Norm of a hidden layer of ``groups`` x ``width`` units, over the units of each group where it is a cell's own."""
+    width = config.n_hidden if width is None else width
+    if config.norm == "batch":
+        return nn.BatchNorm1d(groups * width, momentum=config.norm_momentum, eps=config.norm_eps)
+    if config.norm == "layer" and groups > 1:
+        return nn.GroupNorm(groups, groups * width, eps=config.norm_eps)
+    if config.norm == "layer":
+        return nn.LayerNorm(width, eps=config.norm_eps)
+    return nn.Identity()
+
+
+def _leave_biases(config: ModelConfig, linears: nn.ModuleList) -> None:
+    if config.norm == "batch" and not config.bias_before_norm:
+        # batch norm takes these biases out again: their gradients are rounding noise, which Adam would blow up
+        for linear in linears:
+            linear.bias.requires_grad = False
+
+
+def _activate(x: Tensor, norm: nn.Module, dropout: float, noise: Noise | None) -> Tensor:
+    """dropout(relu(norm(x))), in one compiled pass where that is faster."""
+    batch_norm = isinstance(norm, nn.BatchNorm1d)
+    if rule.compiled_hidden(x.device, x.dtype, batch_norm=batch_norm, training=norm.training):
+        from vxpress.core.kernels.hidden_layer import norm_relu_dropout
+
+        bits, limit = (NO_BITS, BITS) if noise is None else noise.dropout_bits(x, dropout)
+        return norm_relu_dropout(x, cast("nn.BatchNorm1d", norm), bits, limit)
+    x = F.relu(norm(x))
+    return x if noise is None or dropout == 0.0 else x * noise.dropout(x, 1.0 - dropout)
+
+
+def decoder_body(config: ModelConfig, n_condition: int) -> MLP | Direct | Split:
+    """The body of the decoder that was asked for."""
+    if config.decoder == "linear":
+        return Direct(config)
+    if config.decoder == "split":
+        return Split(config, n_condition)
+    return MLP(config.n_latent, n_condition, config, dropout=0.0, skip=config.decoder == "skip")

@@ -1,0 +1,49 @@
+"""The one source of randomness of a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BITS = 1 << 16
+NO_BITS = np.empty((0, 0), np.uint16)
+
+
+class Noise:
+    """The one source of randomness of a model, apart from torch's global state."""
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+        # for masks on a CPU, where torch draws Bernoulli numbers one by one
+        self._bits = np.random.SFC64(seed) if torch.device(device).type == "cpu" else None
+
+    def normal_like(self, x: Tensor) -> Tensor:
+        """Standard normal draws with the shape of ``x``."""
+        return torch.empty_like(x).normal_(generator=self.generator)
+
+    def normals(self, k: int, x: Tensor) -> Tensor:
+        """``k`` times standard normal draws with the shape of ``x``."""
+        return x.new_empty(k, *x.shape).normal_(generator=self.generator)
+
+    def bits(self, n: int, width: int) -> np.ndarray:
+        """Uniform 16-bit numbers (n, width), on a CPU."""
+        assert self._bits is not None  # noqa: S101 - callers ask on a CPU only
+        return self._bits.random_raw(-(-n * width // 4)).view(np.uint16)[: n * width].reshape(n, width)
+
+    def dropout_bits(self, x: Tensor, share: float) -> tuple[np.ndarray, int]:
+        """16-bit numbers shaped like ``x`` and the limit below which a unit is kept; no rows where none is dropped."""
+        limit = keep_limit(1.0 - share)
+        return (self.bits(*x.shape) if limit < BITS else NO_BITS), limit
+
+    def dropout(self, x: Tensor, keep: float) -> Tensor:
+        """Factors for ``x`` (n, width): 0, or with probability ``keep`` its inverse (to 1 / 65,536 on a CPU)."""
+        if self._bits is None:
+            return torch.empty_like(x).bernoulli_(keep, generator=self.generator).div_(keep)
+        kept = self.bits(*x.shape) < keep_limit(keep)
+        return torch.from_numpy(kept).to(x.dtype).mul_(BITS / keep_limit(keep))
+
+
+def keep_limit(keep: float) -> int:
+    """16-bit numbers below it are kept."""
+    return round(keep * BITS)

@@ -168,10 +168,12 @@ def _states(monkeypatch: pytest.MonkeyPatch, script: list[float] | None = None) 
     states: list[dict[str, Tensor]] = []
     plain = training.evaluate
 
-    def spy(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor, objective: Objective) -> Tensor:
+    def spy(
+        model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor, objective: Objective, kl_d: Tensor | None = None
+    ) -> Tensor:
         states.append({name: value.clone() for name, value in model.state_dict().items()})
         if script is None:
-            return plain(model, cells, rows, eps_nd, objective)
+            return plain(model, cells, rows, eps_nd, objective, kl_d)
         return torch.tensor([script[len(states) - 1], 0.0, 0.0], dtype=torch.float64)
 
     monkeypatch.setattr(training, "evaluate", spy)

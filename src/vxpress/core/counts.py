@@ -103,6 +103,17 @@ class Counts:
         x_ng.view(-1)[where] = values
         return x_ng
 
+    def take(self, rows: Tensor) -> Counts:
+        """Some rows as a matrix of their own."""
+        starts = self.indptr[rows]
+        lengths = self.indptr[rows + 1] - starts
+        ends = lengths.cumsum(0)
+        at = torch.repeat_interleave(starts - ends + lengths, lengths) + torch.arange(
+            int(lengths.sum()), device=ends.device
+        )
+        indptr = torch.cat((ends.new_zeros(1), ends))
+        return Counts(indptr, self.indices[at], self.data[at], self.n_genes)
+
     def gene_sums(self, rows: Tensor | None = None) -> Tensor:
         """Molecules per gene over a set of rows (one that is named twice counts once), float64 (n_genes,)."""
         data, indices = self.data, self.indices
@@ -130,6 +141,10 @@ class Cells:
     def to(self, device: torch.device) -> Cells:
         """The same on another device."""
         return Cells(self.counts.to(device), self.log_library_n1.to(device), self.covariates.to(device))
+
+    def take(self, rows: Tensor) -> Cells:
+        """Some of the cells."""
+        return Cells(self.counts.take(rows), self.log_library_n1[rows], self.covariates[rows])
 
     def batch(self, rows: Tensor, x_ng: Tensor | None = None) -> Batch:
         """A minibatch; ``x_ng`` are its dense counts where someone has them already."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class TrainingError(RuntimeError):
 class Outcome:
     """What happened: history per epoch, where the kept state comes from and why training ended."""
 
-    history: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in HISTORY})
+    history: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in HISTORY})
     best_epoch: int = 0
     stopped: str = "budget"
     n_voided: int = 0
@@ -118,7 +118,10 @@ def train(
                     step(batch_rows, x_ng, weight, target)
                     outcome.n_steps += 1
             sums, voided = step.sums, int(step.voided)
-            validation = evaluate(model, cells, validation_rows, eps_nd, objective) if len(validation_rows) else None
+            kl_d = torch.zeros(model.config.n_latent, dtype=torch.float64, device=device)
+            validation = (
+                evaluate(model, cells, validation_rows, eps_nd, objective, kl_d) if len(validation_rows) else None
+            )
             finite = validation is None or bool(torch.isfinite(validation).all())
             troubled = troubled + 1 if voided or not finite else 0
             if voided > MAX_VOIDED * n_batches or troubled >= MAX_TROUBLED_EPOCHS:
@@ -127,6 +130,8 @@ def train(
             outcome.n_voided += voided
             _record(outcome, sums[:3] / sums[3], validation, objective, weight, float(lr))
             _record_extras(outcome, config, target, ahead)
+            if validation is not None and model.prior.analytic:
+                outcome.history.setdefault("kl_per_dim", []).append(kl_d.tolist())
             ahead.judge(model, cells)
             if progress:
                 bar.set_postfix({"elbo": f"{outcome.history['elbo_train'][-1]:.1f}"})
@@ -280,8 +285,18 @@ def _chunks(rows: Tensor, size: int = EVAL_CHUNK) -> Iterator[tuple[Tensor, slic
 
 
 @torch.no_grad()
-def evaluate(model: VAE, cells: Cells, rows: Tensor, eps: Tensor, objective: Objective | None = None) -> Tensor:
-    """Mean reconstruction, KL of z and KL of l over ``rows``, with fixed noise, and what else an objective asks for."""
+def evaluate(
+    model: VAE,
+    cells: Cells,
+    rows: Tensor,
+    eps: Tensor,
+    objective: Objective | None = None,
+    kl_d: Tensor | None = None,
+) -> Tensor:
+    """Mean reconstruction, KL of z and KL of l over ``rows``, with fixed noise, and what else an objective asks for.
+
+    ``kl_d`` is filled, under a prior for which there is such a thing, with the mean KL of z per dimension.
+    """
     model.eval()
     unused, sums = Noise(0, rows.device), torch.zeros(3, dtype=torch.float64, device=rows.device)
     n_samples = 1 if objective is None else objective.n_samples or 1
@@ -291,6 +306,8 @@ def evaluate(model: VAE, cells: Cells, rows: Tensor, eps: Tensor, objective: Obj
             sums = sums + _sums(elbo(model, batch, unused, eps[part]))
             continue
         terms = objective.terms(model, batch, unused, eps[part])
+        if kl_d is not None and model.prior.analytic:
+            kl_d += terms.kl_nd.sum(0).double() / len(rows)
         further = objective.further(terms)
         here = _sums(terms) if further is None else torch.cat((_sums(terms), further.double()))
         sums = F.pad(sums, (0, len(here) - len(sums))) + here

@@ -1,5 +1,6 @@
 """What the literature judges latent variable models by: pure functions on arrays."""
 
 from vxpress.metrics._latent import active_units, kl_per_dimension, log_aggregate_posterior, mutual_information
+from vxpress.metrics._prior_gap import prior_gap
 
-__all__ = ["active_units", "kl_per_dimension", "log_aggregate_posterior", "mutual_information"]
+__all__ = ["active_units", "kl_per_dimension", "log_aggregate_posterior", "mutual_information", "prior_gap"]

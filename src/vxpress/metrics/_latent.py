@@ -8,8 +8,10 @@ from scipy.special import logsumexp
 _BLOCK = 512
 
 
-def kl_per_dimension(mean_nd: np.ndarray, var_nd: np.ndarray) -> np.ndarray:
-    """Mean divergence of the posterior from N(0, 1), per latent dimension.
+def kl_per_dimension(
+    mean_nd: np.ndarray, var_nd: np.ndarray, prior_mean: np.ndarray | float = 0.0, prior_var: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """Mean divergence of the posterior from a normal prior, per latent dimension.
 
     Parameters
     ----------
@@ -17,10 +19,13 @@ def kl_per_dimension(mean_nd: np.ndarray, var_nd: np.ndarray) -> np.ndarray:
         Posterior means, n_cells x n_latent.
     var_nd
         Posterior variances, same shape.
+    prior_mean, prior_var
+        Mean and variance of the prior, numbers or (n_latent,); by default those of N(0, 1).
 
     Returns
     -------
-    Nats per cell, (n_latent,): the mean of ``(mean^2 + var - log var - 1) / 2``; Kingma & Welling 2014, appendix B.
+    Nats per cell, (n_latent,); for N(0, 1) the mean of ``(mean^2 + var - log var - 1) / 2``; Kingma & Welling 2014,
+    appendix B.
 
     Examples
     --------
@@ -28,13 +33,16 @@ def kl_per_dimension(mean_nd: np.ndarray, var_nd: np.ndarray) -> np.ndarray:
     >>> vx.metrics.kl_per_dimension(np.array([[0.0, 2.0]]), np.ones((1, 2)))
     array([0., 2.])
     """
-    return kl_per_cell(mean_nd, var_nd).mean(0)
+    return kl_per_cell(mean_nd, var_nd, prior_mean, prior_var).mean(0)
 
 
-def kl_per_cell(mean_nd: np.ndarray, var_nd: np.ndarray) -> np.ndarray:
-    """Divergence of each cell's posterior from N(0, 1) in nats, (n, d)."""
+def kl_per_cell(
+    mean_nd: np.ndarray, var_nd: np.ndarray, prior_mean: np.ndarray | float = 0.0, prior_var: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """Divergence of each cell's posterior from normal laws in nats, (n, d)."""
     mean_nd, var_nd = _pair(mean_nd, var_nd)
-    return 0.5 * (mean_nd**2 + var_nd - np.log(var_nd) - 1.0)
+    ratio = var_nd / prior_var
+    return np.asarray(0.5 * ((mean_nd - prior_mean) ** 2 / prior_var + ratio - np.log(ratio) - 1.0))
 
 
 def active_units(mean_nd: np.ndarray, threshold: float = 0.01) -> np.ndarray:

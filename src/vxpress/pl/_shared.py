@@ -46,6 +46,11 @@ def posterior_of(adata: AnnData, key: str) -> tuple[Fit, np.ndarray, np.ndarray]
     return fit, mean_nd.astype(np.float64), var_nd.astype(np.float64)
 
 
+def aggregate_of(mean_nd: np.ndarray, var_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of all cells' posteriors together, per dimension, each (d,)."""
+    return mean_nd.mean(0), mean_nd.var(0) + var_nd.mean(0)
+
+
 def active_of(fit: Fit) -> np.ndarray:
     """Which dimensions the stored diagnosis, to which the verdict belongs, calls active, (d,)."""
     return np.asarray(fit.diagnostics["active"], dtype=bool)

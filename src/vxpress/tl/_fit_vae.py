@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy as copy_of
 from importlib.metadata import version
 from typing import Any
 
@@ -15,8 +16,9 @@ from scanpy import settings as scanpy_settings
 
 from vxpress._keys import Keys
 from vxpress._unset import UNSET, Unset
+from vxpress.bridge.cure import cure as walk_ladder
 from vxpress.bridge.decoded import denoised_matrix
-from vxpress.bridge.diagnosis import diagnose
+from vxpress.bridge.diagnosis import Decoding, diagnose
 from vxpress.bridge.fit import Fit, Params
 from vxpress.bridge.prepare import (
     Prepared,
@@ -29,6 +31,7 @@ from vxpress.bridge.prepare import (
 )
 from vxpress.bridge.run import Fitted, Runner
 from vxpress.bridge.store import Results, check_adata, check_free, own
+from vxpress.bridge.verdict import is_sound
 from vxpress.core.config import (
     Dispersion,
     LikelihoodName,
@@ -158,7 +161,13 @@ def fit_vae(
     options
         Further settings, see :class:`FitOptions`.
     cure
-        Whether a fit that is found ill is fitted again with what cures it.
+        Whether a fit that is found ill (under-trained, collapsed, overfitted, prior gap) is fitted again with what may cure
+        it. One setting is changed at a time, causes first (``beta`` above 1 becomes 1, a missing warm-up the default one), then
+        as the verdict asks: a longer warm-up, free bits, a decoder that sees z in every layer, more steps of the encoder,
+        fewer dimensions, a smaller network, more dropout, a learned prior. A change is kept if the importance-weighted
+        likelihood of held-out cells does not fall, and the search ends as soon as the fit is healthy. Every attempt is another
+        fit, and is recorded in ``uns["vae"]["diagnostics"]["cure"]``, of which ``pandas.DataFrame`` makes a table. A fit that
+        is healthy is left as it is.
     denoised
         Whether to write the dense layer of denoised expression. ``None`` writes it up to 1 GB, and says so above.
     target_sum
@@ -267,6 +276,12 @@ def fit_vae(
         labels_key,
         library,
     )
+    if not isinstance(cure, bool):
+        msg = f"cure={cure!r} was given; True or False is expected."
+        raise ValueError(msg)
+    if cure and validation_fraction == 0:
+        msg = "cure=True judges by held-out cells, and validation_fraction=0 leaves none. Pass validation_fraction=0.1."
+        raise ValueError(msg)
     start = logg.info("fitting a variational autoencoder")
     prepared = prepare(
         adata,
@@ -293,6 +308,9 @@ def fit_vae(
         describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
     )
     fitted = runner.fit(model_config, train_config)
+    diagnosis = _diagnosis(prepared, fitted)
+    if cure:
+        fitted, diagnosis = walk_ladder(runner, fitted, diagnosis, lambda tried: _diagnosis(prepared, tried))
     runner.read_out(fitted)
     fitted.model.cpu()
     params = Params(
@@ -321,7 +339,7 @@ def fit_vae(
         n_voided=fitted.outcome.n_voided,
         n_train=len(prepared.train_n),
     )
-    fit = _as_fit(params, prepared, fitted, adata)
+    fit = _as_fit(params, prepared, fitted, adata, diagnosis)
     results = _results(fit, prepared, fitted.encoded, keys, denoised=denoised)
     _report(params, fit)
     adata = own(adata, copy=copy)
@@ -362,19 +380,32 @@ def _model_config(
     )
 
 
-def _as_fit(params: Params, prepared: Prepared, fitted: Fitted, adata: AnnData) -> Fit:
-    history = {name: np.array(values) for name, values in fitted.outcome.history.items()}
-    held_out = np.zeros(adata.n_obs, dtype=bool)
+def _diagnosis(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
+    model = fitted.model
+    if prepared.cells.log_library_n1.device != next(model.parameters()).device:
+        model = copy_of(model).cpu()
+    held_out = np.zeros(len(prepared.cells), dtype=bool)
     held_out[prepared.validation_n] = True
-    encoded = fitted.encoded
+    return diagnose(
+        fitted.encoded.mean_nd,
+        fitted.encoded.var_nd,
+        held_out,
+        fitted.train,
+        fitted.outcome.history,
+        n_steps=fitted.outcome.n_steps,
+        decoding=Decoding(model, prepared.cells.covariates, prepared.cells, prepared.train_n),
+    )
+
+
+def _as_fit(params: Params, prepared: Prepared, fitted: Fitted, adata: AnnData, diagnosis: dict[str, Any]) -> Fit:
     return Fit(
         params,
         prepared.covariates,
         np.array(adata.var_names, dtype=object),
         prepared.modelled_g,
         fitted.model,
-        history,
-        diagnose(encoded.mean_nd, encoded.var_nd, held_out, params.train, history, n_steps=params.n_steps),
+        {name: np.array(values) for name, values in fitted.outcome.history.items()},
+        diagnosis,
     )
 
 
@@ -422,7 +453,7 @@ def _report(params: Params, fit: Fit) -> None:
     if params.n_voided:
         logg.warning(f"{params.n_voided} of {params.n_steps} training steps were not finite and were left out.")
     verdict = str(fit.diagnostics["verdict"])
-    (logg.info if verdict.startswith(("healthy", "unused")) else logg.warning)(verdict)
+    (logg.info if is_sound(verdict) else logg.warning)(verdict)
 
 
 def _seed_of(rng: Any) -> int | None:

@@ -1,0 +1,238 @@
+"""The ladder of cures: an ill fit is fitted again with one change at a time, and only what helps is kept.
+
+The rungs are tried in the order of :data:`LADDER`; a rung that treats another illness, or would change nothing, is passed
+by.  Changes that are kept stay for the rungs after them.  A change is kept if the importance-weighted bound of held-out
+cells, which knows neither beta nor free bits, does not fall, judged on the same cells with the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scanpy import logging as logg
+
+from vxpress.bridge.run import Fitted, Runner
+from vxpress.bridge.verdict import MIN_STEPS, is_sound, kind_of
+from vxpress.core.config import ModelConfig, TrainConfig
+from vxpress.core.inference.importance import log_likelihood
+from vxpress.core.presets import Settings
+from vxpress.core.training import TrainingError
+
+# held-out cells that a cure is judged on at most, and samples of each
+MAX_JUDGED, N_SAMPLES, JUDGE_SEED = 500, 50, 0
+DEFAULTS = Settings()
+LONG_WARMUP, FREE_BITS, ENCODER_STEPS = 0.6, 0.1, 5
+DROPOUT = 0.3
+
+Change = tuple[ModelConfig, TrainConfig]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One change of the settings, and the verdicts that it treats; ``apply`` returns None where it would change nothing."""
+
+    name: str
+    treats: tuple[str, ...]
+    apply: Callable[[ModelConfig, TrainConfig], Change | None]
+
+
+def _beta(model: ModelConfig, train: TrainConfig) -> Change | None:
+    return None if train.beta == 1.0 else (model, replace(train, beta=1.0))
+
+
+def _beta_down(model: ModelConfig, train: TrainConfig) -> Change | None:
+    return _beta(model, train) if train.beta > 1.0 else None
+
+
+def _warmup(model: ModelConfig, train: TrainConfig) -> Change | None:
+    if train.warmup_unit == "steps" and train.kl_warmup >= DEFAULTS.kl_warmup:
+        return None
+    return model, replace(train, warmup_unit="steps", kl_warmup=DEFAULTS.kl_warmup)
+
+
+def _more_epochs(model: ModelConfig, train: TrainConfig, n_train: int) -> Change:
+    per_epoch = max(1, -(-n_train // train.batch_size))
+    enough = max(DEFAULTS.max_epochs(n_train, 0), -(-2 * MIN_STEPS // per_epoch), 2 * train.max_epochs)
+    return model, replace(train, max_epochs=enough)
+
+
+def _small_network(model: ModelConfig, train: TrainConfig) -> Change | None:
+    if model.n_hidden <= DEFAULTS.n_hidden and model.n_layers == 1:
+        return None
+    return replace(model, n_hidden=min(model.n_hidden, DEFAULTS.n_hidden), n_layers=1), train
+
+
+def _early_stopping(model: ModelConfig, train: TrainConfig) -> Change | None:
+    if train.early_stopping and train.keep_best:
+        return None
+    return model, replace(train, early_stopping=True, keep_best=True)
+
+
+def _dropout(model: ModelConfig, train: TrainConfig) -> Change | None:
+    return None if model.dropout >= DROPOUT else (replace(model, dropout=DROPOUT), train)
+
+
+def _longer_warmup(model: ModelConfig, train: TrainConfig) -> Change | None:
+    if train.warmup_unit == "steps" and train.kl_warmup >= LONG_WARMUP:
+        return None
+    return model, replace(train, warmup_unit="steps", kl_warmup=LONG_WARMUP)
+
+
+def _free_bits(model: ModelConfig, train: TrainConfig) -> Change | None:
+    return None if train.free_bits >= FREE_BITS else (model, replace(train, free_bits=FREE_BITS))
+
+
+def _skip_decoder(model: ModelConfig, train: TrainConfig) -> Change | None:
+    return None if model.decoder != "mlp" else (replace(model, decoder="skip"), train)
+
+
+def _encoder_ahead(model: ModelConfig, train: TrainConfig) -> Change | None:
+    if train.encoder_steps >= ENCODER_STEPS:
+        return None
+    return model, replace(train, encoder_steps=ENCODER_STEPS)
+
+
+def _fewer_dimensions(model: ModelConfig, train: TrainConfig) -> Change | None:
+    if model.n_latent <= DEFAULTS.n_latent:
+        return None
+    return replace(model, n_latent=DEFAULTS.n_latent), train
+
+
+def _narrower(width: int) -> Callable[[ModelConfig, TrainConfig], Change | None]:
+    def apply(model: ModelConfig, train: TrainConfig) -> Change | None:
+        return (replace(model, n_hidden=width), train) if model.n_hidden > width else None
+
+    return apply
+
+
+def _learned_prior(model: ModelConfig, train: TrainConfig) -> Change | None:
+    return None if model.prior.name != "normal" else (replace(model, prior=replace(model.prior, name="vamp")), train)
+
+
+def ladder(n_train: int) -> tuple[Rung, ...]:
+    """The rungs in order: causes first, then what treats the illness whatever its cause."""
+    return (
+        Rung("more epochs", ("under-trained",), lambda model, train: _more_epochs(model, train, n_train)),
+        Rung("warm-up within the budget", ("under-trained",), _warmup),
+        Rung("beta=1", ("collapsed",), _beta_down),
+        Rung("beta=1", ("prior gap",), _beta),
+        Rung("default warm-up", ("collapsed",), _warmup),
+        Rung("keep the best epoch", ("overfitted",), _early_stopping),
+        Rung("default network", ("overfitted",), _small_network),
+        Rung("longer warm-up", ("collapsed",), _longer_warmup),
+        Rung("free bits", ("collapsed",), _free_bits),
+        Rung("skip decoder", ("collapsed",), _skip_decoder),
+        Rung("encoder-ahead steps", ("collapsed",), _encoder_ahead),
+        Rung("fewer dimensions", ("collapsed",), _fewer_dimensions),
+        Rung("smaller network", ("collapsed", "overfitted"), _narrower(64)),
+        Rung("smaller network", ("overfitted",), _narrower(32)),
+        Rung("more dropout", ("overfitted",), _dropout),
+        Rung("learned prior", ("prior gap",), _learned_prior),
+    )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A fit with what was found of it: its diagnosis and the bound of each held-out cell."""
+
+    fitted: Fitted
+    diagnosis: dict[str, Any]
+    iwae_n: np.ndarray
+
+
+def cure(
+    runner: Runner, first: Fitted, diagnosis: dict[str, Any], diagnose: Callable[[Fitted], dict[str, Any]]
+) -> tuple[Fitted, dict[str, Any]]:
+    """The best fit that the ladder reaches, and its diagnosis, with a record of what was tried if anything had to be.
+
+    ``diagnose`` finds the diagnosis of a fit.  Attempts that cannot be trained are passed by; an interrupt ends the search.
+    """
+    if is_sound(str(diagnosis["verdict"])):
+        return first, diagnosis
+    rows = np.sort(np.random.default_rng(JUDGE_SEED).permutation(runner.prepared.validation_n)[:MAX_JUDGED])
+    held_out = runner.cells.take(torch.from_numpy(rows).to(runner.device))
+
+    def bound(fitted: Fitted) -> np.ndarray:
+        return log_likelihood(fitted.model, held_out, N_SAMPLES, seed=JUDGE_SEED).log_likelihood_n
+
+    logg.warning(f"{diagnosis['verdict']} Looking for a cure.")
+    best = Judged(first, diagnosis, bound(first))
+    record = [_row("as asked", "", best, best, kept=True)]
+    for rung in ladder(len(runner.prepared.train_n)):
+        verdict = str(best.diagnosis["verdict"])
+        if is_sound(verdict):
+            break
+        settings = best.fitted.model.config, best.fitted.train
+        changed = rung.apply(*settings) if kind_of(verdict) in rung.treats else None
+        if changed is None:
+            continue
+        change = describe(settings, changed)
+        try:
+            fitted = runner.fit(*changed)
+        except (TrainingError, KeyboardInterrupt) as error:
+            logg.warning(f"    {rung.name} ({change}): {str(error) or 'interrupted'}; not kept")
+            if isinstance(error, KeyboardInterrupt):
+                break
+            continue
+        if fitted.outcome.stopped == "interrupted":
+            break
+        tried = Judged(fitted, diagnose(fitted), bound(fitted))
+        kept = helps(best, tried)
+        record.append(_row(rung.name, change, tried, best, kept=kept))
+        logg.warning(
+            f"    {rung.name} ({change}): {kind_of(str(tried.diagnosis['verdict']))}, held-out IWAE "
+            f"{record[-1]['iwae_change']:+.2f} nats a cell; {'kept' if kept else 'not kept'}"
+        )
+        best = tried if kept else best
+    return best.fitted, best.diagnosis | {"cure": _columns(record), "before_cure": _before(diagnosis)}
+
+
+def _columns(record: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Rows as columns, which survive a file; ``pandas.DataFrame`` of it is the table."""
+    columns = {name: [row[name] for row in record] for name in record[0]}
+    return {
+        name: np.array(values, dtype=object if isinstance(values[0], str) else None) for name, values in columns.items()
+    }
+
+
+def _before(diagnosis: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of the diagnosis of the fit as it was asked for."""
+    return {name: diagnosis[name] for name in ("verdict", "kl_per_dim", "active", "active_units", "mutual_information")}
+
+
+def helps(before: Judged, after: Judged) -> bool:
+    """Whether held-out IWAE does not fall, and nothing collapses that had not."""
+    worse = kind_of(str(after.diagnosis["verdict"])) in ("collapsed", "under-trained")
+    was = kind_of(str(before.diagnosis["verdict"])) in ("collapsed", "under-trained")
+    return bool((after.iwae_n - before.iwae_n).mean() >= 0.0) and (was or not worse)
+
+
+def describe(before: Change, after: Change) -> str:
+    """The settings that differ, as ``name=value``."""
+    parts = []
+    for old, new in zip(before, after, strict=True):
+        for name, value in vars(new).items():
+            if value != getattr(old, name):
+                parts.append(f"{name}={value.name if name == 'prior' else value}")
+    return ", ".join(parts)
+
+
+def _row(name: str, change: str, tried: Judged, against: Judged, *, kept: bool) -> dict[str, Any]:
+    """What is recorded of an attempt; nats per cell of held-out cells."""
+    change_n = tried.iwae_n - against.iwae_n
+    return {
+        "attempt": name,
+        "change": change,
+        "verdict": str(tried.diagnosis["verdict"]),
+        "iwae": float(tried.iwae_n.mean()),
+        "iwae_change": float(change_n.mean()),
+        "iwae_change_se": float(change_n.std(ddof=1) / np.sqrt(len(change_n))) if len(change_n) > 1 else float("nan"),
+        "kl": float(tried.diagnosis["kl"]),
+        "active_units": int(tried.diagnosis["active_units"]),
+        "mutual_information": float(tried.diagnosis["mutual_information"]),
+        "kept": kept,
+    }

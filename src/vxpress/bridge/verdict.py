@@ -1,0 +1,140 @@
+"""From the numbers of a diagnosis to one sentence, and the call that mends what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vxpress.core.config import TrainConfig
+
+MIN_INFORMATION = 0.5
+MIN_ACTIVE_SHARE = 0.1
+# a cell's own posterior says this many times more than the encoder's: the encoder withholds information
+MAX_WITHHELD = 1.6
+# share of the held-out ELBO by which held-out cells fall short of training cells, and the least its lower bound must be
+MAX_GENERALISATION, MIN_GENERALISATION_LOW = 0.06, 0.03
+MAX_PRIOR_GAP = 0.5
+STILL_RISING = 0.001
+# a fit that was cut this short is not judged further
+MIN_STEPS = 100
+MAX_CELLS = 5_000
+# below this share of what the cells could show, single cells are looked at
+SUSPICIOUS_INFORMATION = 0.6
+SOUND = ("healthy", "unused dimensions")
+
+
+def is_sound(verdict: str) -> bool:
+    """Whether a verdict asks for nothing to be done."""
+    return verdict.startswith(SOUND)
+
+
+def kind_of(verdict: str) -> str:
+    """The verdict without its particulars: what stands before the first colon."""
+    return verdict.split(":", 1)[0]
+
+
+def suspicious(numbers: Mapping[str, Any], train: TrainConfig) -> bool:
+    """Whether the latent carries so little, or was asked to carry so little, that single cells should be looked at."""
+    information, cap = numbers["mutual_information"], numbers["mutual_information_cap"]
+    return bool(train.beta > 1.0 or information < SUSPICIOUS_INFORMATION * cap)
+
+
+def verdict_of(
+    numbers: Mapping[str, Any], train: TrainConfig, history: Mapping[str, Any], *, n: int, n_steps: int
+) -> str:
+    """The first that holds of: under-trained, collapsed, overfitted, prior gap, unused dimensions, healthy."""
+    d, k = len(numbers["active"]), int(numbers["active_units"])
+    checks = (_under_trained(train, history, n=n, n_steps=n_steps), _collapsed(numbers, train), _overfitted(numbers))
+    for found in checks:
+        if found:
+            return found
+    gap_low = float(numbers["prior_gap_per_dim_low"])
+    if gap_low > MAX_PRIOR_GAP:
+        return (
+            f"prior gap: the cells lie at least {gap_low:.2f} nats a dimension away from the prior: cells drawn from the prior "
+            f"would not look like these. Fit again with {_beta_advice(train)}more epochs (max_epochs=), or learn the prior: "
+            "prior='vamp'."
+        )
+    if k < d:
+        return f"unused dimensions: {d - k} of {d} carry nothing, which harms nothing; n_latent={max(k, 1)} would do."
+    information = _in_words(numbers["mutual_information"], numbers["mutual_information_cap"], n)
+    return f"healthy: all {d} dimensions are active and tell cells apart ({information})."
+
+
+def _under_trained(train: TrainConfig, history: Mapping[str, Any], *, n: int, n_steps: int) -> str:
+    if n_steps < MIN_STEPS:
+        return f"under-trained: {n_steps} steps say little about {n} cells. Fit again with more epochs (max_epochs=)."
+    if train.kl_schedule == "capacity" and float(history["kl_target"][-1]) < 0.99 * train.kl_capacity:
+        return (
+            f"under-trained: the target of the divergence ended at {float(history['kl_target'][-1]):.2f} of {train.kl_capacity:g} "
+            "nats, so the latent space is not the one asked for. Fit again with more epochs (max_epochs=) or a shorter warm-up "
+            "(kl_warmup=)."
+        )
+    weight = float(history["kl_weight"][-1])
+    if weight < 0.99 * train.beta and train.kl_schedule != "capacity":
+        return (
+            f"under-trained: the KL weight ended at {weight:.2f} instead of {train.beta:g}, so the latent space is not the "
+            "one asked for. Fit again with more epochs (max_epochs=) or a shorter warm-up (kl_warmup=)."
+        )
+    if _still_rising(history):
+        return (
+            "under-trained: the held-out likelihood was still rising when the budget ran out. "
+            "Fit again with more epochs (max_epochs=)."
+        )
+    return ""
+
+
+def _collapsed(numbers: Mapping[str, Any], train: TrainConfig) -> str:
+    information, d, k = float(numbers["mutual_information"]), len(numbers["active"]), int(numbers["active_units"])
+    if information < MIN_INFORMATION or k < MIN_ACTIVE_SHARE * d:
+        return (
+            f"collapsed: the latent tells cells apart by {information:.2f} nats with {k} of {d} dimensions active; clusters "
+            f"on it would be noise. Fit again with {_beta_advice(train)}a longer warm-up (kl_warmup=), free_bits=0.1 or fewer "
+            "dimensions (n_latent=); cure=True tries these in turn."
+        )
+    encoder, refined = numbers.get("kl_encoder"), numbers.get("kl_refined")
+    if encoder is not None and refined is not None and refined > MAX_WITHHELD * encoder:
+        return (
+            f"collapsed: the encoder tells {encoder:.1f} nats about a cell where the decoder could use {refined:.1f}; small "
+            f"populations are merged. Fit again with {_beta_advice(train)}a longer warm-up (kl_warmup=) or free_bits=0.1; "
+            "cure=True tries these in turn."
+        )
+    return ""
+
+
+def _overfitted(numbers: Mapping[str, Any]) -> str:
+    share, low = (float(numbers.get(f"generalisation_gap_{part}", 0.0)) for part in ("share", "low"))
+    if share <= MAX_GENERALISATION or low <= MIN_GENERALISATION_LOW:
+        return ""
+    return (
+        f"overfitted: cells the model has not seen are described {100 * share:.0f} % worse than those it has "
+        f"({numbers['generalisation_gap']:.0f} nats a cell), so part of the latent is the noise of single cells. Fit again with "
+        "more cells, fewer genes (mask_var=) or a smaller or more regular network (n_hidden=, preset='likelihood'); cure=True tries "
+        "the latter."
+    )
+
+
+def _in_words(information: float, cap: float, n: int) -> str:
+    """The estimate cannot exceed the log of the number of cells, and then says only that."""
+    return (
+        f"at least {information:.1f} nats, all that {n} cells can show"
+        if information > cap - 0.5
+        else f"{information:.1f} nats"
+    )
+
+
+def _beta_advice(train: TrainConfig) -> str:
+    return "" if train.beta == 1.0 else f"beta=1 instead of {train.beta:g}, "
+
+
+def _still_rising(history: Mapping[str, Any]) -> bool:
+    """Whether the last tenth of the epochs beat all before it by more than 0.1 %, at a learning rate still high."""
+    elbo = np.asarray(history["objective_validation"], dtype=float)
+    lr = np.asarray(history["lr"], dtype=float)
+    if len(elbo) < 2 or not np.isfinite(elbo).all() or lr[-1] < 0.1 * lr.max():
+        return False
+    tail = max(1, len(elbo) // 10)
+    before, last = elbo[:-tail].max(), elbo[-tail:].max()
+    return bool(last - before > STILL_RISING * abs(before))

@@ -1,0 +1,119 @@
+"""What the encoder leaves on the table: amortisation gap and inference gap (Cremer et al. 2018).
+
+The ELBO of a cell falls short of log p(x) because q(z | x) is a normal law with independent dimensions, and because one
+network makes it for all cells.  The second part is found by improving every cell's own q, the decoder held fixed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vxpress.core.counts import Cells
+from vxpress.core.inference.importance import MAX_ROWS, MIN_ROWS, PASS_ENTRIES, CellProposal, importance_bound
+from vxpress.core.priors import DiagonalNormal
+from vxpress.core.vae import VAE
+
+# steps of Adam per cell, and its learning rate, which falls to 0 as half a cosine
+STEPS, RATE = 100, 0.05
+# noise that the ELBO before and after is compared on, the same for both, and samples of the IWAE
+N_COMPARED, N_SAMPLES = 20, 100
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Nats per cell, float64 (n,): ELBO and divergence of the encoder's q, of the refined q, and the IWAE."""
+
+    elbo_n: np.ndarray
+    kl_n: np.ndarray
+    refined_elbo_n: np.ndarray
+    refined_kl_n: np.ndarray
+    iwae_n: np.ndarray
+
+    @property
+    def amortisation(self) -> float:
+        """Mean over cells of ELBO(refined q) - ELBO(encoder's q)."""
+        return float((self.refined_elbo_n - self.elbo_n).mean())
+
+    @property
+    def inference(self) -> float:
+        """Mean over cells of IWAE - ELBO."""
+        return float((self.iwae_n - self.elbo_n).mean())
+
+
+def gaps(model: VAE, cells: Cells, *, seed: int, n_steps: int = STEPS) -> Gaps:
+    """The gaps of every cell of ``cells``, which are few; a latent library keeps the encoder's q(l | x)."""
+    model.eval()
+    device = cells.log_library_n1.device
+    rows_per_pass = max(MIN_ROWS, min(MAX_ROWS, PASS_ENTRIES // model.config.n_genes))
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for p in wanted:
+        p.requires_grad_(requires_grad=False)
+    try:
+        parts = []
+        for start in range(0, len(cells), rows_per_pass):
+            rows = torch.arange(start, min(start + rows_per_pass, len(cells)), device=device)
+            generator = torch.Generator().manual_seed(seed + start)
+            parts.append(_refined(model, cells, rows, generator, n_steps))
+    finally:
+        for p in wanted:
+            p.requires_grad_(requires_grad=True)
+    iwae = importance_bound(
+        lambda chosen: CellProposal(model, cells, chosen),
+        len(cells),
+        N_SAMPLES,
+        rows_per_pass=rows_per_pass,
+        seed=seed,
+        device=device,
+    )
+    elbo, kl, refined, refined_kl = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Gaps(elbo, kl, refined, refined_kl, iwae.log_likelihood_n)
+
+
+def _refined(
+    model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator, n_steps: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """ELBO and divergence of some cells before and after every cell's own q is improved."""
+    batch = cells.batch(rows)
+    with torch.no_grad():
+        q = model.posterior(batch)
+        q_l = model.library_posterior(batch) if model.config.latent_library else None
+
+    def noise(width: int) -> Tensor:
+        return torch.randn(len(rows), width, generator=generator).to(q.loc.device)
+
+    def terms(law: DiagonalNormal, eps_nd: Tensor, eps_n1: Tensor | None) -> tuple[Tensor, Tensor]:
+        z_nd = law.rsample(eps_nd)
+        log_library_n1 = batch.log_library_n1 if q_l is None or eps_n1 is None else q_l.rsample(eps_n1)
+        return model.log_likelihood(z_nd, batch, log_library_n1), model.prior.kl(law, z_nd).sum(-1)
+
+    d = q.loc.shape[1]
+    width_l = None if q_l is None else 1
+    loc, log_scale = q.loc.clone().requires_grad_(), q.scale.log().requires_grad_()
+    optimizer = torch.optim.Adam([loc, log_scale], lr=RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    for _ in range(n_steps):
+        optimizer.zero_grad()
+        likelihood_n, kl_n = terms(DiagonalNormal(loc, log_scale.exp()), noise(d), width_l and noise(width_l))
+        (kl_n - likelihood_n).sum().backward()
+        optimizer.step()
+        schedule.step()
+    after = DiagonalNormal(loc.detach(), log_scale.detach().exp())
+    sums = torch.zeros(4, len(rows), dtype=torch.float64, device=q.loc.device)
+    with torch.no_grad():
+        for _ in range(N_COMPARED):
+            eps_nd, eps_n1 = noise(d), width_l and noise(width_l)
+            for at, law in ((0, q), (2, after)):
+                likelihood_n, kl_n = terms(law, eps_nd, eps_n1)
+                sums[at] += (likelihood_n - kl_n).double()
+                sums[at + 1] += kl_n.double()
+    elbo, kl, refined, refined_kl = (part.cpu().numpy() for part in sums / N_COMPARED)
+    if q_l is not None:
+        with torch.no_grad():
+            proposal = CellProposal(model, cells, rows)
+            library = (proposal.kl_n - model.prior.kl(proposal.q, proposal.q.loc).sum(-1)).cpu().numpy()
+        elbo, refined = elbo - library, refined - library
+    return elbo, kl, refined, refined_kl

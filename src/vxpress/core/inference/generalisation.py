@@ -1,0 +1,83 @@
+"""How much better a model describes the cells it was trained on than cells it has not seen.
+
+The two are other cells, of other depth, and their ELBOs differ by that before anything else.  So the ELBO of the training
+cells is regressed on what is known of a cell without the model (its depth, how many genes it shows, how likely the mean
+profile makes it), and held-out cells are compared with what that regression expects of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vxpress.core.counts import Cells
+from vxpress.core.inference.importance import log_likelihood
+from vxpress.core.vae import VAE
+
+MAX_CELLS, MIN_CELLS = 400, 20
+
+
+@dataclass(frozen=True)
+class Generalisation:
+    """Nats per cell that held-out cells fall short of training cells, its standard error, and the held-out ELBO."""
+
+    gap: float
+    se: float
+    elbo: float
+
+    @property
+    def share(self) -> float:
+        """The gap as a share of the held-out ELBO."""
+        return self.gap / abs(self.elbo)
+
+    @property
+    def share_low(self) -> float:
+        """Lower 95 % bound of the share."""
+        return (self.gap - 1.96 * self.se) / abs(self.elbo)
+
+
+def generalisation(
+    model: VAE, cells: Cells, train_n: np.ndarray, held_out_n: np.ndarray, *, seed: int
+) -> Generalisation | None:
+    """Compare at most 400 cells of either kind, given by row; None where there are under 20 of one."""
+    if min(len(train_n), len(held_out_n)) < MIN_CELLS or not model.decoder.law.discrete:
+        return None
+    rng = np.random.default_rng(seed)
+    chosen = [np.sort(rng.permutation(rows)[:MAX_CELLS]) for rows in (train_n, held_out_n)]
+    n, rows = len(chosen[0]), torch.from_numpy(np.concatenate(chosen))
+    some = cells.take(rows)
+    elbo_n = log_likelihood(model, some, 1, seed=seed).elbo_n
+    known_nf = _known(some, n)
+    known_nf = (known_nf - known_nf[:n].mean(0)) / np.maximum(known_nf[:n].std(0), 1e-12)
+    known_nf = np.column_stack((np.ones(len(known_nf)), known_nf))
+    coefficients = np.linalg.lstsq(known_nf[:n], elbo_n[:n], rcond=1e-8)[0]
+    rest_n = elbo_n - known_nf @ coefficients
+    held = rest_n[n:]
+    se = np.sqrt(held.var(ddof=1) / len(held) + rest_n[:n].var(ddof=known_nf.shape[1]) / n)
+    return Generalisation(float(-held.mean()), float(se), float(elbo_n[n:].mean()))
+
+
+def _known(cells: Cells, n_train: int) -> np.ndarray:
+    """Of each cell: molecules and functions of them, genes seen, log l, and log x! and log p(x | mean profile) up to constants."""
+    counts = cells.counts
+    row = np.repeat(np.arange(len(counts)), np.diff(counts.indptr.numpy()))
+    gene, value = counts.indices.numpy(), counts.data.numpy().astype(np.float64)
+    profile_g = 0.5 + np.bincount(gene[row < n_train], value[row < n_train], minlength=counts.n_genes)
+    log_share_g = np.log(profile_g / profile_g.sum())
+    factorial = torch.lgamma(torch.from_numpy(value) + 1.0).numpy()
+    size = len(counts)
+    total_n = np.bincount(row, value, minlength=size)
+    return np.column_stack(
+        (
+            total_n,
+            total_n * np.log(np.maximum(total_n, 1.0)),
+            np.sqrt(total_n),
+            np.log1p(total_n),
+            np.bincount(row, minlength=size),
+            np.bincount(row, value * log_share_g[gene], minlength=size),
+            np.bincount(row, factorial, minlength=size),
+            cells.log_library_n1[:, 0].double().numpy(),
+        )
+    )

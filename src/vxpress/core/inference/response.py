@@ -1,0 +1,45 @@
+"""How strongly the decoder answers to each latent dimension."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vxpress.core.covariates import Covariates
+from vxpress.core.inference.posterior import CHUNK, Draws, Genes, expected_expression
+from vxpress.core.vae import VAE
+
+# cells that are decoded, and how far a dimension is moved to each side, in standard deviations
+N_CELLS, REACH = 32, 2.0
+
+
+@torch.no_grad()
+def decoder_response(model: VAE, mean_nd: np.ndarray, var_nd: np.ndarray, covariates: Covariates) -> np.ndarray:
+    """How much of a cell changes as one dimension goes from 2 sd below its mean to 2 sd above, (d,); the rest stays.
+
+    Mean and sd are those of the aggregate posterior in that dimension; the cells, evenly spaced ones, keep their other
+    dimensions and covariates.  For laws of counts the number is the share of the molecules on modelled genes that go to
+    other genes, half the sum of absolute differences, from 0 to 1.  For the Bernoulli law the shares are of the rates,
+    and for the Gaussian law it is the mean absolute change of the location, in its units.
+    """
+    n, d = mean_nd.shape
+    chosen = np.unique(np.linspace(0, n - 1, min(n, N_CELLS)).astype(int))
+    center_d = mean_nd.mean(0, dtype=np.float64)
+    sd_d = np.sqrt(mean_nd.var(0, dtype=np.float64) + var_nd.mean(0, dtype=np.float64))
+    z = np.repeat(mean_nd[chosen].astype(np.float64), 2 * d, axis=0).reshape(len(chosen), d, 2, d)
+    at = np.arange(d)
+    z[:, at, 0, at], z[:, at, 1, at] = center_d - REACH * sd_d, center_d + REACH * sd_d
+    z_md = torch.from_numpy(z.reshape(-1, d).astype(np.float32))
+    rows = torch.from_numpy(np.repeat(chosen, 2 * d))
+    nothing_outside = Genes(outside=torch.empty(0, dtype=torch.int64))
+    chunks = expected_expression(
+        model, z_md, torch.zeros_like(z_md), covariates[rows], Draws(1, (None,), 0), nothing_outside
+    )
+    composition = model.decoder.law.composition
+    found = np.empty(len(z_md) // 2)
+    assert CHUNK % 2 == 0  # noqa: S101 - the two ends of a move lie in one chunk
+    for part, location, _ in chunks:
+        inside = location / location.sum(-1, keepdim=True) if composition else location
+        change = (inside[1::2] - inside[0::2]).abs()
+        found[part.start // 2 : part.stop // 2] = 0.5 * change.sum(-1) if composition else change.mean(-1)
+    return found.reshape(len(chosen), d).mean(0)

@@ -1,5 +1,26 @@
 """What the literature judges latent variable models by: pure functions on arrays."""
 
+from vxpress.metrics._generation import (
+    FoldChangeSlope,
+    Memorization,
+    energy_distance,
+    fold_change_slope,
+    memorization,
+    mixing_lisi,
+    two_sample_auroc,
+)
 from vxpress.metrics._latent import active_units, kl_per_dimension, log_aggregate_posterior, mutual_information
 
-__all__ = ["active_units", "kl_per_dimension", "log_aggregate_posterior", "mutual_information"]
+__all__ = [
+    "FoldChangeSlope",
+    "Memorization",
+    "active_units",
+    "energy_distance",
+    "fold_change_slope",
+    "kl_per_dimension",
+    "log_aggregate_posterior",
+    "memorization",
+    "mixing_lisi",
+    "mutual_information",
+    "two_sample_auroc",
+]

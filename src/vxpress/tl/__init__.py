@@ -8,6 +8,8 @@ from vxpress.tl._denoise import denoise
 from vxpress.tl._diagnose import diagnose
 from vxpress.tl._encode import encode
 from vxpress.tl._fit_vae import fit_vae
+from vxpress.tl._generate import generate
+from vxpress.tl._interpolate import interpolate
 from vxpress.tl._log_likelihood import log_likelihood
 from vxpress.tl._outliers import outliers
 from vxpress.tl._predictive_check import predictive_check
@@ -23,6 +25,8 @@ __all__ = [
     "diagnose",
     "encode",
     "fit_vae",
+    "generate",
+    "interpolate",
     "log_likelihood",
     "outliers",
     "predictive_check",

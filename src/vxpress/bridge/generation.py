@@ -170,8 +170,8 @@ class TrainingCells:
         asked = pd.DataFrame(match, index=np.arange(len(z_nd)))
         out = np.empty(len(z_nd), dtype=np.int64)
         groups = asked.groupby(list(match), sort=True).indices.items() if match else [((), np.arange(len(z_nd)))]
-        for values, rows in groups:
-            values = values if isinstance(values, tuple) else (values,)
+        for group, rows in groups:
+            values = group if isinstance(group, tuple) else (group,)
             candidates = np.ones(len(self.obs), dtype=bool)
             for key, value in zip(match, values, strict=True):
                 candidates &= np.asarray(names[key] == value)

@@ -50,7 +50,7 @@ def two_sample_auroc(
     --------
     >>> import numpy as np, vxpress as vx
     >>> x = np.random.default_rng(0).normal(size=(200, 3))
-    >>> vx.metrics.two_sample_auroc(x[:100], x[100:] + 5.0, n_trees=20)
+    >>> vx.metrics.two_sample_auroc(x[:100], x[100:] + 9.0, n_trees=20)
     1.0
     """
     from sklearn.ensemble import RandomForestClassifier
@@ -86,8 +86,8 @@ def mixing_lisi(x_nd: np.ndarray, y_md: np.ndarray, *, perplexity: float = 30.0)
     Returns
     -------
     Local inverse Simpson's index of :cite:t:`Korsunsky2019`, mean over all cells: the effective number of samples in a
-    neighbourhood, from 1 (apart) to 2. A perfect mixture gives about ``2 / (1 + 1 / perplexity)``, 1.93 at the default, for
-    a finite neighbourhood is never quite even.
+    neighbourhood, from 1 (apart) to 2. A perfect mixture gives about 1.9 at the default, for a finite neighbourhood is
+    never quite even: have the score of two samples of real cells beside it.
 
     Raises
     ------
@@ -112,8 +112,8 @@ def mixing_lisi(x_nd: np.ndarray, y_md: np.ndarray, *, perplexity: float = 30.0)
         msg = f"The samples have {len(both)} cells together; more than {k}, three times the perplexity, are expected. Lower perplexity=."
         raise ValueError(msg)
     distance_nk, near_nk = NearestNeighbors(n_neighbors=k + 1).fit(both).kneighbors(both)
-    weight_nk = _perplexity_weights(*_without_self(distance_nk, near_nk), perplexity)
-    share_n = (weight_nk * from_y[_without_self(distance_nk, near_nk)[1]]).sum(1)
+    distance_nk, near_nk = _without_self(distance_nk, near_nk)
+    share_n = (_perplexity_weights(distance_nk, perplexity) * from_y[near_nk]).sum(1)
     return float((1.0 / (share_n**2 + (1.0 - share_n) ** 2)).mean())
 
 
@@ -125,7 +125,7 @@ def _without_self(distance_nk: np.ndarray, near_nk: np.ndarray) -> tuple[np.ndar
     return distance_nk[~itself].reshape(shape), near_nk[~itself].reshape(shape)
 
 
-def _perplexity_weights(distance_nk: np.ndarray, near_nk: np.ndarray, perplexity: float) -> np.ndarray:
+def _perplexity_weights(distance_nk: np.ndarray, perplexity: float) -> np.ndarray:
     """Weights exp(-beta d), summing to one per row, with beta such that their entropy is log(perplexity)."""
     distance_nk = distance_nk - distance_nk[:, :1]
     low, high = np.zeros(len(distance_nk)), np.full(len(distance_nk), np.inf)

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scanpy import logging as logg
-from scipy import sparse
 
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress.bridge.find import Model, find_fit

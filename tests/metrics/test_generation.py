@@ -33,9 +33,9 @@ def test_auroc_of_one_law_is_a_half_and_rises_with_the_difference(rng: np.random
 def test_auroc_agrees_with_sklearn_cross_validation_pooled(rng: np.random.Generator) -> None:
     x, y = rng.poisson(3.0, size=(200, 5)), rng.poisson([3.0, 3.0, 3.0, 4.0, 5.0], size=(200, 5))
     both, of_y = np.concatenate([x, y]), np.repeat([0, 1], 200)
-    votes = cross_val_predict(
-        RandomForestClassifier(100, random_state=1), both, of_y, cv=5, method="predict_proba"
-    )[:, 1]
+    votes = cross_val_predict(RandomForestClassifier(100, random_state=1), both, of_y, cv=5, method="predict_proba")[
+        :, 1
+    ]
     expected = roc_auc_score(of_y, votes)
     assert abs(vx.metrics.two_sample_auroc(x, y, n_trees=100) - expected) < 0.03
     sparse_score = vx.metrics.two_sample_auroc(sparse.csr_matrix(x), sparse.csr_matrix(y), n_trees=20)
@@ -70,7 +70,9 @@ def test_energy_distance_agrees_with_its_definition_and_with_scipy_in_one_dimens
     assert vx.metrics.energy_distance(x, y) == pytest.approx(2 * cdist(x, y).mean() - within)
     a, b = rng.normal(size=4000), rng.normal(1.0, 2.0, size=4000)
     # scipy gives the square root, with the distance of a point to itself
-    assert vx.metrics.energy_distance(a[:, None], b[:, None]) == pytest.approx(stats.energy_distance(a, b) ** 2, abs=5e-3)
+    assert vx.metrics.energy_distance(a[:, None], b[:, None]) == pytest.approx(
+        stats.energy_distance(a, b) ** 2, abs=5e-3
+    )
 
 
 def test_energy_distance_sees_shape_where_means_agree(rng: np.random.Generator) -> None:

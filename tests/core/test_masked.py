@@ -132,7 +132,7 @@ def test_the_share_of_information_is_that_of_the_gradients(trained: Trained) -> 
     observed = _half()
     hidden, missing = _hide(trained.cells, observed)
     z = torch.tensor([[0.3, -0.4]])
-    chunk = _Chunk(trained.model, hidden.batch(torch.arange(1)), missing)
+    chunk = _Chunk(trained.model, hidden.batch(torch.arange(1)), missing, torch.ones(trained.model.config.n_latent))
     chunk.q = type(chunk.q)(z, torch.full_like(z, 1e-3))
     slope_gd = torch.autograd.functional.jacobian(lambda z: chunk.law(z, chunk.log_library_n1).mean[0], z)[:, 0]
     information_gd = (slope_gd.square() / chunk.law(z, chunk.log_library_n1).variance.T).detach().numpy()

@@ -22,7 +22,7 @@ def rng() -> np.random.Generator:
 
 def test_auroc_of_one_law_is_a_half_and_rises_with_the_difference(rng: np.random.Generator) -> None:
     x = rng.normal(size=(600, 4))
-    near, same = x[:300] + [0.7, 0, 0, 0], x[:300]
+    near, same = x[:300] + np.array([0.7, 0, 0, 0]), x[:300]
     scores = [vx.metrics.two_sample_auroc(x[300:], y, n_trees=50) for y in (same, near)]
     assert abs(scores[0] - 0.5) < 0.07
     # a shift of .7 sd: no classifier does better than the normal law allows
@@ -49,7 +49,7 @@ def test_lisi_of_mixed_samples_is_what_a_finite_neighbourhood_allows(rng: np.ran
     # the sample of a neighbour is a fair coin: E[p^2 + (1 - p)^2] = (1 + sum w^2) / 2
     assert mixed == pytest.approx((2 / (1 + (weight_nk**2).sum(1))).mean(), abs=0.02)
     assert vx.metrics.mixing_lisi(x[:1500], x[1500:] + 50) == 1.0
-    assert 1.2 < vx.metrics.mixing_lisi(x[:1500], x[1500:] + [1.5, 0, 0]) < 1.85
+    assert 1.2 < vx.metrics.mixing_lisi(x[:1500], x[1500:] + np.array([1.5, 0, 0])) < 1.85
 
 
 def test_lisi_weights_have_the_perplexity_asked_for(rng: np.random.Generator) -> None:

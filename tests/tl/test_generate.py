@@ -24,7 +24,9 @@ def test_new_cells_come_as_an_anndata_that_scanpy_takes(fitted: ad.AnnData, tmp_
     fit = find_fit(fitted, None, "vae")
     assert list(new.var_names) == list(fit.genes[fit.modelled_g])
     assert new.X.dtype == np.float32
-    assert sparse.isspmatrix_csr(new.X) and (new.X.data % 1 == 0).all() and (new.X.data > 0).all()
+    assert new.X.format == "csr"
+    assert (new.X.data % 1 == 0).all()
+    assert (new.X.data > 0).all()
     assert list(new.obs.columns) == ["batch", "age", "vae_library", "vae_split"]
     assert set(new.obs["vae_split"]) == {"generated"}
     assert new.uns["vae_generate"]["params"]["drawn_from"] == "prior"
@@ -186,3 +188,92 @@ def test_posterior_resampling_says_that_it_is_none_of_this(fitted: ad.AnnData) -
     vx.tl.sample(fitted)
     assert fitted.uns["vae_sample"]["params"]["drawn_from"] == "posterior"
     assert vx.tl.sample(fitted, n_samples=2).uns["vae_sample"]["params"]["drawn_from"] == "posterior"
+
+
+@pytest.fixture(scope="module")
+def _labelled() -> ad.AnnData:
+    adata = vx.datasets.simulate(300, 60, n_groups=3, n_batches=2, library_mean=1500, de_log_fold_change=3.0, rng=2)
+    adata.obs["kind"] = adata.obs["group"].astype(str).where(np.arange(300) % 10 != 0).astype("category")
+    vx.tl.fit_vae(adata, "batch", n_latent=3, n_hidden=24, max_epochs=80, batch_size=32, denoised=False)
+    vx.tl.fit_prior(adata, "mixture", condition_key="kind", n_components=3)
+    assert adata.uns["vae"]["prior"]["condition_key"] == "kind"
+    return adata
+
+
+@pytest.fixture
+def labelled(_labelled: ad.AnnData) -> ad.AnnData:
+    """A fit whose prior was learned given labels, which a tenth of the cells lack."""
+    return _labelled.copy()
+
+
+def test_cells_of_a_label_look_like_those_of_the_label(labelled: ad.AnnData) -> None:
+    for name in labelled.obs["kind"].cat.categories:
+        new = vx.tl.generate(labelled, 400, labels=name)
+        assert set(new.obs["kind"]) == {name}
+        mean = _dense(new).mean(0) / _dense(new).sum(1).mean()
+        distances = {}
+        for other in labelled.obs["kind"].cat.categories:
+            x = _dense(labelled[labelled.obs["kind"] == other])
+            distances[other] = np.abs(mean - x.mean(0) / x.sum(1).mean()).sum()
+        assert min(distances, key=distances.get) == name
+
+
+def test_labels_can_be_asked_for_in_each_form(labelled: ad.AnnData) -> None:
+    by_number = vx.tl.generate(labelled, labels={"group_1": 7, "group_0": 3})
+    assert by_number.obs["kind"].value_counts().to_dict() == {"group_1": 7, "group_0": 3, "group_2": 0}
+    counts = labelled.obs["kind"].value_counts()
+    assert vx.tl.generate(labelled, labels=counts).obs["kind"].value_counts().to_dict() == counts.to_dict()
+    each = ["group_2", "group_0", "group_2"]
+    for labels in (each, np.array(each), pd.Series(each, index=list("xyz"))):
+        assert vx.tl.generate(labelled, labels=labels).obs["kind"].to_list() == each
+    assert vx.tl.generate(labelled, labels="group_0").n_obs == 1000
+
+
+def test_labels_left_out_come_with_their_shares(labelled: ad.AnnData) -> None:
+    new = vx.tl.generate(labelled, 4000)
+    train = labelled.obs.loc[labelled.obs["vae_split"] == "train", "kind"]
+    expected = train.value_counts(normalize=True, dropna=False)
+    found = new.obs["kind"].value_counts(normalize=True, dropna=False)
+    for name in (*labelled.obs["kind"].cat.categories, np.nan):
+        assert found[name] == pytest.approx(expected[name], abs=4.5 * 0.5 / np.sqrt(4000))
+
+
+def test_size_factors_are_those_of_the_label(labelled: ad.AnnData) -> None:
+    new = vx.tl.generate(labelled, labels="group_1", n_obs=100, n_neighbors=None)
+    of_label = labelled.obs.loc[(labelled.obs["kind"] == "group_1") & (labelled.obs["vae_split"] != "query")]
+    assert set(zip(new.obs["batch"], new.obs["vae_library"], strict=True)) <= set(
+        zip(of_label["batch"], of_label["vae_library"], strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": "group_9"}, r"\['group_9'\], which the prior has not seen in obs\['kind'\]; it knows \['group_0'"),
+        ({"labels": ["group_0"] * 3, "n_obs": 4}, "for 3 cells and n_obs=4"),
+        ({"labels": []}, "asks for no cell"),
+        ({"labels": {"group_0": 0}}, "asks for no cell"),
+        ({"labels": {"group_0": -1}}, "a whole number of cells"),
+    ],
+)
+def test_labels_that_make_no_sense_are_refused(labelled: ad.AnnData, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        vx.tl.generate(labelled, **arguments)
+
+
+def test_a_label_without_cells_here_is_said(labelled: ad.AnnData, warned: list[str]) -> None:
+    some = labelled[labelled.obs["kind"] != "group_1"].copy()
+    new = vx.tl.generate(some, labels={"group_1": 5})
+    assert new.n_obs == 5
+    assert any("No cell of adata has kind = group_1" in text for text in warned)
+
+
+def test_a_label_that_is_a_covariate_too_sets_both(adata: ad.AnnData) -> None:
+    vx.tl.fit_vae(adata, categorical_covariate_keys=["group"], n_latent=3, n_hidden=16, max_epochs=15, denoised=False)
+    vx.tl.fit_prior(adata, "mixture", condition_key="group", n_components=2)
+    if "condition_key" not in adata.uns["vae"]["prior"]:
+        pytest.fail("the prior was not kept, so that there is nothing to test")
+    new = vx.tl.generate(adata, 20, labels="group_2")
+    assert set(new.obs["group"]) == {"group_2"}
+    with pytest.raises(ValueError, match="Give it as labels="):
+        vx.tl.generate(adata, 20, covariates={"group": "group_2"})

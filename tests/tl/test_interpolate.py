@@ -151,3 +151,18 @@ def test_what_cannot_be_done_is_said(fitted: ad.AnnData, arguments: dict, error:
     settings = {"source": "group_0", "target": "group_1", "groupby": "group"} | arguments
     with pytest.raises(error, match=message):
         vx.tl.interpolate(fitted, settings.pop("source"), settings.pop("target"), **settings)
+
+
+def test_flow_goes_straight_in_its_base_space_and_ends_where_asked(fitted: ad.AnnData) -> None:
+    vx.tl.fit_prior(fitted, "flow", max_steps=60, key_added="flowed")
+    if "flowed" not in fitted.uns:
+        pytest.fail("the flow was not kept, so that there is nothing to test")
+    path = vx.tl.interpolate(fitted, *fitted.obs_names[[3, 8]], n_steps=7, method="flow", key="flowed")
+    z = path.obsm["flowed"]
+    np.testing.assert_allclose(z[[0, -1]], fitted.obsm["X_vae"][[3, 8]], atol=1e-4)
+    prior = find_fit(fitted, None, "flowed").model.prior
+    base = prior.to_base(torch.from_numpy(z)).numpy()
+    np.testing.assert_allclose(np.diff(base, 2, axis=0), 0.0, atol=2e-3)
+    # the map is the one the density belongs to
+    np.testing.assert_allclose(prior.from_base(torch.from_numpy(base)).numpy(), z, atol=1e-3)
+    assert np.abs(np.diff(z, 2, axis=0)).max() > 1e-3

@@ -49,12 +49,12 @@ class CovariateTable:
         if len(set(keys)) < len(keys) or len(set(continuous_keys)) < len(continuous_keys):
             msg = f"A covariate is named twice: {[*keys, *continuous_keys]}. Name each column once."
             raise ValueError(msg)
-        categorical = tuple((key, _categories(obs, key)) for key in keys)
+        categorical = tuple((key, category_names(obs, key)) for key in keys)
         for key, names in categorical:
             if len(names) == 1:
                 logg.warning(f"obs[{key!r}] has one category ({names[0]!r}) only: there is nothing to correct for.")
         continuous = tuple((key, *_location_scale(obs, key)) for key in continuous_keys)
-        labels = None if labels_key is None else (labels_key, _categories(obs, labels_key))
+        labels = None if labels_key is None else (labels_key, category_names(obs, labels_key))
         return cls(batch_key, categorical, continuous, labels)
 
     @property
@@ -97,13 +97,13 @@ class CovariateTable:
 
     def read(self, obs: pd.DataFrame, *, labels: bool = True) -> Covariates:
         """Codes and standardised values of some cells; ``labels=False`` where only training needs them."""
-        codes = [_codes(obs, key, names) for key, names in self.categorical]
+        codes = [category_codes(obs, key, names) for key, names in self.categorical]
         values = [(_numbers(obs, key) - mean) / sd for key, mean, sd in self.continuous]
         n = len(obs)
         return Covariates(
             torch.from_numpy(np.stack(codes, axis=1) if codes else np.zeros((n, 0), dtype=np.int64)),
             torch.from_numpy((np.stack(values, axis=1) if values else np.zeros((n, 0))).astype(np.float32)),
-            None if self.labels is None or not labels else torch.from_numpy(_codes(obs, *self.labels)),
+            None if self.labels is None or not labels else torch.from_numpy(category_codes(obs, *self.labels)),
         )
 
     def to_uns(self) -> dict[str, Any]:
@@ -170,7 +170,8 @@ def get_column(obs: pd.DataFrame, key: str, *, numeric: bool = False) -> pd.Seri
     return column
 
 
-def _categories(obs: pd.DataFrame, key: str) -> tuple[str, ...]:
+def category_names(obs: pd.DataFrame, key: str) -> tuple[str, ...]:
+    """Names of the categories of a column, in its order, else sorted."""
     column = get_column(obs, key)
     if isinstance(column.dtype, pd.CategoricalDtype):
         names = tuple(map(str, column.cat.remove_unused_categories().cat.categories))
@@ -199,7 +200,8 @@ def category_name(value: Hashable) -> str:
     return str(value)
 
 
-def _codes(obs: pd.DataFrame, key: str, names: Sequence[str]) -> np.ndarray:
+def category_codes(obs: pd.DataFrame, key: str, names: Sequence[str]) -> np.ndarray:
+    """Positions of the values of a column among ``names``, int64 (n,)."""
     found = _as_names(get_column(obs, key))
     codes = pd.Index(names).get_indexer(found).astype(np.int64)
     if (codes < 0).any():

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from vxpress.bridge.covariates import category_name
-from vxpress.bridge.generation import get_column_names
+from vxpress.bridge.generation import NO_NAME, get_column_names
 
 End: TypeAlias = Hashable | Sequence[str] | np.ndarray
 
@@ -57,7 +57,7 @@ def _group(adata: AnnData, end: End, groupby: str, argument: str) -> np.ndarray:
         raise TypeError(msg)
     rows = np.flatnonzero(found == category_name(end))
     if not len(rows):
-        known = sorted({name for name in found if name is not None})
+        known = sorted(set(found) - {NO_NAME})
         msg = f"{argument}={end!r} is no group of obs[{groupby!r}] with cells; there are {known[:20]}."
         raise ValueError(msg)
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -62,10 +62,25 @@ class Fit:
     model: VAE
     history: dict[str, np.ndarray]
     diagnostics: dict[str, Any]
+    prior: dict[str, Any] = field(default_factory=dict)
+    """How the prior was learned, where it was; see :func:`vxpress.tl.fit_prior`."""
+
+    @property
+    def condition_key(self) -> str | None:
+        """The column of ``obs`` that the prior is given, if any."""
+        return str(self.prior["condition_key"]) if "condition_key" in self.prior else None
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The values of that column that the prior knows: condition c is number c.
+
+        Cells without a value have one more condition, behind these, which has no name.
+        """
+        return tuple(map(str, self.prior["categories"])) if "condition_key" in self.prior else ()
 
     def to_uns(self) -> dict[str, Any]:
         """As nested mappings of scalars, strings and arrays."""
-        return {
+        out = {
             "format": FORMAT,
             "params": to_uns(self.params),
             "history": dict(self.history),
@@ -74,6 +89,7 @@ class Fit:
             "genes": {"names": np.array(self.genes, dtype=object), "modelled": self.modelled_g},
             "weights": {name: value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()},
         }
+        return out | ({"prior": dict(self.prior)} if self.prior else {})
 
     @classmethod
     def from_uns(cls, stored: Mapping[str, Any]) -> Fit:
@@ -94,7 +110,9 @@ class Fit:
                 "with new categories? Then pass the AnnData that knows them all: model=query."
             )
             raise ValueError(msg) from error
+        prior = dict(stored.get("prior", {}))
         _check_sizes(params, covariates, genes, modelled_g)
+        _check_conditions(params, prior)
         return cls(
             params,
             covariates,
@@ -103,6 +121,7 @@ class Fit:
             load_weights(params.model, stored["weights"]),
             {str(k): np.asarray(v) for k, v in stored["history"].items()},
             dict(stored["diagnostics"]),
+            prior,
         )
 
 
@@ -118,6 +137,14 @@ def _check_sizes(params: Params, covariates: CovariateTable, genes: np.ndarray, 
     expected = (len(modelled_g), config.n_genes, config.n_categories, config.n_continuous, config.n_labels)
     if found != expected:
         msg = f"The stored fit is damaged: genes and covariates number {found} where its settings say {expected}."
+        raise ValueError(msg)
+
+
+def _check_conditions(params: Params, prior: Mapping[str, Any]) -> None:
+    expected = params.model.prior.n_conditions
+    found = len(prior.get("categories", ())) + bool(prior.get("unlabelled", False))
+    if found != expected:
+        msg = f"The stored fit is damaged: its prior has {expected} condition(s), of which {found} are on record."
         raise ValueError(msg)
 
 

@@ -20,6 +20,8 @@ from vxpress.core.inference.nearest_partner import nearest_partners
 
 Labels: TypeAlias = "str | Mapping[str, int] | pd.Series | np.ndarray | list[str] | None"
 DEFAULT_CELLS = 1000
+# what stands for a missing value among names
+NO_NAME = "\N{SYMBOL FOR NULL}"
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,6 @@ _CURES = {"library": "library=2000", "covariates": "covariates={...}"}
 
 
 def get_column_names(obs: pd.DataFrame, key: str) -> np.ndarray:
-    """A column of ``obs`` as names of categories; a cell without a value matches none."""
+    """A column of ``obs`` as names of categories, ``NO_NAME`` where there is no value."""
     column = obs[key] if key in obs else get_column(obs, key)
-    return np.array([None if pd.isna(value) else category_name(value) for value in column], dtype=object)
+    return np.array([NO_NAME if pd.isna(value) else category_name(value) for value in column], dtype=object)

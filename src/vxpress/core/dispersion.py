@@ -7,10 +7,12 @@ a curve in one number, whose maximum is found here.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.counts import Cells
+from vxpress.core.counts import Batch, Cells
+from vxpress.core.covariates import Covariates
 from vxpress.core.likelihoods import Likelihood, NegativeBinomial, ZeroInflated
 from vxpress.core.vae import VAE
 
@@ -39,9 +41,7 @@ def refit_dispersions(model: VAE, cells: Cells, rows: Tensor, *, seed: int) -> T
     generator = torch.Generator().manual_seed(seed)
     for part in rows.split(CHUNK):
         batch = cells.batch(part)
-        q = model.posterior(batch)
-        z_nd = q.rsample(torch.randn(q.loc.shape, generator=generator))
-        law = model.likelihood(z_nd, batch.covariates, batch.log_library_n1)
+        law = model.likelihood(*_drawn(model, batch, generator))
         which_n = model.decoder._dispersion_row(batch.covariates)
         for k, log_theta in enumerate(grid):
             log_p = _with_dispersion(law, log_theta).log_prob(batch.x_ng)
@@ -52,6 +52,32 @@ def refit_dispersions(model: VAE, cells: Cells, rows: Tensor, *, seed: int) -> T
     bend = low - 2 * mid + high
     shift = torch.where(bend < 0, 0.5 * (low - high) / bend, torch.zeros_like(bend)).clamp(-1.0, 1.0)
     return (grid[top] + STEP * shift).to(trained.dtype)
+
+
+@torch.no_grad()
+def mean_log_likelihood(model: VAE, cells: Cells, rows: Tensor, seed: int, n_draws: int = 5) -> np.ndarray:
+    """E_q[log p(x | z)] of some cells in nats, (n,); models that differ in their law alone see the same draws."""
+    model.eval()
+    generator, found = torch.Generator().manual_seed(seed), []
+    for part in rows.split(CHUNK):
+        batch = cells.batch(part)
+        total = torch.zeros(len(part), dtype=torch.float64)
+        for _ in range(n_draws):
+            z_nd, covariates, log_library_n1 = _drawn(model, batch, generator)
+            total += model.likelihood(z_nd, covariates, log_library_n1).log_prob(batch.x_ng).double().sum(-1)
+        found.append(total / n_draws)
+    return torch.cat(found).numpy()
+
+
+def _drawn(model: VAE, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Covariates, Tensor]:
+    """A draw of z, and of the size factor where it is inferred, for a minibatch."""
+    q = model.posterior(batch)
+    z_nd = q.rsample(torch.randn(q.loc.shape, generator=generator))
+    log_library_n1 = batch.log_library_n1
+    if model.config.latent_library:
+        of_library = model.library_posterior(batch)
+        log_library_n1 = of_library.rsample(torch.randn(of_library.loc.shape, generator=generator))
+    return z_nd, batch.covariates, log_library_n1
 
 
 def _with_dispersion(law: Likelihood, log_theta: Tensor) -> Likelihood:

@@ -71,9 +71,12 @@ def encode_masked(
     log_library_n1 = torch.empty(n, 1, device=device)
     filled_nh = torch.empty(n, model.config.n_hidden, device=device) if keep_filled else None
     n_rounds = 1 if bool(missing.observed_g.all()) else n_rounds
+    prior_variance_d = model.prior.variance().to(device)
     for start in range(0, n, CHUNK):
         part = slice(start, min(start + CHUNK, n))
-        chunk = _Chunk(model, cells.batch(torch.arange(part.start, part.stop, device=device)), missing)
+        chunk = _Chunk(
+            model, cells.batch(torch.arange(part.start, part.stop, device=device)), missing, prior_variance_d
+        )
         for _ in range(n_rounds):
             chunk.fill_in()
         mean_nd[part], var_nd[part] = chunk.q.loc.cpu().numpy(), chunk.variance().cpu().numpy()
@@ -107,8 +110,8 @@ class _FilledEncoder:
 class _Chunk:
     """Some cells on their way to the fixed point, from missing genes taken for zeros."""
 
-    def __init__(self, model: VAE, batch: Batch, missing: Missing) -> None:
-        self.model, self.batch, self.missing = model, batch, missing
+    def __init__(self, model: VAE, batch: Batch, missing: Missing, prior_variance_d: Tensor) -> None:
+        self.model, self.batch, self.missing, self.prior_variance_d = model, batch, missing, prior_variance_d
         self.missing_g = torch.nonzero(~missing.observed_g).squeeze(-1)
         self.encoder = _FilledEncoder(model, model.encoder, batch, self.missing_g)
         self.log_x_nm = torch.zeros(len(batch.rows), len(self.missing_g), device=missing.observed_g.device)
@@ -163,9 +166,10 @@ class _Chunk:
         if not len(self.missing_g):
             return variance_nd
         share_nd = self._information_share()
-        # the prior has a precision of one
-        narrowed = 1.0 / (1.0 + (1.0 / variance_nd - 1.0) * share_nd)
-        return torch.where(variance_nd < 1.0, narrowed, variance_nd)
+        # what the prior knows of a cell is not lost with its genes; a learned prior is taken for a normal law here
+        prior_d = self.prior_variance_d
+        narrowed = 1.0 / (1.0 / prior_d + (1.0 / variance_nd - 1.0 / prior_d) * share_nd)
+        return torch.where(variance_nd < prior_d, narrowed, variance_nd)
 
     def _information_share(self) -> Tensor:
         """Share of the measured genes in the Fisher information of the counts on each dimension of z, (n, d).

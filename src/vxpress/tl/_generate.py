@@ -15,6 +15,7 @@ from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.generation import (
+    NO_NAME,
     Columns,
     Labels,
     TrainingCells,
@@ -136,7 +137,7 @@ def generate(
     if n_neighbors is not None:
         check_range("n_neighbors", n_neighbors, 1, 1_000_000, integer=True)
     columns = Columns.of(fit)
-    condition_key, names = _condition(fit)
+    condition_key, names = fit.condition_key, fit.conditions
     n, code_n = asked_labels(labels, n_obs, condition_key, names, _hint(columns))
     given = asked_covariates(covariates, columns, n)
     if condition_key in given:
@@ -160,7 +161,8 @@ def generate(
 
     obs = pd.DataFrame(given, index=[f"{GENERATED}-{i}" for i in range(n)])
     if condition_key is not None:
-        obs[condition_key] = np.array(names, dtype=object)[code_n]
+        # the condition behind the named ones is that of cells without a label
+        obs[condition_key] = np.array([*names, NO_NAME], dtype=object)[code_n]
     missing = [name for name in columns.names if name not in obs]
     needed = ["library"] * (library_n is None and not from_prior) + ["covariates"] * bool(missing)
     if needed:
@@ -180,7 +182,8 @@ def generate(
     x = law_draws(fit.model, z_nd, table, law_log_library(library_n), seed=int(seeds[1]))
     for name in (*columns.categories, *([condition_key] if condition_key is not None else ())):
         known = names if name == condition_key else columns.categories[name]
-        obs[name] = pd.Categorical(obs[name].astype(str), categories=known)
+        values = obs[name].astype(object)
+        obs[name] = pd.Categorical(values.where(values != NO_NAME), categories=known)
     obs[keys.library] = library_n
     obs[keys.split] = pd.Categorical([GENERATED] * n)
     params = params_of(
@@ -201,11 +204,6 @@ def generate(
         obsm={keys.latent: z_nd.numpy()},
         uns={f"{keys.uns}_generate": {"params": params}},
     )
-
-
-def _condition(fit: Fit) -> tuple[str | None, tuple[str, ...]]:
-    """Column and names of the labels that the prior was learnt given."""
-    return None, ()
 
 
 def _hint(columns: Columns) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -205,7 +206,22 @@ def _path(fit: Fit, method: Method, start_d: np.ndarray, end_d: np.ndarray, posi
         return linear_path(start_d, end_d, position_s)
     if method == "spherical":
         return spherical_path(start_d, end_d, position_s)
-    raise NotImplementedError
+    prior = fit.model.prior
+    if not prior.invertible or prior.config.n_conditions:
+        kind = f"{prior.config.name!r}" + (f" given {fit.condition_key!r}" if prior.config.n_conditions else "")
+        msg = (
+            f"method='flow' needs a prior that maps the latent space to N(0, I) and back; that of this fit is {kind}. Learn one: "
+            "vx.tl.fit_prior(adata, prior='flow')."
+        )
+        raise ValueError(msg)
+    # single precision would leave the ends where they are to three digits only
+    prior = copy.deepcopy(prior).double()
+    base = prior.to_base(torch.from_numpy(np.stack([start_d, end_d]))).numpy()
+    path_sd: np.ndarray = prior.from_base(torch.from_numpy(linear_path(base[0], base[1], position_s))).numpy()
+    if not np.allclose(path_sd[[0, -1]], [start_d, end_d], atol=1e-3):
+        msg = "The learned flow cannot be inverted at the ends of the path. Learn it again: vx.tl.fit_prior(adata, prior='flow')."
+        raise ValueError(msg)
+    return path_sd
 
 
 def _density(fit: Fit, path_sd: np.ndarray, position_s: np.ndarray, crowd: Crowd) -> dict[str, np.ndarray]:

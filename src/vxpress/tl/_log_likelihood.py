@@ -80,7 +80,7 @@ def log_likelihood(
         which is then loose, and its standard error too small.
     ``adata.obs["vae_elbo"]``, ``adata.obs["vae_reconstruction"]``
         The evidence lower bound, and :math:`\mathbb{E}_q \log p(x \mid z)`, from the same samples; the divergence between
-        them is exact.
+        them is exact where it has a closed form, as with the standard normal prior.
     ``adata.uns["vae_log_likelihood"]``
         ``summary``, a :class:`pandas.DataFrame` with a row for all cells and, where the fit is one of these cells, one for
         each part of ``obs["vae_split"]``: ``n_cells``, means of the above, ``se`` of the mean over cells as a sample of

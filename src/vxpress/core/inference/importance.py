@@ -27,8 +27,8 @@ class Proposal(Protocol):
     """q(u | x) of some cells and what importance weights are made of, all in float64."""
 
     n_noise: int
-    kl_n: Tensor
-    """KL(q(u | x) || p(u)), (n,)."""
+    kl_n: Tensor | None
+    """KL(q(u | x) || p(u)), (n,), where it has a closed form; else the ELBO is the mean log weight of the samples."""
 
     def weigh(self, eps_knd: Tensor) -> tuple[Tensor, Tensor]:
         """Log p(x | u) and log p(u) - log q(u | x), each (k, n), at the point of q that standard noise names."""
@@ -51,7 +51,9 @@ class ImportanceSums:
     def __init__(self, n: int, device: torch.device) -> None:
         self.k = 0
         self.top_n = torch.full((n,), -torch.inf, dtype=torch.float64, device=device)
-        self.sum_n, self.squares_n, self.reconstruction_n = torch.zeros(3, n, dtype=torch.float64, device=device)
+        self.sum_n, self.squares_n, self.reconstruction_n, self.log_ratio_n = torch.zeros(
+            4, n, dtype=torch.float64, device=device
+        )
 
     def add(self, reconstruction_kn: Tensor, log_ratio_kn: Tensor) -> None:
         """Take in further samples of every cell."""
@@ -63,11 +65,13 @@ class ImportanceSums:
         self.sum_n = self.sum_n * fall_n + weight_kn.sum(0)
         self.squares_n = self.squares_n * fall_n.square() + weight_kn.square().sum(0)
         self.reconstruction_n = self.reconstruction_n + reconstruction_kn.sum(0)
+        self.log_ratio_n = self.log_ratio_n + log_ratio_kn.sum(0)
         self.top_n = top_n
         self.k += len(log_weight_kn)
 
-    def bound(self, kl_n: Tensor) -> Bound:
-        """What the samples so far say."""
+    def bound(self, kl_n: Tensor | None) -> Bound:
+        """What the samples so far say; a divergence that is not known exactly is estimated from them too."""
+        kl_n = -self.log_ratio_n / self.k if kl_n is None else kl_n
         ess_n = self.sum_n.square() / self.squares_n
         # relative variance of the mean weight; a single sample tells nothing of it
         relative_n = (self.k / ess_n - 1.0).clamp_min(0.0) / (self.k - 1) if self.k > 1 else ess_n * torch.nan
@@ -121,13 +125,14 @@ class CellProposal:
         self.dtype, self.q = q.loc.dtype, DiagonalNormal(q.loc.double(), q.scale.double())
         self.n_latent = q.loc.shape[-1]
         self.n_noise = self.n_latent + int(model.config.latent_library)
-        self.kl_n = model.prior.kl(self.q, self.q.loc).sum(-1)
+        self.kl_n = model.prior.kl(self.q, self.q.loc).sum(-1) if model.prior.analytic else None
         self.library: tuple[DiagonalNormal, Tensor, Tensor] | None = None
         if model.config.latent_library:
             q_l = model.library_posterior(batch)
             loc_n1, variance_n1 = (part.double() for part in model.library_prior(batch.covariates))
             self.library = DiagonalNormal(q_l.loc.double(), q_l.scale.double()), loc_n1, variance_n1
-            self.kl_n = self.kl_n + gaussian_kl(*self.library).squeeze(-1)
+            if self.kl_n is not None:
+                self.kl_n = self.kl_n + gaussian_kl(*self.library).squeeze(-1)
 
     def weigh(self, eps_knd: Tensor) -> tuple[Tensor, Tensor]:
         k, n, d = *eps_knd.shape[:2], self.n_latent

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from vxpress.core.priors.base import DiagonalNormal, Prior, gaussian_kl
+from vxpress.core.priors.estimate import SampledKL, drawn_log_prob, sampled_kl
+from vxpress.core.priors.flow import Flow
+from vxpress.core.priors.mixture import Mixture
 from vxpress.core.priors.standard_normal import StandardNormal
 
-PRIORS: dict[str, type[Prior]] = {"normal": StandardNormal}
+PRIORS: dict[str, type[Prior]] = {"normal": StandardNormal, "mixture": Mixture, "flow": Flow}
 
-__all__ = ["PRIORS", "DiagonalNormal", "Prior", "StandardNormal", "gaussian_kl"]
+__all__ = [
+    "PRIORS",
+    "DiagonalNormal",
+    "Prior",
+    "SampledKL",
+    "StandardNormal",
+    "drawn_log_prob",
+    "gaussian_kl",
+    "sampled_kl",
+]

@@ -28,7 +28,7 @@ class _StandardNormalKL(torch.autograd.Function):
 
 
 class StandardNormal(Prior):
-    """z ~ N(0, I), with the divergence in closed form."""
+    """z ~ N(0, I), with the divergence in closed form; conditions change nothing."""
 
     analytic = True
 
@@ -44,3 +44,7 @@ class StandardNormal(Prior):
     def sample(self, n: int, generator: torch.Generator, condition_n: Tensor | None = None) -> Tensor:
         """Draws (n, d)."""
         return torch.randn(n, self.n_latent, generator=generator, device=generator.device)
+
+    def variance(self) -> Tensor:
+        """Ones."""
+        return torch.ones(self.n_latent)

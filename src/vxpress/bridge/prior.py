@@ -1,0 +1,179 @@
+"""A prior learned on the posteriors of a fit, judged on its held-out cells, and put in the fit's place."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vxpress.bridge.covariates import category_codes, category_names
+from vxpress.bridge.fit import Fit
+from vxpress.core.config import PriorConfig, PriorName
+from vxpress.core.priors import DiagonalNormal, Prior, drawn_log_prob
+from vxpress.core.priors.fitting import build_prior, learn
+
+# points at which a prior is judged, and how many draws of a cell at most
+JUDGED_POINTS, MAX_DRAWS = 4_000, 10
+# a prior is kept if it gains more than this many standard errors
+MARGIN = 1.0
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Condition of every cell: codes from 0 of ``names``; cells without a value have the code behind them."""
+
+    key: str
+    names: tuple[str, ...]
+    code_n: np.ndarray
+    unlabelled: bool
+
+    @property
+    def n(self) -> int:
+        """Number of conditions that a prior knows."""
+        return len(self.names) + self.unlabelled
+
+    @classmethod
+    def read(cls, obs: pd.DataFrame, key: str, train_n: np.ndarray) -> Conditions:
+        """From a column that may have gaps; a condition is what a training cell (rows ``train_n``) has."""
+        if not isinstance(key, str):
+            msg = f"condition_key={key!r}: the name of a column of adata.obs is expected."
+            raise TypeError(msg)
+        if key not in obs.columns:
+            msg = f"condition_key={key!r} is not a column of adata.obs (found: {list(obs.columns)})."
+            raise KeyError(msg)
+        given = obs[key].notna().to_numpy()
+        with_value = obs.loc[given, [key]]
+        names = category_names(with_value, key)
+        codes = np.full(len(obs), -1, dtype=np.int64)
+        codes[given] = category_codes(with_value, key, names)
+        met = np.unique(codes[train_n])
+        met = met[met >= 0]
+        if len(met) == 0:
+            msg = f"condition_key={key!r}: no training cell has a value in obs[{key!r}]."
+            raise ValueError(msg)
+        place = np.full(len(names) + 1, -1, dtype=np.int64)
+        place[met] = np.arange(len(met))
+        codes = place[codes]
+        unlabelled = bool((codes[train_n] < 0).any())
+        return cls(key, tuple(names[c] for c in met), np.where(codes < 0, len(met), codes), unlabelled)
+
+    def record(self) -> dict[str, Any]:
+        """What a fit remembers of them."""
+        return {
+            "condition_key": self.key,
+            "categories": np.array(self.names, dtype=object),
+            "unlabelled": self.unlabelled,
+        }
+
+
+@dataclass(frozen=True)
+class Task:
+    """Posteriors of the cells at hand (n, d), which of them are learned from and which judge."""
+
+    mean_nd: np.ndarray
+    var_nd: np.ndarray
+    train_n: np.ndarray
+    validation_n: np.ndarray
+    conditions: Conditions | None
+
+    def posteriors(self, rows: np.ndarray, device: torch.device) -> DiagonalNormal:
+        """Of some rows."""
+        mean, var = (torch.from_numpy(part[rows]).to(device) for part in (self.mean_nd, self.var_nd))
+        return DiagonalNormal(mean, var.sqrt())
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Mean log p(z) of held-out cells under two priors at the same draws, in nats; standard errors over cells.
+
+    ``kl`` is the mean divergence from the new prior, with the standard error of its sampling.
+    """
+
+    before: float
+    after: float
+    gain: float
+    gain_se: float
+    kl: float
+    kl_se: float
+    n_cells: int
+    n_draws: int
+
+    @property
+    def better(self) -> bool:
+        """Whether the new prior gains more than chance would have it."""
+        return bool(np.isfinite(self.gain) and self.gain > MARGIN * self.gain_se)
+
+
+def judge(old: Prior, new: Prior, q: DiagonalNormal, seed: int) -> Judgement:
+    """Both priors, without conditions, at the same draws of posteriors that neither was fitted to."""
+    n_draws = int(np.clip(JUDGED_POINTS // len(q), 1, MAX_DRAWS))
+    pairs = zip(drawn_log_prob(old, q, n_draws, seed), drawn_log_prob(new, q, n_draws, seed), strict=True)
+    found = [(log_old, log_new, q.log_prob(z_nd) - log_new) for (z_nd, log_old), (_, log_new) in pairs]
+    before_kn, after_kn, kl_kn = (torch.stack(part).double().cpu().numpy() for part in zip(*found, strict=True))
+    gain_n = (after_kn - before_kn).mean(0)
+    n = len(gain_n)
+    kl_se = np.sqrt(kl_kn.var(0, ddof=1).sum() / n_draws) / n if n_draws > 1 else np.nan
+    return Judgement(
+        float(before_kn.mean()),
+        float(after_kn.mean()),
+        float(gain_n.mean()),
+        float(gain_n.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan"),
+        float(kl_kn.mean()),
+        float(kl_se),
+        n,
+        n_draws,
+    )
+
+
+def learn_prior(
+    fit: Fit,
+    task: Task,
+    kind: PriorName,
+    *,
+    n_components: int | None,
+    n_steps: int | None,
+    device: torch.device,
+    seed: int,
+) -> tuple[Fit, dict[str, Any], Judgement]:
+    """The fit with a prior of this kind in place of its own, the record of it, and how it was judged."""
+    start = time.perf_counter()
+    conditions = task.conditions
+    config = _config(kind, n_components, 0 if conditions is None else conditions.n, len(task.train_n))
+    model = fit.model.to(device).eval()
+    new = build_prior(config, model.config.n_latent, seed).to(device)
+    code_n = None if conditions is None else torch.from_numpy(conditions.code_n[task.train_n]).to(device)
+    learned = learn(new, task.posteriors(task.train_n, device), code_n, n_steps=n_steps, seed=seed)
+    found = judge(model.prior, new, task.posteriors(task.validation_n, device), seed)
+    record = {
+        "kind": kind,
+        "n_steps": learned.n_steps,
+        "best_step": learned.best_step,
+        "log_prob_before": found.before,
+        "log_prob_after": found.after,
+        "gain": found.gain,
+        "gain_se": found.gain_se,
+        "kl": found.kl,
+        "kl_se": found.kl_se,
+        "n_cells": found.n_cells,
+        "n_draws": found.n_draws,
+        "seconds": time.perf_counter() - start,
+    }
+    record |= {} if conditions is None else conditions.record()
+    model.cpu()
+    if not found.better:
+        return fit, record, found
+    model.prior = new.cpu()
+    model.config = replace(model.config, prior=config)
+    params = replace(fit.params, model=model.config)
+    return replace(fit, params=params, model=model, prior=record), record, found
+
+
+def _config(kind: PriorName, n_components: int | None, n_conditions: int, n_cells: int) -> PriorConfig:
+    """As many components as were asked for, and at least one to a condition."""
+    default = PriorConfig().n_components
+    n = max(min(default, max(1, n_cells // 10)), 4 * n_conditions) if n_components is None else n_components
+    return PriorConfig(name=kind, n_components=max(n, n_conditions), n_conditions=n_conditions)

@@ -1,0 +1,125 @@
+"""Mixtures of diagonal normal laws, whatever their parameters come from."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vxpress.core.config import PriorConfig
+from vxpress.core.priors.base import Prior
+
+
+def component_log_prob(z: Tensor, loc_kd: Tensor, scale_kd: Tensor) -> Tensor:
+    """Log density of points (..., d) under every component, (..., k), in double precision.
+
+    Summed over dimensions first: a component is one law of the whole vector.  Squares are multiplied out, which double
+    precision can afford and which holds no (..., k, d).
+    """
+    z, loc_kd, scale_kd = z.double(), loc_kd.double(), scale_kd.double()
+    precision_kd = scale_kd.square().reciprocal()
+    square = z.square() @ precision_kd.t() - 2.0 * (z @ (loc_kd * precision_kd).t())
+    constant_k = (loc_kd.square() * precision_kd).sum(-1) + 2.0 * scale_kd.log().sum(-1)
+    return -0.5 * (square + constant_k + z.shape[-1] * math.log(2 * math.pi))
+
+
+class ComponentPrior(Prior):
+    """sum_k w_k N(z; m_k, s_k^2); conditions share the components and have weights of their own."""
+
+    def __init__(self, config: PriorConfig, n_latent: int) -> None:
+        super().__init__(config, n_latent)
+        self.logits_ck = nn.Parameter(torch.zeros(max(1, config.n_conditions), config.n_components))
+
+    def components(self) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations, each (k, d)."""
+        raise NotImplementedError
+
+    def log_weights(self) -> Tensor:
+        """Log weights, (k,) without conditions given: of a conditional prior those of the mixture over conditions."""
+        log_ck = self.logits_ck.double().log_softmax(-1)
+        if not self.config.n_conditions:
+            return log_ck[0]
+        return (log_ck + self.log_share_c.double()[:, None]).logsumexp(0)
+
+    def log_prob(self, z: Tensor, condition_n: Tensor | None = None) -> Tensor:
+        """Log density of points (..., d), with shape (...); ``condition_n`` is broadcast to that shape."""
+        log_prob = component_log_prob(z, *self.components())
+        if condition_n is None or not self.config.n_conditions:
+            log_weight = self.log_weights()
+        else:
+            log_weight = self.logits_ck.double().log_softmax(-1)[condition_n.expand(z.shape[:-1])]
+        return (log_prob + log_weight).logsumexp(-1).to(z.dtype)
+
+    @torch.no_grad()
+    def conditional_sample(self, n: int, generator: torch.Generator, condition_n: Tensor | None) -> Tensor:
+        loc_kd, scale_kd = (part.to(generator.device) for part in self.components())
+        weight_ck = self.logits_ck.double().softmax(-1).to(generator.device)
+        if condition_n is None:
+            k = torch.multinomial(weight_ck[0], n, replacement=True, generator=generator)
+        else:
+            k = torch.multinomial(weight_ck[condition_n], 1, generator=generator).squeeze(-1)
+        eps_nd = torch.randn(n, self.n_latent, generator=generator, device=generator.device)
+        return torch.addcmul(loc_kd[k], scale_kd[k], eps_nd)
+
+    @torch.no_grad()
+    def variance(self) -> Tensor:
+        """Variance of every dimension, (d,), in closed form."""
+        loc_kd, scale_kd = self.components()
+        weight_k1 = self.log_weights().exp()[:, None].to(loc_kd)
+        mean_d = (weight_k1 * loc_kd).sum(0)
+        return (weight_k1 * (scale_kd.square() + (loc_kd - mean_d).square())).sum(0)
+
+    @torch.no_grad()
+    def start_weights(self, label_n: Tensor, condition_n: Tensor | None) -> None:
+        """Weights as the shares of the components ``label_n`` that cells belong to, for each condition its own."""
+        n_rows, n_components = self.logits_ck.shape
+        code = torch.zeros_like(label_n) if condition_n is None else condition_n
+        counts = torch.bincount(code * n_components + label_n, minlength=n_rows * n_components)
+        # none is ruled out for good
+        self.logits_ck.copy_((counts.view(n_rows, n_components).to(self.logits_ck) + 0.01).log())
+
+
+def k_means(z_nd: Tensor, n_centres: int, generator: torch.Generator, n_rounds: int = 20) -> tuple[Tensor, Tensor]:
+    """Centres (k, d) by Lloyd's rounds from k-means++ (Arthur & Vassilvitskii 2007), and each point's, (n,).
+
+    A centre that loses all its points stays where it was.
+    """
+    n = len(z_nd)
+    first = torch.randint(n, (1,), generator=generator, device=generator.device)
+    centres = z_nd[first]
+    nearest = torch.cdist(z_nd, centres).square().squeeze(-1)
+    for _ in range(n_centres - 1):
+        weight = nearest if bool(nearest.sum() > 0) else torch.ones_like(nearest)
+        chosen = torch.multinomial(weight, 1, generator=generator)
+        centres = torch.cat((centres, z_nd[chosen]))
+        nearest = torch.minimum(nearest, (z_nd - z_nd[chosen]).square().sum(-1))
+    for _ in range(n_rounds):
+        label_n = torch.cdist(z_nd, centres).argmin(-1)
+        counts = torch.bincount(label_n, minlength=n_centres)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, label_n, z_nd)
+        centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
+    return centres, torch.cdist(z_nd, centres).argmin(-1)
+
+
+def conditional_k_means(
+    z_nd: Tensor, condition_n: Tensor | None, n_centres: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """As :func:`k_means`, within each condition; these share the centres by the root of their cells, one at least."""
+    if condition_n is None:
+        return k_means(z_nd, n_centres, generator)
+    counts = torch.bincount(condition_n)
+    present = torch.nonzero(counts).squeeze(-1)
+    if len(present) > n_centres:
+        msg = f"{n_centres} components cannot serve {len(present)} conditions."
+        raise ValueError(msg)
+    root = counts[present].double().sqrt()
+    share = 1 + (root / root.sum() * (n_centres - len(present))).floor().long()
+    share[root.argmax()] += n_centres - share.sum()
+    centres, label_n = [], torch.empty_like(condition_n)
+    for code, k in zip(present.tolist(), share.tolist(), strict=True):
+        own = condition_n == code
+        found, label = k_means(z_nd[own], k, generator)
+        label_n[own] = label + sum(map(len, centres))
+        centres.append(found)
+    return torch.cat(centres), label_n

@@ -1,0 +1,135 @@
+"""A prior learned by itself, from the posteriors of cells that a model has encoded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vxpress.core.config import PriorConfig
+from vxpress.core.priors import PRIORS, DiagonalNormal, Prior
+
+BATCH = 512
+END_SHARE = 0.01
+WARM_UP, MAX_NORM = 0.05, 5.0
+AVERAGING = 0.99
+# share of the training cells, and how many at most, on which the best of so many states is chosen
+CHOOSING_FRACTION, MAX_CHOOSING = 0.1, 2_000
+# how often they are looked at, and how often in vain before it ends
+CHECKS, PATIENCE = 20, 5
+CHOOSING_DRAWS = 4
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Steps taken until the state that was kept, and all; mean loss on the cells it was chosen by, at every check."""
+
+    best_step: int
+    n_steps: int
+    losses: list[float]
+
+
+def build_prior(config: PriorConfig, n_latent: int, seed: int) -> Prior:
+    """A freshly initialised prior; torch's global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return PRIORS[config.name](config, n_latent)
+
+
+def learn(
+    prior: Prior,
+    q: DiagonalNormal,
+    condition_n: Tensor | None,
+    *,
+    seed: int,
+    n_steps: int | None = None,
+    learning_rate: float | None = None,
+) -> Learned:
+    """Fit ``prior`` to the mean of posteriors ``q`` (n, d), every step on fresh draws; in evaluation mode after.
+
+    Adam with a short rise and a cosine fall of the learning rate; what is kept is a running mean of the weights
+    (Polyak & Juditsky 1992), at the state that is best for a tenth of the cells.  Those take no part in the steps.
+    """
+    n_steps = prior.n_steps if n_steps is None else n_steps
+    learning_rate = prior.learning_rate if learning_rate is None else learning_rate
+    device = q.loc.device
+    generator = torch.Generator(device=device).manual_seed(seed)
+    order = torch.randperm(len(q), generator=generator, device=device)
+    n_choosing = min(MAX_CHOOSING, max(1, round(CHOOSING_FRACTION * len(order))))
+    choosing, rows = order[:n_choosing].repeat(CHOOSING_DRAWS), order[n_choosing:]
+
+    def draw(at: Tensor) -> tuple[Tensor, Tensor | None]:
+        return q[at].draw(generator), None if condition_n is None else condition_n[at]
+
+    if condition_n is not None:
+        prior.set_shares(condition_n)
+    prior.start_from_posteriors(q[rows], None if condition_n is None else condition_n[rows], generator)
+    judged = draw(choosing)
+    parameters = [p for p in prior.parameters() if p.requires_grad]
+    if not parameters:
+        return Learned(0, 0, [])
+    averages = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    every = max(1, n_steps // CHECKS)
+    best, best_step, losses = math.inf, 0, []
+    state = [p.detach().clone() for p in parameters]
+    for step in range(1, n_steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * _rate(step, n_steps)
+        at = rows[torch.randint(len(rows), (min(BATCH, len(rows)),), generator=generator, device=device)]
+        optimizer.zero_grad(set_to_none=True)
+        loss = prior.loss(*draw(at), generator).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
+        if bool(torch.isfinite(norm + loss.detach())):
+            optimizer.step()
+        # of a step early on the mean is of those so far
+        share = min(AVERAGING, step / (step + 10))
+        torch._foreach_lerp_(averages, [p.detach() for p in parameters], 1.0 - share)
+        if step % every == 0 or step == n_steps:
+            losses.append(_loss_with(prior, parameters, averages, *judged, seed=seed))
+            if losses[-1] < best:
+                best, best_step, state = losses[-1], step, [p.clone() for p in averages]
+            if step - best_step >= PATIENCE * every:
+                break
+    _put(parameters, state)
+    for p in parameters:
+        p.grad = None
+    prior.eval()
+    return Learned(best_step, step, losses)
+
+
+def _rate(step: int, n_steps: int) -> float:
+    """Share of the learning rate at a step."""
+    rise = max(1.0, WARM_UP * n_steps)
+    if step <= rise:
+        return step / rise
+    fall = (1 + math.cos(math.pi * (step - rise) / max(1.0, n_steps - rise))) / 2
+    return END_SHARE + (1.0 - END_SHARE) * fall
+
+
+@torch.no_grad()
+def _put(parameters: list[torch.nn.Parameter], values: list[Tensor]) -> None:
+    for p, value in zip(parameters, values, strict=True):
+        p.copy_(value)
+
+
+@torch.no_grad()
+def _loss_with(
+    prior: Prior,
+    parameters: list[torch.nn.Parameter],
+    weights: list[Tensor],
+    z_nd: Tensor,
+    condition_n: Tensor | None,
+    *,
+    seed: int,
+) -> float:
+    """Mean loss at other weights, with the same noise every time."""
+    before = [p.detach().clone() for p in parameters]
+    _put(parameters, weights)
+    generator = torch.Generator(device=z_nd.device).manual_seed(seed)
+    found = float(prior.loss(z_nd, condition_n, generator).double().mean())
+    _put(parameters, before)
+    return found

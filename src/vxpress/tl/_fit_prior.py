@@ -1,0 +1,195 @@
+"""``vx.tl.fit_prior``: learn where cells lie, with the model left as it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress.bridge.find import Model
+from vxpress.bridge.fit import Fit
+from vxpress.bridge.prepare import resolve_device, seed_of
+from vxpress.bridge.prior import Conditions, Judgement, Task, learn_prior
+from vxpress.bridge.store import Results, check_adata, check_free, is_fit, own
+from vxpress.bridge.stored import StoredCells
+from vxpress.core.config import PriorName, check_choice, check_range
+
+MIN_TRAIN, MIN_VALIDATION = 20, 5
+
+
+def fit_prior(
+    adata: AnnData,
+    prior: PriorName = "flow",
+    model: Model = None,
+    *,
+    condition_key: str | None = None,
+    n_components: int | None = None,
+    max_steps: int | None = None,
+    key: str = DEFAULT_KEY,
+    key_added: str | None = None,
+    rng: int | np.random.Generator | None = 0,
+    device: str | torch.device = "auto",
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Learn the prior of a fitted model from its cells: p(z), or p(z | condition).
+
+    A variational autoencoder is trained as if cells lay in its latent space as :math:`N(0, I)` does.  They do not: what is
+    drawn from there may be no cell.  This fits a density to where the cells of the fit do lie, the mean of their posteriors
+    :math:`q(z \mid x)` (a second stage: :cite:t:`Dai2019`), by maximum likelihood on fresh draws of the training cells.
+    Encoder and decoder stay as they are, to the bit, and so do the posteriors; what changes is
+    :func:`log_likelihood`, every score that rests on it, and cells drawn from the prior.
+
+    The new prior is kept only if the mean of :math:`\log p(z)` over draws of the validation cells, which it was not fitted
+    to, rises by more than its standard error.  Else the fit stays as it was, and a warning says so.
+
+    Parameters
+    ----------
+    adata
+        The cells of the fit, or some of them, with their posteriors and split as :func:`fit_vae` wrote them. No counts are read.
+    prior
+        ``"flow"`` (a neural spline flow), ``"mixture"`` (of Gaussians), ``"vamp"`` (a mixture of the posteriors of cells
+        chosen by k-means, widened), ``"diffusion"``, ``"flow_matching"``, or ``"normal"``, which is :math:`N(0, I)` again.
+    model
+        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+    condition_key
+        Column of ``obs`` with labels, one prior being learned for each: :math:`p(z \mid c)`. The fit need not know them. Cells
+        without a label are given a condition of their own, which has no name. Without a condition, as in
+        :func:`log_likelihood`, the prior is then the mixture :math:`\sum_c \pi_c p(z \mid c)` with the shares of the training cells.
+    n_components
+        Components of ``"mixture"`` and ``"vamp"``; by default as many as the cells can feed, up to 50, 500 for ``"vamp"``.
+    max_steps
+        Gradient steps of 512 cells; by default some hundreds to thousands, which depend on the kind. The state that is
+        best for a tenth of the training cells is kept, so that more steps do not fit worse.
+    key
+        Stem of the fit.
+    key_added
+        Stem under which the fit with its new prior is written; by default that of the fit, whose prior is replaced.
+    rng
+        Seed, or a numpy generator.
+    device
+        ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+    copy
+        Return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
+
+    ``adata.uns["vae"]``
+        The fit with its new prior. ``uns["vae"]["prior"]`` holds ``kind``; ``log_prob_before`` and ``log_prob_after``, the means
+        of log p(z) over validation cells, in nats; ``gain``, their difference, and ``gain_se``, its standard error over cells;
+        ``kl``, the mean divergence of the posteriors from the new prior, and ``kl_se``, the standard error of its sampling;
+        ``n_cells`` and ``n_draws`` these rest on; ``n_steps``, ``best_step``, ``seconds``; and with ``condition_key`` that,
+        ``categories`` and ``unlabelled``. A prior that was not kept leaves the same under ``uns["vae"]["prior"]["refused"]``, and nothing else.
+    ``adata.obsm["k"]``, ``adata.obsm["k_var"]``, ``adata.obs["k_split"]``, ``adata.obs["k_library"]``
+        With ``key_added="k"``: the posteriors, split and size factors of the fit, so that it can be used under its new name.
+
+    Raises
+    ------
+    KeyError
+        If there is no such fit, posterior or column, or no split, since the cells are not those of the fit.
+    ValueError
+        If too few cells are left to learn from or to judge by, no training cell has a label, or a name is taken.
+
+    See Also
+    --------
+    vxpress.tl.fit_vae : ``prior=`` learns it together with the rest.
+    vxpress.tl.log_likelihood : what the new prior is good for.
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, denoised=False)
+    >>> vx.tl.fit_prior(adata, "mixture", condition_key="bulk_labels")
+    >>> bool(adata.uns["vae"]["prior"]["gain"] > 0)
+    True
+    """
+    check_adata(adata, copy=copy)
+    check_choice("prior", prior, PriorName)
+    if n_components is not None:
+        check_range("n_components", n_components, 1, 100_000, integer=True)
+    if max_steps is not None:
+        check_range("max_steps", max_steps, 1, 10_000_000, integer=True)
+    stored = StoredCells.find(adata, model, key)
+    to = Keys.of(key if key_added is None else key_added)
+    if to != stored.keys:
+        check_free(adata, to)
+    task = _task(adata, stored, condition_key)
+    torch_device = resolve_device(device)
+    seed = int(seed_of(rng).integers(2**62))
+    start = logg.info(f"fitting a prior ({prior}) to {len(task.train_n)} cells")
+    fit, record, found = learn_prior(
+        stored.fit, task, prior, n_components=n_components, n_steps=max_steps, device=torch_device, seed=seed
+    )
+    results = _results(adata, stored, fit, record, to) if found.better else _refusal(adata, stored, record)
+    _report(prior, found)
+    adata = own(adata, copy=copy)
+    results.write(adata)
+    logg.info("    finished", time=start, deep=results.describe())
+    return adata if copy else None
+
+
+def _task(adata: AnnData, stored: StoredCells, condition_key: str | None) -> Task:
+    """Who is learned from and who judges, checked."""
+    keys = stored.keys
+    if keys.split not in adata.obs:
+        msg = (
+            f"adata.obs lacks {keys.split!r}: a prior is learned from the cells of the fit, and these are not known to be. "
+            "Pass the AnnData that vx.tl.fit_vae was called on."
+        )
+        raise KeyError(msg)
+    split = adata.obs[keys.split].astype(str).to_numpy()
+    train_n, validation_n = np.flatnonzero(split == "train"), np.flatnonzero(split == "validation")
+    if len(validation_n) == 0:
+        # a fit that held nothing out: a tenth is held out here
+        order = np.random.default_rng(0).permutation(train_n)
+        n_held_out = len(train_n) // 10
+        train_n, validation_n = np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
+    if len(train_n) < MIN_TRAIN or len(validation_n) < MIN_VALIDATION:
+        msg = (
+            f"{len(train_n)} training and {len(validation_n)} validation cell(s) are at hand; at least {MIN_TRAIN} and "
+            f"{MIN_VALIDATION} are needed to learn a prior and to judge it. Pass all cells of the fit."
+        )
+        raise ValueError(msg)
+    conditions = None if condition_key is None else Conditions.read(adata.obs, condition_key, train_n)
+    return Task(stored.mean_nd, stored.var_nd, train_n, validation_n, conditions)
+
+
+def _results(adata: AnnData, stored: StoredCells, fit: Fit, record: dict[str, Any], to: Keys) -> Results:
+    results = Results(uns={to.uns: replace(fit, prior=record).to_uns()})
+    keys = stored.keys
+    if to != keys:
+        results.obsm = {to.latent: stored.mean_nd, to.latent_var: stored.var_nd}
+        results.obs = {to.split: pd.Categorical(adata.obs[keys.split])}
+        if keys.library in adata.obs:
+            results.obs[to.library] = adata.obs[keys.library].to_numpy()
+        # of an earlier fit under that name
+        results.stale = [("layers", name) for name in (to.normalized, *to.bounds())]
+    return results
+
+
+def _refusal(adata: AnnData, stored: StoredCells, record: dict[str, Any]) -> Results:
+    """The fit as it was, with a note of what was tried."""
+    name = stored.keys.uns
+    if not is_fit(adata.uns.get(name)):
+        return Results()  # the fit lies elsewhere, and nothing of it is written here
+    prior = {**stored.fit.prior, "refused": record}
+    return Results(uns={name: {**adata.uns[name], "prior": prior}})
+
+
+def _report(prior: str, found: Judgement) -> None:
+    where = f"{found.after:.2f} nats against {found.before:.2f} (gain {found.gain:+.2f} +- {found.gain_se:.2f})"
+    if found.better:
+        logg.info(f"    log p(z) of {found.n_cells} validation cells: {where}")
+        return
+    logg.warning(
+        f"The new prior ({prior}) is not better and was not kept: the fit stays as it was. Mean log p(z) of "
+        f"{found.n_cells} validation cells: {where}."
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,13 @@ def _as_names(column: pd.Series) -> pd.Series:
     if pd.api.types.is_float_dtype(column.dtype) and np.allclose(column, np.rint(column)):
         column = column.astype(np.int64)
     return column.astype(str)
+
+
+def category_name(value: Hashable) -> str:
+    """The name of a category, as the columns of ``obs`` are read: whole numbers without a point."""
+    if isinstance(value, Real) and not isinstance(value, (bool, Integral)) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
 
 
 def category_codes(obs: pd.DataFrame, key: str, names: Sequence[str]) -> np.ndarray:

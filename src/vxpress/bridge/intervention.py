@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 
-from vxpress.bridge.covariates import CovariateTable
+from vxpress.bridge.covariates import CovariateTable, category_name
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.support import closeness
 
@@ -36,7 +36,7 @@ class Intervention:
         if key in categorical:
             i = categorical.index(key)
             names = table.categorical[i][1]
-            name = _category(value)
+            name = category_name(value)
             if name not in names:
                 msg = f"value={value!r} is no category of {key!r} that the fit has seen: {list(names)}. Choose one of these."
                 raise ValueError(msg)
@@ -66,10 +66,3 @@ class Intervention:
         if self.categorical:
             return (covariates.categorical_nk[:, self.position].numpy() == int(self.code)).astype(np.float64)
         return closeness(covariates.continuous_nc[:, self.position].numpy().astype(np.float64), self.code)
-
-
-def _category(value: Hashable) -> str:
-    """The name of a category, as the columns of ``obs`` are read: whole numbers without a point."""
-    if isinstance(value, Real) and not isinstance(value, (bool, Integral)) and float(value).is_integer():
-        return str(int(value))
-    return str(value)

@@ -130,7 +130,14 @@ def judge(old: Prior, new: Prior, q: DiagonalNormal, seed: int) -> Judgement:
 
 
 def learn_prior(
-    fit: Fit, task: Task, kind: PriorName, *, n_components: int | None, n_steps: int | None, device: torch.device, seed: int
+    fit: Fit,
+    task: Task,
+    kind: PriorName,
+    *,
+    n_components: int | None,
+    n_steps: int | None,
+    device: torch.device,
+    seed: int,
 ) -> tuple[Fit, dict[str, Any], Judgement]:
     """The fit with a prior of this kind in place of its own, the record of it, and how it was judged."""
     start = time.perf_counter()

@@ -5,6 +5,7 @@ from vxpress.pl._kl import kl
 from vxpress.pl._latent import latent
 from vxpress.pl._posterior import posterior
 from vxpress.pl._predictive_check import predictive_check
+from vxpress.pl._trajectory import trajectory
 from vxpress.pl._volcano import volcano
 
-__all__ = ["history", "kl", "latent", "posterior", "predictive_check", "volcano"]
+__all__ = ["history", "kl", "latent", "posterior", "predictive_check", "trajectory", "volcano"]

@@ -7,8 +7,11 @@ from vxpress.tl._counterfactual import counterfactual
 from vxpress.tl._denoise import denoise
 from vxpress.tl._diagnose import diagnose
 from vxpress.tl._encode import encode
+from vxpress.tl._fit_dispersion import fit_dispersion
 from vxpress.tl._fit_prior import fit_prior
 from vxpress.tl._fit_vae import fit_vae
+from vxpress.tl._generate import generate
+from vxpress.tl._interpolate import interpolate
 from vxpress.tl._log_likelihood import log_likelihood
 from vxpress.tl._outliers import outliers
 from vxpress.tl._predictive_check import predictive_check
@@ -23,8 +26,11 @@ __all__ = [
     "denoise",
     "diagnose",
     "encode",
+    "fit_dispersion",
     "fit_prior",
     "fit_vae",
+    "generate",
+    "interpolate",
     "log_likelihood",
     "outliers",
     "predictive_check",

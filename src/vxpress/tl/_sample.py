@@ -42,8 +42,8 @@ def sample(
         z_n \sim q(z \mid x_n, s_n), \qquad x'_{ng} \sim p(\,\cdot \mid z_n, s_n, l_n)
 
     with the cell's own covariates :math:`s` and size factor :math:`l` (the posterior predictive of :cite:t:`Lopez2018`).
-    This is resampling of the cells at hand, each drawn close to where it lies; no new kind of cell arises, and nothing is
-    drawn from the prior.  It has nothing to do with ``sc.pp.sample``, which picks a subset of cells.
+    This is **posterior resampling** of the cells at hand, each drawn close to where it lies; no new kind of cell arises, and
+    nothing is drawn from the prior: :func:`generate` does that.  It has nothing to do with ``sc.pp.sample``, which picks a subset of cells.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def sample(
         knows their mean, not their law. Of a Gaussian fit a dense array of log values, NaN for these genes.
     ``adata.uns["vae_sample" | key_added]``
         ``genes``, the names of the genes that were drawn, so that ``adata[:, adata.uns["vae_sample"]["genes"]]`` picks
-        them, and ``params``.
+        them, and ``params`` with ``drawn_from="posterior"``. An AnnData that is returned has ``params`` too.
 
     Raises
     ------
@@ -95,6 +95,7 @@ def sample(
 
     See Also
     --------
+    generate : new cells, from the prior.
     predictive_check : are the draws like the counts?
 
     Examples
@@ -146,9 +147,18 @@ def sample(
     )
     blocks = [_stored(x_ng[:, columns], discrete=fit.model.decoder.law.discrete) for _, _, x_ng in draws]
     matrix = sparse.vstack(blocks, format="csr") if sparse.issparse(blocks[0]) else np.concatenate(blocks)
+    record = params_of(
+        fit,
+        key,
+        drawn_from="posterior",
+        transform_batch=transform_batch,
+        rng=int(rng) if isinstance(rng, int) else None,
+    )
     if returned:
         logg.info("    finished", time=start)
-        return _as_adata(matrix, adata, names, n_samples)
+        out = _as_adata(matrix, adata, names, n_samples)
+        out.uns[layer] = {"params": record}
+        return out
     position = adata.var_names.get_indexer(names)
     if len(names) < adata.n_vars:
         how = "empty" if sparse.issparse(matrix) else "NaN"
@@ -157,7 +167,6 @@ def sample(
             f"layers[{layer!r}]; adata[:, adata.uns[{layer!r}]['genes']] picks the others."
         )
     adata = own(adata, copy=copy)
-    record = params_of(fit, key, transform_batch=transform_batch, rng=int(rng) if isinstance(rng, int) else None)
     results = Results(
         layers={layer: _place(matrix, position, adata.n_vars)},
         uns={layer: {"genes": names.to_numpy(dtype=object), "params": record}},

@@ -1,11 +1,13 @@
-"""Posterior predictive counts: z from a cell's posterior, then counts from the likelihood at this z."""
+"""Counts from the likelihood: at z drawn from a cell's posterior (posterior predictive), or at z that are given."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from vxpress.core.covariates import Covariates
@@ -49,3 +51,28 @@ def predictive_draws(
                 log_library_n1[part],
             )
             yield draw, part, law.sample(generator=generator)
+
+
+@torch.no_grad()
+def law_draws(
+    model: VAE, z_nd: Tensor, covariates: Covariates, log_library_n1: Tensor, *, seed: int
+) -> sparse.csr_matrix | np.ndarray:
+    """Values of cells at the very ``z_nd`` given, (n, g): sparse where they are counts.
+
+    Blocks, each with a seed of its own, are drawn side by side by as many threads as torch was given.
+    """
+    model.eval()
+    n, step = len(z_nd), block_rows(model.config.n_genes)
+    discrete = model.decoder.law.discrete
+
+    def draw(block: int) -> sparse.csr_matrix | np.ndarray:
+        part = slice(block * step, min((block + 1) * step, n))
+        state = np.random.SeedSequence([seed, block]).generate_state(1, np.uint64)[0]
+        with torch.no_grad():
+            law = model.likelihood(z_nd[part], covariates[torch.arange(part.start, part.stop)], log_library_n1[part])
+            x_ng = law.sample(generator=torch.Generator().manual_seed(int(state >> np.uint64(1)))).numpy()
+        return sparse.csr_matrix(x_ng) if discrete else x_ng
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        blocks = list(pool.map(draw, range(-(-n // step))))
+    return sparse.vstack(blocks, format="csr") if discrete else np.concatenate(blocks)

@@ -65,6 +65,8 @@ class Prior(nn.Module):
     """Whether :meth:`kl` is exact and per dimension; else it is a one-sample estimate at ``z_nd``, (n, 1)."""
     cheap: ClassVar[bool] = True
     """Whether the density can be had in every step of a training, with its gradient; else :meth:`kl` is of a bound."""
+    invertible: ClassVar[bool] = False
+    """Whether :meth:`to_base` and :meth:`from_base` map z to draws of N(0, I) and back, without conditions."""
 
     n_steps: ClassVar[int] = 0
     learning_rate: ClassVar[float] = 1e-3
@@ -105,6 +107,14 @@ class Prior(nn.Module):
 
     def conditional_sample(self, n: int, generator: torch.Generator, condition_n: Tensor | None) -> Tensor:
         """As :meth:`sample`; ``condition_n`` (n,) is None in a prior without conditions."""
+        raise NotImplementedError
+
+    def to_base(self, z_nd: Tensor) -> Tensor:
+        """Where z comes from, (n, d)."""
+        raise NotImplementedError
+
+    def from_base(self, base_nd: Tensor) -> Tensor:
+        """The way back from :meth:`to_base`."""
         raise NotImplementedError
 
     def kl(self, q: DiagonalNormal, z_nd: Tensor, condition_n: Tensor | None = None) -> Tensor:

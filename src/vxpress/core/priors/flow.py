@@ -19,6 +19,7 @@ class Flow(StandardisedPrior):
     The condition is the context of the networks.  It starts as the identity: a normal law.
     """
 
+    invertible = True
     n_steps, learning_rate = 600, 2e-3
 
     def __init__(self, config: PriorConfig, n_latent: int) -> None:
@@ -47,6 +48,15 @@ class Flow(StandardisedPrior):
         eps_nd = torch.randn(n, self.n_latent, generator=generator, device=generator.device)
         z_nd: Tensor = self.flow(self._context(condition_n)).transform.inv(eps_nd)
         return torch.addcmul(self.centre_d, z_nd, self.spread_d)
+
+    @torch.no_grad()
+    def to_base(self, z_nd: Tensor) -> Tensor:
+        base_nd: Tensor = self.flow(None).transform(self.standardise(z_nd)[0])
+        return base_nd
+
+    @torch.no_grad()
+    def from_base(self, base_nd: Tensor) -> Tensor:
+        return torch.addcmul(self.centre_d, self.flow(None).transform.inv(base_nd), self.spread_d)
 
     def _context(self, condition_n: Tensor | None) -> Tensor | None:
         if condition_n is None:

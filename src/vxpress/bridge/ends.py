@@ -1,0 +1,63 @@
+"""The two ends of a path: groups of cells, or cells."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from vxpress.bridge.covariates import category_name
+from vxpress.bridge.generation import NO_NAME, get_column_names
+
+End: TypeAlias = Hashable | Sequence[str] | np.ndarray
+
+
+def end_rows(adata: AnnData, end: End, groupby: str | None, argument: str) -> np.ndarray:
+    """Rows of the cells whose mean an end is: a group of ``obs[groupby]``, named cells, or a boolean array over cells."""
+    if groupby is not None:
+        return _group(adata, end, groupby, argument)
+    asked = np.atleast_1d(np.asarray(end))
+    if asked.dtype == bool:
+        if asked.shape != (adata.n_obs,):
+            msg = f"{argument}= is a boolean array of shape {asked.shape}; ({adata.n_obs},), one value per cell, is expected."
+            raise ValueError(msg)
+        rows = np.flatnonzero(asked)
+    else:
+        if not adata.obs_names.is_unique:
+            msg = "adata.obs_names are not unique, so that a name says no cell. Make them so: adata.obs_names_make_unique()."
+            raise ValueError(msg)
+        names = pd.Index(asked.astype(str), dtype=object)
+        rows = adata.obs_names.get_indexer(names)
+        if (rows < 0).any():
+            msg = (
+                f"{argument}= names {list(names[rows < 0][:3])}, no cell(s) of adata.obs_names (for example "
+                f"{list(adata.obs_names[:2])}). Is it a group? Then say of which column: groupby=."
+            )
+            raise KeyError(msg)
+    if not len(rows):
+        msg = f"{argument}= selects no cell; at least one is expected."
+        raise ValueError(msg)
+    return np.unique(rows)
+
+
+def end_name(end: End, groupby: str | None, rows: np.ndarray, names: pd.Index) -> str:
+    """What an end is called in records and figures."""
+    if groupby is not None:
+        return category_name(end)  # type: ignore[arg-type]
+    return str(names[rows[0]]) if len(rows) == 1 else f"{len(rows)} cells"
+
+
+def _group(adata: AnnData, end: End, groupby: str, argument: str) -> np.ndarray:
+    found = get_column_names(adata.obs, groupby)
+    if not isinstance(end, Hashable):
+        msg = f"{argument}={end!r} should name one group of obs[{groupby!r}]. For chosen cells leave groupby= out."
+        raise TypeError(msg)
+    rows = np.flatnonzero(found == category_name(end))
+    if not len(rows):
+        known = sorted(set(found) - {NO_NAME})
+        msg = f"{argument}={end!r} is no group of obs[{groupby!r}] with cells; there are {known[:20]}."
+        raise ValueError(msg)
+    return rows

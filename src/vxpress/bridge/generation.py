@@ -1,0 +1,198 @@
+"""What new cells are made of besides z: condition, covariates and size factor, asked for or taken from training cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress._keys import Keys
+from vxpress.bridge.covariates import category_name, get_column
+from vxpress.bridge.fit import Fit
+from vxpress.bridge.stored import stored_library, stored_posterior
+from vxpress.bridge.training_cells import fitted_cells
+from vxpress.core.inference.nearest_partner import nearest_partners
+
+Labels: TypeAlias = "str | Mapping[str, int] | pd.Series | np.ndarray | list[str] | None"
+DEFAULT_CELLS = 1000
+# what stands for a missing value among names
+NO_NAME = "\N{SYMBOL FOR NULL}"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of ``obs`` that the decoder asks for: categories by name, and numbers."""
+
+    categories: dict[str, tuple[str, ...]]
+    numbers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, fit: Fit) -> Columns:
+        """Those of a fit; labels only where the dispersion hangs on them."""
+        table = fit.covariates
+        categories = dict(table.categorical)
+        if fit.params.model.dispersion == "gene-label" and table.labels is not None:
+            categories[table.labels[0]] = table.labels[1]
+        return cls(categories, tuple(name for name, _, _ in table.continuous))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them, categories first."""
+        return (*self.categories, *self.numbers)
+
+
+def asked_labels(
+    labels: Labels, n_obs: int | None, key: str | None, names: tuple[str, ...], hint: str
+) -> tuple[int, np.ndarray | None]:
+    """Number of cells and the code of each one's label, None where labels are not given.
+
+    ``key`` and ``names`` are the condition of the prior; ``hint`` is what to do where it has none.
+    """
+    if labels is None:
+        return DEFAULT_CELLS if n_obs is None else n_obs, None
+    if key is None:
+        msg = f"labels= was given, but the prior of this fit knows no labels. {hint}"
+        raise ValueError(msg)
+    wanted = _each_label(labels, n_obs)
+    code_n = pd.Index(names).get_indexer(wanted)
+    if (code_n < 0).any():
+        unknown = list(dict.fromkeys(wanted[code_n < 0]))[:5]
+        msg = f"labels= names {unknown}, which the prior has not seen in obs[{key!r}]; it knows {list(names)}."
+        raise ValueError(msg)
+    return len(code_n), code_n.astype(np.int64)
+
+
+def _each_label(labels: Labels, n_obs: int | None) -> np.ndarray:
+    """The label of every cell, as strings."""
+    if isinstance(labels, pd.Series) and pd.api.types.is_numeric_dtype(labels.dtype):
+        labels = dict(zip(labels.index, labels, strict=True))
+    if isinstance(labels, Mapping):
+        counts = list(labels.values())
+        if any(isinstance(n, bool) or n != int(n) or n < 0 for n in counts):
+            msg = f"labels={dict(labels)!r} should give a whole number of cells for each label."
+            raise ValueError(msg)
+        wanted = np.repeat(np.array([category_name(name) for name in labels], dtype=object), [int(n) for n in counts])
+    elif isinstance(labels, str) or np.ndim(labels) == 0:
+        return np.full(DEFAULT_CELLS if n_obs is None else n_obs, category_name(labels), dtype=object)
+    else:
+        wanted = np.array([category_name(name) for name in labels], dtype=object)
+    if n_obs is not None and len(wanted) != n_obs:
+        msg = f"labels= is for {len(wanted)} cells and n_obs={n_obs}. Leave n_obs= out, or give a label for each."
+        raise ValueError(msg)
+    if not len(wanted):
+        msg = "labels= asks for no cell; at least one is expected."
+        raise ValueError(msg)
+    return wanted
+
+
+def asked_covariates(covariates: Mapping[str, Any] | None, columns: Columns, n: int) -> dict[str, np.ndarray]:
+    """Columns that were given, each checked and of length ``n``."""
+    if covariates is not None and not isinstance(covariates, Mapping):
+        msg = f"covariates={covariates!r} should map columns to values, for example {{'batch': 'a'}}."
+        raise TypeError(msg)
+    given: dict[str, np.ndarray] = {}
+    for key, value in (covariates or {}).items():
+        if key not in columns.names:
+            msg = (
+                f"covariates= names {key!r}, which the fit does not condition on; it knows {list(columns.names) or 'none'}. "
+                "Fit with batch_key=, categorical_covariate_keys= or continuous_covariate_keys=."
+            )
+            raise KeyError(msg)
+        values = np.asarray(value)
+        if values.ndim > 1 or (values.ndim == 1 and len(values) != n):
+            msg = f"covariates[{key!r}] has shape {values.shape}; one value, or {n}, one per new cell, is expected."
+            raise ValueError(msg)
+        values = np.broadcast_to(values, n)
+        given[key] = _numbers(key, values) if key in columns.numbers else _known(key, values, columns.categories[key])
+    return given
+
+
+def _numbers(key: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        msg = f"covariates[{key!r}] should be finite numbers in the units of the column; found {list(values[:3])}."
+        raise ValueError(msg)
+    return values.astype(np.float64)
+
+
+def _known(key: str, values: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    found = np.array([category_name(value) for value in values], dtype=object)
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        msg = f"covariates[{key!r}] holds {unknown[:5]}, which the fit has not seen; it knows {list(names)}."
+        raise ValueError(msg)
+    return found
+
+
+def asked_library(library: Any, n: int) -> np.ndarray | None:
+    """Size factors that were given, float64 (n,), or None."""
+    if library is None:
+        return None
+    values = np.asarray(library)
+    if values.dtype.kind not in "iuf" or values.ndim > 1 or (values.ndim == 1 and len(values) != n):
+        msg = f"library= should be a number, or {n} of them, one per new cell; found {library!r}."
+        raise ValueError(msg)
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        msg = "library= holds values that are no size factors; numbers above 0 are expected."
+        raise ValueError(msg)
+    return np.broadcast_to(values.astype(np.float64), n)
+
+
+@dataclass(frozen=True)
+class TrainingCells:
+    """The cells that new ones take their size factor and covariates from."""
+
+    obs: pd.DataFrame
+    library_n: np.ndarray
+    mean_nd: np.ndarray
+
+    @classmethod
+    def find(cls, adata: AnnData, fit: Fit, keys: Keys, needed: list[str]) -> TrainingCells:
+        """Those of ``adata`` that the fit was trained on, or all where it does not say; ``needed`` is what for."""
+        if adata.n_obs == 0:
+            msg = (
+                f"adata has no cells to take {' and '.join(needed)} from. Give them: vx.tl.generate(model, "
+                f"{', '.join(_CURES[name] for name in needed)}), or pass the AnnData that was fitted."
+            )
+            raise ValueError(msg)
+        rows = fitted_cells(adata, fit, keys)
+        rows = rows if rows.any() else np.ones(adata.n_obs, dtype=bool)
+        mean_nd, _ = stored_posterior(adata, fit, keys)
+        return cls(adata.obs[rows], stored_library(adata, keys)[rows], mean_nd[rows])
+
+    def partners(
+        self, z_nd: np.ndarray, match: dict[str, np.ndarray], n_neighbors: int | None, rng: np.random.Generator
+    ) -> np.ndarray:
+        """A cell for every new one: among those alike in ``match``, one of the ``n_neighbors`` nearest to its z."""
+        names = {key: pd.Index(get_column_names(self.obs, key)) for key in match}
+        asked = pd.DataFrame(match, index=np.arange(len(z_nd)))
+        out = np.empty(len(z_nd), dtype=np.int64)
+        groups = asked.groupby(list(match), sort=True).indices.items() if match else [((), np.arange(len(z_nd)))]
+        for group, rows in groups:
+            values = group if isinstance(group, tuple) else (group,)
+            candidates = np.ones(len(self.obs), dtype=bool)
+            for key, value in zip(match, values, strict=True):
+                candidates &= np.asarray(names[key] == value)
+            if not candidates.any():
+                what = ", ".join(f"{key} = {value}" for key, value in zip(match, values, strict=True))
+                logg.warning(
+                    f"No cell of adata has {what}: the {len(rows)} new cell(s) of that kind take what was not given from "
+                    "any cell near them."
+                )
+                candidates[:] = True
+            at = np.flatnonzero(candidates)
+            out[rows] = at[nearest_partners(z_nd[rows], self.mean_nd[at], n_neighbors, rng)]
+        return out
+
+
+_CURES = {"library": "library=2000", "covariates": "covariates={...}"}
+
+
+def get_column_names(obs: pd.DataFrame, key: str) -> np.ndarray:
+    """A column of ``obs`` as names of categories, ``NO_NAME`` where there is no value."""
+    column = obs[key] if key in obs else get_column(obs, key)
+    return np.array([NO_NAME if pd.isna(value) else category_name(value) for value in column], dtype=object)

@@ -1,0 +1,23 @@
+"""A real cell for every new one, drawn among those nearest to it."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+CHUNK = 8192
+
+
+def nearest_partners(
+    z_md: np.ndarray, mean_nd: np.ndarray, n_neighbors: int | None, rng: np.random.Generator
+) -> np.ndarray:
+    """Row of ``mean_nd`` for each row of ``z_md``: one of its ``n_neighbors`` nearest, or of all, each equally likely."""
+    m, n = len(z_md), len(mean_nd)
+    if n_neighbors is None or n_neighbors >= n:
+        return rng.integers(n, size=m)
+    tree, out = cKDTree(mean_nd), np.empty(m, dtype=np.int64)
+    for start in range(0, m, CHUNK):
+        part = z_md[start : start + CHUNK]
+        near = tree.query(part, k=np.arange(1, n_neighbors + 1))[1]
+        out[start : start + CHUNK] = near[np.arange(len(part)), rng.integers(n_neighbors, size=len(part))]
+    return out

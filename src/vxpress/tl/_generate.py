@@ -1,0 +1,229 @@
+"""``vx.tl.generate``: new cells from the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress.bridge.find import Model, find_fit
+from vxpress.bridge.fit import Fit
+from vxpress.bridge.generation import (
+    NO_NAME,
+    Columns,
+    Labels,
+    TrainingCells,
+    asked_covariates,
+    asked_labels,
+    asked_library,
+)
+from vxpress.bridge.predictive import law_log_library, params_of
+from vxpress.bridge.prepare import seed_of
+from vxpress.core.config import check_range
+from vxpress.core.inference.predictive import law_draws
+
+GENERATED = "generated"
+
+
+def generate(
+    adata: AnnData,
+    n_obs: int | None = None,
+    *,
+    labels: Labels = None,
+    covariates: Mapping[str, Any] | None = None,
+    library: float | np.ndarray | pd.Series | Literal["prior"] | None = None,
+    n_neighbors: int | None = 15,
+    model: Model = None,
+    key: str = DEFAULT_KEY,
+    rng: int | np.random.Generator | None = 0,
+) -> AnnData:
+    r"""Draw new cells from the prior: cells that nobody measured.
+
+    .. math::
+
+        z_m \sim p(z \mid c_m), \qquad x_{mg} \sim p(\,\cdot \mid z_m, s_m, l_m)
+
+    with the label :math:`c` where the prior knows labels, covariates :math:`s` and size factor :math:`l`
+    :cite:p:`Kingma2014,Lopez2018`.  This is **generation**: :math:`z` comes from the prior, not from the posterior of a cell
+    at hand.  :func:`sample` does the latter, resampling cells around where they lie.
+
+    How good new cells are hangs on the prior. That of a plain fit is N(0, I), which covers places between cell types where
+    no cell lies; learn one first, which takes seconds and leaves the fit as it is: ``vx.tl.fit_prior(adata)``, or
+    ``vx.tl.fit_prior(adata, condition_key="cell_type")`` to ask for cells of a type.
+
+    Size factor and covariates that are not given are those of a real cell, drawn for each new one among the
+    ``n_neighbors`` nearest to its :math:`z` that have its label and the categories given: cell types differ in both, so that
+    drawing them regardless of :math:`z` would give cells away.
+
+    Parameters
+    ----------
+    adata
+        The cells that were fitted, with their posterior and size factors; a model without cells
+        (:func:`~vxpress.load_model`) will do where ``library`` and all covariates are given.
+    n_obs
+        Number of new cells: 1,000, if ``labels`` does not say.
+    labels
+        Which cells, if the prior was learnt given labels: one label for all; a label for each cell; or the number for
+        each, ``{"B cell": 500, "NK cell": 200}``, also as ``adata.obs["cell_type"].value_counts()``. Left out, labels are
+        drawn with their shares among the cells of the fit.
+    covariates
+        Values of covariates of the fit, by column: one for all new cells, or an array with one for each.
+    library
+        Size factor, in molecules: one for all, or one for each. ``"prior"``, of a fit with ``library="latent"`` only,
+        draws it from its log-normal prior; this is what a model without cells does by default.
+    n_neighbors
+        How many nearest real cells size factor and covariates are drawn from; ``None`` for all with the same label and
+        categories, however far.
+    model
+        Where the fit is, if not in ``adata``: an AnnData or a file.
+    key
+        Stem of the fit.
+    rng
+        Seed of all draws, or a numpy generator.
+
+    Returns
+    -------
+    An ``AnnData`` object of ``n_obs`` new cells and the **modelled genes** (of the others the fit knows a mean, not a law):
+
+    ``X`` : :class:`scipy.sparse.csr_matrix` (dtype ``float32``)
+        Counts; of a Bernoulli fit 0 and 1. Of a Gaussian fit a dense array of values of log(1 + 10,000 x / l), **no counts**:
+        ``uns`` says so under ``"scale"``.
+    ``obs["vae_library"]``
+        Size factor. Where the fit models some of the genes it counts the molecules of all, so that it exceeds the row sums.
+    ``obs["vae_split"]``
+        ``"generated"``, which still tells new cells from real ones after :func:`anndata.concat`.
+    ``obs``
+        A column for each covariate of the fit, and for the labels of the prior.
+    ``obsm["X_vae"]`` : :class:`numpy.ndarray`
+        The :math:`z` drawn, ready for ``sc.pp.neighbors(use_rep="X_vae")``. It is no posterior mean: posterior means of real
+        cells spread a little less.
+    ``uns["vae_generate"]``
+        ``"params"``: ``drawn_from="prior"``, the kind of prior, and the settings.
+
+    Raises
+    ------
+    KeyError
+        If there is no such fit, the cells lack posterior or size factors, or a covariate is not one of the fit.
+    ValueError
+        If the prior has no labels, a label or category is unknown, numbers of cells disagree, or there are no cells to draw
+        size factors or covariates from.
+
+    See Also
+    --------
+    sample : counts drawn around the cells at hand.
+    vxpress.metrics.two_sample_auroc : can a classifier tell new cells from real ones?
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=5, categorical_covariate_keys=["phase"], denoised=False)
+    >>> new = vx.tl.generate(adata, 200, covariates={"phase": "S"})
+    >>> new.shape, new.obs["vae_split"].iloc[0], new.uns["vae_generate"]["params"]["drawn_from"]
+    ((200, 765), 'generated', 'prior')
+    """
+    if not isinstance(adata, AnnData):
+        msg = f"An AnnData is expected as first argument; found {type(adata).__name__}. vx.load_model(path) gives one of a file."
+        raise TypeError(msg)
+    fit, keys = find_fit(adata, model, key), Keys.of(key)
+    if n_obs is not None:
+        check_range("n_obs", n_obs, 1, 100_000_000, integer=True)
+    if n_neighbors is not None:
+        check_range("n_neighbors", n_neighbors, 1, 1_000_000, integer=True)
+    columns = Columns.of(fit)
+    condition_key, names = fit.condition_key, fit.conditions
+    n, code_n = asked_labels(labels, n_obs, condition_key, names, _hint(columns))
+    given = asked_covariates(covariates, columns, n)
+    if condition_key in given:
+        msg = f"covariates= names {condition_key!r}, the label of the prior. Give it as labels=, which sets both."
+        raise ValueError(msg)
+    from_prior = _library_from_prior(library, adata, fit)
+    library_n = None if from_prior else asked_library(library, n)
+    generator = seed_of(rng)
+    start = logg.info(f"generating {n} cells from the prior")
+
+    if condition_key is not None and code_n is None:
+        shares = fit.model.prior.log_share_c.double().exp().numpy()
+        code_n = generator.choice(len(shares), n, p=shares / shares.sum())
+    seeds = generator.integers(2**62, size=2)
+    with torch.no_grad():
+        z_nd = fit.model.prior.sample(
+            n,
+            torch.Generator().manual_seed(int(seeds[0])),
+            None if code_n is None else torch.from_numpy(np.asarray(code_n, dtype=np.int64)),
+        ).float()
+
+    obs = pd.DataFrame(given, index=[f"{GENERATED}-{i}" for i in range(n)])
+    if condition_key is not None:
+        # the condition behind the named ones is that of cells without a label
+        obs[condition_key] = np.array([*names, NO_NAME], dtype=object)[code_n]
+    missing = [name for name in columns.names if name not in obs]
+    needed = ["library"] * (library_n is None and not from_prior) + ["covariates"] * bool(missing)
+    if needed:
+        cells = TrainingCells.find(adata, fit, keys, needed)
+        match = {name: obs[name].to_numpy() for name in obs if name not in columns.numbers}
+        partner_n = cells.partners(z_nd.numpy(), match, n_neighbors, generator)
+        for name in missing:
+            obs[name] = cells.obs[name].to_numpy()[partner_n]
+        if library_n is None and not from_prior:
+            library_n = cells.library_n[partner_n]
+
+    table = fit.covariates.read(obs, labels=fit.params.model.dispersion == "gene-label")
+    if library_n is None:
+        mean_n1, var_n1 = fit.model.library_prior(table)
+        noise_n1 = torch.from_numpy(generator.standard_normal((n, 1)).astype(np.float32))
+        library_n = (mean_n1 + var_n1.sqrt() * noise_n1).double().exp().numpy()[:, 0]
+    x = law_draws(fit.model, z_nd, table, law_log_library(library_n), seed=int(seeds[1]))
+    for name in (*columns.categories, *([condition_key] if condition_key is not None else ())):
+        known = names if name == condition_key else columns.categories[name]
+        values = obs[name].astype(object)
+        obs[name] = pd.Categorical(values.where(values != NO_NAME), categories=known)
+    obs[keys.library] = library_n
+    obs[keys.split] = pd.Categorical([GENERATED] * n)
+    params = params_of(
+        fit,
+        key,
+        drawn_from="prior",
+        prior=fit.params.model.prior.name,
+        condition_key=condition_key,
+        scale="counts" if fit.model.decoder.law.discrete else fit.params.scale,
+        n_neighbors=None if n_neighbors is None else int(n_neighbors),
+        rng=int(rng) if isinstance(rng, int) else None,
+    )
+    logg.info("    finished", time=start)
+    return AnnData(
+        x,
+        obs=obs,
+        var=pd.DataFrame(index=pd.Index(fit.genes[fit.modelled_g], dtype=object)),
+        obsm={keys.latent: z_nd.numpy()},
+        uns={f"{keys.uns}_generate": {"params": params}},
+    )
+
+
+def _hint(columns: Columns) -> str:
+    covariate = (
+        f" Labels that are covariates of the fit ({', '.join(columns.categories)}) go into covariates=."
+        if columns.categories
+        else ""
+    )
+    return f"Learn p(z | label) first: vx.tl.fit_prior(adata, condition_key='cell_type').{covariate}"
+
+
+def _library_from_prior(library: object, adata: AnnData, fit: Fit) -> bool:
+    """Whether size factors come from their own prior."""
+    latent = fit.params.model.latent_library
+    if isinstance(library, str):
+        if library != "prior":
+            msg = f"library={library!r} was given; a number, an array or 'prior' is expected."
+            raise ValueError(msg)
+        if not latent:
+            msg = "library='prior' needs a fit with library='latent'; this one observed its size factors. Leave it out, or give numbers."
+            raise ValueError(msg)
+        return True
+    return library is None and latent and adata.n_obs == 0

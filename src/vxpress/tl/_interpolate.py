@@ -1,0 +1,300 @@
+"""``vx.tl.interpolate``: a path through the latent space, decoded, with its density."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress._keys import DEFAULT_KEY
+from vxpress.bridge.asked import named_genes
+from vxpress.bridge.decoded import DENOISING_SEED, Request, decode
+from vxpress.bridge.ends import End, end_name, end_rows
+from vxpress.bridge.find import Model
+from vxpress.bridge.fit import Fit
+from vxpress.bridge.generation import Columns, asked_covariates, get_column_names
+from vxpress.bridge.prepare import seed_of
+from vxpress.bridge.store import check_adata
+from vxpress.bridge.stored import StoredCells
+from vxpress.core.config import check_choice, check_range
+from vxpress.core.inference.paths import Crowd, linear_path, percentile_among, spherical_path
+from vxpress.core.inference.posterior import Draws
+from vxpress.metrics._latent import log_aggregate_posterior
+
+Method = Literal["linear", "spherical", "flow"]
+
+
+def interpolate(
+    adata: AnnData,
+    source: End,
+    target: End,
+    *,
+    groupby: str | None = None,
+    n_steps: int = 21,
+    method: Method = "linear",
+    genes: str | Sequence[str] | np.ndarray | None = None,
+    transform_batch: str | Sequence[str] | None = None,
+    covariates: Mapping[str, Any] | None = None,
+    target_sum: float | None = None,
+    min_percentile: float = 5.0,
+    model: Model = None,
+    key: str = DEFAULT_KEY,
+    rng: int | np.random.Generator | None = 0,
+) -> AnnData:
+    r"""Walk from one population or cell to another through the latent space, and decode every step.
+
+    The ends are means of posterior means. Between them, at :math:`t` from 0 to 1,
+
+    - ``"linear"``: :math:`z(t) = (1 - t) z_0 + t z_1`;
+    - ``"spherical"``: the arc around the origin on which direction and norm change evenly :cite:p:`Shoemake1985`;
+    - ``"flow"``: the straight line in the base space of a learnt flow :math:`f`, mapped back,
+      :math:`f^{-1}((1 - t) f(z_0) + t f(z_1))`. What the flow has learnt to be dense is wide there, so the path bends along
+      where cells lie. It needs a fit whose prior is a flow: ``vx.tl.fit_prior(adata, prior="flow")``.
+
+    Nothing keeps a path from crossing places where no cell lies, and the decoder answers there too. So every step has its
+    density under the aggregate posterior :math:`\frac{1}{N} \sum_n q(z \mid x_n)` of the cells of ``adata``, and a
+    percentile: the cells of the ends are moved along, :math:`z_n + z(t) - z(0)`, and the density around them, without their
+    own posterior, is compared with that around the cells of both ends where they lie (of all cells, where an end has fewer
+    than 20). The median over moved cells counts. Comparing the path itself would flag too little: the mean of a population
+    lies where it is denser than around any typical cell, the more so the more latent dimensions. Steps below
+    ``min_percentile`` are flagged, and a warning names them.
+
+    Parameters
+    ----------
+    adata
+        Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it). They say where cells lie: pass all.
+    source, target
+        Where the path starts and ends: a group of ``obs[groupby]``; without ``groupby`` the name of a cell, names of cells,
+        or a boolean array over cells.
+    groupby
+        Column of ``obs`` whose groups are the ends.
+    n_steps
+        Points on the path, its ends among them.
+    method
+        Kind of path.
+    genes
+        Genes to decode, by name; by default all genes of the fit.
+    transform_batch
+        Batches under which steps are decoded: by default the average over all, as in :func:`denoise`.
+    covariates
+        Values of other covariates of the fit, by column. By default those most frequent among the cells of the two ends
+        (of a number the mean), the same at every step, so that what changes along the path is :math:`z` alone.
+    target_sum
+        What shares are multiplied with: by default the ``target_sum`` of the fit; a size factor gives expected counts.
+    min_percentile
+        Steps at which more than half of the cells moved along would lie thinner than all but this percentage of the cells.
+    model
+        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+    key
+        Stem of the fit.
+    rng
+        Seed of the cells that stand for all in the density, 10,000, and of those moved along, 200 of each end, where there
+        are more. Paths are not random.
+
+    Returns
+    -------
+    An ``AnnData`` object with a row for each step, ready for :func:`vxpress.pl.trajectory` and ``sc.pl.heatmap``:
+
+    ``X`` : :class:`numpy.ndarray` (dtype ``float32``)
+        Expected expression, n_steps x genes, on the scale of ``target_sum``, not log-transformed (of a Gaussian fit expected
+        log values).
+    ``obs["position"]``
+        :math:`t`, from 0 to 1.
+    ``obs["log_density"]``, ``obs["density_percentile"]``
+        Log density of the step under the aggregate posterior in nats, and the percentile described above.
+    ``obs["prior_log_density"]``, ``obs["prior_percentile"]``
+        Log density of the step under the prior of the fit, and the percentage of cells with less, without bearing on the
+        flag: N(0, I) is dense between clusters too.
+    ``obs["empty"]``
+        Whether the step is flagged.
+    ``obsm["X_vae"]`` : :class:`numpy.ndarray`
+        The path, n_steps x n_latent.
+    ``uns["vae_interpolate"]``
+        ``"params"``: ends, method and settings.
+
+    Raises
+    ------
+    KeyError
+        If there is no such fit or posterior, a cell, gene or covariate is unknown.
+    ValueError
+        If a group has no cells, the ends are the same, or the prior has no map that ``method="flow"`` needs.
+
+    Notes
+    -----
+    A path is a picture of what the model holds for the cells in between. It is no time course: cells need not go that way,
+    and distance along it is distance in the latent space.
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=5, denoised=False)
+    >>> path = vx.tl.interpolate(adata, "CD4+/CD25 T Reg", "CD14+ Monocyte", groupby="bulk_labels", n_steps=11)
+    >>> path.shape
+    (11, 765)
+    >>> path.obs["position"].iloc[[0, -1]].to_list()
+    [0.0, 1.0]
+    """
+    check_adata(adata, copy=False)
+    cells = StoredCells.find(adata, model, key)
+    fit, keys = cells.fit, cells.keys
+    check_choice("method", method, Method)
+    check_range("n_steps", n_steps, 2, 100_000, integer=True)
+    check_range("min_percentile", min_percentile, 0.0, 100.0)
+    ends = [end_rows(adata, end, groupby, name) for end, name in ((source, "source"), (target, "target"))]
+    mean_nd, var_nd = cells.mean_nd.astype(np.float64), cells.var_nd.astype(np.float64)
+    start_d, end_d = (mean_nd[rows].mean(0) for rows in ends)
+    if np.array_equal(start_d, end_d):
+        msg = (
+            f"source= and target= are the same place ({len(ends[0])} and {len(ends[1])} cells): there is no way to go."
+        )
+        raise ValueError(msg)
+    wanted = None if genes is None else _known_genes(adata, fit, genes)
+    scale = _scale(fit, target_sum)
+    obs = _conditions(adata, fit, covariates, np.concatenate(ends), n_steps)
+    batches = fit.covariates.decoding_batches(transform_batch)
+    generator = seed_of(rng)
+    if adata.n_obs < 3:
+        msg = f"adata has {adata.n_obs} cells, which say nothing of where cells lie. Pass all cells of the fit."
+        raise ValueError(msg)
+
+    start = logg.info(f"interpolating ({method})")
+    position_s = np.linspace(0.0, 1.0, n_steps)
+    path_sd = _path(fit, method, start_d, end_d, position_s)
+    density = _density(fit, path_sd, position_s, Crowd.choose(mean_nd, var_nd, ends, generator))
+    density["empty"] = density["density_percentile"] < min_percentile
+    matrix = decode(
+        fit.model,
+        path_sd.astype(np.float32),
+        np.zeros_like(path_sd, dtype=np.float32),
+        fit.covariates.read(obs, labels=False),
+        modelled_g=fit.modelled_g,
+        request=Request(Draws(1, batches, DENOISING_SEED), scale, genes=wanted),
+    )[0]
+    names = [end_name(end, groupby, rows, adata.obs_names) for end, rows in zip((source, target), ends, strict=True)]
+    _warn_empty(density["empty"], position_s, names, method)
+    params = {
+        "key": key,
+        "method": method,
+        "source": names[0],
+        "target": names[1],
+        "n_source": len(ends[0]),
+        "n_target": len(ends[1]),
+        "min_percentile": float(min_percentile),
+        "target_sum": float(scale),
+    }
+    if groupby is not None:
+        params["groupby"] = groupby
+    logg.info("    finished", time=start)
+    return AnnData(
+        matrix,
+        obs=pd.DataFrame({"position": position_s} | density, index=[f"step-{i}" for i in range(n_steps)]),
+        var=pd.DataFrame(index=pd.Index(fit.genes if wanted is None else fit.genes[wanted], dtype=object)),
+        obsm={keys.latent: path_sd.astype(np.float32)},
+        uns={f"{keys.uns}_interpolate": {"params": params}},
+    )
+
+
+def _path(fit: Fit, method: Method, start_d: np.ndarray, end_d: np.ndarray, position_s: np.ndarray) -> np.ndarray:
+    if method == "linear":
+        return linear_path(start_d, end_d, position_s)
+    if method == "spherical":
+        return spherical_path(start_d, end_d, position_s)
+    prior = fit.model.prior
+    if not prior.invertible or prior.config.n_conditions:
+        kind = f"{prior.config.name!r}" + (f" given {fit.condition_key!r}" if prior.config.n_conditions else "")
+        msg = (
+            f"method='flow' needs a prior that maps the latent space to N(0, I) and back; that of this fit is {kind}. Learn one: "
+            "vx.tl.fit_prior(adata, prior='flow')."
+        )
+        raise ValueError(msg)
+    # single precision would leave the ends where they are to three digits only
+    prior = copy.deepcopy(prior).double()
+    base = prior.to_base(torch.from_numpy(np.stack([start_d, end_d]))).numpy()
+    path_sd: np.ndarray = prior.from_base(torch.from_numpy(linear_path(base[0], base[1], position_s))).numpy()
+    if not np.allclose(path_sd[[0, -1]], [start_d, end_d], atol=1e-3):
+        msg = "The learned flow cannot be inverted at the ends of the path. Learn it again: vx.tl.fit_prior(adata, prior='flow')."
+        raise ValueError(msg)
+    return path_sd
+
+
+def _density(fit: Fit, path_sd: np.ndarray, position_s: np.ndarray, crowd: Crowd) -> dict[str, np.ndarray]:
+    """Densities of the steps, and how many cells lie at thinner places, in per cent."""
+    with torch.no_grad():
+        prior_s, prior_n = (
+            fit.model.prior.log_prob(torch.from_numpy(z.astype(np.float32))).double().numpy()
+            for z in (path_sd, crowd.mean_nd)
+        )
+    return {
+        "log_density": log_aggregate_posterior(path_sd, crowd.mean_nd, crowd.var_nd),
+        "density_percentile": crowd.percentiles(path_sd, position_s),
+        "prior_log_density": prior_s,
+        "prior_percentile": percentile_among(prior_s, prior_n),
+    }
+
+
+def _known_genes(adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray) -> np.ndarray:
+    names = named_genes(adata, genes)
+    position = pd.Index(fit.genes, dtype=object).get_indexer(names)
+    if (position < 0).any() or not len(names):
+        msg = f"genes= names {list(names[position < 0][:3])}, unknown to the fit; it knows adata.uns[key]['genes']['names']."
+        raise KeyError(msg)
+    return np.asarray(position, dtype=np.int64)
+
+
+def _scale(fit: Fit, target_sum: float | None) -> np.float32:
+    if fit.params.scale != "composition":
+        if target_sum is not None:
+            msg = f"target_sum={target_sum!r}: the values of a Gaussian fit are expected log values and have no sum to scale to."
+            raise ValueError(msg)
+        return np.float32(1.0)
+    target_sum = fit.params.target_sum if target_sum is None else target_sum
+    check_range("target_sum", target_sum, 1e-12, 1e12)
+    return np.float32(target_sum)
+
+
+def _conditions(
+    adata: AnnData, fit: Fit, covariates: Mapping[str, Any] | None, rows: np.ndarray, n_steps: int
+) -> pd.DataFrame:
+    """Covariates of the steps, one value throughout: given, or that of the cells of the ends."""
+    table = fit.covariates
+    columns = Columns(dict(table.categorical), tuple(name for name, _, _ in table.continuous))
+    given = asked_covariates(covariates, columns, n_steps)
+    if table.batch_key in given:
+        msg = f"covariates= names the batch, {table.batch_key!r}. Choose it with transform_batch=."
+        raise ValueError(msg)
+    obs = pd.DataFrame(given, index=np.arange(n_steps))
+    for name in columns.names:
+        if name in given:
+            continue
+        if name in columns.numbers:
+            obs[name] = float(adata.obs[name].to_numpy(dtype=np.float64)[rows].mean())
+        else:
+            found, counts = np.unique(get_column_names(adata.obs, name)[rows].astype(str), return_counts=True)
+            obs[name] = found[counts.argmax()]
+    return obs
+
+
+def _warn_empty(empty_s: np.ndarray, position_s: np.ndarray, names: list[str], method: Method) -> None:
+    if not empty_s.any():
+        return
+    steps = np.flatnonzero(empty_s)
+    runs = np.split(steps, np.flatnonzero(np.diff(steps) > 1) + 1)
+    where = ", ".join(
+        f"{position_s[run[0]]:.2f}" + (f"-{position_s[run[-1]]:.2f}" if len(run) > 1 else "") for run in runs
+    )
+    more = (
+        ""
+        if method == "flow"
+        else " A path that bends along the cells: vx.tl.fit_prior(adata, prior='flow'), then method='flow'."
+    )
+    logg.warning(
+        f"{len(steps)} of {len(empty_s)} steps from {names[0]} to {names[1]} cross space where hardly a cell lies (position {where}; "
+        f"obs['empty']). What is decoded there is invented.{more}"
+    )

@@ -7,7 +7,7 @@ log mean_k w_k is a lower bound on log p(x) in expectation, rises with K towards
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,8 +27,8 @@ class Proposal(Protocol):
     """q(u | x) of some cells and what importance weights are made of, all in float64."""
 
     n_noise: int
-    kl_n: Tensor
-    """KL(q(u | x) || p(u)), (n,)."""
+    kl_n: Tensor | None
+    """KL(q(u | x) || p(u)), (n,); None where it has no closed form and is estimated from the samples."""
 
     def weigh(self, eps_knd: Tensor) -> tuple[Tensor, Tensor]:
         """Log p(x | u) and log p(u) - log q(u | x), each (k, n), at the point of q that standard noise names."""
@@ -51,7 +51,8 @@ class ImportanceSums:
     def __init__(self, n: int, device: torch.device) -> None:
         self.k = 0
         self.top_n = torch.full((n,), -torch.inf, dtype=torch.float64, device=device)
-        self.sum_n, self.squares_n, self.reconstruction_n = torch.zeros(3, n, dtype=torch.float64, device=device)
+        zeros_mn = torch.zeros(4, n, dtype=torch.float64, device=device)
+        self.sum_n, self.squares_n, self.reconstruction_n, self.log_ratio_n = zeros_mn
 
     def add(self, reconstruction_kn: Tensor, log_ratio_kn: Tensor) -> None:
         """Take in further samples of every cell."""
@@ -63,15 +64,17 @@ class ImportanceSums:
         self.sum_n = self.sum_n * fall_n + weight_kn.sum(0)
         self.squares_n = self.squares_n * fall_n.square() + weight_kn.square().sum(0)
         self.reconstruction_n = self.reconstruction_n + reconstruction_kn.sum(0)
+        self.log_ratio_n = self.log_ratio_n + log_ratio_kn.sum(0)
         self.top_n = top_n
         self.k += len(log_weight_kn)
 
-    def bound(self, kl_n: Tensor) -> Bound:
-        """What the samples so far say."""
+    def bound(self, kl_n: Tensor | None) -> Bound:
+        """What the samples so far say; ``kl_n`` is the divergence where it is known exactly."""
         ess_n = self.sum_n.square() / self.squares_n
         # relative variance of the mean weight; a single sample tells nothing of it
         relative_n = (self.k / ess_n - 1.0).clamp_min(0.0) / (self.k - 1) if self.k > 1 else ess_n * torch.nan
         reconstruction_n = self.reconstruction_n / self.k
+        kl_n = -self.log_ratio_n / self.k if kl_n is None else kl_n
         parts = (
             self.top_n + (self.sum_n / self.k).log(),
             relative_n.sqrt(),
@@ -82,7 +85,6 @@ class ImportanceSums:
         return Bound(*(part.cpu().numpy() for part in parts))
 
 
-@torch.no_grad()
 def importance_bound(
     propose: Callable[[Tensor], Proposal],
     n: int,
@@ -96,19 +98,38 @@ def importance_bound(
 
     The noise hangs on ``seed`` and ``rows_per_pass``, the number of decoded cells that memory is held for.
     """
+    (found,) = importance_bounds(propose, n, [n_samples], rows_per_pass=rows_per_pass, seed=seed, device=device)
+    return found
+
+
+@torch.no_grad()
+def importance_bounds(
+    propose: Callable[[Tensor], Proposal],
+    n: int,
+    n_samples: Sequence[int],
+    *,
+    rows_per_pass: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> tuple[Bound, ...]:
+    """The same with each of some rising numbers of samples, in one pass: the fewer are the first of the more."""
     device, generator = torch.device(device), torch.Generator().manual_seed(seed)
-    at_once = max(1, min(n_samples, SIDE_BY_SIDE, rows_per_pass))
+    at_once = max(1, min(n_samples[-1], SIDE_BY_SIDE, rows_per_pass))
     chunk = max(1, rows_per_pass // at_once)
-    found: list[Bound] = []
+    found: list[list[Bound]] = [[] for _ in n_samples]
     for start in range(0, n, chunk):
         rows = torch.arange(start, min(start + chunk, n), device=device)
         proposal, sums = propose(rows), ImportanceSums(len(rows), device)
-        for done in range(0, n_samples, at_once):
-            shape = (min(at_once, n_samples - done), len(rows), proposal.n_noise)
-            eps_knd = torch.randn(shape, generator=generator, dtype=torch.float64)
-            sums.add(*proposal.weigh(eps_knd.to(device)))
-        found.append(sums.bound(proposal.kl_n))
-    return Bound(*(np.concatenate(part) for part in zip(*(vars(b).values() for b in found), strict=True)))
+        for until, parts in zip(n_samples, found, strict=True):
+            while sums.k < until:
+                shape = (min(at_once, until - sums.k), len(rows), proposal.n_noise)
+                eps_knd = torch.randn(shape, generator=generator, dtype=torch.float64)
+                sums.add(*proposal.weigh(eps_knd.to(device)))
+            parts.append(sums.bound(proposal.kl_n))
+    return tuple(
+        Bound(*(np.concatenate(part) for part in zip(*(vars(b).values() for b in parts), strict=True)))
+        for parts in found
+    )
 
 
 class CellProposal:
@@ -121,13 +142,14 @@ class CellProposal:
         self.dtype, self.q = q.loc.dtype, DiagonalNormal(q.loc.double(), q.scale.double())
         self.n_latent = q.loc.shape[-1]
         self.n_noise = self.n_latent + int(model.config.latent_library)
-        self.kl_n = model.prior.kl(self.q, self.q.loc).sum(-1)
+        self.kl_n = model.prior.kl(self.q, self.q.loc).sum(-1) if model.prior.analytic else None
         self.library: tuple[DiagonalNormal, Tensor, Tensor] | None = None
         if model.config.latent_library:
             q_l = model.library_posterior(batch)
             loc_n1, variance_n1 = (part.double() for part in model.library_prior(batch.covariates))
             self.library = DiagonalNormal(q_l.loc.double(), q_l.scale.double()), loc_n1, variance_n1
-            self.kl_n = self.kl_n + gaussian_kl(*self.library).squeeze(-1)
+            if self.kl_n is not None:
+                self.kl_n = self.kl_n + gaussian_kl(*self.library).squeeze(-1)
 
     def weigh(self, eps_knd: Tensor) -> tuple[Tensor, Tensor]:
         k, n, d = *eps_knd.shape[:2], self.n_latent
@@ -152,9 +174,15 @@ def _log_density(standard: Tensor, scale: Tensor) -> Tensor:
 
 def log_likelihood(model: VAE, cells: Cells, n_samples: int, *, seed: int) -> Bound:
     """The bound of every cell under its model, both on one device."""
+    (found,) = log_likelihoods(model, cells, [n_samples], seed=seed)
+    return found
+
+
+def log_likelihoods(model: VAE, cells: Cells, n_samples: Sequence[int], *, seed: int) -> tuple[Bound, ...]:
+    """The same with each of some rising numbers of samples, the fewer being the first of the more."""
     model.eval()
     rows = max(MIN_ROWS, min(MAX_ROWS, PASS_ENTRIES // model.config.n_genes))
-    return importance_bound(
+    return importance_bounds(
         lambda chosen: CellProposal(model, cells, chosen),
         len(cells),
         n_samples,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -62,10 +62,13 @@ class Fit:
     model: VAE
     history: dict[str, np.ndarray]
     diagnostics: dict[str, Any]
+    choice: dict[str, Any] = field(default_factory=dict)
+    """How a setting that was left to the data was chosen, where one was."""
 
     def to_uns(self) -> dict[str, Any]:
         """As nested mappings of scalars, strings and arrays."""
-        return {
+        stored = {"choice": dict(self.choice)} if self.choice else {}
+        return stored | {
             "format": FORMAT,
             "params": to_uns(self.params),
             "history": dict(self.history),
@@ -103,6 +106,7 @@ class Fit:
             load_weights(params.model, stored["weights"]),
             {str(k): np.asarray(v) for k, v in stored["history"].items()},
             dict(stored["diagnostics"]),
+            dict(stored.get("choice", {})),
         )
 
 

@@ -178,15 +178,18 @@ def log_likelihood(model: VAE, cells: Cells, n_samples: int, *, seed: int) -> Bo
     return found
 
 
-def log_likelihoods(model: VAE, cells: Cells, n_samples: Sequence[int], *, seed: int) -> tuple[Bound, ...]:
-    """The same with each of some rising numbers of samples, the fewer being the first of the more."""
+def log_likelihoods(
+    model: VAE, cells: Cells, n_samples: Sequence[int], *, seed: int, rows: Tensor | None = None
+) -> tuple[Bound, ...]:
+    """The same of all or some ``rows``, with each of some rising numbers of samples, the fewer the first of the more."""
     model.eval()
-    rows = max(MIN_ROWS, min(MAX_ROWS, PASS_ENTRIES // model.config.n_genes))
+    device = cells.log_library_n1.device
+    rows = torch.arange(len(cells), device=device) if rows is None else rows
     return importance_bounds(
-        lambda chosen: CellProposal(model, cells, chosen),
-        len(cells),
+        lambda chosen: CellProposal(model, cells, rows[chosen]),
+        len(rows),
         n_samples,
-        rows_per_pass=rows,
+        rows_per_pass=max(MIN_ROWS, min(MAX_ROWS, PASS_ENTRIES // model.config.n_genes)),
         seed=seed,
-        device=cells.log_library_n1.device,
+        device=device,
     )

@@ -14,7 +14,7 @@ import pandas as pd
 from anndata import AnnData
 from anndata.io import read_elem
 
-from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._keys import Keys
 from vxpress.bridge.file import read_fit
 from vxpress.bridge.find import find_fit
 from vxpress.bridge.fit import Fit
@@ -69,7 +69,7 @@ def _candidate(adata: AnnData, name: object, entry: object) -> Candidate:
     if isinstance(place, AnnData):
         fit, default = find_fit(adata, None if place is adata else place, key), key
     else:
-        fit, default = find_fit(adata, place, key), place.stem if key == DEFAULT_KEY else f"{place.stem} {key}"
+        fit, default = find_fit(adata, place, key), f"{place.stem} {key}" if isinstance(entry, tuple) else place.stem
     return Candidate(default if name is None else str(name), fit, *_seen(adata, place, fit, Keys.of(key)))
 
 

@@ -80,11 +80,11 @@ def test_all_fits_of_an_adata(fits: ad.AnnData) -> None:
 
 
 def test_the_numbers_are_the_bounds_of_the_held_out_cells(fits: ad.AnnData) -> None:
-    found = table(fits, ["good_1", "short"], n_samples=1000)
+    found = table(fits, ["good_1", "short"], n_samples=500)
     held_out = fits[fits.obs["short_split"] == "validation"].copy()
     for key in ("good_1", "short"):
         one = find_fit(held_out, None, key)
-        few, many = log_likelihoods(one.model, read_scored(held_out, one, None), (100, 1000), seed=7)
+        few, many = log_likelihoods(one.model, read_scored(held_out, one, None), (50, 500), seed=7)
         error = np.sqrt(np.square(many.se_n).sum()) / 240
         assert abs(found.loc[key, "log_likelihood"] - many.log_likelihood_n.mean()) < 6 * error
         np.testing.assert_allclose(found.loc[key, "log_likelihood_fewer"], few.log_likelihood_n.mean(), atol=0.1)

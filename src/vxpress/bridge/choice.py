@@ -46,7 +46,7 @@ def choose_likelihood(
         "likelihood": LAWS[chosen],
         "candidates": np.array(LAWS, dtype=object),
         "log_likelihood": np.array([s.mean for s in scores]),
-        "log_likelihood_fewer": np.array([s.mean - s.gap for s in scores]),
+        "log_likelihood_fewer": np.array([s.fewer for s in scores]),
         "difference": gain.estimate,
         "ci_low": gain.low,
         "ci_high": gain.high,

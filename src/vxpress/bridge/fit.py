@@ -106,7 +106,7 @@ class Fit:
             load_weights(params.model, stored["weights"]),
             {str(k): np.asarray(v) for k, v in stored["history"].items()},
             dict(stored["diagnostics"]),
-            dict(stored.get("choice", {})),
+            choice=dict(stored.get("choice", {})),
         )
 
 

@@ -219,7 +219,7 @@ def _table(candidates: list[Candidate], found: list[tuple[Bound, ...]]) -> pd.Da
                 "prior": config.prior.name,
                 "log_likelihood": score.mean,
                 "se": score.se(),
-                "log_likelihood_fewer": score.mean - score.gap,
+                "log_likelihood_fewer": score.fewer,
                 "ess_median": float(np.median(np.concatenate([found[i][1].ess_n for i in members]))),
                 "difference": 0.0 if to_best is None else to_best.estimate,
                 "ci_low": 0.0 if to_best is None else to_best.low,

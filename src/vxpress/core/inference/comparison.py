@@ -29,10 +29,15 @@ class Scores:
         """Nats per cell, with many samples."""
         return float(self.many_sn.mean())
 
+    @cached_property
+    def fewer(self) -> float:
+        """Nats per cell, with few samples."""
+        return float(self.few_sn.mean())
+
     @property
     def gap(self) -> float:
-        """What the bound gained from fewer samples to many."""
-        return self.mean - float(self.few_sn.mean())
+        """What the bound gained from fewer samples to many; a tight one can lose a trifle, by chance."""
+        return max(0.0, self.mean - self.fewer)
 
     def seed_variance(self) -> tuple[float, int]:
         """Variance of the mean from the seeds, and its degrees of freedom; nothing is known of it from one fit."""

@@ -28,7 +28,7 @@ class Proposal(Protocol):
 
     n_noise: int
     kl_n: Tensor | None
-    """KL(q(u | x) || p(u)), (n,); None where it has no closed form and is estimated from the samples."""
+    """KL(q(u | x) || p(u)), (n,), where it has a closed form; else the ELBO is the mean log weight of the samples."""
 
     def weigh(self, eps_knd: Tensor) -> tuple[Tensor, Tensor]:
         """Log p(x | u) and log p(u) - log q(u | x), each (k, n), at the point of q that standard noise names."""
@@ -51,8 +51,9 @@ class ImportanceSums:
     def __init__(self, n: int, device: torch.device) -> None:
         self.k = 0
         self.top_n = torch.full((n,), -torch.inf, dtype=torch.float64, device=device)
-        zeros_mn = torch.zeros(4, n, dtype=torch.float64, device=device)
-        self.sum_n, self.squares_n, self.reconstruction_n, self.log_ratio_n = zeros_mn
+        self.sum_n, self.squares_n, self.reconstruction_n, self.log_ratio_n = torch.zeros(
+            4, n, dtype=torch.float64, device=device
+        )
 
     def add(self, reconstruction_kn: Tensor, log_ratio_kn: Tensor) -> None:
         """Take in further samples of every cell."""
@@ -69,12 +70,12 @@ class ImportanceSums:
         self.k += len(log_weight_kn)
 
     def bound(self, kl_n: Tensor | None) -> Bound:
-        """What the samples so far say; ``kl_n`` is the divergence where it is known exactly."""
+        """What the samples so far say; a divergence that is not known exactly is estimated from them too."""
+        kl_n = -self.log_ratio_n / self.k if kl_n is None else kl_n
         ess_n = self.sum_n.square() / self.squares_n
         # relative variance of the mean weight; a single sample tells nothing of it
         relative_n = (self.k / ess_n - 1.0).clamp_min(0.0) / (self.k - 1) if self.k > 1 else ess_n * torch.nan
         reconstruction_n = self.reconstruction_n / self.k
-        kl_n = -self.log_ratio_n / self.k if kl_n is None else kl_n
         parts = (
             self.top_n + (self.sum_n / self.k).log(),
             relative_n.sqrt(),

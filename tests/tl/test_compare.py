@@ -29,7 +29,7 @@ def unseen(_simulated: ad.AnnData) -> ad.AnnData:
 
 
 def fit(adata: ad.AnnData, key: str, **settings: Any) -> None:
-    quick = {"n_latent": 3, "n_hidden": 16, "max_epochs": 12, "batch_size": 64, "denoised": False}
+    quick: dict[str, Any] = {"n_latent": 3, "n_hidden": 16, "max_epochs": 12, "batch_size": 64, "denoised": False}
     quick |= {"validation_fraction": 0.4}
     vx.tl.fit_vae(adata, "batch", key_added=key, **(quick | settings))
 

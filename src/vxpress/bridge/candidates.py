@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +23,10 @@ from vxpress.bridge.store import is_fit
 Place: TypeAlias = AnnData | str | Path
 Entry: TypeAlias = Place | tuple[Place, str]
 Models: TypeAlias = Sequence[Entry] | Mapping[str, Entry] | None
+
+# what is on record of a fit beside its settings
+SEEDS = ("rng", "split_rng")
+OUTCOMES = ("version", "device", "stopped", "best_epoch", "n_steps", "n_voided")
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ def _seen(adata: AnnData, place: AnnData | Path, fit: Fit, keys: Keys) -> tuple[
 
 def _split_of(place: AnnData | Path, keys: Keys) -> pd.Series | None:
     """Train, validation or query by the name of the cell, where the place says so."""
-    if isinstance(place, AnnData):
+    if not isinstance(place, Path):
         return place.obs[keys.split].astype(object) if keys.split in place.obs else None
     if place.suffix == ".safetensors":
         return None
@@ -209,5 +213,5 @@ def groups(candidates: Sequence[Candidate]) -> dict[str, list[int]]:
 
 def _settings(fit: Fit) -> str:
     """Everything that was set, without seeds and without what came of it."""
-    outcome = {"version": "", "device": "", "stopped": "", "best_epoch": 0, "n_steps": 0, "n_voided": 0}
-    return repr(replace(fit.params, rng=None, split_rng=None, **outcome))
+    settings = {f.name: getattr(fit.params, f.name) for f in fields(fit.params) if f.name not in SEEDS + OUTCOMES}
+    return repr(settings)

@@ -151,7 +151,7 @@ def _within(path: Path, read: Any) -> Any:
 def _seen(adata: AnnData, place: AnnData | Path, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
     """Which cells of ``adata`` the fit was trained on and which it was not, as far as is known, each boolean (n,)."""
     nothing = np.zeros(adata.n_obs, dtype=bool)
-    if place is adata:
+    if not isinstance(place, Path) and place is adata:
         if keys.split not in adata.obs:
             return nothing, nothing
         split_n = adata.obs[keys.split].astype(object).to_numpy()

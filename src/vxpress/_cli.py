@@ -113,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
         help="model this many highly variable genes, chosen as vx.pp.highly_variable_genes does, within the batches "
         '(default: var["highly_variable"] where there is one, else all genes)',
     )
-    fit.add_argument("--likelihood", choices=get_args(LikelihoodName), help="law of the counts (default: nb)")
+    fit.add_argument(
+        "--likelihood", choices=[*get_args(LikelihoodName), "auto"], help="law of the counts (default: nb)"
+    )
     fit.add_argument(
         "--n-latent", type=_positive, metavar="N", help="latent dimensions (default: 10; 20 with --preset likelihood)"
     )

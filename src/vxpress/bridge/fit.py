@@ -64,6 +64,8 @@ class Fit:
     diagnostics: dict[str, Any]
     prior: dict[str, Any] = field(default_factory=dict)
     """How the prior was learned, where it was; see :func:`vxpress.tl.fit_prior`."""
+    choice: dict[str, Any] = field(default_factory=dict)
+    """How a setting that was left to the data was chosen, where one was."""
 
     @property
     def condition_key(self) -> str | None:
@@ -89,7 +91,8 @@ class Fit:
             "genes": {"names": np.array(self.genes, dtype=object), "modelled": self.modelled_g},
             "weights": {name: value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()},
         }
-        return out | ({"prior": dict(self.prior)} if self.prior else {})
+        records = {"prior": self.prior, "choice": self.choice}
+        return out | {name: dict(record) for name, record in records.items() if record}
 
     def loadings(self) -> np.ndarray | None:
         """Slopes of the decoded logits in z, float32 (genes, d) with NaN for genes outside the model; None unless linear."""
@@ -133,6 +136,7 @@ class Fit:
             {str(k): np.asarray(v) for k, v in stored["history"].items()},
             dict(stored["diagnostics"]),
             prior,
+            dict(stored.get("choice", {})),
         )
 
 

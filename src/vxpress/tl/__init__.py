@@ -3,6 +3,7 @@
 from vxpress.core.presets import FitOptions
 from vxpress.core.training import TrainingError
 from vxpress.tl._cluster_stability import cluster_stability
+from vxpress.tl._compare import compare
 from vxpress.tl._counterfactual import counterfactual
 from vxpress.tl._denoise import denoise
 from vxpress.tl._diagnose import diagnose
@@ -22,6 +23,7 @@ __all__ = [
     "FitOptions",
     "TrainingError",
     "cluster_stability",
+    "compare",
     "counterfactual",
     "denoise",
     "diagnose",

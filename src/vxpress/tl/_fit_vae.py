@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy as copy_of
+from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from scanpy import settings as scanpy_settings
 
 from vxpress._keys import Keys
 from vxpress._unset import UNSET, Unset
+from vxpress.bridge.choice import LAWS, choose_likelihood
 from vxpress.bridge.cure import cure as walk_ladder
 from vxpress.bridge.decoded import denoised_matrix
 from vxpress.bridge.diagnosis import Decoding, diagnose
@@ -61,7 +63,7 @@ def fit_vae(
     continuous_covariate_keys: Sequence[str] = (),
     labels_key: str | None = None,
     library: str = "observed",
-    likelihood: LikelihoodName | None = None,
+    likelihood: LikelihoodName | Literal["auto"] | None = None,
     dispersion: Dispersion = "gene",
     n_latent: int | None = None,
     n_hidden: int | None = None,
@@ -117,7 +119,9 @@ def fit_vae(
         rescaled to the mean library.
     likelihood
         Law of the counts: ``"nb"`` (default; UMI counts need no extra zeros), ``"zinb"``, ``"poisson"``, ``"gaussian"``
-        (of log1p(1e4 x / l)) or ``"bernoulli"`` (of detection, x > 0).
+        (of log1p(1e4 x / l)) or ``"bernoulli"`` (of detection, x > 0). ``"auto"`` fits ``"nb"`` and ``"zinb"`` from the
+        same seeds and keeps ``"zinb"`` only if the held-out cells find it decidedly better, as :func:`compare` judges: it
+        takes twice the time, and 20 seconds per 1,000 held-out cells and 2,000 genes for each law (1,000 cells at most).
     dispersion
         What the dispersion of the likelihood depends on: ``"gene"``, ``"gene-batch"``, ``"gene-label"``, ``"gene-cell"``.
     n_latent
@@ -208,7 +212,9 @@ def fit_vae(
         one, so the differences between genes say something, not the level.
     ``adata.uns["vae"]``
         ``params``, ``history`` (per epoch), ``diagnostics`` (with a ``verdict``), and what is needed to use the model
-        again: ``covariates``, ``genes``, ``weights``.
+        again: ``covariates``, ``genes``, ``weights``. With ``likelihood="auto"`` also ``choice``: the ``likelihood`` taken,
+        the mean ``log_likelihood`` of each of the ``candidates`` on ``n_cells`` held-out cells with ``n_samples`` importance
+        samples and with fewer, and their ``difference`` (zinb - nb) with its 95 % interval and the ``gap`` that it must exceed.
 
     Raises
     ------
@@ -225,6 +231,7 @@ def fit_vae(
     See Also
     --------
     vxpress.tl.encode : put new cells into the fitted model.
+    vxpress.tl.compare : rank fits by held-out likelihood.
     vxpress.tl.denoise : denoised expression, in chunks.
     vxpress.pl.kl : what the latent dimensions carry.
 
@@ -264,6 +271,10 @@ def fit_vae(
         options,
     )
     _check_arguments(labels_key, dispersion, validation_fraction, target_sum)
+    choosing = settings.likelihood == "auto"
+    if choosing:
+        _check_choosing(validation_fraction)
+        settings = replace(settings, likelihood=LAWS[0])
     if not (denoised is None or isinstance(denoised, bool)):
         msg = f"denoised={denoised!r} was given; True, False or None is expected."
         raise ValueError(msg)
@@ -307,7 +318,11 @@ def fit_vae(
         progress=scanpy_settings.verbosity >= 2,
         describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
     )
-    fitted = runner.fit(model_config, train_config)
+    choice: dict[str, Any] = {}
+    if choosing:
+        fitted, choice = choose_likelihood(runner, model_config, train_config)
+    else:
+        fitted = runner.fit(model_config, train_config)
     diagnosis = _diagnosis(prepared, fitted)
     if cure:
         fitted, diagnosis = walk_ladder(runner, fitted, diagnosis, lambda tried: _diagnosis(prepared, tried))
@@ -339,7 +354,7 @@ def fit_vae(
         n_voided=fitted.outcome.n_voided,
         n_train=len(prepared.train_n),
     )
-    fit = _as_fit(params, prepared, fitted, adata, diagnosis)
+    fit = replace(_as_fit(params, prepared, fitted, adata, diagnosis), choice=choice)
     results = _results(fit, prepared, fitted.encoded, keys, denoised=denoised)
     _report(params, fit)
     adata = own(adata, copy=copy)
@@ -357,6 +372,15 @@ def _check_arguments(labels_key: str | None, dispersion: str, validation_fractio
         raise ValueError(msg)
     check_range("validation_fraction", validation_fraction, 0.0, 0.99)
     check_range("target_sum", target_sum, 1e-12, 1e12)
+
+
+def _check_choosing(validation_fraction: float) -> None:
+    if validation_fraction == 0:
+        msg = (
+            "likelihood='auto' chooses by held-out cells, and validation_fraction=0 holds none out. Pass "
+            "validation_fraction=0.1, or name the likelihood, for example likelihood='nb'."
+        )
+        raise ValueError(msg)
 
 
 def _model_config(

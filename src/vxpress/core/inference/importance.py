@@ -7,7 +7,7 @@ log mean_k w_k is a lower bound on log p(x) in expectation, rises with K towards
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,7 +86,6 @@ class ImportanceSums:
         return Bound(*(part.cpu().numpy() for part in parts))
 
 
-@torch.no_grad()
 def importance_bound(
     propose: Callable[[Tensor], Proposal],
     n: int,
@@ -100,19 +99,38 @@ def importance_bound(
 
     The noise hangs on ``seed`` and ``rows_per_pass``, the number of decoded cells that memory is held for.
     """
+    (found,) = importance_bounds(propose, n, [n_samples], rows_per_pass=rows_per_pass, seed=seed, device=device)
+    return found
+
+
+@torch.no_grad()
+def importance_bounds(
+    propose: Callable[[Tensor], Proposal],
+    n: int,
+    n_samples: Sequence[int],
+    *,
+    rows_per_pass: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> tuple[Bound, ...]:
+    """The same with each of some rising numbers of samples, in one pass: the fewer are the first of the more."""
     device, generator = torch.device(device), torch.Generator().manual_seed(seed)
-    at_once = max(1, min(n_samples, SIDE_BY_SIDE, rows_per_pass))
+    at_once = max(1, min(n_samples[-1], SIDE_BY_SIDE, rows_per_pass))
     chunk = max(1, rows_per_pass // at_once)
-    found: list[Bound] = []
+    found: list[list[Bound]] = [[] for _ in n_samples]
     for start in range(0, n, chunk):
         rows = torch.arange(start, min(start + chunk, n), device=device)
         proposal, sums = propose(rows), ImportanceSums(len(rows), device)
-        for done in range(0, n_samples, at_once):
-            shape = (min(at_once, n_samples - done), len(rows), proposal.n_noise)
-            eps_knd = torch.randn(shape, generator=generator, dtype=torch.float64)
-            sums.add(*proposal.weigh(eps_knd.to(device)))
-        found.append(sums.bound(proposal.kl_n))
-    return Bound(*(np.concatenate(part) for part in zip(*(vars(b).values() for b in found), strict=True)))
+        for until, parts in zip(n_samples, found, strict=True):
+            while sums.k < until:
+                shape = (min(at_once, until - sums.k), len(rows), proposal.n_noise)
+                eps_knd = torch.randn(shape, generator=generator, dtype=torch.float64)
+                sums.add(*proposal.weigh(eps_knd.to(device)))
+            parts.append(sums.bound(proposal.kl_n))
+    return tuple(
+        Bound(*(np.concatenate(part) for part in zip(*(vars(b).values() for b in parts), strict=True)))
+        for parts in found
+    )
 
 
 class CellProposal:
@@ -157,13 +175,22 @@ def _log_density(standard: Tensor, scale: Tensor) -> Tensor:
 
 def log_likelihood(model: VAE, cells: Cells, n_samples: int, *, seed: int) -> Bound:
     """The bound of every cell under its model, both on one device."""
+    (found,) = log_likelihoods(model, cells, [n_samples], seed=seed)
+    return found
+
+
+def log_likelihoods(
+    model: VAE, cells: Cells, n_samples: Sequence[int], *, seed: int, rows: Tensor | None = None
+) -> tuple[Bound, ...]:
+    """The same of all or some ``rows``, with each of some rising numbers of samples, the fewer the first of the more."""
     model.eval()
-    rows = max(MIN_ROWS, min(MAX_ROWS, PASS_ENTRIES // model.config.n_genes))
-    return importance_bound(
-        lambda chosen: CellProposal(model, cells, chosen),
-        len(cells),
+    device = cells.log_library_n1.device
+    rows = torch.arange(len(cells), device=device) if rows is None else rows
+    return importance_bounds(
+        lambda chosen: CellProposal(model, cells, rows[chosen]),
+        len(rows),
         n_samples,
-        rows_per_pass=rows,
+        rows_per_pass=max(MIN_ROWS, min(MAX_ROWS, PASS_ENTRIES // model.config.n_genes)),
         seed=seed,
-        device=cells.log_library_n1.device,
+        device=device,
     )

@@ -1,0 +1,217 @@
+"""Fits that are to be compared: where they are, what they are called, and which of the cells at hand they have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from os.path import commonprefix
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from anndata.io import read_elem
+
+from vxpress._keys import Keys
+from vxpress.bridge.file import read_fit
+from vxpress.bridge.find import find_fit
+from vxpress.bridge.fit import Fit
+from vxpress.bridge.store import is_fit
+
+Place: TypeAlias = AnnData | str | Path
+Entry: TypeAlias = Place | tuple[Place, str]
+Models: TypeAlias = Sequence[Entry] | Mapping[str, Entry] | None
+
+# what is on record of a fit beside its settings
+SEEDS = ("rng", "split_rng")
+OUTCOMES = ("version", "device", "stopped", "best_epoch", "n_steps", "n_voided")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A fit by name, and, boolean (n,), which cells it says were trained on and which were not; neither where it is silent."""
+
+    name: str
+    fit: Fit
+    trained_n: np.ndarray
+    held_out_n: np.ndarray
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is known of the cells that it has seen."""
+        return not (self.trained_n.any() or self.held_out_n.any())
+
+
+def find_candidates(adata: AnnData, models: Models) -> list[Candidate]:
+    """The fits that ``models`` names: all of ``adata`` where it names none."""
+    if models is None:
+        models = [str(name) for name, stored in adata.uns.items() if is_fit(stored)]
+    if isinstance(models, (str, Path, AnnData)) or not isinstance(models, (Mapping, Iterable)):
+        msg = f"models= takes a list of fits, or a mapping from names to fits; found {type(models).__name__}. Put several into a list."
+        raise TypeError(msg)
+    named = isinstance(models, Mapping)
+    entries = list(models.items()) if isinstance(models, Mapping) else [(None, entry) for entry in models]
+    if len(entries) < 2:
+        msg = (
+            f"{len(entries)} fit(s) found; two or more can be compared. Fit another one beside it, for example "
+            "vx.tl.fit_vae(adata, n_latent=20, key_added='vae20'), or name fits elsewhere with models=."
+        )
+        raise ValueError(msg)
+    found = [_candidate(adata, name, entry) for name, entry in entries]
+    names = [candidate.name for candidate in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice and not named:
+        msg = f"Several fits are called {twice}. Name them: models={{'a': ..., 'b': ...}}."
+        raise ValueError(msg)
+    return found
+
+
+def _candidate(adata: AnnData, name: object, entry: object) -> Candidate:
+    place, key = _resolve(adata, entry)
+    if isinstance(place, AnnData):
+        fit, default = find_fit(adata, None if place is adata else place, key), key
+    else:
+        fit, default = find_fit(adata, place, key), f"{place.stem} {key}" if isinstance(entry, tuple) else place.stem
+    return Candidate(default if name is None else str(name), fit, *_seen(adata, place, fit, Keys.of(key)))
+
+
+def _resolve(adata: AnnData, entry: object) -> tuple[AnnData | Path, str]:
+    """Where a fit is, and its stem."""
+    key = None
+    if isinstance(entry, tuple):
+        if len(entry) != 2 or not isinstance(entry[1], str):
+            msg = (
+                f"models= holds the tuple {entry!r}; a pair of an AnnData or a file and the stem of a fit is expected."
+            )
+            raise TypeError(msg)
+        entry, key = entry
+    if (
+        isinstance(entry, str)
+        and key is None
+        and is_fit(adata.uns.get(Keys.of(entry).uns if "/" not in entry else entry))
+    ):
+        return adata, entry
+    if isinstance(entry, (str, Path)):
+        path = Path(entry)
+        if not path.exists():
+            known = [str(name) for name, stored in adata.uns.items() if is_fit(stored)]
+            msg = (
+                f"{str(entry)!r} is neither a fit in adata.uns (fits found: {known or 'none'}) nor a file that exists."
+            )
+            raise KeyError(msg)
+        return path, _only(_fits_of_file(path), str(path)) if key is None else key
+    if isinstance(entry, AnnData):
+        fits = [str(name) for name, stored in entry.uns.items() if is_fit(stored)]
+        return entry, _only(fits, "An AnnData of models=") if key is None else key
+    msg = f"models= takes stems of fits in adata, AnnDatas, files, and pairs of one of these and a stem; found {type(entry).__name__}."
+    raise TypeError(msg)
+
+
+def _only(fits: list[str], where: str) -> str:
+    if len(fits) == 1:
+        return fits[0]
+    msg = f"{where} holds {len(fits)} fits ({fits}), and one is expected." + (
+        f" Say which, as a pair of the place and the stem: (..., {fits[0]!r})." if fits else " Run vx.tl.fit_vae first."
+    )
+    raise ValueError(msg) if fits else KeyError(msg)
+
+
+def _fits_of_file(path: Path) -> list[str]:
+    """Stems of the fits in a file, without reading them."""
+    if path.suffix == ".safetensors":
+        return [read_fit(path)[1]]
+
+    def fits(group: Any) -> list[str]:
+        if "uns" not in group:
+            return []
+        parts = [name for name in group["uns"] if "format" in getattr(group["uns"][name], "keys", list)()]
+        return [str(name) for name in parts if is_fit({"format": read_elem(group["uns"][name]["format"])})]
+
+    return fits(_open(path)) if path.is_dir() else _within(path, fits)
+
+
+def _open(path: Path) -> Any:
+    import zarr
+
+    return zarr.open_group(str(path), mode="r")
+
+
+def _within(path: Path, read: Any) -> Any:
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        msg = f"{str(path)!r} is neither an .h5ad, a zarr store nor a .safetensors file ({error})."
+        raise ValueError(msg) from error
+    with file:
+        return read(file)
+
+
+def _seen(adata: AnnData, place: AnnData | Path, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
+    """Which cells of ``adata`` the fit was trained on and which it was not, as far as is known, each boolean (n,)."""
+    nothing = np.zeros(adata.n_obs, dtype=bool)
+    if not isinstance(place, Path) and place is adata:
+        if keys.split not in adata.obs:
+            return nothing, nothing
+        split_n = adata.obs[keys.split].astype(object).to_numpy()
+        return split_n == "train", np.isin(split_n.astype(str), ("validation", "query"))
+    split = _split_of(place, keys)
+    if split is None:
+        return nothing, nothing
+    for index, where in ((adata.obs_names, "adata.obs_names"), (split.index, "obs_names of a fit in models=")):
+        if not index.is_unique:
+            msg = f"{where} are not unique, so cells cannot be told apart by name. Make them so before fitting: adata.obs_names_make_unique()."
+            raise ValueError(msg)
+    # where all its training cells are there, a cell of another name is none of them
+    complete = 0 < fit.params.n_train == int((split == "train").sum())
+    split_n = split.reindex(adata.obs_names).to_numpy(dtype=object)
+    known_n = adata.obs_names.isin(split.index)
+    held_out_n = np.isin(split_n.astype(str), ("validation", "query"))
+    return split_n == "train", np.where(known_n, held_out_n, complete)
+
+
+def _split_of(place: AnnData | Path, keys: Keys) -> pd.Series | None:
+    """Train, validation or query by the name of the cell, where the place says so."""
+    if not isinstance(place, Path):
+        return place.obs[keys.split].astype(object) if keys.split in place.obs else None
+    if place.suffix == ".safetensors":
+        return None
+
+    def read(group: Any) -> pd.Series | None:
+        obs = group["obs"]
+        if keys.split not in obs:
+            return None
+        names = np.asarray(read_elem(obs[obs.attrs["_index"]]), dtype=object).astype(str)
+        return pd.Series(np.asarray(read_elem(obs[keys.split]), dtype=object), index=names)
+
+    found: pd.Series | None = read(_open(place)) if place.is_dir() else _within(place, read)
+    return found
+
+
+def groups(candidates: Sequence[Candidate]) -> dict[str, list[int]]:
+    """Positions of the fits of each model: fits that differ by nothing but their seeds, under what their names share."""
+    models: dict[str, list[int]] = {}
+    seeds: dict[str, set[tuple[int | None, int | None]]] = {}
+    for i, candidate in enumerate(candidates):
+        params = candidate.fit.params
+        settings, seed = _settings(candidate.fit), (params.rng, params.split_rng)
+        # the same seed twice is no second sample of seeds: other cells, or the same fit again
+        if params.rng is None or seed in seeds.get(settings, set()):
+            settings += f" {i}"
+        models.setdefault(settings, []).append(i)
+        seeds.setdefault(settings, set()).add(seed)
+    named: dict[str, list[int]] = {}
+    for members in models.values():
+        first = candidates[members[0]].name
+        shared = commonprefix([candidates[i].name for i in members])  # noqa: RUF071 - of names, not of paths
+        stem = shared.rstrip("0123456789").rstrip("_-. ") if len(members) > 1 else first
+        taken = stem in named or stem in {c.name for i, c in enumerate(candidates) if i not in members}
+        named[first if taken or not stem else stem] = members
+    return named
+
+
+def _settings(fit: Fit) -> str:
+    """Everything that was set, without seeds and without what came of it."""
+    settings = {f.name: getattr(fit.params, f.name) for f in fields(fit.params) if f.name not in SEEDS + OUTCOMES}
+    return repr(settings)

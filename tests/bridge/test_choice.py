@@ -1,0 +1,92 @@
+"""``likelihood="auto"``: the law that the counts were drawn from is the one that is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pytest
+from scipy import sparse
+
+import vxpress as vx
+
+QUICK: dict[str, Any] = {"n_latent": 3, "n_hidden": 32, "max_epochs": 25, "batch_size": 64, "validation_fraction": 0.3}
+
+
+def simulated(zeros: float = 0.0) -> ad.AnnData:
+    """NB counts, of which a share is replaced by zeros wherever they lie."""
+    adata = vx.datasets.simulate(700, 50, n_groups=3, library_mean=1000, de_log_fold_change=2, dispersion=8, rng=6)
+    x = adata.X.toarray() * (np.random.default_rng(0).uniform(size=adata.shape) >= zeros)
+    del adata.obs["library_size"]
+    adata.X = sparse.csr_matrix(x.astype(np.float32))
+    return adata
+
+
+@pytest.mark.parametrize(("zeros", "law"), [(0.0, "nb"), (0.5, "zinb")])
+def test_the_law_of_the_counts_is_chosen(zeros: float, law: Any, tmp_path: Path) -> None:
+    adata = simulated(zeros)
+    vx.tl.fit_vae(adata, likelihood="auto", **QUICK)
+    params, choice = adata.uns["vae"]["params"], adata.uns["vae"]["choice"]
+    assert params["model"]["likelihood"] == choice["likelihood"] == law
+    assert list(choice["candidates"]) == ["nb", "zinb"]
+    assert choice["n_cells"] == (adata.obs["vae_split"] == "validation").sum() == 210
+    nb, zinb = choice["log_likelihood"]
+    np.testing.assert_allclose(choice["difference"], zinb - nb, atol=1e-9)
+    gain = choice["log_likelihood"] - choice["log_likelihood_fewer"]
+    np.testing.assert_allclose(choice["gap"], gain.max())
+    assert (gain > 0).all()
+    decided = choice["ci_low"] > 0 and choice["difference"] > choice["gap"]
+    assert decided == (law == "zinb")
+    # the fit named at once is the same fit, and reproduces the figure
+    named = simulated(zeros)
+    vx.tl.fit_vae(named, likelihood=law, **QUICK)
+    np.testing.assert_array_equal(named.obsm["X_vae"], adata.obsm["X_vae"])
+    np.testing.assert_array_equal(named.layers["vae_normalized"], adata.layers["vae_normalized"])
+    assert "choice" not in named.uns["vae"]
+    vx.tl.log_likelihood(named, n_samples=1000, rng=5)
+    mean = named.uns["vae_log_likelihood"]["summary"].loc["validation", "log_likelihood"]
+    np.testing.assert_allclose(mean, choice["log_likelihood"][["nb", "zinb"].index(law)], atol=0.1)
+    # the record goes with the fit
+    adata.write_h5ad(tmp_path / "fit.h5ad")
+    vx.save_model(adata, tmp_path / "fit.safetensors")
+    query = adata[:20].copy()
+    del query.uns["vae"], query.obs["vae_split"]
+    vx.tl.encode(query, tmp_path / "fit.safetensors", key_added="there")
+    vx.tl.diagnose(adata)
+    for stored in (ad.read_h5ad(tmp_path / "fit.h5ad").uns["vae"], query.uns["there"], adata.uns["vae"]):
+        assert stored["choice"]["likelihood"] == law
+        np.testing.assert_array_equal(stored["choice"]["log_likelihood"], choice["log_likelihood"])
+
+
+def test_few_held_out_cells_are_said(warned: list[str]) -> None:
+    adata = simulated()
+    vx.tl.fit_vae(adata, likelihood="auto", **(QUICK | {"validation_fraction": 0.002, "max_epochs": 2}))
+    assert adata.uns["vae"]["choice"]["n_cells"] == 1
+    assert adata.uns["vae"]["choice"]["likelihood"] == "nb"
+    assert "1 held-out cells" in " ".join(warned)
+
+
+def test_without_held_out_cells_nothing_can_be_chosen() -> None:
+    adata = simulated()
+    with pytest.raises(ValueError, match=r"validation_fraction=0.1, or name the likelihood"):
+        vx.tl.fit_vae(adata, likelihood="auto", **(QUICK | {"validation_fraction": 0}))
+    assert "vae" not in adata.uns
+
+
+def test_presets_labels_and_a_latent_library_choose_too() -> None:
+    adata = simulated()
+    quick = QUICK | {"max_epochs": 2, "denoised": False}
+    vx.tl.fit_vae(
+        adata, likelihood="auto", library="latent", dispersion="gene-label", labels_key="group", key_added="a", **quick
+    )
+    vx.tl.fit_vae(adata, likelihood="auto", preset="scvi", key_added="b", **quick)
+    for key in ("a", "b"):
+        assert np.isfinite(adata.uns[key]["choice"]["log_likelihood"]).all()
+    # fits that chose alike are seeds of one model, however they came to it
+    vx.tl.fit_vae(
+        adata, likelihood=adata.uns["b"]["choice"]["likelihood"], preset="scvi", key_added="b2", rng=1, **quick
+    )
+    vx.tl.compare(adata, ["b", "b2"], n_samples=10)
+    assert list(adata.uns["vae_compare"]["table"]["n_fits"]) == [2]

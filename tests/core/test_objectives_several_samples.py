@@ -68,16 +68,16 @@ def _gradients(model: VAE, batch: Batch, objective: Objective, weight: float, se
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 @pytest.mark.parametrize("latent_library", [False, True])
 def test_doubly_reparameterised_gradients_have_the_mean_of_plain_ones(weight: float, latent_library: bool) -> None:
-    model, batch = _toy(400, latent_library=latent_library)
+    model, batch = _toy(200, latent_library=latent_library)
     found: dict[str, dict[str, Tensor]] = {}
     for name in ("iwae", "dreg"):
         objective = _objective(model, objective=name, n_samples=3)
-        draws = [_gradients(model, batch, objective, weight, seed) for seed in range(60)]
+        draws = [_gradients(model, batch, objective, weight, seed) for seed in range(40)]
         found[name] = {key: torch.stack([draw[key] for draw in draws]) for key in draws[0]}
     assert found["iwae"].keys() == found["dreg"].keys()
     for key, plain in found["iwae"].items():
         double = found["dreg"][key]
-        error = ((plain.var(0) + double.var(0)) / 60).sqrt()
+        error = ((plain.var(0) + double.var(0)) / 40).sqrt()
         difference = (plain.mean(0) - double.mean(0)).abs()
         assert bool((difference <= 5.0 * error + 1e-9).all()), key
         if key.startswith("decoder"):
@@ -207,7 +207,7 @@ def test_fixed_noise_fixes_the_objective_and_chunks_do_not_matter(
     torch.testing.assert_close(evaluate(model, cells, rows, eps, objective), whole, rtol=1e-6, atol=1e-6)
     assert len(whole) == 4
     expected = importance_terms(model, cells.batch(rows), Noise(9), 5, eps).value(0.7).mean()
-    assert objective.final(whole.tolist()) == pytest.approx(float(expected), rel=1e-6)
+    assert objective.final(whole.tolist()) == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["iwae", "dreg"])
@@ -290,7 +290,7 @@ def _fit(cells: Cells, **settings: object) -> tuple[VAE, dict[str, np.ndarray], 
     config = ModelConfig(n_genes=20, n_latent=4, n_hidden=16, norm="batch", dropout=0.0, condition_output=False)
     model, rows = build(config, 0), torch.arange(len(cells))
     model.start_from(cells, rows[100:])
-    known = {"max_epochs": 60, "batch_size": 100, "early_stopping": False}
+    known = {"max_epochs": 45, "batch_size": 100, "early_stopping": False}
     outcome = train(model, cells, rows[100:], rows[:100], TrainConfig(**known | settings), seed=0)  # type: ignore[arg-type]
     with torch.no_grad():
         q = model.posterior(cells.batch(rows[100:]))

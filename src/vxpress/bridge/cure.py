@@ -20,6 +20,7 @@ from vxpress.bridge.verdict import MIN_STEPS, is_sound, kind_of
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.inference.importance import log_likelihood
 from vxpress.core.presets import Settings
+from vxpress.core.priors import PRIORS
 from vxpress.core.training import TrainingError
 
 # held-out cells that a cure is judged on at most, and samples of each
@@ -110,7 +111,9 @@ def _narrower(width: int) -> Callable[[ModelConfig, TrainConfig], Change | None]
 
 
 def _learned_prior(model: ModelConfig, train: TrainConfig) -> Change | None:
-    return None if model.prior.name != "normal" else (replace(model, prior=replace(model.prior, name="vamp")), train)
+    if model.prior.name != "normal" or "vamp" not in PRIORS:
+        return None
+    return replace(model, prior=replace(model.prior, name="vamp")), train
 
 
 def ladder(n_train: int) -> tuple[Rung, ...]:

@@ -200,8 +200,7 @@ def test_a_collapsed_fit_is_cured_as_if_it_had_not_been(simulated: ad.AnnData, t
 
 
 def test_cure_changes_no_bit_of_a_sound_fit(simulated: ad.AnnData) -> None:
-    # two dimensions and few hidden units have nothing to overfit with
-    small = {**SMALL, "n_latent": 2, "n_hidden": 8}
+    small = {**SMALL, "n_latent": 2, "max_epochs": 60}
     fits = []
     for cure in (False, True):
         adata = simulated.copy()

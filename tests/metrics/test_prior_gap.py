@@ -17,7 +17,8 @@ def test_gap_of_a_normal_aggregate(center: float, scale: float) -> None:
     mean_nd = RNG.normal(center, np.sqrt(scale**2 - sd**2), (3000, 2))
     gap, low = vx.metrics.prior_gap(mean_nd, np.full((3000, 2), sd**2), HELD)
     exact = 2 * 0.5 * (center**2 + scale**2 - 1.0 - 2 * np.log(scale))
-    np.testing.assert_allclose(gap, exact, atol=0.06 + 0.04 * exact)
+    # three standard errors, and what a mixture fitted to so many cells lacks
+    assert abs(gap - exact) < 1.5 * (gap - low) + 0.05
     assert low < gap
 
 

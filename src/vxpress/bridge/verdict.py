@@ -84,7 +84,7 @@ def _collapsed(numbers: Mapping[str, Any], train: TrainConfig) -> str:
     information, d, k = float(numbers["mutual_information"]), len(numbers["active"]), int(numbers["active_units"])
     if information < MIN_INFORMATION or k < MIN_ACTIVE_SHARE * d:
         return (
-            f"collapsed: the latent tells cells apart by {information:.2f} nats with {k} of {d} dimensions active; clusters "
+            f"collapsed: the latent tells cells apart by {max(information, 0.0):.2f} nats with {k} of {d} dimensions active; clusters "
             f"on it would be noise. Fit again with {_beta_advice(train)}a longer warm-up (kl_warmup=), free_bits=0.1 or fewer "
             "dimensions (n_latent=); cure=True tries these in turn."
         )

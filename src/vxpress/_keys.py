@@ -24,6 +24,7 @@ class Keys:
     normalized: str
     split: str
     library: str
+    loadings: str
     uns: str
 
     @classmethod
@@ -32,8 +33,9 @@ class Keys:
         if key is not None:
             check_name("key", key)
         if key is None or key == DEFAULT_KEY:
-            return cls("X_vae", "X_vae_var", "vae_normalized", "vae_split", "vae_library", DEFAULT_KEY)
-        return cls(key, f"{key}_var", f"{key}_normalized", f"{key}_split", f"{key}_library", key)
+            slots = "X_vae", "X_vae_var", "vae_normalized", "vae_split", "vae_library", "X_vae_loadings"
+            return cls(*slots, DEFAULT_KEY)
+        return cls(key, f"{key}_var", f"{key}_normalized", f"{key}_split", f"{key}_library", f"{key}_loadings", key)
 
     def bounds(self, layer: str | None = None) -> tuple[str, str]:
         """Layers of the ends of a credible interval of ``layer``, by default the denoised one."""

@@ -12,7 +12,8 @@ def test_all_or_nothing() -> None:
     adata = ad.AnnData(np.zeros((3, 2), dtype=np.float32), obs={"keep": [1, 2, 3]}, uns={"u": "old"})
     results = Results(
         obs={"keep": [4, 5, 6], "new": [1, 1, 1]},
-        obsm={"X": np.zeros((3, 2)), "bad": np.zeros((99, 2))},
+        obsm={"X": np.zeros((3, 2))},
+        varm={"L": np.zeros((2, 2)), "bad": np.zeros((99, 2))},
         uns={"u": "new"},
     )
     with pytest.raises(ValueError, match="99"):
@@ -20,6 +21,7 @@ def test_all_or_nothing() -> None:
     assert adata.obs["keep"].tolist() == [1, 2, 3]
     assert list(adata.obs) == ["keep"]
     assert not len(adata.obsm)
+    assert not len(adata.varm)
     assert adata.uns["u"] == "old"
 
 
@@ -28,14 +30,15 @@ def test_names_follow_the_stem() -> None:
     assert (default.latent, default.latent_var, default.uns) == ("X_vae", "X_vae_var", "vae")
     assert Keys.of("vae") == default
     mine = Keys.of("mine")
-    assert (mine.latent, mine.latent_var, mine.normalized, mine.split, mine.library, mine.uns) == (
-        "mine",
-        "mine_var",
-        "mine_normalized",
-        "mine_split",
-        "mine_library",
-        "mine",
-    )
+    assert vars(mine) == {
+        "latent": "mine",
+        "latent_var": "mine_var",
+        "normalized": "mine_normalized",
+        "split": "mine_split",
+        "library": "mine_library",
+        "loadings": "mine_loadings",
+        "uns": "mine",
+    }
 
 
 def test_mudata_is_told_which_part_to_pass() -> None:

@@ -172,6 +172,44 @@ def test_the_step_of_a_device_trains_as_the_plain_one(
         assert outcome.history[key] == pytest.approx(values, rel=1e-4, abs=1e-4), key
 
 
+OTHERWISE: dict[str, dict] = {
+    "several samples": {"objective": "dreg", "n_samples": 3},
+    "soft free bits": {"free_bits": 0.3, "beta": 2.0},
+    "hard free bits": {"free_bits": 0.3, "free_bits_form": "hard"},
+    "capacity": {"kl_schedule": "capacity", "kl_capacity": 2.0, "beta": 5.0},
+    "encoder ahead": {"encoder_steps": 2},
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+@pytest.mark.parametrize("stream", [False, True])
+def test_so_it_does_whatever_is_asked_for(
+    make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch, name: str, stream: bool
+) -> None:
+    cells, config = make_cells(n_batches=2), replace(TRAIN, **OTHERWISE[name])
+    with rule.plain():
+        _, plain = _fit(cells, config)
+        monkeypatch.setattr(training, "_Step", training._DeviceStep)
+        monkeypatch.setattr(Counts, "dense", Counts.padded_dense)
+        monkeypatch.setattr(likelihoods, "_where_counted", likelihoods._where_counted_selected)
+        _, outcome = _fit(streamed(cells, CPU) if stream else cells, config)
+    for key, values in plain.history.items():
+        assert outcome.history[key] == pytest.approx(values, rel=1e-4, abs=1e-4), key
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_whatever_is_asked_for_is_captured(make_cells: MakeCells, name: str) -> None:
+    cells, config = make_cells(400), replace(TRAIN, **OTHERWISE[name])
+    _, captured = _on_gpu(cells, config)
+    with rule.plain():
+        _, eager = _on_gpu(cells, config)
+    assert captured.history["lr"] == eager.history["lr"]
+    # noise is drawn in another order
+    assert captured.history["elbo_validation"][-1] == pytest.approx(eager.history["elbo_validation"][-1], rel=0.05)
+
+
 def test_streamed_training_is_resident_training(make_cells: MakeCells) -> None:
     cells = make_cells()
     for context in (rule.plain, nullcontext):

@@ -30,6 +30,9 @@ CONFIGS = [
     {"dispersion": "gene-batch", "latent_library": True, "encode_covariates": True},
     {"likelihood": "zinb", "condition_output": True, "n_readout": 5, "remainder": True},
     {"dispersion": "gene-cell", "condition_output": True},
+    {"decoder": "skip", "likelihood": "zinb", "condition_output": True},
+    {"decoder": "linear", "condition_output": False, "n_readout": 5},
+    {"decoder": "split", "norm": "batch"},
 ]
 
 

@@ -75,6 +75,17 @@ class Fit:
             "weights": {name: value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()},
         }
 
+    def loadings(self) -> np.ndarray | None:
+        """Slopes of the decoded logits in z, float32 (genes, d) with NaN for genes outside the model; None unless linear."""
+        config = self.params.model
+        if config.decoder != "linear":
+            return None
+        loadings_gd = np.full((len(self.genes), config.n_latent), np.nan, dtype=np.float32)
+        weight = self.model.decoder.location.weight.detach().cpu().numpy()
+        # beside z stands the condition, below the genes the remainder
+        loadings_gd[self.modelled_g] = weight[: config.n_genes, : config.n_latent]
+        return loadings_gd
+
     @classmethod
     def from_uns(cls, stored: Mapping[str, Any]) -> Fit:
         """The fit that :meth:`to_uns` stored; raises ``ValueError`` where it is damaged."""

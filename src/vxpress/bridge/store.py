@@ -15,7 +15,7 @@ from scipy import sparse
 from vxpress._keys import Keys
 from vxpress.bridge.fit import FORMAT
 
-SLOTS = ("obs", "obsm", "obsp", "layers", "uns")
+SLOTS = ("obs", "obsm", "obsp", "varm", "layers", "uns")
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Results:
     obs: dict[str, Any] = field(default_factory=dict)
     obsm: dict[str, np.ndarray] = field(default_factory=dict)
     obsp: dict[str, Any] = field(default_factory=dict)
+    varm: dict[str, np.ndarray] = field(default_factory=dict)
     layers: dict[str, np.ndarray | sparse.csr_matrix] = field(default_factory=dict)
     uns: dict[str, Any] = field(default_factory=dict)
     stale: list[tuple[str, str]] = field(default_factory=list)
@@ -109,6 +110,7 @@ def check_free(adata: AnnData, keys: Keys) -> None:
     taken = [f"uns[{keys.uns!r}]"] if keys.uns in adata.uns else []
     taken += [f"obsm[{name!r}]" for name in (keys.latent, keys.latent_var) if name in adata.obsm]
     taken += [f"layers[{keys.normalized!r}]"] if keys.normalized in adata.layers else []
+    taken += [f"varm[{keys.loadings!r}]"] if keys.loadings in adata.varm else []
     taken += [f"obs[{name!r}]" for name in (keys.split, keys.library) if name in adata.obs]
     if taken:
         msg = (

@@ -150,8 +150,8 @@ class TrainConfig:
     """How the network is trained; one step is one minibatch.
 
     ``max_epochs`` is filled in before training.  ``kl_warmup`` is the share of all steps over which the KL weight
-    rises linearly from 0 to ``beta`` (``warmup_unit="steps"``), or a number of epochs, whether or not training lasts
-    that long (``"epochs"``, the rule of scvi-tools).  ``free_bits`` are nats per latent dimension.
+    rises from 0 to ``beta`` (``warmup_unit="steps"``), or a number of epochs, whether or not training lasts that long
+    (``"epochs"``, the rule of scvi-tools); ``kl_schedule`` says how.  ``free_bits`` are nats per latent dimension.
     """
 
     max_epochs: int
@@ -198,4 +198,34 @@ class TrainConfig:
         check_range("adam_eps", self.adam_eps, 1e-16, 1.0)
         check_range("max_grad_norm", self.max_grad_norm, 0.0, 1e12)
         check_range("kl_warmup", self.kl_warmup, 0.0, 1.0 if self.warmup_unit == "steps" else 1e6)
+        self._check_together()
         plain(self)
+
+    def _check_together(self) -> None:
+        """Raise ``ValueError`` where two choices do not go together."""
+        capacity, several = self.kl_schedule == "capacity", self.objective != "elbo"
+        if capacity and several:
+            msg = (
+                f"kl_schedule='capacity' holds the divergence of objective='elbo' at a target; objective={self.objective!r} has "
+                "none. Pass objective='elbo', or kl_schedule='linear'."
+            )
+            raise ValueError(msg)
+        if capacity and self.kl_capacity == 0:
+            msg = "kl_schedule='capacity' needs its target in nats per cell: pass options=FitOptions(kl_schedule='capacity', kl_capacity=10)."
+            raise ValueError(msg)
+        if capacity and self.beta <= 1:
+            msg = (
+                f"beta={self.beta:g} cannot hold a divergence at kl_capacity={self.kl_capacity:g}: beta weighs the distance from it, and "
+                "at 1 nothing is pulled down further than without a target. Pass beta=10, or more if it does not hold."
+            )
+            raise ValueError(msg)
+        if self.free_bits > 0 and (capacity or several):
+            other = "kl_schedule='capacity'" if capacity else f"objective={self.objective!r}"
+            msg = (
+                f"free_bits={self.free_bits:g} is a floor under the divergence of objective='elbo' with a weight; with {other} it has "
+                "no meaning. Leave one of the two out."
+            )
+            raise ValueError(msg)
+        if self.free_bits > 0 and self.beta == 0:
+            msg = f"free_bits={self.free_bits:g} has no effect with beta=0, which asks for no divergence at all. Leave it out."
+            raise ValueError(msg)

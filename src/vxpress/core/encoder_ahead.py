@@ -15,6 +15,8 @@ from vxpress.core.counts import Cells
 from vxpress.core.priors import DiagonalNormal
 from vxpress.core.vae import VAE
 
+# epochs without growth: a random encoder tells cells apart by chance, which the first epochs unlearn
+PATIENCE = 3
 MAX_CELLS = 2_000
 CHUNK = 512
 
@@ -23,7 +25,7 @@ class EncoderAhead:
     """How many such updates precede a step now, and on which cells.
 
     After every epoch the information I_q(x; z) of held-out cells (of training cells where none is held out) is
-    estimated; once it no longer grows the updates end for good.
+    estimated; once that has not grown for :data:`PATIENCE` epochs the updates end for good.
     """
 
     def __init__(self, n_steps: int, train_rows: Tensor, validation_rows: Tensor, seed: int) -> None:
@@ -32,7 +34,7 @@ class EncoderAhead:
         judged = validation_rows if len(validation_rows) else train_rows
         order = torch.randperm(len(judged), generator=self.generator)[:MAX_CELLS]
         self.judged_rows = judged[order.to(judged.device)]
-        self.information = -math.inf
+        self.best, self.waited = -math.inf, 0
 
     def rows(self, n: int) -> Tensor:
         """Training cells for one update."""
@@ -45,9 +47,10 @@ class EncoderAhead:
             return
         information = held_out_information(model, cells, self.judged_rows)
         # not a number is no growth either
-        if not information > self.information:
+        self.waited = 0 if information > self.best else self.waited + 1
+        self.best = max(self.best, information)
+        if self.waited >= PATIENCE:
             self.n_steps = 0
-        self.information = information
 
 
 @torch.no_grad()

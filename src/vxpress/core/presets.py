@@ -77,23 +77,32 @@ class FitOptions:
     readout
         Whether genes outside the modelled subset are given denoised values too.
     decoder
-        ``"mlp"``; ``"skip"`` shows z to every layer again (Dieng et al. 2019); ``"linear"`` has no hidden layer, so that
-        its weights are loadings of the genes; ``"split"`` decodes every latent dimension by itself and adds the results up.
+        How z becomes expression. ``"mlp"`` (default): hidden layers. ``"skip"``: the same, and every layer and the output
+        see z again (Dieng et al. 2019), which makes z harder to ignore. ``"linear"``: no hidden layer, so that its weights are
+        loadings of the genes, which are written to ``varm`` (Svensson et al. 2020). ``"split"``: a small network for each latent
+        dimension, whose results are added up before the softmax (after Moinfar & Theis 2024): a dimension multiplies
+        expression by factors of its own. ``n_hidden`` and ``n_layers`` shape the first two and the encoder; each network of
+        ``"split"`` has ``n_hidden / n_latent`` units a layer and at least 8.
     n_samples
-        Samples per cell of ``objective="iwae"`` and ``"dreg"``; 5 by default.
+        Samples per cell of ``objective="iwae"`` and ``"dreg"``; 5 by default. The decoder's cost grows with it.
     kl_schedule
-        How the KL weight rises: ``"linear"``; ``"cyclical"``, ``kl_cycles`` times (Fu et al. 2019); or ``"capacity"``, which
-        holds the divergence at a target that rises to ``kl_capacity`` nats (Burgess et al. 2018).
+        How the pull of the prior grows over the warm-up. ``"linear"`` (default): its weight rises from 0 to ``beta``.
+        ``"cyclical"``: ``kl_cycles`` times, over the first half of each cycle, resting at ``beta`` for the second (Fu et al. 2019).
+        ``"capacity"``: the weight is ``beta`` from the start, on the distance ``|KL - C|`` of a minibatch's mean divergence from a
+        target C that rises from 0 to ``kl_capacity`` (Burgess et al. 2018); it takes a ``beta`` above 1 to hold it, 10 as a rule.
     kl_cycles
-        Cycles of the cyclical schedule; 4 by default.
+        Cycles of the cyclical schedule; 4 by default, as in its source.
     kl_capacity
-        Final target of the capacity schedule, in nats per cell.
+        Final target of the capacity schedule, in nats per cell; to be given with it.
     free_bits_form
-        ``"soft"`` weighs each dimension's divergence so that it comes to rest near ``free_bits`` (Chen et al. 2017);
-        ``"hard"`` leaves what lies below without gradient (Kingma et al. 2016).
+        ``"soft"`` (default) lowers a dimension's own weight, by a tenth a step, while its divergence lies below ``free_bits``,
+        and raises it again, to ``beta`` at most, while it lies above (Chen et al. 2017). ``"hard"`` leaves what lies below
+        without any gradient (Kingma et al. 2016). Divergences are a minibatch's means, dropout included; a prior that ties
+        the dimensions together has one floor, ``free_bits`` times their number.
     encoder_steps
-        Updates of the encoder alone before each step, at most, while the information of the latent still grows
-        (He et al. 2019); 0 by default.
+        Updates of the encoder alone before each step, while the mutual information between held-out cells and the latent
+        still grows; after three epochs without growth they end for good (after He et al. 2019). Each costs as much as a
+        step; 0 by default.
     prior_components
         Components of ``prior="mixture"`` and pseudo-inputs of ``prior="vamp"``; 50 by default.
 
@@ -241,8 +250,33 @@ def resolve(preset: Preset | None, arguments: Mapping[str, Any], options: FitOpt
     if options is not None and not isinstance(options, FitOptions):
         msg = f"options={options!r} was given; pass options=vx.tl.FitOptions(...)."
         raise TypeError(msg)
-    given = dict(arguments) | (asdict(options) if options is not None else {})
-    return replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
+    of_options = {} if options is None else {k: v for k, v in asdict(options).items() if v is not None}
+    given = {name: value for name, value in arguments.items() if value is not None} | of_options
+    settings = replace(PRESETS[preset], **given)
+    _check_used(settings, of_options)
+    return settings
+
+
+def _check_used(settings: Settings, given: Mapping[str, Any]) -> None:
+    """Raise where an option was given that the other choices leave without effect."""
+    several = settings.objective in ("iwae", "dreg")
+    capacity = settings.kl_schedule == "capacity"
+    effective = {
+        "n_samples": (several, "objective='iwae' or 'dreg'"),
+        "kl_cycles": (settings.kl_schedule == "cyclical", "options=FitOptions(kl_schedule='cyclical')"),
+        "kl_capacity": (capacity, "options=FitOptions(kl_schedule='capacity')"),
+        "free_bits_form": (settings.free_bits != 0, "free_bits="),
+    }
+    for name, (used, needed) in effective.items():
+        if name in given and not used:
+            msg = f"options=FitOptions({name}={given[name]!r}) has no use here: it goes with {needed}. Leave it out."
+            raise ValueError(msg)
+    if settings.decoder == "linear" and given.get("condition_output") is False:
+        msg = (
+            "options=FitOptions(condition_output=False) cannot be had with decoder='linear': covariates enter it at the output "
+            "and nowhere else. Leave it out."
+        )
+        raise ValueError(msg)
 
 
 def settings_for(config: type[ModelConfig | TrainConfig], settings: Settings) -> dict[str, Any]:

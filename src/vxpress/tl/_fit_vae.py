@@ -130,14 +130,19 @@ def fit_vae(
         What is believed of a cell's place before it is seen: ``"normal"`` (default), ``"mixture"``, ``"vamp"``, ``"flow"``,
         ``"diffusion"`` or ``"flow_matching"``, learned with the rest; :func:`fit_prior` learns one afterwards.
     objective
-        What is maximised: ``"elbo"`` (default), or the importance-weighted bound ``"iwae"`` (Burda et al. 2016) or ``"dreg"``,
-        the same with doubly reparameterised gradients (Tucker et al. 2019).
+        What is maximised: ``"elbo"`` (default), the evidence lower bound; or, with several samples per cell
+        (``FitOptions(n_samples=)``), the tighter importance-weighted bound, with plain gradients (``"iwae"``, Burda et al. 2016)
+        or doubly reparameterised ones (``"dreg"``, Tucker et al. 2019), of which the encoder's stay useful at many samples.
     beta
-        Final weight of the divergence from the prior; 1 is the evidence lower bound.
+        Final weight of the divergence from the prior; 1 is the evidence lower bound. Above 1 it lets go of detail, down
+        to an empty latent space; below 1 cells are told apart better and draws from the prior resemble them less. With
+        ``"iwae"`` and ``"dreg"`` it stands before log p(z) - log q(z|x) in the importance weights.
     kl_warmup
         Share of all steps over which that weight rises from 0 to ``beta``; 0.3 by default. With ``preset="scvi"``, epochs.
+        ``FitOptions(kl_schedule=)`` has other ways to rise.
     free_bits
-        Nats per latent dimension that the divergence is not pushed below; 0 by default.
+        Nats per latent dimension that the divergence is not pushed below; 0 by default. 0.02 to 0.5 keep dimensions alive
+        that the prior would empty; see ``FitOptions(free_bits_form=)``. Epochs are then judged by the floored objective.
     max_epochs
         Passes over the training cells; by default a budget of visits, 184,320 up to 5,000 cells and growing with the
         root of their number, and at most 100 epochs: few cells are overfitted beyond that.
@@ -183,7 +188,8 @@ def fit_vae(
     Returns
     -------
     Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields (with ``key_added="k"``:
-    ``obsm["k"]``, ``obsm["k_var"]``, ``layers["k_normalized"]``, ``obs["k_split"]``, ``obs["k_library"]``, ``uns["k"]``):
+    ``obsm["k"]``, ``obsm["k_var"]``, ``layers["k_normalized"]``, ``obs["k_split"]``, ``obs["k_library"]``, ``varm["k_loadings"]``,
+    ``uns["k"]``):
 
     ``adata.obsm["X_vae"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Posterior mean of each cell, n_obs x n_latent.
@@ -196,6 +202,10 @@ def fit_vae(
         ``"train"``, ``"validation"``, or ``"query"`` for cells without counts, which are left out.
     ``adata.obs["vae_library"]`` : ``float64``
         Size factor used.
+    ``adata.varm["X_vae_loadings"]`` : :class:`numpy.ndarray` (dtype ``float32``)
+        With ``options=FitOptions(decoder="linear")`` only: how fast the logit of a gene's share (``likelihood="gaussian"``: its
+        log value) rises with each latent dimension, n_vars x n_latent; NaN for genes that are not modelled. Shares sum to
+        one, so the differences between genes say something, not the level.
     ``adata.uns["vae"]``
         ``params``, ``history`` (per epoch), ``diagnostics`` (with a ``verdict``), and what is needed to use the model
         again: ``covariates``, ``genes``, ``weights``.
@@ -410,6 +420,10 @@ def _results(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, deno
         uns={keys.uns: fit.to_uns()},
         stale=[("layers", name) for name in keys.bounds()],
     )
+    if (loadings_gd := fit.loadings()) is None:
+        results.stale.append(("varm", keys.loadings))
+    else:
+        results.varm[keys.loadings] = loadings_gd
     n_bytes = 4 * len(prepared.cells) * len(fit.genes)
     if denoised is None and n_bytes > MAX_DENSE_BYTES:
         key = "" if keys.uns == "vae" else f", key={keys.uns!r}"

@@ -120,7 +120,13 @@ def test_each_verdict_from_its_numbers(numbers: dict, verdict: str) -> None:
 
 
 def test_a_verdict_names_the_beta_that_caused_it() -> None:
-    found = verdict_of(SOUND | {"mutual_information": 0.1}, TrainConfig(10, beta=20.0), WARM | {"kl_weight": [20.0]}, n=1000, n_steps=500)
+    found = verdict_of(
+        SOUND | {"mutual_information": 0.1},
+        TrainConfig(10, beta=20.0),
+        WARM | {"kl_weight": [20.0]},
+        n=1000,
+        n_steps=500,
+    )
     assert "beta=1 instead of 20" in found
     assert verdict_of(SOUND, TRAIN, WARM, n=1000, n_steps=50).startswith("under-trained: 50 steps")
 

@@ -199,6 +199,28 @@ def test_a_collapsed_fit_is_cured_as_if_it_had_not_been(simulated: ad.AnnData, t
     assert any("before the cure (0 of 3 active)" in text.get_text() for text in ax.get_legend().get_texts())
 
 
+def test_the_ladder_is_walked_on_a_fit_that_collapsed_by_itself(simulated: ad.AnnData) -> None:
+    """Too few units for the structure that is there: nothing but the ladder's later rungs can help."""
+    adata = simulated.copy()
+    vx.tl.fit_vae(adata, cure=True, **(SMALL | {"n_latent": 2, "n_hidden": 8}))
+    record = pd.DataFrame(adata.uns["vae"]["diagnostics"]["cure"])
+    assert record["verdict"][0].startswith("collapsed")
+    names = [rung.name for rung in cures.ladder(360) if "collapsed" in rung.treats]
+    places = [names.index(attempt) for attempt in record["attempt"][1:]]
+    assert places == sorted(places)
+    assert names.index("longer warm-up") == places[0]
+    assert len(record) > 2
+    tried = record[1:]
+    assert (tried["iwae_change"][tried["kept"]] >= 0).all()
+    assert (tried["iwae_change"][~tried["kept"]] < 0).all()
+    # what was kept is what is written
+    kept = record[record["kept"]]
+    np.testing.assert_allclose(
+        kept["mutual_information"].iloc[-1], adata.uns["vae"]["diagnostics"]["mutual_information"]
+    )
+    assert kept["iwae"].iloc[-1] >= record["iwae"][0]
+
+
 def test_cure_changes_no_bit_of_a_sound_fit(simulated: ad.AnnData) -> None:
     small = {**SMALL, "n_latent": 2, "max_epochs": 60}
     fits = []

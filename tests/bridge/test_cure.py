@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -173,7 +172,7 @@ def simulated() -> ad.AnnData:
     return vx.datasets.simulate(400, 80, n_groups=4, library_mean=1500, de_log_fold_change=2.0, rng=1)
 
 
-def test_a_collapsed_fit_is_cured_as_if_it_had_not_been(simulated: ad.AnnData, tmp_path: Path) -> None:
+def test_a_collapsed_fit_is_cured_as_if_it_had_not_been(simulated, tmp_path):
     plain, cured = simulated.copy(), simulated.copy()
     vx.tl.fit_vae(plain, **SMALL)
     vx.tl.fit_vae(cured, beta=100.0, cure=True, **SMALL)

@@ -7,14 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from anndata import AnnData
 
 import vxpress as vx
 from vxpress import pl
 from vxpress.core.priors import Prior, StandardNormal
 
 
-def test_over_training_draws_the_recorded_divergence(used: AnnData) -> None:
+def test_over_training_draws_the_recorded_divergence(used):
     ax = pl.kl(used, over_training=True, show=False)
     fit = used.uns["vae"]
     recorded, kept = fit["history"]["kl_per_dim"], int(fit["params"]["best_epoch"])
@@ -25,7 +24,7 @@ def test_over_training_draws_the_recorded_divergence(used: AnnData) -> None:
     assert ax.lines[0].get_xdata()[0] == kept + 1
 
 
-def test_the_history_of_the_dimensions_sums_to_that_of_the_divergence(used: AnnData) -> None:
+def test_the_history_of_the_dimensions_sums_to_that_of_the_divergence(used):
     history = used.uns["vae"]["history"]
     np.testing.assert_allclose(history["kl_per_dim"].sum(1), history["kl_validation"], rtol=1e-6)
     held_out = used.uns["vae"]["diagnostics"]["kl_per_dim"]
@@ -33,13 +32,13 @@ def test_the_history_of_the_dimensions_sums_to_that_of_the_divergence(used: AnnD
     np.testing.assert_allclose(history["kl_per_dim"][kept], held_out, rtol=1e-4)
 
 
-def test_a_fit_without_that_history_says_so(used: AnnData) -> None:
+def test_a_fit_without_that_history_says_so(used):
     del used.uns["vae"]["history"]["kl_per_dim"]
     with pytest.raises(ValueError, match="no divergence per dimension over training"):
         pl.kl(used, over_training=True)
 
 
-def test_another_fit_is_a_line_of_its_dimensions_highest_first(used: AnnData, collapsed: AnnData) -> None:
+def test_another_fit_is_a_line_of_its_dimensions_highest_first(used, collapsed):
     used.uns["other"] = collapsed.uns["vae"]
     ax = pl.kl(used, compare_key="other", show=False)
     line = next(line for line in ax.get_lines() if line.get_label().startswith("other"))
@@ -61,7 +60,7 @@ class _Shifted(Prior):
         return 2.0 + 0.5 * torch.randn(n, self.n_latent, generator=generator)
 
 
-def test_a_learned_prior_is_drawn_as_its_density(used: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learned_prior_is_drawn_as_its_density(used, monkeypatch):
     monkeypatch.setattr(StandardNormal, "sample", _Shifted.sample)
     monkeypatch.setattr(StandardNormal, "analytic", False)
     axes = pl.posterior(used, show=False)

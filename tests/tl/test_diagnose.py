@@ -156,7 +156,7 @@ def test_numbers_that_need_counts_come_from_the_fit_where_there_are_none(adata: 
         vx.tl.diagnose(adata, gaps=True)
 
 
-def test_gaps_are_those_of_as_many_cells_as_asked_for(fitted: ad.AnnData) -> None:
+def test_gaps_are_those_of_as_many_cells_as_asked_for(fitted):
     found = vx.tl.diagnose(fitted, n_cells=7, copy=True).uns["vae"]["diagnostics"]
     assert found["n_probed"] == 7
     assert found["inference_gap"] > 0

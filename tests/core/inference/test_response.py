@@ -14,7 +14,7 @@ def _covariates(adata: ad.AnnData) -> Covariates:
     return find_fit(adata, None, "vae").covariates.read(adata.obs)
 
 
-def test_a_dimension_the_decoder_does_not_read_has_no_response(fitted: ad.AnnData) -> None:
+def test_a_dimension_the_decoder_does_not_read_has_no_response(fitted):
     model = find_fit(fitted, None, "vae").model
     with torch.no_grad():
         model.decoder.body.linears[0].weight[:, 2] = 0.0

@@ -38,7 +38,7 @@ def test_a_capacity_rises_linearly_under_a_constant_weight() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cyclical", "capacity"])
-@pytest.mark.parametrize("warmup", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("warmup", [0.01, 0.3, 1.0])
 def test_nothing_changes_once_it_is_settled(schedule: str, warmup: float) -> None:
     config = TrainConfig(max_epochs=1, beta=3.0, kl_schedule=schedule, kl_capacity=5.0, kl_warmup=warmup)  # type: ignore[arg-type]
     now = [(kl_weight(config, s, 0, 97), kl_target(config, s, 0, 97), settled(config, s, 0, 97)) for s in range(97)]
@@ -65,6 +65,7 @@ def test_without_a_divergence_there_is_nothing_to_wait_for() -> None:
         ({"kl_schedule": "capacity", "kl_capacity": 5.0, "beta": 9.0, "free_bits": 0.1}, "free_bits=0.1"),
         ({"free_bits": 0.1, "objective": "dreg"}, "objective='dreg'"),
         ({"free_bits": 0.1, "beta": 0.0}, "beta=0"),
+        ({"kl_schedule": "cyclical", "kl_warmup": 0.0}, "kl_warmup=0.3"),
         ({"free_bits": -0.1}, "free_bits=-0.1"),
         ({"n_samples": 0}, "n_samples=0"),
         ({"kl_cycles": 2.5}, "kl_cycles=2.5"),

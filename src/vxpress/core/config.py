@@ -219,6 +219,9 @@ class TrainConfig:
                 "at 1 nothing is pulled down further than without a target. Pass beta=10, or more if it does not hold."
             )
             raise ValueError(msg)
+        if self.kl_schedule == "cyclical" and self.kl_warmup == 0:
+            msg = "kl_schedule='cyclical' has no time for its cycles with kl_warmup=0. Pass kl_warmup=0.3, or leave it out."
+            raise ValueError(msg)
         if self.free_bits > 0 and (capacity or several):
             other = "kl_schedule='capacity'" if capacity else f"objective={self.objective!r}"
             msg = (

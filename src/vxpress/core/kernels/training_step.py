@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vxpress.core.bodies import MLP
 from vxpress.core.config import TrainConfig
 from vxpress.core.counts import Batch, Cells
 from vxpress.core.kernels import latent_rows, layer_rows, rule
@@ -57,8 +58,9 @@ class TrainingStep:
         encoder, decoder = model.encoder, model.decoder
         self.first = cast("nn.Linear", encoder.body.linears[0])
         self.heads = encoder.mean, encoder.log_variance
-        self.into = cast("nn.Linear", decoder.body.linears[0])
-        self.norm_in, self.norm_out = (_Norm(cast("nn.BatchNorm1d", b.norms[0])) for b in (encoder.body, decoder.body))
+        body = cast("MLP", decoder.body)
+        self.into = cast("nn.Linear", body.linears[0])
+        self.norm_in, self.norm_out = (_Norm(cast("nn.BatchNorm1d", b.norms[0])) for b in (encoder.body, body))
         self.bounds = np.float32(MAX_LOG_VARIANCE), np.float32(MIN_POSTERIOR_VARIANCE)
 
     @torch.no_grad()

@@ -148,6 +148,7 @@ def test_a_healthy_fit_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
         ("under-trained: short", {}, "more epochs"),
         ("prior gap: wide", {"beta": 0.1}, "beta=1"),
         ("prior gap: wide", {}, "learned prior"),
+        ("overfitted: much", {"beta": 0.1}, "beta=1"),
         ("overfitted: much", {"keep_best": False}, "keep the best epoch"),
         ("collapsed: yes", {"kl_warmup": 0.0}, "default warm-up"),
     ],

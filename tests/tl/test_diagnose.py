@@ -106,6 +106,7 @@ SOUND = {
         # a gap that so few held-out cells cannot show is none
         ({"generalisation_gap_share": 0.09, "generalisation_gap_low": -0.01}, "healthy"),
         ({"kl_encoder": 2.0, "kl_refined": 5.0}, "collapsed: the encoder tells 2.0 nats .* could use 5.0"),
+        ({"kl_encoder": 20.0, "kl_refined": 12.0}, "overfitted: the encoder tells 20.0 nats .* 12.0 serve"),
         ({"mutual_information": 0.3}, "collapsed: the latent tells cells apart by 0.30 nats"),
         ({"active": np.arange(20) < 1, "active_units": 1}, "collapsed: .* 1 of 20"),
         # the first that holds

@@ -49,6 +49,10 @@ def _beta_down(model: ModelConfig, train: TrainConfig) -> Change | None:
     return _beta(model, train) if train.beta > 1.0 else None
 
 
+def _beta_up(model: ModelConfig, train: TrainConfig) -> Change | None:
+    return _beta(model, train) if train.beta < 1.0 else None
+
+
 def _warmup(model: ModelConfig, train: TrainConfig) -> Change | None:
     if train.warmup_unit == "steps" and train.kl_warmup >= DEFAULTS.kl_warmup:
         return None
@@ -123,6 +127,7 @@ def ladder(n_train: int) -> tuple[Rung, ...]:
         Rung("warm-up within the budget", ("under-trained",), _warmup),
         Rung("beta=1", ("collapsed",), _beta_down),
         Rung("beta=1", ("prior gap",), _beta),
+        Rung("beta=1", ("overfitted",), _beta_up),
         Rung("default warm-up", ("collapsed",), _warmup),
         Rung("keep the best epoch", ("overfitted",), _early_stopping),
         Rung("default network", ("overfitted",), _small_network),

@@ -13,8 +13,10 @@ MIN_INFORMATION = 0.5
 MIN_ACTIVE_SHARE = 0.1
 # a cell's own posterior says this many times more than the encoder's: the encoder withholds information
 MAX_WITHHELD = 1.6
+# the encoder says this many times more than a cell's own posterior: more than serves the likelihood
+MAX_EXCESS = 1.4
 # share of the held-out ELBO by which held-out cells fall short of training cells, and the least its lower bound must be
-MAX_GENERALISATION, MIN_GENERALISATION_LOW = 0.06, 0.03
+MAX_GENERALISATION, MIN_GENERALISATION_LOW = 0.057, 0.03
 MAX_PRIOR_GAP = 0.5
 STILL_RISING = 0.001
 # a fit that was cut this short is not judged further
@@ -36,9 +38,9 @@ def kind_of(verdict: str) -> str:
 
 
 def suspicious(numbers: Mapping[str, Any], train: TrainConfig) -> bool:
-    """Whether the latent carries so little, or was asked to carry so little, that single cells should be looked at."""
+    """Whether the latent carries so little, or was asked to carry less or more, that single cells should be looked at."""
     information, cap = numbers["mutual_information"], numbers["mutual_information_cap"]
-    return bool(train.beta > 1.0 or information < SUSPICIOUS_INFORMATION * cap)
+    return bool(train.beta != 1.0 or information < SUSPICIOUS_INFORMATION * cap)
 
 
 def verdict_of(
@@ -46,7 +48,11 @@ def verdict_of(
 ) -> str:
     """The first that holds of: under-trained, collapsed, overfitted, prior gap, unused dimensions, healthy."""
     d, k = len(numbers["active"]), int(numbers["active_units"])
-    checks = (_under_trained(train, history, n=n, n_steps=n_steps), _collapsed(numbers, train), _overfitted(numbers))
+    checks = (
+        _under_trained(train, history, n=n, n_steps=n_steps),
+        _collapsed(numbers, train),
+        _overfitted(numbers, train),
+    )
     for found in checks:
         if found:
             return found
@@ -103,7 +109,13 @@ def _collapsed(numbers: Mapping[str, Any], train: TrainConfig) -> str:
     return ""
 
 
-def _overfitted(numbers: Mapping[str, Any]) -> str:
+def _overfitted(numbers: Mapping[str, Any], train: TrainConfig) -> str:
+    encoder, refined = numbers.get("kl_encoder"), numbers.get("kl_refined")
+    if encoder is not None and refined is not None and encoder > MAX_EXCESS * refined:
+        return (
+            f"overfitted: the encoder tells {encoder:.1f} nats about a cell where {refined:.1f} serve its likelihood best. Fit again "
+            f"with {_beta_advice(train)}a smaller or more regular network (n_hidden=, preset='likelihood'); cure=True tries these."
+        )
     share, low = (float(numbers.get(f"generalisation_gap_{part}", 0.0)) for part in ("share", "low"))
     if share <= MAX_GENERALISATION or low <= MIN_GENERALISATION_LOW:
         return ""

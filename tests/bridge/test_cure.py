@@ -195,7 +195,7 @@ def test_a_collapsed_fit_is_cured_as_if_it_had_not_been(simulated, tmp_path):
     )
     vx.tl.diagnose(read, n_cells=5)
     assert list(read.uns["vae"]["diagnostics"]["cure"]["attempt"]) == list(record["attempt"])
-    ax = vx.pl.kl(read, show=False)
+    ax: Any = vx.pl.kl(read, show=False)
     assert any("before the cure (0 of 3 active)" in text.get_text() for text in ax.get_legend().get_texts())
 
 

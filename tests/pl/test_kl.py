@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from vxpress.core.priors import Prior, StandardNormal
 
 
 def test_over_training_draws_the_recorded_divergence(used):
-    ax = pl.kl(used, over_training=True, show=False)
+    ax: Any = pl.kl(used, over_training=True, show=False)
     fit = used.uns["vae"]
     recorded, kept = fit["history"]["kl_per_dim"], int(fit["params"]["best_epoch"])
     assert recorded.shape == (len(fit["history"]["lr"]), 3)
@@ -40,7 +41,7 @@ def test_a_fit_without_that_history_says_so(used):
 
 def test_another_fit_is_a_line_of_its_dimensions_highest_first(used, collapsed):
     used.uns["other"] = collapsed.uns["vae"]
-    ax = pl.kl(used, compare_key="other", show=False)
+    ax: Any = pl.kl(used, compare_key="other", show=False)
     line = next(line for line in ax.get_lines() if line.get_label().startswith("other"))
     values = collapsed.uns["vae"]["diagnostics"]["kl_per_dim"]
     np.testing.assert_allclose(line.get_ydata(), np.sort(values)[::-1])
@@ -63,14 +64,15 @@ class _Shifted(Prior):
 def test_a_learned_prior_is_drawn_as_its_density(used, monkeypatch):
     monkeypatch.setattr(StandardNormal, "sample", _Shifted.sample)
     monkeypatch.setattr(StandardNormal, "analytic", False)
-    axes = pl.posterior(used, show=False)
+    axes: Any = pl.posterior(used, show=False)
     for ax in axes:
         line = next(line for line in ax.get_lines() if line.get_label() == "prior, learned")
         x, y = line.get_data()
         assert abs(x[y.argmax()] - 2.0) < 0.25
         np.testing.assert_allclose(y.max(), 1 / np.sqrt(2 * np.pi * 0.25), rtol=0.1)
     # without a closed form, the bars are of the law that all cells make together
-    bars = pl.kl(used, show=False).patches
+    bars_ax: Any = pl.kl(used, show=False)
+    bars = bars_ax.patches
     mean_nd, var_nd = used.obsm["X_vae"].astype(float), used.obsm["X_vae_var"].astype(float)
     total = mean_nd.var(0) + var_nd.mean(0)
     expected = vx.metrics.kl_per_dimension(mean_nd, var_nd, mean_nd.mean(0), total)

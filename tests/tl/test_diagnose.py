@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -157,15 +158,20 @@ def test_numbers_that_need_counts_come_from_the_fit_where_there_are_none(adata: 
         vx.tl.diagnose(adata, gaps=True)
 
 
+def _diagnosed(adata: ad.AnnData, **settings: Any) -> dict[str, Any]:
+    found: Any = vx.tl.diagnose(adata, copy=True, **settings)
+    return dict(found.uns["vae"]["diagnostics"])
+
+
 def test_gaps_are_those_of_as_many_cells_as_asked_for(fitted):
-    found = vx.tl.diagnose(fitted, n_cells=7, copy=True).uns["vae"]["diagnostics"]
+    found = _diagnosed(fitted, n_cells=7)
     assert found["n_probed"] == 7
     assert found["inference_gap"] > 0
-    again = vx.tl.diagnose(fitted, n_cells=7, copy=True).uns["vae"]["diagnostics"]
+    again = _diagnosed(fitted, n_cells=7)
     assert found["amortisation_gap"] == again["amortisation_gap"]
-    other = vx.tl.diagnose(fitted, n_cells=7, rng=1, copy=True).uns["vae"]["diagnostics"]
+    other = _diagnosed(fitted, n_cells=7, rng=1)
     assert found["amortisation_gap"] != other["amortisation_gap"]
-    without = vx.tl.diagnose(fitted, gaps=False, copy=True).uns["vae"]["diagnostics"]
+    without = _diagnosed(fitted, gaps=False)
     assert without.get("amortisation_gap") == fitted.uns["vae"]["diagnostics"].get("amortisation_gap")
     for bad in ({"n_cells": 0}, {"gaps": "yes"}):
         with pytest.raises(ValueError, match="was given"):

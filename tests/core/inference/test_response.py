@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ def _covariates(adata: ad.AnnData) -> Covariates:
 
 
 def test_a_dimension_the_decoder_does_not_read_has_no_response(fitted):
-    model = find_fit(fitted, None, "vae").model
+    model: Any = find_fit(fitted, None, "vae").model
     with torch.no_grad():
         model.decoder.body.linears[0].weight[:, 2] = 0.0
     found = decoder_response(model, fitted.obsm["X_vae"], fitted.obsm["X_vae_var"], _covariates(fitted))

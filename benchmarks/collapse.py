@@ -143,7 +143,7 @@ def fit(name: str, regime: str, seed: int, pair: tuple[Any, Any], *, cured: bool
     vx.tl.encode(everyone, cells, device="cpu") if cells is not everyone else None
     mean_nd, var_nd = everyone.obsm["X_vae"], everyone.obsm["X_vae_var"]
     found = cells.uns["vae"]["diagnostics"]
-    numbers = {name: float(value) for name, value in found.items() if np.ndim(value) == 0 and name != "verdict"}
+    numbers = {name: float(value) for name, value in found.items() if isinstance(value, (int, float, np.number))}
     record = {k: np.asarray(v).tolist() for k, v in found.get("cure", {}).items()}
     return {
         "set": name,

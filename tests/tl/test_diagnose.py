@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import math
+import re
+from typing import Any
+
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 
 import vxpress as vx
-from vxpress.bridge.diagnosis import diagnose
-from vxpress.core.config import TrainConfig
+from vxpress.bridge.diagnosis import Decoding, diagnose
+from vxpress.bridge.verdict import is_sound, verdict_of
+from vxpress.core.config import ModelConfig, PriorConfig, TrainConfig
+from vxpress.core.covariates import Covariates
+from vxpress.core.priors import Prior
+from vxpress.core.vae import build
 
 TRAIN = TrainConfig(max_epochs=10)
 FLAT = {"kl_weight": [0.5, 1.0], "objective_validation": [-10.0, -10.0], "lr": [0.1, 0.001]}
@@ -71,3 +80,136 @@ def test_diagnose_repeats_the_fit(fitted: ad.AnnData) -> None:
     after = fitted.uns["vae"]["diagnostics"]
     np.testing.assert_allclose(after["kl_per_dim"], before["kl_per_dim"])
     assert after["verdict"] == before["verdict"]
+
+
+WARM = {"kl_weight": [1.0], "objective_validation": [-10.0, -10.0], "lr": [0.1, 0.001]}
+SOUND = {
+    "active": np.ones(5, dtype=bool),
+    "active_units": 5,
+    "mutual_information": 5.0,
+    "mutual_information_cap": 7.0,
+    "prior_gap_per_dim_low": 0.1,
+    "kl_encoder": 8.0,
+    "kl_refined": 8.5,
+    "generalisation_gap": 10.0,
+    "generalisation_gap_share": 0.03,
+    "generalisation_gap_low": 0.02,
+}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "verdict"),
+    [
+        ({}, "healthy"),
+        ({"active": np.arange(5) < 3, "active_units": 3}, "unused dimensions: 2 of 5"),
+        ({"prior_gap_per_dim_low": 0.6}, "prior gap"),
+        ({"generalisation_gap_share": 0.09, "generalisation_gap_low": 0.07}, "overfitted: .* 9 % worse"),
+        # a gap that so few held-out cells cannot show is none
+        ({"generalisation_gap_share": 0.09, "generalisation_gap_low": -0.01}, "healthy"),
+        ({"kl_encoder": 2.0, "kl_refined": 5.0}, "collapsed: the encoder tells 2.0 nats .* could use 5.0"),
+        ({"kl_encoder": 20.0, "kl_refined": 12.0}, "overfitted: the encoder tells 20.0 nats .* 12.0 serve"),
+        ({"mutual_information": 0.3}, "collapsed: the latent tells cells apart by 0.30 nats"),
+        ({"active": np.arange(20) < 1, "active_units": 1}, "collapsed: .* 1 of 20"),
+        # the first that holds
+        ({"mutual_information": 0.3, "generalisation_gap_share": 0.2, "generalisation_gap_low": 0.1}, "collapsed"),
+        ({"prior_gap_per_dim_low": 0.6, "generalisation_gap_share": 0.2, "generalisation_gap_low": 0.1}, "overfitted"),
+    ],
+)
+def test_each_verdict_from_its_numbers(numbers: dict, verdict: str) -> None:
+    found = verdict_of(SOUND | numbers, TRAIN, WARM, n=1000, n_steps=500)
+    assert re.match(verdict, found)
+    assert is_sound(found) == verdict.startswith(("healthy", "unused"))
+
+
+def test_a_verdict_names_the_beta_that_caused_it() -> None:
+    found = verdict_of(
+        SOUND | {"mutual_information": 0.1},
+        TrainConfig(10, beta=20.0),
+        WARM | {"kl_weight": [20.0]},
+        n=1000,
+        n_steps=500,
+    )
+    assert "beta=1 instead of 20" in found
+    assert verdict_of(SOUND, TRAIN, WARM, n=1000, n_steps=50).startswith("under-trained: 50 steps")
+
+
+def test_beta_is_seen_in_what_single_cells_would_say() -> None:
+    """Moderate beta leaves the latent informative; only the cells' own posteriors tell what is withheld."""
+    adata = vx.datasets.pbmc68k_reduced()
+    vx.tl.fit_vae(adata, n_latent=5, n_hidden=32, max_epochs=40, beta=12.0, denoised=False)
+    found = adata.uns["vae"]["diagnostics"]
+    assert found["mutual_information"] > 0.5
+    assert found["active_units"] >= 1
+    assert found["kl_refined"] > 1.6 * found["kl_encoder"]
+    assert found["verdict"].startswith("collapsed: the encoder")
+
+
+def test_numbers_that_need_counts_come_from_the_fit_where_there_are_none(adata: ad.AnnData) -> None:
+    vx.tl.fit_vae(adata, n_latent=3, n_hidden=8, max_epochs=30, batch_size=64, denoised=False, validation_fraction=0.3)
+    before = adata.uns["vae"]["diagnostics"]
+    assert "generalisation_gap" in before
+    adata.X = np.log1p(adata.X.toarray() / 7.0)
+    vx.tl.diagnose(adata)
+    after = adata.uns["vae"]["diagnostics"]
+    assert after["generalisation_gap"] == before["generalisation_gap"]
+    assert after["verdict"] == before["verdict"]
+    np.testing.assert_allclose(after["decoder_response"], before["decoder_response"], rtol=1e-5)
+    with pytest.raises(ValueError, match="counts"):
+        vx.tl.diagnose(adata, gaps=True)
+
+
+def _diagnosed(adata: ad.AnnData, **settings: Any) -> dict[str, Any]:
+    found: Any = vx.tl.diagnose(adata, copy=True, **settings)
+    return dict(found.uns["vae"]["diagnostics"])
+
+
+def test_gaps_are_those_of_as_many_cells_as_asked_for(fitted):
+    found = _diagnosed(fitted, n_cells=7)
+    assert found["n_probed"] == 7
+    assert found["inference_gap"] > 0
+    again = _diagnosed(fitted, n_cells=7)
+    assert found["amortisation_gap"] == again["amortisation_gap"]
+    other = _diagnosed(fitted, n_cells=7, rng=1)
+    assert found["amortisation_gap"] != other["amortisation_gap"]
+    without = _diagnosed(fitted, gaps=False)
+    assert without.get("amortisation_gap") == fitted.uns["vae"]["diagnostics"].get("amortisation_gap")
+    for bad in ({"n_cells": 0}, {"gaps": "yes"}):
+        with pytest.raises(ValueError, match="was given"):
+            vx.tl.diagnose(fitted, **bad)
+
+
+def test_diagnosis_of_a_few_cells_and_after_a_file(fitted: ad.AnnData, tmp_path) -> None:
+    fitted.write_h5ad(tmp_path / "fit.h5ad")
+    part = ad.read_h5ad(tmp_path / "fit.h5ad")[:30].copy()
+    vx.tl.diagnose(part, n_cells=5)
+    assert part.uns["vae"]["diagnostics"]["decoder_response"].shape == (4,)
+
+
+class _Mixture(Prior):
+    """Two normal laws on a line through the origin, with known moments: a prior without a divergence per dimension."""
+
+    def log_prob(self, z, condition_n=None):
+        ends = torch.stack([-0.5 * ((z - c).square() / 0.2 + math.log(2 * math.pi * 0.2)).sum(-1) for c in (-1.0, 1.0)])
+        return ends.logsumexp(0) - math.log(2)
+
+    def sample(self, n, generator, condition_n=None):
+        side = torch.randint(0, 2, (n, 1), generator=generator) * 2.0 - 1.0
+        return side + 0.2**0.5 * torch.randn(n, self.n_latent, generator=generator)
+
+
+def test_a_learned_prior_that_fits_leaves_no_gap_and_kl_per_dim_is_from_the_aggregate() -> None:
+    rng = np.random.default_rng(0)
+    mean = (rng.integers(0, 2, (2000, 1)) * 2.0 - 1.0) + rng.normal(0, np.sqrt(0.1), (2000, 2))
+    var = np.full((2000, 2), 0.1)
+    model = build(ModelConfig(n_genes=5, n_latent=2, n_hidden=4), 0)
+    model.prior = _Mixture(PriorConfig(), 2)
+    covariates = Covariates(torch.zeros(2000, 0, dtype=torch.int64), torch.zeros(2000, 0))
+    mean, var = mean.astype(np.float32), var.astype(np.float32)
+    found = diagnose(mean, var, np.arange(2000) % 4 == 0, TRAIN, FLAT, decoding=Decoding(model, covariates))
+    assert abs(found["prior_gap_per_dim"]) < 0.05
+    # rate = information + gap, and against N(0, I) there would be a gap
+    np.testing.assert_allclose(found["kl"], found["mutual_information"] + 2 * found["prior_gap_per_dim"], atol=0.1)
+    plain = diagnose(mean, var, np.arange(2000) % 4 == 0, TRAIN, FLAT)
+    assert plain["prior_gap_per_dim_low"] > 0.2
+    s2 = mean.var(0) + 0.1
+    np.testing.assert_allclose(found["kl_per_dim"], 0.5 * np.log(s2 / 0.1), rtol=0.05)

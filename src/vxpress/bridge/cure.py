@@ -20,6 +20,7 @@ from vxpress.bridge.verdict import MIN_STEPS, is_sound, kind_of
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.inference.importance import log_likelihood
 from vxpress.core.presets import Settings
+from vxpress.core.priors import PRIORS
 from vxpress.core.training import TrainingError
 
 # held-out cells that a cure is judged on at most, and samples of each
@@ -46,6 +47,10 @@ def _beta(model: ModelConfig, train: TrainConfig) -> Change | None:
 
 def _beta_down(model: ModelConfig, train: TrainConfig) -> Change | None:
     return _beta(model, train) if train.beta > 1.0 else None
+
+
+def _beta_up(model: ModelConfig, train: TrainConfig) -> Change | None:
+    return _beta(model, train) if train.beta < 1.0 else None
 
 
 def _warmup(model: ModelConfig, train: TrainConfig) -> Change | None:
@@ -110,7 +115,9 @@ def _narrower(width: int) -> Callable[[ModelConfig, TrainConfig], Change | None]
 
 
 def _learned_prior(model: ModelConfig, train: TrainConfig) -> Change | None:
-    return None if model.prior.name != "normal" else (replace(model, prior=replace(model.prior, name="vamp")), train)
+    if model.prior.name != "normal" or "vamp" not in PRIORS:
+        return None
+    return replace(model, prior=replace(model.prior, name="vamp")), train
 
 
 def ladder(n_train: int) -> tuple[Rung, ...]:
@@ -120,6 +127,7 @@ def ladder(n_train: int) -> tuple[Rung, ...]:
         Rung("warm-up within the budget", ("under-trained",), _warmup),
         Rung("beta=1", ("collapsed",), _beta_down),
         Rung("beta=1", ("prior gap",), _beta),
+        Rung("beta=1", ("overfitted",), _beta_up),
         Rung("default warm-up", ("collapsed",), _warmup),
         Rung("keep the best epoch", ("overfitted",), _early_stopping),
         Rung("default network", ("overfitted",), _small_network),

@@ -13,8 +13,10 @@ MIN_INFORMATION = 0.5
 MIN_ACTIVE_SHARE = 0.1
 # a cell's own posterior says this many times more than the encoder's: the encoder withholds information
 MAX_WITHHELD = 1.6
+# the encoder says this many times more than a cell's own posterior: more than serves the likelihood
+MAX_EXCESS = 1.4
 # share of the held-out ELBO by which held-out cells fall short of training cells, and the least its lower bound must be
-MAX_GENERALISATION, MIN_GENERALISATION_LOW = 0.06, 0.03
+MAX_GENERALISATION, MIN_GENERALISATION_LOW = 0.057, 0.03
 MAX_PRIOR_GAP = 0.5
 STILL_RISING = 0.001
 # a fit that was cut this short is not judged further
@@ -36,9 +38,9 @@ def kind_of(verdict: str) -> str:
 
 
 def suspicious(numbers: Mapping[str, Any], train: TrainConfig) -> bool:
-    """Whether the latent carries so little, or was asked to carry so little, that single cells should be looked at."""
+    """Whether the latent carries so little, or was asked to carry less or more, that single cells should be looked at."""
     information, cap = numbers["mutual_information"], numbers["mutual_information_cap"]
-    return bool(train.beta > 1.0 or information < SUSPICIOUS_INFORMATION * cap)
+    return bool(train.beta != 1.0 or information < SUSPICIOUS_INFORMATION * cap)
 
 
 def verdict_of(
@@ -46,7 +48,11 @@ def verdict_of(
 ) -> str:
     """The first that holds of: under-trained, collapsed, overfitted, prior gap, unused dimensions, healthy."""
     d, k = len(numbers["active"]), int(numbers["active_units"])
-    checks = (_under_trained(train, history, n=n, n_steps=n_steps), _collapsed(numbers, train), _overfitted(numbers))
+    checks = (
+        _under_trained(train, history, n=n, n_steps=n_steps),
+        _collapsed(numbers, train),
+        _overfitted(numbers, train),
+    )
     for found in checks:
         if found:
             return found
@@ -73,7 +79,12 @@ def _under_trained(train: TrainConfig, history: Mapping[str, Any], *, n: int, n_
             "(kl_warmup=)."
         )
     weight = float(history["kl_weight"][-1])
-    if weight < 0.99 * train.beta and train.kl_schedule != "capacity":
+    if "kl_target" in history and float(history["kl_target"][-1]) < 0.99 * train.kl_capacity:
+        return (
+            f"under-trained: the target of the divergence ended at {float(history['kl_target'][-1]):.2f} of {train.kl_capacity:g} nats, so the "
+            "latent space is not the one asked for. Fit again with more epochs (max_epochs=) or a shorter warm-up (kl_warmup=)."
+        )
+    if weight < 0.99 * train.beta:
         return (
             f"under-trained: the KL weight ended at {weight:.2f} instead of {train.beta:g}, so the latent space is not the "
             "one asked for. Fit again with more epochs (max_epochs=) or a shorter warm-up (kl_warmup=)."
@@ -90,7 +101,7 @@ def _collapsed(numbers: Mapping[str, Any], train: TrainConfig) -> str:
     information, d, k = float(numbers["mutual_information"]), len(numbers["active"]), int(numbers["active_units"])
     if information < MIN_INFORMATION or k < MIN_ACTIVE_SHARE * d:
         return (
-            f"collapsed: the latent tells cells apart by {information:.2f} nats with {k} of {d} dimensions active; clusters "
+            f"collapsed: the latent tells cells apart by {max(information, 0.0):.2f} nats with {k} of {d} dimensions active; clusters "
             f"on it would be noise. Fit again with {_beta_advice(train)}a longer warm-up (kl_warmup=), free_bits=0.1 or fewer "
             "dimensions (n_latent=); cure=True tries these in turn."
         )
@@ -104,7 +115,13 @@ def _collapsed(numbers: Mapping[str, Any], train: TrainConfig) -> str:
     return ""
 
 
-def _overfitted(numbers: Mapping[str, Any]) -> str:
+def _overfitted(numbers: Mapping[str, Any], train: TrainConfig) -> str:
+    encoder, refined = numbers.get("kl_encoder"), numbers.get("kl_refined")
+    if encoder is not None and refined is not None and encoder > MAX_EXCESS * refined:
+        return (
+            f"overfitted: the encoder tells {encoder:.1f} nats about a cell where {refined:.1f} serve its likelihood best. Fit again "
+            f"with {_beta_advice(train)}a smaller or more regular network (n_hidden=, preset='likelihood'); cure=True tries these."
+        )
     share, low = (float(numbers.get(f"generalisation_gap_{part}", 0.0)) for part in ("share", "low"))
     if share <= MAX_GENERALISATION or low <= MIN_GENERALISATION_LOW:
         return ""

@@ -95,4 +95,4 @@ def prior_gap(
     gap = float(ratio_n.mean())
     if len(held) < 2:
         return gap, -np.inf
-    return gap, gap - 1.96 * float(ratio_n.std(ddof=1)) / np.sqrt(len(held))
+    return gap, float(gap - 1.96 * ratio_n.std(ddof=1) / np.sqrt(len(held)))

@@ -183,7 +183,7 @@ def _over_training(fit: Fit, ax: Axes | None) -> Axes:
 def _legend(ax: Axes, active: np.ndarray, n_cells: int) -> None:
     kinds = ((SOFT, "active", int(active.sum())), (PALE, "inactive", int((~active).sum())))
     handles: list[Artist] = [Patch(color=colour, label=f"{kind} ({k}), mean") for colour, kind, k in kinds if k]
-    compared = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
+    compared = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
     spread = ax.plot(
         [], [], color=INK, linewidth=1.2, marker="o", markersize=3.5, label=f"quartiles of {n_cells} cells"
     )

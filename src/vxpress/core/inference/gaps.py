@@ -51,7 +51,7 @@ def gaps(model: VAE, cells: Cells, *, seed: int, n_steps: int = STEPS) -> Gaps:
     rows_per_pass = max(MIN_ROWS, min(MAX_ROWS, PASS_ENTRIES // model.config.n_genes))
     wanted = [p for p in model.parameters() if p.requires_grad]
     for p in wanted:
-        p.requires_grad_(requires_grad=False)
+        p.requires_grad = False
     try:
         parts = []
         for start in range(0, len(cells), rows_per_pass):
@@ -60,7 +60,7 @@ def gaps(model: VAE, cells: Cells, *, seed: int, n_steps: int = STEPS) -> Gaps:
             parts.append(_refined(model, cells, rows, generator, n_steps))
     finally:
         for p in wanted:
-            p.requires_grad_(requires_grad=True)
+            p.requires_grad = True
     iwae = importance_bound(
         lambda chosen: CellProposal(model, cells, chosen),
         len(cells),
@@ -91,13 +91,12 @@ def _refined(
         return model.log_likelihood(z_nd, batch, log_library_n1), model.prior.kl(law, z_nd).sum(-1)
 
     d = q.loc.shape[1]
-    width_l = None if q_l is None else 1
     loc, log_scale = q.loc.clone().requires_grad_(), q.scale.log().requires_grad_()
     optimizer = torch.optim.Adam([loc, log_scale], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for _ in range(n_steps):
         optimizer.zero_grad()
-        likelihood_n, kl_n = terms(DiagonalNormal(loc, log_scale.exp()), noise(d), width_l and noise(width_l))
+        likelihood_n, kl_n = terms(DiagonalNormal(loc, log_scale.exp()), noise(d), None if q_l is None else noise(1))
         (kl_n - likelihood_n).sum().backward()
         optimizer.step()
         schedule.step()
@@ -105,7 +104,7 @@ def _refined(
     sums = torch.zeros(4, len(rows), dtype=torch.float64, device=q.loc.device)
     with torch.no_grad():
         for _ in range(N_COMPARED):
-            eps_nd, eps_n1 = noise(d), width_l and noise(width_l)
+            eps_nd, eps_n1 = noise(d), None if q_l is None else noise(1)
             for at, law in ((0, q), (2, after)):
                 likelihood_n, kl_n = terms(law, eps_nd, eps_n1)
                 sums[at] += (likelihood_n - kl_n).double()

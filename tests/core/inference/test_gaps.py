@@ -1,0 +1,60 @@
+"""Gaps of single cells against the linear-Gaussian model, in which all of them are known."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vxpress.core.inference.gaps import gaps
+
+
+@pytest.fixture(scope="module")
+def known() -> Any:
+    """The model of the neighbouring file, with its cells and what is known of them."""
+    spec = importlib.util.spec_from_file_location("of_importance", Path(__file__).with_name("test_importance.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.LinearGaussian()
+
+
+def test_the_true_posterior_leaves_no_gap(known: Any) -> None:
+    found = gaps(known.model(), known.cells, seed=0)
+    # with the true posterior every sample of the bound is log p(x)
+    np.testing.assert_allclose(found.iwae_n, known.exact_n, atol=1e-6)
+    # the divergence is exact and the reconstruction is not, so the ELBO has noise
+    np.testing.assert_allclose(found.elbo_n.mean(), known.exact_n.mean(), atol=0.05)
+    assert abs(found.inference) < 0.05
+    # noisy steps leave the optimum by a little
+    assert -0.08 < found.amortisation < 0.02
+
+
+@pytest.mark.parametrize(("shift", "widen"), [(0.7, 1.0), (0.0, 3.0)])
+def test_what_the_encoder_gets_wrong_is_the_amortisation_gap(known: Any, shift: float, widen: float) -> None:
+    found = gaps(known.model(shift, widen), known.cells, seed=0)
+    # KL(q || p(z | x)) of a posterior that is moved by some standard deviations, or widened, in two dimensions
+    kl = 2 * 0.5 * (shift**2 + widen - 1.0 - np.log(widen))
+    np.testing.assert_allclose(found.amortisation, kl, atol=0.1)
+    np.testing.assert_allclose(found.inference, kl, atol=0.1)
+    np.testing.assert_allclose(found.refined_elbo_n.mean(), known.exact_n.mean(), atol=0.1)
+
+
+def test_divergence_of_the_refined_posterior_is_that_of_the_true_one(known: Any) -> None:
+    found = gaps(known.model(0.0, 6.0), known.cells, seed=0)
+    exact = 0.5 * (known.mean_nd**2 + known.var_d - 1.0 - np.log(known.var_d)).sum(1)
+    np.testing.assert_allclose(found.refined_kl_n.mean(), exact.mean(), rtol=0.07)
+    assert found.kl_n.mean() < 0.9 * exact.mean()
+
+
+def test_the_model_is_left_as_it_was_and_the_seed_repeats(known: Any) -> None:
+    model = known.model(0.5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    one, two = (gaps(model, known.cells, seed=3) for _ in range(2))
+    assert all((value == before[name]).all() for name, value in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert (one.refined_elbo_n == two.refined_elbo_n).all()

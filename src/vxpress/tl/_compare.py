@@ -110,8 +110,8 @@ def compare(
     Notes
     -----
     Cells held out by :func:`fit_vae` also chose the epoch that was kept, of every fit alike. With one fit per model the
-    interval says nothing of seeds, and a warning says so: on real data a quarter of pairs of equal fits were told apart by the
-    cells alone, and none by three fits each (see the guide).
+    interval says nothing of seeds, and a warning says so: the verdict is on these fits, and another seed of the same settings
+    can turn it (measured, see the guide). ``gap`` is the scale of what the bounds still lack and not a bound on it.
     Densities given a covariate compare with those given none, as predictions made with and without it.
 
     Examples

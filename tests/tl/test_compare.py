@@ -125,6 +125,15 @@ def test_a_comparison_survives_a_file(fits: ad.AnnData, tmp_path: Path) -> None:
     np.testing.assert_array_equal(back["difference"], found["difference"])
 
 
+def test_single_fits_are_said(fits: ad.AnnData, warned: list[str]) -> None:
+    table(fits, ["good_0", "good_1", "good_2", "short"])
+    assert "['short']" in " ".join(warned)
+    fit(fits, "short_again", max_epochs=1, rng=1)
+    warned.clear()
+    table(fits, ["good_0", "good_1", "short", "short_again"])
+    assert not warned
+
+
 def test_copy_seed_and_writing_again(fits: ad.AnnData) -> None:
     result = vx.tl.compare(fits, ["short", "zinb"], copy=True, **FEW)
     assert result is not None

@@ -16,7 +16,7 @@ from anndata.io import read_elem
 
 from vxpress._keys import Keys
 from vxpress.bridge.file import read_fit
-from vxpress.bridge.find import find_fit
+from vxpress.bridge.find import find_fit, unreadable
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.store import is_fit
 
@@ -135,15 +135,17 @@ def _fits_of_file(path: Path) -> list[str]:
 def _open(path: Path) -> Any:
     import zarr
 
-    return zarr.open_group(str(path), mode="r")
+    try:
+        return zarr.open_group(str(path), mode="r")
+    except (OSError, ValueError, KeyError) as error:
+        raise unreadable(path, error) from error
 
 
 def _within(path: Path, read: Any) -> Any:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        msg = f"{str(path)!r} is neither an .h5ad, a zarr store nor a .safetensors file ({error})."
-        raise ValueError(msg) from error
+        raise unreadable(path, error) from error
     with file:
         return read(file)
 
@@ -214,4 +216,6 @@ def groups(candidates: Sequence[Candidate]) -> dict[str, list[int]]:
 def _settings(fit: Fit) -> str:
     """Everything that was set, without seeds and without what came of it."""
     settings = {f.name: getattr(fit.params, f.name) for f in fields(fit.params) if f.name not in SEEDS + OUTCOMES}
-    return repr(settings)
+    # a prior that was learned afterwards, or given a condition, is another one than its like learned with the rest
+    prior = getattr(fit, "prior", {})
+    return repr((settings, sorted(prior), prior.get("condition_key")))

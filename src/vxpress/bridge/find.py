@@ -65,14 +65,15 @@ def _read_uns(path: Path, name: str) -> Mapping[str, Any]:
         try:
             group = zarr.open_group(str(path), mode="r")
         except (OSError, ValueError, KeyError) as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         return {name: read_elem(group[f"uns/{name}"])} if f"uns/{name}" in group else {}
     try:
         with h5py.File(path, "r") as file:
             return {name: read_elem(file["uns"][name])} if name in file.get("uns", {}) else {}
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """What to raise where a file holds nothing that can hold a fit."""
     return ValueError(f"{str(path)!r} is neither an .h5ad, a zarr store nor a .safetensors file ({error}).")

@@ -110,7 +110,8 @@ def compare(
     Notes
     -----
     Cells held out by :func:`fit_vae` also chose the epoch that was kept, of every fit alike. With one fit per model the
-    interval says nothing of seeds: another seed of the same settings can differ by more than two settings do.
+    interval says nothing of seeds, and a warning says so: the verdict is on these fits, and another seed of the same settings
+    can turn it (measured, see the guide). ``gap`` is the scale of what the bounds still lack and not a bound on it.
     Densities given a covariate compare with those given none, as predictions made with and without it.
 
     Examples
@@ -171,6 +172,12 @@ def compare(
     results = Results(uns={key_added: {"table": table, "params": params}})
     results.write(adata)
     logg.info("\n".join(f"    {row.Index}: {row.log_likelihood:.2f}, {row.verdict}" for row in table.itertuples()))
+    alone = list(table.index[table["n_fits"] == 1])
+    if alone:
+        logg.warning(
+            f"One fit stands for each of {alone}: the intervals say nothing of what another seed would have given, and equal "
+            "models can be found to differ. Fit each with two more seeds (rng=1, rng=2, under names of their own) and compare again."
+        )
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
 

@@ -108,7 +108,9 @@ def test_conditions_with_gaps(cells: ad.AnnData, tmp_path: Path) -> None:
         again = find_fit(cells, path, "k")
         assert again.conditions == fit.conditions
         assert torch.equal(again.model.prior.log_prob(z), fit.model.prior.log_prob(z))
-        assert torch.equal(again.model.prior.log_prob(z, torch.tensor([0, 2])), fit.model.prior.log_prob(z, torch.tensor([0, 2])))
+        assert torch.equal(
+            again.model.prior.log_prob(z, torch.tensor([0, 2])), fit.model.prior.log_prob(z, torch.tensor([0, 2]))
+        )
 
 
 def test_key_added_makes_a_second_fit_of_the_same_cells(cells: ad.AnnData) -> None:

@@ -74,7 +74,9 @@ def encode_masked(
     prior_variance_d = model.prior.variance().to(device)
     for start in range(0, n, CHUNK):
         part = slice(start, min(start + CHUNK, n))
-        chunk = _Chunk(model, cells.batch(torch.arange(part.start, part.stop, device=device)), missing, prior_variance_d)
+        chunk = _Chunk(
+            model, cells.batch(torch.arange(part.start, part.stop, device=device)), missing, prior_variance_d
+        )
         for _ in range(n_rounds):
             chunk.fill_in()
         mean_nd[part], var_nd[part] = chunk.q.loc.cpu().numpy(), chunk.variance().cpu().numpy()

@@ -25,7 +25,9 @@ def test_log_prob_against_scipy() -> None:
     z = np.random.default_rng(0).normal(size=(9, 2)) * 3
     loc, scale = (part.detach().double().numpy() for part in prior.components())
     weight = prior.logits_ck.detach().double().softmax(-1)[0].numpy()
-    density = sum(w * stats.multivariate_normal(m, np.diag(s**2)).pdf(z) for w, m, s in zip(weight, loc, scale, strict=True))
+    density = sum(
+        w * stats.multivariate_normal(m, np.diag(s**2)).pdf(z) for w, m, s in zip(weight, loc, scale, strict=True)
+    )
     np.testing.assert_allclose(prior.log_prob(torch.from_numpy(z)).detach().numpy(), np.log(density), rtol=1e-9)
 
 

@@ -66,6 +66,8 @@ class Prior(nn.Module):
     cheap: ClassVar[bool] = True
     """Whether the density can be had in every step of a training, with its gradient; else :meth:`kl` is of a bound."""
 
+    capturable: ClassVar[bool] = False
+    """Whether a step with it can be captured as a CUDA graph: it waits for no device and draws no noise of its own."""
     n_steps: ClassVar[int] = 0
     learning_rate: ClassVar[float] = 1e-3
     """Steps and peak learning rate of a fit of the prior alone."""

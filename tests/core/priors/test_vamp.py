@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -94,21 +95,19 @@ def test_the_encoder_is_part_of_the_model_once_and_follows_its_copies() -> None:
 
 
 def test_gradients_of_both_parts_reach_the_optimizer() -> None:
-    # the compiled first layer writes its gradient itself: that of the pseudo-inputs must not be lost beside it
+    # the compiled first layer writes its gradient itself: that of the pseudo-inputs comes beside it
     def gradient(*, plain: bool) -> torch.Tensor:
         model, cells = _model(dropout=0.0)
         model.train()
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = Optimizer(TrainConfig(1), parameters, 10)
-        terms = elbo(model, cells.batch(torch.arange(N)), Noise(0), torch.zeros(N, 3))
-        if plain:
-            with rule.plain():
-                terms = elbo(model, cells.batch(torch.arange(N)), Noise(0), torch.zeros(N, 3))
-        (-terms.value().mean()).backward()
+        Optimizer(TrainConfig(1), parameters, 10)
+        with rule.plain() if plain else nullcontext():
+            terms = elbo(model, cells.batch(torch.arange(N)), Noise(0), torch.zeros(N, 3))
+            (-terms.value().mean()).backward()
         return torch.cat([p.grad.reshape(-1) for p in parameters])
 
     found, exact = gradient(plain=False), gradient(plain=True)
-    assert float((found - exact).norm() / exact.norm()) < 0.02
+    assert float((found - exact).norm() / exact.norm()) < 1e-4
 
 
 def test_room_for_new_batches_leaves_the_prior_as_it_was() -> None:

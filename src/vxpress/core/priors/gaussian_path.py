@@ -18,6 +18,7 @@ t: both have the same log signal-to-noise ratios, hence the same densities, boun
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -223,7 +224,7 @@ def _steps(*, forward: bool) -> list[tuple[float, float]]:
     """Angles and signed lengths of the solver's steps, from z to noise or back."""
     at = [NEAR + (FAR - NEAR) * (i / SOLVER_STEPS) ** NEAR_POWER for i in range(SOLVER_STEPS + 1)]
     at = at if forward else at[::-1]
-    return [(a, b - a) for a, b in zip(at, at[1:], strict=False)]
+    return [(a, b - a) for a, b in itertools.pairwise(at)]
 
 
 def _spread_out(n: int, generator: torch.Generator, device: torch.device) -> Tensor:

@@ -58,7 +58,8 @@ class Vamp(ComponentPrior):
         encoder, training = model.encoder, model.encoder.training
         encoder.eval()
         try:
-            s_kc, input_km = None, self.pseudo_kg
+            s_kc: Tensor | None = None
+            input_km: Tensor = self.pseudo_kg
             if model.config.encode_covariates and model.conditioner.width:
                 s_kc = model.conditioner.average().to(input_km).expand(len(input_km), -1)
                 input_km = torch.cat((input_km, s_kc), dim=-1)

@@ -31,6 +31,7 @@ from vxpress.bridge.prepare import (
     resolve_device,
     seed_of,
 )
+from vxpress.bridge.prior import joint_record
 from vxpress.bridge.run import Fitted, Runner
 from vxpress.bridge.store import Results, check_adata, check_free, own
 from vxpress.bridge.verdict import is_sound
@@ -49,6 +50,7 @@ from vxpress.core.config import (
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.presets import FitOptions, Settings, resolve, settings_for
+from vxpress.core.priors import PRIORS, DiagonalNormal
 
 MAX_DENSE_BYTES = 1_000_000_000
 
@@ -215,6 +217,8 @@ def fit_vae(
         again: ``covariates``, ``genes``, ``weights``. With ``likelihood="auto"`` also ``choice``: the ``likelihood`` taken,
         the mean ``log_likelihood`` of each of the ``candidates`` on ``n_cells`` held-out cells with ``n_samples`` importance
         samples and with fewer, and their ``difference`` (zinb - nb) with its 95 % interval and the ``gap`` that it must exceed.
+        Where the prior was learned, ``prior`` holds its ``kind`` and ``kl``, the mean divergence of held-out posteriors from
+        it, with ``kl_se``, the standard error of its sampling.
 
     Raises
     ------
@@ -270,6 +274,7 @@ def fit_vae(
         },
         options,
     )
+    _check_objective(settings)
     _check_arguments(labels_key, dispersion, validation_fraction, target_sum)
     choosing = settings.likelihood == "auto"
     if choosing:
@@ -363,6 +368,16 @@ def fit_vae(
     return adata if copy else None
 
 
+def _check_objective(settings: Settings) -> None:
+    check_choice("prior", settings.prior, PriorName)
+    if settings.objective != "elbo" and not PRIORS[settings.prior].cheap:
+        msg = (
+            f"objective={settings.objective!r} needs the density of the prior in every step, which prior={settings.prior!r} is "
+            "too slow for. Use objective='elbo', or learn that prior afterwards: vx.tl.fit_prior(adata, ...)."
+        )
+        raise ValueError(msg)
+
+
 def _check_arguments(labels_key: str | None, dispersion: str, validation_fraction: float, target_sum: float) -> None:
     check_choice("dispersion", dispersion, Dispersion)
     if labels_key is not None and dispersion != "gene-label":
@@ -430,7 +445,15 @@ def _as_fit(params: Params, prepared: Prepared, fitted: Fitted, adata: AnnData, 
         fitted.model,
         {name: np.array(values) for name, values in fitted.outcome.history.items()},
         diagnosis,
+        joint_record(fitted.model.prior, _judged(fitted.encoded, prepared)),
     )
+
+
+def _judged(encoded: Encoded, prepared: Prepared) -> DiagonalNormal:
+    """Posteriors of the validation cells, or of all where there are none."""
+    rows = prepared.validation_n if len(prepared.validation_n) else slice(None)
+    mean, var = (torch.from_numpy(part[rows]) for part in (encoded.mean_nd, encoded.var_nd))
+    return DiagonalNormal(mean, var.sqrt())
 
 
 def _results(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, denoised: bool | None) -> Results:

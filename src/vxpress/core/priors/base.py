@@ -34,7 +34,7 @@ class DiagonalNormal:
         """A draw of each, (n, d), with noise of a generator on the same device."""
         return self.rsample(torch.empty_like(self.loc).normal_(generator=generator))
 
-    def __getitem__(self, rows: Tensor) -> DiagonalNormal:
+    def __getitem__(self, rows: Tensor | slice) -> DiagonalNormal:
         return DiagonalNormal(self.loc[rows], self.scale[rows])
 
     def __len__(self) -> int:
@@ -68,6 +68,8 @@ class Prior(nn.Module):
     invertible: ClassVar[bool] = False
     """Whether :meth:`to_base` and :meth:`from_base` map z to draws of N(0, I) and back, without conditions."""
 
+    capturable: ClassVar[bool] = False
+    """Whether a step with it can be captured as a CUDA graph: it waits for no device and draws no noise of its own."""
     n_steps: ClassVar[int] = 0
     learning_rate: ClassVar[float] = 1e-3
     """Steps and peak learning rate of a fit of the prior alone."""

@@ -1,8 +1,6 @@
 """What the literature judges latent variable models by: pure functions on arrays."""
 
 from vxpress.metrics._generation import (
-    FoldChangeSlope,
-    Memorization,
     energy_distance,
     fold_change_slope,
     memorization,
@@ -12,8 +10,6 @@ from vxpress.metrics._generation import (
 from vxpress.metrics._latent import active_units, kl_per_dimension, log_aggregate_posterior, mutual_information
 
 __all__ = [
-    "FoldChangeSlope",
-    "Memorization",
     "active_units",
     "energy_distance",
     "fold_change_slope",

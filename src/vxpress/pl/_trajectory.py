@@ -20,7 +20,7 @@ COLUMNS = ("position", "density_percentile", "empty")
 
 
 def trajectory(
-    path: AnnData,
+    adata: AnnData,
     genes: str | Sequence[str] | None = None,
     *,
     cells: AnnData | None = None,
@@ -34,8 +34,8 @@ def trajectory(
 
     Parameters
     ----------
-    path
-        What :func:`vxpress.tl.interpolate` returned.
+    adata
+        A path: what :func:`vxpress.tl.interpolate` returned.
     genes
         Genes to draw; by default the eight whose expression changes most along the path, by largest over smallest value after
         adding a hundredth of the largest value of all.
@@ -61,7 +61,7 @@ def trajectory(
     Raises
     ------
     KeyError
-        If ``path`` is no path, a gene is not in it, or ``cells`` lack the posterior.
+        If ``adata`` is no path, a gene is not in it, or ``cells`` lack the posterior.
     ValueError
         If the number of axes is wrong, or the cells are of a fit with another number of latent dimensions.
 
@@ -80,12 +80,12 @@ def trajectory(
     ['CD3D', 'LYZ']
     """
     keys = Keys.of(key)
-    _check(path, keys)
-    chosen = _most_changing(path) if genes is None else _known(path, genes)
+    _check(adata, keys)
+    chosen = _most_changing(adata) if genes is None else _known(adata, genes)
     axes = _axes(ax, 1 if cells is None else 2)
-    _draw_expression(axes[0], path, chosen, relative=relative)
+    _draw_expression(axes[0], adata, chosen, relative=relative)
     if cells is not None:
-        _draw_plane(axes[1], path, _latent(cells, path, keys), keys)
+        _draw_plane(axes[1], adata, _latent(cells, adata, keys), keys)
     return finish(axes, show=show, return_fig=return_fig)
 
 

@@ -13,11 +13,15 @@ import torch
 from vxpress.bridge.covariates import category_codes, category_names
 from vxpress.bridge.fit import Fit
 from vxpress.core.config import PriorConfig, PriorName
-from vxpress.core.priors import DiagonalNormal, Prior, drawn_log_prob
+from vxpress.core.priors import DiagonalNormal, Prior, drawn_log_prob, sampled_kl
 from vxpress.core.priors.fitting import build_prior, learn
 
 # points at which a prior is judged, and how many draws of a cell at most
 JUDGED_POINTS, MAX_DRAWS = 4_000, 10
+# of a prior learned with the rest, which has to be done by the end of a fit
+JOINT_POINTS = 1_000
+# components made of cells: narrow, so that many are needed
+VAMP_COMPONENTS = 500
 # a prior is kept if it gains more than this many standard errors
 MARGIN = 1.0
 
@@ -129,6 +133,25 @@ def judge(old: Prior, new: Prior, q: DiagonalNormal, seed: int) -> Judgement:
     )
 
 
+def joint_record(prior: Prior, q: DiagonalNormal, seed: int = 0) -> dict[str, Any]:
+    """What a fit that learned its prior with the rest remembers: the divergence of held-out posteriors from it.
+
+    Empty where the divergence has a closed form, and is known without.
+    """
+    if prior.analytic:
+        return {}
+    q = q[torch.arange(min(len(q), JOINT_POINTS // 2), device=q.loc.device)]
+    n_draws = int(np.clip(JOINT_POINTS // len(q), 2, MAX_DRAWS))
+    found = sampled_kl(prior, q, n_draws, seed=seed)
+    return {
+        "kind": prior.config.name,
+        "kl": found.mean,
+        "kl_se": found.se,
+        "n_cells": len(q),
+        "n_draws": n_draws,
+    }
+
+
 def learn_prior(
     fit: Fit,
     task: Task,
@@ -167,13 +190,13 @@ def learn_prior(
     if not found.better:
         return fit, record, found
     model.prior = new.cpu()
-    model.config = replace(model.config, prior=config)
+    model.config = replace(model.config, prior=new.config)
     params = replace(fit.params, model=model.config)
     return replace(fit, params=params, model=model, prior=record), record, found
 
 
 def _config(kind: PriorName, n_components: int | None, n_conditions: int, n_cells: int) -> PriorConfig:
     """As many components as were asked for, and at least one to a condition."""
-    default = PriorConfig().n_components
-    n = max(min(default, max(1, n_cells // 10)), 4 * n_conditions) if n_components is None else n_components
+    most, cells_each = (VAMP_COMPONENTS, 2) if kind == "vamp" else (PriorConfig().n_components, 10)
+    n = max(min(most, max(1, n_cells // cells_each)), 4 * n_conditions) if n_components is None else n_components
     return PriorConfig(name=kind, n_components=max(n, n_conditions), n_conditions=n_conditions)

@@ -55,6 +55,8 @@ class Runner:
         model = build(model_config, self.init_seed).to(self.device)
         if self.start_from_data:
             model.start_from(self.cells, self.train_rows)
+        generator = torch.Generator().manual_seed(self.init_seed)
+        model.prior.start_from(model, self.cells, self.train_rows, generator)
         if model_config.latent_library:
             rows = self.train_rows
             _set_library_prior(model, self.cells.log_library_n1[rows, 0], self.cells.covariates[rows])

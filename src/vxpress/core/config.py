@@ -58,11 +58,15 @@ def plain(config: Any) -> None:
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """The prior of z: its kind, its size, and the number of conditions where it is p(z | condition)."""
+    """The prior of z: its kind, its size, and the number of conditions where it is p(z | condition).
+
+    ``from_cells`` is for ``"vamp"`` learned on a model that stays as it is: see :class:`vxpress.core.priors.vamp.Vamp`.
+    """
 
     name: PriorName = "normal"
     n_components: int = 50
     n_conditions: int = 0
+    from_cells: bool = False
 
     def __post_init__(self) -> None:
         check_choice("prior", self.name, PriorName)

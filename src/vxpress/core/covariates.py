@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,19 @@ class Conditioner(nn.Module):
             else None
         )
         widths = [size if self.embeddings is None else config.n_embedding for _, size in self.sizes]
+        self.n_continuous = config.n_continuous
         self.width = sum(widths) + config.n_continuous
+
+    def average(self) -> Tensor:
+        """The condition vector of no category in particular and of mean values, (width,)."""
+        parts = [torch.zeros(self.n_continuous)]
+        for i, (_, size) in enumerate(self.sizes):
+            if self.embeddings is None:
+                parts.append(torch.full((size,), 1.0 / size))
+            else:
+                parts.append(cast("nn.Embedding", self.embeddings[i]).weight.mean(0))
+        device = parts[-1].device
+        return torch.cat([part.to(device) for part in parts])
 
     def forward(self, covariates: Covariates) -> Tensor | None:
         """The condition vector, or None where nothing is conditioned on."""

@@ -109,7 +109,9 @@ def train(
     keeper = _Keeper(config, active=len(validation_rows) > 0)
     outcome, troubled = Outcome(), 0
     try:
-        step = (_DeviceStep if rule.captured_step(device) else _Step)(model, cells, optimizer, noise)
+        step = (_DeviceStep if rule.captured_step(device) and model.prior.capturable else _Step)(
+            model, cells, optimizer, noise
+        )
         for epoch in (bar := tqdm(range(config.max_epochs), desc="fit_vae", disable=not progress)):
             model.train()
             step.start_epoch()

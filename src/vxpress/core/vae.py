@@ -38,6 +38,7 @@ class VAE(nn.Module):
         self.library_encoder = Encoder(config, encoder_width, 1) if config.latent_library else None
         self.decoder = Decoder(config, width)
         self.prior = PRIORS[config.prior.name](config.prior, config.n_latent)
+        self.prior.bind(self)
         if config.latent_library:
             self.register_buffer("library_log_mean_b", torch.zeros(config.n_batches))
             self.register_buffer("library_log_var_b", torch.ones(config.n_batches))

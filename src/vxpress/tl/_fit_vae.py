@@ -27,6 +27,7 @@ from vxpress.bridge.prepare import (
     resolve_device,
     seed_of,
 )
+from vxpress.bridge.prior import joint_record
 from vxpress.bridge.run import Fitted, Runner
 from vxpress.bridge.store import Results, check_adata, check_free, own
 from vxpress.core.config import (
@@ -44,6 +45,7 @@ from vxpress.core.config import (
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.presets import FitOptions, Settings, resolve, settings_for
+from vxpress.core.priors import PRIORS, DiagonalNormal
 
 MAX_DENSE_BYTES = 1_000_000_000
 
@@ -189,7 +191,8 @@ def fit_vae(
         Size factor used.
     ``adata.uns["vae"]``
         ``params``, ``history`` (per epoch), ``diagnostics`` (with a ``verdict``), and what is needed to use the model
-        again: ``covariates``, ``genes``, ``weights``.
+        again: ``covariates``, ``genes``, ``weights``. Where the prior was learned, ``prior`` holds its ``kind`` and ``kl``, the
+        mean divergence of held-out posteriors from it, with ``kl_se``, the standard error of its sampling.
 
     Raises
     ------
@@ -244,6 +247,7 @@ def fit_vae(
         },
         options,
     )
+    _check_objective(settings)
     _check_arguments(labels_key, dispersion, validation_fraction, target_sum)
     if not (denoised is None or isinstance(denoised, bool)):
         msg = f"denoised={denoised!r} was given; True, False or None is expected."
@@ -320,6 +324,16 @@ def fit_vae(
     return adata if copy else None
 
 
+def _check_objective(settings: Settings) -> None:
+    check_choice("prior", settings.prior, PriorName)
+    if settings.objective != "elbo" and not PRIORS[settings.prior].cheap:
+        msg = (
+            f"objective={settings.objective!r} needs the density of the prior in every step, which prior={settings.prior!r} is "
+            "too slow for. Use objective='elbo', or learn that prior afterwards: vx.tl.fit_prior(adata, ...)."
+        )
+        raise ValueError(msg)
+
+
 def _check_arguments(labels_key: str | None, dispersion: str, validation_fraction: float, target_sum: float) -> None:
     check_choice("dispersion", dispersion, Dispersion)
     if labels_key is not None and dispersion != "gene-label":
@@ -365,7 +379,15 @@ def _as_fit(params: Params, prepared: Prepared, fitted: Fitted, adata: AnnData) 
         fitted.model,
         history,
         diagnose(encoded.mean_nd, encoded.var_nd, held_out, params.train, history, n_steps=params.n_steps),
+        joint_record(fitted.model.prior, _posteriors(encoded, held_out)),
     )
+
+
+def _posteriors(encoded: Encoded, held_out: np.ndarray) -> DiagonalNormal:
+    """Of the validation cells, or of all where there are none."""
+    judged = held_out if held_out.any() else np.ones(len(held_out), dtype=bool)
+    mean, var = (torch.from_numpy(part[judged]) for part in (encoded.mean_nd, encoded.var_nd))
+    return DiagonalNormal(mean, var.sqrt())
 
 
 def _results(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, denoised: bool | None) -> Results:

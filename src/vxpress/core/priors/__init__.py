@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from vxpress.core.priors.base import DiagonalNormal, Prior, gaussian_kl
+from vxpress.core.priors.diffusion import Diffusion
 from vxpress.core.priors.estimate import SampledKL, drawn_log_prob, sampled_kl
 from vxpress.core.priors.flow import Flow
+from vxpress.core.priors.flow_matching import FlowMatching
 from vxpress.core.priors.mixture import Mixture
 from vxpress.core.priors.standard_normal import StandardNormal
+from vxpress.core.priors.vamp import Vamp
 
-PRIORS: dict[str, type[Prior]] = {"normal": StandardNormal, "mixture": Mixture, "flow": Flow}
+PRIORS: dict[str, type[Prior]] = {
+    "normal": StandardNormal,
+    "mixture": Mixture,
+    "vamp": Vamp,
+    "flow": Flow,
+    "diffusion": Diffusion,
+    "flow_matching": FlowMatching,
+}
 
 __all__ = [
     "PRIORS",

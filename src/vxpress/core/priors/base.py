@@ -68,6 +68,8 @@ class Prior(nn.Module):
     invertible: ClassVar[bool] = False
     """Whether :meth:`to_base` and :meth:`from_base` map z to draws of N(0, I) and back, without conditions."""
 
+    capturable: ClassVar[bool] = False
+    """Whether a step with it can be captured as a CUDA graph: it waits for no device and draws no noise of its own."""
     n_steps: ClassVar[int] = 0
     learning_rate: ClassVar[float] = 1e-3
     """Steps and peak learning rate of a fit of the prior alone."""

@@ -31,6 +31,7 @@ class StandardNormal(Prior):
     """z ~ N(0, I), with the divergence in closed form; conditions change nothing."""
 
     analytic = True
+    capturable = True
 
     def log_prob(self, z: Tensor, condition_n: Tensor | None = None) -> Tensor:
         """Log density, summed over the latent dimensions."""

@@ -1,0 +1,232 @@
+"""Priors that turn noise into z along a path of Gaussian corruptions: what diffusion and flow matching share.
+
+With standardised z, noise eps ~ N(0, I) and an angle phi from (nearly) 0 to (nearly) pi / 2, cells are corrupted to
+
+    x = cos(phi) z + sin(phi) eps,    with velocity    v = dx / dphi = cos(phi) eps - sin(phi) z
+
+(the variance-preserving path; Salimans & Ho 2022).  A network predicts v from x and phi; where z is N(0, I) the best
+prediction is 0, so a network whose last layer is zero is that prior exactly.  With the prediction f(x, phi)
+
+- cells are drawn by following dx / dphi = f from noise at the far end to the near end,
+- and log p(z) = log N(x_far; 0, I) + integral of div f along the way back: exactly, up to the error of the solver
+  (probability flow; Song et al. 2021), the divergence being a trace of the network's derivatives and no estimate,
+- a bound on it needs no solver: E|eps - eps_hat|^2 over the log signal-to-noise ratio (Kingma et al. 2021).
+
+The linear path t z + (1 - t) eps of flow matching is this one with tan(phi) = (1 - t) / t, up to a factor that depends on
+t: both have the same log signal-to-noise ratios, hence the same densities, bounds and flows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vxpress.core.config import PriorConfig
+from vxpress.core.priors.base import DiagonalNormal, StandardisedPrior
+
+if TYPE_CHECKING:
+    from vxpress.core.counts import Cells
+    from vxpress.core.vae import VAE
+
+# log signal-to-noise ratio at both ends: noise of 1.1 % of the spread of z at the near one, and of z at the far one
+MAX_LOG_RATIO = 9.0
+NEAR = math.atan(math.exp(-MAX_LOG_RATIO / 2))
+FAR = math.pi / 2 - NEAR
+HIDDEN, BLOCKS, WAVES = 64, 3, 6
+# steps of the solver (fourth order), and how much shorter they are near z
+SOLVER_STEPS, NEAR_POWER = 10, 1.2
+# numbers in the derivatives that are held at once: 32 MB
+HELD = 2**23
+
+
+class Velocity(nn.Module):
+    """f(x, phi, condition): a residual network, zero at the start."""
+
+    def __init__(self, n_latent: int, n_conditions: int) -> None:
+        super().__init__()
+        self.n_conditions = n_conditions
+        self.into = nn.Linear(n_latent, HIDDEN)
+        self.time = nn.Linear(2 * WAVES + 1, HIDDEN)
+        self.first = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN) for _ in range(BLOCKS))
+        self.second = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN) for _ in range(BLOCKS))
+        # what time and condition add in each block
+        self.shift = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN) for _ in range(BLOCKS))
+        self.condition = nn.Embedding(n_conditions, HIDDEN) if n_conditions else None
+        self.out = nn.Linear(HIDDEN, n_latent)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def context(self, phi: Tensor, condition_n: Tensor | None) -> Tensor:
+        """What is known beside x, (n, hidden), or (1, hidden) for one angle and no condition; ``phi`` is (n,) or (1,)."""
+        wave = phi[:, None] * (2.0 * torch.arange(1, WAVES + 1, device=phi.device))
+        log_ratio = -2.0 * phi.tan().log() / MAX_LOG_RATIO
+        e = self.time(torch.cat((wave.sin(), wave.cos(), log_ratio[:, None]), dim=-1).to(self.out.weight.dtype))
+        if self.condition is not None and condition_n is not None:
+            e = e + self.condition(condition_n)
+        return F.silu(e)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        h = self.into(x)
+        for first, second, shift in zip(self.first, self.second, self.shift, strict=True):
+            h = h + second(F.silu(first(F.silu(h)) + shift(context)))
+        return self.out(F.silu(h))
+
+    def with_divergence(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """F and sum_j df_j / dx_j, (n,): all derivatives are carried forward, (n, d, hidden)."""
+        h = self.into(x)
+        d_h = self.into.weight.t()[None].expand(len(x), -1, -1)
+        for first, second, shift in zip(self.first, self.second, self.shift, strict=True):
+            a, slope = _silu(h)
+            b, slope_b = _silu(first(a) + shift(context))
+            d_b = F.linear(d_h * slope[:, None], first.weight) * slope_b[:, None]
+            h, d_h = h + second(b), d_h + F.linear(d_b, second.weight)
+        a, slope = _silu(h)
+        return self.out(a), torch.einsum("ndh,nh,dh->n", d_h, slope, self.out.weight)
+
+
+def _silu(x: Tensor) -> tuple[Tensor, Tensor]:
+    """X sigmoid(x) and its derivative."""
+    s = torch.sigmoid(x)
+    value = x * s
+    return value, s + value * (1.0 - s)
+
+
+class GaussianPath(StandardisedPrior):
+    """What diffusion and flow matching share; they differ in which angles they train on, and in the weights of these."""
+
+    cheap = False
+
+    def __init__(self, config: PriorConfig, n_latent: int) -> None:
+        super().__init__(config, n_latent)
+        self.velocity = Velocity(n_latent, config.n_conditions)
+        # noise of the bound in a joint training, see kl
+        self.__dict__["noise"] = None
+
+    # what the kinds differ in
+
+    def angles(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Angles for uniform numbers in [0, 1], and the weight of |v - f|^2 there in :meth:`loss`."""
+        raise NotImplementedError
+
+    def bound_weight(self, phi: Tensor) -> Tensor:
+        """Weight of |v - f|^2 that makes its mean over :meth:`angles` the integral of cot(phi) |v - f|^2 dphi."""
+        raise NotImplementedError
+
+    # density and draws
+
+    def conditional_log_prob(self, z: Tensor, condition_n: Tensor | None) -> Tensor:
+        """By the flow, in chunks; without a gradient, which would take the memory of all its steps."""
+        flat = z.reshape(-1, self.n_latent)
+        codes = None if condition_n is None else condition_n.reshape(-1)
+        step = max(1, HELD // (self.n_latent * HIDDEN))
+        with torch.no_grad():
+            found = [
+                self._flow_log_prob(flat[at : at + step], None if codes is None else codes[at : at + step])
+                for at in range(0, len(flat), step)
+            ]
+        return torch.cat(found).view(z.shape[:-1]).to(z.dtype)
+
+    def _flow_log_prob(self, z_nd: Tensor, condition_n: Tensor | None) -> Tensor:
+        x, log_volume = self.standardise(z_nd.to(self.centre_d.dtype))
+        gathered = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for phi, step in _steps(forward=True):
+            moves, divergences = [], []
+            for shift, share in _STAGES:
+                at = x if not moves else torch.add(x, moves[-1], alpha=share * step)
+                context = self._context(phi + shift * step, condition_n, x.device)
+                move, divergence = self.velocity.with_divergence(at, context)
+                moves.append(move)
+                divergences.append(divergence)
+            x = x + step / 6.0 * _weighted(moves)
+            gathered = gathered + step / 6.0 * _weighted(divergences).double()
+        log_far = -0.5 * (x.double().square() + math.log(2 * math.pi)).sum(-1)
+        return log_far + gathered + log_volume
+
+    @torch.no_grad()
+    def conditional_sample(self, n: int, generator: torch.Generator, condition_n: Tensor | None) -> Tensor:
+        x = torch.randn(n, self.n_latent, generator=generator, device=generator.device)
+        for phi, step in _steps(forward=False):
+            moves: list[Tensor] = []
+            for shift, share in _STAGES:
+                at = x if not moves else torch.add(x, moves[-1], alpha=share * step)
+                moves.append(self.velocity(at, self._context(phi + shift * step, condition_n, x.device)))
+            x = x + step / 6.0 * _weighted(moves)
+        return torch.addcmul(self.centre_d, x, self.spread_d)
+
+    def _context(self, phi: float, condition_n: Tensor | None, device: torch.device) -> Tensor:
+        return self.velocity.context(torch.full((1,), phi, device=device), condition_n)
+
+    # learning
+
+    def start_from(self, model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator) -> None:
+        """As N(0, I), the network being zero; seeds the noise of the bound."""
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        self.__dict__["noise"] = torch.Generator(device=rows.device).manual_seed(seed)
+
+    def loss(self, z_nd: Tensor, condition_n: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Squared error of the velocity at one angle per cell, weighted as the kind has it, (n,)."""
+        x_nd, _ = self.standardise(z_nd)
+        phi, weight = self.angles(_spread_out(len(x_nd), generator, x_nd.device))
+        eps = torch.empty_like(x_nd).normal_(generator=generator)
+        return weight * self._error(x_nd, eps, phi, condition_n)
+
+    def _error(self, x_nd: Tensor, eps: Tensor, phi: Tensor, condition_n: Tensor | None) -> Tensor:
+        cos, sin = phi.cos()[:, None], phi.sin()[:, None]
+        found = self.velocity(cos * x_nd + sin * eps, self.velocity.context(phi, condition_n))
+        return (cos * eps - sin * x_nd - found).square().sum(-1)
+
+    def bound(self, z_nd: Tensor, condition_n: Tensor | None, generator: torch.Generator) -> Tensor:
+        """An unbiased estimate of an upper bound on -log p(z), (n,), with one angle per cell.
+
+        Reconstruction from the near end, divergence at the far end and the integral between (Kingma et al. 2021, eqs. 11
+        to 18).  What the error is in the mean with f = 0 is integrated exactly, so that its estimate has only the rest left.
+        """
+        x_nd, log_volume = self.standardise(z_nd)
+        d = self.n_latent
+        phi, _ = self.angles(_spread_out(len(x_nd), generator, x_nd.device))
+        eps = torch.empty_like(x_nd).normal_(generator=generator)
+        rest = self._error(x_nd, eps, phi, condition_n) - (phi.cos()[:, None] * eps).square().sum(-1)
+        integral = self.bound_weight(phi) * rest + d * _NOISE_INTEGRAL
+        near = d * (0.5 * math.log(2 * math.pi * math.e) + math.log(math.tan(NEAR)))
+        variance = math.sin(FAR) ** 2
+        far = 0.5 * (math.cos(FAR) ** 2 * x_nd.square().sum(-1) + d * (variance - 1.0 - math.log(variance)))
+        return integral + near + far - log_volume
+
+    def kl(self, q: DiagonalNormal, z_nd: Tensor, condition_n: Tensor | None = None) -> Tensor:
+        """An estimate of an upper bound on KL(q || p), (n, 1): the solver would cost too much in every step.
+
+        In evaluation the noise is the same in every call, so that epochs compare.
+        """
+        generator = torch.Generator(device=z_nd.device).manual_seed(0)
+        if self.training:
+            generator = self.__dict__["noise"] or generator
+            self.__dict__["noise"] = generator
+        entropy_n = (q.scale.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+        return (self.bound(z_nd, condition_n, generator) - entropy_n)[..., None]
+
+
+# of cot(phi) cos(phi)^2 between the ends
+_NOISE_INTEGRAL = math.log(math.sin(FAR) / math.sin(NEAR)) - 0.5 * (math.sin(FAR) ** 2 - math.sin(NEAR) ** 2)
+# of the classical fourth-order method: where in the step, and how far along the slope before
+_STAGES = ((0.0, 0.0), (0.5, 0.5), (0.5, 0.5), (1.0, 1.0))
+
+
+def _weighted(parts: list[Tensor]) -> Tensor:
+    return parts[0] + 2.0 * (parts[1] + parts[2]) + parts[3]
+
+
+def _steps(*, forward: bool) -> list[tuple[float, float]]:
+    """Angles and signed lengths of the solver's steps, from z to noise or back."""
+    at = [NEAR + (FAR - NEAR) * (i / SOLVER_STEPS) ** NEAR_POWER for i in range(SOLVER_STEPS + 1)]
+    at = at if forward else at[::-1]
+    return [(a, b - a) for a, b in zip(at, at[1:], strict=False)]
+
+
+def _spread_out(n: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Uniform numbers, one from every n-th of [0, 1], in random order: each cell has a number of its own."""
+    order = torch.randperm(n, generator=generator, device=device)
+    return (order + torch.rand(n, generator=generator, device=device)) / n

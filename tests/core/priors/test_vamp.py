@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from scipy.special import logsumexp
+
+from vxpress.core.config import ModelConfig, PriorConfig, TrainConfig
+from vxpress.core.counts import Cells, Counts
+from vxpress.core.covariates import Covariates
+from vxpress.core.kernels import rule
+from vxpress.core.networks import Noise
+from vxpress.core.objectives import elbo
+from vxpress.core.optimizer import Optimizer
+from vxpress.core.priors import DiagonalNormal, sampled_kl
+from vxpress.core.surgery import extend
+from vxpress.core.vae import VAE, build
+
+N, G, K = 30, 12, 5
+
+
+def _model(**settings: object) -> tuple[VAE, Cells]:
+    rng = np.random.default_rng(0)
+    counts = sparse.csr_matrix(rng.poisson(2.0, size=(N, G)).astype(np.float32))
+    covariates = Covariates(
+        torch.from_numpy(rng.integers(3, size=(N, 1))), torch.from_numpy(rng.normal(size=(N, 1)).astype(np.float32))
+    )
+    library = torch.from_numpy(np.log(np.asarray(counts.sum(1)))).float()
+    config = ModelConfig(
+        G,
+        3,
+        8,
+        n_categories=(3,),
+        has_batch=True,
+        n_continuous=1,
+        prior=PriorConfig("vamp", K),
+        norm="batch",
+        **settings,
+    )
+    model, cells = build(config, 1), Cells(Counts.from_scipy(counts), library, covariates)
+    model.prior.start_from(model, cells, torch.arange(N), torch.Generator().manual_seed(0))
+    return model, cells
+
+
+@pytest.mark.parametrize("encode_covariates", [False, True])
+@pytest.mark.parametrize("code", ["one-hot", "embedding"])
+def test_it_is_the_mean_of_the_posteriors_of_its_pseudo_inputs(encode_covariates: bool, code: str) -> None:
+    model, cells = _model(encode_covariates=encode_covariates, covariate_code=code)
+    # in training too the encoder is that of evaluation
+    model.train()
+    z = torch.randn(7, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found = model.prior.log_prob(z).detach().numpy()
+    assert model.encoder.training
+    model.eval()
+    # by hand: each pseudo-input is a cell; its posterior at the average covariates, dimensions summed before components
+    rows = torch.randperm(N, generator=torch.Generator().manual_seed(0))[:K]
+    inputs = cells.batch(rows).x_ng.log1p()
+    s = None
+    if encode_covariates:
+        each = [model.conditioner(Covariates(torch.full((K, 1), b), torch.zeros(K, 1))) for b in range(3)]
+        s = torch.stack(each).mean(0)
+        inputs = torch.cat((inputs, s), dim=1)
+    with torch.no_grad():
+        q = model.encoder.after_first(model.encoder.body.linears[0](inputs), s)
+    loc, scale = q.loc.double().numpy(), q.scale.double().numpy()
+    parts = -0.5 * (((z.numpy()[:, None] - loc) / scale) ** 2 + np.log(2 * np.pi) + 2 * np.log(scale)).sum(-1)
+    np.testing.assert_allclose(found, logsumexp(parts, axis=1) - np.log(K), rtol=1e-5)
+
+
+def test_a_cell_that_is_every_pseudo_input_has_no_divergence() -> None:
+    model, cells = _model()
+    model.eval()
+    with torch.no_grad():
+        model.prior.pseudo_kg.copy_(cells.batch(torch.zeros(K, dtype=torch.int64)).x_ng.log1p())
+        q = model.posterior(cells.batch(torch.tensor([0])))
+    assert abs(sampled_kl(model.prior, q, 20).mean) < 1e-4
+
+
+def test_the_encoder_is_part_of_the_model_once_and_follows_its_copies() -> None:
+    model, _ = _model()
+    assert not any(name.startswith("prior.") and "encoder" in name for name in model.state_dict())
+    assert len({id(p) for p in model.parameters()}) == len(list(model.parameters()))
+    twin = copy.deepcopy(model)
+    z = torch.zeros(1, 3)
+    with torch.no_grad():
+        before = model.prior.log_prob(z)
+        for p in twin.encoder.parameters():
+            p.add_(0.3)
+    assert torch.equal(model.prior.log_prob(z), before)
+    assert not torch.equal(twin.prior.log_prob(z), before)
+
+
+def test_gradients_of_both_parts_reach_the_optimizer() -> None:
+    # the compiled first layer writes its gradient itself: that of the pseudo-inputs must not be lost beside it
+    def gradient(*, plain: bool) -> torch.Tensor:
+        model, cells = _model(dropout=0.0)
+        model.train()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = Optimizer(TrainConfig(1), parameters, 10)
+        terms = elbo(model, cells.batch(torch.arange(N)), Noise(0), torch.zeros(N, 3))
+        if plain:
+            with rule.plain():
+                terms = elbo(model, cells.batch(torch.arange(N)), Noise(0), torch.zeros(N, 3))
+        (-terms.value().mean()).backward()
+        return torch.cat([p.grad.reshape(-1) for p in parameters])
+
+    found, exact = gradient(plain=False), gradient(plain=True)
+    assert float((found - exact).norm() / exact.norm()) < 0.02
+
+
+def test_room_for_new_batches_leaves_the_prior_as_it_was() -> None:
+    for settings in ({}, {"encode_covariates": True}, {"encode_covariates": True, "covariate_code": "embedding"}):
+        model, _ = _model(**settings)
+        model.eval()
+        z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+        wider = extend(model, [2])
+        torch.testing.assert_close(wider.prior.log_prob(z), model.prior.log_prob(z), rtol=1e-4, atol=1e-4)
+
+
+def test_from_cells_it_is_the_widened_posteriors_of_cells() -> None:
+    from vxpress.core.priors.fitting import build_prior
+
+    prior = build_prior(PriorConfig("vamp", 4), 2, 0)
+    q = DiagonalNormal(torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0], [5.0, 5.0]]), torch.full((4, 2), 0.2))
+    prior.start_from_posteriors(q, None, torch.Generator().manual_seed(0))
+    loc, scale = prior.components()
+    assert sorted(map(tuple, loc.tolist())) == sorted(map(tuple, q.loc.tolist()))
+    assert bool((scale > 0.2).all())

@@ -368,4 +368,8 @@ def _pair(x: Matrix, y: Matrix) -> tuple[Matrix, Matrix]:
 
 def _dense_pair(x: Matrix, y: Matrix) -> tuple[np.ndarray, np.ndarray]:
     x, y = _pair(x, y)
-    return tuple(np.asarray(z.todense() if sparse.issparse(z) else z, dtype=np.float64) for z in (x, y))  # type: ignore[return-value]
+    return _dense(x), _dense(y)
+
+
+def _dense(x: Matrix) -> np.ndarray:
+    return np.asarray(x.toarray() if isinstance(x, sparse.csr_matrix) else x, dtype=np.float64)

@@ -331,7 +331,7 @@ def main() -> None:
     )
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     options.add_argument("--rows", nargs="+", choices=[FLOOR, CEILING, RESAMPLED, *ROWS])
-    options.add_argument("--trees", type=int, default=200)
+    options.add_argument("--trees", type=int, default=100)
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--out", type=Path, default=FOLDER)
     options.add_argument("--table", action="store_true", help="print what is there and run nothing")

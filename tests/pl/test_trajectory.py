@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import anndata as ad
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 import vxpress as vx
 from vxpress.pl._shared import PALE
@@ -17,9 +22,15 @@ mpl.use("Agg")
 
 
 @pytest.fixture(autouse=True)
-def _close() -> None:
+def _close() -> Iterator[None]:
     yield
     plt.close("all")
+
+
+def _axes(*args: Any, **settings: Any) -> list[Axes]:
+    found = vx.pl.trajectory(*args, show=False, **settings)
+    assert isinstance(found, list)
+    return found
 
 
 @pytest.fixture
@@ -31,20 +42,20 @@ def path(fitted: ad.AnnData) -> ad.AnnData:
 
 def test_lines_are_the_expression_and_bands_the_flagged_steps(path: ad.AnnData) -> None:
     names = list(path.var_names[[3, 1]])
-    (ax,) = vx.pl.trajectory(path, names, relative=False, show=False)
+    (ax,) = _axes(path, names, relative=False)
     assert [line.get_label() for line in ax.lines] == names
     for line, name in zip(ax.lines, names, strict=True):
         np.testing.assert_allclose(line.get_ydata(), np.asarray(path[:, name].X)[:, 0])
         np.testing.assert_allclose(line.get_xdata(), path.obs["position"])
-    bands = [patch for patch in ax.patches if patch.get_facecolor() == to_rgba(PALE)]
+    bands = [p for p in ax.patches if isinstance(p, Rectangle) and p.get_facecolor() == to_rgba(PALE)]
     spans = sorted((band.get_x(), band.get_x() + band.get_width()) for band in bands)
     np.testing.assert_allclose(spans, [(0.3125, 0.4375), (0.4375, 0.5625)])
-    (relative,) = vx.pl.trajectory(path, names, show=False)
-    assert max(line.get_ydata().max() for line in relative.lines) == pytest.approx(1.0)
+    (relative,) = _axes(path, names)
+    assert max(np.asarray(line.get_ydata()).max() for line in relative.lines) == pytest.approx(1.0)
 
 
 def test_the_genes_drawn_by_default_change_most(path: ad.AnnData) -> None:
-    (ax,) = vx.pl.trajectory(path, show=False)
+    (ax,) = _axes(path)
     labels = [line.get_label() for line in ax.lines]
     assert len(labels) == 8
     x = np.asarray(path.X, dtype=float)
@@ -54,7 +65,7 @@ def test_the_genes_drawn_by_default_change_most(path: ad.AnnData) -> None:
 
 
 def test_the_way_is_drawn_at_full_length_among_the_cells(path: ad.AnnData, fitted: ad.AnnData) -> None:
-    _, plane = vx.pl.trajectory(path, cells=fitted, show=False)
+    _, plane = _axes(path, cells=fitted)
     drawn, z = plane.lines[0].get_xydata(), path.obsm["X_vae"]
     steps = [np.linalg.norm(np.diff(points, axis=0), axis=1) for points in (drawn, z)]
     np.testing.assert_allclose(*steps, rtol=1e-4)

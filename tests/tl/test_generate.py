@@ -187,7 +187,9 @@ def test_only_an_anndata_is_taken() -> None:
 def test_posterior_resampling_says_that_it_is_none_of_this(fitted: ad.AnnData) -> None:
     vx.tl.sample(fitted)
     assert fitted.uns["vae_sample"]["params"]["drawn_from"] == "posterior"
-    assert vx.tl.sample(fitted, n_samples=2).uns["vae_sample"]["params"]["drawn_from"] == "posterior"
+    several = vx.tl.sample(fitted, n_samples=2)
+    assert several is not None
+    assert several.uns["vae_sample"]["params"]["drawn_from"] == "posterior"
 
 
 @pytest.fixture(scope="module")

@@ -182,11 +182,19 @@ def _draw_plane(ax: Axes, path: AnnData, mean_nd: np.ndarray, keys: Keys) -> Non
     cells_n2, path_s2 = mean_nd @ plane, path_sd @ plane
     empty_s = path.obs["empty"].to_numpy(bool)
     size = float(np.clip(8000 / len(cells_n2), 0.5, 12))
-    ax.scatter(*cells_n2.T, s=size, color=PALE, linewidths=0, rasterized=True)
+    ax.scatter(cells_n2[:, 0], cells_n2[:, 1], s=size, color=PALE, linewidths=0, rasterized=True)
     ax.plot(*path_s2.T, color=INK, linewidth=1.0)
-    ax.scatter(*path_s2[~empty_s].T, s=22, color=INK, zorder=3, label="step")
+    ax.scatter(path_s2[~empty_s, 0], path_s2[~empty_s, 1], s=22, color=INK, zorder=3, label="step")
     if empty_s.any():
-        ax.scatter(*path_s2[empty_s].T, s=34, color=SECOND, marker="x", zorder=3, label="hardly a cell there")
+        ax.scatter(
+            path_s2[empty_s, 0],
+            path_s2[empty_s, 1],
+            s=34,
+            color=SECOND,
+            marker="x",
+            zorder=3,
+            label="hardly a cell there",
+        )
     params = _params(path)
     for name, at, side in (("source", 0, -1), ("target", -1, 1)):
         if params:

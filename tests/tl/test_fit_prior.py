@@ -46,7 +46,8 @@ def test_a_better_prior_takes_its_place_and_nothing_else_changes(cells: ad.AnnDa
     assert record["gain"] > record["gain_se"] > 0
     assert record["gain"] == pytest.approx(record["log_prob_after"] - record["log_prob_before"])
     assert _networks(cells) == _networks(before)
-    assert set(cells.obsm) == set(before.obsm) and set(cells.obs) == set(before.obs)
+    assert set(cells.obsm) == set(before.obsm)
+    assert set(cells.obs) == set(before.obs)
     assert np.array_equal(cells.obsm["X_vae"], before.obsm["X_vae"])
     # what is on record is what the stored prior says of the validation cells
     held_out = (cells.obs["vae_split"] == "validation").to_numpy()
@@ -72,7 +73,8 @@ def test_a_prior_that_does_not_help_is_refused(cells: ad.AnnData, warned: list[s
     assert type(find_fit(cells, None, "vae").model.prior).__name__ == "StandardNormal"
     # nor is anything written under another name
     vx.tl.fit_prior(before, "mixture", max_steps=STEPS, key_added="other")
-    assert "other" not in before.uns and "other" not in before.obsm
+    assert "other" not in before.uns
+    assert "other" not in before.obsm
     assert "refused" in before.uns["vae"]["prior"]
 
 
@@ -81,7 +83,8 @@ def test_a_refusal_leaves_the_record_of_the_prior_in_force(cells: ad.AnnData) ->
     gain = cells.uns["vae"]["prior"]["gain"]
     vx.tl.fit_prior(cells, "normal")
     record = cells.uns["vae"]["prior"]
-    assert record["kind"] == "mixture" and record["gain"] == gain
+    assert record["kind"] == "mixture"
+    assert record["gain"] == gain
     assert record["refused"]["kind"] == "normal"
     assert find_fit(cells, None, "vae").conditions == tuple(cells.obs["group"].cat.categories)
 
@@ -129,9 +132,12 @@ def test_key_added_makes_a_second_fit_of_the_same_cells(cells: ad.AnnData) -> No
 def test_copy_subset_and_seed(cells: ad.AnnData) -> None:
     some = cells[::2].copy()
     out = vx.tl.fit_prior(some, "mixture", max_steps=STEPS, copy=True)
-    assert out is not None and "prior" in out.uns["vae"] and "prior" not in some.uns["vae"]
+    assert out is not None
+    assert "prior" in out.uns["vae"]
+    assert "prior" not in some.uns["vae"]
     again, other = (vx.tl.fit_prior(some, "mixture", max_steps=STEPS, rng=rng, copy=True) for rng in (0, 1))
-    assert again is not None and other is not None
+    assert again is not None
+    assert other is not None
     name = "prior.loc_kd"
     assert np.array_equal(out.uns["vae"]["weights"][name], again.uns["vae"]["weights"][name])
     assert not np.array_equal(out.uns["vae"]["weights"][name], other.uns["vae"]["weights"][name])
@@ -179,7 +185,8 @@ def test_bad_input(cells: ad.AnnData) -> None:
         vx.tl.fit_prior(taken, "mixture")
     with pytest.raises(TypeError, match="AnnData"):
         vx.tl.fit_prior(np.zeros((3, 3)))
-    assert set(before.uns["vae"]) == set(cells.uns["vae"]) and _networks(before) == _networks(cells)
+    assert set(before.uns["vae"]) == set(cells.uns["vae"])
+    assert _networks(before) == _networks(cells)
 
 
 def test_a_damaged_record_is_found(cells: ad.AnnData) -> None:
@@ -187,3 +194,53 @@ def test_a_damaged_record_is_found(cells: ad.AnnData) -> None:
     del cells.uns["vae"]["prior"]
     with pytest.raises(ValueError, match="condition"):
         vx.tl.log_likelihood(cells, n_samples=1)
+
+
+@pytest.mark.parametrize("prior", ["mixture", "vamp", "flow", "diffusion", "flow_matching"])
+def test_a_prior_learned_with_the_rest_survives_a_file(prior: str, tmp_path: Path) -> None:
+    adata = vx.datasets.simulate(160, 60, n_groups=3, n_batches=2, library_mean=300, rng=1)
+    settings = {"n_latent": 3, "n_hidden": 8, "max_epochs": 2, "batch_size": 64, "denoised": False}
+    options = vx.tl.FitOptions(prior_components=5)
+    vx.tl.fit_vae(adata, "batch", prior=prior, options=options, **settings)
+    record = adata.uns["vae"]["prior"]
+    assert record["kind"] == prior
+    assert 0 < record["kl_se"] < 0.3
+    again = adata.copy()
+    vx.tl.fit_vae(again, "batch", prior=prior, options=options, **settings)
+    weights = adata.uns["vae"]["weights"]
+    assert all(np.array_equal(value, again.uns["vae"]["weights"][name]) for name, value in weights.items())
+    # it has learned something
+    assert any(name.startswith("prior.") for name in weights)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    vx.save_model(adata, tmp_path / "model.safetensors")
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    log_p = find_fit(adata, None, "vae").model.prior.log_prob(z)
+    for path in (tmp_path / "cells.h5ad", tmp_path / "model.safetensors"):
+        assert torch.equal(find_fit(adata, path, "vae").model.prior.log_prob(z), log_p)
+    some = adata[:20].copy()
+    vx.tl.log_likelihood(some, n_samples=30)
+    # the ELBO is of the samples, and so is the bound that cannot lie below it
+    assert (some.obs["vae_log_likelihood"] >= some.obs["vae_elbo"]).all()
+    panel = adata[:20, ::2].copy()
+    vx.tl.encode(panel)
+    assert (panel.obsm["X_vae_var"] > 0).all()
+
+
+@pytest.mark.parametrize("prior", ["diffusion", "flow_matching"])
+def test_what_is_too_slow_to_train_on_is_refused(adata: ad.AnnData, prior: str) -> None:
+    with pytest.raises(ValueError, match="objective='elbo'"):
+        vx.tl.fit_vae(adata, prior=prior, objective="iwae")
+
+
+@pytest.mark.parametrize("prior", ["vamp", "diffusion", "flow_matching"])
+def test_the_other_kinds_with_conditions(cells: ad.AnnData, prior: str) -> None:
+    vx.tl.fit_prior(cells, prior, condition_key="labelled", max_steps=2 * STEPS)
+    assert cells.uns["vae"]["prior"]["gain"] > 0
+    drawn = find_fit(cells, None, "vae").model.prior.sample(200, torch.Generator().manual_seed(0))
+    assert np.abs(drawn.numpy().mean(0) - cells.obsm["X_vae"].mean(0)).max() < 0.6
+
+
+def test_zuko_is_imported_where_it_is_used_only() -> None:
+    from vxpress.core.priors import flow
+
+    assert not hasattr(flow, "zuko")

@@ -115,9 +115,10 @@ class Judgement:
 def judge(old: Prior, new: Prior, q: DiagonalNormal, seed: int) -> Judgement:
     """Both priors, without conditions, at the same draws of posteriors that neither was fitted to."""
     n_draws = int(np.clip(JUDGED_POINTS // len(q), 1, MAX_DRAWS))
-    pairs = zip(drawn_log_prob(old, q, n_draws, seed), drawn_log_prob(new, q, n_draws, seed), strict=True)
-    found = [(log_old, log_new, q.log_prob(z_nd) - log_new) for (z_nd, log_old), (_, log_new) in pairs]
-    before_kn, after_kn, kl_kn = (torch.stack(part).double().cpu().numpy() for part in zip(*found, strict=True))
+    z_knd, log_new_kn = drawn_log_prob(new, q, n_draws, seed)
+    _, log_old_kn = drawn_log_prob(old, q, n_draws, seed)
+    found = log_old_kn, log_new_kn, q.log_prob(z_knd) - log_new_kn
+    before_kn, after_kn, kl_kn = (part.double().cpu().numpy() for part in found)
     gain_n = (after_kn - before_kn).mean(0)
     n = len(gain_n)
     kl_se = np.sqrt(kl_kn.var(0, ddof=1).sum() / n_draws) / n if n_draws > 1 else np.nan

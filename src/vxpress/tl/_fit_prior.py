@@ -106,7 +106,7 @@ def fit_prior(
     --------
     >>> import vxpress as vx
     >>> adata = vx.datasets.pbmc68k_reduced()
-    >>> vx.tl.fit_vae(adata, denoised=False)
+    >>> vx.tl.fit_vae(adata, max_epochs=20, denoised=False)
     >>> vx.tl.fit_prior(adata, "mixture", condition_key="bulk_labels")
     >>> bool(adata.uns["vae"]["prior"]["gain"] > 0)
     True

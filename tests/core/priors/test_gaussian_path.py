@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from vxpress.core.config import PriorConfig
-from vxpress.core.priors import PRIORS, DiagonalNormal, Prior
+from vxpress.core.priors import PRIORS, DiagonalNormal
 from vxpress.core.priors import gaussian_path as gp
 from vxpress.core.priors.fitting import build_prior, learn
 
@@ -28,8 +29,8 @@ class GaussianVelocity(gp.Velocity):
         return self(x, context), self(torch.ones_like(x), context).sum(-1)
 
 
-def _gaussian(kind: str, d: int) -> Prior:
-    prior = PRIORS[kind](PriorConfig(kind), d).double()
+def _gaussian(kind: str, d: int) -> Any:
+    prior: Any = PRIORS[kind](PriorConfig(kind), d).double()
     prior.velocity = GaussianVelocity(d, 0).double()
     return prior
 
@@ -58,6 +59,7 @@ def test_at_the_start_it_is_the_standard_normal(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_bound_is_tight_for_the_best_network(kind: str, exact: bool) -> None:
+    prior: Any
     prior, sd = (_gaussian(kind, 3), SPREAD) if exact else (build_prior(PriorConfig(kind), 3, 0).double(), 1.0)
     z = sd * torch.randn(1, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64).expand(20_000, -1)
     with torch.no_grad():
@@ -68,18 +70,18 @@ def test_the_bound_is_tight_for_the_best_network(kind: str, exact: bool) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bound_lies_above_the_divergence(kind: str) -> None:
-    prior = build_prior(PriorConfig(kind), 2, 0)
+    prior: Any = build_prior(PriorConfig(kind), 2, 0)
     generator = torch.Generator().manual_seed(0)
     q = DiagonalNormal(
         torch.where(torch.rand(500, 1, generator=generator) < 0.5, -1.5, 1.5).expand(-1, 2), torch.full((500, 2), 0.3)
     )
     learn(prior, q, None, n_steps=100, seed=0)
-    one = DiagonalNormal(q.loc[:1].expand(20_000, -1), q.scale[:1].expand(20_000, -1))
+    one = DiagonalNormal(q.loc[:1].expand(6000, -1), q.scale[:1].expand(6000, -1))
     with torch.no_grad():
         z = one.draw(generator)
         bound = prior.kl(one, z)[:, 0]
-        exact = (one.log_prob(z) - prior.log_prob(z))[:4000]
-    error = float(bound.std()) / math.sqrt(20_000) + float(exact.std()) / math.sqrt(4000)
+        exact = one[:600].log_prob(z[:600]) - prior.log_prob(z[:600])
+    error = float(bound.std()) / math.sqrt(6000) + float(exact.std()) / math.sqrt(600)
     assert float(bound.mean()) > float(exact.mean()) - 4 * error
     assert float(bound.mean()) < float(exact.mean()) + 1.0
 
@@ -103,9 +105,8 @@ def test_velocity_of_flow_matching_in_its_own_coordinates() -> None:
     # |u - u_hat|^2 of the linear path is |v - f|^2 / (t^2 + (1 - t)^2), whatever f is
     generator = torch.Generator().manual_seed(0)
     z, eps, f = torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
-    phi, weight = PRIORS["flow_matching"](PriorConfig("flow_matching"), 2).angles(
-        torch.linspace(0, 1, 6, dtype=torch.float64)
-    )
+    kind: Any = PRIORS["flow_matching"]
+    phi, weight = kind(PriorConfig("flow_matching"), 2).angles(torch.linspace(0, 1, 6, dtype=torch.float64))
     cos, sin = phi.cos()[:, None], phi.sin()[:, None]
     v, x = cos * eps - sin * z, cos * z + sin * eps
     hat_z, hat_eps = cos * x - sin * f, sin * x + cos * f
@@ -117,7 +118,7 @@ def test_velocity_of_flow_matching_in_its_own_coordinates() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_repeats_its_noise_and_training_does_not(kind: str) -> None:
-    prior = build_prior(PriorConfig(kind), 2, 0)
+    prior: Any = build_prior(PriorConfig(kind), 2, 0)
     q = DiagonalNormal(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.full((8, 2), 0.3))
     prior.eval()
     assert torch.equal(prior.kl(q, q.loc), prior.kl(q, q.loc))

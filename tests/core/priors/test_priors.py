@@ -44,9 +44,9 @@ def _learn(kind: str, d: int, n_conditions: int = 0) -> Prior:
 
 def _grid(d: int) -> tuple[torch.Tensor, float]:
     if d == 1:
-        at = torch.linspace(-7, 7, 2801, dtype=torch.float64)
+        at = torch.linspace(-7, 7, 1401, dtype=torch.float64)
         return at[:, None], float(at[1] - at[0])
-    at = torch.linspace(-6, 6, 161, dtype=torch.float64)
+    at = torch.linspace(-5, 5, 91, dtype=torch.float64)
     return torch.cartesian_prod(at, at), float(at[1] - at[0]) ** 2
 
 
@@ -114,8 +114,8 @@ def test_conditional_samples_lie_where_their_condition_does(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_variance_is_that_of_the_samples(kind: str) -> None:
     prior = learned(kind, 2)
-    drawn = prior.sample(20_000, torch.Generator().manual_seed(5)).var(0)
-    torch.testing.assert_close(prior.variance().float(), drawn, rtol=0.08, atol=0.0)
+    drawn = prior.sample(8000, torch.Generator().manual_seed(5)).var(0)
+    torch.testing.assert_close(prior.variance().float(), drawn, rtol=0.12, atol=0.0)
 
 
 @pytest.mark.parametrize("kind", LEARNED)
@@ -143,7 +143,7 @@ def test_the_divergence_agrees_with_the_density(kind: str) -> None:
     # KL(q || p) = E_q [log q - log p], by draws with their own error
     prior = learned(kind, 2)
     q = DiagonalNormal(torch.tensor([[0.4, -1.0], [1.5, 1.4]]), torch.tensor([[0.5, 0.8], [0.2, 0.3]]))
-    found = sampled_kl(prior, q, 400, seed=1)
+    found = sampled_kl(prior, q, 300, seed=1)
     z, cell = _grid(2)
     with torch.no_grad():
         log_p = prior.log_prob(z)
@@ -163,7 +163,8 @@ def test_leading_axes_and_precision(kind: str) -> None:
     code = torch.tensor([0, 1, 1, 0, 1])
     with torch.no_grad():
         found = prior.log_prob(z, code)
-        assert found.shape == (3, 5) and found.dtype == torch.float64
+        assert found.shape == (3, 5)
+        assert found.dtype == torch.float64
         for k in range(3):
             torch.testing.assert_close(found[k], prior.log_prob(z[k], code), rtol=1e-4, atol=1e-4)
         assert prior.log_prob(z.float()).dtype == torch.float32

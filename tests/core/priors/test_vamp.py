@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,12 +19,12 @@ from vxpress.core.objectives import elbo
 from vxpress.core.optimizer import Optimizer
 from vxpress.core.priors import DiagonalNormal, sampled_kl
 from vxpress.core.surgery import extend
-from vxpress.core.vae import VAE, build
+from vxpress.core.vae import build
 
 N, G, K = 30, 12, 5
 
 
-def _model(**settings: object) -> tuple[VAE, Cells]:
+def _model(**settings: Any) -> tuple[Any, Cells]:
     rng = np.random.default_rng(0)
     counts = sparse.csr_matrix(rng.poisson(2.0, size=(N, G)).astype(np.float32))
     covariates = Covariates(
@@ -94,21 +96,19 @@ def test_the_encoder_is_part_of_the_model_once_and_follows_its_copies() -> None:
 
 
 def test_gradients_of_both_parts_reach_the_optimizer() -> None:
-    # the compiled first layer writes its gradient itself: that of the pseudo-inputs must not be lost beside it
+    # the compiled first layer writes its gradient itself: that of the pseudo-inputs comes beside it
     def gradient(*, plain: bool) -> torch.Tensor:
         model, cells = _model(dropout=0.0)
         model.train()
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = Optimizer(TrainConfig(1), parameters, 10)
-        terms = elbo(model, cells.batch(torch.arange(N)), Noise(0), torch.zeros(N, 3))
-        if plain:
-            with rule.plain():
-                terms = elbo(model, cells.batch(torch.arange(N)), Noise(0), torch.zeros(N, 3))
-        (-terms.value().mean()).backward()
-        return torch.cat([p.grad.reshape(-1) for p in parameters])
+        Optimizer(TrainConfig(1), parameters, 10)
+        with rule.plain() if plain else nullcontext():
+            terms = elbo(model, cells.batch(torch.arange(N)), Noise(0), torch.zeros(N, 3))
+            (-terms.value().mean()).backward()
+        return torch.cat([cast("torch.Tensor", p.grad).reshape(-1) for p in parameters])
 
     found, exact = gradient(plain=False), gradient(plain=True)
-    assert float((found - exact).norm() / exact.norm()) < 0.02
+    assert float((found - exact).norm() / exact.norm()) < 1e-4
 
 
 def test_room_for_new_batches_leaves_the_prior_as_it_was() -> None:
@@ -123,7 +123,7 @@ def test_room_for_new_batches_leaves_the_prior_as_it_was() -> None:
 def test_from_cells_it_is_the_widened_posteriors_of_cells() -> None:
     from vxpress.core.priors.fitting import build_prior
 
-    prior = build_prior(PriorConfig("vamp", 4), 2, 0)
+    prior: Any = build_prior(PriorConfig("vamp", 4), 2, 0)
     q = DiagonalNormal(torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0], [5.0, 5.0]]), torch.full((4, 2), 0.2))
     prior.start_from_posteriors(q, None, torch.Generator().manual_seed(0))
     loc, scale = prior.components()

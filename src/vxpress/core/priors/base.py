@@ -34,7 +34,7 @@ class DiagonalNormal:
         """A draw of each, (n, d), with noise of a generator on the same device."""
         return self.rsample(torch.empty_like(self.loc).normal_(generator=generator))
 
-    def __getitem__(self, rows: Tensor) -> DiagonalNormal:
+    def __getitem__(self, rows: Tensor | slice) -> DiagonalNormal:
         return DiagonalNormal(self.loc[rows], self.scale[rows])
 
     def __len__(self) -> int:

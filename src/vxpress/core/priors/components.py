@@ -116,10 +116,11 @@ def conditional_k_means(
     root = counts[present].double().sqrt()
     share = 1 + (root / root.sum() * (n_centres - len(present))).floor().long()
     share[root.argmax()] += n_centres - share.sum()
-    centres, label_n = [], torch.empty_like(condition_n)
+    centres: list[Tensor] = []
+    label_n = torch.empty_like(condition_n)
     for code, k in zip(present.tolist(), share.tolist(), strict=True):
         own = condition_n == code
         found, label = k_means(z_nd[own], k, generator)
-        label_n[own] = label + sum(map(len, centres))
+        label_n[own] = label + sum(len(part) for part in centres)
         centres.append(found)
     return torch.cat(centres), label_n

@@ -43,9 +43,8 @@ def sampled_kl(
     if prior.analytic:
         kl_n = prior.kl(DiagonalNormal(q.loc.double(), q.scale.double()), q.loc.double()).sum(-1).cpu().numpy()
         return SampledKL(kl_n, np.zeros(len(kl_n)))
-    ratio_kn = torch.stack(
-        [q.log_prob(z_nd) - log_p_n for z_nd, log_p_n in drawn_log_prob(prior, q, n_draws, seed, condition_n)]
-    )
+    z_knd, log_p_kn = drawn_log_prob(prior, q, n_draws, seed, condition_n)
+    ratio_kn = q.log_prob(z_knd) - log_p_kn
     se_n = ratio_kn.std(0) / n_draws**0.5 if n_draws > 1 else torch.full_like(ratio_kn[0], torch.nan)
     return SampledKL(ratio_kn.mean(0).cpu().numpy(), se_n.cpu().numpy())
 
@@ -53,16 +52,18 @@ def sampled_kl(
 @torch.no_grad()
 def drawn_log_prob(
     prior: Prior, q: DiagonalNormal, n_draws: int, seed: int, condition_n: Tensor | None = None
-) -> list[tuple[Tensor, Tensor]]:
-    """For each draw of posteriors (n, d): the points, and log p(z) there, float64 (n,).
+) -> tuple[Tensor, Tensor]:
+    """Draws of posteriors (n, d), float64 (k, n, d), and log p(z) there, (k, n).
 
     The points hang on ``seed`` alone, so priors are compared at the same ones.
     """
     generator = torch.Generator().manual_seed(seed)
-    found = []
-    for _ in range(n_draws):
-        z_nd = q.rsample(torch.randn(q.loc.shape, generator=generator).to(q.loc)).double()
-        codes = [None] * (-(-len(z_nd) // POINTS)) if condition_n is None else condition_n.split(POINTS)
-        parts = [prior.log_prob(part, code) for part, code in zip(z_nd.split(POINTS), codes, strict=True)]
-        found.append((z_nd, torch.cat(parts)))
-    return found
+    eps_knd = torch.randn(n_draws, *q.loc.shape, generator=generator).to(q.loc)
+    z_knd = q.rsample(eps_knd).double()
+    flat = z_knd.flatten(0, 1)
+    codes = None if condition_n is None else condition_n.repeat(n_draws)
+    parts = [
+        prior.log_prob(flat[at : at + POINTS], None if codes is None else codes[at : at + POINTS])
+        for at in range(0, len(flat), POINTS)
+    ]
+    return z_knd, torch.cat(parts).view(z_knd.shape[:-1])

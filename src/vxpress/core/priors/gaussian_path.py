@@ -18,8 +18,9 @@ t: both have the same log signal-to-noise ratios, hence the same densities, boun
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,10 +83,15 @@ class Velocity(nn.Module):
         for first, second, shift in zip(self.first, self.second, self.shift, strict=True):
             a, slope = _silu(h)
             b, slope_b = _silu(first(a) + shift(context))
-            d_b = F.linear(d_h * slope[:, None], first.weight) * slope_b[:, None]
-            h, d_h = h + second(b), d_h + F.linear(d_b, second.weight)
+            d_b = _linear(d_h * slope[:, None], first) * slope_b[:, None]
+            h, d_h = h + second(b), d_h + _linear(d_b, second)
         a, slope = _silu(h)
         return self.out(a), torch.einsum("ndh,nh,dh->n", d_h, slope, self.out.weight)
+
+
+def _linear(x: Tensor, layer: nn.Module) -> Tensor:
+    """A linear layer without its bias."""
+    return F.linear(x, cast("nn.Linear", layer).weight)
 
 
 def _silu(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +140,8 @@ class GaussianPath(StandardisedPrior):
         x, log_volume = self.standardise(z_nd.to(self.centre_d.dtype))
         gathered = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for phi, step in _steps(forward=True):
-            moves, divergences = [], []
+            moves: list[Tensor] = []
+            divergences: list[Tensor] = []
             for shift, share in _STAGES:
                 at = x if not moves else torch.add(x, moves[-1], alpha=share * step)
                 context = self._context(phi + shift * step, condition_n, x.device)
@@ -223,7 +230,7 @@ def _steps(*, forward: bool) -> list[tuple[float, float]]:
     """Angles and signed lengths of the solver's steps, from z to noise or back."""
     at = [NEAR + (FAR - NEAR) * (i / SOLVER_STEPS) ** NEAR_POWER for i in range(SOLVER_STEPS + 1)]
     at = at if forward else at[::-1]
-    return [(a, b - a) for a, b in zip(at, at[1:], strict=False)]
+    return [(a, b - a) for a, b in itertools.pairwise(at)]
 
 
 def _spread_out(n: int, generator: torch.Generator, device: torch.device) -> Tensor:

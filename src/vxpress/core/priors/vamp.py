@@ -56,11 +56,10 @@ class Vamp(ComponentPrior):
             return self.loc_kd, (self.variance_kd + (2.0 * self.log_widening_d).exp()).sqrt()
         model = cast("VAE", self.__dict__["model"])
         encoder, training = model.encoder, model.encoder.training
-        if training:
-            _share_gradients(encoder)
         encoder.eval()
         try:
-            s_kc, input_km = None, self.pseudo_kg
+            s_kc: Tensor | None = None
+            input_km: Tensor = self.pseudo_kg
             if model.config.encode_covariates and model.conditioner.width:
                 s_kc = model.conditioner.average().to(input_km).expand(len(input_km), -1)
                 input_km = torch.cat((input_km, s_kc), dim=-1)
@@ -85,11 +84,3 @@ class Vamp(ComponentPrior):
         self.variance_kd.copy_(q.scale[chosen].square())
         self.log_widening_d.copy_((START_WIDENING * q.loc.std(0).clamp_min(1e-3)).log())
         self.start_weights(label_n, condition_n)
-
-
-def _share_gradients(encoder: nn.Module) -> None:
-    """Tell the optimizer's sinks that the gradient comes in two parts, from cells and from pseudo-inputs."""
-    for p in encoder.parameters():
-        sink = getattr(p, "grad_sink", None)
-        if sink is not None:
-            sink.memory()

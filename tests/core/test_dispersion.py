@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -82,8 +83,9 @@ def test_zero_inflation_is_taken_into_account(make_cells: Callable[..., Cells]) 
     )
     model = _model(2, likelihood="zinb")
     with torch.no_grad():
-        model.decoder.heads["gate"].weight.zero_()
-        model.decoder.heads["gate"].bias.fill_(float(np.log(0.3 / 0.7)))
+        gate = cast("torch.nn.Linear", model.decoder.heads["gate"])
+        gate.weight.zero_()
+        gate.bias.fill_(float(np.log(0.3 / 0.7)))
     np.testing.assert_allclose(refit_dispersions(model, cells, torch.arange(n), seed=0).exp()[0], 8.0, rtol=0.1)
 
 

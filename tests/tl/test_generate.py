@@ -187,7 +187,9 @@ def test_only_an_anndata_is_taken() -> None:
 def test_posterior_resampling_says_that_it_is_none_of_this(fitted: ad.AnnData) -> None:
     vx.tl.sample(fitted)
     assert fitted.uns["vae_sample"]["params"]["drawn_from"] == "posterior"
-    assert vx.tl.sample(fitted, n_samples=2).uns["vae_sample"]["params"]["drawn_from"] == "posterior"
+    several = vx.tl.sample(fitted, n_samples=2)
+    assert several is not None
+    assert several.uns["vae_sample"]["params"]["drawn_from"] == "posterior"
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +279,12 @@ def test_a_label_that_is_a_covariate_too_sets_both(adata: ad.AnnData) -> None:
     assert set(new.obs["group"]) == {"group_2"}
     with pytest.raises(ValueError, match="Give it as labels="):
         vx.tl.generate(adata, 20, covariates={"group": "group_2"})
+
+
+@pytest.mark.parametrize("prior", ["mixture", "vamp", "flow", "diffusion", "flow_matching"])
+def test_every_prior_gives_cells(adata: ad.AnnData, quick: dict, prior: str) -> None:
+    vx.tl.fit_vae(adata, "batch", prior=prior, denoised=False, **quick)
+    new = vx.tl.generate(adata, 30)
+    assert new.uns["vae_generate"]["params"]["prior"] == prior
+    assert np.isfinite(new.obsm["X_vae"]).all()
+    assert new.X.sum() > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from vxpress.bridge.stored import stored_library, stored_posterior
 from vxpress.bridge.training_cells import fitted_cells
 from vxpress.core.inference.nearest_partner import nearest_partners
 
-Labels: TypeAlias = "str | Mapping[str, int] | pd.Series | np.ndarray | list[str] | None"
+Labels: TypeAlias = "Hashable | Mapping[str, int] | pd.Series | np.ndarray | Sequence[str]"
 DEFAULT_CELLS = 1000
 # what stands for a missing value among names
 NO_NAME = "\N{SYMBOL FOR NULL}"
@@ -77,10 +77,10 @@ def _each_label(labels: Labels, n_obs: int | None) -> np.ndarray:
             msg = f"labels={dict(labels)!r} should give a whole number of cells for each label."
             raise ValueError(msg)
         wanted = np.repeat(np.array([category_name(name) for name in labels], dtype=object), [int(n) for n in counts])
-    elif isinstance(labels, str) or np.ndim(labels) == 0:
-        return np.full(DEFAULT_CELLS if n_obs is None else n_obs, category_name(labels), dtype=object)
-    else:
+    elif isinstance(labels, (pd.Series, np.ndarray, list, tuple)):
         wanted = np.array([category_name(name) for name in labels], dtype=object)
+    else:
+        return np.full(DEFAULT_CELLS if n_obs is None else n_obs, category_name(labels), dtype=object)
     if n_obs is not None and len(wanted) != n_obs:
         msg = f"labels= is for {len(wanted)} cells and n_obs={n_obs}. Leave n_obs= out, or give a label for each."
         raise ValueError(msg)

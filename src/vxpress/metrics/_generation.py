@@ -274,10 +274,11 @@ def fold_change_slope(
 
     Parameters
     ----------
-    real_ng, generated_mg
-        Depth-normalised counts (as after ``sc.pp.normalize_total(adata, target_sum=1e4)``), **not** log-transformed.
-    real_groups, generated_groups
-        Group of each cell. Groups without three cells on either side are left out.
+    real_ng, real_groups
+        Real cells: depth-normalised counts (as after ``sc.pp.normalize_total(adata, target_sum=1e4)``), **not** log-transformed,
+        and the group of each cell.
+    generated_mg, generated_groups
+        The same of generated cells. Groups without three cells on either side are left out.
     select_ng, select_groups
         Other real cells, such as the training cells, to choose the genes on. Without them the genes are chosen on the cells
         that the fold changes are read from, and the slope is too small: those that are large by chance are chosen.
@@ -367,4 +368,8 @@ def _pair(x: Matrix, y: Matrix) -> tuple[Matrix, Matrix]:
 
 def _dense_pair(x: Matrix, y: Matrix) -> tuple[np.ndarray, np.ndarray]:
     x, y = _pair(x, y)
-    return tuple(np.asarray(z.todense() if sparse.issparse(z) else z, dtype=np.float64) for z in (x, y))  # type: ignore[return-value]
+    return _dense(x), _dense(y)
+
+
+def _dense(x: Matrix) -> np.ndarray:
+    return np.asarray(x.toarray() if isinstance(x, sparse.csr_matrix) else x, dtype=np.float64)

@@ -20,7 +20,7 @@ COLUMNS = ("position", "density_percentile", "empty")
 
 
 def trajectory(
-    path: AnnData,
+    adata: AnnData,
     genes: str | Sequence[str] | None = None,
     *,
     cells: AnnData | None = None,
@@ -34,8 +34,8 @@ def trajectory(
 
     Parameters
     ----------
-    path
-        What :func:`vxpress.tl.interpolate` returned.
+    adata
+        A path: what :func:`vxpress.tl.interpolate` returned.
     genes
         Genes to draw; by default the eight whose expression changes most along the path, by largest over smallest value after
         adding a hundredth of the largest value of all.
@@ -61,7 +61,7 @@ def trajectory(
     Raises
     ------
     KeyError
-        If ``path`` is no path, a gene is not in it, or ``cells`` lack the posterior.
+        If ``adata`` is no path, a gene is not in it, or ``cells`` lack the posterior.
     ValueError
         If the number of axes is wrong, or the cells are of a fit with another number of latent dimensions.
 
@@ -80,12 +80,12 @@ def trajectory(
     ['CD3D', 'LYZ']
     """
     keys = Keys.of(key)
-    _check(path, keys)
-    chosen = _most_changing(path) if genes is None else _known(path, genes)
+    _check(adata, keys)
+    chosen = _most_changing(adata) if genes is None else _known(adata, genes)
     axes = _axes(ax, 1 if cells is None else 2)
-    _draw_expression(axes[0], path, chosen, relative=relative)
+    _draw_expression(axes[0], adata, chosen, relative=relative)
     if cells is not None:
-        _draw_plane(axes[1], path, _latent(cells, path, keys), keys)
+        _draw_plane(axes[1], adata, _latent(cells, adata, keys), keys)
     return finish(axes, show=show, return_fig=return_fig)
 
 
@@ -182,11 +182,19 @@ def _draw_plane(ax: Axes, path: AnnData, mean_nd: np.ndarray, keys: Keys) -> Non
     cells_n2, path_s2 = mean_nd @ plane, path_sd @ plane
     empty_s = path.obs["empty"].to_numpy(bool)
     size = float(np.clip(8000 / len(cells_n2), 0.5, 12))
-    ax.scatter(*cells_n2.T, s=size, color=PALE, linewidths=0, rasterized=True)
+    ax.scatter(cells_n2[:, 0], cells_n2[:, 1], s=size, color=PALE, linewidths=0, rasterized=True)
     ax.plot(*path_s2.T, color=INK, linewidth=1.0)
-    ax.scatter(*path_s2[~empty_s].T, s=22, color=INK, zorder=3, label="step")
+    ax.scatter(path_s2[~empty_s, 0], path_s2[~empty_s, 1], s=22, color=INK, zorder=3, label="step")
     if empty_s.any():
-        ax.scatter(*path_s2[empty_s].T, s=34, color=SECOND, marker="x", zorder=3, label="hardly a cell there")
+        ax.scatter(
+            path_s2[empty_s, 0],
+            path_s2[empty_s, 1],
+            s=34,
+            color=SECOND,
+            marker="x",
+            zorder=3,
+            label="hardly a cell there",
+        )
     params = _params(path)
     for name, at, side in (("source", 0, -1), ("target", -1, 1)):
         if params:

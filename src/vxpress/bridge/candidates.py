@@ -217,5 +217,5 @@ def _settings(fit: Fit) -> str:
     """Everything that was set, without seeds and without what came of it."""
     settings = {f.name: getattr(fit.params, f.name) for f in fields(fit.params) if f.name not in SEEDS + OUTCOMES}
     # a prior that was learned afterwards, or given a condition, is another one than its like learned with the rest
-    prior = getattr(fit, "prior", {})
+    prior = fit.prior
     return repr((settings, sorted(prior), prior.get("condition_key")))

@@ -6,8 +6,7 @@
 
 Every fit's numbers are kept as a line of ``benchmarks/cache/collapse.jsonl``, so that a rerun goes on where it stopped.
 A fit is ill if its IWAE on test cells is more than 1 % below that of the healthy fit of the same set and seed, or its
-I_q(x; z), over all cells of the set but the test cells, is under half of it.  The healthy fit has the defaults; where its own
-verdict asks for a cure, the cured one is the reference, and the default fit is judged against it.
+I_q(x; z), over all cells of the set but the test cells, is under half of it.  The healthy fit is that of the defaults.
 """
 
 from __future__ import annotations
@@ -166,7 +165,6 @@ def report(known: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
     """Part one, verdicts against what is so; part two, what the cures reach."""
     rows = [row for row in known.values() if row["set"] in args.sets]
     reference = {(row["set"], row["seed"]): row for row in rows if row["regime"] == HEALTHY and not row["cured"]}
-    reference |= {(row["set"], row["seed"]): row for row in rows if row["regime"] == HEALTHY and row["cured"]}
     table = []
     for row in rows:
         best = reference.get((row["set"], row["seed"]))

@@ -46,6 +46,9 @@ def test_a_better_prior_takes_its_place_and_nothing_else_changes(cells: ad.AnnDa
     assert record["gain"] > record["gain_se"] > 0
     assert record["gain"] == pytest.approx(record["log_prob_after"] - record["log_prob_before"])
     assert _networks(cells) == _networks(before)
+    # the diagnosis is of the new prior
+    gap_before, gap = (a.uns["vae"]["diagnostics"]["prior_gap_per_dim"] for a in (before, cells))
+    assert gap < 0.5 * gap_before
     assert set(cells.obsm) == set(before.obsm)
     assert set(cells.obs) == set(before.obs)
     assert np.array_equal(cells.obsm["X_vae"], before.obsm["X_vae"])

@@ -20,7 +20,6 @@ from vxpress.bridge.verdict import MIN_STEPS, is_sound, kind_of
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.inference.importance import log_likelihood
 from vxpress.core.presets import Settings
-from vxpress.core.priors import PRIORS
 from vxpress.core.training import TrainingError
 
 # held-out cells that a cure is judged on at most, and samples of each
@@ -42,7 +41,8 @@ class Rung:
 
 
 def _beta(model: ModelConfig, train: TrainConfig) -> Change | None:
-    return None if train.beta == 1.0 else (model, replace(train, beta=1.0))
+    # a capacity needs a weight above 1
+    return None if train.beta == 1.0 else (model, replace(train, beta=1.0, kl_schedule="linear", kl_capacity=0.0))
 
 
 def _beta_down(model: ModelConfig, train: TrainConfig) -> Change | None:
@@ -115,7 +115,7 @@ def _narrower(width: int) -> Callable[[ModelConfig, TrainConfig], Change | None]
 
 
 def _learned_prior(model: ModelConfig, train: TrainConfig) -> Change | None:
-    if model.prior.name != "normal" or "vamp" not in PRIORS:
+    if model.prior.name != "normal":
         return None
     return replace(model, prior=replace(model.prior, name="vamp")), train
 

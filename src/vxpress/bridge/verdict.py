@@ -16,7 +16,9 @@ MAX_WITHHELD = 1.6
 # the encoder says this many times more than a cell's own posterior: more than serves the likelihood
 MAX_EXCESS = 1.4
 # share of the held-out ELBO by which held-out cells fall short of training cells, and the least its lower bound must be
-MAX_GENERALISATION, MIN_GENERALISATION_LOW = 0.057, 0.03
+MAX_GENERALISATION, MIN_GENERALISATION_LOW = 0.10, 0.03
+# the same share where cells are this few, and the model would be another with more of them
+FEW_CELLS, MAX_GENERALISATION_OF_FEW = 600, 0.057
 MAX_PRIOR_GAP = 0.5
 STILL_RISING = 0.001
 # a fit that was cut this short is not judged further
@@ -51,7 +53,7 @@ def verdict_of(
     checks = (
         _under_trained(train, history, n=n, n_steps=n_steps),
         _collapsed(numbers, train),
-        _overfitted(numbers, train),
+        _overfitted(numbers, train, n=n),
     )
     for found in checks:
         if found:
@@ -115,7 +117,7 @@ def _collapsed(numbers: Mapping[str, Any], train: TrainConfig) -> str:
     return ""
 
 
-def _overfitted(numbers: Mapping[str, Any], train: TrainConfig) -> str:
+def _overfitted(numbers: Mapping[str, Any], train: TrainConfig, *, n: int) -> str:
     encoder, refined = numbers.get("kl_encoder"), numbers.get("kl_refined")
     if encoder is not None and refined is not None and encoder > MAX_EXCESS * refined:
         return (
@@ -123,7 +125,8 @@ def _overfitted(numbers: Mapping[str, Any], train: TrainConfig) -> str:
             f"with {_beta_advice(train)}a smaller or more regular network (n_hidden=, preset='likelihood'); cure=True tries these."
         )
     share, low = (float(numbers.get(f"generalisation_gap_{part}", 0.0)) for part in ("share", "low"))
-    if share <= MAX_GENERALISATION or low <= MIN_GENERALISATION_LOW:
+    most = MAX_GENERALISATION_OF_FEW if n < FEW_CELLS else MAX_GENERALISATION
+    if share <= most or low <= MIN_GENERALISATION_LOW:
         return ""
     return (
         f"overfitted: cells the model has not seen are described {100 * share:.0f} % worse than those it has "

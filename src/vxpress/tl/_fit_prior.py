@@ -12,6 +12,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress.bridge.diagnosis import Decoding, diagnose
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.prepare import resolve_device, seed_of
@@ -128,7 +129,10 @@ def fit_prior(
     fit, record, found = learn_prior(
         stored.fit, task, prior, n_components=n_components, n_steps=max_steps, device=torch_device, seed=seed
     )
-    results = _results(adata, stored, fit, record, to) if found.better else _refusal(adata, stored, record)
+    if found.better:
+        results = _results(adata, stored, replace(fit, diagnostics=_diagnosed(stored, fit, task)), record, to)
+    else:
+        results = _refusal(adata, stored, record)
     _report(prior, found)
     adata = own(adata, copy=copy)
     results.write(adata)
@@ -160,6 +164,23 @@ def _task(adata: AnnData, stored: StoredCells, condition_key: str | None) -> Tas
         raise ValueError(msg)
     conditions = None if condition_key is None else Conditions.read(adata.obs, condition_key, train_n)
     return Task(stored.mean_nd, stored.var_nd, train_n, validation_n, conditions)
+
+
+def _diagnosed(stored: StoredCells, fit: Fit, task: Task) -> dict[str, Any]:
+    """The diagnosis of the fit with its new prior; what counts tell of the networks holds as it was."""
+    held_out = np.zeros(len(stored.mean_nd), dtype=bool)
+    held_out[task.validation_n] = True
+    found = diagnose(
+        stored.mean_nd,
+        stored.var_nd,
+        held_out,
+        fit.params.train,
+        fit.history,
+        n_steps=fit.params.n_steps,
+        decoding=Decoding(fit.model, stored.covariates),
+        known=fit.diagnostics,
+    )
+    return {**fit.diagnostics, **found}
 
 
 def _results(adata: AnnData, stored: StoredCells, fit: Fit, record: dict[str, Any], to: Keys) -> Results:

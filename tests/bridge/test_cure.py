@@ -125,6 +125,21 @@ def test_what_lowers_the_bound_is_undone(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(runner.fitted) == 3
 
 
+def test_beta_may_fall_together_with_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    # as asked, at beta 1, at beta 1 with the smaller network
+    bounds = iter([-10.0, -10.5, -9.0])
+    fitted, found, _ = _walk(
+        monkeypatch,
+        lambda fitted: HEALTHY if fitted.train.beta == 1.0 else "collapsed: still",
+        lambda _: next(bounds),
+        beta=20.0,
+        n_hidden=128,
+    )
+    assert list(found["cure"]["attempt"]) == ["as asked", "beta=1", "beta=1, smaller network"]
+    assert list(found["cure"]["kept"]) == [True, False, True]
+    assert (fitted.train.beta, fitted.model.config.n_hidden) == (1.0, 64)
+
+
 def test_a_better_bound_does_not_excuse_a_collapse(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted, found, _ = _walk(
         monkeypatch,

@@ -26,7 +26,7 @@ from vxpress.core.training import TrainingError
 MAX_JUDGED, N_SAMPLES, JUDGE_SEED = 500, 50, 0
 DEFAULTS = Settings()
 LONG_WARMUP, FREE_BITS, ENCODER_STEPS = 0.6, 0.1, 5
-DROPOUT = 0.3
+DROPOUT, SMALL_NETWORK = 0.3, 64
 
 Change = tuple[ModelConfig, TrainConfig]
 
@@ -51,6 +51,12 @@ def _beta_down(model: ModelConfig, train: TrainConfig) -> Change | None:
 
 def _beta_up(model: ModelConfig, train: TrainConfig) -> Change | None:
     return _beta(model, train) if train.beta < 1.0 else None
+
+
+def _beta_and_network(model: ModelConfig, train: TrainConfig) -> Change | None:
+    # a strong divergence keeps a network from overfitting, which without it may cost more than collapse does
+    changed = _beta_down(model, train)
+    return None if changed is None else _narrower(SMALL_NETWORK)(*changed)
 
 
 def _warmup(model: ModelConfig, train: TrainConfig) -> Change | None:
@@ -126,6 +132,7 @@ def ladder(n_train: int) -> tuple[Rung, ...]:
         Rung("more epochs", ("under-trained",), lambda model, train: _more_epochs(model, train, n_train)),
         Rung("warm-up within the budget", ("under-trained",), _warmup),
         Rung("beta=1", ("collapsed",), _beta_down),
+        Rung("beta=1, smaller network", ("collapsed",), _beta_and_network),
         Rung("beta=1", ("prior gap",), _beta),
         Rung("beta=1", ("overfitted",), _beta_up),
         Rung("default warm-up", ("collapsed",), _warmup),
@@ -136,7 +143,7 @@ def ladder(n_train: int) -> tuple[Rung, ...]:
         Rung("skip decoder", ("collapsed",), _skip_decoder),
         Rung("encoder-ahead steps", ("collapsed",), _encoder_ahead),
         Rung("fewer dimensions", ("collapsed",), _fewer_dimensions),
-        Rung("smaller network", ("collapsed", "overfitted"), _narrower(64)),
+        Rung("smaller network", ("collapsed", "overfitted"), _narrower(SMALL_NETWORK)),
         Rung("smaller network", ("overfitted",), _narrower(32)),
         Rung("more dropout", ("overfitted",), _dropout),
         Rung("learned prior", ("prior gap",), _learned_prior),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,9 +124,9 @@ def test_an_interrupt_keeps_the_best_state(make_cells: MakeCells, monkeypatch: p
     states: list[dict[str, Tensor]] = []
     plain = training.evaluate
 
-    def evaluate(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor, objective: Objective) -> Tensor:
+    def evaluate(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor, *others: Any) -> Tensor:
         states.append({name: value.clone() for name, value in model.state_dict().items()})
-        return plain(model, cells, rows, eps_nd) - torch.tensor([1e3 * (len(states) == 4), 0.0, 0.0])
+        return plain(model, cells, rows, eps_nd, *others) - torch.tensor([1e3 * (len(states) == 4), 0.0, 0.0])
 
     def act(step: int, _: VAE, batch: Batch) -> Batch:
         if step == 13:  # in the middle of the fifth epoch

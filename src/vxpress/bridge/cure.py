@@ -220,10 +220,20 @@ def _before(diagnosis: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def helps(before: Judged, after: Judged) -> bool:
-    """Whether held-out IWAE does not fall, and nothing collapses that had not."""
+    """Whether held-out IWAE does not fall, and nothing collapses that had not.
+
+    A fit that is sound need not gain: its bound may lie below as far as the 95 % interval over cells reaches.
+    """
     worse = kind_of(str(after.diagnosis["verdict"])) in ("collapsed", "under-trained")
     was = kind_of(str(before.diagnosis["verdict"])) in ("collapsed", "under-trained")
-    return bool((after.iwae_n - before.iwae_n).mean() >= 0.0) and (was or not worse)
+    change_n = after.iwae_n - before.iwae_n
+    slack = 1.96 * _se(change_n) if is_sound(str(after.diagnosis["verdict"])) else 0.0
+    return bool(change_n.mean() + slack >= 0.0) and (was or not worse)
+
+
+def _se(change_n: np.ndarray) -> float:
+    """Standard error of the mean, over cells; none from one cell."""
+    return float(change_n.std(ddof=1) / np.sqrt(len(change_n))) if len(change_n) > 1 else 0.0
 
 
 def describe(before: Change, after: Change) -> str:
@@ -245,7 +255,7 @@ def _row(name: str, change: str, tried: Judged, against: Judged, *, kept: bool) 
         "verdict": str(tried.diagnosis["verdict"]),
         "iwae": float(tried.iwae_n.mean()),
         "iwae_change": float(change_n.mean()),
-        "iwae_change_se": float(change_n.std(ddof=1) / np.sqrt(len(change_n))) if len(change_n) > 1 else float("nan"),
+        "iwae_change_se": _se(change_n),
         "kl": float(tried.diagnosis["kl"]),
         "active_units": int(tried.diagnosis["active_units"]),
         "mutual_information": float(tried.diagnosis["mutual_information"]),

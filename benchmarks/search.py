@@ -26,6 +26,8 @@ HERE = Path(__file__).parent
 CHANGES: dict[str, dict] = {
     "defaults": {},
     "preset likelihood": {"preset": "likelihood"},
+    "64 hidden units": {"n_hidden": 64},
+    "32 hidden units": {"n_hidden": 32},
     "20 dimensions": {"n_latent": 20},
     "dropout 0.3": {"options": {"dropout": 0.3}},
     "layer norm": {"options": {"norm": "layer"}},

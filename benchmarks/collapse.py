@@ -127,7 +127,7 @@ def fit(name: str, regime: str, seed: int, pair: tuple[Any, Any], *, cured: bool
     arguments = dict(how.arguments)
     if how.labels:
         for part in (everyone, test):
-            part.obs["given"] = part.obs[SETS[name].labels].astype(str)
+            part.obs["given"] = part.obs[SETS[name].labels].astype(object).fillna("unlabelled").astype(str)
         test = test[test.obs["given"].isin(everyone.obs["given"])].copy()
         arguments["categorical_covariate_keys"] = ["given"]
     test = test[np.sort(np.random.default_rng(0).permutation(test.n_obs)[:N_TEST])].copy()

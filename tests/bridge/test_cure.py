@@ -140,6 +140,13 @@ def test_beta_may_fall_together_with_the_network(monkeypatch: pytest.MonkeyPatch
     assert (fitted.train.beta, fitted.model.config.n_hidden) == (1.0, 64)
 
 
+def test_what_other_settings_forbid_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    # free bits are a floor under the divergence of the ELBO, and a bound of several samples has none
+    _, found, _ = _walk(monkeypatch, lambda _: "collapsed: always", lambda _: -1.0, objective="iwae")
+    assert "free bits" not in list(found["cure"]["attempt"])
+    assert "skip decoder" in list(found["cure"]["attempt"])
+
+
 def test_a_better_bound_does_not_excuse_a_collapse(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted, found, _ = _walk(
         monkeypatch,

@@ -131,7 +131,7 @@ def ladder(n_train: int) -> tuple[Rung, ...]:
     return (
         Rung("more epochs", ("under-trained",), lambda model, train: _more_epochs(model, train, n_train)),
         Rung("warm-up within the budget", ("under-trained",), _warmup),
-        Rung("beta=1", ("collapsed",), _beta_down),
+        Rung("beta=1", ("under-trained", "collapsed"), _beta_down),
         Rung("beta=1, smaller network", ("collapsed",), _beta_and_network),
         Rung("beta=1", ("prior gap",), _beta),
         Rung("beta=1", ("overfitted",), _beta_up),
@@ -182,7 +182,7 @@ def cure(
         if is_sound(verdict):
             break
         settings = best.fitted.model.config, best.fitted.train
-        changed = rung.apply(*settings) if kind_of(verdict) in rung.treats else None
+        changed = _applied(rung, settings) if kind_of(verdict) in rung.treats else None
         if changed is None:
             continue
         change = describe(settings, changed)
@@ -204,6 +204,14 @@ def cure(
         )
         best = tried if kept else best
     return best.fitted, best.diagnosis | {"cure": _columns(record), "before_cure": _before(diagnosis)}
+
+
+def _applied(rung: Rung, settings: Change) -> Change | None:
+    """The rung's change; None also where other settings leave no room for it, as IWAE does for free bits."""
+    try:
+        return rung.apply(*settings)
+    except ValueError:
+        return None
 
 
 def _columns(record: list[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -62,8 +62,7 @@ def verdict_of(
     if gap_low > MAX_PRIOR_GAP:
         return (
             f"prior gap: the cells lie at least {gap_low:.2f} nats a dimension away from the prior: cells drawn from the prior "
-            f"would not look like these. Fit again with {_beta_advice(train)}more epochs (max_epochs=), or learn the prior: "
-            "prior='vamp'."
+            f"would not look like these. {_gap_advice(train)}"
         )
     if k < d:
         return f"unused dimensions: {d - k} of {d} carry nothing, which harms nothing; n_latent={max(k, 1)} would do."
@@ -143,6 +142,13 @@ def _in_words(information: float, cap: float, n: int) -> str:
         if information > cap - 0.5
         else f"{information:.1f} nats"
     )
+
+
+def _gap_advice(train: TrainConfig) -> str:
+    """What made the gap, if it was a setting, and what mends it in any case."""
+    learn = "earn where they lie: vx.tl.fit_prior(adata)."
+    causes = (_beta_advice(train) if train.beta < 1.0 else "") + ("free_bits=0, " if train.free_bits > 0 else "")
+    return f"Fit again with {causes}or l{learn}" if causes else f"L{learn}"
 
 
 def _beta_advice(train: TrainConfig) -> str:

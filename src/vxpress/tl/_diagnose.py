@@ -64,7 +64,8 @@ def diagnose(
 
         ``verdict``
             A sentence that begins with healthy, unused dimensions, prior gap, overfitted, collapsed or under-trained, with
-            the cure. The last three and the prior gap are reasons not to use the fit.
+            the cure. Do not use a collapsed or under-trained fit. Of an overfitted one clusters are fine and what is said of
+            new cells is weaker; a prior gap matters for cells drawn from the prior only.
         ``kl_per_dim`` (n_latent,), ``kl``
             Divergence of the posterior from the prior, which the dimensions sum to. Under a prior other than N(0, I) a dimension
             has no divergence of its own, and ``kl_per_dim`` is that from the normal law with the mean and variance of the

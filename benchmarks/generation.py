@@ -51,6 +51,7 @@ class Row:
 FITS: dict[str, tuple[dict[str, Any], bool]] = {
     "default": ({}, False),
     "default+": ({}, True),
+    "narrow+": ({"n_hidden": 32}, True),
     "likelihood+": ({"preset": "likelihood"}, True),
     "covariate+": ({"preset": "likelihood", "categorical_covariate_keys": ["type"]}, True),
 }
@@ -58,6 +59,9 @@ ROWS = {
     "default, N(0,I)": Row("default"),
     "default, flow": Row("default", "flow"),
     "default, dispersion, flow": Row("default+", "flow"),
+    "narrow, dispersion, N(0,I)": Row("narrow+"),
+    "narrow, dispersion, mixture": Row("narrow+", "mixture"),
+    "narrow, dispersion, mixture | type": Row("narrow+", "mixture", by_type=True),
     "likelihood, dispersion, N(0,I)": Row("likelihood+"),
     "likelihood, dispersion, mixture": Row("likelihood+", "mixture"),
     "likelihood, dispersion, flow": Row("likelihood+", "flow"),

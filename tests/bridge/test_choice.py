@@ -11,6 +11,7 @@ import pytest
 from scipy import sparse
 
 import vxpress as vx
+from vxpress.core import training
 
 QUICK: dict[str, Any] = {"n_latent": 3, "n_hidden": 32, "max_epochs": 25, "batch_size": 64, "validation_fraction": 0.3}
 
@@ -90,3 +91,26 @@ def test_presets_labels_and_a_latent_library_choose_too() -> None:
     )
     vx.tl.compare(adata, ["b", "b2"], n_samples=10)
     assert list(adata.uns["vae_compare"]["table"]["n_fits"]) == [2]
+
+
+@pytest.mark.parametrize(("at", "stopped"), [(5, "interrupted"), (30, "budget")])
+def test_an_interrupt_ends_the_choice_too(
+    at: int, stopped: str, monkeypatch: pytest.MonkeyPatch, warned: list[str]
+) -> None:
+    calls: list[Any] = []
+    evaluate = training.evaluate
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr(training, "evaluate", interrupted)
+    adata = simulated()
+    vx.tl.fit_vae(adata, likelihood="auto", early_stopping=False, denoised=False, **QUICK)
+    assert len(calls) == at
+    params = adata.uns["vae"]["params"]
+    assert (params["model"]["likelihood"], params["stopped"]) == ("nb", stopped)
+    assert "choice" not in adata.uns["vae"]
+    assert "without a comparison" in " ".join(warned)

@@ -22,7 +22,10 @@ MAX_CELLS, MIN_CELLS = 1_000, 200
 def choose_likelihood(
     runner: Runner, model_config: ModelConfig, train_config: TrainConfig
 ) -> tuple[Fitted, dict[str, Any]]:
-    """Fit every law to the same cells from the same seeds; the fit that is kept, and the record of the choice."""
+    """Fit every law to the same cells from the same seeds; the fit that is kept, and the record of the choice.
+
+    An interrupt ends the choice: the simplest law is kept, and there is no record.
+    """
     rows = runner.validation_rows
     if len(rows) < MIN_CELLS:
         logg.warning(
@@ -36,6 +39,9 @@ def choose_likelihood(
     for law in LAWS:
         logg.info(f"    likelihood={law!r}")
         fitted = runner.fit(replace(model_config, likelihood=law), train_config)
+        if fitted.outcome.stopped == "interrupted":
+            logg.warning(f"likelihood='auto' was interrupted: {LAWS[0]} is kept without a comparison.")
+            return (fits[0] if fits else fitted), {}
         few, many = log_likelihoods(fitted.model, runner.cells, (N_FEWER, N_SAMPLES), seed=0, rows=rows)
         fits.append(fitted)
         scores.append(Scores(many.log_likelihood_n[None], few.log_likelihood_n[None]))

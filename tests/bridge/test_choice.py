@@ -114,3 +114,17 @@ def test_an_interrupt_ends_the_choice_too(
     assert (params["model"]["likelihood"], params["stopped"]) == ("nb", stopped)
     assert "choice" not in adata.uns["vae"]
     assert "without a comparison" in " ".join(warned)
+
+
+def test_laws_are_compared_after_the_cure() -> None:
+    plain, cured = simulated(), simulated()
+    vx.tl.fit_vae(plain, likelihood="auto", denoised=False, **QUICK)
+    vx.tl.fit_vae(cured, likelihood="auto", denoised=False, cure=True, beta=100.0, **QUICK)
+    found = cured.uns["vae"]["diagnostics"]
+    assert list(found["cure"]["change"])[:2] == ["", "beta=1.0"]
+    if len(found["cure"]["change"]) == 2:
+        choice = cured.uns["vae"]["choice"]
+        np.testing.assert_array_equal(choice["log_likelihood"], plain.uns["vae"]["choice"]["log_likelihood"])
+        assert choice["likelihood"] == "nb"
+    kept = np.flatnonzero(found["cure"]["kept"])[-1]
+    assert found["verdict"] == found["cure"]["verdict"][kept]

@@ -219,3 +219,16 @@ def test_a_learned_prior_that_fits_leaves_no_gap_and_kl_per_dim_is_from_the_aggr
     assert plain["prior_gap_per_dim_low"] > 0.2
     s2 = mean.var(0) + 0.1
     np.testing.assert_allclose(found["kl_per_dim"], 0.5 * np.log(s2 / 0.1), rtol=0.05)
+
+
+def test_divergence_from_a_costly_prior_is_that_of_its_density() -> None:
+    # a diffusion prior starts as N(0, I), and what it says of itself in training is a bound with noise
+    mean, var = _posterior(np.random.default_rng(0), 400, 2, 0)
+    mean, var = mean.astype(np.float32), var.astype(np.float32)
+    model = build(ModelConfig(n_genes=5, n_latent=2, prior=PriorConfig("diffusion")), 0).eval()
+    nothing = Covariates(torch.zeros(400, 0, dtype=torch.int64), torch.zeros(400, 0))
+    held_out = np.arange(400) % 2 == 0
+    found, plain = (
+        diagnose(mean, var, held_out, TRAIN, FLAT, decoding=decoding) for decoding in (Decoding(model, nothing), None)
+    )
+    np.testing.assert_allclose(found["kl"], plain["kl"], atol=0.15)

@@ -124,6 +124,7 @@ def fit_vae(
         (of log1p(1e4 x / l)) or ``"bernoulli"`` (of detection, x > 0). ``"auto"`` fits ``"nb"`` and ``"zinb"`` from the
         same seeds and keeps ``"zinb"`` only if the held-out cells find it decidedly better, as :func:`compare` judges: it
         takes twice the time, and 20 seconds per 1,000 held-out cells and 2,000 genes for each law (1,000 cells at most).
+        With ``cure=True`` it is ``"nb"`` that is cured, and both are fitted with the settings that came of it.
     dispersion
         What the dispersion of the likelihood depends on: ``"gene"``, ``"gene-batch"``, ``"gene-label"``, ``"gene-cell"``.
     n_latent
@@ -323,14 +324,18 @@ def fit_vae(
         progress=scanpy_settings.verbosity >= 2,
         describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
     )
-    choice: dict[str, Any] = {}
-    if choosing:
-        fitted, choice = choose_likelihood(runner, model_config, train_config)
-    else:
-        fitted = runner.fit(model_config, train_config)
+    fitted = runner.fit(model_config, train_config)
     diagnosis = _diagnosis(prepared, fitted)
     if cure:
         fitted, diagnosis = walk_ladder(runner, fitted, diagnosis, lambda tried: _diagnosis(prepared, tried))
+    choice: dict[str, Any] = {}
+    if choosing:
+        # after a cure: what an ill fit cannot say of cells, extra zeros would have to explain
+        simplest = fitted
+        fitted, choice = choose_likelihood(runner, simplest)
+        if fitted is not simplest:
+            of_cure = {name: diagnosis[name] for name in ("cure", "before_cure") if name in diagnosis}
+            diagnosis = _diagnosis(prepared, fitted) | of_cure
     runner.read_out(fitted)
     fitted.model.cpu()
     params = Params(

@@ -322,3 +322,12 @@ def test_demo_does_not_write_over_a_file(tmp_path, capsys):
     assert main(["demo", "-o", str(tmp_path / "demo")]) == 1
     assert "is a file" in capsys.readouterr().err
     assert (tmp_path / "demo").read_text() == "mine"
+
+
+def test_prior_objective_and_cure_are_those_of_the_call(counts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.h5ad"
+    assert fit(counts, "-o", out, *QUICK, "--prior", "mixture", "--objective", "iwae", "--cure") == 0
+    fitted, adata = ad.read_h5ad(out), ad.read_h5ad(counts)
+    vx.tl.fit_vae(adata, max_epochs=2, n_latent=3, prior="mixture", objective="iwae", cure=True)
+    np.testing.assert_array_equal(fitted.obsm["X_vae"], adata.obsm["X_vae"])
+    assert "cure" in fitted.uns["vae"]["diagnostics"]

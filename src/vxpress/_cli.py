@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from vxpress.core.config import LikelihoodName, Preset
+from vxpress.core.config import LikelihoodName, ObjectiveName, Preset, PriorName
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -123,6 +123,13 @@ def _parser() -> argparse.ArgumentParser:
         "--max-epochs", type=_positive, metavar="N", help="passes over the cells (default: by their number)"
     )
     fit.add_argument("--preset", choices=get_args(Preset), help="a named set of defaults")
+    fit.add_argument(
+        "--prior",
+        choices=get_args(PriorName),
+        help="prior of the latent space, learned unless normal (default: normal)",
+    )
+    fit.add_argument("--objective", choices=get_args(ObjectiveName), help="what is maximised (default: elbo)")
+    fit.add_argument("--cure", action="store_true", help="fit again with what may cure a fit that is found ill")
     fit.add_argument("--no-denoised", action="store_true", help="leave out the dense layer of denoised expression")
     fit.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0 (default: auto)")
     fit.add_argument("--rng", type=_seed, default=0, metavar="SEED", help="seed (default: 0)")
@@ -205,6 +212,9 @@ def _run_fit(adata: AnnData, arguments: argparse.Namespace) -> Any:
         n_latent=arguments.n_latent,
         max_epochs=arguments.max_epochs,
         preset=arguments.preset,
+        prior=arguments.prior,
+        objective=arguments.objective,
+        cure=arguments.cure,
         denoised=False if arguments.no_denoised else None,
         device=arguments.device,
         rng=arguments.rng,

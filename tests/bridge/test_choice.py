@@ -11,6 +11,7 @@ import pytest
 from scipy import sparse
 
 import vxpress as vx
+from vxpress.core import training
 
 QUICK: dict[str, Any] = {"n_latent": 3, "n_hidden": 32, "max_epochs": 25, "batch_size": 64, "validation_fraction": 0.3}
 
@@ -90,3 +91,40 @@ def test_presets_labels_and_a_latent_library_choose_too() -> None:
     )
     vx.tl.compare(adata, ["b", "b2"], n_samples=10)
     assert list(adata.uns["vae_compare"]["table"]["n_fits"]) == [2]
+
+
+@pytest.mark.parametrize(("at", "stopped"), [(5, "interrupted"), (30, "budget")])
+def test_an_interrupt_ends_the_choice_too(
+    at: int, stopped: str, monkeypatch: pytest.MonkeyPatch, warned: list[str]
+) -> None:
+    calls: list[Any] = []
+    evaluate = training.evaluate
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr(training, "evaluate", interrupted)
+    adata = simulated()
+    vx.tl.fit_vae(adata, likelihood="auto", early_stopping=False, denoised=False, **QUICK)
+    assert len(calls) == at
+    params = adata.uns["vae"]["params"]
+    assert (params["model"]["likelihood"], params["stopped"]) == ("nb", stopped)
+    assert "choice" not in adata.uns["vae"]
+    assert "without a comparison" in " ".join(warned)
+
+
+def test_laws_are_compared_after_the_cure() -> None:
+    plain, cured = simulated(), simulated()
+    vx.tl.fit_vae(cured, likelihood="auto", denoised=False, cure=True, beta=100.0, **QUICK)
+    found = cured.uns["vae"]["diagnostics"]
+    assert list(found["cure"]["change"]) == ["", "beta=1.0", "kl_warmup=0.6"]
+    assert found["cure"]["kept"].all()
+    assert found["verdict"] == found["cure"]["verdict"][2]
+    # as if the settings that came of the cure had been asked for
+    vx.tl.fit_vae(plain, likelihood="auto", denoised=False, kl_warmup=0.6, **QUICK)
+    choice = cured.uns["vae"]["choice"]
+    np.testing.assert_array_equal(choice["log_likelihood"], plain.uns["vae"]["choice"]["log_likelihood"])
+    np.testing.assert_array_equal(cured.obsm["X_vae"], plain.obsm["X_vae"])

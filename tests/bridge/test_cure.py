@@ -12,6 +12,7 @@ import pytest
 
 import vxpress as vx
 from vxpress.bridge import cure as cures
+from vxpress.core import training
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.priors import PRIORS, Prior
 
@@ -263,3 +264,61 @@ def test_cure_needs_held_out_cells_and_a_bool(adata: ad.AnnData) -> None:
     with pytest.raises(ValueError, match="True or False"):
         vx.tl.fit_vae(adata, cure="yes")
     assert "vae" not in adata.uns
+
+
+@pytest.mark.parametrize("settings", [{"objective": "iwae"}, {"beta": 0.0}, {"kl_capacity": 5.0, "beta": 10.0}])
+def test_free_bits_are_passed_by_where_they_have_no_meaning(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    schedule = {"kl_schedule": "capacity"} if "kl_capacity" in settings else {}
+
+    # beta=1, which would make them meaningful, is not kept
+    def iwae(model: ModelConfig) -> float:
+        return -float(len(walked))
+
+    walked: list[Any] = []
+
+    def verdict(fitted: Any) -> str:
+        walked.append(fitted)
+        return "collapsed: always"
+
+    _, found, _ = _walk(monkeypatch, verdict, iwae, **settings, **schedule)
+    assert "longer warm-up" in found["cure"]["attempt"]
+    assert "skip decoder" in found["cure"]["attempt"]
+    assert "free bits" not in found["cure"]["attempt"]
+
+
+def test_a_cyclical_schedule_outlives_a_smaller_beta(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted, found, _ = _walk(
+        monkeypatch,
+        lambda fitted: HEALTHY if fitted.train.beta == 1.0 else "collapsed: still",
+        lambda _: -1.0,
+        beta=20.0,
+        kl_schedule="cyclical",
+    )
+    assert list(found["cure"]["change"]) == ["", "beta=1.0"]
+    assert fitted.train.kl_schedule == "cyclical"
+
+
+def test_an_interrupted_fit_is_not_cured(simulated: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = _interrupted_after(monkeypatch, 8)
+    adata = simulated.copy()
+    vx.tl.fit_vae(adata, beta=100.0, cure=True, **SMALL)
+    assert adata.uns["vae"]["params"]["stopped"] == "interrupted"
+    assert "cure" not in adata.uns["vae"]["diagnostics"]
+    assert len(calls) == 8
+
+
+def _interrupted_after(monkeypatch: pytest.MonkeyPatch, n: int) -> list[Any]:
+    """Let the n-th look at the held-out cells be interrupted."""
+    calls: list[Any] = []
+    evaluate = training.evaluate
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == n:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr(training, "evaluate", interrupted)
+    return calls

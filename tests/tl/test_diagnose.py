@@ -14,7 +14,7 @@ from vxpress.bridge.diagnosis import Decoding, diagnose
 from vxpress.bridge.verdict import is_sound, verdict_of
 from vxpress.core.config import ModelConfig, PriorConfig, TrainConfig
 from vxpress.core.covariates import Covariates
-from vxpress.core.priors import Prior
+from vxpress.core.priors import DiagonalNormal, Prior, sampled_kl
 from vxpress.core.vae import build
 
 TRAIN = TrainConfig(max_epochs=10)
@@ -219,3 +219,18 @@ def test_a_learned_prior_that_fits_leaves_no_gap_and_kl_per_dim_is_from_the_aggr
     assert plain["prior_gap_per_dim_low"] > 0.2
     s2 = mean.var(0) + 0.1
     np.testing.assert_allclose(found["kl_per_dim"], 0.5 * np.log(s2 / 0.1), rtol=0.05)
+
+
+def test_divergence_from_a_costly_prior_is_that_of_its_density() -> None:
+    # what a diffusion prior says of itself in training is a bound, and far off for a network that no path has
+    mean, var = (x.astype(np.float32) for x in _posterior(np.random.default_rng(0), 400, 2, 0))
+    model = build(ModelConfig(n_genes=5, n_latent=2, prior=PriorConfig("diffusion")), 0).eval()
+    torch.nn.init.normal_(model.get_submodule("prior.velocity.out").weight, generator=torch.Generator().manual_seed(0))
+    nothing = Covariates(torch.zeros(400, 0, dtype=torch.int64), torch.zeros(400, 0))
+    held_out = np.arange(400) % 2 == 0
+    found = diagnose(mean, var, held_out, TRAIN, FLAT, decoding=Decoding(model, nothing))
+    q = DiagonalNormal(torch.from_numpy(mean[held_out]), torch.from_numpy(var[held_out]).sqrt())
+    by_density = sampled_kl(model.prior, q, 20, seed=1)
+    np.testing.assert_allclose(found["kl"], by_density.mean, atol=0.5)
+    with torch.no_grad():
+        assert abs(float(model.prior.kl(q, q.loc).mean()) - by_density.mean) > 2.0

@@ -204,7 +204,7 @@ def test_a_damaged_record_is_found(cells: ad.AnnData) -> None:
 def test_a_prior_learned_with_the_rest_survives_a_file(prior: str, tmp_path: Path) -> None:
     adata = vx.datasets.simulate(160, 60, n_groups=3, n_batches=2, library_mean=300, rng=1)
     settings = {"n_latent": 3, "n_hidden": 8, "max_epochs": 2, "batch_size": 64, "denoised": False}
-    options = vx.tl.FitOptions(prior_components=5)
+    options = vx.tl.FitOptions(prior_components=5 if prior in ("mixture", "vamp") else None)
     vx.tl.fit_vae(adata, "batch", prior=prior, options=options, **settings)
     record = adata.uns["vae"]["prior"]
     assert record["kind"] == prior
@@ -248,3 +248,17 @@ def test_zuko_is_imported_where_it_is_used_only() -> None:
     from vxpress.core.priors import flow
 
     assert not hasattr(flow, "zuko")
+
+
+def test_what_counts_said_of_the_old_prior_goes(cells: ad.AnnData) -> None:
+    vx.tl.fit_vae(cells, "batch", n_latent=2, n_hidden=8, max_epochs=4, denoised=False)
+    vx.tl.diagnose(cells, n_cells=5)
+    before = dict(cells.uns["vae"]["diagnostics"])
+    vx.tl.fit_prior(cells, "mixture", max_steps=STEPS)
+    assert cells.uns["vae"]["params"]["model"]["prior"]["name"] == "mixture"
+    after = cells.uns["vae"]["diagnostics"]
+    assert {"elbo", "inference_gap", "amortisation_gap"} == set(before) - set(after)
+    assert after["kl_refined"] == before["kl_refined"]
+    vx.tl.diagnose(cells, n_cells=5)
+    assert set(cells.uns["vae"]["diagnostics"]) == set(before)
+    assert cells.uns["vae"]["diagnostics"]["elbo"] != before["elbo"]

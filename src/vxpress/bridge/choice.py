@@ -9,7 +9,7 @@ import numpy as np
 from scanpy import logging as logg
 
 from vxpress.bridge.run import Fitted, Runner
-from vxpress.core.config import LikelihoodName, ModelConfig, TrainConfig
+from vxpress.core.config import LikelihoodName
 from vxpress.core.inference.comparison import Scores, difference
 from vxpress.core.inference.importance import log_likelihoods
 
@@ -17,12 +17,17 @@ from vxpress.core.inference.importance import log_likelihoods
 LAWS: tuple[LikelihoodName, ...] = ("nb", "zinb")
 N_SAMPLES, N_FEWER = 1_000, 100
 MAX_CELLS, MIN_CELLS = 1_000, 200
+_UNDECIDED = f"likelihood='auto' was interrupted: {LAWS[0]} is kept without a comparison."
 
 
-def choose_likelihood(
-    runner: Runner, model_config: ModelConfig, train_config: TrainConfig
-) -> tuple[Fitted, dict[str, Any]]:
-    """Fit every law to the same cells from the same seeds; the fit that is kept, and the record of the choice."""
+def choose_likelihood(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, Any]]:
+    """The fit that is kept, and the record of the choice; ``first`` is that of the simplest law.
+
+    The other laws are fitted to the same cells with the settings and from the seeds of ``first``. An interrupt ends the choice: the simplest law is kept, and there is no record.
+    """
+    if first.outcome.stopped == "interrupted":
+        logg.warning(_UNDECIDED)
+        return first, {}
     rows = runner.validation_rows
     if len(rows) < MIN_CELLS:
         logg.warning(
@@ -34,8 +39,13 @@ def choose_likelihood(
         rows = rows[np.random.default_rng(0).permutation(len(rows))[:MAX_CELLS]]
     fits, scores = [], []
     for law in LAWS:
-        logg.info(f"    likelihood={law!r}")
-        fitted = runner.fit(replace(model_config, likelihood=law), train_config)
+        fitted = first
+        if law != LAWS[0]:
+            logg.info(f"    likelihood={law!r}")
+            fitted = runner.fit(replace(first.model.config, likelihood=law), first.train)
+        if fitted.outcome.stopped == "interrupted":
+            logg.warning(_UNDECIDED)
+            return first, {}
         few, many = log_likelihoods(fitted.model, runner.cells, (N_FEWER, N_SAMPLES), seed=0, rows=rows)
         fits.append(fitted)
         scores.append(Scores(many.log_likelihood_n[None], few.log_likelihood_n[None]))

@@ -41,8 +41,11 @@ class Rung:
 
 
 def _beta(model: ModelConfig, train: TrainConfig) -> Change | None:
-    # a capacity needs a weight above 1
-    return None if train.beta == 1.0 else (model, replace(train, beta=1.0, kl_schedule="linear", kl_capacity=0.0))
+    if train.beta == 1.0:
+        return None
+    if train.kl_schedule == "capacity":  # which needs a weight above 1
+        return model, replace(train, beta=1.0, kl_schedule="linear", kl_capacity=0.0)
+    return model, replace(train, beta=1.0)
 
 
 def _beta_down(model: ModelConfig, train: TrainConfig) -> Change | None:
@@ -94,6 +97,8 @@ def _longer_warmup(model: ModelConfig, train: TrainConfig) -> Change | None:
 
 
 def _free_bits(model: ModelConfig, train: TrainConfig) -> Change | None:
+    if train.objective != "elbo" or train.kl_schedule == "capacity" or train.beta == 0.0:
+        return None  # there is no floor under their divergence
     return None if train.free_bits >= FREE_BITS else (model, replace(train, free_bits=FREE_BITS))
 
 
@@ -164,9 +169,9 @@ def cure(
 ) -> tuple[Fitted, dict[str, Any]]:
     """The best fit that the ladder reaches, and its diagnosis, with a record of what was tried if anything had to be.
 
-    ``diagnose`` finds the diagnosis of a fit.  Attempts that cannot be trained are passed by; an interrupt ends the search.
+    ``diagnose`` finds the diagnosis of a fit.  Attempts that cannot be trained are passed by; an interrupt ends the search, and a fit that was interrupted is left as it is.
     """
-    if is_sound(str(diagnosis["verdict"])):
+    if is_sound(str(diagnosis["verdict"])) or first.outcome.stopped == "interrupted":
         return first, diagnosis
     rows = np.sort(np.random.default_rng(JUDGE_SEED).permutation(runner.prepared.validation_n)[:MAX_JUDGED])
     held_out = runner.cells.take(torch.from_numpy(rows).to(runner.device))
@@ -194,6 +199,7 @@ def cure(
                 break
             continue
         if fitted.outcome.stopped == "interrupted":
+            logg.warning(f"    {rung.name} ({change}): interrupted; not kept")
             break
         tried = Judged(fitted, diagnose(fitted), bound(fitted))
         kept = helps(best, tried)

@@ -266,11 +266,13 @@ def _check_used(settings: Settings, given: Mapping[str, Any]) -> None:
         "kl_cycles": (settings.kl_schedule == "cyclical", "options=FitOptions(kl_schedule='cyclical')"),
         "kl_capacity": (capacity, "options=FitOptions(kl_schedule='capacity')"),
         "free_bits_form": (settings.free_bits != 0, "free_bits="),
+        "prior_components": (settings.prior in ("mixture", "vamp"), "prior='mixture' or 'vamp'"),
     }
     for name, (used, needed) in effective.items():
         if name in given and not used:
             msg = f"options=FitOptions({name}={given[name]!r}) has no use here: it goes with {needed}. Leave it out."
             raise ValueError(msg)
+    check_range("prior_components", settings.prior_components, 1, 100_000, integer=True)
     if settings.decoder == "linear" and given.get("condition_output") is False:
         msg = (
             "options=FitOptions(condition_output=False) cannot be had with decoder='linear': covariates enter it at the output "

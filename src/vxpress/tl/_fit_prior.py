@@ -12,7 +12,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY, Keys
-from vxpress.bridge.diagnosis import Decoding, diagnose
+from vxpress.bridge.diagnosis import OF_THE_PRIOR, Decoding, diagnose
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.prepare import resolve_device, seed_of
@@ -87,7 +87,9 @@ def fit_prior(
         of log p(z) over validation cells, in nats; ``gain``, their difference, and ``gain_se``, its standard error over cells;
         ``kl``, the mean divergence of the posteriors from the new prior, and ``kl_se``, the standard error of its sampling;
         ``n_cells`` and ``n_draws`` these rest on; ``n_steps``, ``best_step``, ``seconds``; and with ``condition_key`` that,
-        ``categories`` and ``unlabelled``. A prior that was not kept leaves the same under ``uns["vae"]["prior"]["refused"]``, and nothing else.
+        ``categories`` and ``unlabelled``. ``uns["vae"]["diagnostics"]`` is made anew; its ``elbo``, ``amortisation_gap`` and
+        ``inference_gap`` go, for which :func:`diagnose` needs counts, and what else it knows from counts is of the prior that the
+        networks were trained with. A prior that was not kept leaves the same under ``uns["vae"]["prior"]["refused"]``, and nothing else.
     ``adata.obsm["k"]``, ``adata.obsm["k_var"]``, ``adata.obs["k_split"]``, ``adata.obs["k_library"]``
         With ``key_added="k"``: the posteriors, split and size factors of the fit, so that it can be used under its new name.
 
@@ -167,7 +169,8 @@ def _task(adata: AnnData, stored: StoredCells, condition_key: str | None) -> Tas
 
 
 def _diagnosed(stored: StoredCells, fit: Fit, task: Task) -> dict[str, Any]:
-    """The diagnosis of the fit with its new prior; what counts tell of the networks holds as it was."""
+    """The diagnosis of the fit with its new prior; what counts tell of the networks holds as it was, bounds do not."""
+    known = {name: value for name, value in fit.diagnostics.items() if name not in OF_THE_PRIOR}
     held_out = np.zeros(len(stored.mean_nd), dtype=bool)
     held_out[task.validation_n] = True
     found = diagnose(
@@ -178,9 +181,9 @@ def _diagnosed(stored: StoredCells, fit: Fit, task: Task) -> dict[str, Any]:
         fit.history,
         n_steps=fit.params.n_steps,
         decoding=Decoding(fit.model, stored.covariates),
-        known=fit.diagnostics,
+        known=known,
     )
-    return {**fit.diagnostics, **found}
+    return {**known, **found}
 
 
 def _results(adata: AnnData, stored: StoredCells, fit: Fit, record: dict[str, Any], to: Keys) -> Results:

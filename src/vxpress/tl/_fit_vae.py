@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy as copy_of
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
 from scanpy import logging as logg
@@ -19,8 +17,6 @@ from vxpress._keys import Keys
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.choice import LAWS, choose_likelihood
 from vxpress.bridge.cure import cure as walk_ladder
-from vxpress.bridge.decoded import denoised_matrix
-from vxpress.bridge.diagnosis import Decoding, diagnose
 from vxpress.bridge.fit import Fit, Params
 from vxpress.bridge.prepare import (
     Prepared,
@@ -31,9 +27,9 @@ from vxpress.bridge.prepare import (
     resolve_device,
     seed_of,
 )
-from vxpress.bridge.prior import joint_record
-from vxpress.bridge.run import Fitted, Runner
-from vxpress.bridge.store import Results, check_adata, check_free, own
+from vxpress.bridge.results import as_fit, diagnosis_of, results_of
+from vxpress.bridge.run import Runner
+from vxpress.bridge.store import check_adata, check_free, own
 from vxpress.bridge.verdict import is_sound
 from vxpress.core.config import (
     Dispersion,
@@ -47,12 +43,9 @@ from vxpress.core.config import (
     check_choice,
     check_range,
 )
-from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.presets import FitOptions, Settings, resolve, settings_for
-from vxpress.core.priors import PRIORS, DiagonalNormal
-
-MAX_DENSE_BYTES = 1_000_000_000
+from vxpress.core.priors import PRIORS
 
 
 def fit_vae(
@@ -124,6 +117,7 @@ def fit_vae(
         (of log1p(1e4 x / l)) or ``"bernoulli"`` (of detection, x > 0). ``"auto"`` fits ``"nb"`` and ``"zinb"`` from the
         same seeds and keeps ``"zinb"`` only if the held-out cells find it decidedly better, as :func:`compare` judges: it
         takes twice the time, and 20 seconds per 1,000 held-out cells and 2,000 genes for each law (1,000 cells at most).
+        With ``cure=True`` it is ``"nb"`` that is cured, and both are fitted with the settings that came of it.
     dispersion
         What the dispersion of the likelihood depends on: ``"gene"``, ``"gene-batch"``, ``"gene-label"``, ``"gene-cell"``.
     n_latent
@@ -323,14 +317,18 @@ def fit_vae(
         progress=scanpy_settings.verbosity >= 2,
         describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
     )
+    fitted = runner.fit(model_config, train_config)
+    diagnosis = diagnosis_of(prepared, fitted)
+    if cure:
+        fitted, diagnosis = walk_ladder(runner, fitted, diagnosis, lambda tried: diagnosis_of(prepared, tried))
     choice: dict[str, Any] = {}
     if choosing:
-        fitted, choice = choose_likelihood(runner, model_config, train_config)
-    else:
-        fitted = runner.fit(model_config, train_config)
-    diagnosis = _diagnosis(prepared, fitted)
-    if cure:
-        fitted, diagnosis = walk_ladder(runner, fitted, diagnosis, lambda tried: _diagnosis(prepared, tried))
+        # after a cure: what an ill fit cannot say of cells, extra zeros would have to explain
+        simplest = fitted
+        fitted, choice = choose_likelihood(runner, simplest)
+        if fitted is not simplest:
+            of_cure = {name: diagnosis[name] for name in ("cure", "before_cure") if name in diagnosis}
+            diagnosis = diagnosis_of(prepared, fitted) | of_cure
     runner.read_out(fitted)
     fitted.model.cpu()
     params = Params(
@@ -359,8 +357,8 @@ def fit_vae(
         n_voided=fitted.outcome.n_voided,
         n_train=len(prepared.train_n),
     )
-    fit = replace(_as_fit(params, prepared, fitted, adata, diagnosis), choice=choice)
-    results = _results(fit, prepared, fitted.encoded, keys, denoised=denoised)
+    fit = replace(as_fit(params, prepared, fitted, adata, diagnosis), choice=choice)
+    results = results_of(fit, prepared, fitted.encoded, keys, denoised=denoised)
     _report(params, fit)
     adata = own(adata, copy=copy)
     results.write(adata)
@@ -417,80 +415,6 @@ def _model_config(
         prior=PriorConfig(settings.prior, settings.prior_components),
         **settings_for(ModelConfig, settings),
     )
-
-
-def _diagnosis(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
-    model = fitted.model
-    if prepared.cells.log_library_n1.device != next(model.parameters()).device:
-        model = copy_of(model).cpu()
-    held_out = np.zeros(len(prepared.cells), dtype=bool)
-    held_out[prepared.validation_n] = True
-    return diagnose(
-        fitted.encoded.mean_nd,
-        fitted.encoded.var_nd,
-        held_out,
-        fitted.train,
-        fitted.outcome.history,
-        n_steps=fitted.outcome.n_steps,
-        decoding=Decoding(model, prepared.cells.covariates, prepared.cells, prepared.train_n),
-    )
-
-
-def _as_fit(params: Params, prepared: Prepared, fitted: Fitted, adata: AnnData, diagnosis: dict[str, Any]) -> Fit:
-    return Fit(
-        params,
-        prepared.covariates,
-        np.array(adata.var_names, dtype=object),
-        prepared.modelled_g,
-        fitted.model,
-        {name: np.array(values) for name, values in fitted.outcome.history.items()},
-        diagnosis,
-        joint_record(fitted.model.prior, _judged(fitted.encoded, prepared)),
-    )
-
-
-def _judged(encoded: Encoded, prepared: Prepared) -> DiagonalNormal:
-    """Posteriors of the validation cells, or of all where there are none."""
-    rows = prepared.validation_n if len(prepared.validation_n) else slice(None)
-    mean, var = (torch.from_numpy(part[rows]) for part in (encoded.mean_nd, encoded.var_nd))
-    return DiagonalNormal(mean, var.sqrt())
-
-
-def _results(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, denoised: bool | None) -> Results:
-    library = prepared.library.values_n
-    if encoded.log_library_n is not None:
-        library = np.exp(encoded.log_library_n.astype(np.float64))
-    split = pd.Categorical(prepared.split_n(), categories=["train", "validation", "query"])
-    results = Results(
-        obs={keys.split: split, keys.library: library},
-        obsm={keys.latent: encoded.mean_nd, keys.latent_var: encoded.var_nd},
-        uns={keys.uns: fit.to_uns()},
-        stale=[("layers", name) for name in keys.bounds()],
-    )
-    if (loadings_gd := fit.loadings()) is None:
-        results.stale.append(("varm", keys.loadings))
-    else:
-        results.varm[keys.loadings] = loadings_gd
-    n_bytes = 4 * len(prepared.cells) * len(fit.genes)
-    if denoised is None and n_bytes > MAX_DENSE_BYTES:
-        key = "" if keys.uns == "vae" else f", key={keys.uns!r}"
-        logg.warning(
-            f"layers[{keys.normalized!r}] would take {n_bytes / 1e9:.1f} GB and was not written; vx.tl.denoise(adata{key}) writes it."
-        )
-        denoised = False
-    if denoised is False:
-        results.stale.append(("layers", keys.normalized))
-    else:
-        results.layers[keys.normalized] = denoised_matrix(
-            fit.model,
-            encoded.mean_nd,
-            encoded.var_nd,
-            prepared.cells.covariates,
-            modelled_g=fit.modelled_g,
-            batches=tuple(range(len(fit.covariates.batches))),
-            target_sum=fit.params.target_sum,
-        )
-    return results
 
 
 def _report(params: Params, fit: Fit) -> None:

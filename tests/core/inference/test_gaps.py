@@ -8,8 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from scipy import sparse
 
+from vxpress.core.config import ModelConfig, PriorConfig
+from vxpress.core.counts import Cells, Counts
+from vxpress.core.covariates import Covariates
 from vxpress.core.inference.gaps import gaps
+from vxpress.core.vae import VAE, build
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +64,27 @@ def test_the_model_is_left_as_it_was_and_the_seed_repeats(known: Any) -> None:
     assert all((value == before[name]).all() for name, value in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert (one.refined_elbo_n == two.refined_elbo_n).all()
+
+
+def _of_twenty_cells(prior: str, *, latent_library: bool) -> tuple[VAE, Cells]:
+    """A model at its start, whose learned priors are N(0, I), and counts."""
+    rng = np.random.default_rng(0)
+    x_ng = sparse.csr_matrix(rng.poisson(2.0, (20, 15)).astype(np.float32))
+    log_library_n1 = torch.from_numpy(np.log(x_ng.sum(1))).float()
+    nothing = Covariates(torch.zeros(20, 0, dtype=torch.int64), torch.zeros(20, 0))
+    config = ModelConfig(
+        n_genes=15, n_latent=2, n_hidden=8, norm="none", latent_library=latent_library, prior=PriorConfig(prior)
+    )
+    return build(config, 0).eval(), Cells(Counts.from_scipy(x_ng), log_library_n1, nothing)
+
+
+@pytest.mark.parametrize(
+    ("prior", "latent_library"), [("mixture", True), ("flow", True), ("diffusion", False), ("diffusion", True)]
+)
+def test_a_learned_prior_that_is_normal_has_the_gaps_of_one(prior: str, *, latent_library: bool) -> None:
+    # unlearned they are N(0, I), and a mixture's components are all at 0
+    found, expected = (
+        gaps(*_of_twenty_cells(name, latent_library=latent_library), seed=0) for name in (prior, "normal")
+    )
+    for name in ("elbo_n", "kl_n", "refined_elbo_n", "refined_kl_n"):
+        np.testing.assert_allclose(getattr(found, name).mean(), getattr(expected, name).mean(), atol=0.15)

@@ -6,6 +6,7 @@ network makes it for all cells.  The second part is found by improving every cel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +15,17 @@ from torch import Tensor
 
 from vxpress.core.counts import Cells
 from vxpress.core.inference.importance import MAX_ROWS, MIN_ROWS, PASS_ENTRIES, CellProposal, importance_bound
-from vxpress.core.priors import DiagonalNormal
+from vxpress.core.priors import DiagonalNormal, Prior, gaussian_kl
 from vxpress.core.vae import VAE
 
 # steps of Adam per cell, and its learning rate, which falls to 0 as half a cosine
 STEPS, RATE = 100, 0.05
 # noise that the ELBO before and after is compared on, the same for both, and samples of the IWAE
 N_COMPARED, N_SAMPLES = 20, 100
+
+
+Divergence = Callable[[DiagonalNormal, Tensor], Tensor]
+Terms = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -85,18 +90,29 @@ def _refined(
     def noise(width: int) -> Tensor:
         return torch.randn(len(rows), width, generator=generator).to(q.loc.device)
 
-    def terms(law: DiagonalNormal, eps_nd: Tensor, eps_n1: Tensor | None) -> tuple[Tensor, Tensor]:
+    def terms(law: DiagonalNormal, eps_nd: Tensor, eps_n1: Tensor | None, divergence: Divergence) -> Terms:
         z_nd = law.rsample(eps_nd)
         log_library_n1 = batch.log_library_n1 if q_l is None or eps_n1 is None else q_l.rsample(eps_n1)
-        return model.log_likelihood(z_nd, batch, log_library_n1), model.prior.kl(law, z_nd).sum(-1)
+        return model.log_likelihood(z_nd, batch, log_library_n1), divergence(law, z_nd)
 
-    d = q.loc.shape[1]
+    d, prior = q.loc.shape[1], model.prior
+    # noise of a bound is fresh in every step: to the same noise a posterior would adapt itself
+    step_noise = torch.Generator(device=q.loc.device).manual_seed(generator.initial_seed())
+
+    def to_descend(law: DiagonalNormal, z_nd: Tensor) -> Tensor:
+        return prior.kl(law, z_nd).sum(-1) if prior.cheap else prior.kl_bound(law, z_nd, step_noise)
+
+    def to_report(law: DiagonalNormal, z_nd: Tensor) -> Tensor:
+        return (prior.kl(law, z_nd) if prior.cheap else Prior.kl(prior, law, z_nd)).sum(-1)
+
     loc, log_scale = q.loc.clone().requires_grad_(), q.scale.log().requires_grad_()
     optimizer = torch.optim.Adam([loc, log_scale], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for _ in range(n_steps):
         optimizer.zero_grad()
-        likelihood_n, kl_n = terms(DiagonalNormal(loc, log_scale.exp()), noise(d), None if q_l is None else noise(1))
+        likelihood_n, kl_n = terms(
+            DiagonalNormal(loc, log_scale.exp()), noise(d), None if q_l is None else noise(1), to_descend
+        )
         (kl_n - likelihood_n).sum().backward()
         optimizer.step()
         schedule.step()
@@ -106,13 +122,12 @@ def _refined(
         for _ in range(N_COMPARED):
             eps_nd, eps_n1 = noise(d), None if q_l is None else noise(1)
             for at, law in ((0, q), (2, after)):
-                likelihood_n, kl_n = terms(law, eps_nd, eps_n1)
+                likelihood_n, kl_n = terms(law, eps_nd, eps_n1, to_report)
                 sums[at] += (likelihood_n - kl_n).double()
                 sums[at + 1] += kl_n.double()
     elbo, kl, refined, refined_kl = (part.cpu().numpy() for part in sums / N_COMPARED)
     if q_l is not None:
         with torch.no_grad():
-            proposal = CellProposal(model, cells, rows)
-            library = (proposal.kl_n - model.prior.kl(proposal.q, proposal.q.loc).sum(-1)).cpu().numpy()
+            library = gaussian_kl(q_l, *model.library_prior(batch.covariates)).squeeze(-1).double().cpu().numpy()
         elbo, refined = elbo - library, refined - library
     return elbo, kl, refined, refined_kl

@@ -123,6 +123,12 @@ class Prior(nn.Module):
         """KL(q || p) per cell, in columns that sum to it; ``z_nd`` are draws of q, for priors without a closed form."""
         return (q.log_prob(z_nd) - self.log_prob(z_nd, condition_n))[..., None]
 
+    def kl_bound(
+        self, q: DiagonalNormal, z_nd: Tensor, generator: torch.Generator, condition_n: Tensor | None = None
+    ) -> Tensor:
+        """An estimate of an upper bound on KL(q || p), (n,), of priors that are not ``cheap``."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def variance(self) -> Tensor:
         """Variance of every dimension, (d,)."""

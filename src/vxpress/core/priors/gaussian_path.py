@@ -212,8 +212,14 @@ class GaussianPath(StandardisedPrior):
         if self.training:
             generator = self.__dict__["noise"] or generator
             self.__dict__["noise"] = generator
+        return self.kl_bound(q, z_nd, generator, condition_n)[..., None]
+
+    def kl_bound(
+        self, q: DiagonalNormal, z_nd: Tensor, generator: torch.Generator, condition_n: Tensor | None = None
+    ) -> Tensor:
+        """An estimate of an upper bound on KL(q || p), (n,), with one angle per cell."""
         entropy_n = (q.scale.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
-        return (self.bound(z_nd, condition_n, generator) - entropy_n)[..., None]
+        return self.bound(z_nd, condition_n, generator) - entropy_n
 
 
 # of cot(phi) cos(phi)^2 between the ends

@@ -169,7 +169,8 @@ def cure(
 ) -> tuple[Fitted, dict[str, Any]]:
     """The best fit that the ladder reaches, and its diagnosis, with a record of what was tried if anything had to be.
 
-    ``diagnose`` finds the diagnosis of a fit.  Attempts that cannot be trained are passed by; an interrupt ends the search, and a fit that was interrupted is left as it is.
+    ``diagnose`` finds the diagnosis of a fit.  Attempts that cannot be trained are passed by; an interrupt ends the search,
+    and a fit that was interrupted is left as it is.
     """
     if is_sound(str(diagnosis["verdict"])) or first.outcome.stopped == "interrupted":
         return first, diagnosis
@@ -187,7 +188,7 @@ def cure(
         if is_sound(verdict):
             break
         settings = best.fitted.model.config, best.fitted.train
-        changed = _applied(rung, settings) if kind_of(verdict) in rung.treats else None
+        changed = rung.apply(*settings) if kind_of(verdict) in rung.treats else None
         if changed is None:
             continue
         change = describe(settings, changed)
@@ -210,14 +211,6 @@ def cure(
         )
         best = tried if kept else best
     return best.fitted, best.diagnosis | {"cure": _columns(record), "before_cure": _before(diagnosis)}
-
-
-def _applied(rung: Rung, settings: Change) -> Change | None:
-    """The rung's change; None also where other settings leave no room for it, as IWAE does for free bits."""
-    try:
-        return rung.apply(*settings)
-    except ValueError:
-        return None
 
 
 def _columns(record: list[dict[str, Any]]) -> dict[str, np.ndarray]:

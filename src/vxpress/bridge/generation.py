@@ -98,7 +98,9 @@ def _each_label(labels: Labels, n_obs: int | None, names: tuple[str, ...]) -> np
 
 
 def _is_whole(n: object) -> bool:
-    return isinstance(n, (int, float, np.integer, np.floating)) and not isinstance(n, bool) and n >= 0 and n % 1 == 0
+    if isinstance(n, bool) or not isinstance(n, (int, float, np.integer, np.floating)):
+        return False
+    return bool(n >= 0 and n % 1 == 0)
 
 
 def asked_covariates(covariates: Mapping[str, Any] | None, columns: Columns, n: int) -> dict[str, np.ndarray]:

@@ -297,7 +297,7 @@ def run(name: str, seed: int, args: Namespace) -> dict[str, Any]:
 
 
 def table(out: Path) -> dict[str, Any]:
-    """Means over seeds per set, with the interval of the difference to the floor; what is printed is also returned."""
+    """Means over seeds per set with their intervals, and differences; what is printed is also returned."""
     summary: dict[str, Any] = {}
     files = sorted(out.glob("*.json"))
     for name in sorted({path.stem.rsplit("-", 1)[0] for path in files}):
@@ -314,8 +314,48 @@ def table(out: Path) -> dict[str, Any]:
         print(
             pd.DataFrame({label: {k: v["text"] for k, v in row.items()} for label, row in rows.items()}).T.to_string()
         )
-        summary[name] = rows
+        summary[name] = rows | {"differences": differences(runs)}
     return summary
+
+
+# learned priors beside N(0, I) of the same model
+AGAINST_NORMAL = {
+    "default, flow": "default, N(0,I)",
+    "likelihood, dispersion, mixture": "likelihood, dispersion, N(0,I)",
+    "likelihood, dispersion, flow": "likelihood, dispersion, N(0,I)",
+    "likelihood, dispersion, flow_matching": "likelihood, dispersion, N(0,I)",
+    "type as covariate, mixture | type": "type as covariate, N(0,I)",
+}
+
+
+def differences(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """By how much a learned prior is better than N(0, I), and AUROC further from the floor's, paired by seed.
+
+    Better is positive: a lower AUROC, energy distance or share memorised, a higher LISI, a slope nearer to 1.
+    """
+
+    def score(row: dict[str, Any], metric: str) -> float:
+        if metric in BY_TYPE:
+            return -float(np.mean([t[metric] for t in row["types"].values()]))
+        value = row["pooled"][metric]
+        return {"lisi": value, "slope": -abs(value - 1.0)}.get(metric, -value)
+
+    found: dict[str, Any] = {}
+    pairs = [(label, other, POOLED + BY_TYPE) for label, other in AGAINST_NORMAL.items()]
+    pairs += [(label, FLOOR, (*POOLED[:2], *BY_TYPE)) for label in ROWS]
+    for label, other, metrics in pairs:
+        both = [(r["rows"][label], r["rows"][other]) for r in runs if {label, other} <= set(r["rows"])]
+        if not both:
+            continue
+        gains = {
+            metric: _interval([score(a, metric) - score(b, metric) for a, b in both])
+            for metric in metrics
+            if metric in POOLED or all(a["types"] and b["types"] for a, b in both)
+        }
+        found[f"{label} over {other}"] = gains
+    print("better by (positive is better), paired by seed:")
+    print(pd.DataFrame({pair: {k: v["text"] for k, v in row.items()} for pair, row in found.items()}).T.to_string())
+    return found
 
 
 def _interval(values: list[float]) -> dict[str, Any]:

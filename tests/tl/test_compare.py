@@ -272,3 +272,34 @@ def test_equal_fits_are_no_seeds(fits: ad.AnnData) -> None:
     assert list(found["n_fits"]) == [1, 1]
     assert list(found["difference"]) == [0, 0]
     assert list(found["verdict"]) == ["best", "undecided"]
+
+
+def test_dispersions_fitted_anew_make_another_model(fits: ad.AnnData) -> None:
+    vx.tl.fit_dispersion(fits, key="good_1")
+    found = table(fits, ["good_0", "good_1", "good_2"])
+    assert sorted(found["fits"]) == ["good_0, good_2", "good_1"]
+    # and still so after a call that finds nothing better
+    vx.tl.fit_dispersion(fits, key="good_1")
+    assert sorted(table(fits, ["good_0", "good_1", "good_2"])["fits"]) == ["good_0, good_2", "good_1"]
+
+
+def test_a_prior_that_was_refused_leaves_the_model_what_it_was(fits: ad.AnnData) -> None:
+    vx.tl.fit_prior(fits, "normal", key="good_1")
+    assert "refused" in fits.uns["good_1"]["prior"]
+    assert list(table(fits, ["good_0", "good_1", "good_2"])["fits"]) == ["good_0, good_1, good_2"]
+
+
+@pytest.mark.parametrize("rename", ["{}-0", "old_{}"])
+def test_trained_cells_under_names_of_a_concatenation_do_not_pass_for_unseen(fits: ad.AnnData, rename: str) -> None:
+    fits.obs_names = [f"CELL{i}-1" for i in range(fits.n_obs)]
+    renamed = fits.copy()
+    renamed.obs_names = [rename.format(name) for name in fits.obs_names]
+    with pytest.raises(ValueError, match="names with a part added by concatenation"):
+        vx.tl.compare(renamed, {"a": (fits, "good_0"), "b": (fits, "good_1")}, **FEW)
+
+
+def test_too_few_named_cells_are_said_to_be_too_few(fits: ad.AnnData) -> None:
+    some = np.zeros(fits.n_obs, dtype=bool)
+    some[np.flatnonzero(fits.obs["good_0_split"] == "validation")[:3]] = True
+    with pytest.raises(ValueError, match="cells= names 3 cells; 200 or more"):
+        vx.tl.compare(fits, ["good_0", "good_1"], cells=some)

@@ -62,3 +62,14 @@ def test_the_cells_of_the_fit_are_needed(fitted: ad.AnnData) -> None:
     del fitted.obs["vae_split"]
     with pytest.raises(KeyError, match="lacks 'vae_split'"):
         vx.tl.fit_dispersion(fitted)
+
+
+def test_a_second_call_does_not_forget_the_first(adata: ad.AnnData) -> None:
+    vx.tl.fit_vae(adata, "batch", n_latent=3, n_hidden=16, max_epochs=20, batch_size=32, denoised=False)
+    vx.tl.fit_dispersion(adata)
+    first = adata.uns["vae"]["diagnostics"]["dispersion"]
+    assert first["kept"]
+    assert first["refitted"]
+    for rng in range(1, 6):
+        vx.tl.fit_dispersion(adata, rng=rng)
+    assert adata.uns["vae"]["diagnostics"]["dispersion"]["refitted"]

@@ -288,3 +288,32 @@ def test_every_prior_gives_cells(adata: ad.AnnData, quick: dict, prior: str) -> 
     assert new.uns["vae_generate"]["params"]["prior"] == prior
     assert np.isfinite(new.obsm["X_vae"]).all()
     assert new.X.sum() > 0
+
+
+def test_columns_as_pandas_holds_them_are_labels_of_cells(labelled: ad.AnnData) -> None:
+    name = "group_1"
+    for labels in (pd.Categorical([name] * 3), pd.Index([name] * 3), np.array([name] * 3)):
+        assert list(vx.tl.generate(labelled, labels=labels).obs["kind"]) == [name] * 3
+    assert vx.tl.generate(labelled, 2, labels=np.array(name)).n_obs == 2
+
+
+def test_labels_that_are_numbers_are_no_numbers_of_cells(adata: ad.AnnData, quick: dict) -> None:
+    adata.obs["cluster"] = adata.obs["group"].astype("category").cat.codes.astype(int)
+    vx.tl.fit_vae(adata, denoised=False, **quick)
+    vx.tl.fit_prior(adata, "mixture", condition_key="cluster")
+    column = adata.obs["cluster"][:7]
+    assert list(vx.tl.generate(adata, labels=column).obs["cluster"].astype(int)) == list(column)
+    counts = adata.obs["cluster"].value_counts()
+    assert vx.tl.generate(adata, labels=counts).n_obs == adata.n_obs
+
+
+@pytest.mark.parametrize("number", ["5", "x", None, float("nan"), 2.5, -1, True])
+def test_numbers_of_cells_are_whole(labelled: ad.AnnData, number: object) -> None:
+    name = "group_1"
+    with pytest.raises(ValueError, match="should give a whole number of cells for each label"):
+        vx.tl.generate(labelled, labels={name: number})  # type: ignore[dict-item]
+
+
+def test_a_set_of_labels_says_no_numbers(labelled: ad.AnnData) -> None:
+    with pytest.raises(TypeError, match="has no order and no numbers"):
+        vx.tl.generate(labelled, labels={"group_0", "group_1"})  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import torch
 
 import vxpress as vx
 from vxpress.bridge.find import find_fit
+from vxpress.core.priors.gaussian_path import GaussianPath
 
 
 def _groups(adata: ad.AnnData) -> tuple[str, str]:
@@ -166,3 +167,20 @@ def test_flow_goes_straight_in_its_base_space_and_ends_where_asked(fitted: ad.An
     # the map is the one the density belongs to
     np.testing.assert_allclose(prior.from_base(torch.from_numpy(base)).numpy(), z, atol=1e-3)
     assert np.abs(np.diff(z, 2, axis=0)).max() > 1e-3
+
+
+def test_a_costly_prior_is_asked_for_some_cells_only(fitted: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vxpress.bridge.prior.MARGIN", -np.inf)
+    vx.tl.fit_prior(fitted, "flow_matching", max_steps=20)
+    asked: list[int] = []
+    log_prob = GaussianPath.log_prob
+
+    def counted(prior: GaussianPath, z: torch.Tensor) -> torch.Tensor:
+        asked.append(len(z))
+        return log_prob(prior, z)
+
+    monkeypatch.setattr(GaussianPath, "log_prob", counted)
+    monkeypatch.setitem(vx.tl.interpolate.__globals__, "N_COSTLY", 10)
+    path = vx.tl.interpolate(fitted, *_groups(fitted), groupby="group", n_steps=4)
+    assert asked == [4, 10]
+    assert (path.obs["prior_percentile"] % 10 == 0).all()

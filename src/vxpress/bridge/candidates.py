@@ -26,6 +26,8 @@ Models: TypeAlias = Sequence[Entry] | Mapping[str, Entry] | None
 
 # what is on record of a fit beside its settings
 SEEDS = ("rng", "split_rng")
+# share of names that differ from known ones by a part before or behind only, above which cells are taken for the same
+RENAMED = 0.1
 OUTCOMES = ("version", "device", "stopped", "best_epoch", "n_steps", "n_voided")
 
 
@@ -165,12 +167,27 @@ def _seen(adata: AnnData, place: AnnData | Path, fit: Fit, keys: Keys) -> tuple[
         if not index.is_unique:
             msg = f"{where} are not unique, so cells cannot be told apart by name. Make them so before fitting: adata.obs_names_make_unique()."
             raise ValueError(msg)
-    # where all its training cells are there, a cell of another name is none of them
-    complete = 0 < fit.params.n_train == int((split == "train").sum())
+    # where all its training cells are there, a cell of another name is none of them, unless names were changed
+    complete = 0 < fit.params.n_train == int((split == "train").sum()) and not _renamed(adata.obs_names, split.index)
     split_n = split.reindex(adata.obs_names).to_numpy(dtype=object)
     known_n = adata.obs_names.isin(split.index)
     held_out_n = np.isin(split_n.astype(str), ("validation", "query"))
     return split_n == "train", np.where(known_n, held_out_n, complete)
+
+
+def _renamed(names: pd.Index, known: pd.Index) -> bool:
+    """Whether names look like known ones with a part before or behind, as concatenation makes them.
+
+    A tenth of them have to: cells of other samples share barcodes now and then.
+    """
+    bare = names[~names.isin(known)].astype(str)
+    if not len(bare):
+        return False
+    alike = np.zeros(len(bare), dtype=bool)
+    for mark in ("-", "_", ":", "#"):
+        alike |= bare.str.rsplit(mark, n=1).str[0].isin(known) & bare.str.contains(mark, regex=False)
+        alike |= bare.str.split(mark, n=1).str[-1].isin(known)
+    return bool(alike.mean() > RENAMED)
 
 
 def _split_of(place: AnnData | Path, keys: Keys) -> pd.Series | None:
@@ -218,4 +235,6 @@ def _settings(fit: Fit) -> str:
     settings = {f.name: getattr(fit.params, f.name) for f in fields(fit.params) if f.name not in SEEDS + OUTCOMES}
     # a prior that was learned afterwards, or given a condition, is another one than its like learned with the rest
     prior = fit.prior
-    return repr((settings, sorted(prior), prior.get("condition_key")))
+    how = sorted(set(prior) - {"refused"}), prior.get("condition_key")
+    # and so are dispersions that were fitted anew
+    return repr((settings, how, bool(fit.diagnostics.get("dispersion", {}).get("refitted", False))))

@@ -69,12 +69,17 @@ def check_library(first: Candidate, other: Candidate, log_library_n: np.ndarray,
 def shared_cells(adata: AnnData, candidates: Sequence[Candidate], cells: str | np.ndarray | None) -> np.ndarray:
     """The cells that no fit was trained on, boolean (n,): those named, or those held out by every fit."""
     if cells is not None:
-        return _named_cells(adata, candidates, cells)
+        chosen_n = _named_cells(adata, candidates, cells)
+        n = int(chosen_n.sum())
+        if n < MIN_CELLS:
+            msg = f"cells= names {n} cells; {MIN_CELLS} or more are needed to tell models apart."
+            raise ValueError(msg)
+        return chosen_n
     silent = [candidate.name for candidate in candidates if candidate.silent]
     if silent:
         msg = (
-            f"Nothing says which cells {silent} was trained on (a file of weights alone, obs without its split, or part of the "
-            "cells only). Pass cells= with a boolean array, or a column of obs, of cells that no fit was trained on."
+            f"Nothing says which cells {silent} was trained on (a file of weights alone, obs without its split, part of the "
+            "cells only, or names with a part added by concatenation). Pass cells= with a boolean array, or a column of obs, of cells that no fit was trained on."
         )
         raise ValueError(msg)
     held_out_n = np.logical_and.reduce([candidate.held_out_n for candidate in candidates])

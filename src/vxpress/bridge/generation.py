@@ -58,7 +58,7 @@ def asked_labels(
     if key is None:
         msg = f"labels= was given, but the prior of this fit knows no labels. {hint}"
         raise ValueError(msg)
-    wanted = _each_label(labels, n_obs)
+    wanted = _each_label(labels, n_obs, names)
     code_n = pd.Index(names).get_indexer(wanted)
     if (code_n < 0).any():
         unknown = list(dict.fromkeys(wanted[code_n < 0]))[:5]
@@ -67,17 +67,24 @@ def asked_labels(
     return len(code_n), code_n.astype(np.int64)
 
 
-def _each_label(labels: Labels, n_obs: int | None) -> np.ndarray:
+def _each_label(labels: Labels, n_obs: int | None, names: tuple[str, ...]) -> np.ndarray:
     """The label of every cell, as strings."""
     if isinstance(labels, pd.Series) and pd.api.types.is_numeric_dtype(labels.dtype):
-        labels = dict(zip(labels.index, labels, strict=True))
+        # a column of numbers holds labels too; numbers of cells are those whose index holds labels
+        if {category_name(name) for name in labels.index} & set(names):
+            labels = dict(zip(labels.index, labels, strict=True))
+    elif isinstance(labels, np.ndarray) and labels.ndim == 0:
+        labels = labels.item()
     if isinstance(labels, Mapping):
         counts = list(labels.values())
-        if any(isinstance(n, bool) or n != int(n) or n < 0 for n in counts):
+        if not all(_is_whole(n) for n in counts):
             msg = f"labels={dict(labels)!r} should give a whole number of cells for each label."
             raise ValueError(msg)
         wanted = np.repeat(np.array([category_name(name) for name in labels], dtype=object), [int(n) for n in counts])
-    elif isinstance(labels, (pd.Series, np.ndarray, list, tuple)):
+    elif isinstance(labels, (set, frozenset)):
+        msg = f"labels={labels!r} has no order and no numbers. Give a list, one per cell, or a mapping from labels to numbers."
+        raise TypeError(msg)
+    elif isinstance(labels, (pd.Series, pd.Index, pd.api.extensions.ExtensionArray, np.ndarray, list, tuple)):
         wanted = np.array([category_name(name) for name in labels], dtype=object)
     else:
         return np.full(DEFAULT_CELLS if n_obs is None else n_obs, category_name(labels), dtype=object)
@@ -88,6 +95,12 @@ def _each_label(labels: Labels, n_obs: int | None) -> np.ndarray:
         msg = "labels= asks for no cell; at least one is expected."
         raise ValueError(msg)
     return wanted
+
+
+def _is_whole(n: object) -> bool:
+    if isinstance(n, bool) or not isinstance(n, (int, float, np.integer, np.floating)):
+        return False
+    return bool(n >= 0 and n % 1 == 0)
 
 
 def asked_covariates(covariates: Mapping[str, Any] | None, columns: Columns, n: int) -> dict[str, np.ndarray]:

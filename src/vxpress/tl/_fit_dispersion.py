@@ -65,8 +65,9 @@ def fit_dispersion(
     Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following field:
 
     ``adata.uns["vae"]``
-        The fit with its new dispersions. ``uns["vae"]["diagnostics"]["dispersion"]`` holds ``kept``, ``gain``, the mean change
-        of the log likelihood of validation cells in nats per cell, ``gain_se``, its standard error, and ``n_cells``.
+        The fit with its new dispersions. ``uns["vae"]["diagnostics"]["dispersion"]`` holds ``kept``, ``refitted``, whether the
+        dispersions of the fit come from this call or an earlier one, ``gain``, the mean change of the log likelihood of
+        validation cells in nats per cell, ``gain_se``, its standard error, and ``n_cells``.
 
     Raises
     ------
@@ -123,7 +124,9 @@ def fit_dispersion(
     gain_n = mean_log_likelihood(new, cells, judged, seeds[1]) - mean_log_likelihood(fit.model, cells, judged, seeds[1])
     gain, gain_se = float(gain_n.mean()), float(gain_n.std(ddof=1) / np.sqrt(len(gain_n)))
     kept = bool(gain > 0)
-    record = {"kept": kept, "gain": gain, "gain_se": gain_se, "n_cells": len(gain_n)}
+    # a second call that finds nothing better does not undo the first
+    refitted = kept or bool(fit.diagnostics.get("dispersion", {}).get("refitted", False))
+    record = {"kept": kept, "refitted": refitted, "gain": gain, "gain_se": gain_se, "n_cells": len(gain_n)}
     where = f"log likelihood of {len(gain_n)} validation cells {gain:+.2f} +- {gain_se:.2f} nats per cell"
     if kept:
         logg.info(f"    {where}")

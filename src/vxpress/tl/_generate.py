@@ -129,7 +129,10 @@ def generate(
     ((200, 765), 'generated', 'prior')
     """
     if not isinstance(adata, AnnData):
-        msg = f"An AnnData is expected as first argument; found {type(adata).__name__}. vx.load_model(path) gives one of a file."
+        msg = (
+            f"An AnnData is expected as first argument; found {type(adata).__name__}. Of a file, anndata.read_h5ad(path) "
+            "gives one, or vx.load_model(path) where it is of weights alone (.safetensors)."
+        )
         raise TypeError(msg)
     fit, keys = find_fit(adata, model, key), Keys.of(key)
     if n_obs is not None:

@@ -121,6 +121,15 @@ def test_each_verdict_from_its_numbers(numbers: dict, verdict: str) -> None:
     assert is_sound(found) == verdict.startswith(("healthy", "unused"))
 
 
+def test_a_held_out_objective_that_falls_after_its_peak() -> None:
+    peaked = WARM | {"kl_weight": [0.5, 1.0, 1.0, 1.0], "objective_validation": [-9.0, -10.0, -9.9, -10.2]}
+    found = verdict_of(SOUND, TRAIN, peaked, n=1000, n_steps=500)
+    assert re.match("overfitted: .* 3.0 % worse at the end", found)
+    # before the end of the warm-up it is another objective
+    level = peaked | {"objective_validation": [-5.0, -10.0, -9.9, -10.0]}
+    assert verdict_of(SOUND, TRAIN, level, n=1000, n_steps=500).startswith("healthy")
+
+
 def test_few_cells_are_overfitted_sooner() -> None:
     numbers = SOUND | {"generalisation_gap_share": 0.07, "generalisation_gap_low": 0.04}
     assert verdict_of(numbers, TRAIN, WARM, n=500, n_steps=500).startswith("overfitted")

@@ -19,6 +19,8 @@ MAX_EXCESS = 1.4
 MAX_GENERALISATION, MIN_GENERALISATION_LOW = 0.10, 0.03
 # the same share where cells are this few, and the model would be another with more of them
 FEW_CELLS, MAX_GENERALISATION_OF_FEW = 600, 0.057
+# share of the held-out objective that is lost between its peak and the end of training
+MAX_FALL = 0.015
 MAX_PRIOR_GAP = 0.5
 STILL_RISING = 0.001
 # a fit that was cut this short is not judged further
@@ -53,7 +55,7 @@ def verdict_of(
     checks = (
         _under_trained(train, history, n=n, n_steps=n_steps),
         _collapsed(numbers, train),
-        _overfitted(numbers, train, n=n),
+        _overfitted(numbers, train, history, n=n),
     )
     for found in checks:
         if found:
@@ -111,7 +113,7 @@ def _collapsed(numbers: Mapping[str, Any], train: TrainConfig) -> str:
     return ""
 
 
-def _overfitted(numbers: Mapping[str, Any], train: TrainConfig, *, n: int) -> str:
+def _overfitted(numbers: Mapping[str, Any], train: TrainConfig, history: Mapping[str, Any], *, n: int) -> str:
     encoder, refined = numbers.get("kl_encoder"), numbers.get("kl_refined")
     if encoder is not None and refined is not None and encoder > MAX_EXCESS * refined:
         return (
@@ -121,12 +123,31 @@ def _overfitted(numbers: Mapping[str, Any], train: TrainConfig, *, n: int) -> st
     share, low = (float(numbers.get(f"generalisation_gap_{part}", 0.0)) for part in ("share", "low"))
     most = MAX_GENERALISATION_OF_FEW if n < FEW_CELLS else MAX_GENERALISATION
     if share <= most or low <= MIN_GENERALISATION_LOW:
-        return ""
+        fall = _fall(history, train) if "generalisation_gap_share" in numbers else 0.0
+        return "" if fall <= MAX_FALL else _peaked(fall)
     return (
         f"overfitted: cells the model has not seen are described {100 * share:.0f} % worse than those it has "
         f"({numbers['generalisation_gap']:.0f} nats a cell), so part of the latent is the noise of single cells. Fit again with "
         "more cells, fewer genes (mask_var=) or a smaller or more regular network (n_hidden=, preset='likelihood'); cure=True tries "
         "the latter."
+    )
+
+
+def _fall(history: Mapping[str, Any], train: TrainConfig) -> float:
+    """Share of the held-out objective lost after its peak, from the end of the warm-up on."""
+    objective = np.asarray(history["objective_validation"], dtype=float)
+    rising = np.flatnonzero(np.asarray(history["kl_weight"], dtype=float) < 0.99 * train.beta)
+    warm = objective[rising[-1] + 1 if len(rising) else 0 :]
+    if len(warm) < 2 or not np.isfinite(warm).all():
+        return 0.0
+    return float((warm.max() - warm[-1]) / max(abs(warm.max()), 1e-12))
+
+
+def _peaked(fall: float) -> str:
+    return (
+        f"overfitted: held-out cells were described best early on and {100 * fall:.1f} % worse at the end of training, so the network "
+        "learns its training cells faster than what they have in common. The best state is kept, and a smaller or more regular "
+        "network (n_hidden=, preset='likelihood') or fewer genes (mask_var=) would be better; cure=True tries the former."
     )
 
 

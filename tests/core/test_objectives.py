@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from scipy import sparse, stats
 from torch.distributions import Normal, kl_divergence
 
+from vxpress.core.bodies import MLP
 from vxpress.core.config import ModelConfig
 from vxpress.core.counts import Batch, Cells, Counts
 from vxpress.core.covariates import Covariates
@@ -100,7 +102,7 @@ def _linear_gaussian(slope_g: np.ndarray, mean_g: np.ndarray, variance_g: np.nda
         fill(model.encoder.body.linears[0], weight_g, far - (weight_g * mean_g).sum())
         fill(model.encoder.mean, 1.0, -far)
         fill(model.encoder.log_variance, 0.0, np.log(posterior_variance - MIN_POSTERIOR_VARIANCE))
-        fill(model.decoder.body.linears[0], 1.0, far)
+        fill(cast("MLP", model.decoder.body).linears[0], 1.0, far)
         fill(model.decoder.location, slope_g, mean_g - far * slope_g)
         model.decoder.log_dispersion.copy_(torch.as_tensor(np.log(variance_g - 1e-3)))
     return model

@@ -12,6 +12,7 @@ import torch
 from scipy import sparse, special, stats
 from torch import nn
 
+from vxpress.core.bodies import MLP
 from vxpress.core.config import ModelConfig
 from vxpress.core.counts import Cells, Counts
 from vxpress.core.covariates import Covariates
@@ -53,9 +54,10 @@ class LinearGaussian:
         """The model, its posterior moved by ``shift`` standard deviations and widened."""
         config = ModelConfig(n_genes=G, n_latent=D, n_hidden=4, likelihood="gaussian", norm="none", dropout=0.0)
         model = build(config, 0).double().eval()
-        for linear in (*model.encoder.body.linears, *model.decoder.body.linears):
+        bodies = cast("MLP", model.encoder.body), cast("MLP", model.decoder.body)
+        for linear in (*bodies[0].linears, *bodies[1].linears):
             _set(linear, 0.0, SHIFT)
-        into, out = (cast("nn.Linear", part.body.linears[0]) for part in (model.encoder, model.decoder))
+        into, out = (cast("nn.Linear", body.linears[0]) for body in bodies)
         into.weight[:D] = torch.from_numpy(self.to_mean)
         into.bias[:D] = SHIFT - torch.from_numpy(self.to_mean @ self.b_g)
         sd_d = torch.from_numpy(np.sqrt(self.var_d))

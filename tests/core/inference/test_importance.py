@@ -54,7 +54,7 @@ class LinearGaussian:
         """The model, its posterior moved by ``shift`` standard deviations and widened."""
         config = ModelConfig(n_genes=G, n_latent=D, n_hidden=4, likelihood="gaussian", norm="none", dropout=0.0)
         model = build(config, 0).double().eval()
-        bodies = cast("MLP", model.encoder.body), cast("MLP", model.decoder.body)
+        bodies = model.encoder.body, cast("MLP", model.decoder.body)
         for linear in (*bodies[0].linears, *bodies[1].linears):
             _set(linear, 0.0, SHIFT)
         into, out = (cast("nn.Linear", body.linears[0]) for body in bodies)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pytest
 from scipy import sparse, stats
@@ -154,3 +155,8 @@ def test_without_a_gene_that_differs_the_slope_is_nan(rng: np.random.Generator) 
 def test_samples_that_do_not_match_are_refused(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(np.ones((10, 3)))  # type: ignore[operator]
+
+
+def test_an_anndata_is_refused_before_anything_is_computed() -> None:
+    with pytest.raises(TypeError, match="Pass its counts, adata.X"):
+        vx.metrics.two_sample_auroc(ad.AnnData(np.ones((4, 2))), np.ones((4, 2)))

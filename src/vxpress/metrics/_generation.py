@@ -353,6 +353,10 @@ def _welch_fdr(x: Matrix, inside_n: np.ndarray) -> np.ndarray:
 
 
 def _pair(x: Matrix, y: Matrix) -> tuple[Matrix, Matrix]:
+    for z in (x, y):
+        if hasattr(z, "obs_names"):
+            msg = "Arrays are expected, cells x genes; found an AnnData. Pass its counts, adata.X."
+            raise TypeError(msg)
     x, y = (sparse.csr_matrix(z) if sparse.issparse(z) else np.asarray(z) for z in (x, y))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         msg = f"Two samples of cells in the same columns are expected; found shapes {x.shape} and {y.shape}."

@@ -94,8 +94,11 @@ def _check(path: AnnData, keys: Keys) -> None:
         msg = f"The AnnData that vx.tl.interpolate returned is expected as first argument; found {type(path).__name__}."
         raise TypeError(msg)
     missing = [name for name in COLUMNS if name not in path.obs]
-    if missing or keys.latent not in path.obsm or path.n_obs < 2:
-        what = f"obs lacks {missing}" if missing else f"it has {path.n_obs} steps, and obsm {list(path.obsm)}"
+    if not missing and path.n_obs > 1 and keys.latent not in path.obsm:
+        msg = f"The path has no obsm[{keys.latent!r}] (found: {list(path.obsm)}): pass key= as to vx.tl.interpolate."
+        raise KeyError(msg)
+    if missing or path.n_obs < 2:
+        what = f"obs lacks {missing}" if missing else f"it has {path.n_obs} step(s)"
         msg = f"This is no path ({what}). Make one: path = vx.tl.interpolate(adata, source, target, groupby=...)."
         raise KeyError(msg)
 

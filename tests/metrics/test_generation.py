@@ -158,5 +158,5 @@ def test_samples_that_do_not_match_are_refused(call: object, message: str) -> No
 
 
 def test_an_anndata_is_refused_before_anything_is_computed() -> None:
-    with pytest.raises(TypeError, match="Pass its counts, adata.X"):
+    with pytest.raises(TypeError, match="Pass its counts"):
         vx.metrics.two_sample_auroc(ad.AnnData(np.ones((4, 2))), np.ones((4, 2)))

@@ -9,10 +9,9 @@ from anndata import AnnData
 
 from vxpress._unset import Unset
 from vxpress.bridge.candidates import Candidate
+from vxpress.core.likelihoods import LIKELIHOODS
 
 MIN_CELLS = 200
-# what a law is a law of, where it is not of the counts themselves
-OBSERVES = {"gaussian": "log values", "bernoulli": "detection"}
 # of size factors, float32 logs
 SAME_LIBRARY = 1e-5
 
@@ -25,7 +24,7 @@ def check_settings(candidates: Sequence[Candidate], layer: str | Unset | None) -
         pair = f"{first.name!r} and {other.name!r}"
         a, b = first.fit.params, other.fit.params
         laws = a.model.likelihood, b.model.likelihood
-        spaces = tuple(OBSERVES.get(law, "counts") for law in laws)
+        spaces = tuple(LIKELIHOODS[law].observes for law in laws)
         if spaces[0] != spaces[1]:
             msg = (
                 f"{pair} are laws of different things: {spaces[0]} ({laws[0]}) and {spaces[1]} ({laws[1]}), whose likelihoods "

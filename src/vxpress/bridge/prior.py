@@ -13,15 +13,13 @@ import torch
 from vxpress.bridge.covariates import category_codes, category_names
 from vxpress.bridge.fit import Fit
 from vxpress.core.config import PriorConfig, PriorName
-from vxpress.core.priors import DiagonalNormal, Prior, drawn_log_prob, sampled_kl
+from vxpress.core.priors import PRIORS, DiagonalNormal, Prior, drawn_log_prob, sampled_kl
 from vxpress.core.priors.fitting import build_prior, learn
 
 # points at which a prior is judged, and how many draws of a cell at most
 JUDGED_POINTS, MAX_DRAWS = 4_000, 10
 # of a prior learned with the rest, which has to be done by the end of a fit
 JOINT_POINTS = 1_000
-# components made of cells: narrow, so that many are needed
-VAMP_COMPONENTS = 500
 # a prior is kept if it gains more than this many standard errors
 MARGIN = 1.0
 
@@ -198,6 +196,6 @@ def learn_prior(
 
 def _config(kind: PriorName, n_components: int | None, n_conditions: int, n_cells: int) -> PriorConfig:
     """As many components as were asked for, and at least one to a condition."""
-    most, cells_each = (VAMP_COMPONENTS, 2) if kind == "vamp" else (PriorConfig().n_components, 10)
+    most, cells_each = PRIORS[kind].alone_components
     n = max(min(most, max(1, n_cells // cells_each)), 4 * n_conditions) if n_components is None else n_components
     return PriorConfig(name=kind, n_components=max(n, n_conditions), n_conditions=n_conditions)

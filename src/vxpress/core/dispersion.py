@@ -13,7 +13,6 @@ from torch import Tensor
 
 from vxpress.core.counts import Batch, Cells
 from vxpress.core.covariates import Covariates
-from vxpress.core.likelihoods import Likelihood, NegativeBinomial, ZeroInflated
 from vxpress.core.vae import VAE
 
 # log theta looked at; beyond the last the law is all but Poisson's
@@ -42,9 +41,9 @@ def refit_dispersions(model: VAE, cells: Cells, rows: Tensor, *, seed: int) -> T
     for part in rows.split(CHUNK):
         batch = cells.batch(part)
         law = model.likelihood(*_drawn(model, batch, generator))
-        which_n = model.decoder._dispersion_row(batch.covariates)
+        which_n = model.decoder.dispersion_row(batch.covariates)
         for k, log_theta in enumerate(grid):
-            log_p = _with_dispersion(law, log_theta).log_prob(batch.x_ng)
+            log_p = law.with_dispersion(log_theta.expand(1, 1)).log_prob(batch.x_ng)
             curve[k].index_add_(0, which_n, log_p.double())
     curve -= 0.5 * ((grid[:, None, None] - trained) / PRIOR_SD).square().double()
     top = curve.argmax(0).clamp(1, len(grid) - 2)
@@ -78,10 +77,3 @@ def _drawn(model: VAE, batch: Batch, generator: torch.Generator) -> tuple[Tensor
         of_library = model.library_posterior(batch)
         log_library_n1 = of_library.rsample(torch.randn(of_library.loc.shape, generator=generator))
     return z_nd, batch.covariates, log_library_n1
-
-
-def _with_dispersion(law: Likelihood, log_theta: Tensor) -> Likelihood:
-    if isinstance(law, ZeroInflated):
-        return ZeroInflated(_with_dispersion(law.base, log_theta), law.gate_logits)
-    assert isinstance(law, NegativeBinomial)  # noqa: S101 - the laws that have dispersions
-    return NegativeBinomial(law.log_mean, log_theta.expand(1, 1))

@@ -48,7 +48,7 @@ class Decoded:
 class Likelihood(Distribution):
     """Base of the laws of counts; ``x`` is always a tensor of counts.  A law draws in :meth:`_draw`.
 
-    ``gamma_rate`` says that counts are Poisson given a gamma rate with shape theta, which a count then updates.
+    ``observes`` is what a law is a law of; likelihoods of the same thing compare.  ``gamma_rate`` says that counts are Poisson given a gamma rate with shape theta, which a count then updates.
     """
 
     has_dispersion: ClassVar[bool] = False
@@ -57,6 +57,7 @@ class Likelihood(Distribution):
     discrete: ClassVar[bool] = True
     gamma_rate: ClassVar[bool] = False
     scale: ClassVar[str] = "composition"
+    observes: ClassVar[str] = "counts"
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(self, shape: torch.Size) -> None:
@@ -87,6 +88,10 @@ class Likelihood(Distribution):
 
     def at(self, *index: Tensor | slice) -> Likelihood:
         """The law of some entries alone, picked as by ``x[index]``."""
+        raise NotImplementedError
+
+    def with_dispersion(self, log_theta: Tensor) -> Likelihood:
+        """The same law at another log inverse dispersion, broadcastable to it; of laws of counts that have one."""
         raise NotImplementedError
 
     def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,6 +182,9 @@ class NegativeBinomial(Likelihood):
         theta = self.log_theta.exp()
         return expected_log1p((self.log_mean + log_library_n1).exp(), lambda rate: theta * torch.log1p(rate / theta))
 
+    def with_dispersion(self, log_theta: Tensor) -> NegativeBinomial:
+        return NegativeBinomial(self.log_mean, log_theta)
+
     def at(self, *index: Tensor | slice) -> NegativeBinomial:
         return NegativeBinomial(self.log_mean[index], self.log_theta[index])
 
@@ -227,6 +235,9 @@ class ZeroInflated(Likelihood):
 
     def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
         return torch.sigmoid(-self.gate_logits) * self.base.expected_log1p(log_library_n1)
+
+    def with_dispersion(self, log_theta: Tensor) -> ZeroInflated:
+        return ZeroInflated(self.base.with_dispersion(log_theta), self.gate_logits)
 
     def at(self, *index: Tensor | slice) -> ZeroInflated:
         return ZeroInflated(self.base.at(*index), self.gate_logits.expand(self.batch_shape)[index])
@@ -318,6 +329,7 @@ class Gaussian(Likelihood):
     composition = False
     discrete = False
     scale = "log1p_cp10k"
+    observes = "log values"
     support = constraints.real
 
     def __init__(self, loc: Tensor, variance: Tensor, library: Tensor) -> None:
@@ -368,6 +380,7 @@ class Gaussian(Likelihood):
 class Bernoulli(Likelihood):
     """Detection of a gene, x > 0, with probability 1 - exp(-l rho): the complementary log-log link keeps depth out of z."""
 
+    observes = "detection"
     support = constraints.boolean
 
     def __init__(self, log_rate: Tensor) -> None:

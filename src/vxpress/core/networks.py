@@ -152,12 +152,12 @@ class Decoder(nn.Module):
 
         gate = cast("nn.Linear", self.heads["gate"]) if "gate" in self.heads else None
         weight, bias = self.location.weight, self.location.bias
-        rows = self._dispersion_row(covariates)
+        rows = self.dispersion_row(covariates)
         if gate is None:
             return OutputLayers(weight, bias, self.log_dispersion, rows)
         return OutputLayers(weight, bias, self.log_dispersion, rows, gate.weight, gate.bias)
 
-    def _dispersion_row(self, covariates: Covariates) -> Tensor:
+    def dispersion_row(self, covariates: Covariates) -> Tensor:
         """The row of the dispersion that each cell uses, (n,)."""
         if self.dispersion == "gene-batch":
             return covariates.categorical_nk[:, 0]

@@ -28,6 +28,7 @@ from vxpress.core.config import (
     check_choice,
     check_range,
 )
+from vxpress.core.priors import PRIORS
 
 MAX_EPOCHS = 100
 # visits of cells in a fit of up to 5,000 cells
@@ -261,12 +262,14 @@ def _check_used(settings: Settings, given: Mapping[str, Any]) -> None:
     """Raise where an option was given that the other choices leave without effect."""
     several = settings.objective in ("iwae", "dreg")
     capacity = settings.kl_schedule == "capacity"
+    check_choice("prior", settings.prior, PriorName)
+    of_components = " or ".join(repr(name) for name, kind in PRIORS.items() if kind.has_components)
     effective = {
         "n_samples": (several, "objective='iwae' or 'dreg'"),
         "kl_cycles": (settings.kl_schedule == "cyclical", "options=FitOptions(kl_schedule='cyclical')"),
         "kl_capacity": (capacity, "options=FitOptions(kl_schedule='capacity')"),
         "free_bits_form": (settings.free_bits != 0, "free_bits="),
-        "prior_components": (settings.prior in ("mixture", "vamp"), "prior='mixture' or 'vamp'"),
+        "prior_components": (PRIORS[settings.prior].has_components, f"prior={of_components}"),
     }
     for name, (used, needed) in effective.items():
         if name in given and not used:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.pl._shared import INK, MAIN, PALE, QUIET, SECOND, SOFT, finish, plain
 
 N_PANELS = 6
@@ -72,7 +73,7 @@ def predictive_check(
     found = _found(adata, key)
     genes, cells = found["genes"], found["cells"]
     # a density has values of both signs, and so no logarithm
-    scale = "linear" if str(found["params"]["likelihood"]) == "gaussian" else "log"
+    scale = "log" if LIKELIHOODS[str(found["params"]["likelihood"])].discrete else "linear"
     axes = _axes(ax)
     _identity(axes[0], genes, "mean", "genes: mean", scale)
     _identity(axes[1], genes, "variance", "genes: variance", scale)

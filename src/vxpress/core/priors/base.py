@@ -68,6 +68,10 @@ class Prior(nn.Module):
     invertible: ClassVar[bool] = False
     """Whether :meth:`to_base` and :meth:`from_base` map z to draws of N(0, I) and back, without conditions."""
 
+    has_components: ClassVar[bool] = False
+    """Whether ``config.n_components`` says anything."""
+    alone_components: ClassVar[tuple[int, int]] = (50, 10)
+    """Learned alone: components at most, and cells for each of them."""
     capturable: ClassVar[bool] = False
     """Whether a step with it can be captured as a CUDA graph: it waits for no device and draws no noise of its own."""
     n_steps: ClassVar[int] = 0
@@ -81,6 +85,11 @@ class Prior(nn.Module):
         self.config, self.n_latent = config, n_latent
         if config.n_conditions:
             self.register_buffer("log_share_c", torch.full((config.n_conditions,), -math.log(config.n_conditions)))
+
+    @classmethod
+    def alone(cls, config: PriorConfig) -> PriorConfig:
+        """The settings of such a prior that is learned by itself, on a model that stays as it is."""
+        return config
 
     # density and draws
 

@@ -27,6 +27,8 @@ def component_log_prob(z: Tensor, loc_kd: Tensor, scale_kd: Tensor) -> Tensor:
 class ComponentPrior(Prior):
     """sum_k w_k N(z; m_k, s_k^2); conditions share the components and have weights of their own."""
 
+    has_components = True
+
     def __init__(self, config: PriorConfig, n_latent: int) -> None:
         super().__init__(config, n_latent)
         self.logits_ck = nn.Parameter(torch.zeros(max(1, config.n_conditions), config.n_components))

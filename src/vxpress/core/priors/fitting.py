@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Learned:
 
 def build_prior(config: PriorConfig, n_latent: int, seed: int) -> Prior:
     """A freshly initialised prior, to be learned by itself; torch's global random state is left as it was."""
-    config = replace(config, from_cells=config.name == "vamp")
+    config = PRIORS[config.name].alone(config)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return PRIORS[config.name](config, n_latent)

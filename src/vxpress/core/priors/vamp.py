@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -31,6 +32,8 @@ class Vamp(ComponentPrior):
     """
 
     n_steps, learning_rate = 300, 1e-2
+    # made of cells they are narrow, so that many are needed
+    alone_components = (500, 2)
     loc_kd: Tensor
     variance_kd: Tensor
 
@@ -41,6 +44,11 @@ class Vamp(ComponentPrior):
             self.register_buffer("loc_kd", torch.zeros(config.n_components, n_latent))
             self.register_buffer("variance_kd", torch.ones(config.n_components, n_latent))
             self.log_widening_d = nn.Parameter(torch.zeros(n_latent))
+
+    @classmethod
+    def alone(cls, config: PriorConfig) -> PriorConfig:
+        """Components are made of cells: the encoder is not asked again."""
+        return replace(config, from_cells=True)
 
     def bind(self, model: VAE) -> None:
         """Take the encoder of this model; past torch's registration, for it is no part of the prior."""

@@ -20,7 +20,7 @@ from vxpress.core.covariates import Covariates
 from vxpress.core.inference.gaps import gaps
 from vxpress.core.inference.generalisation import generalisation
 from vxpress.core.inference.response import decoder_response
-from vxpress.core.priors import DiagonalNormal, sampled_kl
+from vxpress.core.priors import DiagonalNormal, SampledKL, sampled_kl
 from vxpress.core.vae import VAE
 from vxpress.metrics import active_units, kl_per_dimension, mutual_information, prior_gap
 
@@ -82,9 +82,10 @@ def diagnose(
     gap, gap_low = prior_gap(mean_nd, var_nd, held_out_n, log_prior=None if model is None else _log_prior(model))
     d = mean_nd.shape[1]
     kl_per_dim = kl_per_dimension(mean_nd[judged], var_nd[judged])
-    kl = float(kl_per_dim.sum())
+    kl, sampled = float(kl_per_dim.sum()), None
     if not analytic and model is not None:
-        kl = _kl(model, mean_nd[judged], var_nd[judged])
+        sampled = _sampled_kl(model, mean_nd[judged], var_nd[judged])
+        kl = sampled.mean
         kl_per_dim = kl_per_dimension(mean_nd[judged], var_nd[judged], *_aggregate(mean_nd, var_nd))
     numbers: dict[str, Any] = {
         "kl_per_dim": kl_per_dim,
@@ -97,6 +98,8 @@ def diagnose(
         "prior_gap_per_dim": gap / d,
         "prior_gap_per_dim_low": gap_low / d,
     }
+    if sampled is not None:
+        numbers["kl_se"] = sampled.se
     if decoding is not None:
         numbers["decoder_response"] = decoder_response(decoding.model, mean_nd, var_nd, decoding.covariates)
     if decoding is not None and decoding.cells is not None:
@@ -122,19 +125,13 @@ def _aggregate(mean_nd: np.ndarray, var_nd: np.ndarray) -> tuple[np.ndarray, np.
     return mean_nd.mean(0), mean_nd.var(0) + var_nd.mean(0)
 
 
-@torch.no_grad()
-def _kl(model: VAE, mean_nd: np.ndarray, var_nd: np.ndarray) -> float:
-    """Mean divergence of posteriors from a prior without a closed form."""
-    q = DiagonalNormal(torch.from_numpy(mean_nd), torch.from_numpy(var_nd).sqrt())
-    if not model.prior.cheap:
-        # what it says of itself in training is a bound
-        rows = torch.from_numpy(np.unique(np.linspace(0, len(q) - 1, min(len(q), KL_POINTS)).astype(int)))
-        return sampled_kl(model.prior, q[rows], max(1, min(KL_DRAWS, KL_POINTS // len(rows)))).mean
-    generator, total = torch.Generator().manual_seed(0), 0.0
-    for _ in range(KL_DRAWS):
-        z_nd = q.rsample(torch.randn(q.loc.shape, generator=generator))
-        total += float(model.prior.kl(q, z_nd).sum(-1).double().mean())
-    return total / KL_DRAWS
+def _sampled_kl(model: VAE, mean_nd: np.ndarray, var_nd: np.ndarray) -> SampledKL:
+    """Divergence of posteriors from a prior without a closed form; of a costly density at some of them."""
+    most = len(mean_nd) if model.prior.cheap else KL_POINTS
+    rows = np.unique(np.linspace(0, len(mean_nd) - 1, min(len(mean_nd), most)).astype(int))
+    n_draws = KL_DRAWS if model.prior.cheap else max(2, min(KL_DRAWS, KL_POINTS // len(rows)))
+    q = DiagonalNormal(torch.from_numpy(mean_nd[rows]), torch.from_numpy(var_nd[rows]).sqrt())
+    return sampled_kl(model.prior, q, n_draws)
 
 
 def _from_counts(decoding: Decoding, judged: np.ndarray, n_probed: int, seed: int) -> dict[str, float | int]:

@@ -13,6 +13,7 @@ import scanpy as sc
 import torch
 
 import vxpress as vx
+from vxpress.core import training
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +57,26 @@ def fitted(_fitted: ad.AnnData) -> ad.AnnData:
 def quick() -> dict:
     """Arguments of a fit that takes a blink."""
     return {"n_latent": 3, "n_hidden": 8, "max_epochs": 2, "batch_size": 64}
+
+
+@pytest.fixture
+def interrupt_look(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list]:
+    """Called with n, lets the n-th look at the held-out cells be interrupted; returns the list of looks."""
+
+    def install(n: int) -> list:
+        calls: list = []
+        evaluate = training.evaluate
+
+        def interrupted(*args: object) -> object:
+            calls.append(args)
+            if len(calls) == n:
+                raise KeyboardInterrupt
+            return evaluate(*args)
+
+        monkeypatch.setattr(training, "evaluate", interrupted)
+        return calls
+
+    return install
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 from scipy import sparse
 
 import vxpress as vx
-from vxpress.core import training
 
 QUICK: dict[str, Any] = {"n_latent": 3, "n_hidden": 32, "max_epochs": 25, "batch_size": 64, "validation_fraction": 0.3}
 
@@ -95,18 +95,9 @@ def test_presets_labels_and_a_latent_library_choose_too() -> None:
 
 @pytest.mark.parametrize(("at", "stopped"), [(5, "interrupted"), (30, "budget")])
 def test_an_interrupt_ends_the_choice_too(
-    at: int, stopped: str, monkeypatch: pytest.MonkeyPatch, warned: list[str]
+    at: int, stopped: str, interrupt_look: Callable[[int], list[Any]], warned: list[str]
 ) -> None:
-    calls: list[Any] = []
-    evaluate = training.evaluate
-
-    def interrupted(*args: Any) -> Any:
-        calls.append(args)
-        if len(calls) == at:
-            raise KeyboardInterrupt
-        return evaluate(*args)
-
-    monkeypatch.setattr(training, "evaluate", interrupted)
+    calls = interrupt_look(at)
     adata = simulated()
     vx.tl.fit_vae(adata, likelihood="auto", early_stopping=False, denoised=False, **QUICK)
     assert len(calls) == at

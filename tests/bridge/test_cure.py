@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 
 import vxpress as vx
 from vxpress.bridge import cure as cures
-from vxpress.core import training
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.priors import PRIORS, Prior
 
@@ -300,25 +300,10 @@ def test_a_cyclical_schedule_outlives_a_smaller_beta(monkeypatch: pytest.MonkeyP
     assert fitted.train.kl_schedule == "cyclical"
 
 
-def test_an_interrupted_fit_is_not_cured(simulated: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = _interrupted_after(monkeypatch, 8)
+def test_an_interrupted_fit_is_not_cured(simulated: ad.AnnData, interrupt_look: Callable[[int], list[Any]]) -> None:
+    calls = interrupt_look(8)
     adata = simulated.copy()
     vx.tl.fit_vae(adata, beta=100.0, cure=True, **SMALL)
     assert adata.uns["vae"]["params"]["stopped"] == "interrupted"
     assert "cure" not in adata.uns["vae"]["diagnostics"]
     assert len(calls) == 8
-
-
-def _interrupted_after(monkeypatch: pytest.MonkeyPatch, n: int) -> list[Any]:
-    """Let the n-th look at the held-out cells be interrupted."""
-    calls: list[Any] = []
-    evaluate = training.evaluate
-
-    def interrupted(*args: Any) -> Any:
-        calls.append(args)
-        if len(calls) == n:
-            raise KeyboardInterrupt
-        return evaluate(*args)
-
-    monkeypatch.setattr(training, "evaluate", interrupted)
-    return calls

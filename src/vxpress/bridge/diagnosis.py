@@ -82,14 +82,15 @@ def diagnose(
     gap, gap_low = prior_gap(mean_nd, var_nd, held_out_n, log_prior=None if model is None else _log_prior(model))
     d = mean_nd.shape[1]
     kl_per_dim = kl_per_dimension(mean_nd[judged], var_nd[judged])
-    kl, sampled = float(kl_per_dim.sum()), None
+    kl, kl_se = float(kl_per_dim.sum()), 0.0
     if not analytic and model is not None:
         sampled = _sampled_kl(model, mean_nd[judged], var_nd[judged])
-        kl = sampled.mean
+        kl, kl_se = sampled.mean, sampled.se
         kl_per_dim = kl_per_dimension(mean_nd[judged], var_nd[judged], *_aggregate(mean_nd, var_nd))
     numbers: dict[str, Any] = {
         "kl_per_dim": kl_per_dim,
         "kl": kl,
+        "kl_se": kl_se,
         "active": active,
         "active_units": int(active.sum()),
         "active_units_kl": int((kl_per_dim > KL_ACTIVE).sum()),
@@ -98,8 +99,6 @@ def diagnose(
         "prior_gap_per_dim": gap / d,
         "prior_gap_per_dim_low": gap_low / d,
     }
-    if sampled is not None:
-        numbers["kl_se"] = sampled.se
     if decoding is not None:
         numbers["decoder_response"] = decoder_response(decoding.model, mean_nd, var_nd, decoding.covariates)
     if decoding is not None and decoding.cells is not None:

@@ -16,10 +16,10 @@ from vxpress.bridge.find import find_fit
 from vxpress.bridge.predictive import read_scored
 from vxpress.bridge.prepare import seed_of
 from vxpress.bridge.store import Results, check_adata, own
+from vxpress.bridge.training_cells import learning_split
 from vxpress.core.dispersion import has_dispersions, mean_log_likelihood, refit_dispersions
 
 MAX_CELLS = 5_000
-MIN_TRAIN, MIN_VALIDATION = 20, 5
 
 
 def fit_dispersion(
@@ -100,19 +100,8 @@ def fit_dispersion(
         )
         raise ValueError(msg)
     keys = Keys.of(key)
-    name = keys.split
-    if name not in adata.obs:
-        msg = f"adata.obs lacks {name!r}: pass the AnnData that vx.tl.fit_vae was called on."
-        raise KeyError(msg)
-    split = adata.obs[name].astype(str).to_numpy()
     generator = seed_of(rng)
-    train_n, validation_n = np.flatnonzero(split == "train"), np.flatnonzero(split == "validation")
-    if len(train_n) < MIN_TRAIN or len(validation_n) < MIN_VALIDATION:
-        msg = (
-            f"{len(train_n)} training and {len(validation_n)} validation cell(s) are at hand; at least {MIN_TRAIN} and "
-            f"{MIN_VALIDATION} are needed to fit dispersions and to judge them. Pass all cells of the fit."
-        )
-        raise ValueError(msg)
+    train_n, validation_n = learning_split(adata, keys, "a dispersion")
     start = logg.info("fitting dispersions")
     cells = read_scored(adata, fit, layer)
     if len(train_n) > MAX_CELLS:

@@ -19,9 +19,8 @@ from vxpress.bridge.prepare import resolve_device, seed_of
 from vxpress.bridge.prior import Conditions, Judgement, Task, learn_prior
 from vxpress.bridge.store import Results, check_adata, check_free, is_fit, own
 from vxpress.bridge.stored import StoredCells
+from vxpress.bridge.training_cells import learning_split
 from vxpress.core.config import PriorName, check_choice, check_range
-
-MIN_TRAIN, MIN_VALIDATION = 20, 5
 
 
 def fit_prior(
@@ -144,26 +143,7 @@ def fit_prior(
 
 def _task(adata: AnnData, stored: StoredCells, condition_key: str | None) -> Task:
     """Who is learned from and who judges, checked."""
-    keys = stored.keys
-    if keys.split not in adata.obs:
-        msg = (
-            f"adata.obs lacks {keys.split!r}: a prior is learned from the cells of the fit, and these are not known to be. "
-            "Pass the AnnData that vx.tl.fit_vae was called on."
-        )
-        raise KeyError(msg)
-    split = adata.obs[keys.split].astype(str).to_numpy()
-    train_n, validation_n = np.flatnonzero(split == "train"), np.flatnonzero(split == "validation")
-    if len(validation_n) == 0:
-        # a fit that held nothing out: a tenth is held out here
-        order = np.random.default_rng(0).permutation(train_n)
-        n_held_out = len(train_n) // 10
-        train_n, validation_n = np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
-    if len(train_n) < MIN_TRAIN or len(validation_n) < MIN_VALIDATION:
-        msg = (
-            f"{len(train_n)} training and {len(validation_n)} validation cell(s) are at hand; at least {MIN_TRAIN} and "
-            f"{MIN_VALIDATION} are needed to learn a prior and to judge it. Pass all cells of the fit."
-        )
-        raise ValueError(msg)
+    train_n, validation_n = learning_split(adata, stored.keys, "a prior", hold_out=True)
     conditions = None if condition_key is None else Conditions.read(adata.obs, condition_key, train_n)
     return Task(stored.mean_nd, stored.var_nd, train_n, validation_n, conditions)
 

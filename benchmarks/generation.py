@@ -41,36 +41,26 @@ BY_TYPE = ("type_auroc_counts", "type_auroc_normalized")
 
 @dataclass(frozen=True)
 class Row:
-    """A way to make cells: settings of the fit, whether dispersions are fitted anew, the prior, and what labels do."""
+    """A way to make cells: settings of the fit, the prior, and what labels do."""
 
     fit: str
     prior: str | None = None
     by_type: bool = False
 
 
-# fits, and whether their dispersions are fitted anew; in "covariate" the type is a covariate of the decoder
-FITS: dict[str, tuple[dict[str, Any], bool]] = {
-    "default": ({}, False),
-    "default+": ({}, True),
-    "narrow+": ({"n_hidden": 32}, True),
-    "likelihood+": ({"preset": "likelihood"}, True),
-    "covariate+": ({"preset": "likelihood", "categorical_covariate_keys": ["type"]}, True),
+# in "covariate" the type is a covariate of the decoder
+FITS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "narrow": {"n_hidden": 32},
+    "covariate": {"n_hidden": 32, "categorical_covariate_keys": ["type"]},
 }
 ROWS = {
     "default, N(0,I)": Row("default"),
-    "default, flow": Row("default", "flow"),
-    "default, dispersion, flow": Row("default+", "flow"),
-    "narrow, dispersion, N(0,I)": Row("narrow+"),
-    "narrow, dispersion, mixture": Row("narrow+", "mixture"),
-    "narrow, dispersion, mixture | type": Row("narrow+", "mixture", by_type=True),
-    "likelihood, dispersion, N(0,I)": Row("likelihood+"),
-    "likelihood, dispersion, mixture": Row("likelihood+", "mixture"),
-    "likelihood, dispersion, flow": Row("likelihood+", "flow"),
-    "likelihood, dispersion, flow_matching": Row("likelihood+", "flow_matching"),
-    "likelihood, dispersion, mixture | type": Row("likelihood+", "mixture", by_type=True),
-    "likelihood, dispersion, flow | type": Row("likelihood+", "flow", by_type=True),
-    "type as covariate, N(0,I)": Row("covariate+", by_type=True),
-    "type as covariate, mixture | type": Row("covariate+", "mixture", by_type=True),
+    "default, mixture": Row("default", "mixture"),
+    "narrow, N(0,I)": Row("narrow"),
+    "narrow, mixture": Row("narrow", "mixture"),
+    "narrow, mixture | type": Row("narrow", "mixture", by_type=True),
+    "type as covariate, N(0,I)": Row("covariate", by_type=True),
 }
 FLOOR, RESAMPLED, CEILING = "real against real", "posterior resampling", "independent genes"
 
@@ -223,11 +213,9 @@ class Maker:
     def fitted(self, name: str) -> ad.AnnData:
         """The training cells with this fit."""
         if name not in self.fits:
-            adata, (settings, dispersion) = self.train.copy(), FITS[name]
+            adata = self.train.copy()
             batch = "batch" if "batch" in adata.obs else None
-            vx.tl.fit_vae(adata, batch, rng=self.seed, denoised=False, **settings)
-            if dispersion:
-                vx.tl.fit_dispersion(adata, rng=self.seed)
+            vx.tl.fit_vae(adata, batch, rng=self.seed, denoised=False, **FITS[name])
             self.fits[name] = adata
         return self.fits[name]
 
@@ -274,7 +262,7 @@ def run(name: str, seed: int, args: Namespace) -> dict[str, Any]:
                 "types": judge.by_type(lambda t: independent_genes(train, np.full(N_TYPE, t), seed)),
             }
         elif label == RESAMPLED:
-            drawn = vx.tl.sample(maker.fitted("likelihood+"), n_samples=2, rng=seed)[: train.n_obs]
+            drawn = vx.tl.sample(maker.fitted("narrow"), n_samples=2, rng=seed)[: train.n_obs]
             order = np.random.default_rng(seed).permutation(train.n_obs)
             drawn_types = train.obs["type"].astype(str).to_numpy()[order]
             x = drawn.X[order]
@@ -321,11 +309,9 @@ def table(out: Path) -> dict[str, Any]:
 
 # learned priors beside N(0, I) of the same model
 AGAINST_NORMAL = {
-    "default, flow": "default, N(0,I)",
-    "likelihood, dispersion, mixture": "likelihood, dispersion, N(0,I)",
-    "likelihood, dispersion, flow": "likelihood, dispersion, N(0,I)",
-    "likelihood, dispersion, flow_matching": "likelihood, dispersion, N(0,I)",
-    "type as covariate, mixture | type": "type as covariate, N(0,I)",
+    "default, mixture": "default, N(0,I)",
+    "narrow, mixture": "narrow, N(0,I)",
+    "narrow, mixture | type": "type as covariate, N(0,I)",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import cast
 
@@ -11,9 +12,20 @@ import pytest
 import torch
 from scipy import optimize, sparse, stats
 
+from vxpress.core import dispersion
 from vxpress.core.config import ModelConfig
 from vxpress.core.counts import Cells, Counts
-from vxpress.core.dispersion import PRIOR_SD, has_dispersions, mean_log_likelihood, refit_dispersions
+from vxpress.core.dispersion import (
+    PRIOR_SD,
+    climb,
+    draw,
+    has_dispersions,
+    mean_log_likelihood,
+    most_likely,
+    refit,
+    shifted,
+)
+from vxpress.core.kernels import rule
 from vxpress.core.vae import VAE, build
 
 
@@ -27,8 +39,17 @@ def _model(n_genes: int, **settings: object) -> VAE:
     return model.eval()
 
 
+def _fitted(model: VAE, cells: Cells) -> np.ndarray:
+    """Most likely dispersions, of all cells."""
+    drawn = draw(model, cells, torch.arange(len(cells)), 0)
+    return most_likely(model, drawn).exp().numpy()
+
+
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("theta", [0.5, 5.0, 60.0])
-def test_theta_is_the_maximum_of_each_genes_likelihood(make_cells: Callable[..., Cells], theta: float) -> None:
+def test_theta_is_the_maximum_of_each_genes_likelihood(
+    make_cells: Callable[..., Cells], theta: float, *, plain: bool
+) -> None:
     rng, n, g = np.random.default_rng(0), 2000, 4
     library = np.full((n, 1), 4 * 80.0)
     x = rng.poisson(rng.gamma(theta, 80.0 / theta, size=(n, g))).astype(np.float32)
@@ -37,7 +58,8 @@ def test_theta_is_the_maximum_of_each_genes_likelihood(make_cells: Callable[...,
         counts=Counts.from_scipy(sparse.csr_matrix(x)),
         log_library_n1=torch.tensor(np.log(library), dtype=torch.float32),
     )
-    found = refit_dispersions(_model(g), cells, torch.arange(n), seed=0).exp().numpy()[0]
+    with rule.plain() if plain else nullcontext():
+        found = _fitted(_model(g), cells)[0]
     for j in range(g):
         best = optimize.minimize_scalar(
             lambda t, j=j: (
@@ -59,7 +81,7 @@ def test_batches_get_their_own(make_cells: Callable[..., Cells]) -> None:
         cells, counts=Counts.from_scipy(sparse.csr_matrix(x)), log_library_n1=torch.full((n, 1), float(np.log(150)))
     )
     model = _model(3, n_categories=(2,), has_batch=True, dispersion="gene-batch")
-    found = refit_dispersions(model, cells, torch.arange(n), seed=0).exp().numpy()
+    found = _fitted(model, cells)
     np.testing.assert_allclose(found.mean(1), [1.0, 20.0], rtol=0.12)
 
 
@@ -69,8 +91,7 @@ def test_genes_without_a_count_keep_theirs(make_cells: Callable[..., Cells]) -> 
     with torch.no_grad():
         model.decoder.location.bias.copy_(torch.tensor([-20.0, -20.0, 20.0]))
         model.decoder.log_dispersion.copy_(torch.tensor([[1.0, -1.0, 0.0]]))
-    found = refit_dispersions(model, cells, torch.arange(60), seed=0)[0]
-    np.testing.assert_allclose(found[:2].numpy(), [1.0, -1.0], atol=1e-3)
+    np.testing.assert_allclose(np.log(_fitted(model, cells)[0, :2]), [1.0, -1.0], atol=1e-3)
 
 
 def test_zero_inflation_is_taken_into_account(make_cells: Callable[..., Cells]) -> None:
@@ -86,14 +107,92 @@ def test_zero_inflation_is_taken_into_account(make_cells: Callable[..., Cells]) 
         gate = cast("torch.nn.Linear", model.decoder.heads["gate"])
         gate.weight.zero_()
         gate.bias.fill_(float(np.log(0.3 / 0.7)))
-    np.testing.assert_allclose(refit_dispersions(model, cells, torch.arange(n), seed=0).exp()[0], 8.0, rtol=0.1)
+    np.testing.assert_allclose(_fitted(model, cells)[0], 8.0, rtol=0.15)
 
 
 def test_the_mean_log_likelihood_is_that_of_the_model(make_cells: Callable[..., Cells]) -> None:
     cells, model = make_cells(30, 5), _model(5)
-    found = mean_log_likelihood(model, cells, torch.arange(30), 0)
+    found = mean_log_likelihood(model, draw(model, cells, torch.arange(30), 0))
     x, mu = cells.counts.dense(torch.arange(30)).numpy(), cells.log_library_n1.exp().numpy() / 5
     np.testing.assert_allclose(found, stats.nbinom.logpmf(x, 1.0, 1.0 / (1.0 + mu)).sum(1), rtol=1e-4)
+
+
+def test_a_climb_ends_on_the_top_uphill_or_at_the_bound() -> None:
+    top = torch.tensor([-3.0, 0.2, 1.0, 6.5, 40.0, -40.0, 2.0])
+    start = torch.tensor([2.0, 0.0, 1.0, -3.9, 0.0, 1.0, -1.0])
+
+    def slope(t: torch.Tensor) -> torch.Tensor:
+        # steep on one side and flat on the other, as that of a likelihood is; the last has no slope
+        out = 50.0 * (top - t) / (1.0 + (t + 5.0).exp())
+        return torch.cat((out[:-1], torch.full((1,), torch.nan)))
+
+    found = climb(slope, start, -4.0, 7.0)
+    np.testing.assert_allclose(found.numpy(), [-3.0, 0.2, 1.0, 6.5, 7.0, -4.0, -1.0], atol=0.05)
+
+
+def _overdispersed(make_cells: Callable[..., Cells], n: int) -> Cells:
+    x = np.random.default_rng(0).poisson(np.random.default_rng(1).gamma(3.0, 20.0, size=(n, 4)))
+    return replace(
+        make_cells(n, 4),
+        counts=Counts.from_scipy(sparse.csr_matrix(x.astype(np.float32))),
+        log_library_n1=torch.full((n, 1), float(np.log(240))),
+    )
+
+
+def test_the_shift_is_the_one_that_the_cells_are_most_likely_under(make_cells: Callable[..., Cells]) -> None:
+    model, cells = _model(4), _overdispersed(make_cells, 300)
+    with torch.no_grad():
+        model.decoder.log_dispersion.copy_(torch.tensor([[3.0, 2.0, 4.0, 3.5]]))
+    start = model.decoder.log_dispersion.detach().clone()
+    drawn = draw(model, cells, torch.arange(300), 0)
+    shift = (shifted(model, drawn) - start).numpy()
+    np.testing.assert_allclose(shift, shift[0, 0], atol=1e-5)
+
+    def total(s: float) -> float:
+        theta = np.exp(start.numpy() + s)
+        return float(
+            stats.nbinom.logpmf(cells.counts.dense(torch.arange(300)).numpy(), theta, theta / (theta + 60)).sum()
+        )
+
+    best = optimize.minimize_scalar(lambda s: -total(s), bounds=(-5, 5), method="bounded")
+    assert shift[0, 0] == pytest.approx(best.x, abs=0.02)
+
+
+def test_a_refit_gains_on_held_out_cells_and_touches_nothing_else(make_cells: Callable[..., Cells]) -> None:
+    model, cells = _model(4), _overdispersed(make_cells, 400)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    result = refit(model, cells, torch.arange(300), torch.arange(300, 400), seed=0)
+    assert result.kept
+    assert result.gain_n.shape == (100,)
+    assert result.gain_n.mean() > 0
+    np.testing.assert_allclose(model.decoder.log_dispersion.detach().exp().numpy(), 3.0, rtol=0.25)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"decoder.log_dispersion"}
+
+
+def test_without_held_out_cells_the_training_cells_decide(make_cells: Callable[..., Cells]) -> None:
+    model, cells = _model(4), _overdispersed(make_cells, 300)
+    result = refit(model, cells, torch.arange(300), torch.arange(0), seed=0)
+    assert result.kept
+    assert not len(result.gain_n)
+    np.testing.assert_allclose(model.decoder.log_dispersion.detach().exp().numpy(), 3.0, rtol=0.25)
+
+
+@pytest.mark.parametrize("trouble", ["worse", "interrupted"])
+def test_what_held_out_cells_do_not_gain_by_is_undone(
+    make_cells: Callable[..., Cells], monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    model, cells = _model(4), _overdispersed(make_cells, 200)
+
+    def spoil(model: VAE, _: object) -> torch.Tensor:
+        if trouble == "interrupted":
+            raise KeyboardInterrupt
+        return model.decoder.log_dispersion.detach() - 6.0
+
+    monkeypatch.setattr(dispersion, "shifted", spoil)
+    with pytest.raises(KeyboardInterrupt) if trouble == "interrupted" else nullcontext():
+        assert not refit(model, cells, torch.arange(150), torch.arange(150, 200), seed=0).kept
+    assert not model.decoder.log_dispersion.any()
 
 
 def test_which_models_have_dispersions() -> None:

@@ -274,15 +274,6 @@ def test_equal_fits_are_no_seeds(fits: ad.AnnData) -> None:
     assert list(found["verdict"]) == ["best", "undecided"]
 
 
-def test_dispersions_fitted_anew_make_another_model(fits: ad.AnnData) -> None:
-    vx.tl.fit_dispersion(fits, key="good_1")
-    found = table(fits, ["good_0", "good_1", "good_2"])
-    assert sorted(found["fits"]) == ["good_0, good_2", "good_1"]
-    # and still so after a call that finds nothing better
-    vx.tl.fit_dispersion(fits, key="good_1")
-    assert sorted(table(fits, ["good_0", "good_1", "good_2"])["fits"]) == ["good_0, good_2", "good_1"]
-
-
 def test_a_prior_that_was_refused_leaves_the_model_what_it_was(fits: ad.AnnData) -> None:
     vx.tl.fit_prior(fits, "normal", key="good_1")
     assert "refused" in fits.uns["good_1"]["prior"]

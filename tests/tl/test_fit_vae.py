@@ -340,6 +340,29 @@ def test_it_recovers_simulated_groups_and_batches_mix() -> None:
     assert same_batch < 0.6
 
 
+def test_dispersions_are_fitted_once_more_and_nothing_else_is(adata: ad.AnnData) -> None:
+    fits = {}
+    for again in (False, True):
+        fits[again] = adata.copy()
+        options = vx.tl.FitOptions(refit_dispersion=again)
+        vx.tl.fit_vae(fits[again], "batch", n_latent=3, n_hidden=16, max_epochs=20, batch_size=32, options=options)
+    old, new = (fits[again].uns["vae"]["weights"] for again in (False, True))
+    assert {name for name in old if not np.array_equal(old[name], new[name])} == {"decoder.log_dispersion"}
+    for name in ("X_vae", "X_vae_var"):
+        np.testing.assert_array_equal(fits[False].obsm[name], fits[True].obsm[name])
+    np.testing.assert_array_equal(fits[False].layers["vae_normalized"], fits[True].layers["vae_normalized"])
+    gain = fits[True].uns["vae"]["params"]["dispersion_gain"]
+    assert gain > 0
+    assert fits[False].uns["vae"]["params"]["dispersion_gain"] == 0
+    held_out = np.flatnonzero(fits[True].obs["vae_split"] == "validation")
+    scores = {}
+    for again, fitted in fits.items():
+        cells = fitted[held_out].copy()
+        vx.tl.log_likelihood(cells, n_samples=50)
+        scores[again] = cells.obs["vae_log_likelihood"].mean()
+    assert scores[True] - scores[False] == pytest.approx(gain, abs=0.5 * gain)
+
+
 def test_preset_scvi_is_the_reference(adata: ad.AnnData) -> None:
     vx.tl.fit_vae(adata, "batch", preset="scvi", max_epochs=3)
     params = adata.uns["vae"]["params"]
@@ -353,9 +376,10 @@ def test_preset_scvi_is_the_reference(adata: ad.AnnData) -> None:
     expected_training = {
         "batch_size": 128, "optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 1e-6, "adam_eps": 0.01,
         "schedule": "constant", "kl_warmup": 400.0, "warmup_unit": "epochs", "early_stopping": False,
-        "keep_best": False,
+        "keep_best": False, "refit_dispersion": False,
     }  # fmt: skip
     assert {name: train[name] for name in expected_training} == expected_training
+    assert params["dispersion_gain"] == 0
     assert adata.uns["vae"]["history"]["kl_weight"][-1] == pytest.approx(2 / 400)
     assert str(adata.uns["vae"]["diagnostics"]["verdict"]).startswith("under-trained")
     assert params["library_source"] == "modelled genes"

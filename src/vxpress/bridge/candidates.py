@@ -28,7 +28,7 @@ Models: TypeAlias = Sequence[Entry] | Mapping[str, Entry] | None
 SEEDS = ("rng", "split_rng")
 # share of names that differ from known ones by a part before or behind only, above which cells are taken for the same
 RENAMED = 0.1
-OUTCOMES = ("version", "device", "stopped", "best_epoch", "n_steps", "n_voided")
+OUTCOMES = ("version", "device", "stopped", "best_epoch", "n_steps", "n_voided", "dispersion_gain")
 
 
 @dataclass(frozen=True)
@@ -236,5 +236,4 @@ def _settings(fit: Fit) -> str:
     # a prior that was learned afterwards, or given a condition, is another one than its like learned with the rest
     prior = fit.prior
     how = sorted(set(prior) - {"refused"}), prior.get("condition_key")
-    # and so are dispersions that were fitted anew
-    return repr((settings, how, bool(fit.diagnostics.get("dispersion", {}).get("refitted", False))))
+    return repr((settings, how))

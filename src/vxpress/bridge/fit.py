@@ -48,6 +48,7 @@ class Params:
     best_epoch: int = 0
     n_steps: int = 0
     n_voided: int = 0
+    dispersion_gain: float = 0.0
     n_train: int = 0
 
 

@@ -180,6 +180,7 @@ class TrainConfig:
     free_bits: float = 0.0
     free_bits_form: FreeBitsForm = "soft"
     encoder_steps: int = 0
+    refit_dispersion: bool = True
 
     def __post_init__(self) -> None:
         check_choice("objective", self.objective, ObjectiveName)

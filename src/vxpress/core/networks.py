@@ -142,6 +142,20 @@ class Decoder(nn.Module):
         log_theta = heads["dispersion"] if "dispersion" in heads else self.dispersion_of(batch.covariates)
         return dense_log_likelihood(self.location(f_nf), log_library_n1, log_theta, heads.get("gate"), batch.x_ng)
 
+    def dispersion_gradient(self, z_nd: Tensor, s_nc: Tensor | None, batch: Batch, log_library_n1: Tensor) -> Tensor:
+        """Derivative of the summed log p(x | z, s, l) by the log dispersions, (rows, genes)."""
+        if self.compiled_likelihood(z_nd):
+            from vxpress.core.kernels.count_likelihood import CountLikelihood
+
+            with torch.no_grad():
+                f_nf = self.features(z_nd, s_nc)
+            likelihood = CountLikelihood(self.output_layers(batch.covariates), batch, log_library_n1, training=False)
+            likelihood.forward(f_nf, gradient=True)
+            return likelihood.sums()[0]
+        with torch.enable_grad():
+            total = self.log_likelihood(z_nd, s_nc, batch, log_library_n1).sum()
+        return torch.autograd.grad(total, self.log_dispersion)[0]
+
     def compiled_likelihood(self, like: Tensor) -> bool:
         """Whether tensors such as this one go through the compiled likelihood."""
         return rule.compiled_likelihood(self.law_name, self.dispersion, like.device, like.dtype)

@@ -104,6 +104,11 @@ class FitOptions:
         Updates of the encoder alone before each step, while the mutual information between held-out cells and the latent
         still grows; after three epochs without growth they end for good (after He et al. 2019). Each costs as much as a
         step; 0 by default.
+    refit_dispersion
+        Whether the dispersions of the genes are fitted once more after training, with the rest of the model left as it is
+        (default; not with ``preset="scvi"``). Training moves them only so far, and counts of strongly expressed genes would
+        stay too noisy. Each gene's most likely dispersion is found on up to 4,096 training cells, all are then
+        shifted alike to what validation cells say, and kept if these gain. Latent space and decoded expression stay as they are.
     prior_components
         Components of ``prior="mixture"`` and pseudo-inputs of ``prior="vamp"``; 50 by default.
 
@@ -138,6 +143,7 @@ class FitOptions:
     kl_capacity: float | None = None
     free_bits_form: FreeBitsForm | None = None
     encoder_steps: int | None = None
+    refit_dispersion: bool | None = None
     prior_components: int | None = None
 
 
@@ -184,6 +190,7 @@ class Settings:
     free_bits: float = 0.0
     free_bits_form: FreeBitsForm = "soft"
     encoder_steps: int = 0
+    refit_dispersion: bool = True
 
     def max_epochs(self, n_train: int, n_validation: int) -> int:
         """The budget: a number of visits of cells that grows slowly with the data, in whole epochs.
@@ -229,6 +236,7 @@ class ReferenceSettings(Settings):
     early_stopping: bool = False
     keep_best: bool = False
     start_from_data: bool = False
+    refit_dispersion: bool = False
     library_of_modelled_genes: bool = True
 
     def max_epochs(self, n_train: int, n_validation: int) -> int:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from vxpress.core.config import TrainConfig
 from vxpress.core.counts import Batch, Cells
 from vxpress.core.device import Replay, StreamedCounts, minibatches, precision
+from vxpress.core.dispersion import has_dispersions, refit
 from vxpress.core.encoder_ahead import EncoderAhead
 from vxpress.core.kernels import rule
 from vxpress.core.noise import Noise
@@ -48,13 +49,17 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Outcome:
-    """What happened: history per epoch, where the kept state comes from and why training ended."""
+    """What happened: history per epoch, where the kept state comes from and why training ended.
+
+    ``dispersion_gain`` is what the dispersions, fitted once more, gained, in nats per validation cell.
+    """
 
     history: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in HISTORY})
     best_epoch: int = 0
     stopped: str = "budget"
     n_voided: int = 0
     n_steps: int = 0
+    dispersion_gain: float = 0.0
 
 
 def split_cells(n: int, validation_fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +87,9 @@ def train(
     """
     device = train_rows.device
     # hashed apart: the streams of neighbouring seeds must not be each other's
-    order_seed, noise_seed, validation_seed, ahead_seed = map(int, np.random.SeedSequence(seed).generate_state(4))
+    order_seed, noise_seed, validation_seed, ahead_seed, refit_seed = map(
+        int, np.random.SeedSequence(seed).generate_state(5)
+    )
     order = torch.Generator().manual_seed(order_seed)
     noise = Noise(noise_seed, device)
     # one column more for a latent library
@@ -151,7 +158,22 @@ def train(
     if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
         msg = "The model ended with weights that are not finite; lower the learning rate (options=FitOptions(learning_rate=...))."
         raise TrainingError(msg)
+    if config.refit_dispersion and has_dispersions(model):
+        _refit_dispersions(model, cells, train_rows, validation_rows, refit_seed, outcome)
     return outcome
+
+
+def _refit_dispersions(
+    model: VAE, cells: Cells, train_rows: Tensor, validation_rows: Tensor, seed: int, outcome: Outcome
+) -> None:
+    """Fit the dispersions once more; an interrupt leaves them as they were trained."""
+    try:
+        refitted = refit(model, cells, train_rows, validation_rows, seed=seed)
+    except KeyboardInterrupt:
+        outcome.stopped = "interrupted"
+        return
+    if refitted.kept and len(refitted.gain_n):
+        outcome.dispersion_gain = float(refitted.gain_n.mean())
 
 
 def _parameters(model: VAE, config: TrainConfig) -> tuple[list[torch.nn.Parameter], int]:

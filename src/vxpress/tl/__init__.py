@@ -8,7 +8,6 @@ from vxpress.tl._counterfactual import counterfactual
 from vxpress.tl._denoise import denoise
 from vxpress.tl._diagnose import diagnose
 from vxpress.tl._encode import encode
-from vxpress.tl._fit_dispersion import fit_dispersion
 from vxpress.tl._fit_prior import fit_prior
 from vxpress.tl._fit_vae import fit_vae
 from vxpress.tl._generate import generate
@@ -28,7 +27,6 @@ __all__ = [
     "denoise",
     "diagnose",
     "encode",
-    "fit_dispersion",
     "fit_prior",
     "fit_vae",
     "generate",

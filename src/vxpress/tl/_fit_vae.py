@@ -208,7 +208,8 @@ def fit_vae(
         one, so the differences between genes say something, not the level.
     ``adata.uns["vae"]``
         ``params``, ``history`` (per epoch), ``diagnostics`` (with a ``verdict``), and what is needed to use the model
-        again: ``covariates``, ``genes``, ``weights``. With ``likelihood="auto"`` also ``choice``: the ``likelihood`` taken,
+        again: ``covariates``, ``genes``, ``weights``. ``params["dispersion_gain"]`` is what the dispersions, fitted once more
+        after the last epoch, gained, in nats per validation cell; ``history`` is of the time before. With ``likelihood="auto"`` also ``choice``: the ``likelihood`` taken,
         the mean ``log_likelihood`` of each of the ``candidates`` on ``n_cells`` held-out cells with ``n_samples`` importance
         samples and with fewer, and their ``difference`` (zinb - nb) with its 95 % interval and the ``gap`` that it must exceed.
         Where the prior was learned, ``prior`` holds its ``kind`` and ``kl``, the mean divergence of held-out posteriors from
@@ -355,6 +356,7 @@ def fit_vae(
         best_epoch=fitted.outcome.best_epoch,
         n_steps=fitted.outcome.n_steps,
         n_voided=fitted.outcome.n_voided,
+        dispersion_gain=fitted.outcome.dispersion_gain,
         n_train=len(prepared.train_n),
     )
     fit = replace(as_fit(params, prepared, fitted, adata, diagnosis), choice=choice)

@@ -16,15 +16,18 @@ from vxpress.core import dispersion
 from vxpress.core.config import ModelConfig
 from vxpress.core.counts import Cells, Counts
 from vxpress.core.dispersion import (
+    HIGHEST,
+    LOWEST,
     PRIOR_SD,
+    Drawn,
     climb,
     draw,
     has_dispersions,
-    mean_log_likelihood,
     most_likely,
     refit,
     shifted,
 )
+from vxpress.core.inference.importance import log_likelihood
 from vxpress.core.kernels import rule
 from vxpress.core.vae import VAE, build
 
@@ -41,8 +44,11 @@ def _model(n_genes: int, **settings: object) -> VAE:
 
 def _fitted(model: VAE, cells: Cells) -> np.ndarray:
     """Most likely dispersions, of all cells."""
-    drawn = draw(model, cells, torch.arange(len(cells)), 0)
-    return most_likely(model, drawn).exp().numpy()
+    return most_likely(model, cells, _drawn(model, cells)).exp().numpy()
+
+
+def _drawn(model: VAE, cells: Cells) -> list[Drawn]:
+    return draw(model, cells, torch.arange(len(cells)), torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -110,13 +116,6 @@ def test_zero_inflation_is_taken_into_account(make_cells: Callable[..., Cells]) 
     np.testing.assert_allclose(_fitted(model, cells)[0], 8.0, rtol=0.15)
 
 
-def test_the_mean_log_likelihood_is_that_of_the_model(make_cells: Callable[..., Cells]) -> None:
-    cells, model = make_cells(30, 5), _model(5)
-    found = mean_log_likelihood(model, draw(model, cells, torch.arange(30), 0))
-    x, mu = cells.counts.dense(torch.arange(30)).numpy(), cells.log_library_n1.exp().numpy() / 5
-    np.testing.assert_allclose(found, stats.nbinom.logpmf(x, 1.0, 1.0 / (1.0 + mu)).sum(1), rtol=1e-4)
-
-
 def test_a_climb_ends_on_the_top_uphill_or_at_the_bound() -> None:
     top = torch.tensor([-3.0, 0.2, 1.0, 6.5, 40.0, -40.0, 2.0])
     start = torch.tensor([2.0, 0.0, 1.0, -3.9, 0.0, 1.0, -1.0])
@@ -130,6 +129,15 @@ def test_a_climb_ends_on_the_top_uphill_or_at_the_bound() -> None:
     np.testing.assert_allclose(found.numpy(), [-3.0, 0.2, 1.0, 6.5, 7.0, -4.0, -1.0], atol=0.05)
 
 
+@pytest.mark.parametrize("lost", [0.5, 1.5, 3.5])
+def test_a_slope_that_is_lost_on_the_way_leaves_a_number(lost: float) -> None:
+    def slope(t: torch.Tensor) -> torch.Tensor:
+        return torch.where(t > lost, torch.nan, 2.9 - t)
+
+    found = climb(slope, torch.zeros(2), -4.0, 7.0)
+    assert bool(((found >= -4) & (found <= 7)).all())
+
+
 def _overdispersed(make_cells: Callable[..., Cells], n: int) -> Cells:
     x = np.random.default_rng(0).poisson(np.random.default_rng(1).gamma(3.0, 20.0, size=(n, 4)))
     return replace(
@@ -139,13 +147,16 @@ def _overdispersed(make_cells: Callable[..., Cells], n: int) -> Cells:
     )
 
 
-def test_the_shift_is_the_one_that_the_cells_are_most_likely_under(make_cells: Callable[..., Cells]) -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_shift_is_the_one_that_the_cells_are_most_likely_under(
+    make_cells: Callable[..., Cells], *, plain: bool
+) -> None:
     model, cells = _model(4), _overdispersed(make_cells, 300)
     with torch.no_grad():
         model.decoder.log_dispersion.copy_(torch.tensor([[3.0, 2.0, 4.0, 3.5]]))
     start = model.decoder.log_dispersion.detach().clone()
-    drawn = draw(model, cells, torch.arange(300), 0)
-    shift = (shifted(model, drawn) - start).numpy()
+    with rule.plain() if plain else nullcontext():
+        shift = (shifted(model, cells, _drawn(model, cells)) - start).numpy()
     np.testing.assert_allclose(shift, shift[0, 0], atol=1e-5)
 
     def total(s: float) -> float:
@@ -158,41 +169,87 @@ def test_the_shift_is_the_one_that_the_cells_are_most_likely_under(make_cells: C
     assert shift[0, 0] == pytest.approx(best.x, abs=0.02)
 
 
+def test_genes_are_shifted_with_those_that_are_expressed_as_strongly(make_cells: Callable[..., Cells]) -> None:
+    # 60 genes with means of 2 and theta 0.5, 60 with means of 40 and theta 8
+    rng, n = np.random.default_rng(3), 200
+    theta, mean = np.repeat([0.5, 8.0], 60), np.repeat([2.0, 40.0], 60)
+    x = rng.poisson(rng.gamma(theta, mean / theta, size=(n, 120)))
+    cells = replace(
+        make_cells(n, 120),
+        counts=Counts.from_scipy(sparse.csr_matrix(x.astype(np.float32))),
+        log_library_n1=torch.full((n, 1), float(np.log(mean.sum()))),
+    )
+    model = _model(120)
+    with torch.no_grad():
+        model.decoder.location.bias.copy_(torch.tensor(np.log(mean)))
+        model.decoder.log_dispersion.fill_(1.0)
+    found = shifted(model, cells, _drawn(model, cells)).numpy()[0]
+    np.testing.assert_allclose(np.exp(found), theta, rtol=0.15)
+    assert len(np.unique(found)) == 2
+
+
+@pytest.mark.parametrize(("law", "bound"), [("poisson", HIGHEST), ("wild", LOWEST)])
+def test_a_shift_ends_at_the_bounds(make_cells: Callable[..., Cells], law: str, bound: float) -> None:
+    rng, n = np.random.default_rng(4), 50
+    x = rng.poisson(2000.0, size=(n, 4)) if law == "poisson" else 100_000 * (rng.uniform(size=(n, 4)) < 0.02)
+    cells = replace(
+        make_cells(n, 4),
+        counts=Counts.from_scipy(sparse.csr_matrix(x.astype(np.float32))),
+        log_library_n1=torch.full((n, 1), float(np.log(8000))),
+    )
+    model = _model(4)
+    found = shifted(model, cells, _drawn(model, cells))
+    assert bool(((found >= LOWEST) & (found <= HIGHEST)).all())
+    assert float((found - bound).abs().max()) < 0.6
+
+
 def test_a_refit_gains_on_held_out_cells_and_touches_nothing_else(make_cells: Callable[..., Cells]) -> None:
     model, cells = _model(4), _overdispersed(make_cells, 400)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    result = refit(model, cells, torch.arange(300), torch.arange(300, 400), seed=0)
-    assert result.kept
-    assert result.gain_n.shape == (100,)
-    assert result.gain_n.mean() > 0
+    gain = refit(model, cells, torch.arange(300), torch.arange(300, 400), seed=0)
     np.testing.assert_allclose(model.decoder.log_dispersion.detach().exp().numpy(), 3.0, rtol=0.25)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"decoder.log_dispersion"}
+    # z says nothing here, so that the bound is the likelihood itself
+    x = cells.counts.dense(torch.arange(300, 400)).numpy()
+    theta = model.decoder.log_dispersion.detach().exp().numpy()
+    here, there = (stats.nbinom.logpmf(x, t, t / (t + 60)).sum(1).mean() for t in (theta, 1.0))
+    assert gain == pytest.approx(here - there, rel=1e-3)
+    again = _model(4)
+    assert refit(again, cells, torch.arange(300), torch.arange(300, 400), seed=0) == gain
+    assert torch.equal(again.decoder.log_dispersion, model.decoder.log_dispersion)
 
 
-def test_without_held_out_cells_the_training_cells_decide(make_cells: Callable[..., Cells]) -> None:
+@pytest.mark.parametrize("n_validation", [0, 19])
+def test_few_held_out_cells_leave_dispersions_alone(make_cells: Callable[..., Cells], n_validation: int) -> None:
     model, cells = _model(4), _overdispersed(make_cells, 300)
-    result = refit(model, cells, torch.arange(300), torch.arange(0), seed=0)
-    assert result.kept
-    assert not len(result.gain_n)
-    np.testing.assert_allclose(model.decoder.log_dispersion.detach().exp().numpy(), 3.0, rtol=0.25)
+    assert refit(model, cells, torch.arange(200), torch.arange(200, 200 + n_validation), seed=0) == 0
+    assert not model.decoder.log_dispersion.any()
 
 
-@pytest.mark.parametrize("trouble", ["worse", "interrupted"])
+@pytest.mark.parametrize("trouble", ["worse", "nan", "interrupted"])
 def test_what_held_out_cells_do_not_gain_by_is_undone(
     make_cells: Callable[..., Cells], monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     model, cells = _model(4), _overdispersed(make_cells, 200)
 
-    def spoil(model: VAE, _: object) -> torch.Tensor:
+    def spoil(model: VAE, *_: object) -> torch.Tensor:
         if trouble == "interrupted":
             raise KeyboardInterrupt
-        return model.decoder.log_dispersion.detach() - 6.0
+        return model.decoder.log_dispersion.detach() + (torch.nan if trouble == "nan" else -6.0)
 
     monkeypatch.setattr(dispersion, "shifted", spoil)
     with pytest.raises(KeyboardInterrupt) if trouble == "interrupted" else nullcontext():
-        assert not refit(model, cells, torch.arange(150), torch.arange(150, 200), seed=0).kept
+        assert refit(model, cells, torch.arange(150), torch.arange(150, 200), seed=0) == 0
     assert not model.decoder.log_dispersion.any()
+
+
+def test_broad_posteriors_do_not_pass_for_noise(make_cells: Callable[..., Cells]) -> None:
+    """Where a draw of q says little about a cell, the bound tells that counts scatter less than about the draw."""
+    model, cells = _model(4, latent_library=True), _overdispersed(make_cells, 200)
+    before = log_likelihood(model, cells, 500, seed=1).log_likelihood_n.mean()
+    refit(model, cells, torch.arange(150), torch.arange(150, 200), seed=0)
+    assert log_likelihood(model, cells, 500, seed=1).log_likelihood_n[150:].mean() >= before - 1.0
 
 
 def test_which_models_have_dispersions() -> None:

@@ -274,6 +274,15 @@ def test_equal_fits_are_no_seeds(fits: ad.AnnData) -> None:
     assert list(found["verdict"]) == ["best", "undecided"]
 
 
+def test_dispersions_as_trained_make_another_model(adata: ad.AnnData) -> None:
+    for key, again in (("a0", True), ("a1", False)):
+        options = vx.tl.FitOptions(refit_dispersion=again)
+        quick = {"n_latent": 3, "n_hidden": 8, "max_epochs": 3, "validation_fraction": 0.8, "denoised": False}
+        vx.tl.fit_vae(adata, key_added=key, options=options, **quick)
+    found = table(adata, ["a0", "a1"])
+    assert len(found) == 2
+
+
 def test_a_prior_that_was_refused_leaves_the_model_what_it_was(fits: ad.AnnData) -> None:
     vx.tl.fit_prior(fits, "normal", key="good_1")
     assert "refused" in fits.uns["good_1"]["prior"]

@@ -17,7 +17,7 @@ from vxpress.bridge.fit import Fit
 from vxpress.bridge.store import is_fit
 
 FITTED = ("train", "validation")
-# cells to learn a part of a fit from anew, and to judge it by
+# cells to learn a prior from, and to judge it by
 MIN_TRAIN, MIN_VALIDATION = 20, 5
 
 
@@ -32,27 +32,27 @@ def fitted_cells(adata: AnnData, fit: Fit, keys: Keys) -> np.ndarray:
     return np.asarray(adata.obs[keys.split].astype(object).isin(FITTED), dtype=bool)
 
 
-def learning_split(adata: AnnData, keys: Keys, what: str, *, hold_out: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the training and of the validation cells, which are to learn and to judge ``what``.
+def learning_split(adata: AnnData, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the cells that a prior is learned from and judged by: training and validation cells.
 
-    With ``hold_out`` a tenth of the training cells judges where a fit held nothing out.
+    A tenth of the training cells judges where a fit held nothing out.
     """
     if keys.split not in adata.obs:
         msg = (
-            f"adata.obs lacks {keys.split!r}: {what} is learned from the cells of the fit, and these are not known to be. "
+            f"adata.obs lacks {keys.split!r}: a prior is learned from the cells of the fit, and these are not known to be. "
             "Pass the AnnData that vx.tl.fit_vae was called on."
         )
         raise KeyError(msg)
     split = adata.obs[keys.split].astype(str).to_numpy()
     train_n, validation_n = (np.flatnonzero(split == part) for part in FITTED)
-    if hold_out and len(validation_n) == 0:
+    if len(validation_n) == 0:
         order = np.random.default_rng(0).permutation(train_n)
         n_held_out = len(train_n) // 10
         train_n, validation_n = np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
     if len(train_n) < MIN_TRAIN or len(validation_n) < MIN_VALIDATION:
         msg = (
             f"{len(train_n)} training and {len(validation_n)} validation cell(s) are at hand; at least {MIN_TRAIN} and "
-            f"{MIN_VALIDATION} are needed to learn {what} and to judge it. Pass all cells of the fit."
+            f"{MIN_VALIDATION} are needed to learn a prior and to judge it. Pass all cells of the fit."
         )
         raise ValueError(msg)
     return train_n, validation_n

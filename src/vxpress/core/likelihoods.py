@@ -90,10 +90,6 @@ class Likelihood(Distribution):
         """The law of some entries alone, picked as by ``x[index]``."""
         raise NotImplementedError
 
-    def with_dispersion(self, log_theta: Tensor) -> Likelihood:
-        """The same law at another log inverse dispersion, broadcastable to it; of laws of counts that have one."""
-        raise NotImplementedError
-
     def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """P(below ``value``) and P(at most ``value``) in float64, ``value`` of :meth:`observe`'s kind; not differentiable."""
         raise NotImplementedError
@@ -182,9 +178,6 @@ class NegativeBinomial(Likelihood):
         theta = self.log_theta.exp()
         return expected_log1p((self.log_mean + log_library_n1).exp(), lambda rate: theta * torch.log1p(rate / theta))
 
-    def with_dispersion(self, log_theta: Tensor) -> NegativeBinomial:
-        return NegativeBinomial(self.log_mean, log_theta)
-
     def at(self, *index: Tensor | slice) -> NegativeBinomial:
         return NegativeBinomial(self.log_mean[index], self.log_theta[index])
 
@@ -235,9 +228,6 @@ class ZeroInflated(Likelihood):
 
     def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
         return torch.sigmoid(-self.gate_logits) * self.base.expected_log1p(log_library_n1)
-
-    def with_dispersion(self, log_theta: Tensor) -> ZeroInflated:
-        return ZeroInflated(self.base.with_dispersion(log_theta), self.gate_logits)
 
     def at(self, *index: Tensor | slice) -> ZeroInflated:
         return ZeroInflated(self.base.at(*index), self.gate_logits.expand(self.batch_shape)[index])

@@ -107,8 +107,9 @@ class FitOptions:
     refit_dispersion
         Whether the dispersions of the genes are fitted once more after training, with the rest of the model left as it is
         (default; not with ``preset="scvi"``). Training moves them only so far, and counts of strongly expressed genes would
-        stay too noisy. Each gene's most likely dispersion is found on up to 4,096 training cells, all are then
-        shifted alike to what validation cells say, and kept if these gain. Latent space and decoded expression stay as they are.
+        stay too noisy. The most likely ones are found on up to 4,096 training cells; validation cells, of which there must be
+        at least 20, shift those of genes that are expressed about as strongly alike, and decide by their importance-weighted
+        bound whether they are kept. Latent space and decoded expression stay as they are.
     prior_components
         Components of ``prior="mixture"`` and pseudo-inputs of ``prior="vamp"``; 50 by default.
 

@@ -51,7 +51,8 @@ class TrainingError(RuntimeError):
 class Outcome:
     """What happened: history per epoch, where the kept state comes from and why training ended.
 
-    ``dispersion_gain`` is what the dispersions, fitted once more, gained, in nats per validation cell.
+    ``dispersion_gain`` is what the dispersions, fitted once more, gained: nats of the importance-weighted bound per validation
+    cell.
     """
 
     history: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in HISTORY})
@@ -158,22 +159,12 @@ def train(
     if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
         msg = "The model ended with weights that are not finite; lower the learning rate (options=FitOptions(learning_rate=...))."
         raise TrainingError(msg)
-    if config.refit_dispersion and has_dispersions(model):
-        _refit_dispersions(model, cells, train_rows, validation_rows, refit_seed, outcome)
+    if config.refit_dispersion and has_dispersions(model) and outcome.stopped != "interrupted":
+        try:
+            outcome.dispersion_gain = refit(model, cells, train_rows, validation_rows, seed=refit_seed)
+        except KeyboardInterrupt:
+            outcome.stopped = "interrupted"
     return outcome
-
-
-def _refit_dispersions(
-    model: VAE, cells: Cells, train_rows: Tensor, validation_rows: Tensor, seed: int, outcome: Outcome
-) -> None:
-    """Fit the dispersions once more; an interrupt leaves them as they were trained."""
-    try:
-        refitted = refit(model, cells, train_rows, validation_rows, seed=seed)
-    except KeyboardInterrupt:
-        outcome.stopped = "interrupted"
-        return
-    if refitted.kept and len(refitted.gain_n):
-        outcome.dispersion_gain = float(refitted.gain_n.mean())
 
 
 def _parameters(model: VAE, config: TrainConfig) -> tuple[list[torch.nn.Parameter], int]:

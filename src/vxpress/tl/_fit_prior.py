@@ -143,7 +143,7 @@ def fit_prior(
 
 def _task(adata: AnnData, stored: StoredCells, condition_key: str | None) -> Task:
     """Who is learned from and who judges, checked."""
-    train_n, validation_n = learning_split(adata, stored.keys, "a prior", hold_out=True)
+    train_n, validation_n = learning_split(adata, stored.keys)
     conditions = None if condition_key is None else Conditions.read(adata.obs, condition_key, train_n)
     return Task(stored.mean_nd, stored.var_nd, train_n, validation_n, conditions)
 

@@ -208,8 +208,9 @@ def fit_vae(
         one, so the differences between genes say something, not the level.
     ``adata.uns["vae"]``
         ``params``, ``history`` (per epoch), ``diagnostics`` (with a ``verdict``), and what is needed to use the model
-        again: ``covariates``, ``genes``, ``weights``. ``params["dispersion_gain"]`` is what the dispersions, fitted once more
-        after the last epoch, gained, in nats per validation cell; ``history`` is of the time before. With ``likelihood="auto"`` also ``choice``: the ``likelihood`` taken,
+        again: ``covariates``, ``genes``, ``weights``. ``params["dispersion_gain"]`` is what the dispersions gained that were fitted
+        once more after training, in nats of the importance-weighted bound per validation cell (0 where they were not, or
+        gained nothing); ``history`` is of the time before. With ``likelihood="auto"`` also ``choice``: the ``likelihood`` taken,
         the mean ``log_likelihood`` of each of the ``candidates`` on ``n_cells`` held-out cells with ``n_samples`` importance
         samples and with fewer, and their ``difference`` (zinb - nb) with its 95 % interval and the ``gap`` that it must exceed.
         Where the prior was learned, ``prior`` holds its ``kind`` and ``kl``, the mean divergence of held-out posteriors from

@@ -70,16 +70,16 @@ class Conditioner(nn.Module):
         self.n_continuous = config.n_continuous
         self.width = sum(widths) + config.n_continuous
 
-    def average(self) -> Tensor:
-        """The condition vector of no category in particular and of mean values, (width,)."""
-        parts = [torch.zeros(self.n_continuous)]
-        for i, (_, size) in enumerate(self.sizes):
-            if self.embeddings is None:
-                parts.append(torch.full((size,), 1.0 / size))
-            else:
-                parts.append(cast("nn.Embedding", self.embeddings[i]).weight.mean(0))
-        device = parts[-1].device
-        return torch.cat([part.to(device) for part in parts])
+    def average(self, known_k: Tensor) -> Tensor:
+        """The condition vector of none of the first ``known_k`` categories in particular and of mean values, (width,)."""
+        parts = [torch.zeros(self.n_continuous, device=known_k.device)]
+        for i, (k, size) in enumerate(self.sizes):
+            share = (torch.arange(size, device=known_k.device) < known_k[k]) / known_k[k]
+            if self.embeddings is not None:
+                weight = cast("nn.Embedding", self.embeddings[i]).weight
+                share = share.to(weight.dtype) @ weight
+            parts.append(share)
+        return torch.cat(parts)
 
     def forward(self, covariates: Covariates) -> Tensor | None:
         """The condition vector, or None where nothing is conditioned on."""

@@ -18,7 +18,7 @@ from vxpress.core.networks import Noise
 from vxpress.core.objectives import elbo
 from vxpress.core.optimizer import Optimizer
 from vxpress.core.priors import DiagonalNormal, sampled_kl
-from vxpress.core.surgery import extend
+from vxpress.core.surgery import extend, new_weights
 from vxpress.core.vae import build
 
 N, G, K = 30, 12, 5
@@ -118,6 +118,14 @@ def test_room_for_new_batches_leaves_the_prior_as_it_was() -> None:
         z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
         wider = extend(model, [2])
         torch.testing.assert_close(wider.prior.log_prob(z), model.prior.log_prob(z), rtol=1e-4, atol=1e-4)
+        # nor does what is learned of them move it, also of a model that was stored in between
+        again = build(wider.config, 5)
+        again.load_state_dict(wider.state_dict())
+        with torch.no_grad():
+            for name, mask in new_weights(again, [2]).items():
+                again.get_parameter(name)[mask] += 1.0
+        again.eval()
+        torch.testing.assert_close(again.prior.log_prob(z), model.prior.log_prob(z), rtol=1e-4, atol=1e-4)
 
 
 def test_from_cells_it_is_the_widened_posteriors_of_cells() -> None:

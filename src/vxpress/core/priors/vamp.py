@@ -36,6 +36,7 @@ class Vamp(ComponentPrior):
     alone_components = (500, 2)
     loc_kd: Tensor
     variance_kd: Tensor
+    known_k: Tensor
 
     def __init__(self, config: PriorConfig, n_latent: int) -> None:
         super().__init__(config, n_latent)
@@ -57,6 +58,8 @@ class Vamp(ComponentPrior):
         self.__dict__["model"] = model
         if not hasattr(self, "pseudo_kg"):
             self.pseudo_kg = nn.Parameter(torch.zeros(self.config.n_components, model.config.n_genes))
+            # categories that a trained model is given later must not move its prior
+            self.register_buffer("known_k", torch.tensor(model.config.n_categories, dtype=torch.float32))
 
     def components(self) -> tuple[Tensor, Tensor]:
         """Means and standard deviations, each (k, d)."""
@@ -69,7 +72,7 @@ class Vamp(ComponentPrior):
             s_kc: Tensor | None = None
             input_km: Tensor = self.pseudo_kg
             if model.config.encode_covariates and model.conditioner.width:
-                s_kc = model.conditioner.average().to(input_km).expand(len(input_km), -1)
+                s_kc = model.conditioner.average(self.known_k).to(input_km).expand(len(input_km), -1)
                 input_km = torch.cat((input_km, s_kc), dim=-1)
             q = encoder.after_first(encoder.body.linears[0](input_km), s_kc)
         finally:

@@ -307,8 +307,8 @@ def table(out: Path) -> dict[str, Any]:
     return summary
 
 
-# learned priors beside N(0, I) of the same model
-AGAINST_NORMAL = {
+# learned priors beside N(0, I) of the same model, and the type in the prior beside the type in the decoder
+COMPARED = {
     "default, mixture": "default, N(0,I)",
     "narrow, mixture": "narrow, N(0,I)",
     "narrow, mixture | type": "type as covariate, N(0,I)",
@@ -316,7 +316,7 @@ AGAINST_NORMAL = {
 
 
 def differences(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """By how much a learned prior is better than N(0, I), and AUROC further from the floor's, paired by seed.
+    """By how much one row is better than another, and AUROC further from the floor's, paired by seed.
 
     Better is positive: a lower AUROC, energy distance or share memorised, a higher LISI, a slope nearer to 1.
     """
@@ -328,7 +328,7 @@ def differences(runs: list[dict[str, Any]]) -> dict[str, Any]:
         return {"lisi": value, "slope": -abs(value - 1.0)}.get(metric, -value)
 
     found: dict[str, Any] = {}
-    pairs = [(label, other, POOLED + BY_TYPE) for label, other in AGAINST_NORMAL.items()]
+    pairs = [(label, other, POOLED + BY_TYPE) for label, other in COMPARED.items()]
     pairs += [(label, FLOOR, (*POOLED[:2], *BY_TYPE)) for label in ROWS]
     for label, other, metrics in pairs:
         both = [(r["rows"][label], r["rows"][other]) for r in runs if {label, other} <= set(r["rows"])]

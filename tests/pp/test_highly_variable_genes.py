@@ -36,18 +36,21 @@ def oracle(adata: AnnData, n_top: int, batch_key: str | None = None, theta: floa
     )
 
 
-def by_definition(x: np.ndarray, theta: float) -> np.ndarray:
+def by_definition(x: np.ndarray, theta: float, min_cells: int = 1) -> np.ndarray:
     mu = np.outer(x.sum(axis=1), x.sum(axis=0)) / x.sum()
     with np.errstate(invalid="ignore"):
         residual = (x - mu) / np.sqrt(mu + mu**2 / theta)
     residual[mu == 0] = 0
     limit = np.sqrt(len(x))
-    return np.clip(residual, -limit, limit).var(axis=0)
+    residual = np.clip(residual, -limit, limit)
+    if min_cells > 1:
+        residual = np.minimum(residual, np.maximum(np.sort(residual, axis=0)[-min_cells], 0))
+    return residual.var(axis=0)
 
 
-def moments(x: object, codes: np.ndarray | None = None, theta: float = 100.0):
+def moments(x: object, codes: np.ndarray | None = None, theta: float = 100.0, min_cells: int = 1):
     codes = np.zeros(x.shape[0], dtype=int) if codes is None else codes  # type: ignore[attr-defined]
-    return residual_moments(x, codes, codes.max() + 1, theta=theta, where="adata.X")
+    return residual_moments(x, codes, codes.max() + 1, theta=theta, min_cells=min_cells, where="adata.X")
 
 
 @pytest.mark.parametrize("batch_key", [None, "batch"])
@@ -56,7 +59,7 @@ def moments(x: object, codes: np.ndarray | None = None, theta: float = 100.0):
 def test_agrees_with_scanpy(batch_key: str | None, theta: float, n_top: int) -> None:
     adata = data()
     expected = oracle(adata, n_top, batch_key, theta)
-    vx.pp.highly_variable_genes(adata, n_top_genes=n_top, batch_key=batch_key, theta=theta)
+    vx.pp.highly_variable_genes(adata, n_top_genes=n_top, batch_key=batch_key, theta=theta, min_cells=1)
     for name in expected:
         if expected[name].dtype.kind == "f":
             np.testing.assert_allclose(adata.var[name], expected[name], rtol=1e-5, err_msg=name)
@@ -75,6 +78,36 @@ def test_residual_variance_by_definition_clipped_or_not(theta: float) -> None:
     x[:, 6] = 0
     x[7, 6] = 900
     np.testing.assert_allclose(moments(x, theta=theta).residual_variances_bg[0], by_definition(x, theta), rtol=1e-9)
+
+
+@pytest.mark.parametrize("min_cells", [2, 3, 8])
+@pytest.mark.parametrize("read_entries", [300, 10**6])
+def test_the_largest_residuals_count_no_more_than_the_next(min_cells: int, read_entries: int, monkeypatch) -> None:
+    monkeypatch.setattr(_residuals, "READ_ENTRIES", read_entries)
+    x = np.random.default_rng(1).negative_binomial(0.05, 0.01, (200, 40)).astype(np.float64)
+    x[:, :3] = 0
+    x[7, 0] = 900
+    x[[8, 9], 1] = 40, 50
+    x[[8, 9], 2] = 6  # ties
+    codes = np.random.default_rng(2).permutation(np.repeat([0, 1, 2], [100, 85, 15]))
+    expected = [by_definition(x[codes == b], 100.0, k) for b, k in ((0, min_cells), (1, min_cells), (2, 1))]
+    np.testing.assert_allclose(
+        moments(x, codes, min_cells=min_cells).residual_variances_bg, expected, rtol=1e-9, atol=1e-12
+    )
+
+
+def test_a_gene_of_one_cell_is_not_selected_and_one_of_a_rare_type_is() -> None:
+    x = np.random.default_rng(0).poisson(0.3, (400, 150))
+    x[np.arange(10), np.arange(10)] = 60  # ten genes with one cell each
+    x[390:, 10:20] = 25  # ten genes of the same ten cells
+    adata = AnnData(sparse.csr_matrix(x))
+    chosen = {}
+    for min_cells in (1, 3):
+        vx.pp.highly_variable_genes(adata, n_top_genes=20, min_cells=min_cells)
+        chosen[min_cells] = adata.var["highly_variable"].to_numpy()
+    assert chosen[1][:20].all()
+    assert not chosen[3][:10].any()
+    assert chosen[3][10:20].all()
 
 
 def test_each_batch_is_measured_and_clipped_by_itself() -> None:
@@ -158,7 +191,7 @@ def test_genes_never_seen_come_last() -> None:
 def test_a_batch_of_one_cell_has_no_say() -> None:
     adata = data(n_obs=100, n_batches=1)
     adata.obs["batch"] = ["single"] + ["many"] * 99
-    vx.pp.highly_variable_genes(adata, n_top_genes=20, batch_key="batch")
+    vx.pp.highly_variable_genes(adata, n_top_genes=20, batch_key="batch", min_cells=1)
     expected = oracle(adata[1:].copy(), 20)
     np.testing.assert_array_equal(adata.var["highly_variable"], expected["highly_variable"])
     assert adata.var["highly_variable_nbatches"].max() == 1
@@ -258,6 +291,8 @@ def test_seurat_v3() -> None:
         ({"theta": 10, "flavor": "seurat"}, ValueError, "no meaning"),
         ({"n_top_genes": 0}, ValueError, "at least 1"),
         ({"n_top_genes": 10.5}, ValueError, "at least 1"),
+        ({"min_cells": 0}, ValueError, "min_cells=0 .*at least 1"),
+        ({"min_cells": 5, "flavor": "seurat"}, ValueError, "no meaning"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(options, error, message) -> None:
@@ -281,6 +316,6 @@ def test_agrees_with_scanpy_on_real_counts(batch_key: str | None) -> None:
     adata.obs["order"] = adata.obs.groupby("batch", observed=True).cumcount()
     adata = adata[adata.obs["order"] < adata.obs["batch"].value_counts().min()].copy()
     expected = oracle(adata, 300, batch_key)
-    vx.pp.highly_variable_genes(adata, n_top_genes=300, batch_key=batch_key)
+    vx.pp.highly_variable_genes(adata, n_top_genes=300, batch_key=batch_key, min_cells=1)
     np.testing.assert_array_equal(adata.var["highly_variable"], expected["highly_variable"])
     np.testing.assert_allclose(adata.var["residual_variances"], expected["residual_variances"], rtol=1e-4)

@@ -19,6 +19,7 @@ from vxpress.pp._shared import batch_codes
 
 Flavor = Literal["nb", "pearson_residuals", "seurat_v3", "seurat_v3_paper", "seurat", "cell_ranger"]
 THETA = 100.0
+MIN_CELLS = 3
 
 
 def highly_variable_genes(
@@ -29,6 +30,7 @@ def highly_variable_genes(
     batch_key: str | None = None,
     flavor: Flavor = "nb",
     theta: float = THETA,
+    min_cells: int = MIN_CELLS,
     subset: bool = False,
     copy: bool = False,
 ) -> AnnData | None:
@@ -41,7 +43,7 @@ def highly_variable_genes(
         r_{ng} = \frac{x_{ng} - \mu_{ng}}{\sqrt{\mu_{ng} + \mu_{ng}^2 / \theta}}, \qquad
         \mu_{ng} = \frac{\sum_{g'} x_{ng'} \, \sum_{n'} x_{n'g}}{\sum_{n'g'} x_{n'g'}},
 
-    clipped to :math:`\pm\sqrt{n}`, the number of cells.
+    clipped to :math:`\pm\sqrt{n}`, the number of cells, and to the gene's third largest (``min_cells``).
     With ``batch_key`` all of it is done within each batch, :math:`n` included; genes are then ranked by the number of
     batches in which they are among the top ones, and by their median rank there.
     It needs no loess fit and reads raw counts in blocks of rows, from memory or from a backed file.
@@ -59,11 +61,18 @@ def highly_variable_genes(
     flavor
         ``"nb"`` is described above.
         ``"pearson_residuals"`` calls :func:`scanpy.experimental.pp.highly_variable_genes`, which agrees with ``"nb"``
-        up to the clipping of batches of unequal size, and the others call :func:`scanpy.pp.highly_variable_genes`.
+        at ``min_cells=1`` up to the clipping of batches of unequal size, and the others call
+        :func:`scanpy.pp.highly_variable_genes`.
     theta
         Inverse overdispersion of the null model (variance ``mu + mu**2 / theta``), for ``"nb"`` and
         ``"pearson_residuals"``.
         The default is that of the paper: what technical control data show; ``inf`` gives Poisson residuals.
+    min_cells
+        Cells of a batch that must stand out for a gene to vary, for ``"nb"``: a residual counts no more than the
+        ``min_cells``-th largest of its gene, or than 0 where fewer cells have one above 0. Of fewer than 30 cells it is at
+        most a tenth. A lone cell with tens of molecules of a gene that no other has more than two of is common in
+        droplet data, and by the paper's variance, which is ``min_cells=1``, such genes are chosen by the hundred. The
+        default is that of :func:`scanpy.pp.filter_genes` in most tutorials.
     subset
         Whether to keep only the selected genes.
     copy
@@ -112,7 +121,11 @@ def highly_variable_genes(
         msg = f"flavor={flavor!r} is not known; choose one of {', '.join(map(repr, get_args(Flavor)))}."
         raise ValueError(msg)
     _check_theta(theta, flavor)
-    n_top = _n_top(n_top_genes)
+    n_top = _whole("n_top_genes", n_top_genes)
+    min_cells = _whole("min_cells", min_cells)
+    if min_cells != MIN_CELLS and flavor != "nb":
+        msg = f"min_cells={min_cells} has no meaning for flavor={flavor!r}. Leave it out, or pass flavor='nb'."
+        raise ValueError(msg)
     codes, batches = batch_codes(adata, batch_key)
     _check_supported(adata, flavor, subset=subset)
     if n_top > adata.n_vars:
@@ -122,7 +135,9 @@ def highly_variable_genes(
 
     start = logg.info("selecting highly variable genes")
     if flavor == "nb":
-        moments = residual_moments(get_matrix(adata, layer), codes, len(batches), theta=theta, where=place(layer))
+        moments = residual_moments(
+            get_matrix(adata, layer), codes, len(batches), theta=theta, min_cells=min_cells, where=place(layer)
+        )
         table = _rank(moments.residual_variances_bg, moments.eligible_bg, n_top)
         table.insert(0, "variances", moments.variances_g)
         table.insert(0, "means", moments.means_g)
@@ -158,15 +173,15 @@ def _check_theta(theta: float, flavor: Flavor) -> None:
         raise ValueError(msg)
 
 
-def _n_top(n_top_genes: int) -> int:
+def _whole(name: str, value: int) -> int:
     try:
-        n_top = 0 if isinstance(n_top_genes, bool) else operator.index(n_top_genes)
+        whole = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        n_top = 0
-    if n_top < 1:
-        msg = f"n_top_genes={n_top_genes!r} was given; a whole number of at least 1 is expected."
+        whole = 0
+    if whole < 1:
+        msg = f"{name}={value!r} was given; a whole number of at least 1 is expected."
         raise ValueError(msg)
-    return n_top
+    return whole
 
 
 def _check_supported(adata: AnnData, flavor: Flavor, *, subset: bool) -> None:

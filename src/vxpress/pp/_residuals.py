@@ -2,6 +2,7 @@
 
 The residual of a zero depends on the cell through its library alone.  Its sums over cells are therefore taken once
 per distinct library size, as if every count were zero, and corrected at the non-zeros while the matrix is read.
+The largest residuals of a gene are kept beside them, so that a few cells do not make it vary.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ Codes = NDArray[np.intp]
 READ_ENTRIES = 2**23
 # entries of a block of zeros' residuals: stays within the processor's cache
 ZERO_ENTRIES = 2**17
+# cells whose residuals are held back, of the cells of a batch at most
+MAX_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,27 @@ class _Null:
     theta: float
 
 
-def residual_moments(matrix: Any, codes_n: Codes, n_batches: int, *, theta: float, where: str) -> Moments:
-    """Clipped Pearson residual variances of each gene in each batch (Lause, Berens & Kobak 2021), in two passes."""
+def residual_moments(
+    matrix: Any, codes_n: Codes, n_batches: int, *, theta: float, min_cells: int = 1, where: str
+) -> Moments:
+    """Clipped Pearson residual variances of each gene in each batch (Lause, Berens & Kobak 2021), in two passes.
+
+    A gene's residuals are clipped from above to the ``min_cells``-th largest in the batch as well, or to 0 if that is less.
+    """
     library_n, sums_bg, squares_g = _sums(matrix, codes_n, n_batches, where)
     n_b = np.bincount(codes_n, minlength=n_batches)
     share_bg = sums_bg / np.maximum(sums_bg.sum(axis=1, keepdims=True), 1.0)
     null = _Null(library_n, share_bg, np.sqrt(n_b), theta)
 
     first_bg, second_bg = _sums_if_all_zero(null, codes_n)
+    largest = _Largest(np.clip((MAX_SHARE * n_b).astype(np.intp), 1, min_cells), share_bg.shape[1])
     for block in _nonzeros(matrix, codes_n):
-        first, second = _corrections(null, block, codes_n)
-        first_bg[block.present] += first
-        second_bg[block.present] += second
+        residual, of_zero = _residuals(null, block, codes_n)
+        first_bg[block.present] += block.sum_by_gene(residual - of_zero)
+        second_bg[block.present] += block.sum_by_gene(residual**2 - of_zero**2)
+        largest.see(block, residual)
+    first, second = largest.excess()
+    first_bg, second_bg = first_bg - first, second_bg - second
     variances_bg = second_bg / n_b[:, None] - (first_bg / n_b[:, None]) ** 2
 
     n = codes_n.size
@@ -143,12 +155,42 @@ def _sums_if_all_zero(null: _Null, codes_n: Codes) -> tuple[Floats, Floats]:
     return first_bg, second_bg
 
 
-def _corrections(null: _Null, block: _Nonzeros, codes_n: Codes) -> tuple[Floats, Floats]:
-    """What the non-zeros of a block add to the two sums, less what they were counted with as zeros."""
+def _residuals(null: _Null, block: _Nonzeros, codes_n: Codes) -> tuple[Floats, Floats]:
+    """The residuals of the non-zeros of a block, and what they were counted with as zeros."""
     batch = codes_n[block.cell]
     clip = null.clip_b[batch]
     mu = null.library_n[block.cell] * null.share_bg[batch, block.gene]
     sd = np.sqrt(mu + mu**2 / null.theta)
-    residual = np.clip((block.x - mu) / sd, -clip, clip)
-    of_zero = np.maximum(-mu / sd, -clip)
-    return block.sum_by_gene(residual - of_zero), block.sum_by_gene(residual**2 - of_zero**2)
+    return np.clip((block.x - mu) / sd, -clip, clip), np.maximum(-mu / sd, -clip)
+
+
+class _Largest:
+    """The largest residuals above 0 of each gene in each batch, in falling order, as many as count there."""
+
+    def __init__(self, n_kept_b: Codes, n_genes: int) -> None:
+        self.n_kept_b = n_kept_b
+        self.values_kbg = np.zeros((n_kept_b.max(), n_kept_b.size, n_genes))
+
+    def see(self, block: _Nonzeros, residual: Floats) -> None:
+        """Take in the residuals of a block."""
+        depth, _, n_genes = self.values_kbg.shape
+        if depth == 1:
+            return
+        kept = self.values_kbg[:, block.present].reshape(depth, -1)
+        new = np.flatnonzero(residual > kept[-1, block.bin])
+        order = new[np.lexsort((-residual[new], block.bin[new]))]
+        bins, start = np.unique(block.bin[order], return_index=True)
+        # the rank of each within its bin
+        rank = np.arange(order.size) - np.repeat(start, np.diff(start, append=order.size))
+        order, rank = order[rank < depth], rank[rank < depth]
+        candidates = np.zeros((2 * depth, bins.size))
+        candidates[:depth] = kept[:, bins]
+        candidates[depth + rank, np.searchsorted(bins, block.bin[order])] = residual[order]
+        kept[:, bins] = -np.sort(-candidates, axis=0)[:depth]
+        self.values_kbg[:, block.present] = kept.reshape(depth, -1, n_genes)
+
+    def excess(self) -> tuple[Floats, Floats]:
+        """By how much the sums of the residuals and of their squares exceed what clipping to the last that counts leaves."""
+        last_bg = np.take_along_axis(self.values_kbg, (self.n_kept_b - 1)[None, :, None], axis=0)
+        above_kbg = np.maximum(self.values_kbg, last_bg)
+        return (above_kbg - last_bg).sum(axis=0), (above_kbg**2 - last_bg**2).sum(axis=0)

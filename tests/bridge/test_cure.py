@@ -307,3 +307,32 @@ def test_an_interrupted_fit_is_not_cured(simulated: ad.AnnData, interrupt_look: 
     assert adata.uns["vae"]["params"]["stopped"] == "interrupted"
     assert "cure" not in adata.uns["vae"]["diagnostics"]
     assert len(calls) == 8
+
+
+@pytest.mark.parametrize("while_", ["training", "diagnosing", "judging"])
+def test_an_interrupt_ends_the_search_and_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch, while_: str) -> None:
+    # beta=1 helps; the interrupt comes at the rung after it
+    def at(now: str, config: ModelConfig) -> None:
+        if now == while_ and config.decoder == "skip":
+            raise KeyboardInterrupt
+
+    def verdict(fitted: Any) -> str:
+        at("diagnosing", fitted.model.config)
+        return "collapsed: always"
+
+    def iwae(model: ModelConfig) -> float:
+        at("judging", model)
+        return -10.0
+
+    fit = FakeRunner.fit
+
+    def trained(self: FakeRunner, model: ModelConfig, train: TrainConfig) -> Any:
+        fitted = fit(self, model, train)
+        at("training", model)
+        return fitted
+
+    monkeypatch.setattr(FakeRunner, "fit", trained)
+    fitted, found, runner = _walk(monkeypatch, verdict, iwae, beta=20.0)
+    assert list(found["cure"]["attempt"]) == ["as asked", "beta=1", "longer warm-up", "free bits"]
+    assert runner.fitted[-1][0].decoder == "skip"
+    assert (fitted.model.config.decoder, fitted.train.beta, fitted.train.free_bits) == ("mlp", 1.0, 0.1)

@@ -194,15 +194,15 @@ def cure(
         change = describe(settings, changed)
         try:
             fitted = runner.fit(*changed)
-        except (TrainingError, KeyboardInterrupt) as error:
-            logg.warning(f"    {rung.name} ({change}): {str(error) or 'interrupted'}; not kept")
-            if isinstance(error, KeyboardInterrupt):
-                break
+            tried = None if fitted.outcome.stopped == "interrupted" else Judged(fitted, diagnose(fitted), bound(fitted))
+        except TrainingError as error:
+            logg.warning(f"    {rung.name} ({change}): {error}; not kept")
             continue
-        if fitted.outcome.stopped == "interrupted":
+        except KeyboardInterrupt:
+            tried = None
+        if tried is None:
             logg.warning(f"    {rung.name} ({change}): interrupted; not kept")
             break
-        tried = Judged(fitted, diagnose(fitted), bound(fitted))
         kept = helps(best, tried)
         record.append(_row(rung.name, change, tried, best, kept=kept))
         logg.warning(

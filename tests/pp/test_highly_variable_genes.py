@@ -36,16 +36,25 @@ def oracle(adata: AnnData, n_top: int, batch_key: str | None = None, theta: floa
     )
 
 
-def by_definition(x: np.ndarray, theta: float, min_cells: int = 1) -> np.ndarray:
+def residuals(x: np.ndarray, theta: float) -> np.ndarray:
     mu = np.outer(x.sum(axis=1), x.sum(axis=0)) / x.sum()
     with np.errstate(invalid="ignore"):
         residual = (x - mu) / np.sqrt(mu + mu**2 / theta)
     residual[mu == 0] = 0
     limit = np.sqrt(len(x))
-    residual = np.clip(residual, -limit, limit)
-    if min_cells > 1:
-        residual = np.minimum(residual, np.maximum(np.sort(residual, axis=0)[-min_cells], 0))
-    return residual.var(axis=0)
+    return np.clip(residual, -limit, limit)
+
+
+def variances(x: np.ndarray, codes: np.ndarray, theta: float, min_cells: int) -> np.ndarray:
+    residual = np.zeros_like(x)
+    for b in np.unique(codes):
+        residual[codes == b] = residuals(x[codes == b], theta)
+    residual = np.minimum(residual, np.maximum(np.sort(residual, axis=0)[-min_cells], 0))
+    return np.array([residual[codes == b].var(axis=0) for b in np.unique(codes)])
+
+
+def by_definition(x: np.ndarray, theta: float) -> np.ndarray:
+    return residuals(x, theta).var(axis=0)
 
 
 def moments(x: object, codes: np.ndarray | None = None, theta: float = 100.0, min_cells: int = 1):
@@ -90,10 +99,30 @@ def test_the_largest_residuals_count_no_more_than_the_next(min_cells: int, read_
     x[[8, 9], 1] = 40, 50
     x[[8, 9], 2] = 6  # ties
     codes = np.random.default_rng(2).permutation(np.repeat([0, 1, 2], [100, 85, 15]))
-    expected = [by_definition(x[codes == b], 100.0, k) for b, k in ((0, min_cells), (1, min_cells), (2, 1))]
-    np.testing.assert_allclose(
-        moments(x, codes, min_cells=min_cells).residual_variances_bg, expected, rtol=1e-9, atol=1e-12
-    )
+    expected = variances(x, codes, 100.0, min_cells)
+    found = moments(x, codes, min_cells=min_cells).residual_variances_bg
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_of_few_cells_a_tenth_may_be_held_back() -> None:
+    x = np.random.default_rng(1).negative_binomial(0.05, 0.01, (25, 40)).astype(np.float64)
+    expected = variances(x, np.zeros(25), 100.0, 2)[0]
+    np.testing.assert_allclose(moments(x, min_cells=5).residual_variances_bg[0], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_cells_of_a_rare_type_count_together_wherever_they_lie() -> None:
+    x = np.random.default_rng(0).poisson(0.3, (800, 150))
+    x[::100, :10] = 25  # ten markers of a type with one cell in each of eight batches
+    adata = AnnData(sparse.csr_matrix(x), obs={"batch": np.repeat(list("abcdefgh"), 100)})
+    vx.pp.highly_variable_genes(adata, n_top_genes=10, batch_key="batch")
+    assert adata.var["highly_variable"].to_numpy()[:10].all()
+
+
+def test_nothing_to_choose_by_is_said() -> None:
+    adata = data(n_obs=5, n_batches=1)
+    adata.obs["batch"] = list("abcde")
+    with pytest.warns(UserWarning, match="No batch has two cells"):
+        vx.pp.highly_variable_genes(adata, n_top_genes=10, batch_key="batch")
 
 
 def test_a_gene_of_one_cell_is_not_selected_and_one_of_a_rare_type_is() -> None:
@@ -292,7 +321,8 @@ def test_seurat_v3() -> None:
         ({"n_top_genes": 0}, ValueError, "at least 1"),
         ({"n_top_genes": 10.5}, ValueError, "at least 1"),
         ({"min_cells": 0}, ValueError, "min_cells=0 .*at least 1"),
-        ({"min_cells": 5, "flavor": "seurat"}, ValueError, "no meaning"),
+        ({"min_cells": 3, "flavor": "seurat"}, ValueError, "no meaning"),
+        ({"theta": "a"}, ValueError, "above 0"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(options, error, message) -> None:

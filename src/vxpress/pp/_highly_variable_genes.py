@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from importlib.util import find_spec
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -30,7 +31,7 @@ def highly_variable_genes(
     batch_key: str | None = None,
     flavor: Flavor = "nb",
     theta: float = THETA,
-    min_cells: int = MIN_CELLS,
+    min_cells: int | None = None,
     subset: bool = False,
     copy: bool = False,
 ) -> AnnData | None:
@@ -43,9 +44,11 @@ def highly_variable_genes(
         r_{ng} = \frac{x_{ng} - \mu_{ng}}{\sqrt{\mu_{ng} + \mu_{ng}^2 / \theta}}, \qquad
         \mu_{ng} = \frac{\sum_{g'} x_{ng'} \, \sum_{n'} x_{n'g}}{\sum_{n'g'} x_{n'g'}},
 
-    clipped to :math:`\pm\sqrt{n}`, the number of cells, and to the gene's third largest (``min_cells``).
-    With ``batch_key`` all of it is done within each batch, :math:`n` included; genes are then ranked by the number of
-    batches in which they are among the top ones, and by their median rank there.
+    clipped to :math:`\pm\sqrt{n}`, the number of cells, and from above to the third largest of the gene, or to 0 where
+    fewer are positive (``min_cells``).
+    With ``batch_key`` the residuals and their variance are those within each batch, :math:`n` included, and the third
+    largest is that of all batches together; genes are then ranked by the number of batches in which they are among the
+    top ones, and by their median rank there.
     It needs no loess fit and reads raw counts in blocks of rows, from memory or from a backed file.
 
     Parameters
@@ -68,11 +71,11 @@ def highly_variable_genes(
         ``"pearson_residuals"``.
         The default is that of the paper: what technical control data show; ``inf`` gives Poisson residuals.
     min_cells
-        Cells of a batch that must stand out for a gene to vary, for ``"nb"``: a residual counts no more than the
-        ``min_cells``-th largest of its gene, or than 0 where fewer cells have one above 0. Of fewer than 30 cells it is at
-        most a tenth. Tens of molecules in one cell of a gene that others hardly have are an artefact more often than
+        Cells that must stand out for a gene to vary, for ``"nb"``: a residual counts no more than the ``min_cells``-th
+        largest of its gene. ``None`` is 3, that of :func:`scanpy.pp.filter_genes` in most tutorials, and at most a tenth
+        of the cells. Tens of molecules in one cell of a gene that others hardly have are an artefact more often than
         biology; by the paper's variance, which is ``min_cells=1``, a third of the 2,000 genes chosen on the 2,700 PBMCs
-        of 10x Genomics are of that kind. The default is that of :func:`scanpy.pp.filter_genes` in most tutorials.
+        of 10x Genomics are of that kind.
     subset
         Whether to keep only the selected genes.
     copy
@@ -122,10 +125,10 @@ def highly_variable_genes(
         raise ValueError(msg)
     _check_theta(theta, flavor)
     n_top = _whole("n_top_genes", n_top_genes)
-    min_cells = _whole("min_cells", min_cells)
-    if min_cells != MIN_CELLS and flavor != "nb":
-        msg = f"min_cells={min_cells} has no meaning for flavor={flavor!r}. Leave it out, or pass flavor='nb'."
+    if min_cells is not None and flavor != "nb":
+        msg = f"min_cells={min_cells!r} has no meaning for flavor={flavor!r}. Leave it out, or pass flavor='nb'."
         raise ValueError(msg)
+    min_cells = MIN_CELLS if min_cells is None else _whole("min_cells", min_cells)
     codes, batches = batch_codes(adata, batch_key)
     _check_supported(adata, flavor, subset=subset)
     if n_top > adata.n_vars:
@@ -138,6 +141,9 @@ def highly_variable_genes(
         moments = residual_moments(
             get_matrix(adata, layer), codes, len(batches), theta=theta, min_cells=min_cells, where=place(layer)
         )
+        if not moments.eligible_bg.any():
+            msg = "No batch has two cells with counts, so no gene varies; the first ones are selected. Leave batch_key= out."
+            warnings.warn(msg, UserWarning, stacklevel=2)
         table = _rank(moments.residual_variances_bg, moments.eligible_bg, n_top)
         table.insert(0, "variances", moments.variances_g)
         table.insert(0, "means", moments.means_g)
@@ -165,7 +171,7 @@ def highly_variable_genes(
 
 
 def _check_theta(theta: float, flavor: Flavor) -> None:
-    if not theta > 0:
+    if not isinstance(theta, Real) or not theta > 0:
         msg = f"theta={theta!r} was given; a number above 0 is expected (inf for Poisson residuals)."
         raise ValueError(msg)
     if theta != THETA and flavor not in ("nb", "pearson_residuals"):

@@ -23,7 +23,7 @@ Codes = NDArray[np.intp]
 READ_ENTRIES = 2**23
 # entries of a block of zeros' residuals: stays within the processor's cache
 ZERO_ENTRIES = 2**17
-# cells whose residuals are held back, of the cells of a batch at most
+# cells whose residuals are held back, of all cells at most
 MAX_SHARE = 0.1
 
 
@@ -55,7 +55,8 @@ def residual_moments(
 ) -> Moments:
     """Clipped Pearson residual variances of each gene in each batch (Lause, Berens & Kobak 2021), in two passes.
 
-    A gene's residuals are clipped from above to the ``min_cells``-th largest in the batch as well, or to 0 if that is less.
+    A gene's residuals are clipped from above to the ``min_cells``-th largest over all batches as well, or to 0 if that is
+    less, so that cells of a rare type count together wherever they lie.
     """
     library_n, sums_bg, squares_g = _sums(matrix, codes_n, n_batches, where)
     n_b = np.bincount(codes_n, minlength=n_batches)
@@ -63,13 +64,13 @@ def residual_moments(
     null = _Null(library_n, share_bg, np.sqrt(n_b), theta)
 
     first_bg, second_bg = _sums_if_all_zero(null, codes_n)
-    largest = _Largest(np.clip((MAX_SHARE * n_b).astype(np.intp), 1, min_cells), share_bg.shape[1])
+    largest = _Largest(max(1, min(min_cells, int(MAX_SHARE * codes_n.size))), share_bg.shape[1])
     for block in _nonzeros(matrix, codes_n):
         residual, of_zero = _residuals(null, block, codes_n)
         first_bg[block.present] += block.sum_by_gene(residual - of_zero)
         second_bg[block.present] += block.sum_by_gene(residual**2 - of_zero**2)
-        largest.see(block, residual)
-    first, second = largest.excess()
+        largest.see(block, residual, codes_n)
+    first, second = largest.excess(n_batches)
     first_bg, second_bg = first_bg - first, second_bg - second
     variances_bg = second_bg / n_b[:, None] - (first_bg / n_b[:, None]) ** 2
 
@@ -165,32 +166,40 @@ def _residuals(null: _Null, block: _Nonzeros, codes_n: Codes) -> tuple[Floats, F
 
 
 class _Largest:
-    """The largest residuals above 0 of each gene in each batch, in falling order, as many as count there."""
+    """The ``n_kept`` largest residuals above 0 of each gene over all batches, in falling order, and their batches."""
 
-    def __init__(self, n_kept_b: Codes, n_genes: int) -> None:
-        self.n_kept_b = n_kept_b
-        self.values_kbg = np.zeros((n_kept_b.max(), n_kept_b.size, n_genes))
+    def __init__(self, n_kept: int, n_genes: int) -> None:
+        self.values_kg = np.zeros((n_kept, n_genes))
+        self.batch_kg = np.zeros((n_kept, n_genes), dtype=np.intp)
 
-    def see(self, block: _Nonzeros, residual: Floats) -> None:
+    def see(self, block: _Nonzeros, residual: Floats, codes_n: Codes) -> None:
         """Take in the residuals of a block."""
-        depth, _, n_genes = self.values_kbg.shape
+        depth = len(self.values_kg)
         if depth == 1:
             return
-        kept = self.values_kbg[:, block.present].reshape(depth, -1)
-        new = np.flatnonzero(residual > kept[-1, block.bin])
-        order = new[np.lexsort((-residual[new], block.bin[new]))]
-        bins, start = np.unique(block.bin[order], return_index=True)
-        # the rank of each within its bin
+        new = np.flatnonzero(residual > self.values_kg[-1, block.gene])
+        order = new[np.lexsort((-residual[new], block.gene[new]))]
+        genes, start = np.unique(block.gene[order], return_index=True)
+        # the rank of each within its gene
         rank = np.arange(order.size) - np.repeat(start, np.diff(start, append=order.size))
         order, rank = order[rank < depth], rank[rank < depth]
-        candidates = np.zeros((2 * depth, bins.size))
-        candidates[:depth] = kept[:, bins]
-        candidates[depth + rank, np.searchsorted(bins, block.bin[order])] = residual[order]
-        kept[:, bins] = -np.sort(-candidates, axis=0)[:depth]
-        self.values_kbg[:, block.present] = kept.reshape(depth, -1, n_genes)
+        column = np.searchsorted(genes, block.gene[order])
+        values, batch = (np.concatenate([kept[:, genes], np.zeros_like(kept[:, genes])]) for kept in self._kept())
+        values[depth + rank, column] = residual[order]
+        batch[depth + rank, column] = codes_n[block.cell[order]]
+        best = np.argsort(-values, axis=0, kind="stable")[:depth]
+        for kept, candidates in zip(self._kept(), (values, batch), strict=True):
+            kept[:, genes] = np.take_along_axis(candidates, best, axis=0)
 
-    def excess(self) -> tuple[Floats, Floats]:
-        """By how much the sums of the residuals and of their squares exceed what clipping to the last that counts leaves."""
-        last_bg = np.take_along_axis(self.values_kbg, (self.n_kept_b - 1)[None, :, None], axis=0)
-        above_kbg = np.maximum(self.values_kbg, last_bg)
-        return (above_kbg - last_bg).sum(axis=0), (above_kbg**2 - last_bg**2).sum(axis=0)
+    def _kept(self) -> tuple[Floats, Codes]:
+        return self.values_kg, self.batch_kg
+
+    def excess(self, n_batches: int) -> tuple[Floats, Floats]:
+        """By how much the sums of the residuals and of their squares in each batch exceed what clipping to the last leaves."""
+        last_g = self.values_kg[-1]
+        first_bg, second_bg = np.zeros((2, n_batches, last_g.size))
+        gene = np.arange(last_g.size)
+        for values_g, batch_g in zip(self.values_kg[:-1], self.batch_kg[:-1], strict=True):
+            first_bg[batch_g, gene] += values_g - last_g
+            second_bg[batch_g, gene] += values_g**2 - last_g**2
+        return first_bg, second_bg

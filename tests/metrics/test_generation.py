@@ -150,6 +150,7 @@ def test_without_a_gene_that_differs_the_slope_is_nan(rng: np.random.Generator) 
         (lambda x: vx.metrics.mixing_lisi(x, x), "three times the perplexity"),
         (lambda x: vx.metrics.memorization(x, x[:0], x), "no cell"),
         (lambda x: vx.metrics.fold_change_slope(x, ["a"], x, ["a"]), "one name per cell"),
+        (lambda x: vx.metrics.fold_change_slope(x, x, x, x), "real_groups= .* found ndarray"),
     ],
 )
 def test_samples_that_do_not_match_are_refused(call: object, message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from scipy import sparse, stats
@@ -297,7 +297,7 @@ def fold_change_slope(
     Raises
     ------
     ValueError
-        If the samples have other numbers of columns, or groups and cells other lengths.
+        If the samples have other numbers of columns, or groups are not one name per cell.
 
     Examples
     --------
@@ -312,7 +312,8 @@ def fold_change_slope(
     real, generated = _pair(real_ng, generated_mg)
     select = real if select_ng is None else _pair(select_ng, real_ng)[0]
     chosen_on = real_groups if select_groups is None else select_groups
-    named = [np.asarray(groups).astype(str) for groups in (real_groups, generated_groups, chosen_on)]
+    groups = {"real_groups": real_groups, "generated_groups": generated_groups, "select_groups": chosen_on}
+    named = [_names(argument, of_cells) for argument, of_cells in groups.items()]
     samples = (real, generated, select)
     for x, names in zip(samples, named, strict=True):
         if len(names) != x.shape[0]:
@@ -330,6 +331,14 @@ def fold_change_slope(
     x, y = (np.concatenate(parts) if parts else np.empty(0) for parts in (of_real, of_generated))
     square = float(x @ x)
     return FoldChangeSlope(float(x @ y) / square if square > 0 else float("nan"), len(x))
+
+
+def _names(argument: str, groups: Any) -> np.ndarray:
+    """The group of each cell as strings."""
+    if sparse.issparse(groups) or np.ndim(groups) != 1:
+        msg = f"{argument}= should name the group of each cell, as adata.obs['cell_type'] does; found {type(groups).__name__}."
+        raise ValueError(msg)
+    return np.asarray(groups).astype(str)
 
 
 def _log2_ratio(x: Matrix, inside_n: np.ndarray, pseudocount: float) -> np.ndarray:

@@ -97,7 +97,7 @@ def generate(
     ``obs["vae_library"]``
         Size factor. Where the fit models some of the genes it counts the molecules of all, so that it exceeds the row sums.
     ``obs["vae_split"]``
-        ``"generated"``, which still tells new cells from real ones after :func:`anndata.concat`.
+        ``"generated"``, which still tells new cells from those of the fit after :func:`anndata.concat`.
     ``obs``
         A column for each covariate of the fit, and for the labels of the prior.
     ``obsm["X_vae"]`` : :class:`numpy.ndarray`

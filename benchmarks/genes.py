@@ -91,7 +91,7 @@ def main(args: Namespace) -> None:
                 set_threads(args.threads)
                 runs.append(run(name, seed, min_cells, args.deal))
             mean = {key: float(np.mean([r[key] for r in runs])) for key in runs[0]}
-            rows.append({"set": name, "min_cells": min_cells, "seeds": len(runs)} | mean)
+            rows.append({"set": name, "min_cells": min_cells, **mean, "each_ARI": [round(r["ARI"], 3) for r in runs]})
             print(rows[-1], flush=True)
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
     print(save(args.out, {"machine": machine(), "rows": rows}))

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import scanpy as sc
+from scipy import sparse
 
 DATA = Path(os.environ.get("VXPRESS_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 TEST_FRACTION = 0.2
@@ -48,6 +50,18 @@ def split(n: int, fraction: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.
     order = np.random.default_rng(seed).permutation(n)
     n_validation = max(1, round(fraction * n))
     return np.sort(order[n_validation:]), np.sort(order[:n_validation])
+
+
+def labelled(name: str) -> ad.AnnData:
+    """Cells of a set with a known label, all genes; labels as ``obs["type"]`` and, where there are any, ``obs["batch"]``."""
+    which = SETS[name]
+    adata = ad.read_h5ad(DATA / f"{which.file}.h5ad")
+    label = adata.obs[which.labels]
+    adata = adata[label.notna() & (label.astype(str) != "nan")]
+    columns = {"type": adata.obs[which.labels].astype(str)}
+    if which.batch is not None:
+        columns["batch"] = adata.obs[which.batch].astype(str)
+    return ad.AnnData(sparse.csr_matrix(adata.X), obs=pd.DataFrame(columns).astype("category"), var=adata.var[[]])
 
 
 def load(name: str) -> tuple[ad.AnnData, ad.AnnData]:

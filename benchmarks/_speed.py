@@ -79,6 +79,19 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def mean_scores(score: Callable[[int], Mapping[str, float]], seeds: Iterable[int], threads: int) -> dict[str, Any]:
+    """Means over seeds of what ``score`` returns for each, NaN left out; all values stand under ``"each"``."""
+    import pandas as pd
+
+    runs = []
+    for seed in seeds:
+        # numba raises torch's count as it builds a neighbour graph
+        set_threads(threads)
+        runs.append(score(seed))
+    table = pd.DataFrame(runs)
+    return {**table.mean().dropna().to_dict(), "each": table.dropna(axis=1).round(4).to_dict("list")}
+
+
 def spread(values: Iterable[float]) -> dict[str, Any]:
     """Median, smallest and largest of some timings, and all of them."""
     values = list(values)

@@ -25,7 +25,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
-from _sets import DATA, SETS
+from _sets import SETS, labelled
 from _speed import RESULTS, machine, save, set_threads
 from scipy import sparse, stats
 from sklearn.decomposition import PCA
@@ -67,19 +67,12 @@ FLOOR, RESAMPLED, CEILING = "real against real", "posterior resampling", "indepe
 
 def halves(name: str, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
     """Training and held-out cells with a known type, on genes chosen on the former."""
-    which = SETS[name]
-    adata = ad.read_h5ad(DATA / f"{which.file}.h5ad")
-    label = adata.obs[which.labels]
-    adata = adata[label.notna() & (label.astype(str) != "nan")].copy()
-    columns = {"type": adata.obs[which.labels].astype(str)}
-    if which.batch is not None:
-        columns["batch"] = adata.obs[which.batch].astype(str)
-    adata = ad.AnnData(sparse.csr_matrix(adata.X), obs=pd.DataFrame(columns).astype("category"), var=adata.var[[]])
+    adata = labelled(name)
     order = np.random.default_rng(seed).permutation(adata.n_obs)[:MAX_CELLS]
     train, held_out = (adata[np.sort(part)].copy() for part in np.array_split(order, 2))
     sc.pp.filter_genes(train, min_cells=3)
     if train.n_vars > N_GENES:
-        batch = "batch" if which.batch else None
+        batch = "batch" if "batch" in train.obs else None
         vx.pp.highly_variable_genes(train, n_top_genes=N_GENES, batch_key=batch)
         train = train[:, train.var["highly_variable"]].copy()
     held_out = held_out[:, train.var_names].copy()

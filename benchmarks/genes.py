@@ -18,9 +18,10 @@ from argparse import ArgumentParser, Namespace
 import anndata as ad
 import numpy as np
 import pandas as pd
-from _sets import DATA, SETS
-from _speed import machine, save, set_threads
-from compare import structure
+import scanpy as sc
+from _sets import SETS, labelled
+from _speed import mean_scores, save
+from compare import paired, structure
 from scipy import sparse
 
 import vxpress as vx
@@ -30,18 +31,13 @@ MAX_CELLS, N_GENES = 4_000, 2_000
 
 def cells_of(name: str, seed: int, deal: int = 0) -> ad.AnnData:
     """Labelled cells of a set, all genes that are seen in three of them or more; ``deal`` makes that many batches of them."""
-    which = SETS[name]
-    adata = ad.read_h5ad(DATA / f"{which.file}.h5ad")
-    known = np.flatnonzero(adata.obs[which.labels].notna().to_numpy())
-    adata = adata[np.sort(np.random.default_rng(seed).permutation(known)[:MAX_CELLS])]
-    obs = pd.DataFrame({"type": adata.obs[which.labels].astype(str)}, index=adata.obs_names)
-    if which.batch is not None:
-        obs["batch"] = adata.obs[which.batch].astype(str).astype("category")
+    adata = labelled(name)
+    order = np.random.default_rng(seed).permutation(adata.n_obs)
+    adata = adata[np.sort(order[:MAX_CELLS])].copy()
     if deal:
-        obs["batch"] = pd.Categorical(np.random.default_rng(seed).integers(deal, size=len(obs)).astype(str))
-    x = sparse.csr_matrix(adata.X)
-    genes = x.getnnz(axis=0) >= 3
-    return ad.AnnData(x[:, genes], obs=obs, var=adata.var.loc[genes, []])
+        adata.obs["batch"] = pd.Categorical(np.random.default_rng(seed).integers(deal, size=adata.n_obs).astype(str))
+    sc.pp.filter_genes(adata, min_cells=3)
+    return adata
 
 
 def n_lone(x: sparse.csr_matrix) -> int:
@@ -80,21 +76,21 @@ def run(name: str, seed: int, min_cells: int, deal: int) -> dict[str, float]:
 
 
 def main(args: Namespace) -> None:
-    """Print a row per set and number of cells, and write them as JSON."""
+    """Print a row per set and number of cells, and what changes from the first number; write the rows as JSON."""
     warnings.filterwarnings("ignore")
     rows = []
     for name in args.sets:
+        of_set = []
         for min_cells in args.min_cells:
-            runs = []
-            for seed in args.seeds:
-                # numba raises torch's count as it builds the neighbour graph
-                set_threads(args.threads)
-                runs.append(run(name, seed, min_cells, args.deal))
-            mean = {key: float(np.mean([r[key] for r in runs])) for key in runs[0]}
-            rows.append({"set": name, "min_cells": min_cells, **mean, "each_ARI": [round(r["ARI"], 3) for r in runs]})
-            print(rows[-1], flush=True)
-    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
-    print(save(args.out, {"machine": machine(), "rows": rows}))
+            scores = mean_scores(lambda seed, n=name, m=min_cells: run(n, seed, m, args.deal), args.seeds, args.threads)
+            of_set.append({"set": name, "min_cells": min_cells, "seeds": len(args.seeds)} | scores)
+            print(of_set[-1], flush=True)
+        for row in of_set[1:]:
+            change = paired(row["each"]["ARI"], of_set[0]["each"]["ARI"])
+            print("ARI less that of the first: {difference:+.3f} ({low:+.3f} to {high:+.3f})".format(**change))
+        rows += of_set
+    print(pd.DataFrame(rows).drop(columns="each").to_string(index=False, float_format="{:.3f}".format))
+    print(save(args.out, {"rows": rows}))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,9 @@ import json
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import torch
 from _sets import SETS, load
+from _speed import mean_scores
 from compare import structure
 from fit_ours import judge_fit
 
@@ -66,15 +65,10 @@ def main() -> None:
     rows = []
     for title in args.changes:
         for name in args.sets:
-            runs = []
-            for seed in args.seeds:
-                # numba raises torch's count as it builds the neighbour graph
-                torch.set_num_threads(args.threads)
-                runs.append(run(name, CHANGES[title], seed))
-            mean = {key: float(np.mean([r[key] for r in runs])) for key in runs[0]}
-            rows.append({"change": title, "set": name} | mean)
+            scores = mean_scores(lambda seed, t=title, n=name: run(n, CHANGES[t], seed), args.seeds, args.threads)
+            rows.append({"change": title, "set": name} | scores)
             print(rows[-1], flush=True)
-    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
+    print(pd.DataFrame(rows).drop(columns="each").to_string(index=False, float_format="{:.3f}".format))
     out = HERE / "results" / "search.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(rows, indent=1) + "\n")

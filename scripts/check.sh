@@ -11,6 +11,7 @@
 #     types       mypy
 #     docs        the documentation, warnings as errors, into docs/_build/html
 #     notebooks   every tutorial from top to bottom, in an empty directory, files untouched
+#     guides      the example of every guide, in an empty directory, figures untouched
 #     versions    what is installed
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -55,6 +56,10 @@ notebooks() {
     python scripts/run_notebooks.py tutorials
 }
 
+guides() {
+    python scripts/run_guides.py docs/guides
+}
+
 versions() {
     python - <<'PYTHON'
 import platform
@@ -77,7 +82,7 @@ fi
 for name in "$@"; do
     case $name in
         test) run_tests ;;
-        install | demo | tools | lint | types | docs | notebooks | versions) "$name" ;;
+        install | demo | tools | lint | types | docs | notebooks | guides | versions) "$name" ;;
         *)
             echo "scripts/check.sh: no check is called '$name'" >&2
             exit 2

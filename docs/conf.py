@@ -1,9 +1,20 @@
-"""Sphinx configuration; build with ``scripts/check.sh docs``.  Nothing is fetched."""
+"""Sphinx configuration; build with ``scripts/check.sh docs``.
+
+The build works with and without a network.  Links to other packages come from their own inventories where these can be
+fetched, and from the short ones in ``docs/inventories`` otherwise; formulas are drawn by a MathJax that is copied into
+the pages.
+"""
 
 from __future__ import annotations
 
+import inspect
+import shutil
 import warnings
 from importlib.metadata import metadata
+from pathlib import Path
+from typing import Any
+
+from sphinx.errors import ExtensionError
 
 # an extension's own use of an older interface of Sphinx
 warnings.filterwarnings("ignore", message=".*set_application", module="sphinx_autodoc_typehints")
@@ -18,15 +29,18 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxcontrib.bibtex",
+    "sphinxext.opengraph",
 ]
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "tutorials/README.md"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "inventories", "tutorials/README.md"]
 suppress_warnings = [
+    "config.cache",  # the formatter of type hints is a function
     # types that other packages import for type checkers only
     "sphinx_autodoc_typehints.forward_reference",
     "sphinx_autodoc_typehints.guarded_import",
@@ -41,10 +55,26 @@ napoleon_google_docstring = False
 napoleon_use_rtype = True
 napoleon_use_param = True
 
+# the site of each package, and what is linked where its own inventory cannot be fetched
+_sites = {
+    "anndata": "https://anndata.readthedocs.io/en/stable/",
+    "matplotlib": "https://matplotlib.org/stable/",
+    "numpy": "https://numpy.org/doc/stable/",
+    "pandas": "https://pandas.pydata.org/docs/",
+    "python": "https://docs.python.org/3/",
+    "scanpy": "https://scanpy.readthedocs.io/en/stable/",
+    "scipy": "https://docs.scipy.org/doc/scipy/",
+    "sklearn": "https://scikit-learn.org/stable/",
+    "torch": "https://docs.pytorch.org/docs/stable/",
+}
+intersphinx_mapping = {name: (site, (None, f"inventories/{name}.txt")) for name, site in _sites.items()}
+intersphinx_timeout = 5
+intersphinx_disabled_reftypes = ["std:*"]
+
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["attrs_block", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 # tutorials are committed with their outputs; scripts/check.sh notebooks runs them
 nb_execution_mode = "off"
@@ -55,4 +85,57 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "sphinx_book_theme"
 html_title = project
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_theme_options = {"show_navbar_depth": 1, "home_page_in_toc": True}
+
+mathjax_path = "mathjax/tex-chtml.js"
+
+ogp_site_name = project
+ogp_use_first_image = True
+ogp_social_cards = {"enable": False}  # they are drawn with a font that is fetched
+
+# where a class is documented, if not where it is defined
+_public = {
+    "anndata._core.anndata.AnnData": "anndata.AnnData",
+    "matplotlib.axes._axes.Axes": "matplotlib.axes.Axes",
+    "numpy.random._generator.Generator": "numpy.random.Generator",
+    "pandas.core.frame.DataFrame": "pandas.DataFrame",
+    "pandas.core.series.Series": "pandas.Series",
+    "scipy.sparse._csr.csr_array": "scipy.sparse.csr_array",
+    "scipy.sparse._csr.csr_matrix": "scipy.sparse.csr_matrix",
+}
+
+
+def typehints_formatter(annotation: object, _config: object) -> str | None:
+    """Link a class by its public name; ``None`` leaves an annotation to the extension."""
+    if inspect.isclass(annotation):
+        name = _public.get(f"{annotation.__module__}.{annotation.__qualname__}")
+        if name is not None:
+            return f":py:class:`~{name}`"
+    return None
+
+
+def _copy_mathjax(app: Any, error: Exception | None) -> None:
+    """Put MathJax and its fonts next to the pages."""
+    from importlib.util import find_spec
+
+    if error is not None or app.builder.format != "html":
+        return
+    found = find_spec("sphinx-mathjax-offline")
+    if found is None or found.origin is None:
+        message = "No MathJax to copy into the pages: pip install sphinx-mathjax-offline, part of the docs extra."
+        raise ExtensionError(message)
+    source = Path(found.origin).parent / "static" / "mathjax"
+    target = Path(app.outdir) / "_static" / "mathjax"
+    for part in ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts"):
+        if (source / part).is_dir():
+            shutil.copytree(source / part, target / part, dirs_exist_ok=True)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / part, target / part)
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("build-finished", _copy_mathjax)

@@ -10,6 +10,8 @@ from anndata import AnnData
 from anndata.abc import CSCDataset
 from scipy import sparse
 
+from vxpress.core.counts import without_stored_zeros
+
 MAX_COUNT = 2**24
 BLOCK_ENTRIES = 32_000_000
 
@@ -51,7 +53,11 @@ def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[tuple[slice, 
 
 
 def canonical(block: Any) -> sparse.csr_matrix:
-    """A CSR matrix with sorted, unique indices, in numbers that arithmetic works on; a copy where anything changes."""
+    """A CSR matrix of non-zeros only, with sorted, unique indices, in numbers that arithmetic works on.
+
+    What is stored decides nothing: zeros that are stored, as masking genes leaves them, are dropped.  A copy is made
+    where anything changes.
+    """
     if hasattr(block, "compute"):
         block = block.compute()
     if not sparse.issparse(block):
@@ -68,7 +74,7 @@ def canonical(block: Any) -> sparse.csr_matrix:
     if not fresh.has_canonical_format:
         fresh = fresh.copy()
         fresh.sum_duplicates()
-    return fresh
+    return without_stored_zeros(fresh)
 
 
 def check_counts(block: sparse.csr_matrix, where: str) -> None:

@@ -48,7 +48,7 @@ class Query:
             len(names) - len(more) for (_, names), more in zip(self.fit.covariates.categorical, self.added, strict=True)
         ]
         codes = self.cells.covariates.categorical_nk.numpy()
-        counted = self.cells.counts.indptr.diff().numpy() > 0
+        counted = self.cells.counts.counted_n.numpy()
         return np.asarray((codes >= np.array(known, dtype=np.int64)).any(1) & counted)
 
 

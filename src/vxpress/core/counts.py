@@ -19,9 +19,18 @@ def _tensor(array: np.ndarray, dtype: type) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
+def without_stored_zeros(x: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The matrix itself, or, where it stores zeros, a copy that does not."""
+    if x.data.all():
+        return x
+    x = x.copy()
+    x.eliminate_zeros()
+    return x
+
+
 @dataclass(frozen=True)
 class Counts:
-    """A cells x genes count matrix in compressed rows, on one device."""
+    """A cells x genes count matrix in compressed rows, on one device; only non-zeros are stored."""
 
     indptr: Tensor
     indices: Tensor
@@ -30,16 +39,25 @@ class Counts:
 
     @classmethod
     def from_scipy(cls, x: sparse.csr_matrix | sparse.csr_array, device: torch.device | str = "cpu") -> Counts:
-        """Take over a canonical CSR matrix; values become float32, and what is of the right type is not copied."""
+        """Take over a CSR matrix with sorted, unique indices, without the zeros it may store.
+
+        Values become float32, and what is of the right type is not copied.
+        """
+        x = without_stored_zeros(x)
         arrays = _tensor(x.indptr, np.int64), _tensor(x.indices, np.int32), _tensor(x.data, np.float32)
         return cls(*arrays, int(x.shape[1])).to(torch.device(device))
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
 
+    @property
+    def counted_n(self) -> Tensor:
+        """Whether each cell has a count, bool (n,)."""
+        return self.indptr.diff() > 0
+
     @cached_property
     def density(self) -> float:
-        """Share of entries that are stored."""
+        """Share of entries that are not zero."""
         return len(self.data) / max(1, len(self) * self.n_genes)
 
     def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -111,9 +111,6 @@ def _nonzeros(matrix: Any, codes_n: Codes, where: str | None = None) -> Iterator
             check_counts(block, where)
         cell = np.repeat(np.arange(rows.start, rows.stop), np.diff(block.indptr))
         x, gene = block.data.astype(np.float64), block.indices
-        if not x.all():
-            stored = x > 0
-            cell, x, gene = cell[stored], x[stored], gene[stored]
         present, local = np.unique(codes_n[rows], return_inverse=True)
         yield _Nonzeros(rows, cell, gene, x, present, local[cell - rows.start] * n_genes + gene, n_genes)
 

@@ -193,7 +193,7 @@ def _read(
     scored: list[tuple[Cells, np.ndarray]] = []
     for candidate in candidates:
         cells = read_scored(part, candidate.fit, layer)
-        counted = np.flatnonzero(cells.counts.indptr.diff().numpy() > 0)
+        counted = np.flatnonzero(cells.counts.counted_n.numpy())
         if not scored:
             used_n = np.zeros(adata.n_obs, dtype=bool)
             used_n[rows[counted]] = True

@@ -220,7 +220,7 @@ class _Read:
             )
             raise ValueError(msg)
         fit, cells, library_n = query.fit, query.cells, query.observed_n
-        counted = np.flatnonzero((cells.counts.indptr.diff().numpy() > 0) & (library_n > 0))
+        counted = np.flatnonzero(cells.counts.counted_n.numpy() & (library_n > 0))
         found = evidence(fit.model, cells, training_md)
         codes = cells.covariates.categorical_nk
         batch_n = codes[:, 0].numpy() if fit.params.model.has_batch else np.zeros(len(cells), dtype=np.int64)

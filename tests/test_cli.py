@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -139,6 +140,30 @@ def test_training_that_was_cut_short_is_written_with_status_130(counts, tmp_path
     assert str(found.uns["vae"]["params"]["stopped"]) == "interrupted"
     assert len(found.uns["vae"]["history"]["elbo_train"]) == 2
     vx.tl.encode(found)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_signal_to_stop_keeps_what_was_trained_and_is_the_status(counts, tmp_path, monkeypatch, capsys, name, status):
+    evaluate, n_calls, number = training.evaluate, itertools.count(1), getattr(signal, name)
+    before = signal.getsignal(number)
+
+    def cut_short(*args, **kwargs):
+        if next(n_calls) == 3:
+            signal.raise_signal(number)
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(training, "evaluate", cut_short)
+    out = tmp_path / "out.h5ad"
+    assert fit(counts, "-o", out, "--max-epochs", "9", "--n-latent", "3") == status
+    assert signal.getsignal(number) == before
+    assert "holds its best state so far" in capsys.readouterr().err
+    assert str(ad.read_h5ad(out).uns["vae"]["params"]["stopped"]) == "interrupted"
+    # before there is a state nothing is written
+    monkeypatch.setattr(vx.tl, "fit_vae", lambda *_, **__: signal.raise_signal(number))
+    assert fit(counts, "-o", tmp_path / "none.h5ad") == status
+    assert "the output was not written" in capsys.readouterr().err
+    assert listing(tmp_path) == ["in.h5ad", "out.h5ad"]
 
 
 def test_a_demo_that_was_cut_short_writes_nothing(tmp_path, monkeypatch, capsys):

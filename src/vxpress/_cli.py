@@ -1,7 +1,7 @@
 """The commands ``vxpress demo`` and ``vxpress fit``.
 
-Exit status: 0 done, 1 the data or the settings are wrong, 2 the command line is, 130 interrupted; training that was
-interrupted after its first epoch is written all the same, with its best state.
+Exit status: 0 done, 1 the data or the settings are wrong, 2 the command line is, 130 interrupted, 143 stopped by SIGTERM,
+129 by the end of its terminal; training that was stopped after its first epoch is written all the same, with its best state.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from vxpress._signals import StopSignals
 from vxpress.core.config import LikelihoodName, ObjectiveName, Preset, PriorName
 
 if TYPE_CHECKING:
@@ -42,11 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else OK
+    signals = StopSignals()
     try:
-        with _verbosity():
-            return int(arguments.command(arguments))
+        with _verbosity(), signals:
+            status = int(arguments.command(arguments))
+            return signals.status if status == INTERRUPTED else status
     except KeyboardInterrupt:
-        return _fail("interrupted; the output was not written.", INTERRUPTED)
+        return _fail(f"{signals.what}; the output was not written.", signals.status)
     except KeyError as error:
         # str() of a KeyError is the repr of its message
         return _fail(str(error.args[0]) if error.args else str(error))
@@ -277,31 +279,15 @@ def write(adata: AnnData, path: Path, *, overwrite: bool) -> None:
 
     On failure what was begun is removed, and an old file is as it was.
     """
-    target = path.resolve()  # a link stays a link
-    with tempfile.TemporaryDirectory(
-        dir=target.parent, prefix=f".{target.name}.", ignore_cleanup_errors=True
-    ) as folder:
-        new = Path(folder) / target.name
-        with _nullable_strings():
-            if target.suffix == ".zarr":
-                adata.write_zarr(new)
-            else:
-                adata.write_h5ad(new)
-                with new.open("rb+") as file:
-                    os.fsync(file.fileno())
-        # it may have come into being during the fit
-        _check_target(path, overwrite=overwrite)
-        if not target.is_dir():
-            new.replace(target)
-            return
-        # no system call replaces a folder by another: for a moment there is none
-        old = Path(folder) / "old"
-        target.rename(old)
-        try:
-            new.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
+    from vxpress._whole import flush, whole
+
+    # the output may have come into being during the fit
+    with whole(path, check=lambda: _check_target(path, overwrite=overwrite)) as new, _nullable_strings():
+        if new.suffix == ".zarr":
+            adata.write_zarr(new)
+        else:
+            adata.write_h5ad(new)
+            flush(new)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import stat
 import struct
 import sys
 from pathlib import Path
-from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -164,26 +163,6 @@ def test_the_file_has_the_mode_of_a_plain_one(fitted: ad.AnnData, tmp_path: Path
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "m.safetensors").stat().st_mode) == 0o640
-
-
-def test_the_file_is_closed_before_it_is_moved(
-    fitted: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list = []
-    open_path, replace = Path.open, Path.replace
-
-    def noted(self: Path, *args: Any, **kwargs: Any) -> Any:
-        opened.append(open_path(self, *args, **kwargs))
-        return opened[-1]
-
-    def closed(self: Path, target: Path) -> Path:
-        assert opened
-        assert all(file.closed for file in opened)
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "open", noted)
-    monkeypatch.setattr(Path, "replace", closed)
-    vx.save_model(fitted, tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize("length", [0, 7, 8, 100])

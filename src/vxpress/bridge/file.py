@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +16,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+
+from vxpress._whole import flush, whole
 
 VERSION = 1
 MAX_HEADER = 64 * 2**20
@@ -38,17 +38,9 @@ def write_fit(stored: Mapping[str, Any], key: str, path: Path) -> None:
     entries, payload = _split(save(tensors))
     meta = {"version": VERSION, "key": key, "sha256": _digest(key, tree, entries, payload), "fit": tree}
     data = save(tensors, metadata={_METADATA_KEY: json.dumps(meta)})
-    # not tempfile, whose files only their owner may read
-    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with new.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    with whole(path) as new:
+        new.write_bytes(data)
+        flush(new)
 
 
 def read_fit(path: Path) -> tuple[dict[str, Any], str]:

@@ -15,6 +15,7 @@ import vxpress as vx
 from vxpress.bridge import cure as cures
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.priors import PRIORS, Prior
+from vxpress.core.training import Outcome
 
 HEALTHY = "healthy: all well"
 SMALL = {"n_latent": 3, "n_hidden": 16, "batch_size": 64, "denoised": False, "max_epochs": 40}
@@ -35,7 +36,7 @@ class FakeRunner:
 
 
 def _fitted(model: ModelConfig, train: TrainConfig) -> Any:
-    outcome = SimpleNamespace(stopped="budget")
+    outcome = Outcome()
     return SimpleNamespace(model=SimpleNamespace(config=model), train=train, outcome=outcome)
 
 
@@ -335,4 +336,5 @@ def test_an_interrupt_ends_the_search_and_keeps_the_best_so_far(monkeypatch: pyt
     fitted, found, runner = _walk(monkeypatch, verdict, iwae, beta=20.0)
     assert list(found["cure"]["attempt"]) == ["as asked", "beta=1", "longer warm-up", "free bits"]
     assert runner.fitted[-1][0].decoder == "skip"
+    assert fitted.outcome.interrupted
     assert (fitted.model.config.decoder, fitted.train.beta, fitted.train.free_bits) == ("mlp", 1.0, 0.1)

@@ -12,6 +12,7 @@ from vxpress.bridge.run import Fitted, Runner
 from vxpress.core.config import LikelihoodName
 from vxpress.core.inference.comparison import Scores, difference
 from vxpress.core.inference.importance import log_likelihoods
+from vxpress.core.training import INTERRUPTED
 
 # from the simplest law on: a later one is taken only if it is decidedly better
 LAWS: tuple[LikelihoodName, ...] = ("nb", "zinb")
@@ -23,11 +24,19 @@ _UNDECIDED = f"likelihood='auto' was interrupted: {LAWS[0]} is kept without a co
 def choose_likelihood(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, Any]]:
     """The fit that is kept, and the record of the choice; ``first`` is that of the simplest law.
 
-    The other laws are fitted to the same cells with the settings and from the seeds of ``first``. An interrupt ends the choice: the simplest law is kept, and there is no record.
+    The other laws are fitted to the same cells with the settings and from the seeds of ``first``. An interrupt ends the
+    choice, and the fit: the simplest law is kept, and there is no record.
     """
-    if first.outcome.stopped == "interrupted":
-        logg.warning(_UNDECIDED)
-        return first, {}
+    try:
+        if not first.outcome.interrupted:
+            return _choose(runner, first)
+    except KeyboardInterrupt:
+        first.outcome.stopped = INTERRUPTED
+    logg.warning(_UNDECIDED)
+    return first, {}
+
+
+def _choose(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, Any]]:
     rows = runner.validation_rows
     if len(rows) < MIN_CELLS:
         logg.warning(
@@ -43,9 +52,8 @@ def choose_likelihood(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, 
         if law != LAWS[0]:
             logg.info(f"    likelihood={law!r}")
             fitted = runner.fit(replace(first.model.config, likelihood=law), first.train)
-        if fitted.outcome.stopped == "interrupted":
-            logg.warning(_UNDECIDED)
-            return first, {}
+        if fitted.outcome.interrupted:
+            raise KeyboardInterrupt
         few, many = log_likelihoods(fitted.model, runner.cells, (N_FEWER, N_SAMPLES), seed=0, rows=rows)
         fits.append(fitted)
         scores.append(Scores(many.log_likelihood_n[None], few.log_likelihood_n[None]))

@@ -20,7 +20,7 @@ from vxpress.bridge.verdict import MIN_STEPS, is_sound, kind_of
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.inference.importance import log_likelihood
 from vxpress.core.presets import Settings
-from vxpress.core.training import TrainingError
+from vxpress.core.training import INTERRUPTED, TrainingError
 
 # held-out cells that a cure is judged on at most, and samples of each
 MAX_JUDGED, N_SAMPLES, JUDGE_SEED = 500, 50, 0
@@ -172,45 +172,74 @@ def cure(
     ``diagnose`` finds the diagnosis of a fit.  Attempts that cannot be trained are passed by; an interrupt ends the search,
     and a fit that was interrupted is left as it is.
     """
-    if is_sound(str(diagnosis["verdict"])) or first.outcome.stopped == "interrupted":
+    if is_sound(str(diagnosis["verdict"])) or first.outcome.interrupted:
         return first, diagnosis
-    rows = np.sort(np.random.default_rng(JUDGE_SEED).permutation(runner.prepared.validation_n)[:MAX_JUDGED])
-    held_out = runner.cells.take(torch.from_numpy(rows).to(runner.device))
+    search = _Search(runner, diagnose)
+    try:
+        search.begin(first, diagnosis)
+        search.walk()
+    except KeyboardInterrupt:
+        logg.warning(f"    {search.trying}: interrupted; not kept")
+        if search.best is None:
+            first.outcome.stopped = INTERRUPTED
+            return first, diagnosis
+        search.best.fitted.outcome.stopped = INTERRUPTED
+    best = search.best
+    assert best is not None  # noqa: S101 - the search has begun
+    return best.fitted, best.diagnosis | {"cure": _columns(search.record), "before_cure": _before(diagnosis)}
 
-    def bound(fitted: Fitted) -> np.ndarray:
-        return log_likelihood(fitted.model, held_out, N_SAMPLES, seed=JUDGE_SEED).log_likelihood_n
 
-    logg.warning(f"{diagnosis['verdict']} Looking for a cure.")
-    best = Judged(first, diagnosis, bound(first))
-    record = [_row("as asked", "", best, best, kept=True)]
-    for rung in ladder(len(runner.prepared.train_n)):
-        verdict = str(best.diagnosis["verdict"])
-        if is_sound(verdict):
-            break
-        settings = best.fitted.model.config, best.fitted.train
-        changed = rung.apply(*settings) if kind_of(verdict) in rung.treats else None
-        if changed is None:
-            continue
-        change = describe(settings, changed)
+class _Search:
+    """The best fit so far, what was tried, and what is being tried: all that is left where an interrupt ends the search."""
+
+    def __init__(self, runner: Runner, diagnose: Callable[[Fitted], dict[str, Any]]) -> None:
+        self.runner, self.diagnose = runner, diagnose
+        self.best: Judged | None = None
+        self.record: list[dict[str, Any]] = []
+        self.trying = "as asked"
+
+    def begin(self, first: Fitted, diagnosis: dict[str, Any]) -> None:
+        """Judge the fit as it was asked for."""
+        logg.warning(f"{diagnosis['verdict']} Looking for a cure.")
+        validation_n = self.runner.prepared.validation_n
+        rows = np.sort(np.random.default_rng(JUDGE_SEED).permutation(validation_n)[:MAX_JUDGED])
+        self.held_out = self.runner.cells.take(torch.from_numpy(rows).to(self.runner.device))
+        judged = Judged(first, diagnosis, self._bound(first))
+        self.record.append(_row("as asked", "", judged, judged, kept=True))
+        self.best = judged
+
+    def walk(self) -> None:
+        """Try the rungs in order until the fit is sound."""
+        for rung in ladder(len(self.runner.prepared.train_n)):
+            assert self.best is not None  # noqa: S101 - the search has begun
+            verdict = str(self.best.diagnosis["verdict"])
+            if is_sound(verdict):
+                return
+            settings = self.best.fitted.model.config, self.best.fitted.train
+            changed = rung.apply(*settings) if kind_of(verdict) in rung.treats else None
+            if changed is not None:
+                self._try(rung.name, describe(settings, changed), changed, self.best)
+
+    def _try(self, name: str, change: str, changed: Change, best: Judged) -> None:
+        self.trying = f"{name} ({change})"
         try:
-            fitted = runner.fit(*changed)
-            tried = None if fitted.outcome.stopped == "interrupted" else Judged(fitted, diagnose(fitted), bound(fitted))
+            fitted = self.runner.fit(*changed)
+            if fitted.outcome.interrupted:
+                raise KeyboardInterrupt
+            tried = Judged(fitted, self.diagnose(fitted), self._bound(fitted))
         except TrainingError as error:
-            logg.warning(f"    {rung.name} ({change}): {error}; not kept")
-            continue
-        except KeyboardInterrupt:
-            tried = None
-        if tried is None:
-            logg.warning(f"    {rung.name} ({change}): interrupted; not kept")
-            break
+            logg.warning(f"    {self.trying}: {error}; not kept")
+            return
         kept = helps(best, tried)
-        record.append(_row(rung.name, change, tried, best, kept=kept))
+        row = _row(name, change, tried, best, kept=kept)
         logg.warning(
-            f"    {rung.name} ({change}): {kind_of(str(tried.diagnosis['verdict']))}, held-out IWAE "
-            f"{record[-1]['iwae_change']:+.2f} nats a cell; {'kept' if kept else 'not kept'}"
+            f"    {self.trying}: {kind_of(str(tried.diagnosis['verdict']))}, held-out IWAE "
+            f"{row['iwae_change']:+.2f} nats a cell; {'kept' if kept else 'not kept'}"
         )
-        best = tried if kept else best
-    return best.fitted, best.diagnosis | {"cure": _columns(record), "before_cure": _before(diagnosis)}
+        self.best, self.record = (tried if kept else best), [*self.record, row]
+
+    def _bound(self, fitted: Fitted) -> np.ndarray:
+        return log_likelihood(fitted.model, self.held_out, N_SAMPLES, seed=JUDGE_SEED).log_likelihood_n
 
 
 def _columns(record: list[dict[str, Any]]) -> dict[str, np.ndarray]:

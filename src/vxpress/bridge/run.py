@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +17,31 @@ from vxpress.core.covariates import Covariates
 from vxpress.core.device import place
 from vxpress.core.inference.posterior import Encoded, encode
 from vxpress.core.readout import fit_readout
-from vxpress.core.training import Outcome, train
+from vxpress.core.training import INTERRUPTED, Outcome, train
 from vxpress.core.vae import VAE, build
+
+T = TypeVar("T")
+
+
+def finish(outcome: Outcome, step: Callable[[], T]) -> T:
+    """The result of a step that a trained model needs before it can be used.
+
+    An interrupt ends the training, not the fit: it is noted in ``outcome`` and the step is taken again.  A second one is
+    let through.
+    """
+    try:
+        return step()
+    except KeyboardInterrupt:
+        if outcome.interrupted:
+            raise
+        note_interrupt(outcome)
+        return step()
+
+
+def note_interrupt(outcome: Outcome) -> None:
+    """Record that the user wants no more than is there, and say so."""
+    outcome.stopped = INTERRUPTED
+    logg.warning("Interrupted: what was trained so far is finished and kept. Interrupt again to give it up.")
 
 
 @dataclass(frozen=True)
@@ -70,7 +94,7 @@ class Runner:
             progress=self.progress,
             describe=self.describe,
         )
-        return Fitted(model, train_config, encode(model, self.cells), outcome)
+        return Fitted(model, train_config, finish(outcome, lambda: encode(model, self.cells)), outcome)
 
     def read_out(self, fitted: Fitted) -> None:
         """Give the genes outside the model their layer, where the model has one."""

@@ -41,6 +41,8 @@ MAX_VOIDED = 0.5
 # or after this many epochs in a row with any such step, or with a validation objective that is not finite
 MAX_TROUBLED_EPOCHS = 5
 EVAL_CHUNK = 1024
+# value of Outcome.stopped
+INTERRUPTED = "interrupted"
 
 
 class TrainingError(RuntimeError):
@@ -61,6 +63,21 @@ class Outcome:
     n_voided: int = 0
     n_steps: int = 0
     dispersion_gain: float = 0.0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user ended the fit."""
+        return self.stopped == INTERRUPTED
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs on record."""
+        return len(self.history["lr"])
+
+    def drop_unfinished_epoch(self) -> None:
+        """Cut the history to the epochs of which everything was recorded before an interrupt."""
+        n_epochs = min(map(len, self.history.values()))
+        self.history = {name: values[:n_epochs] for name, values in self.history.items()}
 
 
 def split_cells(n: int, validation_fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -149,21 +166,22 @@ def train(
                 outcome.stopped = "early"
                 break
     except KeyboardInterrupt:
-        outcome.stopped = "interrupted"
-        if not outcome.history["elbo_train"]:
+        outcome.stopped = INTERRUPTED
+        outcome.drop_unfinished_epoch()
+        if not outcome.n_epochs:
             raise
     finally:
         optimizer.release()
-    outcome.best_epoch = keeper.restore(model, last=len(outcome.history["lr"]) - 1)
+    outcome.best_epoch = keeper.restore(model, last=outcome.n_epochs - 1)
     model.eval()
     if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
         msg = "The model ended with weights that are not finite; lower the learning rate (options=FitOptions(learning_rate=...))."
         raise TrainingError(msg)
-    if config.refit_dispersion and has_dispersions(model) and outcome.stopped != "interrupted":
+    if config.refit_dispersion and has_dispersions(model) and not outcome.interrupted:
         try:
             outcome.dispersion_gain = refit(model, cells, train_rows, validation_rows, seed=refit_seed)
         except KeyboardInterrupt:
-            outcome.stopped = "interrupted"
+            outcome.stopped = INTERRUPTED
     return outcome
 
 
@@ -366,9 +384,9 @@ class _Keeper:
         if math.isnan(objective):
             return False
         if not warm or objective > self.best:
-            self.best, self.best_epoch = objective if warm else -math.inf, epoch
-            if self.keep:
-                self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            state = {name: value.detach().clone() for name, value in model.state_dict().items()} if self.keep else {}
+            # at once: an interrupt must not part the state from its epoch
+            self.best, self.best_epoch, self.state = objective if warm else -math.inf, epoch, state
         return epoch - self.best_epoch >= self.patience
 
     def restore(self, model: VAE, last: int) -> int:

@@ -28,7 +28,7 @@ from vxpress.bridge.prepare import (
     seed_of,
 )
 from vxpress.bridge.results import as_fit, diagnosis_of, results_of
-from vxpress.bridge.run import Runner
+from vxpress.bridge.run import Runner, finish
 from vxpress.bridge.store import check_adata, check_free, own
 from vxpress.bridge.verdict import is_sound
 from vxpress.core.config import (
@@ -46,6 +46,7 @@ from vxpress.core.config import (
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.presets import FitOptions, Settings, resolve, settings_for
 from vxpress.core.priors import PRIORS
+from vxpress.core.training import INTERRUPTED
 
 
 def fit_vae(
@@ -320,7 +321,7 @@ def fit_vae(
         describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
     )
     fitted = runner.fit(model_config, train_config)
-    diagnosis = diagnosis_of(prepared, fitted)
+    diagnosis = finish(fitted.outcome, lambda: diagnosis_of(prepared, fitted))
     if cure:
         fitted, diagnosis = walk_ladder(runner, fitted, diagnosis, lambda tried: diagnosis_of(prepared, tried))
     choice: dict[str, Any] = {}
@@ -330,43 +331,50 @@ def fit_vae(
         fitted, choice = choose_likelihood(runner, simplest)
         if fitted is not simplest:
             of_cure = {name: diagnosis[name] for name in ("cure", "before_cure") if name in diagnosis}
-            diagnosis = diagnosis_of(prepared, fitted) | of_cure
-    runner.read_out(fitted)
+            diagnosis = finish(fitted.outcome, lambda: diagnosis_of(prepared, fitted)) | of_cure
+    finish(fitted.outcome, lambda: runner.read_out(fitted))
     fitted.model.cpu()
-    params = Params(
-        model=fitted.model.config,
-        train=fitted.train,
-        version=version("vxpress"),
-        library=library,
-        library_source=prepared.library.source,
-        library_factor=prepared.library.factor,
-        scale=LIKELIHOODS[fitted.model.config.likelihood].scale,
-        layer=layer,
-        mask_var=prepared.mask_name,
-        batch_key=batch_key,
-        categorical_covariate_keys=request.categorical_covariate_keys,
-        continuous_covariate_keys=request.continuous_covariate_keys,
-        labels_key=labels_key,
-        validation_fraction=float(validation_fraction),
-        target_sum=float(target_sum),
-        preset=preset,
-        rng=_seed_of(rng),
-        split_rng=_seed_of(split_rng),
-        device=str(torch_device),
-        stopped=fitted.outcome.stopped,
-        best_epoch=fitted.outcome.best_epoch,
-        n_steps=fitted.outcome.n_steps,
-        n_voided=fitted.outcome.n_voided,
-        dispersion_gain=fitted.outcome.dispersion_gain,
-        n_train=len(prepared.train_n),
-    )
-    fit = replace(as_fit(params, prepared, fitted, adata, diagnosis), choice=choice)
-    results = results_of(fit, prepared, fitted.encoded, keys, denoised=denoised)
-    _report(params, fit)
-    adata = own(adata, copy=copy)
-    results.write(adata)
-    logg.info("    finished", time=start, deep=results.describe())
-    return adata if copy else None
+
+    def params_of() -> Params:
+        return Params(
+            model=fitted.model.config,
+            train=fitted.train,
+            version=version("vxpress"),
+            library=library,
+            library_source=prepared.library.source,
+            library_factor=prepared.library.factor,
+            scale=LIKELIHOODS[fitted.model.config.likelihood].scale,
+            layer=layer,
+            mask_var=prepared.mask_name,
+            batch_key=batch_key,
+            categorical_covariate_keys=request.categorical_covariate_keys,
+            continuous_covariate_keys=request.continuous_covariate_keys,
+            labels_key=labels_key,
+            validation_fraction=float(validation_fraction),
+            target_sum=float(target_sum),
+            preset=preset,
+            rng=_seed_of(rng),
+            split_rng=_seed_of(split_rng),
+            device=str(torch_device),
+            stopped=fitted.outcome.stopped,
+            best_epoch=fitted.outcome.best_epoch,
+            n_steps=fitted.outcome.n_steps,
+            n_voided=fitted.outcome.n_voided,
+            dispersion_gain=fitted.outcome.dispersion_gain,
+            n_train=len(prepared.train_n),
+        )
+
+    def complete() -> AnnData:
+        fit = replace(as_fit(params_of(), prepared, fitted, adata, diagnosis), choice=choice)
+        results = results_of(fit, prepared, fitted.encoded, keys, denoised=denoised)
+        _report(fit)
+        target = own(adata, copy=copy)
+        results.write(target)
+        logg.info("    finished", time=start, deep=results.describe())
+        return target
+
+    target = finish(fitted.outcome, complete)
+    return target if copy else None
 
 
 def _check_objective(settings: Settings) -> None:
@@ -420,10 +428,11 @@ def _model_config(
     )
 
 
-def _report(params: Params, fit: Fit) -> None:
+def _report(fit: Fit) -> None:
     """What the user should know even at the default verbosity."""
-    if params.stopped == "interrupted":
-        logg.warning(f"Training was interrupted; the state of epoch {params.best_epoch + 1} is kept.")
+    params = fit.params
+    if params.stopped == INTERRUPTED:
+        logg.warning(f"The fit was interrupted; the state of epoch {params.best_epoch + 1} is kept.")
     if params.n_voided:
         logg.warning(f"{params.n_voided} of {params.n_steps} training steps were not finite and were left out.")
     verdict = str(fit.diagnostics["verdict"])

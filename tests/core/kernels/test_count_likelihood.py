@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,7 +18,7 @@ from torch.nn import functional as F
 from vxpress.core.counts import Batch, Counts
 from vxpress.core.covariates import Covariates
 from vxpress.core.kernels import count_likelihood, rule
-from vxpress.core.kernels.count_likelihood import OutputLayers, count_log_likelihood
+from vxpress.core.kernels.count_likelihood import OutputLayers, _Buffer, count_log_likelihood
 from vxpress.core.kernels.dense_likelihood import dense_log_likelihood
 from vxpress.core.likelihoods import Decoded, NegativeBinomial, ZeroInflatedNegativeBinomial
 
@@ -220,4 +223,42 @@ def test_buffers_come_back() -> None:
     f, layers, batch = _problem(10, 40, gate=False)
     for _ in range(5):
         count_log_likelihood(f, layers, batch.log_library_n1, batch, training=False).sum().backward()
+    count_likelihood._Buffer._take_back()
     assert {key: len(kept) for key, kept in count_likelihood._Buffer.shelf.items()}[10, 40, torch.float32] == 1
+
+
+def test_a_buffer_goes_back_to_the_shelf_when_it_is_gone() -> None:
+    first, second = (_Buffer(37, 11, torch.float32) for _ in range(2))
+    where = {first.tensor.data_ptr(), second.tensor.data_ptr()}
+    assert len(where) == 2
+    del first, second
+    again = [_Buffer(37, 11, torch.float32) for _ in range(3)]
+    assert where < {buffer.tensor.data_ptr() for buffer in again}
+    # one that is too large to keep is not held by anything
+    large = _Buffer(1, _Buffer.most_bytes, torch.float32)
+    gone = weakref.ref(large.tensor)
+    del large
+    assert gone() is None
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="timers of POSIX")
+def test_no_interrupt_is_lost_at_the_end_of_a_buffer() -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    delays = np.random.default_rng(0).uniform(5e-5, 3e-4, 300)
+    lost, before = 0, signal.signal(signal.SIGALRM, stop)
+    try:
+        for delay in delays:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                end = time.perf_counter() + 0.3
+                while time.perf_counter() < end:
+                    for _ in range(20):
+                        _Buffer(5, 7, torch.float32)
+                lost += 1
+            except KeyboardInterrupt:
+                pass
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert lost == 0

@@ -6,6 +6,8 @@ into the gradient by the logits, so a tape holds no other array of size cells x 
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,29 +36,52 @@ class OutputLayers:
     gate_bias: Tensor | None = None
 
 
+class _Loan(weakref.ref["_Buffer"]):
+    """Keeps the tensor of a buffer until the buffer is gone and the tensor is back on the shelf."""
+
+    tensor: Tensor
+
+
 class _Buffer:
     """A tensor on loan: it goes back to the shelf when nothing needs it any more.
 
     Fresh memory costs a page fault per 4 KB; beyond 16 MB that is little beside the arithmetic, and is not kept.
+
+    The end of a buffer is noted by the append of a deque, which runs no Python code: in a ``__del__``, or in any other
+    callback, Python would swallow a Ctrl-C that arrives there.
     """
 
     shelf: ClassVar[dict[tuple[int, int, torch.dtype], list[Tensor]]] = {}
+    lent: ClassVar[set[_Loan]] = set()
+    returned: ClassVar[deque[_Loan]] = deque()
     per_shape, shapes, most_bytes = 2, 8, 1 << 24
 
     def __init__(self, n: int, width: int, dtype: torch.dtype) -> None:
+        self._take_back()
         try:
             self.tensor = self.shelf[n, width, dtype].pop()
         except (KeyError, IndexError):
             self.tensor = torch.empty(n, width, dtype=dtype)
+        if self.tensor.nbytes <= self.most_bytes:
+            loan = _Loan(self, self.returned.append)
+            loan.tensor = self.tensor
+            self.lent.add(loan)
 
-    def __del__(self) -> None:
-        if self.tensor.nbytes > self.most_bytes:
-            return
-        kept = self.shelf.setdefault((len(self.tensor), self.tensor.shape[1], self.tensor.dtype), [])
-        if len(kept) < self.per_shape:
-            kept.append(self.tensor)
-        if len(self.shelf) > self.shapes:
-            self.shelf.pop(list(self.shelf)[0], None)  # noqa: RUF015 - a copy: another thread may add to it
+    @classmethod
+    def _take_back(cls) -> None:
+        """Put the tensors of buffers that are gone on the shelf."""
+        while cls.returned:
+            try:
+                loan = cls.returned.popleft()
+            except IndexError:  # another thread was faster
+                return
+            cls.lent.discard(loan)
+            tensor = loan.tensor
+            kept = cls.shelf.setdefault((len(tensor), tensor.shape[1], tensor.dtype), [])
+            if len(kept) < cls.per_shape:
+                kept.append(tensor)
+            if len(cls.shelf) > cls.shapes:
+                cls.shelf.pop(list(cls.shelf)[0], None)  # noqa: RUF015 - a copy: another thread may add to it
 
     @classmethod
     def product(cls, a: Tensor, b: Tensor) -> _Buffer:

@@ -8,10 +8,14 @@
 #     test        the test command of the README: installs the package with its tests' needs, runs tests and doctests
 #     tools       everything the checks below need
 #     lint        ruff check, ruff format
+#     layers      what may import what: pl, tl, pp -> bridge -> metrics -> core, and no AnnData in the core
+#     hooks       the hooks of pre-commit that are no check of their own here
+#     workflows   GitHub's workflows and forms, Dependabot, Read the Docs and CITATION.cff against their schemas; zizmor
 #     types       mypy
 #     docs        the documentation, warnings as errors, into docs/_build/html
 #     notebooks   every tutorial from top to bottom, in an empty directory, files untouched
 #     guides      the example of every guide, in an empty directory, figures untouched
+#     package     the wheel and the source archive, into dist, with their metadata checked
 #     versions    what is installed
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -41,6 +45,22 @@ lint() {
     ruff format --check .
 }
 
+layers() {
+    lint-imports
+}
+
+hooks() {
+    SKIP=ruff-check,ruff-format,mypy pre-commit run --all-files --show-diff-on-failure
+}
+
+workflows() {
+    check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+    check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+    check-jsonschema --builtin-schema vendor.readthedocs .readthedocs.yaml
+    check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+    zizmor --offline --quiet .github
+}
+
 types() {
     mypy
 }
@@ -58,6 +78,12 @@ notebooks() {
 
 guides() {
     python scripts/run_guides.py docs/guides
+}
+
+package() {
+    rm -rf dist
+    python -m build
+    python -m twine check --strict dist/*
 }
 
 versions() {
@@ -82,7 +108,9 @@ fi
 for name in "$@"; do
     case $name in
         test) run_tests ;;
-        install | demo | tools | lint | types | docs | notebooks | guides | versions) "$name" ;;
+        install | demo | tools | lint | layers | hooks | workflows | types | docs | notebooks | guides | package | versions)
+            "$name"
+            ;;
         *)
             echo "scripts/check.sh: no check is called '$name'" >&2
             exit 2

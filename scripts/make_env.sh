@@ -22,3 +22,8 @@ torch=${VXPRESS_TORCH-$default_torch}
 if [ -n "$torch" ]; then
     "$directory/bin/python" -m pip install "$torch"
 fi
+
+# on GitHub, the steps that follow use this environment
+if [ -n "${GITHUB_PATH:-}" ]; then
+    (cd "$directory/bin" && pwd) >> "$GITHUB_PATH"
+fi

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from _versions import stamp
+
 RESULTS = Path(__file__).parent / "results"
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 PACKAGES = ("vxpress", "torch", "numba", "numpy", "scanpy", "anndata", "scvi-tools")
@@ -104,6 +106,7 @@ def save(name: str, payload: Mapping[str, Any]) -> Path:
     path.parent.mkdir(exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(known | {"machine": machine()} | dict(payload), indent=1) + "\n")
+    stamp(name, payload)
     return path
 
 

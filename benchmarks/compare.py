@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from _sets import SETS, load
+from _versions import stamp
 from scipy import stats
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -130,6 +131,7 @@ def main() -> None:
     out.parent.mkdir(exist_ok=True)
     known = json.loads(out.read_text()) if out.exists() else {}
     out.write_text(json.dumps(known | {k: t.to_dict("records") for k, t in tables.items()}, indent=1) + "\n")
+    stamp("compare", tables)
 
 
 if __name__ == "__main__":

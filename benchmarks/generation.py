@@ -27,6 +27,7 @@ import pandas as pd
 import scanpy as sc
 from _sets import SETS, labelled
 from _speed import RESULTS, machine, save, set_threads
+from _versions import stamp
 from scipy import sparse, stats
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -239,6 +240,7 @@ def run(name: str, seed: int, args: Namespace) -> dict[str, Any]:
     def keep(label: str, found: dict[str, Any], seconds: float) -> None:
         done["rows"][label] = found | {"seconds": seconds}
         path.write_text(json.dumps(done, indent=1) + "\n")
+        stamp(f"generation/{path.stem}", ("rows",))
         print(f"{name} {seed} {label}: " + ", ".join(f"{k} {v:.3f}" for k, v in found["pooled"].items()), flush=True)
 
     for label in (FLOOR, CEILING, RESAMPLED, *ROWS):

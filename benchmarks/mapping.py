@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _mapping import HELD_OUT, load_task, tasks, transfer
+from _versions import stamp
 from scipy import stats
 
 import vxpress as vx
@@ -112,6 +113,7 @@ def main() -> None:
     out = HERE / "results" / "mapping.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps({"runs": rows, "summary": table.to_dict("records")}, indent=1) + "\n")
+    stamp("mapping", ("runs", "summary"))
 
 
 if __name__ == "__main__":

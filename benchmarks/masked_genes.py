@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _sets import SETS, load
+from _versions import stamp
 from scipy import sparse, stats
 from sklearn.neighbors import NearestNeighbors
 
@@ -93,6 +94,7 @@ def main() -> None:
     out = Path(__file__).parent / "results" / "masked_genes.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps({"runs": runs, "summary": table.to_dict("records")}, indent=1) + "\n")
+    stamp("masked_genes", ("runs", "summary"))
 
 
 if __name__ == "__main__":

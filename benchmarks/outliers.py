@@ -25,6 +25,7 @@ import pandas as pd
 import scanpy as sc
 import torch
 from _sets import DATA, SETS
+from _versions import stamp
 from scipy import sparse
 from scipy.stats import false_discovery_control, kstest, spearmanr
 from sklearn.metrics import roc_auc_score
@@ -260,6 +261,7 @@ def main() -> None:
             out = HERE / f"{name}-{seed}-{args.max_cells}-{args.genes}.json"
             if not out.exists():
                 out.write_text(json.dumps(run(name, [seed], args.max_cells, args.genes), indent=1) + "\n")
+                stamp(f"outliers/{out.stem}")
             rows += json.loads(out.read_text())
     report(pd.DataFrame(rows))
 

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from _sets import SETS, load
+from _versions import stamp
 from anndata import AnnData
 
 import vxpress as vx
@@ -109,6 +110,7 @@ def main() -> None:
     out = HERE / "results" / "readout.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(table.to_dict("records"), indent=1) + "\n")
+    stamp("readout")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 from _sets import SETS, load
 from _speed import mean_scores
+from _versions import stamp
 from compare import structure
 from fit_ours import judge_fit
 
@@ -72,6 +73,7 @@ def main() -> None:
     out = HERE / "results" / "search.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(rows, indent=1) + "\n")
+    stamp("search")
 
 
 if __name__ == "__main__":

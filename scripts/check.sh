@@ -12,7 +12,7 @@
 #     hooks       the hooks of pre-commit that are no check of their own here
 #     workflows   GitHub's workflows and forms, Dependabot, Read the Docs and CITATION.cff against their schemas; zizmor
 #     types       mypy
-#     docs        the documentation, warnings as errors, into docs/_build/html
+#     docs        the documentation, warnings as errors, into docs/_build/html; tables as in benchmarks/results
 #     notebooks   every tutorial from top to bottom, in an empty directory, files untouched
 #     guides      the example of every guide, in an empty directory, figures untouched
 #     package     the wheel and the source archive, into dist, with their metadata checked
@@ -66,6 +66,7 @@ types() {
 }
 
 docs() {
+    python benchmarks/pages.py --check
     # stubs of functions that no longer exist would be pages without a place
     rm -rf docs/generated docs/_build
     python -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -1,0 +1,122 @@
+"""What a table of the documentation is: its rows, the results they are read from, and the line that says how old they are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from _versions import RESULTS, oldest, since
+
+Row = Sequence[str]
+REPORTED = ("pbmc3k", "kang", "pbmc_3studies")
+
+
+@cache
+def results(name: str) -> Any:
+    """The content of ``results/<name>.json``."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def line(row: Row) -> str:
+    """A row in Markdown; a number and its unit or error stay on one line."""
+    return "| " + " | ".join(re.sub(r" (±) |(?<=\d) (%)", _unbroken, cell) for cell in row) + " |"
+
+
+def _unbroken(match: re.Match[str]) -> str:
+    return "&nbsp;±&nbsp;" if match.group(1) else "&nbsp;%"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page.
+
+    ``sources`` are pairs of a file and a part of it, ``""`` where it has none; ``kinds`` what the numbers depend on, as
+    in ``_versions.CHANGES``; ``note`` a reason of its own why they are older than the code.
+    """
+
+    make: Callable[[], list[Row]]
+    sources: tuple[tuple[str, str], ...]
+    command: str
+    kinds: tuple[str, ...]
+    note: str
+
+    def text(self) -> str:
+        """The table and the line below it, in Markdown."""
+        head, *rows = self.make()
+        lines = [head, ["---"] * len(head), *rows]
+        return "\n".join(line(row) for row in lines) + "\n\n" + self.age()
+
+    def age(self) -> str:
+        """Command, version and date, and whether the code has changed these numbers since."""
+        found = oldest(self.sources)
+        why = [*since(found, self.kinds), *([self.note] if self.note else [])]
+        badge = "{bdg-warning-line}`older than the code`" if why else "{bdg-success-line}`current`"
+        text = f"{badge} `{self.command}`, release {found.release}, commit `{found.commit}`, {found.date[:10]}."
+        if why:
+            text += f" Since then: {'; '.join(why)}."
+        return "{.measured}\n" + text
+
+
+TABLES: dict[str, Table] = {}
+
+
+def table(
+    name: str, *sources: tuple[str, str], command: str, kinds: Iterable[str] = (), note: str = ""
+) -> Callable[[Callable[[], list[Row]]], Callable[[], list[Row]]]:
+    """Register a function that returns the head and the rows of a table."""
+
+    def keep(make: Callable[[], list[Row]]) -> Callable[[], list[Row]]:
+        TABLES[name] = Table(make, sources, command, tuple(kinds), note)
+        return make
+
+    return keep
+
+
+def number(value: float, digits: int = 2, *, sign: bool = False) -> str:
+    """A number with so many digits after the point, thousands apart where it is whole or has five digits."""
+    text = f"{value:{'+' if sign else ''}{',' if digits == 0 or abs(value) >= 1e4 else ''}.{digits}f}"
+    return text.replace("-", "+" if sign else "", 1) if float(text.replace(",", "")) == 0 else text
+
+
+def ranged(low: float, high: float, digits: int = 2, *, sign: bool = False) -> str:
+    """``low to high``."""
+    return f"{number(low, digits, sign=sign)} to {number(high, digits, sign=sign)}"
+
+
+def spread(values: dict[str, float], digits: int = 2) -> str:
+    """Median, and the range in brackets."""
+    return f"{number(values['median'], digits)} ({ranged(values['min'], values['max'], digits)})"
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean."""
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def mean_range(values: Iterable[float], digits: int = 3) -> str:
+    """The mean, and the range in brackets."""
+    values = list(values)
+    return f"{number(mean(values), digits)} ({ranged(min(values), max(values), digits)})"
+
+
+def student(values: Sequence[float]) -> float:
+    """Half the width of a 95 % interval of the mean by Student's distribution."""
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+
+
+def pick(rows: Iterable[dict[str, Any]], **wanted: object) -> list[dict[str, Any]]:
+    """The records with these values."""
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def one(rows: Iterable[dict[str, Any]], **wanted: object) -> dict[str, Any]:
+    """The record with these values."""
+    (row,) = pick(rows, **wanted)
+    return row

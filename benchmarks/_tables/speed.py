@@ -1,0 +1,166 @@
+"""Time and memory."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from _tables.registry import REPORTED, Row, number, pick, ranged, results, spread, table
+
+
+def reach(values: list[float], digits: int) -> str:
+    """Smallest to largest, or one number where they agree."""
+    low, high = number(min(values), digits), number(max(values), digits)
+    return low if low == high else f"{low} to {high}"
+
+
+@table("time-to-elbo", ("time_to_elbo", "rows"), command="python benchmarks/time_to_elbo.py", kinds=["time"])
+def time_to_elbo() -> list[Row]:
+    """Time to the quality of scvi-tools."""
+    rows: list[Row] = [
+        [
+            "data set",
+            "scvi-tools, whole fit, s",
+            "vxpress, whole call, s (times faster)",
+            "to its final ELBO, s",
+            "(a)",
+            "(b)",
+            "(c)",
+            "IWAE, scvi-tools / vxpress",
+        ]
+    ]
+    for name in REPORTED:
+        found = pick(results("time_to_elbo")["rows"], set=name)
+        column = {key: [row[key] for row in found] for key in found[0] if key != "set"}
+        rows.append(
+            [
+                name,
+                number(found[0]["peer_s"], 0),
+                f"{reach(column['ours_s'], 1)} ({reach(column['a_whole_call'], 0)})",
+                reach(column["ours_to_final_s"], 1),
+                *(reach(column[key], 0) for key in "abc"),
+                f"{number(found[0]['peer_iwae'], 1)} / {number(median(column['ours_iwae']), 1)}",
+            ]
+        )
+    return rows
+
+
+@table(
+    "throughput", ("training_speed", "rows"), command="python benchmarks/training_speed.py --repeats 5", kinds=["time"]
+)
+def throughput() -> list[Row]:
+    """Cells per second of training."""
+    rows: list[Row] = [
+        ["run", "cells/s", "over scvi-tools", "ms per step", "floor, ms", "over the floor", "epochs", "IWAE"]
+    ]
+    for row in results("training_speed")["rows"]:
+        name = f"{row['likelihood'].upper()}, {row['run'].replace('ours', 'vxpress')}"
+        times = spread(row["over the peer"], 1) if "scvi" not in row["run"] else "1.0"
+        floor = [number(row["step_ms"], 1), number(row["floor_ms"]["total"], 1), number(row["over the floor"], 1)]
+        rows.append([name, spread(row["cells/s"], 0), times, *floor, str(row["epochs"]), number(row["IWAE"], 1)])
+    return rows
+
+
+@table(
+    "whole-call", ("training_speed", "whole"), command="python benchmarks/training_speed.py --repeats 5", kinds=["time"]
+)
+def whole_call() -> list[Row]:
+    """A whole call next to PCA."""
+    whole = results("training_speed")["whole"]
+    return [
+        ["10,000 cells x 2,000 genes", "s, median (range)"],
+        *([name, spread(found, 1)] for name, found in whole.items()),
+    ]
+
+
+@table("kernels", ("kernels", "rows"), command="python benchmarks/kernels.py")
+def kernels() -> list[Row]:
+    """Compiled and plain forms where many entries are not zero."""
+    rows: list[Row] = [["cells", "genes", "not zero", "NB, compiled / plain, ms", "first layer, sparse / dense, ms"]]
+    for row in results("kernels")["rows"]:
+        pairs = (("nb compiled", "nb plain"), ("input sparse", "input dense"))
+        times = [" / ".join(number(row[key], 1) for key in pair) for pair in pairs]
+        rows.append([str(row["cells"]), number(row["genes"], 0), f"{100 * row['density']:.0f} %", *times])
+    return rows
+
+
+@table(
+    "after-training", ("after_training", "seconds"), command="python benchmarks/after_training.py --repeats 3 --draws 5"
+)
+def after_training() -> list[Row]:
+    """Encoding and denoising."""
+    rows: list[Row] = [
+        ["100,000 cells x 2,000 genes, 5 draws", "vxpress, s", "scvi-tools, s", "times faster", "aim: 5"]
+    ]
+    for name, found in results("after_training")["seconds"].items():
+        aim = "met" if found["times"] >= 5 else "**missed**"
+        rows.append([name, spread(found["vxpress"]), spread(found["scvi-tools"]), number(found["times"], 1), aim])
+    return rows
+
+
+@table("growth", ("scaling", "epochs"), command="python benchmarks/scaling.py", kinds=["time"])
+def growth() -> list[Row]:
+    """Time of an epoch by the number of cells."""
+    rows: list[Row] = [
+        ["cells x 2,000 genes, simulated", "s per epoch", "cells/s", "of linear growth", "ELBO after 2 epochs"]
+    ]
+    for size, found in results("scaling")["epochs"]["sizes"].items():
+        rates = [number(found["cells_per_second"], 0), number(found["times_linear"])]
+        rows.append([f"{int(size):,}", spread(found), *rates, number(found["elbo_validation"], 1)])
+    return rows
+
+
+@table("memory", ("scaling", "memory"), ("scaling", "whole"), command="python benchmarks/scaling.py", kinds=["time"])
+def memory() -> list[Row]:
+    """Peak memory, and a whole call on a million cells."""
+    found, whole = results("scaling")["memory"], results("scaling")["whole"]
+    peak, counts = found["above_baseline_bytes"]["median"] / 1e6, found["runs"][0]["counts_bytes"] / 1e6
+    allowed = 1.5 * counts + 500
+    return [
+        ["what", "measured", "aim"],
+        [
+            f"peak memory of a fit of {found['runs'][0]['cells']:,} cells above the process that holds the counts ({counts:.0f} MB)",
+            f"{peak:.0f} MB",
+            f"1.5 times the counts and 500 MB, {allowed:.0f} MB: {'met' if peak <= allowed else '**missed**'}",
+        ],
+        [
+            f"{whole['cells']:,} cells at the defaults, from the call to its return ({whole['epochs']} epochs, {whole['steps']:,} steps)",
+            f"{whole['seconds']:.0f} s",
+            f"15 min: {'met' if whole['seconds'] <= 900 else '**missed**'}",
+        ],
+    ]
+
+
+@table(
+    "busy-machine",
+    ("busy_machine", "seconds"),
+    command="python benchmarks/busy_machine.py --busy 0 2 --repeats 3 --epochs 20",
+    kinds=["time"],
+)
+def busy_machine() -> list[Row]:
+    """The same fit next to other programs."""
+    rows: list[Row] = [
+        ["other busy programs on two cores", "two threads that spin when idle", "two threads that sleep", "one thread"]
+    ]
+    for busy, found in results("busy_machine")["seconds"].items():
+        cells = [f"{median(v):.2f} ({ranged(min(v), max(v))})" for v in found.values()]
+        rows.append([{"0": "none", "2": "two"}.get(busy, busy), *cells])
+    return rows
+
+
+@table(
+    "first-call", ("latency", "imports"), ("latency", "fits"), command="python benchmarks/latency.py", kinds=["time"]
+)
+def first_call() -> list[Row]:
+    """Imports and the first call."""
+    found = results("latency")
+
+    def judged(value: float, aim: float) -> str:
+        return f"{aim:g}: {'met' if value <= aim else '**missed**'}"
+
+    beyond, first, second = found["imports"]["beyond"], found["fits"]["first"]["call"], found["fits"]["second"]["call"]
+    return [
+        ["what", "s, median (range)", "aim, s"],
+        ["`import vxpress` beyond `import scanpy`", number(beyond), judged(beyond, 0.3)],
+        ["first fit ever, with compilation and the import of torch", spread(first, 1), judged(first["median"], 8)],
+        ["the same call in a second process", spread(second, 1), judged(second["median"], 4)],
+    ]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +106,24 @@ def test_the_new_weights_are_the_mean_of_the_known_ones() -> None:
     torch.testing.assert_close(new.library_log_mean_b[3:], torch.full((2,), 3.0))
     # mean of the variances and variance of the means 1, 2 and 6
     torch.testing.assert_close(new.library_log_var_b[3:], torch.full((2,), 0.3 + 14 / 3))
+
+
+def test_the_mean_is_of_the_learned_categories() -> None:
+    learned = [np.array(mask) for mask in ([True, False, True], [True, True], [True])]
+    model = _model(dispersion="gene-batch", latent_library=True)
+    new = extend(model, ADDED, learned)
+    old, extended = (m.get_parameter("decoder.body.linears.0.weight") for m in (model, new))
+    batches = old[:, -5:-2]
+    torch.testing.assert_close(extended[:, -9:-6], batches)
+    torch.testing.assert_close(extended[:, -6:-4], batches[:, ::2].mean(1, keepdim=True).expand(-1, 2))
+    of_theta = model.decoder.log_dispersion[::2].mean(0)
+    torch.testing.assert_close(new.decoder.log_dispersion[3:], of_theta.expand(2, -1))
+    # batches 0 and 2: log means 1 and 6, variances 0.1 and 0.6
+    torch.testing.assert_close(new.library_log_mean_b[3:], torch.full((2,), 3.5))
+    torch.testing.assert_close(new.library_log_var_b[3:], torch.full((2,), 0.35 + 6.25))
+    known = (model := _model(covariate_code="embedding")).get_parameter("conditioner.embeddings.0.weight")
+    embedded = extend(model, ADDED, learned).get_parameter("conditioner.embeddings.0.weight")
+    torch.testing.assert_close(embedded[3:], known[::2].mean(0).expand(2, -1))
 
 
 def test_the_new_embedding_is_the_mean_of_the_known_ones() -> None:

@@ -18,7 +18,7 @@ from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.counts import Cells
 from vxpress.core.objectives import Objective
 from vxpress.core.schedules import kl_weight
-from vxpress.core.training import HISTORY, Outcome, evaluate, split_cells, train
+from vxpress.core.training import HISTORY, Outcome, evaluate, train
 from vxpress.core.vae import VAE, build
 
 MakeCells = Callable[..., Cells]
@@ -72,33 +72,6 @@ def test_the_weight_in_the_history_is_the_weight_used(make_cells: MakeCells) -> 
     weights = outcome.history["kl_weight"]
     assert weights[0] < 2.5
     assert weights[3:] == [2.5] * 6
-
-
-# split
-
-
-@pytest.mark.parametrize(
-    ("n", "fraction", "n_validation"), [(100, 0.1, 10), (5, 0.1, 1), (101, 0.25, 25), (50, 0.0, 0)]
-)
-def test_the_split_is_a_partition(n: int, fraction: float, n_validation: int) -> None:
-    train_rows, validation_rows = split_cells(n, fraction, np.random.default_rng(0))
-    assert len(validation_rows) == n_validation
-    np.testing.assert_array_equal(np.sort(np.concatenate((train_rows, validation_rows))), np.arange(n))
-    assert (np.diff(train_rows) > 0).all()
-    assert (np.diff(validation_rows) > 0).all()
-
-
-def test_the_split_follows_its_generator_and_favours_no_cell() -> None:
-    splits = [split_cells(20, 0.25, np.random.default_rng(seed))[1] for seed in range(2000)]
-    np.testing.assert_array_equal(splits[3], split_cells(20, 0.25, np.random.default_rng(3))[1])
-    counts = np.bincount(np.concatenate(splits), minlength=20)
-    assert stats.chisquare(counts).pvalue > 1e-4
-
-
-@pytest.mark.parametrize("n", [2, 3, 10])
-def test_the_split_leaves_a_cell_to_train_on(n: int) -> None:
-    for fraction in (0.1, 0.5, 0.9):
-        assert len(split_cells(n, fraction, np.random.default_rng(0))[0]) >= 1
 
 
 # determinism

@@ -174,7 +174,7 @@ def test_missing_genes_are_not_zeros(reference: ad.AnnData, held_out: ad.AnnData
     assert masked is not None
     assert "40 of the 80 modelled genes" in " ".join(warned)
     truth = full.obsm["X_vae"]
-    assert np.square(masked.obsm["X_vae"] - truth).mean() < 0.5 * np.square(zeros.obsm["X_vae"] - truth).mean()
+    assert np.square(masked.obsm["X_vae"] - truth).mean() < 0.75 * np.square(zeros.obsm["X_vae"] - truth).mean()
     assert masked.obsm["X_vae_var"].mean() > 1.05 * full.obsm["X_vae_var"].mean()
     # molecules of all genes, though half of these were not counted
     ratio = masked.obs["vae_library"] / full.obs["vae_library"]

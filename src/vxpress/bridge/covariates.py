@@ -13,6 +13,7 @@ import torch
 from scanpy import logging as logg
 
 from vxpress._keys import LIBRARY_SIZE
+from vxpress.bridge.learned import MIN_CELLS, few, learned, with_cells
 from vxpress.core.covariates import Covariates
 
 # value of transform_batch= that leaves every cell in its own batch
@@ -23,13 +24,15 @@ OBSERVED = "observed"
 class CovariateTable:
     """What a fit knows of its covariates: columns, their categories, and mean and standard deviation of numbers.
 
-    The batch, where there is one, is the first categorical column.
+    The batch, where there is one, is the first categorical column.  ``n_train`` are the numbers of training cells of each
+    categorical column's categories, 0 before there are any.
     """
 
     batch_key: str | None
     categorical: tuple[tuple[str, tuple[str, ...]], ...] = ()
     continuous: tuple[tuple[str, float, float], ...] = ()
     labels: tuple[str, tuple[str, ...]] | None = None
+    n_train: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def learn(
@@ -55,7 +58,29 @@ class CovariateTable:
                 logg.warning(f"obs[{key!r}] has one category ({names[0]!r}) only: there is nothing to correct for.")
         continuous = tuple((key, *_location_scale(obs, key)) for key in continuous_keys)
         labels = None if labels_key is None else (labels_key, category_names(obs, labels_key))
-        return cls(batch_key, categorical, continuous, labels)
+        return cls(batch_key, categorical, continuous, labels, tuple((0,) * len(names) for _, names in categorical))
+
+    def trained_on(self, codes_nk: np.ndarray, known: Sequence[int] | None = None) -> CovariateTable:
+        """The table after training on cells of these categories, which only trained those behind the first ``known``."""
+        first = [0] * len(self.n_train) if known is None else known
+        counts = [np.bincount(codes_nk[:, k], minlength=len(n)) for k, n in enumerate(self.n_train)]
+        return replace(
+            self,
+            n_train=tuple(
+                (*n[:start], *(int(m) for m in found[start:]))
+                for n, start, found in zip(self.n_train, first, counts, strict=True)
+            ),
+        )
+
+    @property
+    def learned(self) -> tuple[np.ndarray, ...]:
+        """Which categories of each categorical column had enough training cells; all of them where none had."""
+        return tuple(learned(n) for n in self.n_train)
+
+    @property
+    def averaged_batches(self) -> tuple[int, ...]:
+        """Codes of the batches that an average over batches is taken of: those with enough training cells."""
+        return tuple(np.flatnonzero(self.learned[0]).tolist()) if self.batch_key is not None else ()
 
     @property
     def batches(self) -> tuple[str, ...]:
@@ -63,17 +88,33 @@ class CovariateTable:
         return self.categorical[0][1] if self.batch_key is not None else ()
 
     def batch_codes(self, transform_batch: str | Sequence[str] | None) -> tuple[int, ...]:
-        """Codes of the batches to decode under, all of them for ``None``; empty without a batch covariate."""
+        """Codes of the batches to decode under, for ``None`` all that were learned; empty without a batch covariate."""
         known = self.batches
         if transform_batch is None:
-            return tuple(range(len(known)))
+            self._warn_left_out()
+            return self.averaged_batches
         # a batch that is named twice has no double weight
         names = tuple(dict.fromkeys(map(str, [transform_batch] if np.ndim(transform_batch) == 0 else transform_batch)))
         unknown = [name for name in names if name not in known]
         if unknown or not names:
             msg = f"transform_batch={transform_batch!r}: the fit knows the batches {list(known)}. Name one or more of these, or fit with batch_key=."
             raise ValueError(msg)
-        return tuple(known.index(name) for name in names)
+        codes = tuple(known.index(name) for name in names)
+        small, n = few(names, [self.n_train[0][code] for code in codes])
+        if small:
+            logg.warning(
+                f"transform_batch= names batches with fewer than {MIN_CELLS} training cells: {with_cells(small, n)}. The fit has "
+                "hardly learned them, and what is decoded under them is uncertain."
+            )
+        return codes
+
+    def _warn_left_out(self) -> None:
+        names, n = few(self.batches, self.n_train[0]) if self.batch_key is not None else ((), ())
+        if names and len(names) < len(self.batches):
+            logg.warning(
+                f"The average over batches leaves out those with fewer than {MIN_CELLS} training cells: {with_cells(names, n)}. "
+                "transform_batch= takes them in by name."
+            )
 
     def with_categories_of(self, obs: pd.DataFrame) -> tuple[CovariateTable, tuple[tuple[str, ...], ...]]:
         """The table with the categories of other cells behind its own, and the added ones of each categorical column."""
@@ -82,7 +123,8 @@ class CovariateTable:
             found = _as_names(get_column(obs, key))
             added.append(tuple(sorted(set(found) - set(names))))
         categorical = tuple((key, (*names, *more)) for (key, names), more in zip(self.categorical, added, strict=True))
-        return replace(self, categorical=categorical), tuple(added)
+        n_train = tuple((*n, *(0 for _ in more)) for n, more in zip(self.n_train, added, strict=True))
+        return replace(self, categorical=categorical, n_train=n_train), tuple(added)
 
     def decoding_batches(self, transform_batch: str | Sequence[str] | None) -> tuple[int | None, ...]:
         """Codes of the batches to decode under; ``None`` is each cell's own batch, which ``"observed"`` asks for."""
@@ -114,6 +156,7 @@ class CovariateTable:
         if self.categorical:
             out["categorical_keys"] = _strings([key for key, _ in self.categorical])
             out |= {f"categories_{i}": _strings(names) for i, (_, names) in enumerate(self.categorical)}
+            out |= {f"n_train_{i}": np.array(n, dtype=np.int64) for i, n in enumerate(self.n_train)}
         if self.continuous:
             out["continuous_keys"] = _strings([key for key, _, _ in self.continuous])
             out["continuous_mean"] = np.array([mean for _, mean, _ in self.continuous])
@@ -144,7 +187,20 @@ class CovariateTable:
             else None
         )
         batch_key = stored.get("batch_key")
-        return cls(None if batch_key is None else str(batch_key), categorical, continuous, labels)
+        n_train = tuple(_n_train(stored, i, len(names)) for i, (_, names) in enumerate(categorical))
+        return cls(None if batch_key is None else str(batch_key), categorical, continuous, labels, n_train)
+
+
+def _n_train(stored: Mapping[str, Any], i: int, n_categories: int) -> tuple[int, ...]:
+    """Numbers of training cells, checked."""
+    values = np.asarray(stored[f"n_train_{i}"])
+    if values.dtype.kind not in "iu" or values.shape != (n_categories,) or (values < 0).any():
+        msg = (
+            f"The stored fit is damaged: covariates/n_train_{i} should be {n_categories} numbers of training cells, one per "
+            f"category; found {values!r}. Fit again: vx.tl.fit_vae(adata)."
+        )
+        raise ValueError(msg)
+    return tuple(int(n) for n in values)
 
 
 def _strings(names: Sequence[str]) -> np.ndarray:

@@ -16,9 +16,11 @@ from vxpress._unset import Unset
 from vxpress.bridge.counts import CountData, read_counts
 from vxpress.bridge.covariates import CovariateTable
 from vxpress.bridge.fit import Fit
+from vxpress.bridge.learned import MIN_CELLS as MIN_LEARNED
+from vxpress.bridge.learned import few, with_cells
 from vxpress.bridge.library import Library, read_library, resolve_library
 from vxpress.core.counts import Cells, Counts
-from vxpress.core.training import split_cells
+from vxpress.core.split import split_cells
 
 MIN_CELLS = 4
 
@@ -87,9 +89,27 @@ def prepare(
             f"{n_empty} cell(s) have no count in the modelled genes. They are left out of the fit (split 'query') and get the "
             "latent of an empty cell; sc.pp.filter_cells(adata, min_counts=1) drops them."
         )
-    train, validation = split_cells(len(usable), validation_fraction, split_rng)
     cells = Cells(Counts.from_scipy(counts.inside), log_library(library.values_n), covariates.read(adata.obs))
+    codes_nk = cells.covariates.categorical_nk.numpy()[usable]
+    train, validation = split_cells(len(usable), validation_fraction, split_rng, codes_nk)
+    covariates = covariates.trained_on(codes_nk[train])
+    _warn_few_cells(covariates)
     return Prepared(counts, modelled_g, mask_name, covariates, library, cells, usable[train], usable[validation])
+
+
+def _warn_few_cells(covariates: CovariateTable) -> None:
+    """Name the categories that there is too little to learn of."""
+    for (key, names), n_train in zip(covariates.categorical, covariates.n_train, strict=True):
+        small, n = few(names, n_train)
+        if not small:
+            continue
+        out = ""
+        if key == covariates.batch_key and len(small) < len(names):
+            out = " Averages over batches leave them out."
+        logg.warning(
+            f"obs[{key!r}] has {len(small)} categor{'y' if len(small) == 1 else 'ies'} with fewer than {MIN_LEARNED} training "
+            f"cells: {with_cells(small, n)}. The fit can hardly learn them.{out} Merge them with others, or drop their cells."
+        )
 
 
 def read_query(adata: AnnData, fit: Fit, layer: str | Unset | None) -> tuple[Cells, np.ndarray]:

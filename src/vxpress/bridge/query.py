@@ -19,8 +19,8 @@ from vxpress.core.counts import Cells, Counts
 from vxpress.core.fine_tuning import Completed, fine_tune
 from vxpress.core.inference.posterior import Encoded, encode
 from vxpress.core.masked import Missing, encode_masked
+from vxpress.core.split import split_cells
 from vxpress.core.surgery import extend
-from vxpress.core.training import split_cells
 
 # fewer genes than this share of the modelled ones say too little of a cell to be filled up by the model
 MIN_SHARE = 0.05
@@ -42,14 +42,18 @@ class Query:
     observed_n: np.ndarray
 
     @property
-    def new_n(self) -> np.ndarray:
-        """Which cells have a category that the fit did not know and a count in the modelled genes."""
-        known = [
+    def n_known(self) -> list[int]:
+        """How many categories of each categorical covariate the fit knew."""
+        return [
             len(names) - len(more) for (_, names), more in zip(self.fit.covariates.categorical, self.added, strict=True)
         ]
+
+    @property
+    def new_n(self) -> np.ndarray:
+        """Which cells have a category that the fit did not know and a count in the modelled genes."""
         codes = self.cells.covariates.categorical_nk.numpy()
         counted = self.cells.counts.counted_n.numpy()
-        return np.asarray((codes >= np.array(known, dtype=np.int64)).any(1) & counted)
+        return np.asarray((codes >= np.array(self.n_known, dtype=np.int64)).any(1) & counted)
 
 
 def read_any_query(adata: AnnData, fit: Fit, layer: str | Unset | None, *, labels: bool) -> Query:
@@ -65,7 +69,7 @@ def read_any_query(adata: AnnData, fit: Fit, layer: str | Unset | None, *, label
     covariates = table.read(adata.obs, labels=labels)
     if any(added):
         _tell(fit, added)
-        model = extend(fit.model, [len(names) for names in added])
+        model = extend(fit.model, [len(names) for names in added], fit.covariates.learned)
         fit = replace(fit, covariates=table, model=model, params=replace(fit.params, model=model.config))
     return Query(
         fit, Cells(Counts.from_scipy(counts.inside), log_library(observed_n), covariates), added, missing, observed_n
@@ -74,9 +78,10 @@ def read_any_query(adata: AnnData, fit: Fit, layer: str | Unset | None, *, label
 
 def encode_query(
     query: Query, device: torch.device, *, max_epochs: int, rng: np.random.Generator
-) -> tuple[Encoded, np.ndarray]:
-    """Posterior and library of every cell, after ``max_epochs`` of fine-tuning at most; the model is left on the CPU."""
-    model, cells = query.fit.model.to(device), query.cells.to(device)
+) -> tuple[Encoded, np.ndarray, Fit]:
+    """Posterior and library of every cell, after ``max_epochs`` of fine-tuning at most, and the fit, on the CPU."""
+    fit = query.fit
+    model, cells = fit.model.to(device), query.cells.to(device)
     missing = query.missing
     if missing is not None:
         missing = replace(missing, observed_g=missing.observed_g.to(device))
@@ -88,9 +93,10 @@ def encode_query(
             assert masked.filled_nh is not None  # noqa: S101 - it was asked for
             completed = Completed(missing.observed_g, masked.filled_nh)
             cells = Cells(cells.counts, masked.log_library_n1, cells.covariates)
-        train, validation = (
-            torch.from_numpy(new[part]).to(device) for part in split_cells(len(new), VALIDATION_FRACTION, rng)
-        )
+        codes_nk = query.cells.covariates.categorical_nk.numpy()[new]
+        split = split_cells(len(new), VALIDATION_FRACTION, rng, codes_nk)
+        fit = replace(fit, covariates=fit.covariates.trained_on(codes_nk[split[0]], known=query.n_known))
+        train, validation = (torch.from_numpy(new[part]).to(device) for part in split)
         added = [len(names) for names in query.added]
         seed = int(rng.integers(2**62))
         outcome = fine_tune(
@@ -111,7 +117,7 @@ def encode_query(
     if encoded.log_library_n is not None:
         library_n = np.exp(encoded.log_library_n.astype(np.float64))
     model.cpu()
-    return encoded, library_n
+    return encoded, library_n, fit
 
 
 def check_enough_new(query: Query) -> None:

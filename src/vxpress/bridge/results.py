@@ -96,7 +96,7 @@ def results_of(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, de
             encoded.var_nd,
             prepared.cells.covariates,
             modelled_g=fit.modelled_g,
-            batches=tuple(range(len(fit.covariates.batches))),
+            batches=fit.covariates.averaged_batches,
             target_sum=fit.params.target_sum,
         )
     return results

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,17 +14,19 @@ from vxpress.core.covariates import Conditioner
 from vxpress.core.vae import VAE, build
 
 
-def extend(model: VAE, added: Sequence[int]) -> VAE:
+def extend(model: VAE, added: Sequence[int], learned: Sequence[np.ndarray] | None = None) -> VAE:
     """A copy of ``model`` with ``added[k]`` more categories of covariate k, each the mean of those it knows.
 
     Mean are the weights that a category has, or its embedding, and its log dispersion; its library prior has the moments
     of the mixture of the known ones.  Cells of known categories get from the copy what they get from ``model``.
+    ``learned[k]`` says which categories of covariate k the mean is of, boolean, all by default.
     """
     old = model.config
+    share = [_share(n, None if learned is None else learned[k]) for k, n in enumerate(old.n_categories)]
     config = replace(old, n_categories=tuple(n + more for n, more in zip(old.n_categories, added, strict=True)))
     new = build(config, seed=0).to(model.decoder.location.weight.device)
     fresh = new.state_dict()
-    old_width, copied, untrained = _columns(old, config)
+    old_width, copied, untrained = _columns(old, config, share)
     conditioned = _conditioned(new)
     state = {}
     for name, value in model.state_dict().items():
@@ -36,8 +39,8 @@ def extend(model: VAE, added: Sequence[int]) -> VAE:
         elif value.shape == fresh[name].shape:
             state[name] = value
         else:
-            state[name] = _more_batches(name, value, model, len(fresh[name]))
-    new.load_state_dict(state | _embeddings(model, new))
+            state[name] = _more_batches(name, value, model, len(fresh[name]), share[0])
+    new.load_state_dict(state | _embeddings(model, new, share))
     return new.eval()
 
 
@@ -94,7 +97,13 @@ def _starts(config: ModelConfig) -> list[int]:
     return starts
 
 
-def _columns(old: ModelConfig, new: ModelConfig) -> tuple[int, Tensor, Tensor]:
+def _share(n: int, learned: np.ndarray | None) -> Tensor:
+    """What each known category weighs in the mean, (n,)."""
+    weight = torch.ones(n) if learned is None else torch.from_numpy(learned).float()
+    return weight / weight.sum()
+
+
+def _columns(old: ModelConfig, new: ModelConfig, share: Sequence[Tensor]) -> tuple[int, Tensor, Tensor]:
     """Old width, the matrix (old width, new width) from old columns to new ones, and which stay untrained.
 
     A covariate with one category had no columns: one-hot, its new ones are zero; embedded, they multiply embeddings of
@@ -106,7 +115,7 @@ def _columns(old: ModelConfig, new: ModelConfig) -> tuple[int, Tensor, Tensor]:
     one_hot = old.covariate_code == "one-hot"
     copied[: old.n_continuous, : old.n_continuous] = torch.eye(old.n_continuous)
     old_starts, new_starts = iter(_starts(old)), iter(_starts(new))
-    for before, after in zip(old.n_categories, new.n_categories, strict=True):
+    for before, after, share_k in zip(old.n_categories, new.n_categories, share, strict=True):
         if after == 1:
             continue
         to = next(new_starts)
@@ -116,11 +125,11 @@ def _columns(old: ModelConfig, new: ModelConfig) -> tuple[int, Tensor, Tensor]:
         at, n = next(old_starts), before if one_hot else old.n_embedding
         copied[at : at + n, to : to + n] = torch.eye(n)
         if one_hot:
-            copied[at : at + n, to + n : to + after] = 1.0 / n
+            copied[at : at + n, to + n : to + after] = share_k[:, None]
     return widths[0], copied, untrained
 
 
-def _embeddings(model: VAE, new: VAE) -> dict[str, Tensor]:
+def _embeddings(model: VAE, new: VAE, share: Sequence[Tensor]) -> dict[str, Tensor]:
     if new.conditioner.embeddings is None:
         return {}
     known = {
@@ -130,17 +139,24 @@ def _embeddings(model: VAE, new: VAE) -> dict[str, Tensor]:
     state = {}
     for i, (k, size) in enumerate(new.conditioner.sizes):
         table = known.get(k, torch.zeros(1, new.config.n_embedding, device=new.decoder.location.weight.device))
-        state[f"conditioner.embeddings.{i}.weight"] = _with_mean_rows(table, size)
+        state[f"conditioner.embeddings.{i}.weight"] = _with_mean_rows(table, size, share[k])
     return state
 
 
-def _with_mean_rows(value: Tensor, n_rows: int) -> Tensor:
-    return torch.cat((value, value.mean(0, keepdim=True).expand(n_rows - len(value), *value.shape[1:])))
+def _with_mean_rows(value: Tensor, n_rows: int, share: Tensor) -> Tensor:
+    mean = _mean(value, share)
+    return torch.cat((value, mean.expand(n_rows - len(value), *mean.shape)))
 
 
-def _more_batches(name: str, value: Tensor, model: VAE, n_rows: int) -> Tensor:
+def _mean(value: Tensor, share: Tensor) -> Tensor:
+    """The weighted mean over the first axis."""
+    return torch.tensordot(share.to(value), value, dims=1)
+
+
+def _more_batches(name: str, value: Tensor, model: VAE, n_rows: int, share: Tensor) -> Tensor:
     """What is kept per batch, with rows for the new ones."""
     if name != "library_log_var_b":
-        return _with_mean_rows(value, n_rows)
-    between = model.library_log_mean_b.var(correction=0)
-    return torch.cat((value, (value.mean() + between).expand(n_rows - len(value))))
+        return _with_mean_rows(value, n_rows, share)
+    means = model.library_log_mean_b
+    between = _mean((means - _mean(means, share)) ** 2, share)
+    return torch.cat((value, (_mean(value, share) + between).expand(n_rows - len(value))))

@@ -80,13 +80,6 @@ class Outcome:
         self.history = {name: values[:n_epochs] for name, values in self.history.items()}
 
 
-def split_cells(n: int, validation_fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Train and validation rows, each sorted; at least one validation cell unless the fraction is 0."""
-    order = rng.permutation(n)
-    n_validation = min(max(1, round(validation_fraction * n)), n - 1) if validation_fraction > 0 else 0
-    return np.sort(order[n_validation:]), np.sort(order[:n_validation])
-
-
 def train(
     model: VAE,
     cells: Cells,

@@ -120,13 +120,13 @@ def encode(
     query = read_any_query(adata, fit, layer, labels=labels)
     if max_epochs:
         check_enough_new(query)
-    encoded, library_n = encode_query(query, torch_device, max_epochs=max_epochs, rng=generator)
+    encoded, library_n, fit = encode_query(query, torch_device, max_epochs=max_epochs, rng=generator)
     of_itself = model is None or model is adata
     adata = own(adata, copy=copy)
     results = Results(
         obs={keys.library: library_n},
         obsm={keys.latent: encoded.mean_nd, keys.latent_var: encoded.var_nd},
-        uns={keys.uns: query.fit.to_uns()},
+        uns={keys.uns: fit.to_uns()},
     )
     if not of_itself:
         results.stale = [("layers", name) for name in (keys.normalized, *keys.bounds())] + [("obs", keys.split)]

@@ -12,6 +12,7 @@ from vxpress.bridge.run import Fitted, Runner
 from vxpress.core.config import LikelihoodName
 from vxpress.core.inference.comparison import Scores, difference
 from vxpress.core.inference.importance import log_likelihoods
+from vxpress.core.progress import stage
 from vxpress.core.training import INTERRUPTED
 
 # from the simplest law on: a later one is taken only if it is decidedly better
@@ -51,10 +52,12 @@ def _choose(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, Any]]:
         fitted = first
         if law != LAWS[0]:
             logg.info(f"    likelihood={law!r}")
-            fitted = runner.fit(replace(first.model.config, likelihood=law), first.train)
+            with stage(f"likelihood={law!r}"):
+                fitted = runner.fit(replace(first.model.config, likelihood=law), first.train)
         if fitted.outcome.interrupted:
             raise KeyboardInterrupt
-        few, many = log_likelihoods(fitted.model, runner.cells, (N_FEWER, N_SAMPLES), seed=0, rows=rows)
+        with stage(f"judging likelihood={law!r}"):
+            few, many = log_likelihoods(fitted.model, runner.cells, (N_FEWER, N_SAMPLES), seed=0, rows=rows)
         fits.append(fitted)
         scores.append(Scores(many.log_likelihood_n[None], few.log_likelihood_n[None]))
     simple, rich = scores

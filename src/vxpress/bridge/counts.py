@@ -9,6 +9,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from vxpress.bridge.matrix import canonical, check_counts, get_matrix, place, row_blocks
+from vxpress.core.progress import steps
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def read_counts(
     in_memory = sparse.issparse(matrix)
     parts = [(slice(0, matrix.shape[0]), canonical(matrix))] if in_memory else row_blocks(matrix)
     all_modelled = bool(modelled_g.all())
-    for _, block in parts:
+    for _, block in steps(parts, "reading counts"):
         check_counts(block, where)
         picked = block if genes is None else _pick(block, genes)
         inside = picked if all_modelled else picked[:, modelled_g]

@@ -20,6 +20,7 @@ from vxpress.bridge.verdict import MIN_STEPS, is_sound, kind_of
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.inference.importance import log_likelihood
 from vxpress.core.presets import Settings
+from vxpress.core.progress import stage
 from vxpress.core.training import INTERRUPTED, TrainingError
 
 # held-out cells that a cure is judged on at most, and samples of each
@@ -223,10 +224,11 @@ class _Search:
     def _try(self, name: str, change: str, changed: Change, best: Judged) -> None:
         self.trying = f"{name} ({change})"
         try:
-            fitted = self.runner.fit(*changed)
-            if fitted.outcome.interrupted:
-                raise KeyboardInterrupt
-            tried = Judged(fitted, self.diagnose(fitted), self._bound(fitted))
+            with stage(f"cure, {name}"):
+                fitted = self.runner.fit(*changed)
+                if fitted.outcome.interrupted:
+                    raise KeyboardInterrupt
+                tried = Judged(fitted, self.diagnose(fitted), self._bound(fitted))
         except TrainingError as error:
             logg.warning(f"    {self.trying}: {error}; not kept")
             return

@@ -21,6 +21,7 @@ from vxpress.core.inference.gaps import gaps
 from vxpress.core.inference.generalisation import generalisation
 from vxpress.core.inference.response import decoder_response
 from vxpress.core.priors import DiagonalNormal, SampledKL, sampled_kl
+from vxpress.core.progress import stage
 from vxpress.core.vae import VAE
 from vxpress.metrics import active_units, kl_per_dimension, mutual_information, prior_gap
 
@@ -104,7 +105,8 @@ def diagnose(
     if decoding is not None and decoding.cells is not None:
         if n_probed is None:
             n_probed = N_PROBED if suspicious(numbers, train) else 0
-        numbers |= _from_counts(decoding, np.flatnonzero(judged), n_probed, seed)
+        with stage("judging the fit"):
+            numbers |= _from_counts(decoding, np.flatnonzero(judged), n_probed, seed)
     elif known is not None:
         numbers |= {name: known[name] for name in FROM_COUNTS if name in known}
     return numbers | {"verdict": verdict_of(numbers, train, history, n=len(mean_nd), n_steps=n_steps)}

@@ -31,6 +31,7 @@ from vxpress.core.inference.differential import (
     expected_evidence,
 )
 from vxpress.core.inference.group_expression import GroupExpression, count_overdispersion, decode_units, subsample
+from vxpress.core.progress import parts, steps
 
 BLOCK_COUNTS = 4_000_000
 
@@ -173,7 +174,8 @@ def tally_counts(
     column[genes] = np.arange(len(genes))
     tally = Tally(units, weights, len(genes))
     where = place(layer)
-    for rows, block in _blocks(get_matrix(adata, layer)):
+    for (rows, block), progress in parts(_blocks(get_matrix(adata, layer)), "reading counts", adata.n_obs):
+        progress.done = rows.stop
         check_counts(block, where)
         row_k = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
         tally.add(rows, row_k, column[block.indices], block.data.astype(np.float64), library_n)
@@ -256,7 +258,7 @@ def ask(
     if evidence is None:
         evidence = expected_evidence(units, weights, expected.mean_kg[units.group_m], expected.alpha_g)
     comparisons = {}
-    for name, contrast in contrasts.items():
+    for name, contrast in steps(contrasts.items(), "comparing groups"):
         here = evidence
         if contrast.confounded and counted and expected.shift_kg is not None:
             # exposures as they would be under shared batches: nothing but the model tells batch from group here

@@ -15,6 +15,7 @@ from vxpress.bridge.fit import Fit
 from vxpress.core.config import PriorConfig, PriorName
 from vxpress.core.priors import PRIORS, DiagonalNormal, Prior, drawn_log_prob, sampled_kl
 from vxpress.core.priors.fitting import build_prior, learn
+from vxpress.core.progress import stage
 
 # points at which a prior is judged, and how many draws of a cell at most
 JUDGED_POINTS, MAX_DRAWS = 4_000, 10
@@ -169,7 +170,8 @@ def learn_prior(
     new = build_prior(config, model.config.n_latent, seed).to(device)
     code_n = None if conditions is None else torch.from_numpy(conditions.code_n[task.train_n]).to(device)
     learned = learn(new, task.posteriors(task.train_n, device), code_n, n_steps=n_steps, seed=seed)
-    found = judge(model.prior, new, task.posteriors(task.validation_n, device), seed)
+    with stage("judging the prior"):
+        found = judge(model.prior, new, task.posteriors(task.validation_n, device), seed)
     record = {
         "kind": kind,
         "n_steps": learned.n_steps,

@@ -64,12 +64,11 @@ class Runner:
         rng: np.random.Generator,
         device: torch.device,
         start_from_data: bool,
-        progress: bool,
         describe: Callable[[torch.Tensor], str],
     ) -> None:
         self.init_seed, self.train_seed, self.readout_seed = (int(seed) for seed in rng.integers(2**62, size=3))
         self.prepared, self.device, self.start_from_data = prepared, device, start_from_data
-        self.progress, self.describe = progress, describe
+        self.describe = describe
         self.cells = place(prepared.cells, device)
         self.train_rows = torch.from_numpy(prepared.train_n).to(device)
         self.validation_rows = torch.from_numpy(prepared.validation_n).to(device)
@@ -91,7 +90,6 @@ class Runner:
             self.validation_rows,
             train_config,
             seed=self.train_seed,
-            progress=self.progress,
             describe=self.describe,
         )
         return Fitted(model, train_config, finish(outcome, lambda: encode(model, self.cells)), outcome)

@@ -12,6 +12,7 @@ from torch import Tensor
 from vxpress.core.counts import Cells
 from vxpress.core.networks import Noise
 from vxpress.core.objectives import elbo
+from vxpress.core.progress import steps
 from vxpress.core.surgery import new_weights
 from vxpress.core.vae import VAE
 
@@ -72,7 +73,7 @@ def fine_tune(
     before = best = held_out()
     state, best_epoch, epoch = [p.detach().clone() for p in trained], 0, 0
     n_batches = math.ceil(len(train_rows) / BATCH)
-    for epoch in range(1, max_epochs + 1):
+    for epoch in steps(range(1, max_epochs + 1), "fine-tuning"):
         for rows in train_rows[torch.randperm(len(train_rows), generator=order).to(device)].tensor_split(n_batches):
             optimizer.zero_grad(set_to_none=True)
             loss = -_bound(model, cells, rows, noise, None, completed).mean()

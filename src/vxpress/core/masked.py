@@ -19,6 +19,7 @@ from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import Likelihood
 from vxpress.core.networks import Encoder
 from vxpress.core.priors import DiagonalNormal
+from vxpress.core.progress import steps
 from vxpress.core.surgery import forget_labels
 from vxpress.core.vae import VAE
 
@@ -68,7 +69,7 @@ def encode_masked(
     filled_nh = torch.empty(n, model.config.n_hidden, device=device) if keep_filled else None
     n_rounds = 1 if bool(missing.observed_g.all()) else n_rounds
     prior_variance_d = model.prior.variance().to(device)
-    for start in range(0, n, CHUNK):
+    for start in steps(range(0, n, CHUNK), "encoding"):
         part = slice(start, min(start + CHUNK, n))
         chunk = _Chunk(
             model, cells.batch(torch.arange(part.start, part.stop, device=device)), missing, prior_variance_d

@@ -17,6 +17,7 @@ from torch import Tensor
 from vxpress.core.counts import Cells, Counts
 from vxpress.core.kernels import rule
 from vxpress.core.likelihoods import log_cp10k
+from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 
 BATCH = 256
@@ -71,7 +72,8 @@ def _fit_softmax(
     judged = judged[_shuffled(judged, order)[:MAX_JUDGED]]
     best, best_state = _mean_loss(readout, f_nf, outside, judged), copy.deepcopy(readout.state_dict())
     gradient = _Gradient(readout, min(BATCH, len(train_rows)))
-    for step, batch in enumerate(_batches(train_rows, n_steps, order), 1):
+    batches = steps(_batches(train_rows, n_steps, order), "reading out genes outside the model", n_steps)
+    for step, batch in enumerate(batches, 1):
         gradient.set(f_nf[batch], *outside.entries(batch))
         optimizer.step()
         schedule.step()
@@ -148,7 +150,7 @@ def _fit_ridge(model: VAE, cells: Cells, outside: Counts, f_nf: Tensor, train_ro
     gram = torch.eye(f_nf.shape[1], dtype=torch.float64, device=f_nf.device) * len(train_rows) * 1e-3
     cross = torch.zeros(f_nf.shape[1], outside.n_genes, dtype=torch.float64, device=f_nf.device)
     total = torch.zeros(outside.n_genes, dtype=torch.float64, device=f_nf.device)
-    for part in train_rows.split(BATCH):
+    for part in steps(train_rows.split(BATCH), "reading out genes outside the model"):
         f, y = f_nf[part] - center, log_cp10k(outside.dense(part), cells.log_library_n1[part].exp()).double()
         gram += f.T @ f
         cross += f.T @ y

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from vxpress.core.config import TrainConfig
 from vxpress.core.counts import Batch, Cells
@@ -22,6 +21,7 @@ from vxpress.core.kernels import rule
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import OBJECTIVES, Elbo, Objective, elbo
 from vxpress.core.optimizer import Optimizer, TorchAdam
+from vxpress.core.progress import parts, stage
 from vxpress.core.schedules import kl_target, kl_weight, settled
 from vxpress.core.vae import VAE
 
@@ -88,7 +88,6 @@ def train(
     config: TrainConfig,
     *,
     seed: int,
-    progress: bool = False,
     describe: Callable[[Tensor], str] = str,
 ) -> Outcome:
     """Train ``model`` in place and leave it at its best state, in evaluation mode.
@@ -124,7 +123,7 @@ def train(
     try:
         captured = rule.captured_step(device) and model.prior.capturable
         step = (_DeviceStep if captured else _Step)(model, cells, optimizer, noise, objective)
-        for epoch in (bar := tqdm(range(config.max_epochs), desc="fit_vae", disable=not progress)):
+        for epoch, progress in parts(range(config.max_epochs), "training", n_steps):
             model.train()
             step.start_epoch()
             rows = train_rows[torch.randperm(len(train_rows), generator=order).to(device)]
@@ -136,6 +135,7 @@ def train(
                         step.lead(ahead.rows(len(batch_rows)), weight, target)
                     step(batch_rows, x_ng, weight, target)
                     outcome.n_steps += 1
+                    progress.done += 1
             sums, voided = step.sums, int(step.voided)
             kl_d = torch.zeros(model.config.n_latent, dtype=torch.float64, device=device)
             validation = (
@@ -152,8 +152,7 @@ def train(
             if validation is not None and model.prior.analytic:
                 outcome.history.setdefault("kl_per_dim", []).append(kl_d.tolist())
             ahead.judge(model, cells)
-            if progress:
-                bar.set_postfix({"elbo": f"{outcome.history['elbo_train'][-1]:.1f}"})
+            progress.note = f"epoch {epoch + 1} of {config.max_epochs}, elbo {outcome.history['elbo_train'][-1]:.1f}"
             warm = settled(config, *at) or outcome.n_steps >= n_steps
             if keeper.update(model, epoch, outcome.history["objective_validation"][-1], warm=warm):
                 outcome.stopped = "early"
@@ -172,7 +171,8 @@ def train(
         raise TrainingError(msg)
     if config.refit_dispersion and has_dispersions(model) and not outcome.interrupted:
         try:
-            outcome.dispersion_gain = refit(model, cells, train_rows, validation_rows, seed=refit_seed)
+            with stage("fitting dispersions"):
+                outcome.dispersion_gain = refit(model, cells, train_rows, validation_rows, seed=refit_seed)
         except KeyboardInterrupt:
             outcome.stopped = INTERRUPTED
     return outcome

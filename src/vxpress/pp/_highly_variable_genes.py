@@ -13,6 +13,7 @@ import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._progress import progress_bar
 from vxpress.bridge.matrix import get_matrix, place, row_blocks
 from vxpress.bridge.store import check_adata, own
 from vxpress.pp._residuals import residual_moments
@@ -33,6 +34,7 @@ def highly_variable_genes(
     theta: float = THETA,
     min_cells: int | None = None,
     subset: bool = False,
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     r"""Select the genes that vary most beyond what depth and counting noise explain.
@@ -78,6 +80,9 @@ def highly_variable_genes(
         of 10x Genomics are of that kind.
     subset
         Whether to keep only the selected genes.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Whether to return a copy instead of writing to ``adata``.
 
@@ -138,9 +143,10 @@ def highly_variable_genes(
 
     start = logg.info("selecting highly variable genes")
     if flavor == "nb":
-        moments = residual_moments(
-            get_matrix(adata, layer), codes, len(batches), theta=theta, min_cells=min_cells, where=place(layer)
-        )
+        with progress_bar("highly_variable_genes", progress):
+            moments = residual_moments(
+                get_matrix(adata, layer), codes, len(batches), theta=theta, min_cells=min_cells, where=place(layer)
+            )
         if not moments.eligible_bg.any():
             msg = "No batch has two cells with counts, so no gene varies; the first ones are selected. Leave batch_key= out."
             warnings.warn(msg, UserWarning, stacklevel=2)
@@ -160,7 +166,8 @@ def highly_variable_genes(
         matrix = get_matrix(adata, layer)
         if flavor in ("seurat", "cell_ranger"):
             _warn_counts(matrix, flavor, place(layer))
-        _delegate(adata, flavor, n_top, layer=layer, batch_key=batch_key, theta=theta, subset=subset)
+        with progress_bar("highly_variable_genes", progress):
+            _delegate(adata, flavor, n_top, layer=layer, batch_key=batch_key, theta=theta, subset=subset)
     logg.info(
         "    finished",
         time=start,

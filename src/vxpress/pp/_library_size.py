@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from scanpy import logging as logg
 
 from vxpress._keys import LIBRARY_SIZE
+from vxpress._progress import progress_bar
 from vxpress.bridge.matrix import check_counts, get_matrix, place, row_blocks
 from vxpress.bridge.store import check_adata, own
+from vxpress.core.progress import parts
 from vxpress.pp._shared import batch_codes
 
 
@@ -23,6 +25,7 @@ def library_size(
     batch_key: str | None = None,
     key_added: str = LIBRARY_SIZE,
     overwrite: bool = False,
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Count the molecules of each cell over all genes present.
@@ -47,6 +50,9 @@ def library_size(
     overwrite
         Whether an entry of this name may be replaced; off by default, since a column that came with the data may
         count genes that are no longer in the matrix.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Whether to return a copy instead of writing to ``adata``.
 
@@ -84,7 +90,8 @@ def library_size(
     _check_key(adata, key_added, overwrite=overwrite)
     codes, batches = batch_codes(adata, batch_key)
     start = logg.info("counting molecules per cell")
-    library_n = _molecules(get_matrix(adata, layer), place(layer))
+    with progress_bar("library_size", progress):
+        library_n = _molecules(get_matrix(adata, layer), place(layer))
     log_mean, log_var = _log_normal(library_n, codes, batches)
     n_empty = int((library_n == 0).sum())
     if n_empty:
@@ -123,11 +130,12 @@ def _check_key(adata: AnnData, key_added: str, *, overwrite: bool) -> None:
 
 def _molecules(matrix: Any, where: str) -> NDArray[np.float64]:
     """Row sums in double precision of a matrix that is checked to hold counts."""
-    parts = []
-    for _, block in row_blocks(matrix):
+    sums = []
+    for (rows, block), progress in parts(row_blocks(matrix), "reading counts", matrix.shape[0]):
+        progress.done = rows.start
         check_counts(block, where)
-        parts.append(block @ np.ones(block.shape[1]))
-    return np.concatenate(parts)
+        sums.append(block @ np.ones(block.shape[1]))
+    return np.concatenate(sums)
 
 
 def _log_normal(

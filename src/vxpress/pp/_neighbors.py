@@ -14,6 +14,7 @@ from scanpy import logging as logg
 from scipy import sparse
 
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
+from vxpress._progress import progress_bar
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.prepare import seed_of
 from vxpress.bridge.store import Results, check_adata, own
@@ -35,6 +36,7 @@ def neighbors(
     n_draws: int = 0,
     rng: int | np.random.Generator | None = 0,
     key_added: str | None = None,
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     r"""Build the graph of neighbouring cells from posteriors, written as :func:`scanpy.pp.neighbors` writes its own.
@@ -79,6 +81,9 @@ def neighbors(
         Seed of the draws and of approximate searches, or a numpy generator.
     key_added
         Stem of the names that are written, as in scanpy.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -136,32 +141,33 @@ def neighbors(
     start = logg.info("finding neighbors by their posteriors")
     k = int(n_neighbors) - 1
     peak_nd, precision_nd = likelihood_of(mean_nd, var_nd)
-    transformer = None
-    if distance == "likelihood":
-        found = nearest(peak_nd, precision_nd, mean_nd, var_nd, k, random_state)
-        transformer = _Found(*found)
-    graph = AnnData(obs=pd.DataFrame(index=adata.obs_names), obsm={keys.latent: mean_nd})
-    with _quiet():
-        sc.pp.neighbors(
-            graph,
-            int(n_neighbors),
-            use_rep=keys.latent,
-            method=method,  # type: ignore[arg-type]
-            transformer=transformer,  # type: ignore[arg-type]
-            random_state=random_state,
-            key_added=key_added,
-        )
-    name = "neighbors" if key_added is None else key_added
-    frequency = "edge_frequency" if key_added is None else f"{key_added}_edge_frequency"
-    entry = dict(graph.uns[name])
-    entry["params"] = dict(entry["params"]) | {"distance": distance, "n_draws": int(n_draws)}
-    results = Results(obsp=dict(graph.obsp))
-    if n_draws:
-        weight_nd = precision_nd if distance == "likelihood" else np.ones_like(precision_nd)
-        results.obsp[frequency] = edge_frequency(mean_nd, var_nd, weight_nd, k, int(n_draws), generator)
-        entry["edge_frequency_key"] = frequency
-    else:
-        results.stale = [("obsp", frequency)]
+    with progress_bar("neighbors", progress):
+        transformer = None
+        if distance == "likelihood":
+            found = nearest(peak_nd, precision_nd, mean_nd, var_nd, k, random_state)
+            transformer = _Found(*found)
+        graph = AnnData(obs=pd.DataFrame(index=adata.obs_names), obsm={keys.latent: mean_nd})
+        with _quiet():
+            sc.pp.neighbors(
+                graph,
+                int(n_neighbors),
+                use_rep=keys.latent,
+                method=method,  # type: ignore[arg-type]
+                transformer=transformer,  # type: ignore[arg-type]
+                random_state=random_state,
+                key_added=key_added,
+            )
+        name = "neighbors" if key_added is None else key_added
+        frequency = "edge_frequency" if key_added is None else f"{key_added}_edge_frequency"
+        entry = dict(graph.uns[name])
+        entry["params"] = dict(entry["params"]) | {"distance": distance, "n_draws": int(n_draws)}
+        results = Results(obsp=dict(graph.obsp))
+        if n_draws:
+            weight_nd = precision_nd if distance == "likelihood" else np.ones_like(precision_nd)
+            results.obsp[frequency] = edge_frequency(mean_nd, var_nd, weight_nd, k, int(n_draws), generator)
+            entry["edge_frequency_key"] = frequency
+        else:
+            results.stale = [("obsp", frequency)]
     results.uns[name] = entry
     adata = own(adata, copy=copy)
     results.write(adata)

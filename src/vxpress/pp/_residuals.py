@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vxpress.bridge.matrix import check_counts, row_blocks
+from vxpress.core.progress import parts
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
@@ -106,7 +107,10 @@ class _Nonzeros:
 def _nonzeros(matrix: Any, codes_n: Codes, where: str | None = None) -> Iterator[_Nonzeros]:
     """Read the matrix in blocks, checked to hold counts where a name for messages is given."""
     n_genes = matrix.shape[1]
-    for rows, block in row_blocks(matrix, max(1, READ_ENTRIES // n_genes)):
+    what = "computing residuals" if where is None else "reading counts"
+    blocks = row_blocks(matrix, max(1, READ_ENTRIES // n_genes))
+    for (rows, block), progress in parts(blocks, what, codes_n.size):
+        progress.done = rows.start
         if where is not None:
             check_counts(block, where)
         cell = np.repeat(np.arange(rows.start, rows.stop), np.diff(block.indptr))

@@ -11,6 +11,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import check_name
+from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.candidates import Candidate, Models, find_candidates, groups
 from vxpress.bridge.comparable import MIN_CELLS, check_enough, check_library, check_settings, shared_cells
@@ -21,6 +22,7 @@ from vxpress.core.config import check_range
 from vxpress.core.counts import Cells
 from vxpress.core.inference.comparison import LEVEL, Scores, difference, ranking, verdict
 from vxpress.core.inference.importance import Bound, log_likelihoods
+from vxpress.core.progress import stage
 
 # share of the samples that the bound is also given with
 FEWER = 10
@@ -37,6 +39,7 @@ def compare(
     rng: int | np.random.Generator | None = 0,
     device: str | torch.device = "auto",
     key_added: str = "vae_compare",
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     r"""Rank fits by the likelihood of cells that none of them was trained on.
@@ -81,6 +84,9 @@ def compare(
         ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     key_added
         Name of the entry of ``uns``.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -147,21 +153,23 @@ def compare(
     if len(rows) > n_cells:
         rows = np.sort(generator.permutation(rows)[:n_cells])
     start = logg.info(f"comparing {len(candidates)} fits")
-    scored = _read(adata, candidates, rows, layer)
-    seed, fewer = int(generator.integers(2**62)), int(n_samples) // FEWER
-    found = []
-    for candidate, (cells_of_fit, counted) in zip(candidates, scored, strict=True):
-        model = candidate.fit.model.to(torch_device)
-        found.append(
-            log_likelihoods(
-                model,
-                cells_of_fit.to(torch_device),
-                (fewer, int(n_samples)),
-                seed=seed,
-                rows=torch.from_numpy(counted).to(torch_device),
-            )
-        )
-        model.cpu()
+    with progress_bar("compare", progress):
+        scored = _read(adata, candidates, rows, layer)
+        seed, fewer = int(generator.integers(2**62)), int(n_samples) // FEWER
+        found = []
+        for candidate, (cells_of_fit, counted) in zip(candidates, scored, strict=True):
+            model = candidate.fit.model.to(torch_device)
+            with stage(f"fit {candidate.name!r}"):
+                found.append(
+                    log_likelihoods(
+                        model,
+                        cells_of_fit.to(torch_device),
+                        (fewer, int(n_samples)),
+                        seed=seed,
+                        rows=torch.from_numpy(counted).to(torch_device),
+                    )
+                )
+            model.cpu()
     table = _table(candidates, found)
     params: dict[str, Any] = {
         "n_cells": len(scored[0][1]),

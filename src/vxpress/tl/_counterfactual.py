@@ -10,6 +10,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress._progress import progress_bar
 from vxpress.bridge.asked import (
     TargetSum,
     asked_genes,
@@ -44,6 +45,7 @@ def counterfactual(
     n_draws: int = DENOISING_DRAWS,
     rng: int | np.random.Generator | None = DENOISING_SEED,
     key_added: str | None = None,
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     r"""Decode every cell under another value of a covariate, its place in the latent space and its library kept.
@@ -100,6 +102,9 @@ def counterfactual(
     key_added
         Name of the layer; by default ``"vae_counterfactual"`` for the default fit. Not with ``genes``. An earlier
         counterfactual of that name is replaced, anything else is not.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``. Not with ``genes``, which writes nothing.
 
@@ -167,10 +172,11 @@ def counterfactual(
     start = logg.info(f"decoding under {key_covariate} = {change.value}")
     weight_n = change.weights(cells.covariates)
     n_neighbors = neighborhood_size(weight_n) if n_neighbors is None else n_neighbors
-    support_n = local_support(cells.mean_nd, weight_n, n_neighbors)
-    _warn_unsupported(change, weight_n, support_n)
-    changed = change.apply(cells.covariates)
-    matrix = decode(fit.model, cells.mean_nd, cells.var_nd, changed, modelled_g=fit.modelled_g, request=request)[0]
+    with progress_bar("counterfactual", progress):
+        support_n = local_support(cells.mean_nd, weight_n, n_neighbors)
+        _warn_unsupported(change, weight_n, support_n)
+        changed = change.apply(cells.covariates)
+        matrix = decode(fit.model, cells.mean_nd, cells.var_nd, changed, modelled_g=fit.modelled_g, request=request)[0]
     if wanted is not None:
         out = genes_as_anndata(adata, fit, wanted, matrix)
         out.obs[f"{name}_support"] = support_n

@@ -10,6 +10,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
+from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.asked import (
     TargetSum,
@@ -49,6 +50,7 @@ def denoise(
     drop_below: float | None = None,
     rng: int | np.random.Generator | None = DENOISING_SEED,
     key_added: str | None = None,
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     r"""Write denoised expression, decoded from the stored posterior in chunks; the counts are not needed.
@@ -108,6 +110,9 @@ def denoise(
         Seed of the draws, or a numpy generator; the default gives the layer that :func:`fit_vae` writes.
     key_added
         Name of the layer; by default ``"vae_normalized"`` for the default fit, which is replaced. Not with ``genes``.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``. Not with ``genes``, which writes nothing.
 
@@ -177,15 +182,16 @@ def denoise(
         interval=interval,
     )
     start = logg.info("denoising")
-    matrices = decode(
-        fit.model,
-        cells.mean_nd,
-        cells.var_nd,
-        cells.covariates,
-        modelled_g=fit.modelled_g,
-        request=request,
-        counts=counts,
-    )
+    with progress_bar("denoise", progress):
+        matrices = decode(
+            fit.model,
+            cells.mean_nd,
+            cells.var_nd,
+            cells.covariates,
+            modelled_g=fit.modelled_g,
+            request=request,
+            counts=counts,
+        )
     if wanted is not None:
         logg.info("    finished", time=start)
         out = genes_as_anndata(adata, fit, wanted, matrices[0])

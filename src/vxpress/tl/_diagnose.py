@@ -7,6 +7,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY
+from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.diagnosis import Decoding
 from vxpress.bridge.diagnosis import diagnose as diagnose_posterior
@@ -28,6 +29,7 @@ def diagnose(
     n_cells: int = 100,
     layer: str | Unset | None = UNSET,
     rng: int | np.random.Generator | None = 0,
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Judge the latent space of the cells at hand: collapse, overfitting, prior gap, unused dimensions.
@@ -52,6 +54,9 @@ def diagnose(
         Layer that holds the counts; left out, the one that the fit read.
     rng
         Seed of these cells and of the noise, or a numpy generator.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -124,19 +129,20 @@ def diagnose(
     split_n = np.full(adata.n_obs, "", dtype=object)
     if keys.split in adata.obs:
         split_n = np.asarray(adata.obs[keys.split].astype(str), dtype=object)
-    cells = _cells(adata, stored, layer, gaps=gaps)
-    found = diagnose_posterior(
-        stored.mean_nd,
-        stored.var_nd,
-        split_n == "validation",
-        fit.params.train,
-        fit.history,
-        n_steps=fit.params.n_steps,
-        decoding=Decoding(fit.model, stored.covariates, cells, np.flatnonzero(split_n == "train")),
-        n_probed=n_cells,
-        known=fit.diagnostics,
-        seed=seed,
-    )
+    with progress_bar("diagnose", progress):
+        cells = _cells(adata, stored, layer, gaps=gaps)
+        found = diagnose_posterior(
+            stored.mean_nd,
+            stored.var_nd,
+            split_n == "validation",
+            fit.params.train,
+            fit.history,
+            n_steps=fit.params.n_steps,
+            decoding=Decoding(fit.model, stored.covariates, cells, np.flatnonzero(split_n == "train")),
+            n_probed=n_cells,
+            known=fit.diagnostics,
+            seed=seed,
+        )
     # what came of a cure is told of the fit, not of these cells
     found |= {name: fit.diagnostics[name] for name in ("cure", "before_cure") if name in fit.diagnostics}
     adata = own(adata, copy=copy)

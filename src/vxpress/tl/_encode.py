@@ -10,6 +10,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.prepare import resolve_device, seed_of
@@ -30,6 +31,7 @@ def encode(
     rng: int | np.random.Generator | None = 0,
     device: str | torch.device = "auto",
     key_added: str | None = None,
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Put cells into the latent space of a fitted model, which stays as it is.
@@ -62,6 +64,9 @@ def encode(
         ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     key_added
         Stem of the names that are written; by default that of the fit.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -117,10 +122,11 @@ def encode(
     torch_device = resolve_device(device)
     start = logg.info("encoding cells")
     labels = bool(max_epochs) and fit.params.model.dispersion == "gene-label"
-    query = read_any_query(adata, fit, layer, labels=labels)
-    if max_epochs:
-        check_enough_new(query)
-    encoded, library_n, fit = encode_query(query, torch_device, max_epochs=max_epochs, rng=generator)
+    with progress_bar("encode", progress):
+        query = read_any_query(adata, fit, layer, labels=labels)
+        if max_epochs:
+            check_enough_new(query)
+        encoded, library_n, fit = encode_query(query, torch_device, max_epochs=max_epochs, rng=generator)
     of_itself = model is None or model is adata
     adata = own(adata, copy=copy)
     results = Results(

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._progress import progress_bar
 from vxpress.bridge.diagnosis import OF_THE_PRIOR, Decoding, diagnose
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
@@ -35,6 +36,7 @@ def fit_prior(
     key_added: str | None = None,
     rng: int | np.random.Generator | None = 0,
     device: str | torch.device = "auto",
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     r"""Learn the prior of a fitted model from its cells: p(z), or p(z | condition).
@@ -74,6 +76,9 @@ def fit_prior(
         Seed, or a numpy generator.
     device
         ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -127,13 +132,14 @@ def fit_prior(
     torch_device = resolve_device(device)
     seed = int(seed_of(rng).integers(2**62))
     start = logg.info(f"fitting a prior ({prior}) to {len(task.train_n)} cells")
-    fit, record, found = learn_prior(
-        stored.fit, task, prior, n_components=n_components, n_steps=max_steps, device=torch_device, seed=seed
-    )
-    if found.better:
-        results = _results(adata, stored, replace(fit, diagnostics=_diagnosed(stored, fit, task)), record, to)
-    else:
-        results = _refusal(adata, stored, record)
+    with progress_bar("fit_prior", progress):
+        fit, record, found = learn_prior(
+            stored.fit, task, prior, n_components=n_components, n_steps=max_steps, device=torch_device, seed=seed
+        )
+        if found.better:
+            results = _results(adata, stored, replace(fit, diagnostics=_diagnosed(stored, fit, task)), record, to)
+        else:
+            results = _refusal(adata, stored, record)
     _report(prior, found)
     adata = own(adata, copy=copy)
     results.write(adata)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from anndata import AnnData
 from scanpy import logging as logg
-from scanpy import settings as scanpy_settings
 
 from vxpress._keys import Keys
+from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.choice import LAWS, choose_likelihood
 from vxpress.bridge.cure import cure as walk_ladder
@@ -82,14 +82,15 @@ def fit_vae(
     rng: int | np.random.Generator | None = 0,
     split_rng: int | np.random.Generator | None = 0,
     key_added: str | None = None,
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Fit a conditional variational autoencoder to raw counts.
 
     Cells become points in a latent space of a few dimensions from which a neural network decodes the law of their
     counts (Lopez et al. 2018), given batch and other covariates, so that the latent space need not carry those.
-    ``sc.pp.neighbors(adata, use_rep="X_vae")`` goes on from here. A progress bar and what was read are shown at
-    scanpy's verbosity "info" (``sc.settings.verbosity = 2``).
+    ``sc.pp.neighbors(adata, use_rep="X_vae")`` goes on from here. What was read is logged at scanpy's
+    verbosity "info" (``sc.settings.verbosity = 2``).
 
     Parameters
     ----------
@@ -183,6 +184,9 @@ def fit_vae(
         Seed of the held-out cells, apart from ``rng``, so that fits with different seeds hold out the same cells.
     key_added
         Stem of the names that are written; see below.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -296,84 +300,84 @@ def fit_vae(
         msg = "cure=True judges by held-out cells, and validation_fraction=0 leaves none. Pass validation_fraction=0.1."
         raise ValueError(msg)
     start = logg.info("fitting a variational autoencoder")
-    prepared = prepare(
-        adata,
-        request,
-        validation_fraction=validation_fraction,
-        split_rng=split_generator,
-        library_of_modelled_genes=settings.library_of_modelled_genes,
-    )
-    logg.info(f"    library: {prepared.library.source}")
-    model_config = _model_config(settings, prepared, dispersion, latent_library=library == "latent")
-    settings = settings.sized(len(prepared.train_n))
-    train_config = TrainConfig(
-        max_epochs=settings.max_epochs(len(prepared.train_n), len(prepared.validation_n))
-        if max_epochs is None
-        else max_epochs,
-        **{**settings_for(TrainConfig, settings), "beta": beta},
-    )
-    runner = Runner(
-        prepared,
-        rng=generator,
-        device=torch_device,
-        start_from_data=settings.start_from_data,
-        progress=scanpy_settings.verbosity >= 2,
-        describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
-    )
-    fitted = runner.fit(model_config, train_config)
-    diagnosis = finish(fitted.outcome, lambda: diagnosis_of(prepared, fitted))
-    if cure:
-        fitted, diagnosis = walk_ladder(runner, fitted, diagnosis, lambda tried: diagnosis_of(prepared, tried))
-    choice: dict[str, Any] = {}
-    if choosing:
-        # after a cure: what an ill fit cannot say of cells, extra zeros would have to explain
-        simplest = fitted
-        fitted, choice = choose_likelihood(runner, simplest)
-        if fitted is not simplest:
-            of_cure = {name: diagnosis[name] for name in ("cure", "before_cure") if name in diagnosis}
-            diagnosis = finish(fitted.outcome, lambda: diagnosis_of(prepared, fitted)) | of_cure
-    finish(fitted.outcome, lambda: runner.read_out(fitted))
-    fitted.model.cpu()
-
-    def params_of() -> Params:
-        return Params(
-            model=fitted.model.config,
-            train=fitted.train,
-            version=version("vxpress"),
-            library=library,
-            library_source=prepared.library.source,
-            library_factor=prepared.library.factor,
-            scale=LIKELIHOODS[fitted.model.config.likelihood].scale,
-            layer=layer,
-            mask_var=prepared.mask_name,
-            batch_key=batch_key,
-            categorical_covariate_keys=request.categorical_covariate_keys,
-            continuous_covariate_keys=request.continuous_covariate_keys,
-            labels_key=labels_key,
-            validation_fraction=float(validation_fraction),
-            target_sum=float(target_sum),
-            preset=preset,
-            rng=_seed_of(rng),
-            split_rng=_seed_of(split_rng),
-            device=str(torch_device),
-            stopped=fitted.outcome.stopped,
-            best_epoch=fitted.outcome.best_epoch,
-            n_steps=fitted.outcome.n_steps,
-            n_voided=fitted.outcome.n_voided,
-            dispersion_gain=fitted.outcome.dispersion_gain,
-            n_train=len(prepared.train_n),
+    with progress_bar("fit_vae", progress):
+        prepared = prepare(
+            adata,
+            request,
+            validation_fraction=validation_fraction,
+            split_rng=split_generator,
+            library_of_modelled_genes=settings.library_of_modelled_genes,
         )
+        logg.info(f"    library: {prepared.library.source}")
+        model_config = _model_config(settings, prepared, dispersion, latent_library=library == "latent")
+        settings = settings.sized(len(prepared.train_n))
+        train_config = TrainConfig(
+            max_epochs=settings.max_epochs(len(prepared.train_n), len(prepared.validation_n))
+            if max_epochs is None
+            else max_epochs,
+            **{**settings_for(TrainConfig, settings), "beta": beta},
+        )
+        runner = Runner(
+            prepared,
+            rng=generator,
+            device=torch_device,
+            start_from_data=settings.start_from_data,
+            describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
+        )
+        fitted = runner.fit(model_config, train_config)
+        diagnosis = finish(fitted.outcome, lambda: diagnosis_of(prepared, fitted))
+        if cure:
+            fitted, diagnosis = walk_ladder(runner, fitted, diagnosis, lambda tried: diagnosis_of(prepared, tried))
+        choice: dict[str, Any] = {}
+        if choosing:
+            # after a cure: what an ill fit cannot say of cells, extra zeros would have to explain
+            simplest = fitted
+            fitted, choice = choose_likelihood(runner, simplest)
+            if fitted is not simplest:
+                of_cure = {name: diagnosis[name] for name in ("cure", "before_cure") if name in diagnosis}
+                diagnosis = finish(fitted.outcome, lambda: diagnosis_of(prepared, fitted)) | of_cure
+        finish(fitted.outcome, lambda: runner.read_out(fitted))
+        fitted.model.cpu()
 
-    def complete() -> AnnData:
-        fit = replace(as_fit(params_of(), prepared, fitted, adata, diagnosis), choice=choice)
-        results = results_of(fit, prepared, fitted.encoded, keys, denoised=denoised)
-        _report(fit)
-        target = own(adata, copy=copy)
-        results.write(target)
-        logg.info("    finished", time=start, deep=results.describe())
-        return target
+        def params_of() -> Params:
+            return Params(
+                model=fitted.model.config,
+                train=fitted.train,
+                version=version("vxpress"),
+                library=library,
+                library_source=prepared.library.source,
+                library_factor=prepared.library.factor,
+                scale=LIKELIHOODS[fitted.model.config.likelihood].scale,
+                layer=layer,
+                mask_var=prepared.mask_name,
+                batch_key=batch_key,
+                categorical_covariate_keys=request.categorical_covariate_keys,
+                continuous_covariate_keys=request.continuous_covariate_keys,
+                labels_key=labels_key,
+                validation_fraction=float(validation_fraction),
+                target_sum=float(target_sum),
+                preset=preset,
+                rng=_seed_of(rng),
+                split_rng=_seed_of(split_rng),
+                device=str(torch_device),
+                stopped=fitted.outcome.stopped,
+                best_epoch=fitted.outcome.best_epoch,
+                n_steps=fitted.outcome.n_steps,
+                n_voided=fitted.outcome.n_voided,
+                dispersion_gain=fitted.outcome.dispersion_gain,
+                n_train=len(prepared.train_n),
+            )
 
-    target = finish(fitted.outcome, complete)
+        def complete() -> AnnData:
+            fit = replace(as_fit(params_of(), prepared, fitted, adata, diagnosis), choice=choice)
+            results = results_of(fit, prepared, fitted.encoded, keys, denoised=denoised)
+            _report(fit)
+            target = own(adata, copy=copy)
+            results.write(target)
+            logg.info("    finished", time=start, deep=results.describe())
+            return target
+
+        target = finish(fitted.outcome, complete)
     return target if copy else None
 
 

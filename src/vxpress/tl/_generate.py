@@ -12,6 +12,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._progress import progress_bar
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.generation import (
@@ -42,6 +43,7 @@ def generate(
     model: Model = None,
     key: str = DEFAULT_KEY,
     rng: int | np.random.Generator | None = 0,
+    progress: bool | None = None,
 ) -> AnnData:
     r"""Draw new cells from the prior: cells that nobody measured.
 
@@ -86,6 +88,9 @@ def generate(
         Stem of the fit.
     rng
         Seed of all draws, or a numpy generator.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
 
     Returns
     -------
@@ -151,38 +156,39 @@ def generate(
     generator = seed_of(rng)
     start = logg.info(f"generating {n} cells from the prior")
 
-    if condition_key is not None and code_n is None:
-        shares = fit.model.prior.log_share_c.double().exp().numpy()
-        code_n = generator.choice(len(shares), n, p=shares / shares.sum())
-    seeds = generator.integers(2**62, size=2)
-    with torch.no_grad():
-        z_nd = fit.model.prior.sample(
-            n,
-            torch.Generator().manual_seed(int(seeds[0])),
-            None if code_n is None else torch.from_numpy(np.asarray(code_n, dtype=np.int64)),
-        ).float()
+    with progress_bar("generate", progress):
+        if condition_key is not None and code_n is None:
+            shares = fit.model.prior.log_share_c.double().exp().numpy()
+            code_n = generator.choice(len(shares), n, p=shares / shares.sum())
+        seeds = generator.integers(2**62, size=2)
+        with torch.no_grad():
+            z_nd = fit.model.prior.sample(
+                n,
+                torch.Generator().manual_seed(int(seeds[0])),
+                None if code_n is None else torch.from_numpy(np.asarray(code_n, dtype=np.int64)),
+            ).float()
 
-    obs = pd.DataFrame(given, index=[f"{GENERATED}-{i}" for i in range(n)])
-    if condition_key is not None:
-        # the condition behind the named ones is that of cells without a label
-        obs[condition_key] = np.array([*names, NO_NAME], dtype=object)[code_n]
-    missing = [name for name in columns.names if name not in obs]
-    needed = ["library"] * (library_n is None and not from_prior) + ["covariates"] * bool(missing)
-    if needed:
-        cells = TrainingCells.find(adata, fit, keys, needed)
-        match = {name: obs[name].to_numpy() for name in obs if name not in columns.numbers}
-        partner_n = cells.partners(z_nd.numpy(), match, n_neighbors, generator)
-        for name in missing:
-            obs[name] = cells.obs[name].to_numpy()[partner_n]
-        if library_n is None and not from_prior:
-            library_n = cells.library_n[partner_n]
+        obs = pd.DataFrame(given, index=[f"{GENERATED}-{i}" for i in range(n)])
+        if condition_key is not None:
+            # the condition behind the named ones is that of cells without a label
+            obs[condition_key] = np.array([*names, NO_NAME], dtype=object)[code_n]
+        missing = [name for name in columns.names if name not in obs]
+        needed = ["library"] * (library_n is None and not from_prior) + ["covariates"] * bool(missing)
+        if needed:
+            cells = TrainingCells.find(adata, fit, keys, needed)
+            match = {name: obs[name].to_numpy() for name in obs if name not in columns.numbers}
+            partner_n = cells.partners(z_nd.numpy(), match, n_neighbors, generator)
+            for name in missing:
+                obs[name] = cells.obs[name].to_numpy()[partner_n]
+            if library_n is None and not from_prior:
+                library_n = cells.library_n[partner_n]
 
-    table = fit.covariates.read(obs, labels=fit.params.model.dispersion == "gene-label")
-    if library_n is None:
-        mean_n1, var_n1 = fit.model.library_prior(table)
-        noise_n1 = torch.from_numpy(generator.standard_normal((n, 1)).astype(np.float32))
-        library_n = (mean_n1 + var_n1.sqrt() * noise_n1).double().exp().numpy()[:, 0]
-    x = law_draws(fit.model, z_nd, table, law_log_library(library_n), seed=int(seeds[1]))
+        table = fit.covariates.read(obs, labels=fit.params.model.dispersion == "gene-label")
+        if library_n is None:
+            mean_n1, var_n1 = fit.model.library_prior(table)
+            noise_n1 = torch.from_numpy(generator.standard_normal((n, 1)).astype(np.float32))
+            library_n = (mean_n1 + var_n1.sqrt() * noise_n1).double().exp().numpy()[:, 0]
+        x = law_draws(fit.model, z_nd, table, law_log_library(library_n), seed=int(seeds[1]))
     for name in (*columns.categories, *([condition_key] if condition_key is not None else ())):
         known = names if name == condition_key else columns.categories[name]
         values = obs[name].astype(object)

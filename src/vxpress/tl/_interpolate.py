@@ -13,6 +13,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY
+from vxpress._progress import progress_bar
 from vxpress.bridge.asked import named_genes
 from vxpress.bridge.decoded import DENOISING_SEED, Request, decode
 from vxpress.bridge.ends import End, end_name, end_rows
@@ -48,6 +49,7 @@ def interpolate(
     model: Model = None,
     key: str = DEFAULT_KEY,
     rng: int | np.random.Generator | None = 0,
+    progress: bool | None = None,
 ) -> AnnData:
     r"""Walk from one population or cell to another through the latent space, and decode every step.
 
@@ -98,6 +100,9 @@ def interpolate(
     rng
         Seed of the cells that stand for all in the density, 10,000, and of those moved along, 200 of each end, where there
         are more. Paths are not random.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
 
     Returns
     -------
@@ -168,18 +173,19 @@ def interpolate(
         raise ValueError(msg)
 
     start = logg.info(f"interpolating ({method})")
-    position_s = np.linspace(0.0, 1.0, n_steps)
-    path_sd = _path(fit, method, start_d, end_d, position_s)
-    density = _density(fit, path_sd, position_s, Crowd.choose(mean_nd, var_nd, ends, generator))
-    density["empty"] = density["density_percentile"] < min_percentile
-    matrix = decode(
-        fit.model,
-        path_sd.astype(np.float32),
-        np.zeros_like(path_sd, dtype=np.float32),
-        fit.covariates.read(obs, labels=False),
-        modelled_g=fit.modelled_g,
-        request=Request(Draws(1, batches, DENOISING_SEED), scale, genes=wanted),
-    )[0]
+    with progress_bar("interpolate", progress):
+        position_s = np.linspace(0.0, 1.0, n_steps)
+        path_sd = _path(fit, method, start_d, end_d, position_s)
+        density = _density(fit, path_sd, position_s, Crowd.choose(mean_nd, var_nd, ends, generator))
+        density["empty"] = density["density_percentile"] < min_percentile
+        matrix = decode(
+            fit.model,
+            path_sd.astype(np.float32),
+            np.zeros_like(path_sd, dtype=np.float32),
+            fit.covariates.read(obs, labels=False),
+            modelled_g=fit.modelled_g,
+            request=Request(Draws(1, batches, DENOISING_SEED), scale, genes=wanted),
+        )[0]
     names = [end_name(end, groupby, rows, adata.obs_names) for end, rows in zip((source, target), ends, strict=True)]
     _warn_empty(density["empty"], position_s, names, method)
     params = {

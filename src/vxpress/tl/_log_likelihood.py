@@ -9,6 +9,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.predictive import check_own, params_of, read_scored, split_of
@@ -32,6 +33,7 @@ def log_likelihood(
     rng: int | np.random.Generator | None = 0,
     device: str | torch.device = "auto",
     key_added: str | None = None,
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     r"""Score every cell by the importance-weighted bound on its log likelihood.
@@ -64,6 +66,9 @@ def log_likelihood(
         ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     key_added
         Stem of the names that are written; by default that of the fit.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -120,8 +125,9 @@ def log_likelihood(
     seed = int(seed_of(rng).integers(2**62))
     torch_device = resolve_device(device)
     start = logg.info("scoring cells")
-    cells = read_scored(adata, fit, layer).to(torch_device)
-    found = importance_log_likelihood(fit.model.to(torch_device), cells, n_samples, seed=seed)
+    with progress_bar("log_likelihood", progress):
+        cells = read_scored(adata, fit, layer).to(torch_device)
+        found = importance_log_likelihood(fit.model.to(torch_device), cells, n_samples, seed=seed)
     fit.model.cpu()
     # a fit found elsewhere says nothing of the split of these cells if they have one of their own
     own_fit = model is None or model is adata or keys.uns not in adata.uns

@@ -12,6 +12,7 @@ from scanpy import logging as logg
 from scipy.stats import false_discovery_control, spearmanr
 
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
+from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.fit import Fit
@@ -44,6 +45,7 @@ def outliers(
     randomize_ties: bool = False,
     rng: int | np.random.Generator | None = 0,
     key_added: str | None = None,
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Find cells unlike those of the fit: unseen types, doublets, damaged or contaminated cells.
@@ -84,6 +86,9 @@ def outliers(
         broken ties; or a numpy generator.
     key_added
         Stem of the names that are written; by default that of the fit and ``"_outlier"``.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -152,8 +157,9 @@ def outliers(
     start = logg.info("looking for outliers")
     if len(training_md) > MAX_REFERENCE:
         training_md = training_md[np.sort(generator.choice(len(training_md), MAX_REFERENCE, replace=False))]
-    known = _Read.of(usual, fit, layer, np.flatnonzero(usual_n), training_md)
-    tested = _Read.of(adata, known.fit, layer, np.flatnonzero(test_n), training_md)
+    with progress_bar("outliers", progress):
+        known = _Read.of(usual, fit, layer, np.flatnonzero(usual_n), training_md)
+        tested = _Read.of(adata, known.fit, layer, np.flatnonzero(test_n), training_md)
     _check_calibration(known, np.concatenate([training_md, validation_md]))
     if not len(tested.rows):
         msg = "None of the cells to test has a count in the modelled genes. Check adata.X and layer=."

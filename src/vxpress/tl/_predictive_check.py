@@ -8,6 +8,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.predictive import check_own, params_of, read_scored
@@ -26,6 +27,7 @@ def predictive_check(
     layer: str | Unset | None = UNSET,
     n_draws: int = 25,
     rng: int | np.random.Generator | None = 0,
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     r"""Compare the counts with the posterior predictive law of the same cells: moments, zeros, and interval coverage.
@@ -54,6 +56,9 @@ def predictive_check(
         Draws of :math:`z` per cell (and of a latent size factor). Nothing but :math:`z` is random, hence few are enough.
     rng
         Seed of the draws, or a numpy generator.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -104,7 +109,8 @@ def predictive_check(
     check_own(adata, name)
     seed = int(seed_of(rng).integers(2**62))
     start = logg.info("checking the posterior predictive law")
-    found = check_counts(fit.model, read_scored(adata, fit, layer), n_draws=n_draws, seed=seed)
+    with progress_bar("predictive_check", progress):
+        found = check_counts(fit.model, read_scored(adata, fit, layer), n_draws=n_draws, seed=seed)
     coverage = pd.DataFrame(
         {"nominal": LEVELS, "all": found.coverage, "expressed": found.expressed_coverage},
         index=pd.Index([_percent(level) for level in LEVELS], dtype=object),

@@ -11,6 +11,7 @@ from scanpy import logging as logg
 from scipy.stats import false_discovery_control
 
 from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.differential import Groups, Question, ask
 from vxpress.bridge.find import Model
@@ -43,6 +44,7 @@ def rank_genes_groups(
     n_genes: int | None = None,
     key_added: str | None = None,
     rng: int | np.random.Generator | None = 0,
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     r"""Rank genes by the posterior of their log fold change between groups, written as :func:`scanpy.tl.rank_genes_groups` does.
@@ -92,6 +94,9 @@ def rank_genes_groups(
         Name under ``adata.uns``; by default ``"rank_genes_groups"``.
     rng
         Seed of the cells drawn and of the posterior draws, or a numpy generator.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -155,7 +160,8 @@ def rank_genes_groups(
         Groups.read(adata, groupby, groups, reference), float(delta), n_cells, n_draws, batch, sample_key
     )
     start = logg.info("ranking genes")
-    answer = ask(adata, cells, question, layer=where, use_counts=use_counts, rng=generator)
+    with progress_bar("rank_genes_groups", progress):
+        answer = ask(adata, cells, question, layer=where, use_counts=use_counts, rng=generator)
     params: dict[str, Any] = {
         "groupby": groupby,
         "reference": reference,

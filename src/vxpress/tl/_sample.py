@@ -12,6 +12,7 @@ from scanpy import logging as logg
 from scipy import sparse
 
 from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress._progress import progress_bar
 from vxpress.bridge.asked import named_genes
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
@@ -33,6 +34,7 @@ def sample(
     transform_batch: str | None = None,
     rng: int | np.random.Generator | None = 0,
     key_added: str | None = None,
+    progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     r"""Draw counts anew for every cell, from its stored posterior; the counts themselves are not needed.
@@ -64,6 +66,9 @@ def sample(
         Seed of the draws, or a numpy generator. The first of several draws is the one that ``n_samples=1`` gives.
     key_added
         Name of the layer; by default ``"vae_sample"``. Not where an AnnData is returned.
+    progress
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
+        is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``. Not where an AnnData is returned.
 
@@ -145,7 +150,8 @@ def sample(
         n_draws=n_samples,
         seed=int(seed_of(rng).integers(2**62)),
     )
-    blocks = [_stored(x_ng[:, columns], discrete=fit.model.decoder.law.discrete) for _, _, x_ng in draws]
+    with progress_bar("sample", progress):
+        blocks = [_stored(x_ng[:, columns], discrete=fit.model.decoder.law.discrete) for _, _, x_ng in draws]
     matrix = sparse.vstack(blocks, format="csr") if sparse.issparse(blocks[0]) else np.concatenate(blocks)
     record = params_of(
         fit,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vxpress.core.counts import Cells
 from vxpress.core.inference.posterior import MIN_BLOCK
+from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 
 # entries of one block of decoded cells
@@ -49,7 +50,7 @@ def evidence(model: VAE, cells: Cells, reference_md: np.ndarray, *, n_top: int =
     parts_nk = np.empty((n, len(PARTS)))
     mean_nd = np.empty((n, model.config.n_latent), dtype=np.float32)
     genes_nk = np.empty((n, n_top), dtype=np.int64)
-    for start in range(0, n, block):
+    for start in steps(range(0, n, block), "scoring cells"):
         part = slice(start, min(start + block, n))
         batch = cells.batch(torch.arange(part.start, part.stop))
         q = model.posterior(batch)
@@ -73,7 +74,7 @@ def neighbor_distance(mean_nd: np.ndarray, reference_md: np.ndarray) -> tuple[np
     reference = torch.from_numpy(np.asarray(reference_md, dtype=np.float32))
     k = min(N_NEIGHBORS, len(reference))
     mean_n, nearest_n = np.empty((2, len(mean_nd)))
-    for start in range(0, len(mean_nd), CHUNK):
+    for start in steps(range(0, len(mean_nd), CHUNK), "finding nearest training cells"):
         part = slice(start, start + CHUNK)
         distance: Tensor = torch.cdist(
             torch.from_numpy(mean_nd[part]), reference, compute_mode="donot_use_mm_for_euclid_dist"

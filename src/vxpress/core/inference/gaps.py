@@ -16,6 +16,7 @@ from torch import Tensor
 from vxpress.core.counts import Cells
 from vxpress.core.inference.importance import MAX_ROWS, MIN_ROWS, PASS_ENTRIES, CellProposal, importance_bound
 from vxpress.core.priors import DiagonalNormal, Prior, gaussian_kl
+from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 
 # steps of Adam per cell, and its learning rate, which falls to 0 as half a cosine
@@ -59,7 +60,7 @@ def gaps(model: VAE, cells: Cells, *, seed: int, n_steps: int = STEPS) -> Gaps:
         p.requires_grad = False
     try:
         parts = []
-        for start in range(0, len(cells), rows_per_pass):
+        for start in steps(range(0, len(cells), rows_per_pass), "refining posteriors"):
             rows = torch.arange(start, min(start + rows_per_pass, len(cells)), device=device)
             generator = torch.Generator().manual_seed(seed + start)
             parts.append(_refined(model, cells, rows, generator, n_steps))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.posterior import Draws, expected_expression
+from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 
 Floats = NDArray[np.float64]
@@ -54,7 +55,7 @@ def decode_units(
     indicator[torch.from_numpy(unit_n), torch.arange(len(unit_n))] = 1.0
     n_m1 = np.maximum(np.bincount(unit_n, minlength=n_units), 1)[:, None] * n_draws
     sums: list[Floats] = []
-    for i in range(n_draws):
+    for i in steps(range(n_draws), "decoding groups"):
         draws = Draws(1, (batches[i % len(batches)],), int(seeds[i]))
         for rows, inside, outside in expected_expression(model, mean_nd, var_nd, covariates, draws):
             parts = [inside] if outside is None else [inside, outside]

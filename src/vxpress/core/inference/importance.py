@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vxpress.core.counts import Cells
 from vxpress.core.priors import DiagonalNormal, gaussian_kl
+from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 
 # decoded entries of one pass, 4 MB in float32; rows of it; samples of a cell side by side in it
@@ -118,7 +119,7 @@ def importance_bounds(
     at_once = max(1, min(n_samples[-1], SIDE_BY_SIDE, rows_per_pass))
     chunk = max(1, rows_per_pass // at_once)
     found: list[list[Bound]] = [[] for _ in n_samples]
-    for start in range(0, n, chunk):
+    for start in steps(range(0, n, chunk), "importance sampling"):
         rows = torch.arange(start, min(start + chunk, n), device=device)
         proposal, sums = propose(rows), ImportanceSums(len(rows), device)
         for until, parts in zip(n_samples, found, strict=True):

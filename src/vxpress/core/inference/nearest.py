@@ -10,6 +10,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from vxpress.core.progress import parts, steps
+
 # up to so many cells every pair is looked at; beyond, those of the nearest clusters
 EXACT_CELLS = 32_768
 PROBES, LLOYD_STEPS = 32, 5
@@ -50,7 +52,8 @@ def nearest(
         blocks = _near_blocks(peak_nd, precision_nd, mean_nd, var_nd, k + 1 + SPARE, seed)
     index_nk, squared_nk = np.empty((n, k), dtype=np.int64), np.empty((n, k))
     of_i, of_j = _factors(peak_nd, precision_nd, mean_nd, var_nd)
-    for rows, candidates in _best_of(blocks, of_i, of_j, k + 1 + SPARE):
+    for (rows, candidates), progress in parts(_best_of(blocks, of_i, of_j, k + 1 + SPARE), "finding neighbors", n):
+        progress.done += len(rows)
         difference = mean_nd[candidates] - peak_nd[rows, None]
         squared = (precision_nd[rows, None] * (difference**2 + var_nd[candidates])).sum(-1)
         squared[candidates == rows[:, None]] = np.inf
@@ -137,7 +140,7 @@ def edge_frequency(
     sd_nd = np.sqrt(var_nd)
     indptr = np.arange(0, n * k + 1, k)
     count = sparse.csr_matrix((n, n), dtype=np.float32)
-    for _ in range(n_draws):
+    for _ in steps(range(n_draws), "drawing posteriors"):
         z_nd = mean_nd + sd_nd * rng.standard_normal(mean_nd.shape)
         index_nk, _ = nearest(z_nd, precision_nd, z_nd, none_nd, k, int(rng.integers(2**31)))
         count = count + sparse.csr_matrix((np.ones(n * k, np.float32), np.sort(index_nk, 1).ravel(), indptr), (n, n))

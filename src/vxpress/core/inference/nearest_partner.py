@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
+from vxpress.core.progress import steps
+
 CHUNK = 8192
 
 
@@ -16,7 +18,7 @@ def nearest_partners(
     if n_neighbors is None or n_neighbors >= n:
         return rng.integers(n, size=m)
     tree, out = cKDTree(mean_nd), np.empty(m, dtype=np.int64)
-    for start in range(0, m, CHUNK):
+    for start in steps(range(0, m, CHUNK), "finding neighbors"):
         part = z_md[start : start + CHUNK]
         near = tree.query(part, k=np.arange(1, n_neighbors + 1))[1]
         out[start : start + CHUNK] = near[np.arange(len(part)), rng.integers(n_neighbors, size=len(part))]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vxpress.core.counts import Cells
 from vxpress.core.covariates import Covariates
+from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 
 CHUNK = 1024
@@ -37,7 +38,7 @@ def encode(model: VAE, cells: Cells) -> Encoded:
     mean_nd = np.empty((n, model.config.n_latent), dtype=np.float32)
     var_nd = np.empty_like(mean_nd)
     log_library_n = np.empty(n, dtype=np.float32) if model.config.latent_library else None
-    for start in range(0, n, CHUNK):
+    for start in steps(range(0, n, CHUNK), "encoding"):
         rows = torch.arange(start, min(start + CHUNK, n), device=device)
         part = slice(start, start + CHUNK)
         batch = cells.batch(rows)
@@ -85,7 +86,7 @@ def expected_expression(
     generator = torch.Generator().manual_seed(draws.seed)
     plan = draws.per_cell()
     layers = _OutputLayers(model, genes, min(CHUNK, len(mean_nd)))
-    for start in range(0, len(mean_nd), CHUNK):
+    for start in steps(range(0, len(mean_nd), CHUNK), "decoding"):
         part = slice(start, min(start + CHUNK, len(mean_nd)))
         rows = torch.arange(part.start, part.stop, device=mean_nd.device)
         own, sd_nd = covariates[rows], var_nd[part].sqrt()
@@ -119,7 +120,7 @@ def credible_expression(
     width = n_inside + (0 if layers.outside is None else layers.outside.shape[1])
     step = max(1, min(CHUNK, len(mean_nd), DRAWN_ENTRIES // max(1, draws.n * width)))
     drawn = torch.empty(draws.n, step, width)
-    for start in range(0, len(mean_nd), step):
+    for start in steps(range(0, len(mean_nd), step), "decoding"):
         part = slice(start, min(start + step, len(mean_nd)))
         n = part.stop - part.start
         own, sd_nd = covariates[torch.arange(part.start, part.stop, device=mean_nd.device)], var_nd[part].sqrt()

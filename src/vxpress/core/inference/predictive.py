@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from scipy import sparse
 from torch import Tensor
 
 from vxpress.core.covariates import Covariates
+from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 
 # entries of one block of drawn cells, 2 MB an array, and its rows at least
@@ -39,18 +41,18 @@ def predictive_draws(
     """
     model.eval()
     n, step = len(mean_nd), block_rows(model.config.n_genes)
-    for draw in range(n_draws):
-        for block, start in enumerate(range(0, n, step)):
-            part = slice(start, min(start + step, n))
-            state = np.random.SeedSequence([seed, draw, block]).generate_state(1, np.uint64)[0]
-            generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-            eps_nd = torch.randn(mean_nd[part].shape, generator=generator)
-            law = model.likelihood(
-                torch.addcmul(mean_nd[part], var_nd[part].sqrt(), eps_nd),
-                covariates[torch.arange(part.start, part.stop)],
-                log_library_n1[part],
-            )
-            yield draw, part, law.sample(generator=generator)
+    blocks = product(range(n_draws), enumerate(range(0, n, step)))
+    for draw, (block, start) in steps(blocks, "drawing counts", n_draws * -(-n // step)):
+        part = slice(start, min(start + step, n))
+        state = np.random.SeedSequence([seed, draw, block]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        eps_nd = torch.randn(mean_nd[part].shape, generator=generator)
+        law = model.likelihood(
+            torch.addcmul(mean_nd[part], var_nd[part].sqrt(), eps_nd),
+            covariates[torch.arange(part.start, part.stop)],
+            log_library_n1[part],
+        )
+        yield draw, part, law.sample(generator=generator)
 
 
 @torch.no_grad()
@@ -74,5 +76,6 @@ def law_draws(
         return sparse.csr_matrix(x_ng) if discrete else x_ng
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        blocks = list(pool.map(draw, range(-(-n // step))))
+        n_blocks = -(-n // step)
+        blocks = list(steps(pool.map(draw, range(n_blocks)), "drawing counts", n_blocks))
     return sparse.vstack(blocks, format="csr") if discrete else np.concatenate(blocks)

@@ -18,6 +18,7 @@ from vxpress.core.counts import Cells
 from vxpress.core.inference.predictive import block_rows
 from vxpress.core.likelihoods import Likelihood
 from vxpress.core.priors import DiagonalNormal
+from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 
 LEVELS = (0.5, 0.9)
@@ -168,7 +169,7 @@ def predictive_check(model: VAE, cells: Cells, *, n_draws: int, seed: int) -> Pr
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     step, sums = block_rows(model.config.n_genes), _Sums(model.config.n_genes)
-    for start in range(0, len(cells), step):
+    for start in steps(range(0, len(cells), step), "comparing counts"):
         batch = cells.batch(torch.arange(start, min(start + step, len(cells))))
         q = model.posterior(batch)
         q_l = model.library_posterior(batch) if model.config.latent_library else None

@@ -7,6 +7,8 @@ import math
 import numpy as np
 from scipy.spatial import cKDTree
 
+from vxpress.core.progress import steps
+
 # neighbours looked at: at least so many, enough to expect so many of the condition, but no more than this share of cells
 LEAST_NEIGHBORS, EXPECTED, LARGEST_SHARE = 30, 5, 1 / 20
 # cells whose neighbours are looked up at a time
@@ -32,7 +34,7 @@ def local_support(mean_nd: np.ndarray, weight_n: np.ndarray, n_neighbors: int) -
     k = min(n_neighbors, n - 1)
     tree = cKDTree(mean_nd)
     out = np.empty(n)
-    for start in range(0, n, CHUNK):
+    for start in steps(range(0, n, CHUNK), "finding neighbors"):
         rows = np.arange(start, min(start + CHUNK, n))
         near = tree.query(mean_nd[rows], k=k + 1)[1]
         itself = near == rows[:, None]

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from numba import config as numba_config
 
+from vxpress.core.kernels import compiling  # noqa: F401 - compilation shows as progress
+
 # numba fills this module when it is imported
 _SETTINGS: dict[str, Any] = vars(numba_config)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vxpress.core.config import PriorConfig
 from vxpress.core.priors import PRIORS, DiagonalNormal, Prior
+from vxpress.core.progress import steps
 
 BATCH = 512
 END_SHARE = 0.01
@@ -76,7 +77,7 @@ def learn(
     every = max(1, n_steps // CHECKS)
     best, best_step, losses = math.inf, 0, []
     state = [p.detach().clone() for p in parameters]
-    for step in range(1, n_steps + 1):
+    for step in steps(range(1, n_steps + 1), "learning the prior"):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _rate(step, n_steps)
         at = rows[torch.randint(len(rows), (min(BATCH, len(rows)),), generator=generator, device=device)]

@@ -48,7 +48,7 @@ def check_own(adata: AnnData, record: str, **slots: list[str]) -> None:
         params = stored.get("params")
         return isinstance(params, Mapping) and {"key", "likelihood"} <= set(params) and "format" not in stored
 
-    check_replaceable(adata, record, ours=ours, **slots)
+    check_replaceable(adata, record, ours=ours, **slots)  # type: ignore[arg-type]  # of lists
 
 
 def split_of(adata: AnnData, keys: Keys, *, own_fit: bool) -> np.ndarray | None:

@@ -1,4 +1,8 @@
-"""Writing into an AnnData: all of a result or none of it, and never over somebody else's data."""
+"""Writing into an AnnData: all of a result or none of it, and never over somebody else's data.
+
+A call replaces what an earlier call of its kind wrote, which a record in ``uns`` shows, so that running it again gives the
+same result again.  Slots that have scanpy's names hold what scanpy's function of that name replaces too.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from scipy import sparse
 from vxpress._keys import Keys
 from vxpress.bridge.fit import FORMAT
 
-SLOTS = ("obs", "obsm", "obsp", "varm", "layers", "uns")
+SLOTS = ("obs", "var", "obsm", "obsp", "varm", "layers", "uns")
 
 
 @dataclass
@@ -23,6 +27,7 @@ class Results:
     """What is to be written, by slot and name."""
 
     obs: dict[str, Any] = field(default_factory=dict)
+    var: dict[str, Any] = field(default_factory=dict)
     obsm: dict[str, np.ndarray] = field(default_factory=dict)
     obsp: dict[str, Any] = field(default_factory=dict)
     varm: dict[str, np.ndarray] = field(default_factory=dict)
@@ -121,8 +126,34 @@ def check_free(adata: AnnData, keys: Keys) -> None:
         raise ValueError(msg)
 
 
+def announce_replaced(adata: AnnData, keys: Keys) -> None:
+    """Say that a fit takes the place of another one."""
+    stored = adata.uns.get(keys.uns)
+    if not is_fit(stored):
+        return
+    params = stored.get("params", {})
+    batch_key, layer = params.get("batch_key"), params.get("layer")
+    of = [f"{name}={value!r}" for name, value in (("batch_key", batch_key), ("layer", layer)) if value is not None]
+    n_epochs = len(stored.get("history", {}).get("elbo_train", ()))
+    logg.warning(
+        f"The fit that was in adata.uns[{keys.uns!r}] ({', '.join([*map(str, of), f'{n_epochs} epochs'])}) has been replaced. "
+        "key_added= keeps several."
+    )
+
+
+def has_params(stored: Mapping[str, Any], *names: str) -> bool:
+    """Whether an entry of ``uns`` is the record of a call with such parameters."""
+    params = stored.get("params")
+    return isinstance(params, Mapping) and set(names) <= set(params)
+
+
 def check_replaceable(
-    adata: AnnData, record: str, *, ours: Callable[[Mapping[str, Any]], bool], **slots: list[str]
+    adata: AnnData,
+    record: str,
+    *,
+    ours: Callable[[Mapping[str, Any]], bool],
+    cure: str = "Choose another key_added=, or delete it first.",
+    **slots: list[str],
 ) -> None:
     """Raise if a slot is taken, unless ``uns[record]`` shows that an earlier call of the same kind wrote it."""
     stored = adata.uns.get(record)
@@ -131,5 +162,5 @@ def check_replaceable(
     taken = [f"{slot}[{name!r}]" for slot, names in slots.items() for name in names if name in getattr(adata, slot)]
     taken += [f"uns[{record!r}]"] if record in adata.uns else []
     if taken:
-        msg = f"adata holds {', '.join(taken)} already, and not from an earlier call. Choose another key_added=, or delete it first."
+        msg = f"adata holds {', '.join(taken)} already, and not from an earlier call. {cure}"
         raise ValueError(msg)

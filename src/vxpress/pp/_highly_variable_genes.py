@@ -15,13 +15,26 @@ from scanpy import logging as logg
 
 from vxpress._progress import progress_bar
 from vxpress.bridge.matrix import get_matrix, place, row_blocks
-from vxpress.bridge.store import check_adata, own
+from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.pp._residuals import residual_moments
 from vxpress.pp._shared import batch_codes
 
 Flavor = Literal["nb", "pearson_residuals", "seurat_v3", "seurat_v3_paper", "seurat", "cell_ranger"]
 THETA = 100.0
 MIN_CELLS = 3
+# of var, written here or by scanpy
+COLUMNS = (
+    "highly_variable",
+    "highly_variable_rank",
+    "highly_variable_nbatches",
+    "highly_variable_intersection",
+    "means",
+    "variances",
+    "variances_norm",
+    "dispersions",
+    "dispersions_norm",
+    "residual_variances",
+)
 
 
 def highly_variable_genes(
@@ -110,7 +123,8 @@ def highly_variable_genes(
     KeyError
         If the layer or the batch column does not exist.
     ValueError
-        If the matrix does not hold counts, if batches are missing, or if an argument is out of its range.
+        If the matrix does not hold counts, if batches are missing, if an argument is out of its range, or if a column is taken
+        and there is no ``uns["hvg"]`` to say that this function or scanpy's wrote it; what these wrote is replaced.
     ImportError
         If the flavour needs scikit-misc and it is not installed.
 
@@ -125,6 +139,7 @@ def highly_variable_genes(
     'GNLY'
     """
     check_adata(adata, copy=copy)
+    _check_replaceable(adata)
     if flavor not in get_args(Flavor):
         msg = f"flavor={flavor!r} is not known; choose one of {', '.join(map(repr, get_args(Flavor)))}."
         raise ValueError(msg)
@@ -156,9 +171,12 @@ def highly_variable_genes(
         if batch_key is None:
             table = table.drop(columns=["highly_variable_nbatches", "highly_variable_intersection"])
         adata = own(adata, copy=copy)
-        for name, column in table.items():
-            adata.var[name] = column.to_numpy()
-        adata.uns["hvg"] = {"flavor": "nb", "computed_on": layer or "adata.X"}
+        results = Results(
+            var={str(name): column.to_numpy() for name, column in table.items()},
+            uns={"hvg": {"flavor": "nb", "computed_on": layer or "adata.X"}},
+            stale=[("var", name) for name in COLUMNS if name not in table],
+        )
+        results.write(adata)
         if subset:
             adata._inplace_subset_var(table["highly_variable"].to_numpy())
     else:
@@ -175,6 +193,19 @@ def highly_variable_genes(
         "    'highly_variable_rank', 'means', 'variances' and the like (adata.var)",
     )
     return adata if copy else None
+
+
+def _check_replaceable(adata: AnnData) -> None:
+    """Raise if a column is taken and ``uns["hvg"]`` does not say that a selection of genes wrote it, ours or scanpy's."""
+    taken = [name for name in COLUMNS if name in adata.var]
+    check_replaceable(
+        adata,
+        "hvg",
+        ours=lambda stored: "flavor" in stored,
+        cure="Keep it under another name, adata.var['my_genes'] = adata.var.pop('highly_variable'), or delete it: "
+        f"adata.var = adata.var.drop(columns={taken}).",
+        var=taken,
+    )
 
 
 def _check_theta(theta: float, flavor: Flavor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scanpy import logging as logg
 
-from vxpress._keys import LIBRARY_SIZE
+from vxpress._keys import LIBRARY_SIZE, check_name
 from vxpress._progress import progress_bar
 from vxpress.bridge.matrix import check_counts, get_matrix, place, row_blocks
-from vxpress.bridge.store import check_adata, own
+from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.core.progress import parts
 from vxpress.pp._shared import batch_codes
 
@@ -48,8 +49,9 @@ def library_size(
         Name of the column in ``adata.obs`` and of the entry in ``adata.uns``.
         The default is the one that the fit looks for.
     overwrite
-        Whether an entry of this name may be replaced; off by default, since a column that came with the data may
-        count genes that are no longer in the matrix.
+        Whether to replace an entry of this name that another call did not write, or wrote of more genes than are there now;
+        off by default, since a column that came with the data may count genes that are no longer in the matrix. What an
+        earlier call wrote of the same number of genes is replaced in any case.
     progress
         Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
         is 0; ``True`` shows it at once, ``False`` never.
@@ -73,7 +75,7 @@ def library_size(
     KeyError
         If the layer or the batch column does not exist.
     ValueError
-        If the entry exists and ``overwrite`` is off, if the matrix does not hold counts, if batches are missing, or
+        If the entry exists, not from an earlier call of the same number of genes, and ``overwrite`` is off, if the matrix does not hold counts, if batches are missing, or
         if a batch holds no molecule at all.
 
     Examples
@@ -87,7 +89,9 @@ def library_size(
     (2,)
     """
     check_adata(adata, copy=copy)
-    _check_key(adata, key_added, overwrite=overwrite)
+    check_name("key_added", key_added)
+    if not overwrite:
+        _check_replaceable(adata, key_added)
     codes, batches = batch_codes(adata, batch_key)
     start = logg.info("counting molecules per cell")
     with progress_bar("library_size", progress):
@@ -101,13 +105,13 @@ def library_size(
     adata = own(adata, copy=copy)
     given = {"layer": layer, "batch_key": batch_key}
     params = {"n_vars": adata.n_vars} | {name: value for name, value in given.items() if value is not None}
-    adata.obs[key_added] = library_n
-    adata.uns[key_added] = {
+    record = {
         "params": params,
         "batches": np.array(batches),
         "log_mean": log_mean,
         "log_var": log_var,
     }
+    Results(obs={key_added: library_n}, uns={key_added: record}).write(adata)
     logg.info(
         "    finished",
         time=start,
@@ -117,15 +121,26 @@ def library_size(
     return adata if copy else None
 
 
-def _check_key(adata: AnnData, key_added: str, *, overwrite: bool) -> None:
-    if not key_added or "/" in key_added:
-        msg = f"key_added={key_added!r} was given; a name without '/' is expected, since files use it as a path."
+def _check_replaceable(adata: AnnData, name: str) -> None:
+    """Raise unless an earlier call on as many genes wrote the entry, or there is none."""
+    check_replaceable(
+        adata,
+        name,
+        ours=_is_record,
+        cure="Pass overwrite=True to replace it, or key_added= to choose another name.",
+        obs=[name],
+    )
+    n_vars = adata.uns.get(name, {}).get("params", {}).get("n_vars", adata.n_vars)
+    if n_vars != adata.n_vars:
+        msg = (
+            f"adata.obs[{name!r}] counts the molecules of {n_vars} genes, and adata has {adata.n_vars} by now. Keep it, or pass "
+            "overwrite=True to count those that are left, or key_added= to choose another name."
+        )
         raise ValueError(msg)
-    taken = [name for name in ("obs", "uns") if key_added in getattr(adata, name)]
-    if taken and not overwrite:
-        places = " and ".join(f"adata.{name}[{key_added!r}]" for name in taken)
-        msg = f"{places} exists already. Pass overwrite=True to replace it, or key_added= to choose another name."
-        raise ValueError(msg)
+
+
+def _is_record(stored: Mapping[str, Any]) -> bool:
+    return {"params", "batches", "log_mean", "log_var"} <= set(stored)
 
 
 def _molecules(matrix: Any, where: str) -> NDArray[np.float64]:

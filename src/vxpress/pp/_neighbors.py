@@ -17,7 +17,7 @@ from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.prepare import seed_of
-from vxpress.bridge.store import Results, check_adata, own
+from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.bridge.stored import stored_posterior
 from vxpress.core.config import check_choice, check_range
 from vxpress.core.inference.nearest import edge_frequency, likelihood_of, nearest
@@ -108,7 +108,8 @@ def neighbors(
     KeyError
         If there is no such fit or posterior.
     ValueError
-        If ``n_neighbors`` is not from 2 to one less than the number of cells, or another argument is out of its range.
+        If ``n_neighbors`` is not from 2 to one less than the number of cells, another argument is out of its range, or the
+        name is taken by something else than a graph of neighbours, of this function or of scanpy's, which is replaced.
 
     See Also
     --------
@@ -136,6 +137,7 @@ def neighbors(
     check_range("n_neighbors", n_neighbors, 2, adata.n_obs - 1, integer=True)
     if key_added is not None:
         check_name("key_added", key_added)
+    _check_replaceable(adata, key_added)
     generator = seed_of(rng)
     random_state = int(rng) if isinstance(rng, (int, np.integer)) and rng < 2**32 else int(generator.integers(2**31))
     start = logg.info("finding neighbors by their posteriors")
@@ -173,6 +175,17 @@ def neighbors(
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
+
+
+def _check_replaceable(adata: AnnData, key_added: str | None) -> None:
+    """Raise if a name is taken by anything but a graph, of this function or of scanpy's."""
+    stem = "" if key_added is None else f"{key_added}_"
+    check_replaceable(
+        adata,
+        "neighbors" if key_added is None else key_added,
+        ours=lambda stored: {"connectivities_key", "distances_key", "params"} <= set(stored),
+        obsp=[f"{stem}{name}" for name in ("connectivities", "distances", "edge_frequency")],
+    )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from scanpy import logging as logg
 from scipy import sparse
 
 from vxpress._keys import check_name
-from vxpress.bridge.store import Results, check_adata, own
+from vxpress.bridge.store import Results, check_adata, check_replaceable, has_params, own
 
 
 def cluster_stability(
@@ -53,13 +53,15 @@ def cluster_stability(
 
     ``adata.obs[f"{cluster_key}_stability" | key_added]`` : ``float64``
         From 0 to 1; NaN where the cell has no cluster. Neighbours without a cluster are not counted.
+    ``adata.uns[f"{cluster_key}_stability" | key_added]`` : :class:`dict`
+        ``params``, by which the next call knows that it may replace the column.
 
     Raises
     ------
     KeyError
         If the column or the edge frequencies do not exist.
     ValueError
-        If ``key_added`` is the column of the clusters.
+        If ``key_added`` is the column of the clusters, or the name is taken by something else.
 
     Examples
     --------
@@ -81,6 +83,7 @@ def cluster_stability(
     if name == cluster_key:
         msg = f"key_added={name!r} names the clusters themselves. Choose another name."
         raise ValueError(msg)
+    check_replaceable(adata, name, ours=lambda stored: has_params(stored, "cluster_key"), obs=[name])
     frequency_nn = _edge_frequency(adata, neighbors_key)
     start = logg.info("computing cluster stability")
     codes_n = np.asarray(pd.Categorical(adata.obs[cluster_key]).codes)
@@ -93,7 +96,8 @@ def cluster_stability(
     stability_n = np.full(adata.n_obs, np.nan)
     stability_n[known_n] = inside_n[known_n] / total_n[known_n]
     adata = own(adata, copy=copy)
-    results = Results(obs={name: stability_n})
+    params = {"cluster_key": cluster_key} | ({} if neighbors_key is None else {"neighbors_key": neighbors_key})
+    results = Results(obs={name: stability_n}, uns={name: {"params": params}})
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None

@@ -22,7 +22,7 @@ from vxpress.bridge.asked import (
 from vxpress.bridge.decoded import DENOISING_DRAWS, DENOISING_SEED, Request, decode
 from vxpress.bridge.find import Model
 from vxpress.bridge.intervention import Intervention
-from vxpress.bridge.store import Results, check_adata, check_replaceable, own
+from vxpress.bridge.store import Results, check_adata, check_replaceable, has_params, own
 from vxpress.bridge.stored import StoredCells
 from vxpress.core.config import check_range
 from vxpress.core.inference.posterior import Draws
@@ -219,7 +219,7 @@ def _check_free(adata: AnnData, name: str) -> None:
     check_replaceable(
         adata,
         name,
-        ours=lambda stored: "key_covariate" in stored.get("params", ()),
+        ours=lambda stored: has_params(stored, "key_covariate"),
         layers=[name],
         obs=[f"{name}_support"],
     )

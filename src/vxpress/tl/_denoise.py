@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -24,7 +25,7 @@ from vxpress.bridge.decoded import DENOISING_DRAWS, DENOISING_SEED, FloatName, R
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.prepare import log_library, read_query
-from vxpress.bridge.store import Results, check_adata, own
+from vxpress.bridge.store import Results, check_adata, check_replaceable, has_params, own
 from vxpress.bridge.stored import StoredCells, stored_library
 from vxpress.core.config import check_choice, check_range
 from vxpress.core.counts import Cells
@@ -109,7 +110,8 @@ def denoise(
     rng
         Seed of the draws, or a numpy generator; the default gives the layer that :func:`fit_vae` writes.
     key_added
-        Name of the layer; by default ``"vae_normalized"`` for the default fit, which is replaced. Not with ``genes``.
+        Name of the layer; by default ``"vae_normalized"`` for the default fit, which is replaced, as is what an earlier call
+        wrote under this name. Not with ``genes``.
     progress
         Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
         is 0; ``True`` shows it at once, ``False`` never.
@@ -126,6 +128,8 @@ def denoise(
 
     ``adata.layers["vae_normalized" | key_added]`` : :class:`numpy.ndarray` | :class:`scipy.sparse.csr_matrix` (dtype ``dtype``)
         E_q[rho] x ``target_sum``, n_obs x n_vars, not log-transformed (of a Gaussian fit the expected log value).
+    ``adata.uns[key_added]``
+        With ``key_added``, ``params``, by which the next call knows that it may replace the layer.
     ``adata.layers["vae_normalized_lower" | key_added + "_lower"]``, and the same with ``_upper``
         With ``interval``, the ends of the interval of rho under q(z | x), on the same scale. They tell how well the cell's
         place in the latent space is known, given the model. They are no interval for counts, which vary around their
@@ -200,8 +204,11 @@ def denoise(
         return out
     adata = own(adata, copy=copy)
     results = Results(layers=dict(zip(names, matrices, strict=True)))
-    if interval is None and names[0] == cells.keys.normalized:
-        results.stale = [("layers", name) for name in cells.keys.bounds()]
+    if names[0] != cells.keys.normalized:
+        params = {"key": key, "denoised": True, "n_draws": n_draws}
+        results.uns = {names[0]: {"params": params if interval is None else params | {"interval": interval}}}
+    if interval is None and (names[0] == cells.keys.normalized or _with_interval(adata.uns.get(names[0], {}))):
+        results.stale = [("layers", name) for name in cells.keys.bounds(names[0])]
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
@@ -262,8 +269,15 @@ def _names(adata: AnnData, keys: Keys, key_added: str | None, interval: float | 
     layer = keys.normalized if key_added is None else key_added
     check_name("key_added", layer)
     names = [layer] if interval is None else [layer, *keys.bounds(layer)]
-    taken = [name for name in names if name in adata.layers]
-    if taken and layer != keys.normalized:
-        msg = f"adata.layers[{taken[0]!r}] stands there already. Choose another key_added=, or delete it first."
-        raise ValueError(msg)
+    if layer != keys.normalized:
+        check_replaceable(adata, layer, ours=lambda stored: has_params(stored, "denoised"), layers=[layer])
+        taken = [f"layers[{name!r}]" for name in names[1:] if name in adata.layers]
+        if taken and not _with_interval(adata.uns.get(layer, {})):
+            msg = f"adata holds {', '.join(taken)} already, and not from an earlier call. Choose another key_added=, or delete it first."
+            raise ValueError(msg)
     return names
+
+
+def _with_interval(stored: Mapping[str, Any]) -> bool:
+    """Whether this is the record of a layer of our own whose interval was written too."""
+    return has_params(stored, "denoised", "interval")

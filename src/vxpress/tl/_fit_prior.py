@@ -18,7 +18,7 @@ from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.prepare import resolve_device, seed_of
 from vxpress.bridge.prior import Conditions, Judgement, Task, learn_prior
-from vxpress.bridge.store import Results, check_adata, check_free, is_fit, own
+from vxpress.bridge.store import Results, announce_replaced, check_adata, check_free, is_fit, own
 from vxpress.bridge.stored import StoredCells
 from vxpress.bridge.training_cells import learning_split
 from vxpress.core.config import PriorName, check_choice, check_range
@@ -142,6 +142,8 @@ def fit_prior(
             results = _refusal(adata, stored, record)
     _report(prior, found)
     adata = own(adata, copy=copy)
+    if found.better and to != stored.keys:
+        announce_replaced(adata, to)
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None

@@ -29,7 +29,7 @@ from vxpress.bridge.prepare import (
 )
 from vxpress.bridge.results import as_fit, diagnosis_of, results_of
 from vxpress.bridge.run import Runner, finish
-from vxpress.bridge.store import check_adata, check_free, own
+from vxpress.bridge.store import announce_replaced, check_adata, check_free, own
 from vxpress.bridge.verdict import is_sound
 from vxpress.core.config import (
     Dispersion,
@@ -183,7 +183,8 @@ def fit_vae(
     split_rng
         Seed of the held-out cells, apart from ``rng``, so that fits with different seeds hold out the same cells.
     key_added
-        Stem of the names that are written; see below.
+        Stem of the names that are written; see below. An earlier fit of that name is replaced, which a warning says; what is
+        no fit is not.
     progress
         Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
         is 0; ``True`` shows it at once, ``False`` never.
@@ -373,6 +374,7 @@ def fit_vae(
             results = results_of(fit, prepared, fitted.encoded, keys, denoised=denoised)
             _report(fit)
             target = own(adata, copy=copy)
+            announce_replaced(target, keys)
             results.write(target)
             logg.info("    finished", time=start, deep=results.describe())
             return target

@@ -5,19 +5,22 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import pickle
 import stat
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save, save_file
 
 import vxpress as vx
 from vxpress.bridge.file import VERSION, _digest, _split, read_fit, write_fit
-from vxpress.bridge.fit import Fit, expected_shapes, load_weights
+from vxpress.bridge.fit import expected_shapes, load_weights
 from vxpress.core.config import ModelConfig
 
 
@@ -189,16 +192,54 @@ def test_another_version_says_so(path: Path) -> None:
         vx.load_model(path)
 
 
-def test_no_pickle_is_ever_opened(fitted: ad.AnnData, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pickle
+class _Trap:
+    """Unpickling it makes a file."""
 
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-    monkeypatch.setattr(pickle, "Unpickler", refuse)
-    monkeypatch.setattr(pickle, "loads", refuse)
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture(scope="module")
+def unpickled() -> Callable[[], list]:
+    """Called, returns the list of what is unpickled from then on."""
+    seen: list[list] = [[]]
+    # the hook stays until the process ends; it sees every unpickler, under whatever name it was imported
+    sys.addaudithook(lambda event, args: seen[-1].append(args) if event == "pickle.find_class" else None)
+
+    def watch() -> list:
+        seen.append([])
+        return seen[-1]
+
+    return watch
+
+
+def test_no_pickle_is_ever_opened(fitted: ad.AnnData, path: Path, unpickled: Callable[[], list]) -> None:
+    query = _bare(fitted)
+    vx.tl.encode(query, path, copy=True)  # compiled code is read from pickles, once
+    found = unpickled()
     vx.load_model(path)
-    Fit.from_uns(fitted.uns["vae"])
+    vx.tl.encode(query, path)
+    vx.tl.encode(fitted)
+    assert found == []
+    pickle.loads(pickle.dumps(Path()))
+    assert found
+
+
+@pytest.mark.parametrize("save_pickle", [pickle.dump, torch.save])
+def test_a_pickle_by_the_name_of_a_model_is_refused_unopened(save_pickle: Callable[..., None], tmp_path: Path) -> None:
+    trap, sprung = tmp_path / "trap.safetensors", tmp_path / "sprung"
+    with trap.open("wb") as file:
+        save_pickle(_Trap(sprung), file)
+    with pytest.raises(ValueError, match=r"trap\.safetensors"):
+        vx.load_model(trap)
+    assert not sprung.exists()
+    # it would have
+    with trap.open("rb") as file:
+        torch.load(file, weights_only=False) if save_pickle is torch.save else pickle.load(file)
+    assert sprung.exists()
 
 
 def test_shapes_are_checked_before_anything_is_allocated(fitted: ad.AnnData) -> None:

@@ -23,6 +23,7 @@ DECODERS, LIKELIHOODS = get_args(DecoderName), get_args(LikelihoodName)
 
 def _model(decoder: str, **settings: Any) -> VAE:
     known: dict[str, Any] = {"n_genes": G, "n_latent": D, "n_hidden": H, "n_categories": (2,), "has_batch": True}
+    known |= {"norm": "layer", "condition_output": True}
     model = build(ModelConfig(**known | settings, decoder=decoder), 0)  # type: ignore[arg-type]
     draw = torch.Generator().manual_seed(3)
     for name, value in model.named_buffers():

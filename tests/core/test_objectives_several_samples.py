@@ -287,7 +287,7 @@ def test_final_objectives() -> None:
 
 def _fit(cells: Cells, **settings: object) -> tuple[VAE, dict[str, np.ndarray], np.ndarray]:
     """Model, history and held-out divergence per dimension, trained without dropout."""
-    config = ModelConfig(n_genes=20, n_latent=4, n_hidden=16, norm="batch", dropout=0.0, condition_output=False)
+    config = ModelConfig(n_genes=20, n_latent=4, n_hidden=16, norm_eps=1e-5, dropout=0.0)
     model, rows = build(config, 0), torch.arange(len(cells))
     model.start_from(cells, rows[100:])
     known = {"max_epochs": 45, "batch_size": 100, "early_stopping": False}

@@ -16,6 +16,7 @@ from torch import Tensor
 from vxpress.core import training
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.counts import Cells
+from vxpress.core.kernels.training_step import covers
 from vxpress.core.objectives import Objective
 from vxpress.core.schedules import kl_weight
 from vxpress.core.training import HISTORY, Outcome, evaluate, train
@@ -77,11 +78,23 @@ def test_the_weight_in_the_history_is_the_weight_used(make_cells: MakeCells) -> 
 # determinism
 
 
-@pytest.mark.parametrize("model", [CONFIG, replace(CONFIG, likelihood="zinb", norm="batch", latent_library=True)])
+@pytest.mark.parametrize(
+    ("model", "without_tape"),
+    [
+        (replace(CONFIG, norm="layer"), False),
+        (replace(CONFIG, likelihood="zinb", norm="batch", latent_library=True), False),
+        (replace(CONFIG, norm="batch"), True),
+        (replace(CONFIG, likelihood="zinb", norm="batch"), True),
+    ],
+)
 def test_a_seed_means_bits(
-    make_cells: MakeCells, model: ModelConfig, global_noise_untouched: Callable[[], AbstractContextManager[None]]
+    make_cells: MakeCells,
+    model: ModelConfig,
+    without_tape: bool,
+    global_noise_untouched: Callable[[], AbstractContextManager[None]],
 ) -> None:
     cells = make_cells()
+    assert covers(build(model, 0), cells, TRAIN) == without_tape
     with global_noise_untouched():
         first, outcome = _fit(cells, model=model, seed=3)
     torch.manual_seed(4321)

@@ -98,10 +98,10 @@ class ModelConfig:
     covariate_code: CovariateCode = "one-hot"
     n_embedding: int = 8
     encode_covariates: bool = False
-    condition_output: bool = True
-    norm: Norm = "layer"
+    condition_output: bool = False
+    norm: Norm = "batch"
     norm_momentum: float = 0.1
-    norm_eps: float = 1e-5
+    norm_eps: float = 1e-3
     bias_before_norm: bool = False
     dropout: float = 0.1
     latent_library: bool = False

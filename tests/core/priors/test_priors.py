@@ -172,7 +172,7 @@ def test_leading_axes_and_precision(kind: str) -> None:
 
 def test_weights_of_every_prior_are_numbers_of_known_shape_on_no_device_at_all() -> None:
     for kind in KINDS:
-        config = ModelConfig(n_genes=7, n_latent=3, prior=PriorConfig(kind, COMPONENTS, 2))
+        config = ModelConfig(n_genes=7, n_latent=3, norm="layer", prior=PriorConfig(kind, COMPONENTS, 2))
         from vxpress.bridge.fit import expected_shapes
         from vxpress.core.vae import build
 

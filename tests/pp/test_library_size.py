@@ -122,7 +122,7 @@ def test_an_entry_is_replaced_only_when_asked() -> None:
     vx.pp.library_size(adata, overwrite=True)
     assert (adata.obs["library_size"] > 1.0).all()
     adata.uns["pca"] = {"params": {}}
-    with pytest.raises(ValueError, match=r"adata\.uns\['pca'\] exists"):
+    with pytest.raises(ValueError, match=r"uns\['pca'\] already"):
         vx.pp.library_size(adata, key_added="pca")
 
 

@@ -7,7 +7,9 @@ the pages.
 
 from __future__ import annotations
 
+import base64
 import inspect
+import json
 import shutil
 import warnings
 from importlib.metadata import metadata
@@ -83,6 +85,9 @@ nb_merge_streams = True
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
+# which figure of a tutorial its card shows, counted from 0; the first, unless it is named here
+_thumbnails = {"ask_the_model": 1, "generate_cells": 1}
+
 html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = ["_static"]
@@ -136,6 +141,20 @@ def _copy_mathjax(app: Any, error: Exception | None) -> None:
             shutil.copy2(source / part, target / part)
 
 
+def _draw_thumbnails(app: Any) -> None:
+    """Write a figure of each tutorial, as its stored outputs show it, for the card that links to it."""
+    target = Path(app.confdir) / "_static" / "thumbnails"
+    target.mkdir(parents=True, exist_ok=True)
+    for notebook in sorted(Path(app.confdir, "tutorials").glob("*.ipynb")):
+        cells = json.loads(notebook.read_text())["cells"]
+        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+        figures = [base64.b64decode(data["image/png"]) for data in outputs if "image/png" in data]
+        if figures:
+            chosen = min(_thumbnails.get(notebook.stem, 0), len(figures) - 1)
+            (target / f"{notebook.stem}.png").write_bytes(figures[chosen])
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.connect("builder-inited", _draw_thumbnails)
     app.connect("build-finished", _copy_mathjax)

@@ -86,7 +86,7 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 # which figure of a tutorial its card shows, counted from 0; the first, unless it is named here
-_thumbnails = {"ask_the_model": 1, "generate_cells": 1}
+_thumbnails = {"ask_the_model": 1, "generate_cells": 1, "posterior_collapse": 5}
 
 html_theme = "sphinx_book_theme"
 html_title = project

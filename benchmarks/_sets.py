@@ -17,6 +17,8 @@ import pandas as pd
 import scanpy as sc
 from scipy import sparse
 
+from vxpress.core.split import split_cells
+
 DATA = Path(os.environ.get("VXPRESS_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 TEST_FRACTION = 0.2
 
@@ -45,11 +47,12 @@ SETS = {
 }
 
 
-def split(n: int, fraction: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Train and validation rows of ``n`` cells, as ``vx.tl.fit_vae(split_rng=seed)`` draws them."""
-    order = np.random.default_rng(seed).permutation(n)
-    n_validation = max(1, round(fraction * n))
-    return np.sort(order[n_validation:]), np.sort(order[:n_validation])
+def split(name: str, adata: ad.AnnData, fraction: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Train and validation rows of the cells to fit on, as ``vx.tl.fit_vae(split_rng=seed)`` draws them."""
+    codes = None
+    if SETS[name].batch is not None:
+        codes = adata.obs["batch"].cat.codes.to_numpy().astype(np.int64)[:, None]
+    return split_cells(adata.n_obs, fraction, np.random.default_rng(seed), codes)
 
 
 def labelled(name: str) -> ad.AnnData:

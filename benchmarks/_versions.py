@@ -43,6 +43,12 @@ CHANGES = (
         "genes are not chosen for what one or two cells hold",
         "`vx.pp.highly_variable_genes` chooses other genes; benchmarks that choose genes as scanpy does are the same.",
     ),
+    Change(
+        "2026-11-26T01:46:00+00:00",
+        frozenset({"likelihood", "latent"}),
+        "validation cells are drawn within batches",
+        "Fits with `batch_key=` hold out other cells; nothing changes in expectation, and fits without batches are the same.",
+    ),
 )
 
 

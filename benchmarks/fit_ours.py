@@ -60,7 +60,7 @@ def fit(name: str, seed: int, setting: str, threads: int) -> dict[str, np.ndarra
     vx.tl.fit_vae(adata, "batch" if SETS[name].batch else None, rng=seed, denoised=False, **SETTINGS[setting])
     seconds = time.perf_counter() - start
     held_out = np.flatnonzero(adata.obs["vae_split"] == "validation")
-    if not np.array_equal(held_out, split(adata.n_obs)[1]):
+    if not np.array_equal(held_out, split(name, adata)[1]):
         msg = "the peer was given another split"
         raise RuntimeError(msg)
     scores, latent_test = judge_fit(adata, test)

@@ -25,7 +25,7 @@ def fit(name: str, seed: int, likelihood: str, threads: int) -> dict[str, np.nda
     torch.set_num_threads(threads)
     fit_adata, test = load(name)
     batch = "batch" if SETS[name].batch else None
-    train, validation = split(fit_adata.n_obs)
+    train, validation = split(name, fit_adata)
     scvi.settings.seed = seed
     scvi.model.SCVI.setup_anndata(fit_adata, batch_key=batch)
     model = scvi.model.SCVI(fit_adata, gene_likelihood=likelihood)

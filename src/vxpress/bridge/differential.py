@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,8 @@ from scipy import sparse
 from vxpress.bridge.covariates import get_column
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.matrix import canonical, check_counts, get_matrix, place, row_blocks
+from vxpress.bridge.selection import Cells as CellSet
+from vxpress.bridge.selection import select_cells
 from vxpress.bridge.stored import StoredCells, stored_library
 from vxpress.core.inference.differential import (
     Comparison,
@@ -34,6 +36,7 @@ from vxpress.core.inference.group_expression import GroupExpression, count_overd
 from vxpress.core.progress import parts, steps
 
 BLOCK_COUNTS = 4_000_000
+CellSets: TypeAlias = "CellSet | Mapping[str, CellSet]"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,60 @@ class Groups:
         if other is not None:
             code_n = np.where(np.isin(code_n, (*tested, other)), code_n, -1)
         return cls(names, code_n, tested, other)
+
+    @classmethod
+    def of_cells(cls, adata: AnnData, cells: CellSets, reference_cells: CellSets | None) -> Groups:
+        """Sets of cells that are given: each against the reference cells, or against all cells outside it."""
+        given = cells if isinstance(cells, Mapping) else {"cells": cells}
+        if not given:
+            msg = "cells={} names no set of cells; at least one is expected."
+            raise ValueError(msg)
+        rows = {
+            str(name): select_cells(adata, one, f"cells[{name!r}]" if isinstance(cells, Mapping) else "cells=")
+            for name, one in given.items()
+        }
+        if len(rows) < len(given) or "" in rows:
+            msg = f"cells= has the names {list(given)}; names that differ as text, none of them empty, are expected."
+            raise ValueError(msg)
+        names = tuple(rows)
+        code_n = np.full(adata.n_obs, -1, dtype=np.int64)
+        for code, (name, at) in enumerate(rows.items()):
+            _check_apart(code_n[at], f"cells[{name!r}]", "another set of cells=")
+            code_n[at] = code
+        if reference_cells is None:
+            code_n[code_n < 0] = len(names)
+            if len(names) == 1 and not (code_n == 1).any():
+                msg = "cells= selects all cells of adata, which leaves none to compare with."
+                raise ValueError(msg)
+            return cls((*names, "rest"), code_n, tuple(range(len(names))), None)
+        if isinstance(reference_cells, Mapping):
+            if len(reference_cells) != 1:
+                msg = f"reference_cells= has {len(reference_cells)} names; one set of cells is expected, with or without a name."
+                raise ValueError(msg)
+            ((name, reference_cells),) = reference_cells.items()
+            reference = str(name)
+        else:
+            reference = "reference_cells"
+        if reference in names or reference == "":
+            msg = f"reference_cells= has the name {reference!r}; one that no set of cells= has is expected."
+            raise ValueError(msg)
+        at = select_cells(adata, reference_cells, "reference_cells=")
+        _check_apart(code_n[at], "reference_cells=", "cells=")
+        code_n[at] = len(names)
+        return cls((*names, reference), code_n, tuple(range(len(names))), len(names))
+
+    @property
+    def reference_name(self) -> str:
+        """What the groups are compared with, as scanpy records it."""
+        return "rest" if self.reference is None else self.names[self.reference]
+
+
+def _check_apart(code_n: Ints, one: str, other: str) -> None:
+    """Raise where a cell is in two sets."""
+    n = int((code_n >= 0).sum())
+    if n:
+        msg = f"{n} cell(s) of {one} are in {other} too; a cell can be on one side of a comparison only. Leave them out of one."
+        raise ValueError(msg)
 
 
 def _names_of(groups: str | Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from scipy.stats import false_discovery_control
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.differential import Groups, Question, ask
+from vxpress.bridge.differential import CellSets, Groups, Question, ask
 from vxpress.bridge.find import Model
 from vxpress.bridge.matrix import get_matrix
 from vxpress.bridge.prepare import check_gene_names, seed_of
@@ -28,12 +28,14 @@ DTYPES = {"names": "O", "scores": "float32", "logfoldchanges": "float32", "pvals
 
 def rank_genes_groups(
     adata: AnnData,
-    groupby: str,
+    groupby: str | None = None,
     model: Model = None,
     *,
     key: str = DEFAULT_KEY,
     groups: str | Sequence[str] = "all",
     reference: str = "rest",
+    cells: CellSets | None = None,
+    reference_cells: CellSets | None = None,
     delta: float = 0.1,
     n_cells: int = 500,
     n_draws: int = 5,
@@ -61,6 +63,7 @@ def rank_genes_groups(
         Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it) and any of the genes of the fit.
     groupby
         Column of ``adata.obs`` with the groups.  Categories without cells and cells without a category take no part.
+        Left out where ``cells`` names them.
     model
         Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
     key
@@ -69,6 +72,13 @@ def rank_genes_groups(
         Groups to test, or ``"all"``.  With ``reference="rest"`` the other groups still belong to the rest.
     reference
         ``"rest"`` compares each group with all other cells; a group is compared with each of the others instead.
+    cells
+        Any set of cells to test, instead of ``groupby``: a boolean array over cells, their positions, their names
+        (``adata.obs_names``), or the name of a boolean column of ``adata.obs``.  The group is called ``"cells"`` in the
+        result; ``cells={"naive": ...}`` gives it a name, and several entries are several groups, which share no cell.
+    reference_cells
+        The set of cells that ``cells`` are compared with, given likewise and called ``"reference_cells"`` unless it has a
+        name; left out, all other cells.  Cells in neither set take no part.
     delta
         Threshold on the absolute log2 fold change.  The default, 0.1 or 7 %, is above what a difference in composition
         or a residual batch effect does to genes that do not change; 0 asks for any difference.
@@ -124,11 +134,14 @@ def rank_genes_groups(
     KeyError
         If there is no such fit, posterior or column of ``obs``, or no layer that ``layer`` names.
     ValueError
-        If a group is unknown, only one has cells, ``use_counts=True`` and there are none, the fit is Gaussian, or
-        something else stands under ``key_added``.
+        If a group is unknown, only one has cells, sets of cells overlap or are empty, ``use_counts=True`` and there are
+        none, the fit is Gaussian, or something else stands under ``key_added``.
+    TypeError
+        If neither ``groupby`` nor ``cells`` is given, or a set of cells is of a type that names none.
 
     Examples
     --------
+    >>> import scanpy as sc
     >>> import vxpress as vx
     >>> adata = vx.datasets.pbmc68k_reduced()
     >>> vx.tl.fit_vae(adata, max_epochs=5, denoised=False)
@@ -137,6 +150,20 @@ def rank_genes_groups(
     >>> ranked["names"]["CD19+ B"].shape
     (765,)
     >>> bool((ranked["scores"]["CD19+ B"][:-1] >= ranked["scores"]["CD19+ B"][1:]).all())
+    True
+
+    Any two sets of cells, here by their names and by a mask:
+
+    >>> naive = adata.obs_names[adata.obs["bulk_labels"] == "CD4+/CD45RA+/CD25- Naive T"]
+    >>> vx.tl.rank_genes_groups(
+    ...     adata,
+    ...     cells={"naive": naive},
+    ...     reference_cells={"monocytes": adata.obs["bulk_labels"] == "CD14+ Monocyte"},
+    ...     key_added="naive_or_monocyte",
+    ... )
+    >>> float(
+    ...     sc.get.rank_genes_groups_df(adata, "naive", key="naive_or_monocyte").set_index("names").loc["LYZ", "scores"]
+    ... ) < 0
     True
     """
     check_adata(adata, copy=copy)
@@ -150,21 +177,27 @@ def rank_genes_groups(
     if n_genes is not None:
         check_range("n_genes", n_genes, 1, 10_000_000, integer=True)
     generator = seed_of(rng)
-    cells = StoredCells.find(adata, model, key)
-    batch = cells.fit.params.batch_key if isinstance(batch_key, Unset) else batch_key
-    where = cells.fit.params.layer if isinstance(layer, Unset) else layer
+    stored = StoredCells.find(adata, model, key)
+    batch = stored.fit.params.batch_key if isinstance(batch_key, Unset) else batch_key
+    where = stored.fit.params.layer if isinstance(layer, Unset) else layer
     if isinstance(layer, str):
         # a layer that was asked for is no matter of taking the counts where they are there
         get_matrix(adata, layer)
-    question = Question(
-        Groups.read(adata, groupby, groups, reference), float(delta), n_cells, n_draws, batch, sample_key
+    _check_asked(
+        groupby, cells, reference_cells, default=isinstance(groups, str) and groups == "all" and reference == "rest"
     )
+    if groupby is not None:
+        asked = Groups.read(adata, groupby, groups, reference)
+    else:
+        asked = Groups.of_cells(adata, cells, reference_cells)
+    question = Question(asked, float(delta), n_cells, n_draws, batch, sample_key)
     start = logg.info("ranking genes")
     with progress_bar("rank_genes_groups", progress):
-        answer = ask(adata, cells, question, layer=where, use_counts=use_counts, rng=generator)
+        answer = ask(adata, stored, question, layer=where, use_counts=use_counts, rng=generator)
     params: dict[str, Any] = {
-        "groupby": groupby,
-        "reference": reference,
+        # scanpy's plots ask for it; sets of cells are no column, and plots by group want groupby= named
+        "groupby": "cells" if groupby is None else groupby,
+        "reference": question.groups.reference_name,
         "method": "vae",
         "use_raw": False,
         "layer": where,
@@ -181,6 +214,19 @@ def rank_genes_groups(
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
+
+
+def _check_asked(groupby: Any, cells: Any, reference_cells: Any, *, default: bool) -> None:
+    """Raise unless the groups are those of a column, or sets of cells."""
+    if groupby is None and cells is None:
+        msg = "Which groups? Name a column of adata.obs, groupby='leiden', or give sets of cells, cells=..., reference_cells=..."
+        raise TypeError(msg)
+    if groupby is not None and (cells is not None or reference_cells is not None):
+        msg = "groupby= names groups, and cells= and reference_cells= are sets of cells; give one of the two."
+        raise ValueError(msg)
+    if groupby is None and not default:
+        msg = "groups= and reference= name groups of groupby=, which was not given; cells= are compared with reference_cells=."
+        raise ValueError(msg)
 
 
 def _layout(genes: np.ndarray, comparisons: Mapping[str, Comparison], n_genes: int | None) -> dict[str, np.ndarray]:

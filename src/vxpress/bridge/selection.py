@@ -1,0 +1,87 @@
+"""Sets of cells as users name them: a mask, positions, names, or a boolean column of ``obs``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+Cells: TypeAlias = "str | slice | np.ndarray | pd.Series | pd.Index | Iterable[Any]"
+EXPECTED = (
+    "a boolean array over cells, their positions, their names (adata.obs_names), or the name of a boolean column of "
+    "adata.obs"
+)
+
+
+def select_cells(adata: AnnData, cells: Cells, argument: str) -> np.ndarray:
+    """Rows of the cells that are meant, sorted, each once; ``argument`` is what to call them in messages."""
+    rows = _rows(adata, cells, argument)
+    if not len(rows):
+        msg = f"{argument} selects no cell; at least one is expected."
+        raise ValueError(msg)
+    return np.unique(rows)
+
+
+def _rows(adata: AnnData, cells: Cells, argument: str) -> np.ndarray:
+    n = adata.n_obs
+    if isinstance(cells, slice):
+        return np.arange(n)[cells]
+    if isinstance(cells, str):
+        if cells not in adata.obs.columns:
+            return _named(adata, [cells], argument)
+        return _masked(adata, adata.obs[cells], f"{argument}: obs[{cells!r}]")
+    if not isinstance(cells, Iterable):
+        msg = f"{argument}: {EXPECTED} is expected; found {type(cells).__name__}."
+        raise TypeError(msg)
+    values = cells if isinstance(cells, (np.ndarray, pd.Series, pd.Index)) else pd.Series(list(cells), dtype=object)
+    if np.ndim(values) != 1:
+        msg = f"{argument} has shape {np.shape(values)}; {EXPECTED} is expected."
+        raise ValueError(msg)
+    column = pd.Series(values).infer_objects()
+    if not len(column):
+        return np.zeros(0, dtype=np.int64)
+    if pd.api.types.is_bool_dtype(column.dtype):
+        if isinstance(cells, pd.Series) and len(cells) == n and not cells.index.equals(adata.obs_names):
+            msg = f"{argument} has another index than adata.obs_names. Pass its values in the order of the cells: .to_numpy()."
+            raise ValueError(msg)
+        return _masked(adata, column, argument)
+    if pd.api.types.is_integer_dtype(column.dtype) and not column.isna().any():
+        rows = column.to_numpy(dtype=np.int64)
+        if rows.min() < 0 or rows.max() >= n:
+            msg = f"{argument} holds the position {rows.min() if rows.min() < 0 else rows.max()}; whole numbers from 0 to {n - 1} are expected."
+            raise ValueError(msg)
+        return rows
+    if not all(isinstance(value, str) for value in column):
+        msg = f"{argument} holds values such as {column.iloc[0]!r} of type {type(column.iloc[0]).__name__}; {EXPECTED} is expected."
+        raise TypeError(msg)
+    return _named(adata, list(column), argument)
+
+
+def _masked(adata: AnnData, column: Any, where: str) -> np.ndarray:
+    if not isinstance(column, pd.Series) or not pd.api.types.is_bool_dtype(column.dtype) or column.isna().any():
+        found = "several columns" if not isinstance(column, pd.Series) else f"dtype {column.dtype}"
+        gaps = " with gaps" if isinstance(column, pd.Series) and column.isna().any() else ""
+        msg = f"{where} should be {adata.n_obs} booleans, one per cell; found {found}{gaps}. A comparison makes them, such as adata.obs['cell_type'] == 'B'."
+        raise ValueError(msg)
+    if len(column) != adata.n_obs:
+        msg = f"{where} should be {adata.n_obs} booleans, one per cell; found {len(column)}."
+        raise ValueError(msg)
+    return np.flatnonzero(column.to_numpy(dtype=bool))
+
+
+def _named(adata: AnnData, names: list[str], argument: str) -> np.ndarray:
+    if not adata.obs_names.is_unique:
+        msg = "adata.obs_names are not unique, so a name does not identify one cell. Make them so: adata.obs_names_make_unique()."
+        raise ValueError(msg)
+    rows = adata.obs_names.get_indexer(pd.Index(names, dtype=object))
+    unknown = [name for name, row in zip(names, rows, strict=True) if row < 0]
+    if unknown:
+        msg = (
+            f"{argument} names {unknown[:3]}, which {'is' if len(unknown) == 1 else 'are'} not in adata.obs_names (for example "
+            f"{list(adata.obs_names[:2])}), nor a column of adata.obs. {EXPECTED[0].upper()}{EXPECTED[1:]} is expected."
+        )
+        raise KeyError(msg)
+    return np.asarray(rows, dtype=np.int64)

@@ -29,6 +29,7 @@ from anndata import AnnData
 from fit_ours import judge_fit
 
 import vxpress as vx
+from vxpress.bridge.seal import sealed
 from vxpress.core import training
 
 # trajectories are judged on some of the test cells, with few samples and fixed noise; ours at every fourth epoch
@@ -136,7 +137,7 @@ def ours(adata: AnnData, test: AnnData, batch: str | None, seed: int) -> dict[st
     weights = adata.uns["vae"]["weights"]
     elbo = []
     for state in states:
-        adata.uns["vae"]["weights"] = {name: state[name].numpy() for name in weights}
+        adata.uns["vae"] = sealed(adata.uns["vae"] | {"weights": {name: state[name].numpy() for name in weights}})
         elbo.append(float(judge_fit(adata, some, n_samples=SAMPLES)[0].elbo_n.mean()))
     # what the call leaves behind is the best of these, at the end
     return {

@@ -70,8 +70,9 @@ def test_damaged_settings_are_named(change: dict, match: str) -> None:
         from_uns(ModelConfig, to_uns(MODELS[0]) | change)
 
 
-def test_a_missing_setting_is_named() -> None:
+@pytest.mark.parametrize("name", to_uns(MODELS[0]))
+def test_a_missing_setting_is_named_and_not_replaced_by_a_default(name: str) -> None:
     stored = to_uns(MODELS[0])
-    del stored["n_genes"]
-    with pytest.raises(ValueError, match="n_genes"):
+    del stored[name]
+    with pytest.raises(ValueError, match=name):
         from_uns(ModelConfig, stored)

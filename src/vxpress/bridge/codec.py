@@ -1,14 +1,15 @@
 """Settings to and from plain mappings that survive ``.h5ad`` and zarr.
 
 Tuples, ``None``, numpy scalars and 0-d arrays do not come back from such a file as they went in; so unset options are
-left out, sequences are arrays, and the types of the dataclass say how a value is read back.
+left out, sequences are arrays, and the types of the dataclass say how a value is read back.  What is always written is
+asked for when it is read: a default in its place would be another fit.
 """
 
 from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -35,21 +36,21 @@ def to_uns(config: Any) -> dict[str, Any]:
 def from_uns(kind: type[T], stored: Mapping[str, Any]) -> T:
     """The dataclass that :func:`to_uns` made this of, also after a round trip through a file.
 
-    Raises ``ValueError`` where a field is missing, unknown or of the wrong type.
+    Raises ``ValueError`` where a field is missing, unknown, of the wrong type or out of range.
     """
     hints = get_type_hints(kind)
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     unknown = sorted(set(stored) - set(known))
     if unknown:
         msg = f"{kind.__name__} does not know {unknown}: the fit was stored by another version, or is damaged."
         raise ValueError(msg)
     values: dict[str, Any] = {}
-    for name, f in known.items():
+    for name in known:
         if name in stored:
             values[name] = _read(stored[name], hints[name], name)
         elif type(None) in get_args(hints[name]):
             values[name] = None
-        elif f.default is MISSING:
+        else:
             msg = f"{kind.__name__} misses {name!r}: the stored fit is damaged."
             raise ValueError(msg)
     return kind(**values)

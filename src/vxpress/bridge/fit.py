@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from vxpress.bridge.codec import from_uns, to_uns
+from vxpress.bridge.consistency import check_conditions, check_genes, check_history, check_sizes
 from vxpress.bridge.covariates import CovariateTable
-from vxpress.core.config import ModelConfig, TrainConfig
+from vxpress.bridge.seal import ADVICE, NAME, check_seal, sealed
+from vxpress.bridge.upgrade import FIRST, FORMAT, upgraded
+from vxpress.core.config import ModelConfig, Preset, TrainConfig, check_range
+from vxpress.core.likelihoods import LIKELIHOODS
+from vxpress.core.training import INTERRUPTED
 from vxpress.core.vae import VAE, build
 
-FORMAT = "vxpress-fit-1"
-PARTS = ("params", "history", "diagnostics", "covariates", "genes", "weights")
+# what every fit holds, and what some do; a mapping that is empty may be lost on the way through a file
+PARTS = ("params", "history", "genes", "weights")
+FURTHER = ("format", NAME, "covariates", "diagnostics", "prior", "choice")
+# values of two settings
+SCALES = tuple(sorted({kind.scale for kind in LIKELIHOODS.values()}))
+STOPPED = ("budget", "early", INTERRUPTED)
+NOT_NEGATIVE = ("running_var", "library_log_var_b", "outside_share")
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,20 @@ class Params:
     dispersion_gain: float = 0.0
     n_train: int = 0
 
+    def __post_init__(self) -> None:
+        check_range("validation_fraction", self.validation_fraction, 0.0, 0.99)
+        for name in ("target_sum", "library_factor"):
+            check_range(name, getattr(self, name), np.finfo(float).tiny, np.finfo(float).max)
+        for name in ("best_epoch", "n_steps", "n_voided", "n_train"):
+            check_range(name, getattr(self, name), 0, 2**62, integer=True)
+        for seed in (self.rng, self.split_rng):
+            if seed is not None:
+                check_range("rng", seed, 0, np.inf, integer=True)
+        for name, known in (("scale", SCALES), ("stopped", STOPPED), ("preset", (None, *get_args(Preset)))):
+            if getattr(self, name) not in known:
+                msg = f"{name}={getattr(self, name)!r} was given; one of {list(known)} is expected."
+                raise ValueError(msg)
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -82,7 +106,7 @@ class Fit:
         return tuple(map(str, self.prior["categories"])) if "condition_key" in self.prior else ()
 
     def to_uns(self) -> dict[str, Any]:
-        """As nested mappings of scalars, strings and arrays."""
+        """As nested mappings of scalars, strings and arrays, with a checksum; what is written of a fit is made here only."""
         out = {
             "format": FORMAT,
             "params": to_uns(self.params),
@@ -93,7 +117,7 @@ class Fit:
             "weights": {name: value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()},
         }
         records = {"prior": self.prior, "choice": self.choice}
-        return out | {name: dict(record) for name, record in records.items() if record}
+        return sealed(out | {name: dict(record) for name, record in records.items() if record})
 
     def loadings(self) -> np.ndarray | None:
         """Slopes of the decoded logits in z, float32 (genes, d) with NaN for genes outside the model; None unless linear."""
@@ -109,58 +133,64 @@ class Fit:
     @classmethod
     def from_uns(cls, stored: Mapping[str, Any]) -> Fit:
         """The fit that :meth:`to_uns` stored; raises ``ValueError`` where it is damaged."""
-        missing = [part for part in PARTS if not isinstance(stored.get(part), Mapping)]
-        if missing:
-            msg = f"The stored fit lacks {missing}: it is damaged, or parts of uns were removed. Fit again: vx.tl.fit_vae(adata)."
-            raise ValueError(msg)
+        _check_parts(stored)
         try:
-            params = from_uns(Params, stored["params"])
-            covariates = CovariateTable.from_uns(stored["covariates"])
-            genes = np.array([str(name) for name in stored["genes"]["names"]], dtype=object)
-            modelled_g = np.asarray(stored["genes"]["modelled"], dtype=bool)
-        except (KeyError, TypeError) as error:
-            # ad.concat keeps the entries of uns that agree, and encode adds categories
-            msg = (
-                f"The stored fit is damaged: {error}. Was it merged by ad.concat(uns_merge='same') from a reference and a query "
-                "with new categories? Then pass the AnnData that knows them all: model=query."
-            )
+            fit = cls._read(upgraded(stored))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            why = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+            msg = f"The stored fit is damaged: {why.rstrip('.')}. {ADVICE}"
             raise ValueError(msg) from error
+        if str(stored["format"]) != FIRST:
+            check_seal(stored)
+        return fit
+
+    @classmethod
+    def _read(cls, stored: Mapping[str, Any]) -> Fit:
+        params = from_uns(Params, stored["params"])
+        covariates = CovariateTable.from_uns(stored.get("covariates", {}))
+        genes = np.array([str(name) for name in stored["genes"]["names"]], dtype=object)
+        modelled_g = np.asarray(stored["genes"]["modelled"])
         prior = dict(stored.get("prior", {}))
-        _check_sizes(params, covariates, genes, modelled_g)
-        _check_conditions(params, prior)
+        history = {str(name): np.asarray(values) for name, values in stored["history"].items()}
+        check_genes(genes, modelled_g)
+        check_sizes(params, covariates, genes, modelled_g)
+        check_conditions(params, prior)
+        check_history(params, history)
         return cls(
             params,
             covariates,
             genes,
             modelled_g,
             load_weights(params.model, stored["weights"]),
-            {str(k): np.asarray(v) for k, v in stored["history"].items()},
-            dict(stored["diagnostics"]),
+            history,
+            Diagnostics(stored.get("diagnostics", {})),
             prior,
             dict(stored.get("choice", {})),
         )
 
 
-def _check_sizes(params: Params, covariates: CovariateTable, genes: np.ndarray, modelled_g: np.ndarray) -> None:
-    config = params.model
-    found = (
-        len(genes),
-        int(modelled_g.sum()),
-        tuple(len(names) for _, names in covariates.categorical),
-        len(covariates.continuous),
-        0 if covariates.labels is None else len(covariates.labels[1]),
-    )
-    expected = (len(modelled_g), config.n_genes, config.n_categories, config.n_continuous, config.n_labels)
-    if found != expected:
-        msg = f"The stored fit is damaged: genes and covariates number {found} where its settings say {expected}."
+class Diagnostics(dict[str, Any]):
+    """What was found of a fit; the message of an entry that is not there names the call that writes it."""
+
+    def __missing__(self, name: str) -> Any:
+        msg = f"The diagnostics of the fit hold no {name!r}. Write them with vx.tl.diagnose(adata)."
+        raise KeyError(msg)
+
+
+def _check_parts(stored: Mapping[str, Any]) -> None:
+    """Raise unless the parts are there, are mappings, and are no others."""
+    missing = [part for part in PARTS if not isinstance(stored.get(part), Mapping)]
+    missing += [
+        part
+        for part in FURTHER
+        if part not in ("format", NAME) and part in stored and not isinstance(stored[part], Mapping)
+    ]
+    if missing:
+        msg = f"The stored fit lacks {missing}: it is damaged, or parts of uns were removed. {ADVICE}"
         raise ValueError(msg)
-
-
-def _check_conditions(params: Params, prior: Mapping[str, Any]) -> None:
-    expected = params.model.prior.n_conditions
-    found = len(prior.get("categories", ())) + bool(prior.get("unlabelled", False))
-    if found != expected:
-        msg = f"The stored fit is damaged: its prior has {expected} condition(s), of which {found} are on record."
+    unknown = sorted(set(map(str, stored)) - {*PARTS, *FURTHER})
+    if unknown:
+        msg = f"The stored fit holds {unknown}, which no fit has: it is damaged, or something was added. Delete these entries of uns[key]."
         raise ValueError(msg)
 
 
@@ -178,13 +208,24 @@ def load_weights(config: ModelConfig, weights: Mapping[str, Any]) -> VAE:
         wrong = sorted(name for name in set(found) | set(expected) if found.get(name) != expected.get(name))[:5]
         msg = f"The stored weights do not fit the stored settings (first: {wrong}): the fit is damaged."
         raise ValueError(msg)
-    state = {}
-    for name, value in weights.items():
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-            msg = f"The stored weight {name!r} holds values that are not finite numbers: the fit is damaged."
-            raise ValueError(msg)
-        state[str(name)] = torch.from_numpy(np.array(array))
+    state = {str(name): _weight(str(name), value) for name, value in weights.items()}
     model = build(config, seed=0)
     model.load_state_dict(state)
     return model.eval()
+
+
+def _weight(name: str, value: Any) -> torch.Tensor:
+    """A weight as it was stored: single precision, finite, and a variance not below 0; counters are whole numbers."""
+    array, counter = np.asarray(value), name.endswith("num_batches_tracked")
+    # readers give back scalars in double precision
+    ok = array.dtype.kind == ("i" if counter else "f") and (array.ndim == 0 or counter or array.dtype.itemsize == 4)
+    if not ok:
+        msg = f"the weight {name!r} is of type {array.dtype}, and {'whole numbers are' if counter else 'float32 is'} expected"
+        raise ValueError(msg)
+    if not np.isfinite(array).all():
+        msg = f"the weight {name!r} holds values that are not finite numbers"
+        raise ValueError(msg)
+    if (array < 0).any() and (counter or name.endswith(NOT_NEGATIVE)):
+        msg = f"the weight {name!r} holds values below 0"
+        raise ValueError(msg)
+    return torch.from_numpy(np.array(array, dtype=np.int64 if counter else np.float32))

@@ -51,8 +51,8 @@ def save_model(adata: AnnData, path: str | Path, *, key: str = DEFAULT_KEY) -> N
     if path.suffix != ".safetensors":
         msg = f"path={str(path)!r} should end in .safetensors."
         raise ValueError(msg)
-    find_fit(adata, None, key)  # a damaged fit is not saved
-    write_fit(adata.uns[Keys.of(key).uns], key, path)
+    fit = find_fit(adata, None, key)  # a damaged fit is not saved
+    write_fit(fit.to_uns(), key, path)
 
 
 def load_model(path: str | Path) -> AnnData:

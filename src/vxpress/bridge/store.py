@@ -17,7 +17,7 @@ from scanpy import logging as logg
 from scipy import sparse
 
 from vxpress._keys import Keys
-from vxpress.bridge.fit import FORMAT
+from vxpress.bridge.upgrade import FORMAT, FORMATS
 
 SLOTS = ("obs", "var", "obsm", "obsp", "varm", "layers", "uns")
 
@@ -102,8 +102,8 @@ def is_fit(stored: Any) -> bool:
 
 
 def check_format(stored: Mapping[str, Any], where: str) -> None:
-    """Raise unless the fit is of the format this version reads."""
-    if str(stored.get("format")) != FORMAT:
+    """Raise unless the fit is of a format that this version reads."""
+    if str(stored.get("format")) not in FORMATS:
         msg = f"{where} is a fit of format {stored.get('format')!r}; this version reads {FORMAT!r}. Update vxpress, or fit again."
         raise ValueError(msg)
 

@@ -18,6 +18,7 @@ from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.prepare import resolve_device, seed_of
 from vxpress.bridge.prior import Conditions, Judgement, Task, learn_prior
+from vxpress.bridge.seal import NAME
 from vxpress.bridge.store import Results, announce_replaced, check_adata, check_free, is_fit, own
 from vxpress.bridge.stored import StoredCells
 from vxpress.bridge.training_cells import learning_split
@@ -190,10 +191,10 @@ def _results(adata: AnnData, stored: StoredCells, fit: Fit, record: dict[str, An
 def _refusal(adata: AnnData, stored: StoredCells, record: dict[str, Any]) -> Results:
     """The fit as it was, with a note of what was tried."""
     name = stored.keys.uns
-    if not is_fit(adata.uns.get(name)):
+    here = adata.uns.get(name)
+    if not is_fit(here) or Fit.from_uns(here).to_uns()[NAME] != stored.fit.to_uns()[NAME]:
         return Results()  # the fit lies elsewhere, and nothing of it is written here
-    prior = {**stored.fit.prior, "refused": record}
-    return Results(uns={name: {**adata.uns[name], "prior": prior}})
+    return Results(uns={name: replace(stored.fit, prior={**stored.fit.prior, "refused": record}).to_uns()})
 
 
 def _report(prior: str, found: Judgement) -> None:

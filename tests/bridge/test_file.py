@@ -11,6 +11,7 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -290,6 +291,77 @@ def test_paths_that_do_not_serve_are_named(fitted: ad.AnnData, tmp_path: Path) -
         vx.tl.encode(fitted, tmp_path / "folder")
     with pytest.raises(TypeError, match="model="):
         vx.tl.encode(fitted, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [3, None, b"m.safetensors", ["m.safetensors"], np.zeros(2)])
+def test_what_is_no_path_is_a_type_error(fitted: ad.AnnData, value: Any) -> None:
+    with pytest.raises(TypeError, match=r"path= takes a path"):
+        vx.load_model(value)
+    with pytest.raises(TypeError, match=r"path= takes a path"):
+        vx.save_model(fitted, value)
+    if value is not None:
+        with pytest.raises(TypeError, match=r"model= takes an AnnData, None or a path"):
+            vx.tl.denoise(fitted, value)
+
+
+def test_folders_and_files_of_other_kinds_are_named(fitted: ad.AnnData, tmp_path: Path) -> None:
+    folder = tmp_path / "m.safetensors"
+    folder.mkdir()
+    (folder / "mine").write_text("mine")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        vx.load_model(folder)
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        vx.tl.encode(fitted, folder)
+    with pytest.raises(IsADirectoryError, match="Name a file"):
+        vx.save_model(fitted, folder)
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+    for name in ("x" * 5000, "a\0b", "none"):
+        with pytest.raises(FileNotFoundError, match="path="):
+            vx.load_model(tmp_path / name)
+    with pytest.raises(TypeError, match="AnnData is expected"):
+        vx.save_model(folder, tmp_path / "a.safetensors")  # type: ignore[arg-type]
+    vx.save_model(vx.load_model(_saved(fitted, tmp_path)), tmp_path / "again.safetensors")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.safetensors")
+        with pytest.raises(ValueError, match="no regular file"):
+            vx.load_model(tmp_path / "pipe.safetensors")
+
+
+def test_a_file_without_the_fit_says_which_it_holds(fitted: ad.AnnData, tmp_path: Path) -> None:
+    path = tmp_path / "a.h5ad"
+    fitted.uns["mine"] = fitted.uns.pop("vae")
+    fitted.write_h5ad(path)
+    with pytest.raises(KeyError, match=r"fits found: \['mine'\]"):
+        vx.tl.encode(fitted, path)
+    data = path.read_bytes()
+    for end in (100, len(data) // 2):
+        path.write_bytes(data[:end])
+        with pytest.raises(ValueError, match="damaged"):
+            vx.tl.encode(fitted, path, key="mine")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+def test_a_full_disk_keeps_the_old_model(fitted: ad.AnnData, path: Path) -> None:
+    import resource
+    import signal
+
+    before, limit = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"m\.safetensors was not written: File too large"):
+            vx.save_model(fitted, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def _saved(adata: ad.AnnData, folder: Path) -> Path:
+    path = folder / "saved.safetensors"
+    vx.save_model(adata, path)
+    return path
 
 
 def test_a_fit_of_another_format_says_so(fitted: ad.AnnData, tmp_path: Path) -> None:

@@ -8,16 +8,15 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from anndata.io import read_elem
 
 from vxpress._keys import Keys
-from vxpress.bridge.file import read_fit
-from vxpress.bridge.find import find_fit, unreadable
+from vxpress.bridge.find import find_fit
 from vxpress.bridge.fit import Fit
+from vxpress.bridge.places import SUFFIX, fits_of_file, read_store
 from vxpress.bridge.store import is_fit
 
 Place: TypeAlias = AnnData | str | Path
@@ -103,7 +102,7 @@ def _resolve(adata: AnnData, entry: object) -> tuple[AnnData | Path, str]:
                 f"{str(entry)!r} is neither a fit in adata.uns (fits found: {known or 'none'}) nor a file that exists."
             )
             raise KeyError(msg)
-        return path, _only(_fits_of_file(path), str(path)) if key is None else key
+        return path, _only(fits_of_file(path), str(path)) if key is None else key
     if isinstance(entry, AnnData):
         fits = [str(name) for name, stored in entry.uns.items() if is_fit(stored)]
         return entry, _only(fits, "An AnnData of models=") if key is None else key
@@ -118,38 +117,6 @@ def _only(fits: list[str], where: str) -> str:
         f" Say which, as a pair of the place and the stem: (..., {fits[0]!r})." if fits else " Run vx.tl.fit_vae first."
     )
     raise ValueError(msg) if fits else KeyError(msg)
-
-
-def _fits_of_file(path: Path) -> list[str]:
-    """Stems of the fits in a file, without reading them."""
-    if path.suffix == ".safetensors":
-        return [read_fit(path)[1]]
-
-    def fits(group: Any) -> list[str]:
-        if "uns" not in group:
-            return []
-        parts = [name for name in group["uns"] if "format" in getattr(group["uns"][name], "keys", list)()]
-        return [str(name) for name in parts if is_fit({"format": read_elem(group["uns"][name]["format"])})]
-
-    return fits(_open(path)) if path.is_dir() else _within(path, fits)
-
-
-def _open(path: Path) -> Any:
-    import zarr
-
-    try:
-        return zarr.open_group(str(path), mode="r")
-    except (OSError, ValueError, KeyError) as error:
-        raise unreadable(path, error) from error
-
-
-def _within(path: Path, read: Any) -> Any:
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise unreadable(path, error) from error
-    with file:
-        return read(file)
 
 
 def _seen(adata: AnnData, place: AnnData | Path, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +161,7 @@ def _split_of(place: AnnData | Path, keys: Keys) -> pd.Series | None:
     """Train, validation or query by the name of the cell, where the place says so."""
     if not isinstance(place, Path):
         return place.obs[keys.split].astype(object) if keys.split in place.obs else None
-    if place.suffix == ".safetensors":
+    if place.suffix == SUFFIX:
         return None
 
     def read(group: Any) -> pd.Series | None:
@@ -204,8 +171,7 @@ def _split_of(place: AnnData | Path, keys: Keys) -> pd.Series | None:
         names = np.asarray(read_elem(obs[obs.attrs["_index"]]), dtype=object).astype(str)
         return pd.Series(np.asarray(read_elem(obs[keys.split]), dtype=object), index=names)
 
-    found: pd.Series | None = read(_open(place)) if place.is_dir() else _within(place, read)
-    return found
+    return read_store(place, read)
 
 
 def groups(candidates: Sequence[Candidate]) -> dict[str, list[int]]:

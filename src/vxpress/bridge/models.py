@@ -10,9 +10,10 @@ from anndata import AnnData
 from scipy import sparse
 
 from vxpress._keys import DEFAULT_KEY, Keys
-from vxpress.bridge.file import read_fit, write_fit
+from vxpress.bridge.file import write_fit
 from vxpress.bridge.find import find_fit
 from vxpress.bridge.fit import Fit
+from vxpress.bridge.places import SUFFIX, as_path, existing, read_model_file
 from vxpress.bridge.store import check_format
 
 
@@ -36,6 +37,8 @@ def save_model(adata: AnnData, path: str | Path, *, key: str = DEFAULT_KEY) -> N
         If the path has another ending.
     FileNotFoundError
         If its folder does not exist.
+    OSError
+        If the path is a folder, or cannot be written to. An earlier file is then as it was.
 
     Examples
     --------
@@ -47,10 +50,16 @@ def save_model(adata: AnnData, path: str | Path, *, key: str = DEFAULT_KEY) -> N
     >>> vx.save_model(reference, path)
     >>> vx.tl.encode(query, model=path)
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        msg = f"path={str(path)!r} should end in .safetensors."
+    if not isinstance(adata, AnnData):
+        msg = f"An AnnData is expected as first argument; found {type(adata).__name__}."
+        raise TypeError(msg)
+    path = as_path("path", path)
+    if path.suffix != SUFFIX:
+        msg = f"path={str(path)!r} should end in {SUFFIX}."
         raise ValueError(msg)
+    if path.is_dir():
+        msg = f"path={str(path)!r} is a folder. Name a file, for example {str(path / ('model' + SUFFIX))!r}."
+        raise IsADirectoryError(msg)
     fit = find_fit(adata, None, key)  # a damaged fit is not saved
     write_fit(fit.to_uns(), key, path)
 
@@ -72,6 +81,8 @@ def load_model(path: str | Path) -> AnnData:
     ------
     FileNotFoundError
         If there is no such file.
+    OSError
+        If it is a folder, or cannot be read.
     ValueError
         If the file is damaged, of another version, or not a model.
 
@@ -85,7 +96,8 @@ def load_model(path: str | Path) -> AnnData:
     >>> vx.load_model(path).shape
     (0, 765)
     """
-    stored, key = read_fit(Path(path))
+    path = existing("path", as_path("path", path))
+    stored, key = read_model_file(path)
     check_format(stored, str(path))
     fit = Fit.from_uns(stored)
     return AnnData(

@@ -2,7 +2,7 @@
 
 python scripts/run_comparison.py docs/coming_from_scvi_tools.md --side vxpress --data counts.h5ad
 python scripts/run_comparison.py docs/coming_from_scvi_tools.md --side scvi-tools --data counts.h5ad --epochs 5
-python scripts/run_comparison.py docs/coming_from_scanpy.md --side scanpy --data counts.h5ad 
+python scripts/run_comparison.py docs/coming_from_scanpy.md --side scanpy --data counts.h5ad
 
 The data set needs ``obs["batch"]`` and ``obs["cell_type"]``.  The cells of its last batch are the query.
 """

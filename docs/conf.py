@@ -40,7 +40,7 @@ extensions = [
     "sphinxcontrib.bibtex",
     "sphinxext.opengraph",
 ]
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "inventories", "tutorials/README.md"]
+exclude_patterns = ["_build", "_templates", "**.ipynb_checkpoints", "inventories", "tutorials/README.md"]
 suppress_warnings = [
     "config.cache",  # the formatter of type hints is a function
     # types that other packages import for type checkers only
@@ -49,6 +49,7 @@ suppress_warnings = [
 ]
 
 autosummary_generate = True
+templates_path = ["_templates"]  # titles without the name of the package
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # sphinx_autodoc_typehints writes them
 typehints_defaults = "braces"

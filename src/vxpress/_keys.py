@@ -9,9 +9,15 @@ LIBRARY_SIZE = "library_size"
 
 
 def check_name(argument: str, name: object) -> None:
-    """Raise ``ValueError`` unless ``name`` can name a slot, also in a file, where ``/`` separates folders."""
-    if not isinstance(name, str) or not name or "/" in name:
-        msg = f"{argument}={name!r} cannot name what is written; a string without '/' is expected."
+    """Raise ``ValueError`` unless ``name`` can name a slot, also in a file.
+
+    There ``/`` separates folders, ``.`` and ``..`` are folders themselves, and AnnData keeps ``_index`` to itself.
+    """
+    if not isinstance(name, str) or not name.strip(". ") or "/" in name or "\0" in name or name == "_index":
+        msg = (
+            f"{argument}={name!r} cannot name what is written, in a file least of all; a string without '/' that is not empty, "
+            "not made of dots and not '_index' is expected."
+        )
         raise ValueError(msg)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vxpress.bridge.covariates import CovariateTable
+from vxpress.bridge.covariates import CovariateTable, Scale
 
 OBS = pd.DataFrame(
     {
@@ -89,3 +89,137 @@ def test_unseen_categories_are_named() -> None:
     table = CovariateTable.learn(OBS, "batch", [], [], None)
     with pytest.raises(ValueError, match=r"\['new'\]"):
         table.read(OBS.assign(batch=["a", "new", "b", "c"]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        (dtype, value)
+        for dtype in (np.float64, np.float32)
+        for value in (14.62, 0.1, 34.7, 100.0, -3.3, 1e-30, 1e30, 0.0)
+    ]
+    + [(np.float64, 1e200), (np.float64, 1e-200)],
+)
+@pytest.mark.parametrize("noise", [0.0, 4.0])
+def test_a_number_without_spread_beyond_rounding_is_constant(dtype: type, value: float, noise: float) -> None:
+    values = np.full(101, value, dtype=dtype)
+    values[::2] += dtype(noise * np.finfo(dtype).eps) * values[0]
+    scale = Scale.of(values.astype(np.float64), dtype)
+    assert scale.constant
+    assert scale.sd == 1.0
+    np.testing.assert_allclose(scale.standardise(values.astype(np.float64)), 0, atol=1e-5 * max(1, abs(value)))
+    assert not scale.far(values.astype(np.float64)).any()
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-150, 1e150, 1e-3])
+@pytest.mark.parametrize("offset", [0.0, 1e3, -1e6])
+def test_spread_is_relative_to_size(unit: float, offset: float) -> None:
+    values = unit * (offset + np.random.default_rng(0).normal(0, 1, 200))
+    scale = Scale.of(values)
+    assert not scale.constant
+    found = scale.standardise(values)
+    np.testing.assert_allclose([found.mean(), found.std()], [0, 1], atol=1e-6)
+    assert (scale.low, scale.high) == (values.min(), values.max())
+
+
+def test_a_constant_is_said_and_so_are_values_far_outside_the_range(warned: list[str]) -> None:
+    table = CovariateTable.learn(OBS, None, [], ["age", "same"], None)
+    assert len(warned) == 1
+    assert "obs['same'] is constant" in warned[0]
+    warned.clear()
+    table.read(OBS)
+    table.read(OBS.assign(age=[5.0, 45.0, 10.0, 40.0], same=1 + 1e-9))
+    assert not warned
+    table.read(OBS.assign(age=[10.0, 20.0, 99.0, 98.0]))
+    assert "obs['age'] holds 99 (and 1 more" in warned[0]
+    assert "10 to 40" in warned[0]
+    table.read(OBS.assign(same=2.0))
+    assert "obs['same'] holds 2" in warned[1]
+    assert len(warned) == 2
+
+
+STORED = CovariateTable.learn(OBS, "batch", ["plate"], ["age"], "flag").to_uns()
+
+
+@pytest.mark.parametrize("field", STORED)
+def test_a_record_that_lost_a_field_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match="damaged"):
+        CovariateTable.from_uns({name: value for name, value in STORED.items() if name != field})
+
+
+@pytest.mark.parametrize("field", CovariateTable.learn(OBS, None, [], [], None).to_uns())
+def test_so_is_one_without_covariates(field: str) -> None:
+    empty = CovariateTable.learn(OBS, None, [], [], None).to_uns()
+    with pytest.raises(ValueError, match="damaged"):
+        CovariateTable.from_uns({name: value for name, value in empty.items() if name != field})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("categories_0", ["c", "b", "b"]),
+        ("categories_0", ["c", "", "a"]),
+        ("categories_0", []),
+        ("categories_1", [1, 3]),
+        ("categorical_keys", ["batch", "batch"]),
+        ("categorical_keys", ["plate", "batch"]),
+        ("labels_categories", ["True", "True"]),
+        ("labels_key", ""),
+        ("labels_key", 3),
+        ("batch_key", "plate"),
+        ("continuous_keys", []),
+        ("continuous_keys", ["age", "size"]),
+        ("continuous_sd", [0.0]),
+        ("continuous_sd", [-1.0]),
+        ("continuous_sd", [np.nan]),
+        ("continuous_mean", [np.inf]),
+        ("continuous_mean", [1e9]),
+        ("continuous_mean", [1.0, 2.0]),
+        ("continuous_min", [50.0]),
+        ("continuous_max", ["40"]),
+    ],
+)
+def test_values_that_cannot_be_are_refused(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match="damaged"):
+        CovariateTable.from_uns(STORED | {field: np.array(value) if isinstance(value, list) else value})
+
+
+def test_cells_without_the_batch_are_told_how_to_name_it() -> None:
+    table = CovariateTable.learn(OBS, "batch", ["plate"], ["age"], None)
+    for key, hint in (
+        ("batch", "'new batch name'"),
+        ("plate", "'name of the category'"),
+        ("age", "number of every cell"),
+    ):
+        with pytest.raises(KeyError, match=rf"query\.obs\['{key}'\] = .*|{hint}"):
+            table.read(OBS.drop(columns=key))
+    with pytest.raises(KeyError, match="new batch name"):
+        table.with_categories_of(OBS.drop(columns="batch"))
+
+
+def test_other_cells_may_store_numbers_otherwise() -> None:
+    days = pd.Series(pd.Categorical([0.0, 1.5, 3.0, 0.0]), index=OBS.index)
+    table = CovariateTable.learn(OBS.assign(day=days), None, ["day", "plate"], [], None)
+    assert table.categorical[0] == ("day", ("0", "1.5", "3"))
+    other = OBS.assign(day=days.astype(float), plate=OBS["plate"].astype("Float32"))
+    extended, added = table.with_categories_of(other)
+    assert added == ((), ())
+    assert extended == table
+    np.testing.assert_array_equal(table.read(other).categorical_nk, table.read(OBS.assign(day=days)).categorical_nk)
+    _, added = table.with_categories_of(other.assign(plate=[1, 2, 10, 3]))
+    assert added == ((), ("10", "2"))
+    with pytest.raises(ValueError, match=r"fractional.*2\.5"):
+        table.with_categories_of(other.assign(plate=[1.0, 2.5, 3.0, 3.0]))
+
+
+def test_batches_are_named_as_they_stand_in_the_column() -> None:
+    table = CovariateTable.learn(OBS, "plate", [], [], None)
+    for value in (3, 3.0, "3", np.float32(3), [3], np.array([3.0]), pd.Series([3]), pd.Categorical([3]), (3,)):
+        assert table.batch_codes(value) == (1,)
+    assert table.batch_codes([3.0, "1", 3]) == (1, 0)
+    for value in (2, [1, None], [], True, "plate"):
+        with pytest.raises(ValueError, match=r"knows the batches \['1', '3'\]"):
+            table.batch_codes(value)
+    pairs = CovariateTable.learn(OBS.assign(pair=[(1, 2), (3, 4), (1, 2), (3, 4)]), "pair", [], [], None)
+    assert pairs.batch_codes((3, 4)) == (1,)
+    assert pairs.batch_codes([(1, 2), (3, 4)]) == (0, 1)

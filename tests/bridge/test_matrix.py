@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
@@ -114,3 +116,52 @@ def test_complex_and_text_are_refused() -> None:
         canonical(np.array([["a"]]))
     with pytest.raises(ValueError, match="real numbers"):
         canonical(np.array([[1j]]))
+
+
+def _log_values() -> ad.AnnData:
+    adata = ad.AnnData(sparse.csr_matrix(np.log1p(X)))
+    adata.raw = ad.AnnData(sparse.csr_matrix(X))
+    return adata
+
+
+def test_counts_elsewhere_are_named() -> None:
+    adata, everything = _log_values(), np.ones(11, dtype=bool)
+    with pytest.raises(ValueError, match=r"adata\.raw\.to_adata\(\)"):
+        read_counts(adata, None, everything)
+    adata.layers["counts"] = X
+    with pytest.raises(ValueError, match=r"pass layer='counts'\.$"):
+        read_counts(adata, None, everything)
+    adata.X = X - X.mean(0)
+    with pytest.raises(ValueError, match=r"negative.*pass layer='counts'\.$"):
+        read_counts(adata, None, everything)
+    adata.layers["counts"] = adata.layers["counts"] / 3
+    adata.raw = ad.AnnData(np.log1p(X))
+    with pytest.raises(ValueError, match=r"name the layer with raw counts\.$"):
+        read_counts(adata, None, everything)
+
+
+def test_the_layer_of_the_message_holds_the_counts() -> None:
+    adata = _log_values()
+    adata.layers["counts"] = adata.raw[:, adata.var_names].X
+    np.testing.assert_array_equal(read_counts(adata, "counts", np.ones(11, dtype=bool)).inside.toarray(), X)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array])
+def test_rounding_errors_are_shown_and_the_call_that_rounds_mends_them(kind: Callable) -> None:
+    x = X.astype(np.float64)
+    size = x.sum(1, keepdims=True)
+    back = np.expm1(np.log1p(x / size * 1e4)) * size / 1e4
+    assert 0 < abs(back - x).max() < 1e-6
+    adata = ad.AnnData(kind(back))
+    with pytest.raises(ValueError, match="rounding errors") as error:
+        read_counts(adata, None, np.ones(11, dtype=bool))
+    shown, call = re.search(r"for example ([^)]*)\).*Round them: (.*)\.$", str(error.value)).groups()  # type: ignore[union-attr]
+    assert float(shown) in back
+    assert float(shown) != round(float(shown))
+    exec(call, {"adata": adata, "np": np})
+    np.testing.assert_array_equal(read_counts(adata, None, np.ones(11, dtype=bool)).inside.toarray(), X)
+
+
+def test_fractions_are_no_rounding_errors() -> None:
+    with pytest.raises(ValueError, match=r"normalised.*"):
+        check_counts(sparse.csr_matrix(np.array([[1.0, 2.0000001, 3.25]])), "adata.X")

@@ -13,6 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 import vxpress as vx
+from vxpress.bridge.matrix import check_counts
 from vxpress.pp import _highly_variable_genes as module
 from vxpress.pp import _residuals
 from vxpress.pp._residuals import residual_moments
@@ -54,7 +55,9 @@ def by_definition(x: np.ndarray, theta: float, codes: np.ndarray | None = None, 
 
 def moments(x: object, codes: np.ndarray | None = None, theta: float = 100.0, min_cells: int = 1):
     codes = np.zeros(x.shape[0], dtype=int) if codes is None else codes  # type: ignore[attr-defined]
-    return residual_moments(x, codes, codes.max() + 1, theta=theta, min_cells=min_cells, where="adata.X")
+    return residual_moments(
+        x, codes, codes.max() + 1, theta=theta, min_cells=min_cells, check=lambda block: check_counts(block, "adata.X")
+    )
 
 
 @pytest.mark.parametrize("batch_key", [None, "batch"])

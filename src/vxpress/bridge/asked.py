@@ -94,5 +94,5 @@ def asked_seed(rng: int | np.random.Generator | None) -> int:
 def genes_as_anndata(adata: AnnData, fit: Fit, wanted: np.ndarray, matrix: Matrix) -> AnnData:
     """Decoded expression of some genes, with copies of ``obs`` and ``obsm``."""
     var = pd.DataFrame(index=pd.Index(fit.genes[wanted], dtype=object))
-    obsm = {name: value.copy() for name, value in adata.obsm.items()}
-    return AnnData(matrix, obs=adata.obs.copy(), var=var, obsm=obsm)
+    # anndata knows how to copy what it lets in, awkward arrays among it
+    return AnnData(matrix, obs=adata.obs.copy(), var=var, obsm=adata.obsm.copy())

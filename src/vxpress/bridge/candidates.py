@@ -18,6 +18,7 @@ from vxpress.bridge.find import find_fit
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.places import SUFFIX, fits_of_file, read_store
 from vxpress.bridge.store import is_fit
+from vxpress.bridge.stored import stored_split
 
 Place: TypeAlias = AnnData | str | Path
 Entry: TypeAlias = Place | tuple[Place, str]
@@ -123,9 +124,9 @@ def _seen(adata: AnnData, place: AnnData | Path, fit: Fit, keys: Keys) -> tuple[
     """Which cells of ``adata`` the fit was trained on and which it was not, as far as is known, each boolean (n,)."""
     nothing = np.zeros(adata.n_obs, dtype=bool)
     if not isinstance(place, Path) and place is adata:
-        if keys.split not in adata.obs:
+        split_n = stored_split(adata, keys)
+        if split_n is None:
             return nothing, nothing
-        split_n = adata.obs[keys.split].astype(object).to_numpy()
         return split_n == "train", np.isin(split_n.astype(str), ("validation", "query"))
     split = _split_of(place, keys)
     if split is None:
@@ -160,7 +161,8 @@ def _renamed(names: pd.Index, known: pd.Index) -> bool:
 def _split_of(place: AnnData | Path, keys: Keys) -> pd.Series | None:
     """Train, validation or query by the name of the cell, where the place says so."""
     if not isinstance(place, Path):
-        return place.obs[keys.split].astype(object) if keys.split in place.obs else None
+        split_n = stored_split(place, keys)
+        return None if split_n is None else pd.Series(split_n, index=place.obs_names)
     if place.suffix == SUFFIX:
         return None
 

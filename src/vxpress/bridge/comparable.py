@@ -9,6 +9,7 @@ from anndata import AnnData
 
 from vxpress._unset import Unset
 from vxpress.bridge.candidates import Candidate
+from vxpress.bridge.columns import as_mask, find_column
 from vxpress.core.likelihoods import LIKELIHOODS
 
 MIN_CELLS = 200
@@ -108,16 +109,15 @@ def check_enough(candidates: Sequence[Candidate], chosen_n: np.ndarray) -> None:
 
 
 def _named_cells(adata: AnnData, candidates: Sequence[Candidate], cells: str | np.ndarray) -> np.ndarray:
-    if isinstance(cells, str) and cells not in adata.obs:
-        msg = f"cells={cells!r} is not a column of adata.obs (found: {list(adata.obs.columns)})."
-        raise KeyError(msg)
-    column = adata.obs[cells] if isinstance(cells, str) else cells
-    chosen_n = np.asarray(column)
-    if chosen_n.dtype == object and all(isinstance(value, (bool, np.bool_)) for value in chosen_n):
-        chosen_n = chosen_n.astype(bool)
-    if chosen_n.dtype != bool or chosen_n.shape != (adata.n_obs,):
-        msg = f"cells= should be {adata.n_obs} booleans, one per cell; found dtype {chosen_n.dtype} and shape {chosen_n.shape}."
-        raise ValueError(msg)
+    named = isinstance(cells, str)
+    where = f"adata.obs[{cells!r}]" if named else "cells="
+    given = find_column(adata.obs, cells, argument="cells") if named else cells
+    gaps = (
+        f"Leave these cells out: {where}.fillna(False)."
+        if named
+        else "Give each cell a value, for example fillna(False)."
+    )
+    chosen_n = as_mask(given, adata.n_obs, where, of="cell", gaps=gaps)
     for candidate in candidates:
         n_trained = int((chosen_n & candidate.trained_n).sum())
         if n_trained:

@@ -37,7 +37,7 @@ def read_counts(
     parts = [(slice(0, matrix.shape[0]), canonical(matrix))] if in_memory else row_blocks(matrix)
     all_modelled = bool(modelled_g.all())
     for _, block in steps(parts, "reading counts"):
-        check_counts(block, where)
+        check_counts(block, where, adata)
         picked = block if genes is None else _pick(block, genes)
         inside = picked if all_modelled else picked[:, modelled_g]
         outside = None if all_modelled else picked[:, ~modelled_g]

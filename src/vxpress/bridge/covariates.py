@@ -2,27 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
 from scanpy import logging as logg
 
-from vxpress._keys import LIBRARY_SIZE
+from vxpress.bridge.columns import check_no_fractions, get_categories, get_column, get_names, get_numbers
 from vxpress.bridge.learned import MIN_CELLS, few, learned, with_cells
+from vxpress.bridge.names import each_value, find_name, find_names
 from vxpress.core.covariates import Covariates
 
+# what transform_batch= takes: a batch as it stands in obs, or several
+Batches: TypeAlias = Hashable | Iterable[Hashable]
 # value of transform_batch= that leaves every cell in its own batch
 OBSERVED = "observed"
 
 
 @dataclass(frozen=True)
+class Scale:
+    """A continuous covariate in the cells of a fit: mean, standard deviation, and the range it was seen in.
+
+    The standard deviation is 1 where the covariate is constant, so that nothing is divided by rounding errors.
+    """
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: np.ndarray, dtype: Any = np.float64) -> Scale:
+        """That of some numbers, which were stored as ``dtype``."""
+        low, high = float(values.min()), float(values.max())
+        if high - low <= _rounding(dtype) * max(abs(low), abs(high)):
+            middle = low + 0.5 * (high - low)
+            return cls(middle, 1.0, middle, middle)
+        # squares of very large and very small numbers leave the range of floats
+        unit = max(abs(low), abs(high))
+        unit = 1.0 if 1e-100 < unit < 1e100 else unit
+        return cls(float((values / unit).mean() * unit), float((values / unit).std() * unit), low, high)
+
+    @property
+    def constant(self) -> bool:
+        """Whether all cells of the fit had one value, up to rounding."""
+        return self.low == self.high
+
+    def standardise(self, values: np.ndarray) -> np.ndarray:
+        """Numbers as the model sees them."""
+        return (values - self.mean) / self.sd
+
+    def far(self, values: np.ndarray) -> np.ndarray:
+        """Which numbers lie outside the range seen by more than one standard deviation; of a constant, which differ."""
+        margin = _rounding(np.float32) * abs(self.mean) if self.constant else self.sd
+        return (values < self.low - margin) | (values > self.high + margin)
+
+    def range(self) -> str:
+        """What was seen, in words."""
+        return f"{self.low:g} in all cells" if self.constant else f"{self.low:g} to {self.high:g}"
+
+
+def _rounding(dtype: Any) -> float:
+    """Relative size of what rounding leaves of a constant: a few digits more than one operation loses."""
+    plain = np.dtype(getattr(dtype, "numpy_dtype", dtype))
+    return float(np.finfo(plain if plain.kind == "f" else np.float64).eps) ** 0.75
+
+
+@dataclass(frozen=True)
 class CovariateTable:
-    """What a fit knows of its covariates: columns, their categories, and mean and standard deviation of numbers.
+    """What a fit knows of its covariates: columns, their categories, and the scale of numbers.
 
     The batch, where there is one, is the first categorical column.  ``n_train`` are the numbers of training cells of each
     categorical column's categories, 0 before there are any.
@@ -30,7 +81,7 @@ class CovariateTable:
 
     batch_key: str | None
     categorical: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    continuous: tuple[tuple[str, float, float], ...] = ()
+    continuous: tuple[tuple[str, Scale], ...] = ()
     labels: tuple[str, tuple[str, ...]] | None = None
     n_train: tuple[tuple[int, ...], ...] = ()
 
@@ -48,16 +99,19 @@ class CovariateTable:
             if key is not None and not isinstance(key, str):
                 msg = f"The name of a column of adata.obs is expected; found {key!r}."
                 raise TypeError(msg)
+            if key == "":
+                msg = "A covariate is named by the empty string. Give the column a name: adata.obs = adata.obs.rename(columns={'': 'batch'})."
+                raise ValueError(msg)
         keys = ([batch_key] if batch_key is not None else []) + [k for k in categorical_keys if k != batch_key]
         if len(set(keys)) < len(keys) or len(set(continuous_keys)) < len(continuous_keys):
             msg = f"A covariate is named twice: {[*keys, *continuous_keys]}. Name each column once."
             raise ValueError(msg)
-        categorical = tuple((key, category_names(obs, key)) for key in keys)
+        categorical = tuple((key, get_categories(obs, key).names) for key in keys)
         for key, names in categorical:
             if len(names) == 1:
                 logg.warning(f"obs[{key!r}] has one category ({names[0]!r}) only: there is nothing to correct for.")
-        continuous = tuple((key, *_location_scale(obs, key)) for key in continuous_keys)
-        labels = None if labels_key is None else (labels_key, category_names(obs, labels_key))
+        continuous = tuple((key, location_scale(obs, key)) for key in continuous_keys)
+        labels = None if labels_key is None else (labels_key, get_categories(obs, labels_key).names)
         return cls(batch_key, categorical, continuous, labels, tuple((0,) * len(names) for _, names in categorical))
 
     def trained_on(self, codes_nk: np.ndarray, known: Sequence[int] | None = None) -> CovariateTable:
@@ -87,18 +141,21 @@ class CovariateTable:
         """Names of the batches; empty without a batch covariate."""
         return self.categorical[0][1] if self.batch_key is not None else ()
 
-    def batch_codes(self, transform_batch: str | Sequence[str] | None) -> tuple[int, ...]:
+    def batch_codes(self, transform_batch: Batches | None) -> tuple[int, ...]:
         """Codes of the batches to decode under, for ``None`` all that were learned; empty without a batch covariate."""
         known = self.batches
         if transform_batch is None:
             self._warn_left_out()
             return self.averaged_batches
+        values = [transform_batch] if isinstance(transform_batch, tuple) else each_value(transform_batch)
+        if isinstance(transform_batch, tuple) and find_name(transform_batch, known) is None:
+            values = list(transform_batch)
         # a batch that is named twice has no double weight
-        names = tuple(dict.fromkeys(map(str, [transform_batch] if np.ndim(transform_batch) == 0 else transform_batch)))
-        unknown = [name for name in names if name not in known]
-        if unknown or not names:
+        found = dict.fromkeys(find_names(values, known))
+        if not found or None in found:
             msg = f"transform_batch={transform_batch!r}: the fit knows the batches {list(known)}. Name one or more of these, or fit with batch_key=."
             raise ValueError(msg)
+        names = tuple(name for name in found if name is not None)
         codes = tuple(known.index(name) for name in names)
         small, n = few(names, [self.n_train[0][code] for code in codes])
         if small:
@@ -120,13 +177,27 @@ class CovariateTable:
         """The table with the categories of other cells behind its own, and the added ones of each categorical column."""
         added = []
         for key, names in self.categorical:
-            found = _as_names(get_column(obs, key))
-            added.append(tuple(sorted(set(found) - set(names))))
+            found = get_names(obs, key, hint=self._hint(key))
+            check_no_fractions(found, key, names)
+            added.append(
+                tuple(sorted(name for name, at in zip(found.names, found.among(names), strict=True) if at < 0))
+            )
         categorical = tuple((key, (*names, *more)) for (key, names), more in zip(self.categorical, added, strict=True))
         n_train = tuple((*n, *(0 for _ in more)) for n, more in zip(self.n_train, added, strict=True))
         return replace(self, categorical=categorical, n_train=n_train), tuple(added)
 
-    def decoding_batches(self, transform_batch: str | Sequence[str] | None) -> tuple[int | None, ...]:
+    def _hint(self, key: str) -> str:
+        """What to do where other cells lack a column."""
+        if key == self.batch_key:
+            return (
+                f"The fit corrects for it: name the batch of these cells, query.obs[{key!r}] = 'new batch name', or one of "
+                f"{list(self.batches)[:5]}."
+            )
+        if any(key == name for name, _ in self.continuous):
+            return f"The fit was given this number of every cell: query.obs[{key!r}] = ..."
+        return f"The fit was given this covariate of every cell: query.obs[{key!r}] = 'name of the category'."
+
+    def decoding_batches(self, transform_batch: Batches | None) -> tuple[int | None, ...]:
         """Codes of the batches to decode under; ``None`` is each cell's own batch, which ``"observed"`` asks for."""
         if not isinstance(transform_batch, str) or transform_batch != OBSERVED:
             return self.batch_codes(transform_batch) or (None,)
@@ -137,10 +208,18 @@ class CovariateTable:
             )
         return (None,)
 
-    def read(self, obs: pd.DataFrame, *, labels: bool = True) -> Covariates:
-        """Codes and standardised values of some cells; ``labels=False`` where only training needs them."""
-        codes = [category_codes(obs, key, names) for key, names in self.categorical]
-        values = [(_numbers(obs, key) - mean) / sd for key, mean, sd in self.continuous]
+    def read(self, obs: pd.DataFrame, *, labels: bool = True, warn: bool = True) -> Covariates:
+        """Codes and standardised values of some cells; ``labels=False`` where only training needs them.
+
+        ``warn=False`` does not say which numbers are far from what the fit has seen.
+        """
+        codes = [category_codes(obs, key, names, self._hint(key)) for key, names in self.categorical]
+        values = []
+        for key, scale in self.continuous:
+            found = get_numbers(obs, key, hint=self._hint(key))
+            if warn:
+                warn_far(key, scale, found, f"obs[{key!r}] holds")
+            values.append(scale.standardise(found))
         n = len(obs)
         return Covariates(
             torch.from_numpy(np.stack(codes, axis=1) if codes else np.zeros((n, 0), dtype=np.int64)),
@@ -149,141 +228,152 @@ class CovariateTable:
         )
 
     def to_uns(self) -> dict[str, Any]:
-        """As a mapping; names chosen by the user are values, never keys."""
-        out: dict[str, Any] = {}
-        if self.batch_key is not None:
-            out["batch_key"] = self.batch_key
-        if self.categorical:
-            out["categorical_keys"] = _strings([key for key, _ in self.categorical])
-            out |= {f"categories_{i}": _strings(names) for i, (_, names) in enumerate(self.categorical)}
-            out |= {f"n_train_{i}": np.array(n, dtype=np.int64) for i, n in enumerate(self.n_train)}
-        if self.continuous:
-            out["continuous_keys"] = _strings([key for key, _, _ in self.continuous])
-            out["continuous_mean"] = np.array([mean for _, mean, _ in self.continuous])
-            out["continuous_sd"] = np.array([sd for _, _, sd in self.continuous])
-        if self.labels is not None:
-            out["labels_key"], out["labels_categories"] = self.labels[0], _strings(self.labels[1])
-        return out
+        """As a mapping; names chosen by the user are values, never keys.
+
+        Every field is written whether or not there is such a covariate, an empty string standing for no column, so that
+        a field that was lost is missed.
+        """
+        scales = [scale for _, scale in self.continuous]
+        labels_key, labels = ("", ()) if self.labels is None else self.labels
+        return {
+            "batch_key": self.batch_key or "",
+            "categorical_keys": _strings([key for key, _ in self.categorical]),
+            **{f"categories_{i}": _strings(names) for i, (_, names) in enumerate(self.categorical)},
+            **{f"n_train_{i}": np.array(n, dtype=np.int64) for i, n in enumerate(self.n_train)},
+            "continuous_keys": _strings([key for key, _ in self.continuous]),
+            "continuous_mean": np.array([scale.mean for scale in scales], dtype=float),
+            "continuous_sd": np.array([scale.sd for scale in scales], dtype=float),
+            "continuous_min": np.array([scale.low for scale in scales], dtype=float),
+            "continuous_max": np.array([scale.high for scale in scales], dtype=float),
+            "labels_key": labels_key,
+            "labels_categories": _strings(labels),
+        }
 
     @classmethod
     def from_uns(cls, stored: Mapping[str, Any]) -> CovariateTable:
-        """The table that :meth:`to_uns` stored."""
-        categorical = tuple(
-            (str(key), tuple(map(str, stored[f"categories_{i}"])))
-            for i, key in enumerate(stored.get("categorical_keys", ()))
-        )
-        continuous = tuple(
-            (str(key), float(mean), float(sd))
-            for key, mean, sd in zip(
-                stored.get("continuous_keys", ()),
-                stored.get("continuous_mean", ()),
-                stored.get("continuous_sd", ()),
-                strict=True,
+        """The table that :meth:`to_uns` stored; raises ``ValueError`` where it lacks a field or a value cannot be."""
+        keys = _stored_names(stored, "categorical_keys", empty=True)
+        categorical = tuple((key, _stored_names(stored, f"categories_{i}")) for i, key in enumerate(keys))
+        numbers = _stored_names(stored, "continuous_keys", empty=True)
+        parts = [_stored_numbers(stored, f"continuous_{part}", len(numbers)) for part in ("mean", "sd")]
+        # the range is infinite where it is not known
+        parts += [_stored_numbers(stored, f"continuous_{part}", len(numbers), finite=False) for part in ("min", "max")]
+        scales = [Scale(*values) for values in zip(*parts, strict=True)]
+        for key, scale in zip(numbers, scales, strict=True):
+            inside = scale.low - scale.sd <= scale.mean <= scale.high + scale.sd
+            _require(
+                scale.sd > 0 and scale.low <= scale.high and inside,
+                f"the number {key!r} has mean {scale.mean:g}, standard deviation {scale.sd:g} and range {scale.low:g} to "
+                f"{scale.high:g}",
             )
+        batch_key, labels_key = (_stored_text(stored, name) for name in ("batch_key", "labels_key"))
+        _require(
+            not batch_key or keys[:1] == (batch_key,),
+            f"the batch {batch_key!r} is not the first of the categorical ones, {list(keys)}",
         )
-        labels = (
-            (str(stored["labels_key"]), tuple(map(str, stored["labels_categories"])))
-            if "labels_key" in stored
-            else None
+        names = _stored_names(stored, "labels_categories", empty=not labels_key)
+        _require(bool(labels_key) or not names, "labels have categories, but no column")
+        return cls(
+            batch_key or None,
+            categorical,
+            tuple(zip(numbers, scales, strict=True)),
+            (labels_key, names) if labels_key else None,
+            tuple(_n_train(stored, i, len(names)) for i, (_, names) in enumerate(categorical)),
         )
-        batch_key = stored.get("batch_key")
-        n_train = tuple(_n_train(stored, i, len(names)) for i, (_, names) in enumerate(categorical))
-        return cls(None if batch_key is None else str(batch_key), categorical, continuous, labels, n_train)
 
 
 def _n_train(stored: Mapping[str, Any], i: int, n_categories: int) -> tuple[int, ...]:
     """Numbers of training cells, checked."""
-    values = np.asarray(stored[f"n_train_{i}"])
-    if values.dtype.kind not in "iu" or values.shape != (n_categories,) or (values < 0).any():
-        msg = (
-            f"The stored fit is damaged: covariates/n_train_{i} should be {n_categories} numbers of training cells, one per "
-            f"category; found {values!r}. Fit again: vx.tl.fit_vae(adata)."
-        )
-        raise ValueError(msg)
+    name = f"n_train_{i}"
+    values = _field(stored, name)
+    right = values.dtype.kind in "iu" and values.shape == (n_categories,) and bool((values >= 0).all())
+    _require(
+        right,
+        f"{name!r} is {stored[name]!r}, where {n_categories} numbers of training cells, one per category, are expected",
+    )
     return tuple(int(n) for n in values)
 
 
 def _strings(names: Sequence[str]) -> np.ndarray:
-    return np.array(list(names), dtype=object)
+    # an empty array of objects does not survive every file
+    return np.array(list(names), dtype=object) if names else np.array([], dtype=float)
 
 
-def get_column(obs: pd.DataFrame, key: str, *, numeric: bool = False) -> pd.Series:
-    """A column of ``obs`` without gaps, or an error that lists what is there or says how to fill it."""
-    if key not in obs.columns:
-        hint = " vx.pp.library_size(adata) writes it." if key == LIBRARY_SIZE else ""
-        msg = f"{key!r} is not a column of adata.obs (found: {list(obs.columns)}).{hint}"
-        raise KeyError(msg)
-    column = obs[key]
-    missing = int(column.isna().sum())
-    if missing:
-        name = f"adata.obs[{key!r}]"
-        fill = f"{name}.fillna({name}.median())" if numeric else f"{name}.astype(object).fillna('unknown')"
+def _require(holds: bool, otherwise: str) -> None:  # noqa: FBT001 - a condition
+    if not holds:
+        msg = f"The stored fit is damaged: of its covariates, {otherwise}. Fit again: vx.tl.fit_vae(adata)."
+        raise ValueError(msg)
+
+
+def _field(stored: Mapping[str, Any], name: str) -> np.ndarray:
+    if name not in stored:
+        # ad.concat keeps the entries of uns that agree, and encode adds categories
         msg = (
-            f"obs[{key!r}] is missing (NaN) in {missing} of {len(obs)} cells. Give these cells a value, for example "
-            f"{name} = {fill}, or leave them out with adata = adata[{name}.notna()].copy()."
+            f"The stored fit is damaged: its covariates lack {name!r}. Was it merged by ad.concat(uns_merge='same') from a reference "
+            "and a query with new categories? Then pass the AnnData that knows them all: model=query. If another version of "
+            "vxpress wrote it, fit again: vx.tl.fit_vae(adata)."
         )
         raise ValueError(msg)
-    return column
+    return np.asarray(stored[name])
 
 
-def category_names(obs: pd.DataFrame, key: str) -> tuple[str, ...]:
-    """Names of the categories of a column, in its order, else sorted."""
-    column = get_column(obs, key)
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        names = tuple(map(str, column.cat.remove_unused_categories().cat.categories))
-    else:
-        if pd.api.types.is_float_dtype(column.dtype) and not np.allclose(column, np.rint(column)):
-            msg = f"obs[{key!r}] holds fractional numbers; a categorical covariate is expected. Name it in continuous_covariate_keys= instead."
-            raise ValueError(msg)
-        names = tuple(sorted({str(name) for name in pd.unique(_as_names(column))}))
-    if len(set(names)) < len(names):
-        msg = f"obs[{key!r}] has categories that read alike, such as 1 and '1': {list(names)}. Make them one type: .astype(str)."
-        raise ValueError(msg)
-    return names
+def _stored_text(stored: Mapping[str, Any], name: str) -> str:
+    value = _field(stored, name)
+    _require(value.ndim == 0 and isinstance(value[()], str), f"{name!r} is {stored[name]!r} and no string")
+    return str(value[()])
 
 
-def _as_names(column: pd.Series) -> pd.Series:
-    """As strings; whole numbers read the same whether pandas holds them as int or, after a merge, as float."""
-    if pd.api.types.is_float_dtype(column.dtype) and np.allclose(column, np.rint(column)):
-        column = column.astype(np.int64)
-    return column.astype(str)
+def _stored_names(stored: Mapping[str, Any], name: str, *, empty: bool = False) -> tuple[str, ...]:
+    values = _field(stored, name)
+    names = tuple(values.tolist()) if values.ndim == 1 else ()
+    right = values.ndim == 1 and all(isinstance(part, str) and part for part in names)
+    _require(
+        right and len(set(names)) == len(names) and bool(names or empty),
+        f"{name!r} is {stored[name]!r}, where names that differ are expected",
+    )
+    return tuple(map(str, names))
 
 
-def category_name(value: Hashable) -> str:
-    """The name of a category, as the columns of ``obs`` are read: whole numbers without a point."""
-    if isinstance(value, Real) and not isinstance(value, (bool, Integral)) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
+def _stored_numbers(stored: Mapping[str, Any], name: str, n: int, *, finite: bool = True) -> list[float]:
+    values = _field(stored, name)
+    right = values.shape == (n,) and values.dtype.kind in "iuf"
+    right = right and bool((np.isfinite(values) if finite else ~np.isnan(values)).all())
+    _require(right, f"{name!r} is {stored[name]!r}, where {n} finite number(s) are expected")
+    return [float(value) for value in values]
 
 
-def category_codes(obs: pd.DataFrame, key: str, names: Sequence[str]) -> np.ndarray:
+def warn_far(key: str, scale: Scale, values: np.ndarray, what: str) -> None:
+    """Say where numbers lie far outside what the fit has seen."""
+    far = scale.far(values)
+    if far.any():
+        farthest = float(values[np.argmax(np.abs(values - scale.mean))])
+        logg.warning(
+            f"{what} {farthest:g}{f' (and {int(far.sum()) - 1} more like it)' if far.sum() > 1 else ''}, far outside the range of "
+            f"{key!r} that the fit has seen ({scale.range()}). What the model says of such a value is extrapolation."
+        )
+
+
+def category_codes(obs: pd.DataFrame, key: str, names: Sequence[str], hint: str = "") -> np.ndarray:
     """Positions of the values of a column among ``names``, int64 (n,)."""
-    found = _as_names(get_column(obs, key))
-    codes = pd.Index(names).get_indexer(found).astype(np.int64)
-    if (codes < 0).any():
-        unseen = sorted(set(found[codes < 0]))
+    found = get_names(obs, key, hint=hint)
+    at = found.among(names)
+    if (at < 0).any():
+        unseen = [name for name, i in zip(found.names, at, strict=True) if i < 0]
         msg = (
             f"obs[{key!r}] holds {unseen}, which the fit has not seen (it knows {list(names)}). Rename these categories, leave "
             "the cells out, or make room for them: vx.tl.encode(adata, model=...). After that adata holds the fit that knows "
             "them: leave model= out."
         )
         raise ValueError(msg)
-    return codes
+    return np.asarray(at[found.code_n])
 
 
-def _numbers(obs: pd.DataFrame, key: str) -> np.ndarray:
-    column = get_column(obs, key, numeric=True)
-    if not pd.api.types.is_numeric_dtype(column.dtype):
-        msg = f"obs[{key!r}] has dtype {column.dtype}; numbers are expected. Name it in categorical_covariate_keys= instead."
-        raise ValueError(msg)
-    values = column.to_numpy(dtype=np.float64)
-    if not np.isfinite(values).all():
-        msg = f"obs[{key!r}] holds infinite values; finite numbers are expected."
-        raise ValueError(msg)
-    return values
-
-
-def _location_scale(obs: pd.DataFrame, key: str) -> tuple[float, float]:
-    values = _numbers(obs, key)
-    sd = float(values.std())
-    return float(values.mean()), sd if sd > 0 else 1.0
+def location_scale(obs: pd.DataFrame, key: str) -> Scale:
+    """The scale of a column of ``obs``; a warning says where it is constant."""
+    scale = Scale.of(get_numbers(obs, key), get_column(obs, key).dtype)
+    if scale.constant:
+        logg.warning(
+            f"obs[{key!r}] is constant ({scale.low:g} in all cells of the fit), so that nothing can be learned of it. Leave it out of "
+            "continuous_covariate_keys=, or add cells in which it differs."
+        )
+    return scale

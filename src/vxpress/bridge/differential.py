@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
 from scanpy import logging as logg
 from scipy import sparse
 
-from vxpress.bridge.covariates import get_column
+from vxpress.bridge.columns import get_categories
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.matrix import canonical, check_counts, get_matrix, place, row_blocks
+from vxpress.bridge.names import each_value, find_name, find_names
 from vxpress.bridge.selection import Cells as CellSet
 from vxpress.bridge.selection import select_cells
 from vxpress.bridge.stored import StoredCells, stored_library
@@ -49,40 +49,28 @@ class Groups:
     reference: int | None
 
     @classmethod
-    def read(cls, adata: AnnData, groupby: str, groups: str | Sequence[str], reference: str) -> Groups:
+    def read(cls, adata: AnnData, groupby: str, groups: str | Sequence[Hashable], reference: Hashable) -> Groups:
         """Read ``obs[groupby]``; as scanpy, ``groups`` are tested and the rest are all other cells."""
-        if groupby not in adata.obs.columns:
-            msg = f"groupby={groupby!r} is not a column of adata.obs (found: {list(adata.obs.columns)})."
-            raise KeyError(msg)
-        column = adata.obs[groupby]
-        if not isinstance(column.dtype, pd.CategoricalDtype):
-            if pd.api.types.is_float_dtype(column.dtype):
-                msg = f"obs[{groupby!r}] holds numbers, not categories. Make it one: adata.obs[{groupby!r}].astype(str).astype('category')."
-                raise ValueError(msg)
-            # through object: the nullable types of pandas hold no text beside their gaps
-            column = column.astype(object).where(column.isna(), column.astype(str).astype(object)).astype("category")
-        column = column.cat.remove_unused_categories()
-        names = tuple(map(str, column.cat.categories))
-        if len(set(names)) < len(names):
-            msg = f"obs[{groupby!r}] has categories that read alike, such as 1 and '1': {list(names)}. Make them one type: .astype(str)."
-            raise ValueError(msg)
+        found = get_categories(adata.obs, groupby, argument="groupby", gaps=True)
+        names = found.names
         if len(names) < 2:
             msg = f"obs[{groupby!r}] has {len(names)} categories with cells ({list(names)}); at least two are needed to compare."
             raise ValueError(msg)
-        if reference != "rest" and str(reference) not in names:
+        rest = isinstance(reference, str) and reference == "rest"
+        compared = None if rest else find_name(reference, names)
+        if compared is None and not rest:
             msg = f"reference={reference!r} is not a category of obs[{groupby!r}] with cells; choose 'rest' or one of {list(names)}."
             raise ValueError(msg)
-        wanted = list(names) if isinstance(groups, str) and groups == "all" else _names_of(groups)
-        unknown = [name for name in wanted if name not in names]
-        if unknown or not wanted:
+        wanted = list(names) if isinstance(groups, str) and groups == "all" else find_names(_listed(groups), names)
+        if None in wanted or not wanted:
             msg = f"groups={groups!r}: obs[{groupby!r}] has the categories {list(names)}. Name one or more of these, or 'all'."
             raise ValueError(msg)
-        other = None if reference == "rest" else names.index(str(reference))
+        other = None if compared is None else names.index(compared)
         tested = tuple(i for i, name in enumerate(names) if name in wanted and i != other)
         if not tested:
             msg = f"groups={groups!r} names the reference {reference!r} only; name a group to compare with it."
             raise ValueError(msg)
-        code_n = column.cat.codes.to_numpy().astype(np.int64)
+        code_n = found.code_n
         if other is not None:
             code_n = np.where(np.isin(code_n, (*tested, other)), code_n, -1)
         return cls(names, code_n, tested, other)
@@ -142,18 +130,18 @@ def _check_apart(code_n: Ints, one: str, other: str) -> None:
         raise ValueError(msg)
 
 
-def _names_of(groups: str | Sequence[str]) -> list[str]:
+def _listed(groups: str | Sequence[Hashable]) -> list[Hashable]:
     if isinstance(groups, str) or not isinstance(groups, Iterable):
         msg = f"groups={groups!r}: a list of categories or 'all' is expected, for example groups=[{groups!r}]."
         raise ValueError(msg)
-    return [str(name) for name in groups]
+    return each_value(groups)
 
 
 def category_codes(adata: AnnData, key: str | None) -> Ints:
     """Codes of a column of ``obs``, zeros without one."""
     if key is None:
         return np.zeros(adata.n_obs, dtype=np.int64)
-    return pd.factorize(get_column(adata.obs, key).astype(str))[0].astype(np.int64)
+    return get_categories(adata.obs, key).code_n
 
 
 @dataclass(frozen=True)
@@ -233,7 +221,7 @@ def tally_counts(
     where = place(layer)
     for (rows, block), progress in parts(_blocks(get_matrix(adata, layer)), "reading counts", adata.n_obs):
         progress.done = rows.stop
-        check_counts(block, where)
+        check_counts(block, where, adata)
         row_k = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
         tally.add(rows, row_k, column[block.indices], block.data.astype(np.float64), library_n)
     return tally.evidence()

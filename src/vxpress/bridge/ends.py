@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from vxpress.bridge.covariates import category_name
-from vxpress.bridge.generation import NO_NAME, get_column_names
+from vxpress.bridge.columns import get_categories
+from vxpress.bridge.names import find_name
 
 End: TypeAlias = Hashable | Sequence[str] | np.ndarray
 
@@ -43,21 +43,21 @@ def end_rows(adata: AnnData, end: End, groupby: str | None, argument: str) -> np
     return np.unique(rows)
 
 
-def end_name(end: End, groupby: str | None, rows: np.ndarray, names: pd.Index) -> str:
+def end_name(adata: AnnData, groupby: str | None, rows: np.ndarray) -> str:
     """What an end is called in records and figures."""
     if groupby is not None:
-        return category_name(end)  # type: ignore[arg-type]
-    return str(names[rows[0]]) if len(rows) == 1 else f"{len(rows)} cells"
+        found = get_categories(adata.obs, groupby, argument="groupby", gaps=True)
+        return found.names[found.code_n[rows[0]]]
+    return str(adata.obs_names[rows[0]]) if len(rows) == 1 else f"{len(rows)} cells"
 
 
 def _group(adata: AnnData, end: End, groupby: str, argument: str) -> np.ndarray:
-    found = get_column_names(adata.obs, groupby)
+    found = get_categories(adata.obs, groupby, argument="groupby", gaps=True)
     if not isinstance(end, Hashable):
         msg = f"{argument}={end!r} should name one group of obs[{groupby!r}]. For chosen cells leave groupby= out."
         raise TypeError(msg)
-    rows = np.flatnonzero(found == category_name(end))
-    if not len(rows):
-        known = sorted(set(found) - {NO_NAME})
-        msg = f"{argument}={end!r} is no group of obs[{groupby!r}] with cells; there are {known[:20]}."
+    name = find_name(end, found.names)
+    if name is None:
+        msg = f"{argument}={end!r} is no group of obs[{groupby!r}] with cells; there are {list(found.names[:20])}."
         raise ValueError(msg)
-    return rows
+    return np.flatnonzero(found.code_n == found.names.index(name))

@@ -138,7 +138,8 @@ class Fit:
             fit = cls._read(upgraded(stored))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             why = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-            msg = f"The stored fit is damaged: {why.rstrip('.')}. {ADVICE}"
+            why = why.removeprefix("The stored fit is damaged: ").rstrip(".")
+            msg = f"The stored fit is damaged: {why}. {ADVICE}"
             raise ValueError(msg) from error
         if str(stored["format"]) != FIRST:
             check_seal(stored)

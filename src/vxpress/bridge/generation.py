@@ -12,8 +12,9 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import Keys
-from vxpress.bridge.covariates import category_name, get_column
+from vxpress.bridge.columns import get_names
 from vxpress.bridge.fit import Fit
+from vxpress.bridge.names import each_value, find_name, find_names
 from vxpress.bridge.stored import stored_library, stored_posterior
 from vxpress.bridge.training_cells import fitted_cells
 from vxpress.core.inference.nearest_partner import nearest_partners
@@ -38,7 +39,7 @@ class Columns:
         categories = dict(table.categorical)
         if fit.params.model.dispersion == "gene-label" and table.labels is not None:
             categories[table.labels[0]] = table.labels[1]
-        return cls(categories, tuple(name for name, _, _ in table.continuous))
+        return cls(categories, tuple(name for name, _ in table.continuous))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,35 +60,37 @@ def asked_labels(
         msg = f"labels= was given, but the prior of this fit knows no labels. {hint}"
         raise ValueError(msg)
     wanted = _each_label(labels, n_obs, names)
-    code_n = pd.Index(names).get_indexer(wanted)
+    place = {name: i for i, name in enumerate(names)}
+    code_n = np.array([place.get(name or "", -1) for name in find_names(wanted, names)], dtype=np.int64)
     if (code_n < 0).any():
-        unknown = list(dict.fromkeys(wanted[code_n < 0]))[:5]
+        unknown = list(dict.fromkeys(wanted[int(i)] for i in np.flatnonzero(code_n < 0)))[:5]
         msg = f"labels= names {unknown}, which the prior has not seen in obs[{key!r}]; it knows {list(names)}."
         raise ValueError(msg)
-    return len(code_n), code_n.astype(np.int64)
+    return len(code_n), code_n
 
 
-def _each_label(labels: Labels, n_obs: int | None, names: tuple[str, ...]) -> np.ndarray:
-    """The label of every cell, as strings."""
+def _each_label(labels: Labels, n_obs: int | None, names: tuple[str, ...]) -> list[Any]:
+    """The label of every cell, as it was given."""
     if isinstance(labels, pd.Series) and pd.api.types.is_numeric_dtype(labels.dtype):
         # a column of numbers holds labels too; numbers of cells are those whose index holds labels
-        if {category_name(name) for name in labels.index} & set(names):
-            labels = dict(zip(labels.index, labels, strict=True))
-    elif isinstance(labels, np.ndarray) and labels.ndim == 0:
-        labels = labels.item()
+        index = each_value(labels.index)
+        if any(find_name(name, names) is not None for name in index):
+            labels = dict(zip(index, labels, strict=True))
     if isinstance(labels, Mapping):
         counts = list(labels.values())
         if not all(_is_whole(n) for n in counts):
             msg = f"labels={dict(labels)!r} should give a whole number of cells for each label."
             raise ValueError(msg)
-        wanted = np.repeat(np.array([category_name(name) for name in labels], dtype=object), [int(n) for n in counts])
+        wanted = [name for name, n in zip(labels, counts, strict=True) for _ in range(int(n))]
     elif isinstance(labels, (set, frozenset)):
         msg = f"labels={labels!r} has no order and no numbers. Give a list, one per cell, or a mapping from labels to numbers."
         raise TypeError(msg)
     elif isinstance(labels, (pd.Series, pd.Index, pd.api.extensions.ExtensionArray, np.ndarray, list, tuple)):
-        wanted = np.array([category_name(name) for name in labels], dtype=object)
+        wanted = each_value(labels)
+        if np.ndim(labels) == 0:
+            return wanted * (DEFAULT_CELLS if n_obs is None else n_obs)
     else:
-        return np.full(DEFAULT_CELLS if n_obs is None else n_obs, category_name(labels), dtype=object)
+        return [labels] * (DEFAULT_CELLS if n_obs is None else n_obs)
     if n_obs is not None and len(wanted) != n_obs:
         msg = f"labels= is for {len(wanted)} cells and n_obs={n_obs}. Leave n_obs= out, or give a label for each."
         raise ValueError(msg)
@@ -116,29 +119,35 @@ def asked_covariates(covariates: Mapping[str, Any] | None, columns: Columns, n: 
                 "Fit with batch_key=, categorical_covariate_keys= or continuous_covariate_keys=."
             )
             raise KeyError(msg)
-        values = np.asarray(value)
-        if values.ndim > 1 or (values.ndim == 1 and len(values) != n):
-            msg = f"covariates[{key!r}] has shape {values.shape}; one value, or {n}, one per new cell, is expected."
+        if np.ndim(value) > 1 or (np.ndim(value) == 1 and len(value) != n):
+            msg = f"covariates[{key!r}] has shape {np.shape(value)}; one value, or {n}, one per new cell, is expected."
             raise ValueError(msg)
-        values = np.broadcast_to(values, n)
-        given[key] = _numbers(key, values) if key in columns.numbers else _known(key, values, columns.categories[key])
+        given[key] = (
+            _numbers(key, value, n) if key in columns.numbers else _known(key, value, n, columns.categories[key])
+        )
     return given
 
 
-def _numbers(key: str, values: np.ndarray) -> np.ndarray:
+def _numbers(key: str, value: Any, n: int) -> np.ndarray:
+    values = np.asarray(value)
     if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
-        msg = f"covariates[{key!r}] should be finite numbers in the units of the column; found {list(values[:3])}."
+        msg = f"covariates[{key!r}] should be finite numbers in the units of the column; found {values.reshape(-1)[:3].tolist()}."
         raise ValueError(msg)
-    return values.astype(np.float64)
+    return np.broadcast_to(values.astype(np.float64), n)
 
 
-def _known(key: str, values: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    found = np.array([category_name(value) for value in values], dtype=object)
-    unknown = sorted(set(found) - set(names))
+def _known(key: str, value: Any, n: int, names: tuple[str, ...]) -> np.ndarray:
+    # not by way of an array, which would make text of numbers among text
+    values = each_value(value)
+    if len(values) not in (1, n):
+        msg = f"covariates[{key!r}]={value!r} holds {len(values)} values; one value, or {n}, one per new cell, is expected."
+        raise ValueError(msg)
+    found = find_names(values, names)
+    unknown = list(dict.fromkeys(str(one) for one, name in zip(values, found, strict=True) if name is None))
     if unknown:
         msg = f"covariates[{key!r}] holds {unknown[:5]}, which the fit has not seen; it knows {list(names)}."
         raise ValueError(msg)
-    return found
+    return np.array(found * (n // len(found)), dtype=object)
 
 
 def asked_library(library: Any, n: int) -> np.ndarray | None:
@@ -178,10 +187,15 @@ class TrainingCells:
         return cls(adata.obs[rows], stored_library(adata, keys)[rows], mean_nd[rows])
 
     def partners(
-        self, z_nd: np.ndarray, match: dict[str, np.ndarray], n_neighbors: int | None, rng: np.random.Generator
+        self,
+        z_nd: np.ndarray,
+        match: dict[str, np.ndarray],
+        known: Mapping[str, tuple[str, ...]],
+        n_neighbors: int | None,
+        rng: np.random.Generator,
     ) -> np.ndarray:
         """A cell for every new one: among those alike in ``match``, one of the ``n_neighbors`` nearest to its z."""
-        names = {key: pd.Index(get_column_names(self.obs, key)) for key in match}
+        names = {key: pd.Index(get_column_names(self.obs, key, known[key])) for key in match}
         asked = pd.DataFrame(match, index=np.arange(len(z_nd)))
         out = np.empty(len(z_nd), dtype=np.int64)
         groups = asked.groupby(list(match), sort=True).indices.items() if match else [((), np.arange(len(z_nd)))]
@@ -205,7 +219,8 @@ class TrainingCells:
 _CURES = {"library": "library=2000", "covariates": "covariates={...}"}
 
 
-def get_column_names(obs: pd.DataFrame, key: str) -> np.ndarray:
-    """A column of ``obs`` as names of categories, ``NO_NAME`` where there is no value."""
-    column = obs[key] if key in obs else get_column(obs, key)
-    return np.array([NO_NAME if pd.isna(value) else category_name(value) for value in column], dtype=object)
+def get_column_names(obs: pd.DataFrame, key: str, known: tuple[str, ...] = ()) -> np.ndarray:
+    """A column of ``obs`` as names of categories, those of ``known`` where they are the same; ``NO_NAME`` without a value."""
+    found = get_names(obs, key, gaps=True)
+    names = [known[i] if i >= 0 else name for name, i in zip(found.names, found.among(known), strict=True)]
+    return np.array([*names, NO_NAME], dtype=object)[found.code_n]

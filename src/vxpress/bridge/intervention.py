@@ -8,7 +8,8 @@ from numbers import Real
 
 import numpy as np
 
-from vxpress.bridge.covariates import CovariateTable, category_name
+from vxpress.bridge.covariates import CovariateTable, warn_far
+from vxpress.bridge.names import find_name
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.support import closeness
 
@@ -29,15 +30,15 @@ class Intervention:
     @classmethod
     def find(cls, table: CovariateTable, key: str, value: Hashable) -> Intervention:
         """The intervention, checked against the covariates of the fit."""
-        categorical, continuous = [name for name, _ in table.categorical], [name for name, _, _ in table.continuous]
+        categorical, continuous = [name for name, _ in table.categorical], [name for name, _ in table.continuous]
         if key in categorical and key in continuous:
             msg = f"key_covariate={key!r} entered the fit both as categories and as a number. Fit again with one of the two."
             raise ValueError(msg)
         if key in categorical:
             i = categorical.index(key)
             names = table.categorical[i][1]
-            name = category_name(value)
-            if name not in names:
+            name = find_name(value, names)
+            if name is None:
                 msg = f"value={value!r} is no category of {key!r} that the fit has seen: {list(names)}. Choose one of these."
                 raise ValueError(msg)
             return cls(key, i, name, names.index(name), categorical=True)
@@ -52,8 +53,9 @@ class Intervention:
             msg = f"value={value!r} was given for the continuous covariate {key!r}; a finite number in its own units is expected."
             raise ValueError(msg)
         c = continuous.index(key)
-        _, mean, sd = table.continuous[c]
-        return cls(key, c, float(value), (float(value) - mean) / sd, categorical=False)
+        _, scale = table.continuous[c]
+        warn_far(key, scale, np.array([float(value)]), "value= is")
+        return cls(key, c, float(value), (float(value) - scale.mean) / scale.sd, categorical=False)
 
     def apply(self, covariates: Covariates) -> Covariates:
         """The same cells under the new value."""

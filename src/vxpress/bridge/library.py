@@ -9,8 +9,8 @@ import pandas as pd
 from scanpy import logging as logg
 
 from vxpress._keys import LIBRARY_SIZE
+from vxpress.bridge.columns import get_column, is_real
 from vxpress.bridge.counts import CountData
-from vxpress.bridge.covariates import get_column
 
 # sums of float32 counts against a stored float total
 TOLERANCE = 1e-4
@@ -89,8 +89,8 @@ def _molecules(obs: pd.DataFrame, counts: CountData) -> np.ndarray:
 
 
 def _positive(obs: pd.DataFrame, key: str, inside_n: np.ndarray) -> np.ndarray:
-    column = get_column(obs, key, numeric=True)
-    if not pd.api.types.is_numeric_dtype(column.dtype):
+    column = get_column(obs, key, argument=None if key == LIBRARY_SIZE else "library", numeric=True)
+    if not is_real(column.dtype):
         msg = f"library: obs[{key!r}] has dtype {column.dtype}; numbers above 0 are expected."
         raise ValueError(msg)
     values = column.to_numpy(dtype=np.float64)

@@ -13,6 +13,10 @@ from scipy import sparse
 from vxpress.core.counts import without_stored_zeros
 
 MAX_COUNT = 2**24
+# counts that were normalised and scaled back are off by no more than this, and this times this of their size
+NEARLY = 1e-3
+# rows that say whether another matrix holds counts
+LOOKED_AT = 200
 BLOCK_ENTRIES = 32_000_000
 
 
@@ -77,25 +81,58 @@ def canonical(block: Any) -> sparse.csr_matrix:
     return without_stored_zeros(fresh)
 
 
-def check_counts(block: sparse.csr_matrix, where: str) -> None:
-    """Raise ``ValueError`` unless every entry is a whole number from 0 to 2^24."""
+def check_counts(block: sparse.csr_matrix, where: str, adata: AnnData | None = None) -> None:
+    """Raise ``ValueError`` unless every entry is a whole number from 0 to 2^24.
+
+    The message says where in ``adata``, if it is given, counts are to be found instead.
+    """
     data = block.data
     if data.size == 0:
         return
-    if data.dtype.kind == "f" and not np.isfinite(data).all():
+    floats = data.dtype.kind == "f"
+    if floats and not np.isfinite(data).all():
         n_bad = int((~np.isfinite(data)).sum())
-        msg = f"{where} holds {n_bad} value(s) that are NaN or infinite; counts are expected. Remove these cells or genes, or pass layer= to name the layer with raw counts."
+        msg = f"{where} holds {n_bad} value(s) that are NaN or infinite; counts are expected. Remove these cells or genes, or pass layer= to name the layer with raw counts.{_elsewhere(adata)}"
         raise ValueError(msg)
+    off = np.abs(data - np.rint(data)) if floats else np.zeros(1)
     low, high = data.min(), data.max()
+    if off.any() and (off <= NEARLY + NEARLY**2 * np.abs(data)).all():
+        msg = (
+            f"{where} holds {int((off > 0).sum())} value(s) that are whole numbers but for rounding errors (for example "
+            f"{data[np.argmax(off)]!s}); raw counts are expected. Round them: {where} = np.rint({where})."
+        )
+        raise ValueError(msg)
     if low < 0:
-        msg = f"{where} holds negative values (smallest: {low:g}); counts are expected. It looks scaled or centred: pass layer= to name the layer with raw counts."
+        msg = f"{where} holds negative values (smallest: {low:g}); counts are expected. It looks scaled or centred: pass layer= to name the layer with raw counts.{_elsewhere(adata)}"
+        raise ValueError(msg)
+    if off.any():
+        example = data[np.argmax(off > 0)]
+        msg = f"{where} holds {int((off > 0).sum())} value(s) that are not whole numbers (for example {example!s}); raw counts are expected, and these look normalised or log-transformed. Pass layer= to name the layer with raw counts, for example layer='counts', or read the file again if no copy of the counts was kept.{_elsewhere(adata)}"
         raise ValueError(msg)
     if high > MAX_COUNT:
         msg = f"{where} holds a count of {high:g}, above 2^24 = {MAX_COUNT}, which single precision cannot tell from its neighbour. Check the matrix, or drop the gene with adata[:, adata.var_names != ...]."
         raise ValueError(msg)
-    if data.dtype.kind == "f":
-        fractional = data != np.rint(data)
-        if fractional.any():
-            example = data[np.argmax(fractional)]
-            msg = f"{where} holds {int(fractional.sum())} value(s) that are not whole numbers (for example {example:g}); raw counts are expected, and these look normalised or log-transformed. Pass layer= to name the layer with raw counts, for example layer='counts', or read the file again if no copy of the counts was kept."
-            raise ValueError(msg)
+
+
+def _elsewhere(adata: AnnData | None) -> str:
+    """Where in an AnnData whole numbers are, with the call that makes counts of them; empty if nowhere."""
+    if adata is None:
+        return ""
+    layers = [name for name in adata.layers if name is not None and _seem_counts(adata.layers[name])]
+    if layers:
+        return f" adata.layers[{layers[0]!r}] holds whole numbers: pass layer={layers[0]!r}."
+    if adata.raw is not None and _seem_counts(adata.raw.X):
+        return (
+            " adata.raw holds whole numbers: counts = adata.raw.to_adata() makes an AnnData of them, with all genes of raw; "
+            "adata.layers['counts'] = adata.raw[:, adata.var_names].X makes a layer of those of adata, for layer='counts'."
+        )
+    return ""
+
+
+def _seem_counts(matrix: Any) -> bool:
+    """Whether the first rows of a matrix hold whole numbers from 0 on, some of them above."""
+    try:
+        data = next(row_blocks(matrix[:LOOKED_AT]))[1].data
+    except (ValueError, TypeError, StopIteration):
+        return False
+    return bool(data.size and (data >= 0).all() and (data == np.rint(data)).all() and data.any())

@@ -15,6 +15,7 @@ from vxpress._unset import Unset
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.prepare import read_query
 from vxpress.bridge.store import check_replaceable
+from vxpress.bridge.stored import stored_split
 from vxpress.core.counts import Cells
 from vxpress.core.covariates import Covariates
 
@@ -22,9 +23,9 @@ from vxpress.core.covariates import Covariates
 NO_MOLECULE = 1e-30
 
 
-def law_covariates(adata: AnnData, fit: Fit) -> Covariates:
+def law_covariates(adata: AnnData, fit: Fit, *, warn: bool = True) -> Covariates:
     """Covariates of the cells; labels only where the dispersion hangs on them."""
-    return fit.covariates.read(adata.obs, labels=fit.params.model.dispersion == "gene-label")
+    return fit.covariates.read(adata.obs, labels=fit.params.model.dispersion == "gene-label", warn=warn)
 
 
 def law_log_library(library_n: np.ndarray) -> torch.Tensor:
@@ -35,7 +36,7 @@ def law_log_library(library_n: np.ndarray) -> torch.Tensor:
 def read_scored(adata: AnnData, fit: Fit, layer: str | Unset | None) -> Cells:
     """Cells with counts, put in the order of the fit, whose law of counts is asked for."""
     cells, library_n = read_query(adata, fit, layer)
-    cells = replace(cells, covariates=law_covariates(adata, fit))
+    cells = replace(cells, covariates=law_covariates(adata, fit, warn=False))
     # a latent library is drawn and needs no size factor
     return cells if fit.params.model.latent_library else replace(cells, log_library_n1=law_log_library(library_n))
 
@@ -53,9 +54,7 @@ def check_own(adata: AnnData, record: str, **slots: list[str]) -> None:
 
 def split_of(adata: AnnData, keys: Keys, *, own_fit: bool) -> np.ndarray | None:
     """Which cells the fit trained on, as it wrote them; None where ``obs`` says nothing of this fit."""
-    if not own_fit or keys.split not in adata.obs:
-        return None
-    return np.asarray(adata.obs[keys.split].astype(str), dtype=object)
+    return stored_split(adata, keys) if own_fit else None
 
 
 def params_of(fit: Fit, key: str, **settings: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._unset import Unset
+from vxpress.bridge.columns import as_mask, find_column
 from vxpress.bridge.counts import CountData, read_counts
 from vxpress.bridge.covariates import CovariateTable
 from vxpress.bridge.fit import Fit
@@ -165,13 +166,15 @@ def modelled_genes(adata: AnnData, mask_var: str | np.ndarray | Unset | None) ->
     if mask_var is None:
         return np.ones(adata.n_vars, dtype=bool), None
     name = mask_var if isinstance(mask_var, str) else None
-    if name is not None and name not in adata.var:
-        msg = f"mask_var={name!r} is not a column of adata.var (found: {list(adata.var.columns)}). vx.pp.highly_variable_genes(adata) writes 'highly_variable'."
-        raise KeyError(msg)
-    mask = np.asarray(adata.var[name] if name is not None else mask_var)
-    if mask.dtype != bool or mask.shape != (adata.n_vars,):
-        msg = f"mask_var should be {adata.n_vars} booleans, one per gene; found dtype {mask.dtype} and shape {mask.shape}."
-        raise ValueError(msg)
+    hint = "vx.pp.highly_variable_genes(adata) writes 'highly_variable'."
+    given = mask_var if name is None else find_column(adata.var, name, argument="mask_var", of="var", hint=hint)
+    where = "mask_var" if name is None else f"adata.var[{name!r}]"
+    gaps = (
+        f"Leave these genes out, {where} = {where}.fillna(False).astype(bool), or model all genes: mask_var=None."
+        if name is not None
+        else "Give each gene a value, for example with fillna(False), or model all genes: mask_var=None."
+    )
+    mask = as_mask(given, adata.n_vars, where, of="gene", gaps=gaps)
     if not mask.any():
         msg = f"mask_var={name or 'the array given'} selects no gene. Pass mask_var=None to model all genes."
         raise ValueError(msg)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vxpress.bridge.covariates import category_codes, category_names
+from vxpress.bridge.columns import get_categories
 from vxpress.bridge.fit import Fit
 from vxpress.core.config import PriorConfig, PriorName
 from vxpress.core.priors import PRIORS, DiagonalNormal, Prior, drawn_log_prob, sampled_kl
@@ -42,17 +42,8 @@ class Conditions:
     @classmethod
     def read(cls, obs: pd.DataFrame, key: str, train_n: np.ndarray) -> Conditions:
         """From a column that may have gaps; a condition is what a training cell (rows ``train_n``) has."""
-        if not isinstance(key, str):
-            msg = f"condition_key={key!r}: the name of a column of adata.obs is expected."
-            raise TypeError(msg)
-        if key not in obs.columns:
-            msg = f"condition_key={key!r} is not a column of adata.obs (found: {list(obs.columns)})."
-            raise KeyError(msg)
-        given = obs[key].notna().to_numpy()
-        with_value = obs.loc[given, [key]]
-        names = category_names(with_value, key)
-        codes = np.full(len(obs), -1, dtype=np.int64)
-        codes[given] = category_codes(with_value, key, names)
+        found = get_categories(obs, key, argument="condition_key", gaps=True)
+        names, codes = found.names, found.code_n
         met = np.unique(codes[train_n])
         met = met[met >= 0]
         if len(met) == 0:

@@ -11,6 +11,7 @@ from scanpy import logging as logg
 
 from vxpress._keys import LIBRARY_SIZE
 from vxpress._unset import Unset
+from vxpress.bridge.columns import find_column
 from vxpress.bridge.counts import CountData, read_counts
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.library import TOLERANCE, read_library
@@ -166,7 +167,7 @@ def _counts_what_is_left(adata: AnnData, fit: Fit, counts: CountData, present: n
     column = f"obs[{LIBRARY_SIZE!r}]"
     if fit.params.library_source != column or present[fit.modelled_g].all() or LIBRARY_SIZE not in adata.obs:
         return False
-    stored = np.asarray(adata.obs[LIBRARY_SIZE])
+    stored = np.asarray(find_column(adata.obs, LIBRARY_SIZE))
     if stored.dtype.kind not in "iuf" or not (stored <= counts.total_n * (1 + TOLERANCE) + 0.5).all():
         return False
     logg.warning(

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from vxpress.bridge.columns import find_column
+
 Cells: TypeAlias = "str | slice | np.ndarray | pd.Series | pd.Index | Iterable[Any]"
 EXPECTED = (
     "a boolean array over cells, their positions, their names (adata.obs_names), or the name of a boolean column of "
@@ -32,7 +34,7 @@ def _rows(adata: AnnData, cells: Cells, argument: str) -> np.ndarray:
     if isinstance(cells, str):
         if cells not in adata.obs.columns:
             return _named(adata, [cells], argument)
-        return _masked(adata, adata.obs[cells], f"{argument}: obs[{cells!r}]")
+        return _masked(adata, find_column(adata.obs, cells), f"{argument}: obs[{cells!r}]")
     if not isinstance(cells, Iterable):
         msg = f"{argument}: {EXPECTED} is expected; found {type(cells).__name__}."
         raise TypeError(msg)
@@ -60,11 +62,10 @@ def _rows(adata: AnnData, cells: Cells, argument: str) -> np.ndarray:
     return _named(adata, list(column), argument)
 
 
-def _masked(adata: AnnData, column: Any, where: str) -> np.ndarray:
-    if not isinstance(column, pd.Series) or not pd.api.types.is_bool_dtype(column.dtype) or column.isna().any():
-        found = "several columns" if not isinstance(column, pd.Series) else f"dtype {column.dtype}"
-        gaps = " with gaps" if isinstance(column, pd.Series) and column.isna().any() else ""
-        msg = f"{where} should be {adata.n_obs} booleans, one per cell; found {found}{gaps}. A comparison makes them, such as adata.obs['cell_type'] == 'B'."
+def _masked(adata: AnnData, column: pd.Series, where: str) -> np.ndarray:
+    if not pd.api.types.is_bool_dtype(column.dtype) or column.isna().any():
+        gaps = " with gaps" if column.isna().any() else ""
+        msg = f"{where} should be {adata.n_obs} booleans, one per cell; found dtype {column.dtype}{gaps}. A comparison makes them, such as adata.obs['cell_type'] == 'B'."
         raise ValueError(msg)
     if len(column) != adata.n_obs:
         msg = f"{where} should be {adata.n_obs} booleans, one per cell; found {len(column)}."

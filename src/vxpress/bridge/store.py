@@ -17,6 +17,7 @@ from scanpy import logging as logg
 from scipy import sparse
 
 from vxpress._keys import Keys
+from vxpress.bridge.columns import find_column
 from vxpress.bridge.upgrade import FORMAT, FORMATS
 
 SLOTS = ("obs", "var", "obsm", "obsp", "varm", "layers", "uns")
@@ -110,6 +111,7 @@ def check_format(stored: Mapping[str, Any], where: str) -> None:
 
 def check_free(adata: AnnData, keys: Keys) -> None:
     """Raise if one of the slots of a fit is taken by something that is not a fit of ours."""
+    check_single(adata, keys.split, keys.library)
     if is_fit(adata.uns.get(keys.uns)):
         return
     taken = [f"uns[{keys.uns!r}]"] if keys.uns in adata.uns else []
@@ -147,6 +149,13 @@ def has_params(stored: Mapping[str, Any], *names: str) -> bool:
     return isinstance(params, Mapping) and set(names) <= set(params)
 
 
+def check_single(adata: AnnData, *names: str) -> None:
+    """Raise where a column of ``obs`` that is to be written is there more than once."""
+    for name in names:
+        if name in adata.obs.columns:
+            find_column(adata.obs, name)
+
+
 def check_replaceable(
     adata: AnnData,
     record: str,
@@ -156,6 +165,7 @@ def check_replaceable(
     **slots: list[str],
 ) -> None:
     """Raise if a slot is taken, unless ``uns[record]`` shows that an earlier call of the same kind wrote it."""
+    check_single(adata, *slots.get("obs", ()))
     stored = adata.uns.get(record)
     if isinstance(stored, Mapping) and ours(stored):
         return

@@ -8,6 +8,7 @@ import numpy as np
 from anndata import AnnData
 
 from vxpress._keys import Keys
+from vxpress.bridge.columns import find_column, get_array, is_real
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.fit import Fit
 from vxpress.core.covariates import Covariates
@@ -35,7 +36,8 @@ def stored_library(adata: AnnData, keys: Keys) -> np.ndarray:
     if keys.library not in adata.obs:
         msg = f"adata.obs lacks {keys.library!r}, the size factors of the fit. Write them with vx.tl.encode(adata, model=...)."
         raise KeyError(msg)
-    values = np.asarray(adata.obs[keys.library], dtype=np.float64)
+    column = find_column(adata.obs, keys.library)
+    values = column.to_numpy(dtype=np.float64, na_value=np.nan) if is_real(column.dtype) else np.array([np.nan])
     if not (np.isfinite(values).all() and (values >= 0).all()):
         msg = (
             f"adata.obs[{keys.library!r}] holds values that are no size factors (NaN or negative). Write it again with "
@@ -51,7 +53,8 @@ def stored_posterior(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, 
     if missing:
         msg = f"adata.obsm lacks {missing}. Write the posterior of these cells with vx.tl.encode(adata, model=...)."
         raise KeyError(msg)
-    mean_nd, var_nd = (np.asarray(adata.obsm[name], dtype=np.float32) for name in (keys.latent, keys.latent_var))
+    rewrite = "Write it again with vx.tl.encode(adata, model=...)."
+    mean_nd, var_nd = (get_array(adata, name, rewrite) for name in (keys.latent, keys.latent_var))
     expected = (adata.n_obs, fit.params.model.n_latent)
     if mean_nd.shape != expected or var_nd.shape != expected:
         msg = (
@@ -66,3 +69,10 @@ def stored_posterior(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, 
         )
         raise ValueError(msg)
     return mean_nd, var_nd
+
+
+def stored_split(adata: AnnData, keys: Keys) -> np.ndarray | None:
+    """``"train"``, ``"validation"`` or ``"query"`` of every cell as the fit wrote it, object (n,); None where it is not there."""
+    if keys.split not in adata.obs:
+        return None
+    return find_column(adata.obs, keys.split).astype(object).to_numpy()

@@ -8,13 +8,16 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from anndata.io import read_elem
 
 from vxpress._keys import Keys
+from vxpress.bridge.columns import as_array, get_array
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.store import is_fit
+from vxpress.bridge.stored import stored_split
 
 FITTED = ("train", "validation")
 # cells to learn a prior from, and to judge it by
@@ -27,9 +30,10 @@ def fitted_cells(adata: AnnData, fit: Fit, keys: Keys) -> np.ndarray:
     Where ``adata`` holds another fit under the same stem, the split is that one's.
     """
     stored = adata.uns.get(keys.uns)
-    if keys.split not in adata.obs or (is_fit(stored) and not _same(stored, fit)):
+    split_n = stored_split(adata, keys)
+    if split_n is None or (is_fit(stored) and not _same(stored, fit)):
         return np.zeros(adata.n_obs, dtype=bool)
-    return np.asarray(adata.obs[keys.split].astype(object).isin(FITTED), dtype=bool)
+    return np.asarray(pd.Series(split_n).isin(FITTED), dtype=bool)
 
 
 def learning_split(adata: AnnData, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
@@ -37,13 +41,13 @@ def learning_split(adata: AnnData, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
 
     A tenth of the training cells judges where a fit held nothing out.
     """
-    if keys.split not in adata.obs:
+    split = stored_split(adata, keys)
+    if split is None:
         msg = (
             f"adata.obs lacks {keys.split!r}: a prior is learned from the cells of the fit, and these are not known to be. "
             "Pass the AnnData that vx.tl.fit_vae was called on."
         )
         raise KeyError(msg)
-    split = adata.obs[keys.split].astype(str).to_numpy()
     train_n, validation_n = (np.flatnonzero(split == part) for part in FITTED)
     if len(validation_n) == 0:
         order = np.random.default_rng(0).permutation(train_n)
@@ -86,9 +90,10 @@ def training_latent(adata: AnnData, model: Model, fit: Fit, keys: Keys) -> tuple
 
 
 def _of_adata(adata: AnnData, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
-    if keys.split not in adata.obs or keys.latent not in adata.obsm:
+    split_n = stored_split(adata, keys)
+    if split_n is None or keys.latent not in adata.obsm:
         return None
-    return np.asarray(adata.obsm[keys.latent], dtype=np.float32), adata.obs[keys.split].astype(object).to_numpy()
+    return get_array(adata, keys.latent, "Write it again: vx.tl.encode(adata)."), split_n
 
 
 def _of_file(path: Path, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
@@ -107,4 +112,5 @@ def _of_group(group: Any, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
     if keys.latent not in group["obsm"] or keys.split not in group["obs"]:
         return None
     split = np.asarray(read_elem(group["obs"][keys.split]), dtype=object)
-    return np.asarray(read_elem(group["obsm"][keys.latent]), dtype=np.float32), split
+    obsm = {keys.latent: read_elem(group["obsm"][keys.latent])}
+    return as_array(obsm, keys.latent, "Write it again: vx.tl.encode(adata)."), split

@@ -28,9 +28,10 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     if NAME in record:
         msg = f"The stored fit is damaged: it is marked as {FIRST}, which has no checksum, and has one."
         raise ValueError(msg)
-    covariates, params = record.get("covariates"), record.get("params")
+    # without covariates there was no record, or one that a file lost
+    covariates, params = record.get("covariates", {}), record.get("params")
     if isinstance(covariates, Mapping) and isinstance(params, Mapping):
-        record["covariates"] = _with_cell_numbers(covariates, params)
+        record["covariates"] = _with_all_fields(covariates, params)
     if isinstance(record.get("history"), Mapping) and record["history"]:
         # an interrupt could leave the last epoch half recorded
         columns = {name: np.asarray(values) for name, values in record["history"].items()}
@@ -39,13 +40,20 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _with_cell_numbers(covariates: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    """With the numbers of training cells of the categories, which are not on record: each counts as well learned."""
-    numbers = {}
+def _with_all_fields(covariates: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """With the fields of covariates that there are none of, and with what is not on record.
+
+    Each category counts as well learned, and numbers have no range that others lie outside of.
+    """
+    none, n = np.array([], dtype=float), len(covariates.get("continuous_keys", ()))
+    fields: dict[str, Any] = {"batch_key": "", "labels_key": ""}
+    fields |= dict.fromkeys(("categorical_keys", "continuous_keys", "labels_categories"), none)
+    fields |= dict.fromkeys(("continuous_mean", "continuous_sd") if n == 0 else (), none)
+    fields |= {"continuous_min": np.full(n, -np.inf), "continuous_max": np.full(n, np.inf)}
     for i in range(len(covariates.get("categorical_keys", ()))):
         names = covariates.get(f"categories_{i}", ())
-        numbers[f"n_train_{i}"] = np.full(len(names), int(params.get("n_train", 0)), dtype=np.int64)
-    return numbers | dict(covariates)
+        fields[f"n_train_{i}"] = np.full(len(names), int(params.get("n_train", 0)), dtype=np.int64)
+    return fields | dict(covariates)
 
 
 def _set_default(record: dict[str, Any], parts: list[str], name: str, value: Any) -> None:

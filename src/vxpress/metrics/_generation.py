@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import pandas as pd
 from scipy import sparse, stats
+
+from vxpress.bridge.names import Names
 
 Rng: TypeAlias = int | np.random.Generator | None
 Matrix: TypeAlias = np.ndarray | sparse.csr_matrix
@@ -338,7 +341,8 @@ def _names(argument: str, groups: Any) -> np.ndarray:
     if sparse.issparse(groups) or np.ndim(groups) != 1:
         msg = f"{argument}= should name the group of each cell, as adata.obs['cell_type'] does; found {type(groups).__name__}."
         raise ValueError(msg)
-    return np.asarray(groups).astype(str)
+    column = groups if isinstance(groups, pd.Series) else pd.Series(groups)
+    return Names.of(column, f"{argument}=").labels("nan")
 
 
 def _log2_ratio(x: Matrix, inside_n: np.ndarray, pseudocount: float) -> np.ndarray:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress.bridge.columns import check_drawable, find_column
 from vxpress.bridge.prepare import as_tuple
 from vxpress.metrics._latent import kl_per_cell
 from vxpress.pl._shared import finish, posterior_of
@@ -126,7 +127,14 @@ def umap_is_of(uns: Mapping[str, Any], keys: Keys) -> bool:
 
 
 def _check_colors(adata: AnnData, colors: tuple[str, ...], gene_symbols: str | None) -> None:
-    genes = adata.var_names if gene_symbols is None else adata.var[gene_symbols]
+    for name in colors:
+        if name in adata.obs.columns:
+            check_drawable(adata.obs, name)
+    genes = (
+        adata.var_names
+        if gene_symbols is None
+        else find_column(adata.var, gene_symbols, argument="gene_symbols", of="var")
+    )
     raw = () if adata.raw is None else adata.raw.var_names
     known = {*adata.obs.columns, *genes, *raw}
     unknown = [name for name in colors if name not in known]

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress.bridge.asked import named_genes
+from vxpress.bridge.columns import find_column, get_array, get_numbers
 from vxpress.pl._shared import INK, PALE, QUIET, SECOND, finish, new_axes, plain
 
 N_GENES = 8
@@ -139,7 +140,8 @@ def _edges(position_s: np.ndarray) -> np.ndarray:
 
 
 def _draw_expression(ax: Axes, path: AnnData, genes: list[str], *, relative: bool) -> None:
-    position_s, empty_s = path.obs["position"].to_numpy(float), path.obs["empty"].to_numpy(bool)
+    position_s = get_numbers(path.obs, "position")
+    empty_s = find_column(path.obs, "empty").to_numpy(bool)
     edges = _edges(position_s)
     label = "hardly a cell there"
     for i in np.flatnonzero(empty_s):
@@ -167,7 +169,8 @@ def _latent(cells: AnnData, path: AnnData, keys: Keys) -> np.ndarray:
     if keys.latent not in cells.obsm:
         msg = f"cells.obsm lacks {keys.latent!r}. Pass the AnnData that was fitted, or write it with vx.tl.encode(cells, model=...)."
         raise KeyError(msg)
-    mean_nd, d = np.asarray(cells.obsm[keys.latent], dtype=np.float64), path.obsm[keys.latent].shape[1]
+    mean_nd = get_array(cells, keys.latent, "Write it again: vx.tl.encode(cells, model=...).").astype(np.float64)
+    d = get_array(path, keys.latent, "Make the path again: vx.tl.interpolate.").shape[1]
     if mean_nd.shape[1] != d or not len(mean_nd):
         msg = f"cells.obsm[{keys.latent!r}] has shape {mean_nd.shape}, the path {d} dimensions: they are of different fits."
         raise ValueError(msg)
@@ -175,7 +178,7 @@ def _latent(cells: AnnData, path: AnnData, keys: Keys) -> np.ndarray:
 
 
 def _draw_plane(ax: Axes, path: AnnData, mean_nd: np.ndarray, keys: Keys) -> None:
-    path_sd = np.asarray(path.obsm[keys.latent], dtype=np.float64)
+    path_sd = get_array(path, keys.latent, "Make the path again: vx.tl.interpolate.").astype(np.float64)
     way = path_sd[-1] - path_sd[0]
     along = way / np.linalg.norm(way)
     centred = mean_nd - mean_nd.mean(0)
@@ -183,7 +186,7 @@ def _draw_plane(ax: Axes, path: AnnData, mean_nd: np.ndarray, keys: Keys) -> Non
     across = np.linalg.svd(centred, full_matrices=False)[2][0] if mean_nd.shape[1] > 1 else np.zeros_like(along)
     plane = np.stack([along, across], axis=1)
     cells_n2, path_s2 = mean_nd @ plane, path_sd @ plane
-    empty_s = path.obs["empty"].to_numpy(bool)
+    empty_s = find_column(path.obs, "empty").to_numpy(bool)
     size = float(np.clip(8000 / len(cells_n2), 0.5, 12))
     ax.scatter(cells_n2[:, 0], cells_n2[:, 1], s=size, color=PALE, linewidths=0, rasterized=True)
     ax.plot(*path_s2.T, color=INK, linewidth=1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vxpress.bridge.columns import find_column
+from vxpress.bridge.names import find_name
 from vxpress.core.config import check_range
 from vxpress.pl._shared import INK, MAIN, PALE, QUIET, SECOND, finish, new_axes, plain
 
@@ -22,7 +24,7 @@ LINE_HEIGHT = 9.5  # of a label, in points
 
 def volcano(
     adata: AnnData,
-    group: str | None = None,
+    group: Hashable = None,
     *,
     key: str = "rank_genes_groups",
     n_genes: int = 10,
@@ -153,7 +155,7 @@ def _ranking(adata: AnnData, key: str) -> Mapping[str, Any]:
     return ranking
 
 
-def _group(ranking: Mapping[str, Any], group: str | None, key: str) -> str:
+def _group(ranking: Mapping[str, Any], group: Hashable, key: str) -> str:
     """The group named, or the only one."""
     groups = list(ranking["names"].dtype.names)
     if group is None and len(groups) == 1:
@@ -161,10 +163,11 @@ def _group(ranking: Mapping[str, Any], group: str | None, key: str) -> str:
     if group is None:
         msg = f"adata.uns[{key!r}] ranks {len(groups)} groups; name one of {groups} with group=."
         raise ValueError(msg)
-    if str(group) not in groups:
+    name = find_name(group, groups)
+    if name is None:
         msg = f"group={group!r} is not in adata.uns[{key!r}] (found: {groups})."
         raise KeyError(msg)
-    return str(group)
+    return name
 
 
 def _table(ranking: Mapping[str, Any], group: str, key: str) -> tuple[pd.DataFrame, str]:
@@ -186,10 +189,7 @@ def _table(ranking: Mapping[str, Any], group: str, key: str) -> tuple[pd.DataFra
 
 def _symbols(adata: AnnData, genes: pd.Series, column: str) -> np.ndarray:
     """Names to write; those of the ranking where ``var`` does not hold the gene (it may be of ``raw``)."""
-    if column not in adata.var:
-        msg = f"gene_symbols={column!r} is not a column of adata.var (found: {list(adata.var.columns)})."
-        raise KeyError(msg)
-    known = adata.var[column].astype(str).to_dict()
+    known = find_column(adata.var, column, argument="gene_symbols", of="var").astype(str).to_dict()
     return np.array([known.get(gene, gene) for gene in genes], dtype=object)
 
 

@@ -14,7 +14,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._progress import progress_bar
-from vxpress.bridge.matrix import get_matrix, place, row_blocks
+from vxpress.bridge.matrix import check_counts, get_matrix, place, row_blocks
 from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.pp._residuals import residual_moments
 from vxpress.pp._shared import batch_codes
@@ -160,7 +160,12 @@ def highly_variable_genes(
     if flavor == "nb":
         with progress_bar("highly_variable_genes", progress):
             moments = residual_moments(
-                get_matrix(adata, layer), codes, len(batches), theta=theta, min_cells=min_cells, where=place(layer)
+                get_matrix(adata, layer),
+                codes,
+                len(batches),
+                theta=theta,
+                min_cells=min_cells,
+                check=lambda block: check_counts(block, place(layer), adata),
             )
         if not moments.eligible_bg.any():
             msg = "No batch has two cells with counts, so no gene varies; the first ones are selected. Leave batch_key= out."

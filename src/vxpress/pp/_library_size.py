@@ -95,7 +95,7 @@ def library_size(
     codes, batches = batch_codes(adata, batch_key)
     start = logg.info("counting molecules per cell")
     with progress_bar("library_size", progress):
-        library_n = _molecules(get_matrix(adata, layer), place(layer))
+        library_n = _molecules(adata, layer)
     log_mean, log_var = _log_normal(library_n, codes, batches)
     n_empty = int((library_n == 0).sum())
     if n_empty:
@@ -143,12 +143,12 @@ def _is_record(stored: Mapping[str, Any]) -> bool:
     return {"params", "batches", "log_mean", "log_var"} <= set(stored)
 
 
-def _molecules(matrix: Any, where: str) -> NDArray[np.float64]:
+def _molecules(adata: AnnData, layer: str | None) -> NDArray[np.float64]:
     """Row sums in double precision of a matrix that is checked to hold counts."""
     sums = []
-    for (rows, block), progress in parts(row_blocks(matrix), "reading counts", matrix.shape[0]):
+    for (rows, block), progress in parts(row_blocks(get_matrix(adata, layer)), "reading counts", adata.n_obs):
         progress.done = rows.start
-        check_counts(block, where)
+        check_counts(block, place(layer), adata)
         sums.append(block @ np.ones(block.shape[1]))
     return np.concatenate(sums)
 

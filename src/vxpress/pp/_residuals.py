@@ -7,18 +7,21 @@ The largest residuals of a gene are kept beside them, so that a few cells do not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
-from vxpress.bridge.matrix import check_counts, row_blocks
+from vxpress.bridge.matrix import row_blocks
 from vxpress.core.progress import parts
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
+# raises where a block of the matrix does not hold counts
+Check: TypeAlias = Callable[[sparse.csr_matrix], None]
 
 # entries of a matrix block; some ten double-precision temporaries of its non-zeros are held at once
 READ_ENTRIES = 2**23
@@ -52,14 +55,14 @@ class _Null:
 
 
 def residual_moments(
-    matrix: Any, codes_n: Codes, n_batches: int, *, theta: float, min_cells: int = 1, where: str
+    matrix: Any, codes_n: Codes, n_batches: int, *, theta: float, min_cells: int = 1, check: Check
 ) -> Moments:
     """Clipped Pearson residual variances of each gene in each batch (Lause, Berens & Kobak 2021), in two passes.
 
     A gene's residuals are clipped from above to the ``min_cells``-th largest over all batches as well, or to 0 if that is
     less, so that cells of a rare type count together wherever they lie.
     """
-    library_n, sums_bg, squares_g = _sums(matrix, codes_n, n_batches, where)
+    library_n, sums_bg, squares_g = _sums(matrix, codes_n, n_batches, check)
     n_b = np.bincount(codes_n, minlength=n_batches)
     share_bg = sums_bg / np.maximum(sums_bg.sum(axis=1, keepdims=True), 1.0)
     null = _Null(library_n, share_bg, np.sqrt(n_b), theta)
@@ -104,28 +107,28 @@ class _Nonzeros:
         return np.asarray(sums, dtype=np.float64).reshape(shape)
 
 
-def _nonzeros(matrix: Any, codes_n: Codes, where: str | None = None) -> Iterator[_Nonzeros]:
-    """Read the matrix in blocks, checked to hold counts where a name for messages is given."""
+def _nonzeros(matrix: Any, codes_n: Codes, check: Check | None = None) -> Iterator[_Nonzeros]:
+    """Read the matrix in blocks, each of which ``check`` may refuse."""
     n_genes = matrix.shape[1]
-    what = "computing residuals" if where is None else "reading counts"
+    what = "computing residuals" if check is None else "reading counts"
     blocks = row_blocks(matrix, max(1, READ_ENTRIES // n_genes))
     for (rows, block), progress in parts(blocks, what, codes_n.size):
         progress.done = rows.start
-        if where is not None:
-            check_counts(block, where)
+        if check is not None:
+            check(block)
         cell = np.repeat(np.arange(rows.start, rows.stop), np.diff(block.indptr))
         x, gene = block.data.astype(np.float64), block.indices
         present, local = np.unique(codes_n[rows], return_inverse=True)
         yield _Nonzeros(rows, cell, gene, x, present, local[cell - rows.start] * n_genes + gene, n_genes)
 
 
-def _sums(matrix: Any, codes_n: Codes, n_batches: int, where: str) -> tuple[Floats, Floats, Floats]:
+def _sums(matrix: Any, codes_n: Codes, n_batches: int, check: Check) -> tuple[Floats, Floats, Floats]:
     """Molecules per cell, per gene in each batch, and the sum of squared counts per gene."""
     n_genes = matrix.shape[1]
     library_n = np.zeros(codes_n.size)
     sums_bg = np.zeros((n_batches, n_genes))
     squares_g = np.zeros(n_genes)
-    for block in _nonzeros(matrix, codes_n, where):
+    for block in _nonzeros(matrix, codes_n, check):
         n_rows = block.rows.stop - block.rows.start
         library_n[block.rows] = np.bincount(block.cell - block.rows.start, weights=block.x, minlength=n_rows)
         sums_bg[block.present] += block.sum_by_gene(block.x)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 from scipy import sparse
 
 from vxpress._keys import check_name
+from vxpress.bridge.columns import get_names
 from vxpress.bridge.store import Results, check_adata, check_replaceable, has_params, own
 
 
@@ -75,9 +75,8 @@ def cluster_stability(
     True
     """
     check_adata(adata, copy=copy)
-    if cluster_key not in adata.obs:
-        msg = f"cluster_key={cluster_key!r} is not in adata.obs (found: {list(adata.obs.columns)}). Cluster the cells first: sc.tl.leiden(adata)."
-        raise KeyError(msg)
+    hint = "Cluster the cells first: sc.tl.leiden(adata)."
+    codes_n = get_names(adata.obs, cluster_key, argument="cluster_key", gaps=True, hint=hint).code_n
     name = f"{cluster_key}_stability" if key_added is None else key_added
     check_name("key_added", name)
     if name == cluster_key:
@@ -86,7 +85,6 @@ def cluster_stability(
     check_replaceable(adata, name, ours=lambda stored: has_params(stored, "cluster_key"), obs=[name])
     frequency_nn = _edge_frequency(adata, neighbors_key)
     start = logg.info("computing cluster stability")
-    codes_n = np.asarray(pd.Categorical(adata.obs[cluster_key]).codes)
     row = np.repeat(np.arange(adata.n_obs), np.diff(frequency_nn.indptr))
     own_n, other_n = codes_n[row], codes_n[frequency_nn.indices]
     weight = frequency_nn.data.astype(np.float64) * (other_n >= 0)

@@ -19,9 +19,11 @@ from vxpress.bridge.asked import (
     genes_as_anndata,
     genes_present,
 )
+from vxpress.bridge.covariates import Batches
 from vxpress.bridge.decoded import DENOISING_DRAWS, DENOISING_SEED, Request, decode
 from vxpress.bridge.find import Model
 from vxpress.bridge.intervention import Intervention
+from vxpress.bridge.names import each_value, name_of
 from vxpress.bridge.store import Results, check_adata, check_replaceable, has_params, own
 from vxpress.bridge.stored import StoredCells
 from vxpress.core.config import check_range
@@ -39,7 +41,7 @@ def counterfactual(
     model: Model = None,
     key: str = DEFAULT_KEY,
     genes: str | Sequence[str] | np.ndarray | None = None,
-    transform_batch: str | Sequence[str] | None = None,
+    transform_batch: Batches | None = None,
     target_sum: TargetSum = None,
     n_neighbors: int | None = None,
     n_draws: int = DENOISING_DRAWS,
@@ -191,7 +193,7 @@ def counterfactual(
         "target_sum": fit.params.target_sum if target_sum is None else target_sum,
     }
     if transform_batch is not None:
-        params["transform_batch"] = [str(batch) for batch in np.atleast_1d(np.asarray(transform_batch))]
+        params["transform_batch"] = [name_of(batch) for batch in each_value(transform_batch)]
     adata = own(adata, copy=copy)
     results = Results(layers={name: matrix}, obs={f"{name}_support": support_n}, uns={name: {"params": params}})
     results.write(adata)
@@ -199,9 +201,7 @@ def counterfactual(
     return adata if copy else None
 
 
-def _batches(
-    cells: StoredCells, change: Intervention, transform_batch: str | Sequence[str] | None
-) -> tuple[int | None, ...]:
+def _batches(cells: StoredCells, change: Intervention, transform_batch: Batches | None) -> tuple[int | None, ...]:
     table = cells.fit.covariates
     if change.key != table.batch_key:
         return table.decoding_batches(transform_batch)

@@ -21,6 +21,7 @@ from vxpress.bridge.asked import (
     genes_as_anndata,
     genes_present,
 )
+from vxpress.bridge.covariates import Batches
 from vxpress.bridge.decoded import DENOISING_DRAWS, DENOISING_SEED, FloatName, Request, decode
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
@@ -41,7 +42,7 @@ def denoise(
     *,
     key: str = DEFAULT_KEY,
     genes: str | Sequence[str] | np.ndarray | None = None,
-    transform_batch: str | Sequence[str] | None = None,
+    transform_batch: Batches | None = None,
     target_sum: TargetSum = None,
     own_counts: bool = False,
     layer: str | Unset | None = UNSET,

@@ -15,7 +15,7 @@ from vxpress.bridge.find import Model
 from vxpress.bridge.predictive import read_scored
 from vxpress.bridge.prepare import seed_of
 from vxpress.bridge.store import Results, check_adata, own
-from vxpress.bridge.stored import StoredCells
+from vxpress.bridge.stored import StoredCells, stored_split
 from vxpress.core.config import check_range
 from vxpress.core.counts import Cells
 
@@ -126,9 +126,8 @@ def diagnose(
     seed = int(seed_of(rng).integers(2**31))
     stored = StoredCells.find(adata, model, key)
     fit, keys = stored.fit, stored.keys
-    split_n = np.full(adata.n_obs, "", dtype=object)
-    if keys.split in adata.obs:
-        split_n = np.asarray(adata.obs[keys.split].astype(str), dtype=object)
+    split_n = stored_split(adata, keys)
+    split_n = np.full(adata.n_obs, "", dtype=object) if split_n is None else split_n
     with progress_bar("diagnose", progress):
         cells = _cells(adata, stored, layer, gaps=gaps)
         found = diagnose_posterior(

@@ -16,6 +16,7 @@ from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.prepare import resolve_device, seed_of
 from vxpress.bridge.query import check_enough_new, encode_query, read_any_query
 from vxpress.bridge.store import Results, check_adata, check_free, own
+from vxpress.bridge.stored import stored_split
 from vxpress.core.config import check_range
 
 FINE_TUNE_EPOCHS = 10
@@ -154,7 +155,8 @@ def _epochs(fine_tune: bool | int) -> int:  # noqa: FBT001 - the value of a keyw
 
 def _check_no_other_fit(adata: AnnData, model: Model, keys: Keys) -> None:
     """Raise rather than replace the fit of these very cells by another one."""
-    fitted_here = keys.uns in adata.uns and keys.split in adata.obs and (adata.obs[keys.split] == "train").any()
+    split_n = stored_split(adata, keys)
+    fitted_here = keys.uns in adata.uns and split_n is not None and (split_n == "train").any()
     if model is None or model is adata or not fitted_here:
         return
     msg = (

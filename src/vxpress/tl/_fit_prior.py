@@ -13,6 +13,7 @@ from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
+from vxpress.bridge.columns import find_column
 from vxpress.bridge.diagnosis import OF_THE_PRIOR, Decoding, diagnose
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
@@ -180,9 +181,9 @@ def _results(adata: AnnData, stored: StoredCells, fit: Fit, record: dict[str, An
     keys = stored.keys
     if to != keys:
         results.obsm = {to.latent: stored.mean_nd, to.latent_var: stored.var_nd}
-        results.obs = {to.split: pd.Categorical(adata.obs[keys.split])}
+        results.obs = {to.split: pd.Categorical(find_column(adata.obs, keys.split))}
         if keys.library in adata.obs:
-            results.obs[to.library] = adata.obs[keys.library].to_numpy()
+            results.obs[to.library] = find_column(adata.obs, keys.library).to_numpy()
         # of an earlier fit under that name
         results.stale = [("layers", name) for name in (to.normalized, *to.bounds())]
     return results

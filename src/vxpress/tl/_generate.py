@@ -13,6 +13,7 @@ from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
+from vxpress.bridge.columns import get_numbers
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.generation import (
@@ -23,6 +24,7 @@ from vxpress.bridge.generation import (
     asked_covariates,
     asked_labels,
     asked_library,
+    get_column_names,
 )
 from vxpress.bridge.predictive import law_log_library, params_of
 from vxpress.bridge.prepare import seed_of
@@ -173,13 +175,16 @@ def generate(
             # the condition behind the named ones is that of cells without a label
             obs[condition_key] = np.array([*names, NO_NAME], dtype=object)[code_n]
         missing = [name for name in columns.names if name not in obs]
+        known = columns.categories | ({} if condition_key is None else {condition_key: names})
         needed = ["library"] * (library_n is None and not from_prior) + ["covariates"] * bool(missing)
         if needed:
             cells = TrainingCells.find(adata, fit, keys, needed)
             match = {name: obs[name].to_numpy() for name in obs if name not in columns.numbers}
-            partner_n = cells.partners(z_nd.numpy(), match, n_neighbors, generator)
+            partner_n = cells.partners(z_nd.numpy(), match, known, n_neighbors, generator)
             for name in missing:
-                obs[name] = cells.obs[name].to_numpy()[partner_n]
+                number = name in columns.numbers
+                column = get_numbers(cells.obs, name) if number else get_column_names(cells.obs, name, known[name])
+                obs[name] = column[partner_n]
             if library_n is None and not from_prior:
                 library_n = cells.library_n[partner_n]
 
@@ -189,10 +194,9 @@ def generate(
             noise_n1 = torch.from_numpy(generator.standard_normal((n, 1)).astype(np.float32))
             library_n = (mean_n1 + var_n1.sqrt() * noise_n1).double().exp().numpy()[:, 0]
         x = law_draws(fit.model, z_nd, table, law_log_library(library_n), seed=int(seeds[1]))
-    for name in (*columns.categories, *([condition_key] if condition_key is not None else ())):
-        known = names if name == condition_key else columns.categories[name]
+    for name, categories in known.items():
         values = obs[name].astype(object)
-        obs[name] = pd.Categorical(values.where(values != NO_NAME), categories=known)
+        obs[name] = pd.Categorical(values.where(values != NO_NAME), categories=categories)
     obs[keys.library] = library_n
     obs[keys.split] = pd.Categorical([GENERATED] * n)
     params = params_of(

@@ -15,6 +15,8 @@ from scanpy import logging as logg
 from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
 from vxpress.bridge.asked import named_genes
+from vxpress.bridge.columns import get_numbers
+from vxpress.bridge.covariates import Batches
 from vxpress.bridge.decoded import DENOISING_SEED, Request, decode
 from vxpress.bridge.ends import End, end_name, end_rows
 from vxpress.bridge.find import Model
@@ -42,7 +44,7 @@ def interpolate(
     n_steps: int = 21,
     method: Method = "linear",
     genes: str | Sequence[str] | np.ndarray | None = None,
-    transform_batch: str | Sequence[str] | None = None,
+    transform_batch: Batches | None = None,
     covariates: Mapping[str, Any] | None = None,
     target_sum: float | None = None,
     min_percentile: float = 5.0,
@@ -186,7 +188,7 @@ def interpolate(
             modelled_g=fit.modelled_g,
             request=Request(Draws(1, batches, DENOISING_SEED), scale, genes=wanted),
         )[0]
-    names = [end_name(end, groupby, rows, adata.obs_names) for end, rows in zip((source, target), ends, strict=True)]
+    names = [end_name(adata, groupby, rows) for rows in ends]
     _warn_empty(density["empty"], position_s, names, method)
     params = {
         "key": key,
@@ -275,7 +277,7 @@ def _conditions(
 ) -> pd.DataFrame:
     """Covariates of the steps, one value throughout: given, or that of the cells of the ends."""
     table = fit.covariates
-    columns = Columns(dict(table.categorical), tuple(name for name, _, _ in table.continuous))
+    columns = Columns(dict(table.categorical), tuple(name for name, _ in table.continuous))
     given = asked_covariates(covariates, columns, n_steps)
     if table.batch_key in given:
         msg = f"covariates= names the batch, {table.batch_key!r}. Choose it with transform_batch=."
@@ -285,9 +287,10 @@ def _conditions(
         if name in given:
             continue
         if name in columns.numbers:
-            obs[name] = float(adata.obs[name].to_numpy(dtype=np.float64)[rows].mean())
+            obs[name] = float(get_numbers(adata.obs, name)[rows].mean())
         else:
-            found, counts = np.unique(get_column_names(adata.obs, name)[rows].astype(str), return_counts=True)
+            names = get_column_names(adata.obs, name, columns.categories[name])
+            found, counts = np.unique(names[rows].astype(str), return_counts=True)
             obs[name] = found[counts.argmax()]
     return obs
 

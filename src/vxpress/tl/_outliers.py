@@ -14,6 +14,7 @@ from scipy.stats import false_discovery_control, spearmanr
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
+from vxpress.bridge.columns import as_mask, find_column
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.prepare import seed_of
@@ -272,19 +273,15 @@ def _who(
 
 def _mask(adata: AnnData, calibration: str | np.ndarray) -> np.ndarray:
     if isinstance(calibration, str):
-        if calibration not in adata.obs:
-            msg = f"calibration={calibration!r} is not a column of adata.obs (found: {list(adata.obs.columns)})."
-            raise KeyError(msg)
-        name, values = f"obs[{calibration!r}]", adata.obs[calibration].to_numpy()
-    elif isinstance(calibration, (np.ndarray, pd.Series, list)):
-        name, values = "calibration=", np.asarray(calibration)
+        where, given = f"adata.obs[{calibration!r}]", find_column(adata.obs, calibration, argument="calibration")
+    elif isinstance(calibration, (np.ndarray, pd.Series, pd.api.extensions.ExtensionArray, list)):
+        where, given = "calibration=", calibration
     else:
         msg = f"calibration= takes an AnnData, a boolean column of adata.obs or a boolean array; found {type(calibration).__name__}."
         raise TypeError(msg)
-    if values.dtype != bool or values.shape != (adata.n_obs,):
-        msg = f"{name} should be {adata.n_obs} booleans, one per cell; found dtype {values.dtype} and shape {values.shape}."
-        raise ValueError(msg)
-    return values
+    return as_mask(
+        given, adata.n_obs, where, of="cell", gaps="Give each cell a value, for example with .fillna(False)."
+    )
 
 
 def _check_calibration(known: _Read, fitted_md: np.ndarray) -> None:

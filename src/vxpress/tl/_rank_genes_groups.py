@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,8 @@ def rank_genes_groups(
     model: Model = None,
     *,
     key: str = DEFAULT_KEY,
-    groups: str | Sequence[str] = "all",
-    reference: str = "rest",
+    groups: str | Sequence[Hashable] = "all",
+    reference: Hashable = "rest",
     cells: CellSets | None = None,
     reference_cells: CellSets | None = None,
     delta: float = 0.1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ def sample(
     key: str = DEFAULT_KEY,
     n_samples: int = 1,
     genes: str | Sequence[str] | np.ndarray | None = None,
-    transform_batch: str | None = None,
+    transform_batch: Hashable | None = None,
     rng: int | np.random.Generator | None = 0,
     key_added: str | None = None,
     progress: bool | None = None,
@@ -133,10 +133,13 @@ def sample(
         check_own(adata, layer, layers=[layer])
     covariates = law_covariates(adata, fit)
     if transform_batch is not None:
-        if not isinstance(transform_batch, str):
+        codes = fit.covariates.batch_codes(transform_batch)
+        if len(codes) != 1 or isinstance(transform_batch, list):
             msg = f"transform_batch={transform_batch!r} was given; the name of one batch is expected, for a draw is made under one."
             raise ValueError(msg)
-        covariates = covariates.with_batch(*fit.covariates.batch_codes(transform_batch))
+        (code,) = codes
+        covariates = covariates.with_batch(code)
+        transform_batch = fit.covariates.batches[code]
     log_library_n1 = law_log_library(stored_library(adata, keys))
     start = logg.info("drawing counts")
     # where the wanted genes lie among the modelled ones

@@ -1,0 +1,250 @@
+"""Names of categories: one rule for columns of ``obs``, arguments, stored fits and other cells.
+
+A category is known by its name, a string, wherever it comes from: a column of integers becomes one of floats when
+AnnDatas are merged, a categorical in a file, text in a table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+# a float this close to a whole number, in units of its rounding error, is that number
+ROUNDING = 8
+# and never farther from it than this, however large it is
+FARTHEST = 1e-3
+_WHOLE_TEXT = re.compile(r"-?\d+(\.0)?")
+
+
+def name_of(value: Any) -> str:
+    """The name of one value.
+
+    Whole numbers are written without a point, whatever their type and within the rounding error of floats: 3, 3.0 and
+    7.999999999999999 are ``"3"``, ``"3"`` and ``"8"``.  Other floats are the shortest text that gives them back in their
+    own type, dates are as ISO 8601 writes them, and bytes are UTF-8.  Raises ``ValueError`` for what has no name: missing
+    and infinite values, and floats too large to tell whole numbers apart.
+    """
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, (bool, np.bool_)):
+        return str(bool(value))
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        msg = "a missing value"
+        raise ValueError(msg)
+    # before whole numbers, of which numpy takes it for one
+    if isinstance(value, (timedelta, np.timedelta64)):
+        return str(pd.Timedelta(value))
+    if isinstance(value, Integral):
+        return str(int(value))
+    if isinstance(value, (Real, Decimal)):
+        return _name_of_number(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return str(value)
+    if isinstance(value, (date, datetime, np.datetime64)):
+        # pandas writes a column of dates without the time if it is midnight in all of them
+        moment = pd.Timestamp(value)
+        return moment.isoformat(sep=" ").removesuffix(" 00:00:00")
+    if isinstance(value, tuple):
+        return str(tuple(part.item() if isinstance(part, np.generic) else part for part in value))
+    return str(value)
+
+
+def _name_of_number(value: Any) -> str:
+    # anything but numpy's own small floats is judged in double precision
+    eps = float(np.finfo(type(value) if isinstance(value, np.floating) else np.float64).eps)
+    number = float(value)
+    if not np.isfinite(number):
+        msg = "an infinite value"
+        raise ValueError(msg)
+    if abs(number) > 2 / eps:
+        msg = f"{number:g}, a float above {2 / eps:.0f}, from where on floats leave out whole numbers"
+        raise ValueError(msg)
+    nearest = round(number)
+    if abs(number - nearest) <= min(ROUNDING * eps * max(1.0, abs(number)), FARTHEST):
+        return str(nearest)
+    return str(value) if isinstance(value, np.floating) else repr(number)
+
+
+def find_name(value: Any, known: Sequence[str]) -> str | None:
+    """Which of the names in ``known`` a value has; None if it has none of them.
+
+    Where a number is not known as :func:`name_of` writes it, it is looked for as text and other types write it: 3 as
+    ``"3.0"``, and a number of single precision as the same number in double precision.
+    """
+    try:
+        return next((name for name in _spellings(value) if name in known), None)
+    except ValueError:
+        return None
+
+
+def find_names(values: Sequence[Any], known: Sequence[str]) -> list[str | None]:
+    """:func:`find_name` of many values, few of which differ."""
+    seen: dict[tuple[type, Any], str | None] = {}
+    out: list[str | None] = []
+    for given in values:
+        value = given[()] if isinstance(given, np.ndarray) and given.ndim == 0 else given
+        try:
+            key = (type(value), value)
+            if key not in seen:
+                seen[key] = find_name(value, known)
+            out.append(seen[key])
+        except TypeError:  # a list or the like, which is no category
+            out.append(None)
+    return out
+
+
+def _spellings(value: Any) -> Iterator[str]:
+    name = name_of(value)
+    yield name
+    if isinstance(value, np.ndarray):
+        value = value[()]
+    if isinstance(value, (float, np.floating)):
+        with np.errstate(over="ignore"):
+            single = np.float32(value)
+        yield name_of(float(value))
+        if np.isfinite(single) and float(single) == float(value) and abs(single) <= 2**24:
+            yield name_of(single)
+    number = isinstance(value, (str, Real, Decimal)) and not isinstance(value, (bool, np.bool_))
+    if number and _WHOLE_TEXT.fullmatch(name):
+        yield name.removesuffix(".0") if name.endswith(".0") else f"{name}.0"
+
+
+@dataclass(frozen=True)
+class Names:
+    """The categories of a column by name, and of every cell the number of its own, int64 (n,), -1 where it has none.
+
+    The order is that of a categorical; numbers are in rising order, other values sorted by name.  ``fractional`` are the
+    names that are no whole numbers where the column is one of floats, and not of categories.
+    """
+
+    names: tuple[str, ...]
+    code_n: np.ndarray
+    values: tuple[Any, ...]
+    fractional: tuple[str, ...]
+
+    @classmethod
+    def of(cls, column: pd.Series, where: str = "the column") -> Names:
+        """Those of a column, which ``where`` names in messages; raises ``ValueError`` where its categories have no names."""
+        values, code_n = _distinct(column, where)
+        categorical = isinstance(column.dtype, pd.CategoricalDtype)
+        first: dict[str, Any] = {}
+        named: list[str] = []
+        for value in values:
+            try:
+                name = name_of(value)
+            except ValueError as error:
+                msg = f"{where} holds {error}; categories are expected. Make them text: {where}.astype(str)."
+                raise ValueError(msg) from error
+            other = first.setdefault(name, value)
+            if _kind(other) != _kind(value):
+                msg = (
+                    f"{where} has categories that read alike, {other!r} and {value!r}, but are of different types. Make them "
+                    f"one type: {where} = {where}.astype(str)."
+                )
+                raise ValueError(msg)
+            named.append(name)
+        if "" in first:
+            msg = (
+                f"{where} holds the empty string in {int((code_n == named.index('')).sum())} of {len(code_n)} cells, and a "
+                f"category needs a name. Give it one: {where} = {where}.astype(object).replace('', 'unknown')."
+            )
+            raise ValueError(msg)
+        names = list(first)
+        if not categorical:
+            numbers = all(_kind(value) == "number" for value in first.values())
+            names.sort(key=first.__getitem__ if numbers else None)
+        position = {name: i for i, name in enumerate(names)}
+        place = np.array([*(position[name] for name in named), -1], dtype=np.int64)
+        plain_float = not categorical and pd.api.types.is_float_dtype(column.dtype)
+        fractional = tuple(name for name in names if plain_float and not _WHOLE_TEXT.fullmatch(name))
+        return cls(tuple(names), place[code_n], tuple(first[name] for name in names), fractional)
+
+    def among(self, known: Sequence[str]) -> np.ndarray:
+        """Position of every category in ``known``, int64, -1 where it is not there; no two categories share one."""
+        place = {name: i for i, name in enumerate(known)}
+        at = np.array([place.get(name, -1) for name in self.names], dtype=np.int64)
+        free = set(known) - set(self.names)
+        for i in np.flatnonzero(at < 0):
+            name = find_name(self.values[i], tuple(free))
+            if name is not None:
+                at[i] = place[name]
+                free.discard(name)
+        return at
+
+    def labels(self, missing: str) -> np.ndarray:
+        """The name of every cell, object (n,), ``missing`` where it has none."""
+        return np.array([*self.names, missing], dtype=object)[self.code_n]
+
+
+def each_value(values: Any) -> list[Any]:
+    """The values of a sequence, an array or a column, each in its own type; a single value gives a list of one."""
+    if isinstance(values, np.ndarray) and values.ndim == 0:
+        return [values[()]]
+    if isinstance(values, (pd.Series, pd.Index, pd.Categorical)):
+        return _items(values)
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        return [values]
+    return list(values)
+
+
+def _distinct(column: pd.Series, where: str) -> tuple[list[Any], np.ndarray]:
+    """Distinct values, and of every cell the number of its own, -1 where there is none."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        used = column.cat.remove_unused_categories().cat
+        return _items(used.categories), used.codes.to_numpy().astype(np.int64)
+    try:
+        if column.dtype == object and pd.api.types.infer_dtype(column, skipna=True) in ("mixed", "mixed-integer"):
+            return _distinct_by_type(column)
+        code_n, found = pd.factorize(column)
+    except TypeError as error:
+        msg = (
+            f"{where} holds values that name no category ({error}); text or numbers are expected: {where}.astype(str)."
+        )
+        raise ValueError(msg) from error
+    return _items(found), code_n.astype(np.int64)
+
+
+def _distinct_by_type(column: pd.Series) -> tuple[list[Any], np.ndarray]:
+    """The same where types are mixed: Python takes 1 and True for one value."""
+    seen: dict[tuple[type, Any], int] = {}
+    missing_n = column.isna().to_numpy()
+    values = column.to_numpy(dtype=object)
+    codes = [
+        -1 if gone else seen.setdefault((type(v), v), len(seen)) for v, gone in zip(values, missing_n, strict=True)
+    ]
+    return [value for _, value in seen], np.array(codes, dtype=np.int64)
+
+
+def _items(values: Any) -> list[Any]:
+    """One by one in their own type; pandas itself hands out single precision as double."""
+    if isinstance(getattr(values, "dtype", None), pd.CategoricalDtype):
+        categories = _items(values.cat.categories if isinstance(values, pd.Series) else values.categories)
+        codes = values.cat.codes if isinstance(values, pd.Series) else values.codes
+        return [pd.NA if code < 0 else categories[code] for code in codes]
+    if isinstance(getattr(values, "dtype", None), np.dtype) and values.dtype.kind == "f":
+        return list(np.asarray(values))
+    return list(values)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (bool, np.bool_)):
+        return "bool"
+    if isinstance(value, (Real, Decimal)):
+        return "number"
+    for kind in (str, bytes, tuple, date, timedelta):
+        if isinstance(value, kind):
+            return kind.__name__
+    return type(value).__name__

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from vxpress.bridge.covariates import CovariateTable, Scale
+from vxpress.bridge.upgrade import FIRST, upgraded
 
 OBS = pd.DataFrame(
     {
@@ -223,3 +224,17 @@ def test_batches_are_named_as_they_stand_in_the_column() -> None:
     pairs = CovariateTable.learn(OBS.assign(pair=[(1, 2), (3, 4), (1, 2), (3, 4)]), "pair", [], [], None)
     assert pairs.batch_codes((3, 4)) == (1,)
     assert pairs.batch_codes([(1, 2), (3, 4)]) == (0, 1)
+
+
+def test_covariates_of_the_first_format_are_read_without_a_range(warned: list[str]) -> None:
+    old = {"batch_key": "plate", "categorical_keys": ["plate"], "categories_0": ["1", "3"]}
+    old |= {"continuous_keys": ["age"], "continuous_mean": [25.0], "continuous_sd": [5.0]}
+    record = {name: np.array(value) if isinstance(value, list) else value for name, value in old.items()}
+    table = CovariateTable.from_uns(
+        upgraded({"format": FIRST, "covariates": record, "params": {"n_train": 7}})["covariates"]
+    )
+    np.testing.assert_allclose(table.read(OBS.assign(age=[20.0, 25.0, 30.0, 1e6])).continuous_nc[:3, 0], [-1, 0, 1])
+    assert not warned
+    assert CovariateTable.from_uns(table.to_uns()) == table
+    bare = CovariateTable.from_uns(upgraded({"format": FIRST, "params": {"n_train": 7}})["covariates"])
+    assert bare == CovariateTable.learn(OBS, None, [], [], None)

@@ -301,19 +301,12 @@ def _strings(names: Sequence[str]) -> np.ndarray:
 
 def _require(holds: bool, otherwise: str) -> None:  # noqa: FBT001 - a condition
     if not holds:
-        msg = f"The stored fit is damaged: of its covariates, {otherwise}. Fit again: vx.tl.fit_vae(adata)."
+        msg = f"The stored fit is damaged: of its covariates, {otherwise}."
         raise ValueError(msg)
 
 
 def _field(stored: Mapping[str, Any], name: str) -> np.ndarray:
-    if name not in stored:
-        # ad.concat keeps the entries of uns that agree, and encode adds categories
-        msg = (
-            f"The stored fit is damaged: its covariates lack {name!r}. Was it merged by ad.concat(uns_merge='same') from a reference "
-            "and a query with new categories? Then pass the AnnData that knows them all: model=query. If another version of "
-            "vxpress wrote it, fit again: vx.tl.fit_vae(adata)."
-        )
-        raise ValueError(msg)
+    _require(name in stored, f"{name!r} is missing")
     return np.asarray(stored[name])
 
 

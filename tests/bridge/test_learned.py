@@ -31,7 +31,7 @@ def test_the_numbers_are_those_of_the_training_cells(table: CovariateTable) -> N
     "bad", [[50, 50, 2], [50, 50, 2, -1], [50, 50, 2, 2.5], ["a", "b", "c", "d"], [[50, 50, 2, 3]], 5]
 )
 def test_damaged_numbers_are_refused(table: CovariateTable, bad: object) -> None:
-    with pytest.raises(ValueError, match="damaged.*n_train_0.*4 numbers of training cells"):
+    with pytest.raises(ValueError, match=r"damaged.*n_train_0.*4 numbers of training cells"):
         CovariateTable.from_uns(table.to_uns() | {"n_train_0": np.array(bad)})
 
 

@@ -9,6 +9,12 @@ import pytest
 import vxpress as vx
 
 
+@pytest.fixture(scope="module")
+def counts() -> ad.AnnData:
+    """Counts with little more than Poisson noise."""
+    return vx.datasets.simulate(700, 60, n_batches=2, dispersion=20, rng=3)
+
+
 def test_dispersions_are_fitted_once_more_and_nothing_else_is(adata: ad.AnnData) -> None:
     fits = {}
     for again in (False, True):
@@ -44,19 +50,19 @@ def test_dispersions_are_fitted_once_more_and_nothing_else_is(adata: ad.AnnData)
         {"preset": "likelihood"},
     ],
 )
-def test_cells_outside_the_fit_gain_by_the_refit(settings: dict) -> None:
-    adata = vx.datasets.simulate(900, 120, n_batches=2, dispersion=20, rng=3)
-    seen, unseen = adata[:600].copy(), adata[600:].copy()
+def test_cells_outside_the_fit_gain_by_the_refit_what_held_out_cells_say(counts: ad.AnnData, settings: dict) -> None:
+    seen, unseen = counts[:500].copy(), counts[500:].copy()
     scores = {}
     for again in (False, True):
         options = vx.tl.FitOptions(refit_dispersion=again)
-        vx.tl.fit_vae(seen, "batch", max_epochs=30, options=options, **({"n_latent": 5} | settings))
-        vx.tl.log_likelihood(unseen, model=seen, n_samples=100)
+        arguments = {"n_latent": 5, "max_epochs": 8, "validation_fraction": 0.2, "denoised": False} | settings
+        vx.tl.fit_vae(seen, "batch", options=options, **arguments)
+        vx.tl.log_likelihood(unseen, model=seen, n_samples=50)
         scores[again] = unseen.obs["vae_log_likelihood"].mean()
-    # what a latent library leaves open is as large as what there is to gain, and then nothing is taken
-    kept = seen.uns["vae"]["params"]["dispersion_gain"] > 0
-    assert kept or settings == {"library": "latent"}
-    assert scores[True] > scores[False] if kept else scores[True] == scores[False]
+    gain = seen.uns["vae"]["params"]["dispersion_gain"]
+    # a few epochs leave the dispersions far from where the counts want them
+    assert gain > 10
+    assert scores[True] - scores[False] == pytest.approx(gain, rel=0.25)
 
 
 @pytest.mark.parametrize(

@@ -216,26 +216,71 @@ def test_every_dispersion_fits(adata: ad.AnnData, quick: dict, dispersion: str) 
     vx.tl.encode(adata)
 
 
+@pytest.fixture(scope="module")
+def by_default(_simulated: ad.AnnData) -> ad.AnnData:
+    """A fit with every option left out."""
+    adata = _simulated.copy()
+    vx.tl.fit_vae(adata, "batch", categorical_covariate_keys=["donor"], denoised=False, **OPTIONLESS)
+    return adata
+
+
+OPTIONLESS = {"n_latent": 3, "n_hidden": 8, "max_epochs": 2, "batch_size": 64, "n_layers": 2}
+BATCHES, DONORS = 2, 3
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "changed"),
     [
-        {"norm": "layer"},
-        {"norm": "none"},
-        {"encode_covariates": True},
-        {"covariate_code": "embedding", "n_embedding": 3},
-        {"condition_output": True},
-        {"optimizer": "adam", "schedule": "constant"},
-        {"keep_best": False, "max_grad_norm": 1.0},
+        # layer norm keeps no running statistics, and its layers need their biases
+        ({"norm": "layer"}, {"encoder.body.norms.0.running_mean": None}),
+        ({"norm": "none"}, {"encoder.body.norms.0.running_mean": None, "decoder.body.norms.1.weight": None}),
+        ({"encode_covariates": True}, {"encoder.body.linears.0.weight": (8, 60 + BATCHES + DONORS)}),
+        (
+            {"covariate_code": "embedding", "n_embedding": 5},
+            {"decoder.body.linears.0.weight": (8, 3 + 2 * 5)},
+        ),
+        ({"condition_output": True}, {"decoder.location.weight": (60, 8 + BATCHES + DONORS)}),
+        ({"decoder": "linear"}, {"decoder.body.linears.0.weight": None}),
+        # the same network, trained otherwise
+        ({"optimizer": "adam", "weight_decay": 0.1}, {}),
+        ({"schedule": "constant"}, {}),
+        ({"max_grad_norm": 1e-3}, {}),
+        ({"dropout": 0.5}, {}),
+        ({"learning_rate": 1e-4}, {}),
     ],
 )
-def test_every_option_fits_and_is_recorded(adata: ad.AnnData, quick: dict, options: dict) -> None:
+def test_every_option_acts_and_is_recorded(
+    adata: ad.AnnData, by_default: ad.AnnData, options: dict, changed: dict
+) -> None:
     vx.tl.fit_vae(
-        adata, "batch", categorical_covariate_keys=["donor"], options=vx.tl.FitOptions(**options), n_layers=2, **quick
+        adata,
+        "batch",
+        categorical_covariate_keys=["donor"],
+        options=vx.tl.FitOptions(**options),
+        denoised=False,
+        **OPTIONLESS,
     )
     params = adata.uns["vae"]["params"]
     for name, value in options.items():
         assert (params["model"] | params["train"])[name] == value
+    before, after = expected_weights(by_default), expected_weights(adata)
+    assert {name: after.get(name) for name in changed} == changed
+    assert not {name for name in changed if before.get(name) == changed[name]}
+    if not changed:
+        assert before == after
+    assert np.abs(adata.obsm["X_vae"] - by_default.obsm["X_vae"]).max() > 1e-4
     vx.tl.encode(adata)
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_the_best_epoch_is_kept_or_the_last(adata: ad.AnnData, keep_best: bool) -> None:
+    # at this rate the objective does not rise in every epoch
+    options = vx.tl.FitOptions(keep_best=keep_best, learning_rate=0.3, refit_dispersion=False)
+    vx.tl.fit_vae(adata, n_latent=3, n_hidden=8, max_epochs=8, batch_size=32, early_stopping=False, options=options)
+    found = adata.uns["vae"]
+    objective, kept = found["history"]["elbo_validation"], found["params"]["best_epoch"]
+    assert np.argmax(objective) != len(objective) - 1
+    assert kept == (np.argmax(objective) if keep_best else len(objective) - 1)
 
 
 def test_the_size_factor_of_another_column(adata: ad.AnnData, quick: dict) -> None:

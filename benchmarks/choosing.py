@@ -1,12 +1,12 @@
-"""Choosing a law and a number of dimensions by held-out likelihood: is the choice right, and does it hold on new cells?
+"""Choosing a likelihood and a number of dimensions by held-out likelihood: is the choice right, and does it hold on new cells?
 
     python benchmarks/choosing.py real --sets pbmc3k kang pbmc_3studies
-    python benchmarks/choosing.py law
+    python benchmarks/choosing.py likelihood
 
 ``real`` fits several settings with three seeds each, ranks them by ``vx.tl.compare`` on the validation cells, and again on
 test cells that no fit was given.  The default setting has six seeds: differences between fits of one model, which are zero,
 show how often a verdict would be wrong, with single fits and with three against three.
-``law`` simulates negative binomial counts, replaces a share of them by zeros, and lets ``likelihood="auto"`` choose.
+``likelihood`` simulates negative binomial counts, replaces a share of them by zeros, and lets ``likelihood="auto"`` choose.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def real(args: argparse.Namespace) -> None:
         print(f"written to {save('choosing_real', {name: payload | {'null': null, 'seconds_per_fit': seconds}})}")
 
 
-def law(args: argparse.Namespace) -> None:
-    """Which law is chosen for simulated counts with more and more extra zeros."""
+def likelihood(args: argparse.Namespace) -> None:
+    """Which distribution is chosen for simulated counts with more and more extra zeros."""
     from scipy import sparse
 
     import vxpress as vx
@@ -136,13 +136,13 @@ def law(args: argparse.Namespace) -> None:
             )
             numbers = {k: c[k] for k in ("likelihood", "difference", "ci_low", "ci_high", "gap", "n_cells")}
             out["runs"].append({"zeros": zeros, "seed": seed, "seconds_nb": one, "seconds_auto": both} | numbers)  # type: ignore[attr-defined]
-    print(f"written to {save('choosing_law', out)}")
+    print(f"written to {save('choosing_likelihood', out)}")
 
 
 def main() -> None:
     """Run one of the questions."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("question", choices=["real", "law"])
+    parser.add_argument("question", choices=["real", "likelihood"])
     parser.add_argument("--sets", nargs="+", default=["pbmc3k", "kang", "pbmc_3studies"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cells", type=int, default=300, help="cells compared on, at most")
@@ -151,7 +151,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     set_threads(args.threads)
-    {"real": real, "law": law}[args.question](args)
+    {"real": real, "likelihood": likelihood}[args.question](args)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def load(name: str, seed: int, n_cells: int, n_genes: int) -> tuple[ad.AnnData, 
 
 
 def expected_root(mean: np.ndarray) -> np.ndarray:
-    """E[sqrt(Y)] of Poisson counts, by linear interpolation between sums over the law."""
+    """E[sqrt(Y)] of Poisson counts, by linear interpolation between sums over the distribution."""
     counts = np.arange(4000)
     table = np.array([(stats.poisson.pmf(counts, root**2) * np.sqrt(counts)).sum() for root in ROOTS])
     return np.interp(np.sqrt(mean), ROOTS, table)

@@ -41,10 +41,10 @@ def judge_fit(fitted: AnnData, test: AnnData, key: str = "vae", n_samples: int =
 
     def decoder(z: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         repeated = torch.from_numpy(rows).repeat(z.shape[0])
-        law = model.likelihood(z.flatten(0, 1), cells.covariates[repeated], cells.log_library_n1[repeated])
+        distribution = model.likelihood(z.flatten(0, 1), cells.covariates[repeated], cells.log_library_n1[repeated])
         shape = (*z.shape[:2], -1)
-        base = getattr(law, "base", law)
-        gate = law.gate_logits.reshape(shape) if base is not law else None
+        base = getattr(distribution, "base", distribution)
+        gate = distribution.gate_logits.reshape(shape) if base is not distribution else None
         return base.mean.reshape(shape), base.log_theta.exp().reshape(shape), gate
 
     with torch.no_grad():

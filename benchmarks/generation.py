@@ -151,7 +151,7 @@ class Judge:
         """Training cells in the place of generated ones.
 
         What is measured in principal components comes from two halves of the held-out cells: training cells, on which these
-        were fitted, lie further out in them than new cells of the same law.
+        were fitted, lie further out in them than new cells of the same distribution.
         """
         order = np.random.default_rng(self.seed + 1).permutation(self.train.n_obs)
         types = self.train.obs["type"].astype(str).to_numpy()

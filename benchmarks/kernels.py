@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py
 
-Likelihood: NB or ZINB value and all gradients, compiled loops against the plain laws under autograd, both from the same
+Likelihood: NB or ZINB value and all gradients, compiled loops against the plain distributions under autograd, both from the same
 features.  Input: the encoder's first product and its gradient from compressed rows against the dense float32 product
 (log1p and the writing of the dense minibatch counted).  Plain forms are skipped where their temporaries would not fit.
 """
@@ -85,8 +85,10 @@ def main() -> None:
         batch = cells.batch(torch.arange(n))
         row: dict[str, float] = {"cells": n, "genes": g, "density": density}
         fits = n * g <= MOST_PLAIN_ENTRIES
-        for law in args.likelihoods:
-            config = ModelConfig(n_genes=g, likelihood=law, n_hidden=HIDDEN, norm="batch", condition_output=False)
+        for distribution in args.likelihoods:
+            config = ModelConfig(
+                n_genes=g, likelihood=distribution, n_hidden=HIDDEN, norm="batch", condition_output=False
+            )
             model = build(config, 0).train()
 
             def plain(model: VAE = model, batch: Batch = batch) -> None:
@@ -96,7 +98,7 @@ def main() -> None:
             functions = {"compiled": lambda model=model, batch=batch: likelihood(model, batch)} | (
                 {"plain": plain} if fits else {}
             )
-            row |= measured(functions, law, args.repeats)
+            row |= measured(functions, distribution, args.repeats)
         weight = torch.randn(g, HIDDEN).t().requires_grad_()
         bias = torch.zeros(HIDDEN)
         functions = {

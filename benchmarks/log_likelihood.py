@@ -2,7 +2,7 @@
 
     python benchmarks/log_likelihood.py --sets kang pbmc3k --threads 1
 
-Each set is fitted once at the defaults.  On its test cells ``vx.tl.log_likelihood`` and the judge, which writes the law
+Each set is fitted once at the defaults.  On its test cells ``vx.tl.log_likelihood`` and the judge, which writes the distribution
 out term by term in float64 and draws noise of its own, estimate the same bound with the same number of samples.  Then the
 peer is fitted to the same cells for a few epochs (quality is not the question) and both score the test cells in turns.
 """
@@ -31,9 +31,9 @@ class Judged(CellProposal):
         k, n = eps_knd.shape[:2]
         z_knd = torch.addcmul(self.q.loc, self.q.scale, eps_knd)
         batch = self.cells.batch(self.rows.repeat(k))
-        law = self.model.likelihood(z_knd.flatten(0, 1).float(), batch.covariates, batch.log_library_n1)
-        base = getattr(law, "base", law)
-        gate = law.gate_logits.double() if base is not law else None
+        distribution = self.model.likelihood(z_knd.flatten(0, 1).float(), batch.covariates, batch.log_library_n1)
+        base = getattr(distribution, "base", distribution)
+        gate = distribution.gate_logits.double() if base is not distribution else None
         # of the logarithms, whose exponentials are taken in double precision
         mean, theta = base.log_mean.double().exp(), base.log_theta.double().exp()
         value = zinb_log_prob(batch.x_ng.double(), mean, theta, gate).sum(-1)

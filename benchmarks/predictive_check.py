@@ -1,8 +1,8 @@
-"""Calibration of the posterior predictive law on cells no fit has seen: simulated counts of the model's family, and real ones.
+"""Calibration of the posterior predictive distribution on cells no fit has seen: simulated counts of the model's family, and real ones.
 
     python benchmarks/predictive_check.py --seeds 0 1 2 --threads 1
 
-``simulated`` are negative binomial counts, so that the law "nb" is of the right family and "poisson" is wrong on purpose.
+``simulated`` are negative binomial counts, so that the distribution "nb" is of the right family and "poisson" is wrong on purpose.
 Coverage is that of the entries expected to be expressed; a range is over seeds of the fit (and of the simulation).
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
     """Fit, check, print a table and write ``results/predictive_check.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=["simulated", "kang", "pbmc3k"])
-    parser.add_argument("--laws", nargs="+", default=["nb", "poisson"])
+    parser.add_argument("--distributions", nargs="+", default=["nb", "poisson"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--cells", type=int, default=500, help="test cells that are checked")
@@ -45,11 +45,11 @@ def main() -> None:
     out = {"draws": args.draws, "seeds": args.seeds, "machine": machine(), "sets": {}}
     print(f"{'':<22}{'50 % interval':>22}{'90 % interval':>22}{'variance ratio':>16}{'zeros':>9}")
     for name in args.sets:
-        for law in args.laws:
+        for distribution in args.distributions:
             rows = []
             for seed in args.seeds:
                 adata, test, batch = cells_of(name, seed)
-                vx.tl.fit_vae(adata, batch, likelihood=law, rng=seed, denoised=False, device="cpu")
+                vx.tl.fit_vae(adata, batch, likelihood=distribution, rng=seed, denoised=False, device="cpu")
                 test = test[: args.cells].copy()
                 vx.tl.predictive_check(test, adata, n_draws=args.draws)
                 found = test.uns["vae_predictive_check"]
@@ -62,12 +62,14 @@ def main() -> None:
                     ]
                 )
             rows = np.array(rows)
-            out["sets"][f"{name}, {law}"] = rows.tolist()
+            out["sets"][f"{name}, {distribution}"] = rows.tolist()
             cells = [
                 f"{m:.3f} ({lo:.3f}-{hi:.3f})" for m, lo, hi in zip(rows.mean(0), rows.min(0), rows.max(0), strict=True)
             ]
             ratio, zeros = rows[:, 2].mean(), rows[:, 3].mean()
-            print(f"{name + ', ' + law:<22}{cells[0]:>22}{cells[1]:>22}{ratio:>16.3f}{zeros:>+9.4f}", flush=True)
+            print(
+                f"{name + ', ' + distribution:<22}{cells[0]:>22}{cells[1]:>22}{ratio:>16.3f}{zeros:>+9.4f}", flush=True
+            )
     print(f"written to {save('predictive_check', out)}")
 
 

@@ -82,9 +82,9 @@ class Ours:
 
         def decoder(z: torch.Tensor, rows: np.ndarray):
             repeated = torch.from_numpy(rows).repeat(z.shape[0])
-            law = model.likelihood(z.flatten(0, 1), cells.covariates[repeated], cells.log_library_n1[repeated])
-            base, shape = getattr(law, "base", law), (*z.shape[:2], -1)
-            gate = law.gate_logits.reshape(shape) if base is not law else None
+            distribution = model.likelihood(z.flatten(0, 1), cells.covariates[repeated], cells.log_library_n1[repeated])
+            base, shape = getattr(distribution, "base", distribution), (*z.shape[:2], -1)
+            gate = distribution.gate_logits.reshape(shape) if base is not distribution else None
             return base.mean.reshape(shape), base.log_theta.exp().reshape(shape), gate
 
         return float(judge(test.X, posterior, decoder).iwae_n.mean())

@@ -222,13 +222,13 @@ def equal_models() -> list[Row]:
 
 @table(
     "nb-or-zinb",
-    ("choosing_law", "runs"),
-    command="python benchmarks/choosing.py law --zeros 0 0.05 0.3",
+    ("choosing_likelihood", "runs"),
+    command="python benchmarks/choosing.py likelihood --zeros 0 0.05 0.3",
     kinds=["likelihood"],
 )
 def nb_or_zinb() -> list[Row]:
     """What ``likelihood="auto"`` chooses where the truth is known."""
-    runs = results("choosing_law")["runs"]
+    runs = results("choosing_likelihood")["runs"]
     rows: list[Row] = [
         ["counts set to zero", "chosen, by seed", "ZINB - NB, nats per cell", "interval of the first seed", "gap"]
     ]

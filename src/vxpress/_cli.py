@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         '(default: var["highly_variable"] where there is one, else all genes)',
     )
     fit.add_argument(
-        "--likelihood", choices=[*get_args(LikelihoodName), "auto"], help="law of the counts (default: nb)"
+        "--likelihood", choices=[*get_args(LikelihoodName), "auto"], help="distribution of the counts (default: nb)"
     )
     fit.add_argument(
         "--n-latent", type=_positive, metavar="N", help="latent dimensions (default: 10; 20 with --preset likelihood)"

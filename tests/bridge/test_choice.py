@@ -1,4 +1,4 @@
-"""``likelihood="auto"``: the law that the counts were drawn from is the one that is taken."""
+"""``likelihood="auto"``: the distribution that the counts were drawn from is the one that is taken."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def simulated(zeros: float = 0.0) -> ad.AnnData:
     return adata
 
 
-@pytest.mark.parametrize(("zeros", "law"), [(0.0, "nb"), (0.5, "zinb")])
-def test_the_law_of_the_counts_is_chosen(zeros: float, law: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("zeros", "distribution"), [(0.0, "nb"), (0.5, "zinb")])
+def test_the_distribution_of_the_counts_is_chosen(zeros: float, distribution: Any, tmp_path: Path) -> None:
     adata = simulated(zeros)
     vx.tl.fit_vae(adata, likelihood="auto", **QUICK)
     params, choice = adata.uns["vae"]["params"], adata.uns["vae"]["choice"]
-    assert params["model"]["likelihood"] == choice["likelihood"] == law
+    assert params["model"]["likelihood"] == choice["likelihood"] == distribution
     assert list(choice["candidates"]) == ["nb", "zinb"]
     assert choice["n_cells"] == (adata.obs["vae_split"] == "validation").sum() == 210
     nb, zinb = choice["log_likelihood"]
@@ -39,16 +39,16 @@ def test_the_law_of_the_counts_is_chosen(zeros: float, law: Any, tmp_path: Path)
     np.testing.assert_allclose(choice["gap"], gain.max())
     assert gain.max() > 0
     decided = choice["ci_low"] > 0 and choice["difference"] > choice["gap"]
-    assert decided == (law == "zinb")
+    assert decided == (distribution == "zinb")
     # the fit named at once is the same fit, and reproduces the figure
     named = simulated(zeros)
-    vx.tl.fit_vae(named, likelihood=law, **QUICK)
+    vx.tl.fit_vae(named, likelihood=distribution, **QUICK)
     np.testing.assert_array_equal(named.obsm["X_vae"], adata.obsm["X_vae"])
     np.testing.assert_array_equal(named.layers["vae_normalized"], adata.layers["vae_normalized"])
     assert "choice" not in named.uns["vae"]
     vx.tl.log_likelihood(named, n_samples=1000, rng=5)
     mean = named.uns["vae_log_likelihood"]["summary"].loc["validation", "log_likelihood"]
-    np.testing.assert_allclose(mean, choice["log_likelihood"][["nb", "zinb"].index(law)], atol=0.1)
+    np.testing.assert_allclose(mean, choice["log_likelihood"][["nb", "zinb"].index(distribution)], atol=0.1)
     # the record goes with the fit
     adata.write_h5ad(tmp_path / "fit.h5ad")
     vx.save_model(adata, tmp_path / "fit.safetensors")
@@ -57,7 +57,7 @@ def test_the_law_of_the_counts_is_chosen(zeros: float, law: Any, tmp_path: Path)
     vx.tl.encode(query, tmp_path / "fit.safetensors", key_added="there")
     vx.tl.diagnose(adata)
     for stored in (ad.read_h5ad(tmp_path / "fit.h5ad").uns["vae"], query.uns["there"], adata.uns["vae"]):
-        assert stored["choice"]["likelihood"] == law
+        assert stored["choice"]["likelihood"] == distribution
         np.testing.assert_array_equal(stored["choice"]["log_likelihood"], choice["log_likelihood"])
 
 
@@ -107,7 +107,7 @@ def test_an_interrupt_ends_the_choice_and_is_on_record(
     assert "without a comparison" in " ".join(warned)
 
 
-def test_laws_are_compared_after_the_cure() -> None:
+def test_distributions_are_compared_after_the_cure() -> None:
     plain, cured = simulated(), simulated()
     settings = QUICK | {"denoised": False, "options": vx.tl.FitOptions(refit_dispersion=False)}
     vx.tl.fit_vae(cured, likelihood="auto", cure=True, beta=100.0, **settings)

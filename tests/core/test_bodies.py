@@ -143,10 +143,10 @@ def test_compiled_and_plain_likelihood_agree(
     ours = model.log_likelihood(z_nd, batch, batch.log_library_n1)
     with rule.plain():
         plain = twin.log_likelihood(z_nd, batch, batch.log_library_n1)
-        law = twin.eval().likelihood(z_nd, batch.covariates, batch.log_library_n1)
+        distribution = twin.eval().likelihood(z_nd, batch.covariates, batch.log_library_n1)
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-3)
     if not training:
-        torch.testing.assert_close(plain, law.log_prob(batch.x_ng).sum(-1))
+        torch.testing.assert_close(plain, distribution.log_prob(batch.x_ng).sum(-1))
     ours.sum().backward()
     plain.sum().backward()
     for (name, p), q in zip(model.decoder.named_parameters(), twin.decoder.parameters(), strict=True):

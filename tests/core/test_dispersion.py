@@ -188,10 +188,10 @@ def test_genes_are_shifted_with_those_that_are_expressed_as_strongly(make_cells:
     assert len(np.unique(found)) == 2
 
 
-@pytest.mark.parametrize(("law", "bound"), [("poisson", HIGHEST), ("wild", LOWEST)])
-def test_a_shift_ends_at_the_bounds(make_cells: Callable[..., Cells], law: str, bound: float) -> None:
+@pytest.mark.parametrize(("distribution", "bound"), [("poisson", HIGHEST), ("wild", LOWEST)])
+def test_a_shift_ends_at_the_bounds(make_cells: Callable[..., Cells], distribution: str, bound: float) -> None:
     rng, n = np.random.default_rng(4), 50
-    x = rng.poisson(2000.0, size=(n, 4)) if law == "poisson" else 100_000 * (rng.uniform(size=(n, 4)) < 0.02)
+    x = rng.poisson(2000.0, size=(n, 4)) if distribution == "poisson" else 100_000 * (rng.uniform(size=(n, 4)) < 0.02)
     cells = replace(
         make_cells(n, 4),
         counts=Counts.from_scipy(sparse.csr_matrix(x.astype(np.float32))),

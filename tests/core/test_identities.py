@@ -136,8 +136,8 @@ class TrueProposal:
     def weigh(self, eps_knd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         z_knd = self.q.rsample(eps_knd)
         mean = z_knd @ torch.from_numpy(self.model.w).T + torch.from_numpy(self.model.b)
-        law = torch.distributions.Normal(mean, NOISE)
-        return law.log_prob(self.x).sum(-1), self.prior.log_prob(z_knd) - self.q.log_prob(z_knd)
+        distribution = torch.distributions.Normal(mean, NOISE)
+        return distribution.log_prob(self.x).sum(-1), self.prior.log_prob(z_knd) - self.q.log_prob(z_knd)
 
 
 def same(proposal: TrueProposal, _: torch.Tensor) -> TrueProposal:

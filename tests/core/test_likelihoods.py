@@ -70,11 +70,11 @@ def test_float32_gradients_stay_close_to_float64_over_the_hostile_range(gate: fl
 
     def gradients(dtype: torch.dtype) -> tuple[Tensor, ...]:
         leaves = [t.to(dtype, copy=True).requires_grad_() for t in (log_mean, log_theta)]
-        law: Likelihood = NegativeBinomial(leaves[0], leaves[1])
+        distribution: Likelihood = NegativeBinomial(leaves[0], leaves[1])
         if gate is not None:
             leaves.append(torch.full_like(leaves[0], gate, requires_grad=True))
-            law = ZeroInflated(law, leaves[2])
-        return torch.autograd.grad(law.log_prob(x.to(dtype)).sum(), leaves)
+            distribution = ZeroInflated(distribution, leaves[2])
+        return torch.autograd.grad(distribution.log_prob(x.to(dtype)).sum(), leaves)
 
     # the slope in log theta is a difference of terms of the order of the count and the mean
     scale = 1 + x.double() + log_mean.double().exp()
@@ -91,13 +91,13 @@ def test_float32_gradients_stay_close_to_float64_over_the_hostile_range(gate: fl
 def test_a_share_that_underflows_keeps_value_and_gradient(x: float, dtype: torch.dtype) -> None:
     log_rate = torch.tensor([-200.0], dtype=dtype, requires_grad=True)
     theta = torch.zeros(1, dtype=dtype)
-    for law, slope in (
+    for distribution, slope in (
         (Poisson(log_rate), x),
         (NegativeBinomial(log_rate, theta), x),
         (Bernoulli(log_rate), float(x > 0)),
     ):
-        value = law.log_prob(torch.tensor([x], dtype=dtype))
-        gamma = float(torch.lgamma(f64(x + 1))) if isinstance(law, Poisson) else 0.0
+        value = distribution.log_prob(torch.tensor([x], dtype=dtype))
+        gamma = float(torch.lgamma(f64(x + 1))) if isinstance(distribution, Poisson) else 0.0
         torch.testing.assert_close(value, torch.tensor([-200 * slope - gamma], dtype=dtype))
         torch.testing.assert_close(torch.autograd.grad(value, log_rate)[0], torch.tensor([slope], dtype=dtype))
 
@@ -105,21 +105,23 @@ def test_a_share_that_underflows_keeps_value_and_gradient(x: float, dtype: torch
 @pytest.mark.parametrize("gate", [-800.0, -50.0, 50.0, 800.0])
 def test_gate_limits(gate: float) -> None:
     x, base = f64([0.0, 1.0, 8.0, 900.0]), NegativeBinomial(f64([2.0]), f64([0.3]))
-    law = ZeroInflated(base, f64([gate]))
-    if gate < 0:  # no gate: the base law
-        torch.testing.assert_close(law.log_prob(x), base.log_prob(x), rtol=1e-14, atol=0)
-        torch.testing.assert_close(law.variance, base.variance)
+    distribution = ZeroInflated(base, f64([gate]))
+    if gate < 0:  # no gate: the base distribution
+        torch.testing.assert_close(distribution.log_prob(x), base.log_prob(x), rtol=1e-14, atol=0)
+        torch.testing.assert_close(distribution.variance, base.variance)
     else:  # a point mass at zero
-        torch.testing.assert_close(law.log_prob(x).exp(), f64([1.0, 0.0, 0.0, 0.0]), rtol=0, atol=1e-20)
-        torch.testing.assert_close(law.log_prob(x)[1:], base.log_prob(x)[1:] - gate, rtol=1e-14, atol=0)
-        assert float(law.mean) == pytest.approx(0.0, abs=1e-20)
+        torch.testing.assert_close(distribution.log_prob(x).exp(), f64([1.0, 0.0, 0.0, 0.0]), rtol=0, atol=1e-20)
+        torch.testing.assert_close(distribution.log_prob(x)[1:], base.log_prob(x)[1:] - gate, rtol=1e-14, atol=0)
+        assert float(distribution.mean) == pytest.approx(0.0, abs=1e-20)
 
 
 @pytest.mark.parametrize(("mean", "theta"), list(product([1e-3, 0.7, 40.0, 5e3], [0.05, 2.0, 300.0])))
 def test_against_scipy(mean: float, theta: float) -> None:
     x = np.array([0, 1, 3, 50, 2000])
-    law = NegativeBinomial(f64([mean]).log(), f64([theta]).log())
-    np.testing.assert_allclose(law.log_prob(f64(x)), stats.nbinom.logpmf(x, theta, theta / (theta + mean)), rtol=1e-9)
+    distribution = NegativeBinomial(f64([mean]).log(), f64([theta]).log())
+    np.testing.assert_allclose(
+        distribution.log_prob(f64(x)), stats.nbinom.logpmf(x, theta, theta / (theta + mean)), rtol=1e-9
+    )
     np.testing.assert_allclose(Poisson(f64([mean]).log()).log_prob(f64(x)), stats.poisson.logpmf(x, mean), rtol=1e-11)
 
 
@@ -135,25 +137,25 @@ def test_negative_binomial_tends_to_poisson(mean: float) -> None:
 
 @pytest.mark.parametrize("log_rate", [-200.0, -30.0, -8.0, -1.0, 0.0, 3.0])
 def test_bernoulli_is_the_chance_of_any_poisson_count(log_rate: float) -> None:
-    law, poisson = Bernoulli(f64([log_rate])), Poisson(f64([log_rate]))
+    distribution, poisson = Bernoulli(f64([log_rate])), Poisson(f64([log_rate]))
     exact = float(mp.log(-mp.expm1(-mp.exp(mp.mpf(log_rate)))))
-    assert float(law.log_prob(f64([1.0]))) == pytest.approx(exact, rel=1e-13)
-    torch.testing.assert_close(law.log_prob(f64([7.0])), law.log_prob(f64([1.0])))
-    torch.testing.assert_close(law.log_prob(f64([0.0])), poisson.log_prob(f64([0.0])))
+    assert float(distribution.log_prob(f64([1.0]))) == pytest.approx(exact, rel=1e-13)
+    torch.testing.assert_close(distribution.log_prob(f64([7.0])), distribution.log_prob(f64([1.0])))
+    torch.testing.assert_close(distribution.log_prob(f64([0.0])), poisson.log_prob(f64([0.0])))
 
 
-def test_gaussian_is_the_normal_law_of_log1p_cp10k() -> None:
+def test_gaussian_is_the_normal_distribution_of_log1p_cp10k() -> None:
     rng = np.random.default_rng(0)
     x, library = rng.poisson(3.0, (4, 3)), np.array([[1.0], [20.0], [1e4], [3e5]])
     loc, log_variance = rng.normal(size=(4, 3)), np.array([[-40.0, 0.0, 5.0]])
-    law = Gaussian.from_decoded(Decoded(f64(loc), f64(np.log(library)), f64(log_variance)))
+    distribution = Gaussian.from_decoded(Decoded(f64(loc), f64(np.log(library)), f64(log_variance)))
     scale = np.sqrt(1e-3 + np.exp(log_variance))
     exact = stats.norm.logpdf(np.log1p(1e4 * x / library), loc, scale)
-    np.testing.assert_allclose(law.log_prob(f64(x)), exact, rtol=1e-10)
-    np.testing.assert_allclose(law.stddev, np.broadcast_to(scale, (4, 3)))
+    np.testing.assert_allclose(distribution.log_prob(f64(x)), exact, rtol=1e-10)
+    np.testing.assert_allclose(distribution.stddev, np.broadcast_to(scale, (4, 3)))
 
 
-LAWS: dict[str, Callable[[], Likelihood]] = {
+CANDIDATES: dict[str, Callable[[], Likelihood]] = {
     "nb wide": lambda: NegativeBinomial(f64([-2.0, 0.0, 3.4]), f64([-1.2])),
     "nb narrow": lambda: NegativeBinomial(f64([-2.0, 0.0, 3.4]), f64([4.0])),
     "zinb": lambda: ZeroInflated(NegativeBinomial(f64([-2.0, 0.0, 3.4]), f64([0.5])), f64([-3.0, 0.0, 1.0])),
@@ -163,43 +165,45 @@ LAWS: dict[str, Callable[[], Likelihood]] = {
 
 
 def _pmf(name: str) -> tuple[Likelihood, Tensor, Tensor]:
-    law = LAWS[name]()
+    distribution = CANDIDATES[name]()
     x = torch.arange(2 if name == "bernoulli" else 8000, dtype=torch.float64)[:, None]
-    return law, x, law.log_prob(x.expand(-1, 3)).exp()
+    return distribution, x, distribution.log_prob(x.expand(-1, 3)).exp()
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", CANDIDATES)
 def test_a_pmf_sums_to_one_and_has_its_moments(name: str) -> None:
-    law, x, p = _pmf(name)
+    distribution, x, p = _pmf(name)
     torch.testing.assert_close(p.sum(0), torch.ones(3, dtype=torch.float64), rtol=1e-12, atol=0)
     mean = (x * p).sum(0)
-    torch.testing.assert_close(law.mean, mean, rtol=1e-11, atol=0)
-    torch.testing.assert_close(law.variance.expand(3), ((x - mean) ** 2 * p).sum(0), rtol=1e-11, atol=0)
+    torch.testing.assert_close(distribution.mean, mean, rtol=1e-11, atol=0)
+    torch.testing.assert_close(distribution.variance.expand(3), ((x - mean) ** 2 * p).sum(0), rtol=1e-11, atol=0)
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", CANDIDATES)
 def test_samples_have_the_moments_within_sampling_error(name: str) -> None:
-    law, x, p = _pmf(name)
+    distribution, x, p = _pmf(name)
     n = 60_000
-    draws = law.sample(torch.Size([n]), generator=torch.Generator().manual_seed(1))
+    draws = distribution.sample(torch.Size([n]), generator=torch.Generator().manual_seed(1))
     assert draws.shape == (n, 3)
     assert torch.equal(draws, draws.round())
-    fourth = ((x - law.mean) ** 4 * p).sum(0)
-    mean_error, variance_error = (law.variance / n).sqrt(), ((fourth - law.variance**2) / n).sqrt()
-    assert (((draws.mean(0) - law.mean) / mean_error).abs() < 4.5).all()
-    assert (((draws.var(0) - law.variance) / variance_error).abs() < 4.5).all()
+    fourth = ((x - distribution.mean) ** 4 * p).sum(0)
+    mean_error, variance_error = (distribution.variance / n).sqrt(), ((fourth - distribution.variance**2) / n).sqrt()
+    assert (((draws.mean(0) - distribution.mean) / mean_error).abs() < 4.5).all()
+    assert (((draws.var(0) - distribution.variance) / variance_error).abs() < 4.5).all()
     zero_error = (p[0] * (1 - p[0]) / n).sqrt()
     assert ((((draws == 0).double().mean(0) - p[0]) / zero_error).abs() < 4.5).all()
 
 
-def test_every_law_states_what_it_needs() -> None:
+def test_every_distribution_states_what_it_needs() -> None:
     decoded = Decoded(f64([[-1.0, -2.0]]), f64([[3.0]]), f64([[0.0, 0.0]]), {"gate": f64([[0.0, 0.0]])})
-    for law in LIKELIHOODS.values():
+    for distribution in LIKELIHOODS.values():
         needed = Decoded(
             decoded.location_ng,
             decoded.log_library_n1,
-            decoded.log_dispersion if law.has_dispersion else None,
-            {name: decoded.heads[name] for name in law.heads},
+            decoded.log_dispersion if distribution.has_dispersion else None,
+            {name: decoded.heads[name] for name in distribution.heads},
         )
         x = f64([[0.0, 4.0]])
-        torch.testing.assert_close(law.from_decoded(needed).log_prob(x), law.from_decoded(decoded).log_prob(x))
+        torch.testing.assert_close(
+            distribution.from_decoded(needed).log_prob(x), distribution.from_decoded(decoded).log_prob(x)
+        )

@@ -1,4 +1,4 @@
-"""The form of a law whose shapes do not depend on the counts, as a GPU takes it, against the one that gathers non-zeros."""
+"""The form of a distribution whose shapes do not depend on the counts, as a GPU takes it, against the one that gathers non-zeros."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def _hostile(dtype: torch.dtype, *, zeros: bool) -> tuple[Tensor, Tensor, Tensor
 def _evaluate(
     monkeypatch: pytest.MonkeyPatch,
     form: Callable[..., Tensor],
-    law: Callable[..., Distribution],
+    distribution: Callable[..., Distribution],
     x: Tensor,
     parameters: list[Tensor],
 ) -> list[Tensor]:
-    """Values and gradients of a law with one of the two forms."""
+    """Values and gradients of a distribution with one of the two forms."""
     monkeypatch.setattr(likelihoods, "_where_counted", form)
     leaves = [parameter.clone().requires_grad_() for parameter in parameters]
-    value = law(*leaves).log_prob(x)
+    value = distribution(*leaves).log_prob(x)
     return [value.detach(), *torch.autograd.grad(value.sum(), leaves)]
 
 
@@ -43,18 +43,18 @@ def _zinb(log_mean: Tensor, log_theta: Tensor, gate: Tensor) -> ZeroInflated:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["nb", "zinb", "poisson"])
-def test_the_law_everywhere_is_the_law_at_the_non_zeros(
+def test_the_distribution_everywhere_is_the_distribution_at_the_non_zeros(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, name: str
 ) -> None:
     x, log_mean, log_theta = _hostile(dtype, zeros=True)
-    laws: dict[str, tuple[Callable[..., Distribution], list[Tensor]]] = {
+    distributions: dict[str, tuple[Callable[..., Distribution], list[Tensor]]] = {
         "nb": (NegativeBinomial, [log_mean, log_theta]),
         "zinb": (_zinb, [log_mean, log_theta, torch.linspace(-30, 30, x.shape[1], dtype=dtype)[None]]),
         "poisson": (Poisson, [log_mean]),
     }
-    law, parameters = laws[name]
-    gathered = _evaluate(monkeypatch, likelihoods._where_counted_gathered, law, x, parameters)
-    selected = _evaluate(monkeypatch, likelihoods._where_counted_selected, law, x, parameters)
+    distribution, parameters = distributions[name]
+    gathered = _evaluate(monkeypatch, likelihoods._where_counted_gathered, distribution, x, parameters)
+    selected = _evaluate(monkeypatch, likelihoods._where_counted_selected, distribution, x, parameters)
     for mine, reference in zip(selected, gathered, strict=True):
         assert bool(torch.isfinite(mine).all())
         # the same operations, of which a processor rounds some otherwise in a vector's tail

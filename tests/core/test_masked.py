@@ -74,13 +74,13 @@ def test_expected_log_counts_are_those_of_scipy(theta: float) -> None:
     nb = np.array([(stats.nbinom(theta, theta / (theta + m)).pmf(x) * np.log1p(x)).sum() for m in MEANS])
     poisson = np.array([(stats.poisson(m).pmf(x) * np.log1p(x)).sum() for m in MEANS])
     base = NegativeBinomial(log_mean, torch.full((1, len(MEANS)), theta).log())
-    for law, expected in (
+    for distribution, expected in (
         (base, nb),
         (ZeroInflatedNegativeBinomial(base, gate), nb * stats.logistic.cdf(1.0)),
         (Poisson(log_mean), poisson),
         (Bernoulli(log_mean), poisson),
     ):
-        np.testing.assert_allclose(law.expected_log1p(log_library)[0].numpy(), expected, rtol=0.007)
+        np.testing.assert_allclose(distribution.expected_log1p(log_library)[0].numpy(), expected, rtol=0.007)
 
 
 def test_with_every_gene_measured_it_is_the_encoder(trained: Trained) -> None:
@@ -134,8 +134,8 @@ def test_the_share_of_information_is_that_of_the_gradients(trained: Trained) -> 
     z = torch.tensor([[0.3, -0.4]])
     chunk = _Chunk(trained.model, hidden.batch(torch.arange(1)), missing, torch.ones(trained.model.config.n_latent))
     chunk.q = type(chunk.q)(z, torch.full_like(z, 1e-3))
-    slope_gd = torch.autograd.functional.jacobian(lambda z: chunk.law(z, chunk.log_library_n1).mean[0], z)[:, 0]
-    information_gd = (slope_gd.square() / chunk.law(z, chunk.log_library_n1).variance.T).detach().numpy()
+    slope_gd = torch.autograd.functional.jacobian(lambda z: chunk.likelihood(z, chunk.log_library_n1).mean[0], z)[:, 0]
+    information_gd = (slope_gd.square() / chunk.likelihood(z, chunk.log_library_n1).variance.T).detach().numpy()
     with torch.no_grad():
         found = chunk._information_share()[0].numpy()
     np.testing.assert_allclose(found, information_gd[observed].sum(0) / information_gd.sum(0), rtol=0.02)

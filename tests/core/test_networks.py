@@ -55,8 +55,8 @@ def test_the_composition_sums_to_one_with_its_remainder(likelihood: str, remaind
 def test_the_mean_is_the_library_times_the_composition(remainder: bool) -> None:
     decoder = _decoder(likelihood="poisson", remainder=remainder)
     log_rho_ng, _ = decoder.locate(decoder.features(_z(), None))
-    law = decoder(_z(), None, COVARIATES, LOG_LIBRARY)
-    torch.testing.assert_close(law.mean, LOG_LIBRARY.exp() * log_rho_ng.exp())
+    distribution = decoder(_z(), None, COVARIATES, LOG_LIBRARY)
+    torch.testing.assert_close(distribution.mean, LOG_LIBRARY.exp() * log_rho_ng.exp())
 
 
 def test_log_values_are_no_composition() -> None:
@@ -64,9 +64,9 @@ def test_log_values_are_no_composition() -> None:
     location_ng, rest = decoder.locate(decoder.features(_z(), None))
     assert rest is None
     assert location_ng.shape == (N, G)
-    law = decoder(_z(), None, COVARIATES, LOG_LIBRARY)
-    assert isinstance(law, Gaussian)
-    assert torch.equal(law.mean, location_ng)
+    distribution = decoder(_z(), None, COVARIATES, LOG_LIBRARY)
+    assert isinstance(distribution, Gaussian)
+    assert torch.equal(distribution.mean, location_ng)
 
 
 @pytest.mark.parametrize(
@@ -76,28 +76,30 @@ def test_log_values_are_no_composition() -> None:
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "gaussian"])
 def test_each_cell_has_the_dispersion_of_its_group(likelihood: str, dispersion: Dispersion, row: Tensor) -> None:
     decoder = _decoder(likelihood=likelihood, dispersion=dispersion)
-    law = decoder(_z(), None, COVARIATES, LOG_LIBRARY)
-    if isinstance(law, ZeroInflated):
-        law = law.base
-    dispersion_ng = (law.variance - 1e-3).log() if isinstance(law, Gaussian) else law.log_theta
+    distribution = decoder(_z(), None, COVARIATES, LOG_LIBRARY)
+    if isinstance(distribution, ZeroInflated):
+        distribution = distribution.base
+    dispersion_ng = (
+        (distribution.variance - 1e-3).log() if isinstance(distribution, Gaussian) else distribution.log_theta
+    )
     expected = decoder.log_dispersion[row]
     torch.testing.assert_close(dispersion_ng.expand(N, G), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_dispersion_per_cell_is_decoded() -> None:
     decoder = _decoder(dispersion="gene-cell")
-    law = decoder(_z(), None, COVARIATES, LOG_LIBRARY)
-    assert isinstance(law, NegativeBinomial)
-    torch.testing.assert_close(law.log_theta, decoder.heads["dispersion"](decoder.features(_z(), None)))
+    distribution = decoder(_z(), None, COVARIATES, LOG_LIBRARY)
+    assert isinstance(distribution, NegativeBinomial)
+    torch.testing.assert_close(distribution.log_theta, decoder.heads["dispersion"](decoder.features(_z(), None)))
 
 
 @pytest.mark.parametrize("condition_output", [True, False])
 def test_the_condition_reaches_the_composition(condition_output: bool) -> None:
     decoder = Decoder(_config(condition_output=condition_output), n_condition=3).eval()
     same_z = _z(1).expand(N, D)
-    law = decoder(same_z, torch.eye(3)[BATCH], COVARIATES, LOG_LIBRARY[:1].expand(N, 1))
-    torch.testing.assert_close(law.mean[0], law.mean[5])
-    assert not torch.allclose(law.mean[0], law.mean[1])
+    distribution = decoder(same_z, torch.eye(3)[BATCH], COVARIATES, LOG_LIBRARY[:1].expand(N, 1))
+    torch.testing.assert_close(distribution.mean[0], distribution.mean[5])
+    assert not torch.allclose(distribution.mean[0], distribution.mean[1])
     assert decoder.location.in_features == 16 + 3 * condition_output
 
 

@@ -112,7 +112,7 @@ def test_the_bound_is_the_log_evidence_where_the_posterior_is_exact() -> None:
     rng = np.random.default_rng(0)
     slope_g, mean_g, variance_g = rng.normal(size=5), rng.uniform(1, 3, 5), rng.uniform(0.2, 2, 5)
     x_ng = torch.as_tensor(rng.poisson(6.0, (7, 5)), dtype=torch.float64)
-    # with a library of 1e4 the law is of log1p(x), which is what the encoder sees too
+    # with a library of 1e4 the distribution is of log1p(x), which is what the encoder sees too
     log_library = torch.full((7, 1), np.log(1e4), dtype=torch.float64)
     counts = Counts.from_scipy(sparse.csr_matrix(x_ng.numpy()))
     nothing = Covariates(torch.zeros(7, 0, dtype=torch.int64), torch.zeros(7, 0))

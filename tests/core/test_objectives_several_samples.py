@@ -128,7 +128,7 @@ def test_against_the_gradient_of_the_exact_evidence() -> None:
     x_ng = np.tile(rng.poisson(6.0, (1, 5)).astype(float), (n, 1))
     counts = Counts.from_scipy(sparse.csr_matrix(x_ng))
     nothing = Covariates(torch.zeros(n, 0, dtype=torch.int64), torch.zeros(n, 0))
-    # with a library of 1e4 the law is of log1p(x), which is what the encoder sees too
+    # with a library of 1e4 the distribution is of log1p(x), which is what the encoder sees too
     batch = Batch(counts, torch.arange(n), torch.full((n, 1), math.log(1e4), dtype=torch.float64), nothing)
 
     bias = torch.tensor(mean_g, requires_grad=True)

@@ -57,8 +57,8 @@ def _seen(model: VAE, cells: Cells) -> list[torch.Tensor]:
     """All that a model says of some cells."""
     batch = cells.batch(torch.arange(len(cells)))
     q = model.posterior(batch)
-    law = model.likelihood(q.loc, batch.covariates, batch.log_library_n1)
-    seen = [q.loc, q.scale, law.mean, law.variance]
+    distribution = model.likelihood(q.loc, batch.covariates, batch.log_library_n1)
+    seen = [q.loc, q.scale, distribution.mean, distribution.variance]
     if model.config.latent_library:
         q_l = model.library_posterior(batch)
         seen += [q_l.loc, q_l.scale, *model.library_prior(batch.covariates)]

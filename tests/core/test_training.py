@@ -139,7 +139,7 @@ def test_training_finds_the_structure_the_data_were_simulated_with(make_cells: M
     train(model, cells, rows[80:], rows[:80], TrainConfig(max_epochs=60, batch_size=64), seed=0)
     end = evaluate(model, cells, rows[:80], eps_nd)
     assert float(end[0] - end[1]) > float(start[0] - start[1]) + 10
-    # held out, it beats the best law without z: the mean profile with the theta of largest likelihood per gene
+    # held out, it beats the best distribution without z: the mean profile with the theta of largest likelihood per gene
     x, library = cells.counts.dense(rows).double().numpy(), cells.log_library_n1.double().exp().numpy()
     mean = library * x[80:].sum(0) / library[80:].sum()
     profile = np.max([stats.nbinom.logpmf(x, t, t / (t + mean)).mean(0) for t in np.geomspace(0.02, 50, 60)], axis=0)

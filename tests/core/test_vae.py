@@ -95,9 +95,9 @@ def test_a_gaussian_starts_at_mean_and_variance_of_the_log_values(make_cells: Ma
     torch.nn.init.zeros_(model.decoder.location.weight)
     batch = cells.batch(rows)
     y_ng = torch.log1p(1e4 * batch.x_ng / batch.log_library_n1.exp())
-    law = model.likelihood(torch.zeros(len(cells), 4), batch.covariates, batch.log_library_n1)
-    torch.testing.assert_close(law.mean[0], y_ng.mean(0))
-    torch.testing.assert_close(law.variance[0], y_ng.var(0), rtol=0.02, atol=2e-3)
+    distribution = model.likelihood(torch.zeros(len(cells), 4), batch.covariates, batch.log_library_n1)
+    torch.testing.assert_close(distribution.mean[0], y_ng.mean(0))
+    torch.testing.assert_close(distribution.variance[0], y_ng.var(0), rtol=0.02, atol=2e-3)
 
 
 def test_a_silent_gene_starts_finite(make_cells: MakeCells) -> None:

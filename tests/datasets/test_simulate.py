@@ -75,10 +75,10 @@ def test_counts_follow_the_negative_binomial(dispersion: float) -> None:
     mean = adata.obs["library_size_true"].to_numpy()[:, None] * adata.layers["rho_true"].astype(np.float64)
     theta = adata.var["dispersion_true"].to_numpy()
     x = adata.X.toarray()
-    law = stats.poisson(mean) if np.isinf(dispersion) else stats.nbinom(theta, theta / (theta + mean))
-    uniform = law.cdf(x) - np.random.default_rng(0).random(x.shape) * law.pmf(x)
+    distribution = stats.poisson(mean) if np.isinf(dispersion) else stats.nbinom(theta, theta / (theta + mean))
+    uniform = distribution.cdf(x) - np.random.default_rng(0).random(x.shape) * distribution.pmf(x)
     assert stats.kstest(uniform.ravel(), "uniform").pvalue > 1e-3
-    chi2 = ((x - mean) ** 2 / law.var()).mean(axis=0)
+    chi2 = ((x - mean) ** 2 / distribution.var()).mean(axis=0)
     assert np.abs(chi2 - 1).max() < 0.6
 
 

@@ -21,12 +21,12 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(3)
 
 
-def test_auroc_of_one_law_is_a_half_and_rises_with_the_difference(rng: np.random.Generator) -> None:
+def test_auroc_of_one_distribution_is_a_half_and_rises_with_the_difference(rng: np.random.Generator) -> None:
     x = rng.normal(size=(600, 4))
     near, same = x[:300] + np.array([0.7, 0, 0, 0]), x[:300]
     scores = [vx.metrics.two_sample_auroc(x[300:], y, n_trees=50) for y in (same, near)]
     assert abs(scores[0] - 0.5) < 0.07
-    # a shift of .7 sd: no classifier does better than the normal law allows
+    # a shift of .7 sd: no classifier does better than the normal distribution allows
     best = stats.norm.cdf(0.7 / np.sqrt(2))
     assert 0.58 < scores[1] < best + 0.05
 

@@ -72,7 +72,7 @@ def test_a_learned_prior_is_drawn_as_its_density(used, monkeypatch):
         x, y = line.get_data()
         assert abs(x[y.argmax()] - 2.0) < 0.25
         np.testing.assert_allclose(y.max(), 1 / np.sqrt(2 * np.pi * 0.25), rtol=0.1)
-    # without a closed form, the bars are of the law that all cells make together
+    # without a closed form, the bars are of the distribution that all cells make together
     bars_ax: Any = pl.kl(used, show=False)
     bars = bars_ax.patches
     mean_nd, var_nd = used.obsm["X_vae"].astype(float), used.obsm["X_vae_var"].astype(float)

@@ -46,7 +46,7 @@ def _fits(_simulated: ad.AnnData) -> ad.AnnData:
 
 @pytest.fixture
 def fits(_fits: ad.AnnData) -> ad.AnnData:
-    """600 cells with three fits that differ by their seed, one that was cut short, and one of another law."""
+    """600 cells with three fits that differ by their seed, one that was cut short, and one of another distribution."""
     return _fits.copy()
 
 
@@ -218,7 +218,7 @@ def test_what_does_not_compare_is_refused(fits: ad.AnnData, settings: dict, matc
     assert set(fits.uns) == before
 
 
-def test_laws_of_one_kind_and_layers_that_are_named_compare(fits: ad.AnnData) -> None:
+def test_distributions_of_one_kind_and_layers_that_are_named_compare(fits: ad.AnnData) -> None:
     fits.layers["counts"] = fits.X.copy()
     fit(fits, "layered", layer="counts")
     fit(fits, "poisson", likelihood="poisson")

@@ -246,7 +246,7 @@ def test_what_makes_no_sense_is_refused(fitted: ad.AnnData, arguments: dict, mat
     assert set(fitted.layers) == before
 
 
-def test_other_laws_are_told_what_they_cannot(adata: ad.AnnData, quick: dict) -> None:
+def test_what_a_gaussian_fit_cannot_give_is_refused(adata: ad.AnnData, quick: dict) -> None:
     vx.tl.fit_vae(adata, likelihood="gaussian", **quick)
     for arguments in ({"drop_below": 1.0}, {"target_sum": "library"}):
         with pytest.raises(ValueError, match="log values"):

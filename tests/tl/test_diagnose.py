@@ -201,7 +201,7 @@ def test_diagnosis_of_a_few_cells_and_after_a_file(fitted: ad.AnnData, tmp_path)
 
 
 class _Mixture(Prior):
-    """Two normal laws on a line through the origin, with known moments: a prior without a divergence per dimension."""
+    """Two normal distributions on a line through the origin, with known moments: a prior without a divergence per dimension."""
 
     def log_prob(self, z, condition_n=None):
         ends = torch.stack([-0.5 * ((z - c).square() / 0.2 + math.log(2 * math.pi * 0.2)).sum(-1) for c in (-1.0, 1.0)])

@@ -228,7 +228,7 @@ def test_genes_outside_the_model_matter_for_the_library_only(adata: ad.AnnData, 
 
 @pytest.mark.parametrize("drop_outside", [False, True])
 @pytest.mark.parametrize("likelihood", ["nb", "gaussian"])
-def test_a_library_that_counts_genes_outside_the_model_is_estimated_by_every_law(
+def test_a_library_that_counts_genes_outside_the_model_is_estimated_under_every_likelihood(
     likelihood: Any, *, drop_outside: bool
 ) -> None:
     adata = vx.datasets.simulate(300, 80, n_groups=3, library_mean=600, rng=1)

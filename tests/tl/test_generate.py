@@ -50,13 +50,13 @@ def test_counts_have_the_moments_of_the_decoder_at_z(adata: ad.AnnData, quick: d
     new = vx.tl.generate(adata, 3000, library=300.0)
     fit = find_fit(adata, None, "vae")
     with torch.no_grad():
-        law = fit.model.likelihood(
+        distribution = fit.model.likelihood(
             torch.from_numpy(new.obsm["X_vae"]),
             fit.covariates.read(new.obs, labels=False),
             torch.full((3000, 1), float(np.log(300.0))),
         )
-        mean, variance = law.mean.double().numpy(), law.variance.double().numpy()
-        zero = law.zero_probability.double().numpy()
+        mean, variance = distribution.mean.double().numpy(), distribution.variance.double().numpy()
+        zero = distribution.zero_probability.double().numpy()
     x = _dense(new).astype(np.float64)
     z_score = (x - mean).sum(0) / np.sqrt(variance.sum(0))
     assert np.abs(z_score).max() < 4.5

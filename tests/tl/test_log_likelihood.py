@@ -56,8 +56,8 @@ def test_agrees_with_a_plain_double_precision_estimate(fitted: ad.AnnData) -> No
         z = mean + sd * rng.normal(size=(n_samples, 4))
         rows = torch.full((n_samples,), n)
         with torch.no_grad():
-            law = fit.model.likelihood(torch.from_numpy(z).float(), covariates[rows], log_library[rows])
-        mu = law.mean.double().numpy()
+            distribution = fit.model.likelihood(torch.from_numpy(z).float(), covariates[rows], log_library[rows])
+        mu = distribution.mean.double().numpy()
         log_x = stats.nbinom.logpmf(x[n], theta, theta / (theta + mu)).sum(1)
         log_w = log_x + stats.norm.logpdf(z).sum(1) - stats.norm.logpdf(z, mean, sd).sum(1)
         expected = special.logsumexp(log_w) - np.log(n_samples)
@@ -113,7 +113,7 @@ def test_copy_seeds_and_writing_again(fitted: ad.AnnData) -> None:
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "bernoulli", "gaussian"])
-def test_every_law_is_scored(adata: ad.AnnData, quick: dict, likelihood: Any) -> None:
+def test_every_distribution_is_scored(adata: ad.AnnData, quick: dict, likelihood: Any) -> None:
     vx.tl.fit_vae(adata, "batch", likelihood=likelihood, denoised=False, **quick)
     vx.tl.log_likelihood(adata, n_samples=50)
     table = adata.uns["vae_log_likelihood"]["summary"]

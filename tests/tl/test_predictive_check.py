@@ -44,13 +44,13 @@ def test_predictions_are_the_moments_of_draws(fitted: ad.AnnData) -> None:
         assert (np.abs(table[f"{name}_predicted"] - values.mean(0)) / error).max() < 6
 
 
-def test_a_law_of_the_right_family_is_covered_and_poisson_is_not() -> None:
+def test_a_distribution_of_the_right_family_is_covered_and_poisson_is_not() -> None:
     adata = vx.datasets.simulate(500, 300, n_batches=2, library_mean=1500, dispersion=1.0)
     shares = {}
-    for law in ("nb", "poisson"):
-        vx.tl.fit_vae(adata, "batch", likelihood=law, max_epochs=40, denoised=False, key_added=law)
-        vx.tl.predictive_check(adata, key=law, n_draws=8)
-        shares[law] = adata.uns[f"{law}_predictive_check"]["coverage"]["expressed"]
+    for distribution in ("nb", "poisson"):
+        vx.tl.fit_vae(adata, "batch", likelihood=distribution, max_epochs=40, denoised=False, key_added=distribution)
+        vx.tl.predictive_check(adata, key=distribution, n_draws=8)
+        shares[distribution] = adata.uns[f"{distribution}_predictive_check"]["coverage"]["expressed"]
     np.testing.assert_allclose(shares["nb"], [0.5, 0.9], atol=0.04)
     assert shares["poisson"]["50"] < 0.4
     assert shares["poisson"]["90"] < 0.75

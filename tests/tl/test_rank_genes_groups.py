@@ -280,7 +280,7 @@ def test_bad_input_is_named_and_nothing_is_written(fitted, arguments, error, mes
     assert set(fitted.uns) == before
 
 
-def test_genes_outside_the_fit_and_fits_without_a_law_of_counts(fitted, warned, quick):
+def test_genes_outside_the_fit_and_fits_without_a_count_distribution(fitted, warned, quick):
     more = ad.concat(
         [fitted, ad.AnnData(np.ones((fitted.n_obs, 2), np.float32), obs=fitted.obs[[]])],
         axis=1,
@@ -296,7 +296,7 @@ def test_genes_outside_the_fit_and_fits_without_a_law_of_counts(fitted, warned, 
 
 
 @pytest.mark.parametrize("likelihood", ["zinb", "poisson", "bernoulli"])
-def test_every_law_of_counts_can_be_asked(adata, quick, likelihood):
+def test_every_count_distribution_works(adata, quick, likelihood):
     vx.tl.fit_vae(adata, likelihood=likelihood, denoised=False, **quick)
     for use_counts in (True, False):
         vx.tl.rank_genes_groups(adata, "group", use_counts=use_counts)

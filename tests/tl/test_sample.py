@@ -111,7 +111,7 @@ def test_the_batch_can_be_exchanged(fitted: ad.AnnData) -> None:
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "bernoulli", "gaussian"])
-def test_every_law_is_drawn(adata: ad.AnnData, quick: dict, likelihood: Any) -> None:
+def test_every_likelihood_is_drawn(adata: ad.AnnData, quick: dict, likelihood: Any) -> None:
     vx.tl.fit_vae(adata, "batch", likelihood=likelihood, denoised=False, **quick)
     vx.tl.sample(adata)
     layer = adata.layers["vae_sample"]

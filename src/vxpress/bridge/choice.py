@@ -1,4 +1,4 @@
-"""Which law of counts the held-out cells of a fit speak for: ``likelihood="auto"``."""
+"""Which count distribution the held-out cells of a fit speak for: ``likelihood="auto"``."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from vxpress.core.inference.importance import log_likelihoods
 from vxpress.core.progress import stage
 from vxpress.core.training import INTERRUPTED
 
-# from the simplest law on: a later one is taken only if it is decidedly better
-LAWS: tuple[LikelihoodName, ...] = ("nb", "zinb")
+# from the simplest distribution on: a later one is taken only if it is decidedly better
+CANDIDATES: tuple[LikelihoodName, ...] = ("nb", "zinb")
 N_SAMPLES, N_FEWER = 1_000, 100
 MAX_CELLS, MIN_CELLS = 1_000, 200
-_UNDECIDED = f"likelihood='auto' was interrupted: {LAWS[0]} is kept without a comparison."
+_UNDECIDED = f"likelihood='auto' was interrupted: {CANDIDATES[0]} is kept without a comparison."
 
 
 def choose_likelihood(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, Any]]:
-    """The fit that is kept, and the record of the choice; ``first`` is that of the simplest law.
+    """The fit that is kept, and the record of the choice; ``first`` is that of the simplest distribution.
 
-    The other laws are fitted to the same cells with the settings and from the seeds of ``first``. An interrupt ends the
-    choice, and the fit: the simplest law is kept, and there is no record.
+    The other distributions are fitted to the same cells with the settings and from the seeds of ``first``. An interrupt ends the
+    choice, and the fit: the simplest distribution is kept, and there is no record.
     """
     try:
         if not first.outcome.interrupted:
@@ -41,22 +41,22 @@ def _choose(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, Any]]:
     rows = runner.validation_rows
     if len(rows) < MIN_CELLS:
         logg.warning(
-            f"likelihood='auto' has {len(rows)} held-out cells to choose by, and {MIN_CELLS} or more tell laws apart well: "
-            "the simpler law, nb, is kept unless the difference is large. Raise validation_fraction=, or name the likelihood."
+            f"likelihood='auto' has {len(rows)} held-out cells to choose by, and {MIN_CELLS} or more tell distributions apart well: "
+            "the simpler distribution, nb, is kept unless the difference is large. Raise validation_fraction=, or name the likelihood."
         )
     if len(rows) > MAX_CELLS:
-        # by a rule, so that a generator given as rng= is drawn from as in a fit of one law
+        # by a rule, so that a generator given as rng= is drawn from as in a fit of one distribution
         rows = rows[np.random.default_rng(0).permutation(len(rows))[:MAX_CELLS]]
     fits, scores = [], []
-    for law in LAWS:
+    for distribution in CANDIDATES:
         fitted = first
-        if law != LAWS[0]:
-            logg.info(f"    likelihood={law!r}")
-            with stage(f"likelihood={law!r}"):
-                fitted = runner.fit(replace(first.model.config, likelihood=law), first.train)
+        if distribution != CANDIDATES[0]:
+            logg.info(f"    likelihood={distribution!r}")
+            with stage(f"likelihood={distribution!r}"):
+                fitted = runner.fit(replace(first.model.config, likelihood=distribution), first.train)
         if fitted.outcome.interrupted:
             raise KeyboardInterrupt
-        with stage(f"judging likelihood={law!r}"):
+        with stage(f"judging likelihood={distribution!r}"):
             few, many = log_likelihoods(fitted.model, runner.cells, (N_FEWER, N_SAMPLES), seed=0, rows=rows)
         fits.append(fitted)
         scores.append(Scores(many.log_likelihood_n[None], few.log_likelihood_n[None]))
@@ -64,8 +64,8 @@ def _choose(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, Any]]:
     gain = difference(rich, simple)
     chosen = int(gain.decided and gain.estimate > 0)
     record: dict[str, Any] = {
-        "likelihood": LAWS[chosen],
-        "candidates": np.array(LAWS, dtype=object),
+        "likelihood": CANDIDATES[chosen],
+        "candidates": np.array(CANDIDATES, dtype=object),
         "log_likelihood": np.array([s.mean for s in scores]),
         "log_likelihood_fewer": np.array([s.fewer for s in scores]),
         "difference": gain.estimate,
@@ -76,9 +76,9 @@ def _choose(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, Any]]:
         "n_samples": N_SAMPLES,
         "n_samples_fewer": N_FEWER,
     }
-    why = "decidedly better" if chosen else "not decidedly better: the simpler law is kept"
+    why = "decidedly better" if chosen else "not decidedly better: the simpler distribution is kept"
     logg.info(
-        f"    likelihood: {LAWS[chosen]} (zinb - nb {gain.estimate:+.2f} nats per held-out cell, interval {gain.low:+.2f} to "
+        f"    likelihood: {CANDIDATES[chosen]} (zinb - nb {gain.estimate:+.2f} nats per held-out cell, interval {gain.low:+.2f} to "
         f"{gain.high:+.2f}, looseness of the bounds {gain.gap:.2f}; zinb is {why})"
     )
     return fits[chosen], record

@@ -24,12 +24,12 @@ def check_settings(candidates: Sequence[Candidate], layer: str | Unset | None) -
     for other in others:
         pair = f"{first.name!r} and {other.name!r}"
         a, b = first.fit.params, other.fit.params
-        laws = a.model.likelihood, b.model.likelihood
-        spaces = tuple(LIKELIHOODS[law].observes for law in laws)
+        distributions = a.model.likelihood, b.model.likelihood
+        spaces = tuple(LIKELIHOODS[distribution].observes for distribution in distributions)
         if spaces[0] != spaces[1]:
             msg = (
-                f"{pair} are laws of different things: {spaces[0]} ({laws[0]}) and {spaces[1]} ({laws[1]}), whose likelihoods "
-                "have no common scale. Compare fits of one kind: likelihood= 'nb', 'zinb' and 'poisson' are laws of counts."
+                f"{pair} are distributions of different things: {spaces[0]} ({distributions[0]}) and {spaces[1]} ({distributions[1]}), whose likelihoods "
+                "have no common scale. Compare fits of one kind: likelihood= 'nb', 'zinb' and 'poisson' are count distributions."
             )
             raise ValueError(msg)
         others_genes = set(other.fit.genes[other.fit.modelled_g])
@@ -42,7 +42,7 @@ def check_settings(candidates: Sequence[Candidate], layer: str | Unset | None) -
             raise ValueError(msg)
         if a.model.latent_library != b.model.latent_library:
             msg = (
-                f"{pair} treat the library differently: library={a.library!r} and library={b.library!r}. A law given the size "
+                f"{pair} treat the library differently: library={a.library!r} and library={b.library!r}. A distribution given the size "
                 "factor does not compare with one that infers it. Fit again with the same library=, for example library='observed'."
             )
             raise ValueError(msg)

@@ -317,8 +317,8 @@ def ask(
 
 def _genes(adata: AnnData, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     """Column of every gene of the fit in ``adata`` (-1: gone), and the genes that are ranked, in the order of ``adata``."""
-    if not fit.model.decoder.law.composition:
-        msg = "The fit is Gaussian: what it expects of genes are log values, without a law of counts to compare groups by. Fit with likelihood='nb'."
+    if not fit.model.decoder.likelihood.composition:
+        msg = "The fit is Gaussian: what it expects of genes are log values, without a count distribution to compare groups by. Fit with likelihood='nb'."
         raise ValueError(msg)
     position = np.asarray(adata.var_names.get_indexer(fit.genes))
     decoded = fit.modelled_g | (fit.params.model.n_readout > 0)

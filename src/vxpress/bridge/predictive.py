@@ -1,4 +1,4 @@
-"""What sampling and scoring need beyond the stored posterior: covariates of the law, size factors, names of results."""
+"""What sampling and scoring need beyond the stored posterior: covariates of the distribution, size factors, names of results."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from vxpress.core.covariates import Covariates
 NO_MOLECULE = 1e-30
 
 
-def law_covariates(adata: AnnData, fit: Fit, *, warn: bool = True) -> Covariates:
+def decoding_covariates(adata: AnnData, fit: Fit, *, warn: bool = True) -> Covariates:
     """Covariates of the cells; labels only where the dispersion hangs on them."""
     return fit.covariates.read(adata.obs, labels=fit.params.model.dispersion == "gene-label", warn=warn)
 
 
-def law_log_library(library_n: np.ndarray) -> torch.Tensor:
-    """Log size factors, (n, 1) float32, of cells whose law of counts is asked for."""
+def log_library_of(library_n: np.ndarray) -> torch.Tensor:
+    """Log size factors, (n, 1) float32, of cells whose count distribution is asked for."""
     return torch.from_numpy(np.log(np.maximum(library_n, NO_MOLECULE)).astype(np.float32))[:, None]
 
 
 def read_scored(adata: AnnData, fit: Fit, layer: str | Unset | None) -> Cells:
-    """Cells with counts, put in the order of the fit, whose law of counts is asked for."""
+    """Cells with counts, put in the order of the fit, whose count distribution is asked for."""
     cells, library_n = read_query(adata, fit, layer)
-    cells = replace(cells, covariates=law_covariates(adata, fit, warn=False))
+    cells = replace(cells, covariates=decoding_covariates(adata, fit, warn=False))
     # a latent library is drawn and needs no size factor
-    return cells if fit.params.model.latent_library else replace(cells, log_library_n1=law_log_library(library_n))
+    return cells if fit.params.model.latent_library else replace(cells, log_library_n1=log_library_of(library_n))
 
 
 def check_own(adata: AnnData, record: str, **slots: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Inverse dispersions of a trained model, fitted once more with everything else left as it is.
 
 A training of few hundred steps moves a log dispersion by what so many steps can move it, and stops on the way: counts of
-strongly expressed genes, whose law is far from where they start, stay too noisy.  Given the means each gene's likelihood is
+strongly expressed genes, whose distribution is far from where they start, stay too noisy.  Given the means each gene's likelihood is
 a curve in one number, whose top is found here.  The means follow training cells more closely than others, so that counts
 scatter less about them; how much more others do is found on validation cells, one number for all genes that are expressed
 about as strongly.
@@ -19,7 +19,7 @@ from vxpress.core.counts import Cells
 from vxpress.core.inference.importance import log_likelihoods
 from vxpress.core.vae import VAE
 
-# log theta of a fitted gene; beyond the last the law is all but Poisson's
+# log theta of a fitted gene; beyond the last the distribution is all but Poisson's
 LOWEST, HIGHEST = -4.0, 7.0
 # sd of log theta about its trained value, which a gene with hardly a count keeps
 PRIOR_SD = 0.5
@@ -33,7 +33,7 @@ MIN_VALIDATION, MAX_JUDGED, N_SAMPLES = 20, 1_000, 10
 
 def has_dispersions(model: VAE) -> bool:
     """Whether there are dispersions that do not hang on z."""
-    return model.decoder.law.discrete and hasattr(model.decoder, "log_dispersion")
+    return model.decoder.likelihood.discrete and hasattr(model.decoder, "log_dispersion")
 
 
 def refit(model: VAE, cells: Cells, train_rows: Tensor, validation_rows: Tensor, *, seed: int) -> float:

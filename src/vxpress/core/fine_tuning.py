@@ -119,6 +119,6 @@ def _bound(
     s_nc = model.conditioner(batch.covariates) if model.config.encode_covariates else None
     q = model.encoder.after_first(model.encoder.first_product(batch, s_nc) + completed.filled_nh[rows], s_nc)
     z_nd = q.rsample(noise.normal_like(q.loc) if eps_nd is None else eps_nd[:, : model.config.n_latent])
-    law = model.likelihood(z_nd, batch.covariates, batch.log_library_n1)
-    log_prob_ng = law.log_prob(batch.x_ng)[:, completed.observed_g]
+    distribution = model.likelihood(z_nd, batch.covariates, batch.log_library_n1)
+    log_prob_ng = distribution.log_prob(batch.x_ng)[:, completed.observed_g]
     return log_prob_ng.sum(-1) - model.prior.kl(q, z_nd).sum(-1)

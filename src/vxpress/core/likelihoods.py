@@ -1,9 +1,9 @@
-"""The laws of the data: what a decoded cell says about its counts.
+"""The distributions of the data: what a decoded cell says about its counts.
 
-Each law is a :class:`torch.distributions.Distribution` over cells x genes with ``log_prob``, ``mean``,
+Each distribution is a :class:`torch.distributions.Distribution` over cells x genes with ``log_prob``, ``mean``,
 ``variance`` and ``sample``, in nats and with all constants, so its numbers compare with scipy and other tools.
-A law also says what it needs of the decoder: whether it has a dispersion, which further heads it has, and whether
-its location is a composition.  A new law is one class here and one line in :data:`LIKELIHOODS`.
+A distribution also says what it needs of the decoder: whether it has a dispersion, which further heads it has, and whether
+its location is a composition.  A new distribution is one class here and one line in :data:`LIKELIHOODS`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ MIN_GAUSSIAN_VARIANCE = 1e-3
 
 @dataclass(frozen=True)
 class Decoded:
-    """What the decoder says of a cell: a location per gene, and whatever the law asked for.
+    """What the decoder says of a cell: a location per gene, and whatever the distribution asked for.
 
-    ``location_ng`` is log rho (a log composition) for laws of counts, the mean itself for the Gaussian.
+    ``location_ng`` is log rho (a log composition) for count distributions, the mean itself for the Gaussian.
     ``log_dispersion`` broadcasts to cells x genes; ``heads`` holds further cells x genes outputs by name.
     """
 
@@ -46,9 +46,9 @@ class Decoded:
 
 
 class Likelihood(Distribution):
-    """Base of the laws of counts; ``x`` is always a tensor of counts.  A law draws in :meth:`_draw`.
+    """Base of the count distributions; ``x`` is always a tensor of counts.  A distribution draws in :meth:`_draw`.
 
-    ``observes`` is what a law is a law of; likelihoods of the same thing compare.  ``gamma_rate`` says that counts are Poisson given a gamma rate with shape theta, which a count then updates.
+    ``observes`` is what a distribution is a distribution of; likelihoods of the same thing compare.  ``gamma_rate`` says that counts are Poisson given a gamma rate with shape theta, which a count then updates.
     """
 
     has_dispersion: ClassVar[bool] = False
@@ -65,11 +65,11 @@ class Likelihood(Distribution):
 
     @classmethod
     def from_decoded(cls, decoded: Decoded) -> Likelihood:
-        """Build the law from the decoder's output."""
+        """Build the distribution from the decoder's output."""
         raise NotImplementedError
 
     def observe(self, x: Tensor) -> Tensor:
-        """The quantity this law is a law of, computed from counts."""
+        """The quantity this distribution is a distribution of, computed from counts."""
         return x
 
     @property
@@ -83,11 +83,11 @@ class Likelihood(Distribution):
         raise NotImplementedError
 
     def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
-        """E[log1p X] of counts, where this law is of cells with one molecule each and ``log_library_n1`` is theirs."""
+        """E[log1p X] of counts, where this distribution is of cells with one molecule each and ``log_library_n1`` is theirs."""
         raise NotImplementedError
 
     def at(self, *index: Tensor | slice) -> Likelihood:
-        """The law of some entries alone, picked as by ``x[index]``."""
+        """The distribution of some entries alone, picked as by ``x[index]``."""
         raise NotImplementedError
 
     def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,39 +108,39 @@ class Likelihood(Distribution):
         raise NotImplementedError
 
 
-Law = Callable[..., Tensor]
+Formula = Callable[..., Tensor]
 
 
-def _where_counted(at_zero: Tensor, value: Tensor, law: Law, *parameters: Tensor) -> Tensor:
-    """``at_zero``, but ``law(x, *parameters)`` where x > 0."""
+def _where_counted(at_zero: Tensor, value: Tensor, formula: Formula, *parameters: Tensor) -> Tensor:
+    """``at_zero``, but ``formula(x, *parameters)`` where x > 0."""
     form = _where_counted_gathered if value.device.type == "cpu" else _where_counted_selected
-    return form(at_zero, value, law, *parameters)
+    return form(at_zero, value, formula, *parameters)
 
 
-def _where_counted_gathered(at_zero: Tensor, value: Tensor, law: Law, *parameters: Tensor) -> Tensor:
-    """The law at the non-zeros alone: gamma functions are dear and most counts are zero."""
+def _where_counted_gathered(at_zero: Tensor, value: Tensor, formula: Formula, *parameters: Tensor) -> Tensor:
+    """The distribution at the non-zeros alone: gamma functions are dear and most counts are zero."""
     shape = torch.broadcast_shapes(at_zero.shape, value.shape)
     at = torch.nonzero(value.expand(shape).reshape(-1), as_tuple=True)[0]
     x, *at_x = (tensor.expand(shape).reshape(-1)[at] for tensor in (value, *parameters))
-    return at_zero.expand(shape).reshape(-1).index_put((at,), law(x.to(at_zero.dtype), *at_x)).view(shape)
+    return at_zero.expand(shape).reshape(-1).index_put((at,), formula(x.to(at_zero.dtype), *at_x)).view(shape)
 
 
-def _where_counted_selected(at_zero: Tensor, value: Tensor, law: Law, *parameters: Tensor) -> Tensor:
-    """The law everywhere: shapes do not depend on the counts, so a GPU need not be waited for.
+def _where_counted_selected(at_zero: Tensor, value: Tensor, formula: Formula, *parameters: Tensor) -> Tensor:
+    """The distribution everywhere: shapes do not depend on the counts, so a GPU need not be waited for.
 
-    A zero is taken for a one on the way, where the law and its gradient are finite: a gradient that is not would
+    A zero is taken for a one on the way, where the distribution and its gradient are finite: a gradient that is not would
     pass ``torch.where`` as 0 * inf.
     """
     counted = value != 0
     x = torch.where(counted, value, 1.0).to(at_zero.dtype)
-    return torch.where(counted, law(x, *parameters), at_zero)
+    return torch.where(counted, formula(x, *parameters), at_zero)
 
 
 class NegativeBinomial(Likelihood):
     """NB with mean mu and inverse dispersion theta: variance mu + mu^2 / theta.
 
     Zeros cost one log1p per cell and gene, counts the saddle-point form of :mod:`vxpress.core.numerics`, which keeps
-    its digits from theta 1e-3 to 1e6 and tends to the Poisson law.
+    its digits from theta 1e-3 to 1e6 and tends to the Poisson distribution.
     """
 
     has_dispersion = True
@@ -155,7 +155,7 @@ class NegativeBinomial(Likelihood):
 
     @classmethod
     def from_decoded(cls, decoded: Decoded) -> NegativeBinomial:
-        assert decoded.log_dispersion is not None  # noqa: S101 - the decoder builds what the law asked for
+        assert decoded.log_dispersion is not None  # noqa: S101 - the decoder builds what the distribution asked for
         return cls(decoded.location_ng + decoded.log_library_n1, decoded.log_dispersion)
 
     @property
@@ -199,7 +199,7 @@ class NegativeBinomial(Likelihood):
 
 
 class ZeroInflated(Likelihood):
-    """A law of counts whose zeros are, with probability sigmoid(gate_logits), zeros for another reason."""
+    """A count distribution whose zeros are, with probability sigmoid(gate_logits), zeros for another reason."""
 
     heads = ("gate",)
     support = constraints.nonnegative_integer
@@ -304,14 +304,14 @@ class Poisson(Likelihood):
 
 
 def log_cp10k(x: Tensor, library: Tensor) -> Tensor:
-    """log1p(1e4 x / l), the scale of the Gaussian law."""
+    """log1p(1e4 x / l), the scale of the Gaussian distribution."""
     return torch.log1p(CP10K * x / library)
 
 
 class Gaussian(Likelihood):
-    """Normal law of log1p(1e4 x / l), with a variance per gene floored at 1e-3.
+    """Normal distribution of log1p(1e4 x / l), with a variance per gene floored at 1e-3.
 
-    A density of log values, not a probability of counts: its nats compare with no law of counts.
+    A density of log values, not a probability of counts: its nats compare with no count distribution.
     ``log_prob`` takes counts; ``mean``, ``variance`` and ``sample`` are on the log scale.
     """
 
@@ -329,7 +329,7 @@ class Gaussian(Likelihood):
 
     @classmethod
     def from_decoded(cls, decoded: Decoded) -> Gaussian:
-        assert decoded.log_dispersion is not None  # noqa: S101 - the decoder builds what the law asked for
+        assert decoded.log_dispersion is not None  # noqa: S101 - the decoder builds what the distribution asked for
         variance = MIN_GAUSSIAN_VARIANCE + decoded.log_dispersion.exp()
         return cls(decoded.location_ng, variance, decoded.log_library_n1.exp())
 

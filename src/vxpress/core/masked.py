@@ -115,25 +115,25 @@ class _Chunk:
         self.q = self.encoder(self.log_x_nm)
         self.log_library_n1 = batch.log_library_n1
 
-    def law(self, z_nd: Tensor, log_library_n1: Tensor) -> Likelihood:
-        """The law of all modelled genes."""
+    def likelihood(self, z_nd: Tensor, log_library_n1: Tensor) -> Likelihood:
+        """The distribution of all modelled genes."""
         return self.model.likelihood(z_nd, self.batch.covariates, log_library_n1)
 
     def fill_in(self) -> None:
         """One round: decode, estimate the library, expect the missing genes, encode."""
-        law = self.law(self.q.loc, torch.zeros_like(self.batch.log_library_n1))
+        distribution = self.likelihood(self.q.loc, torch.zeros_like(self.batch.log_library_n1))
         if not self.missing.library_known:
-            self.log_library_n1 = self.batch.log_library_n1 - self._share_n1(law).log()
-        self.log_x_nm = law.at(slice(None), self.missing_g).expected_log1p(self.log_library_n1)
+            self.log_library_n1 = self.batch.log_library_n1 - self._share_n1(distribution).log()
+        self.log_x_nm = distribution.at(slice(None), self.missing_g).expected_log1p(self.log_library_n1)
         self.q = self.encoder(self.log_x_nm)
 
-    def _share_n1(self, law: Likelihood) -> Tensor:
-        """The share of a cell's molecules that was looked for; ``law`` is of one molecule per cell."""
+    def _share_n1(self, distribution: Likelihood) -> Tensor:
+        """The share of a cell's molecules that was looked for; ``distribution`` is of one molecule per cell."""
         observed = self.missing.observed_g
-        if not law.composition:
-            share = self._share_of_levels_n1(law)
+        if not distribution.composition:
+            share = self._share_of_levels_n1(distribution)
         else:
-            rho_ng = law.log_rate.exp()
+            rho_ng = distribution.log_rate.exp()
             share = (
                 rho_ng[:, observed].sum(-1, keepdim=True)
                 if self.missing.inside
@@ -141,9 +141,9 @@ class _Chunk:
             )
         return share.clamp(1e-6, 1.0)
 
-    def _share_of_levels_n1(self, law: Likelihood) -> Tensor:
+    def _share_of_levels_n1(self, distribution: Likelihood) -> Tensor:
         """As :meth:`_share_n1`: the exp of a mean log is no share, but what it is short of one cancels in a ratio."""
-        level_ng = law.mean.expm1().clamp_min(0.0)
+        level_ng = distribution.mean.expm1().clamp_min(0.0)
         measured_n1 = level_ng[:, self.missing.observed_g].sum(-1, keepdim=True)
         level_n1 = level_ng.sum(-1, keepdim=True)
         if not self.missing.inside:
@@ -163,7 +163,7 @@ class _Chunk:
         if not len(self.missing_g):
             return variance_nd
         share_nd = self._information_share()
-        # what the prior knows of a cell is not lost with its genes; a learned prior is taken for a normal law here
+        # what the prior knows of a cell is not lost with its genes; a learned prior is taken for a normal distribution here
         prior_d = self.prior_variance_d
         narrowed = 1.0 / (1.0 / prior_d + (1.0 / variance_nd - 1.0 / prior_d) * share_nd)
         return torch.where(variance_nd < prior_d, narrowed, variance_nd)
@@ -174,12 +174,13 @@ class _Chunk:
         The slope of a mean is taken across one standard deviation to either side, where the posterior lies.
         """
         z_nd, observed = self.q.loc, self.missing.observed_g
-        variance_ng = self.law(z_nd, self.log_library_n1).variance.clamp_min(1e-12)
+        variance_ng = self.likelihood(z_nd, self.log_library_n1).variance.clamp_min(1e-12)
         shares = []
         for along in torch.eye(z_nd.shape[1], device=z_nd.device):
             step_nd = self.q.scale * along
             slope_ng = (
-                self.law(z_nd + step_nd, self.log_library_n1).mean - self.law(z_nd - step_nd, self.log_library_n1).mean
+                self.likelihood(z_nd + step_nd, self.log_library_n1).mean
+                - self.likelihood(z_nd - step_nd, self.log_library_n1).mean
             )
             information_ng = slope_ng.square() / variance_ng
             total_n = information_ng.sum(-1).clamp_min(1e-12)

@@ -27,7 +27,7 @@ MAX_LOG_VARIANCE = 20.0
 
 
 class Encoder(nn.Module):
-    """Counts -> a diagonal normal law, of z or of the log library."""
+    """Counts -> a diagonal normal distribution, of z or of the log library."""
 
     def __init__(self, config: ModelConfig, n_condition: int, n_out: int) -> None:
         super().__init__()
@@ -59,12 +59,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(z, s, l) -> the law of the counts."""
+    """(z, s, l) -> the distribution of the counts."""
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
         super().__init__()
-        self.law: type[Likelihood] = LIKELIHOODS[config.likelihood]
-        self.law_name = config.likelihood
+        self.likelihood: type[Likelihood] = LIKELIHOODS[config.likelihood]
+        self.likelihood_name = config.likelihood
         self.dispersion = config.dispersion
         self.n_genes = config.n_genes
         # without a hidden layer there is no other place for it
@@ -72,9 +72,9 @@ class Decoder(nn.Module):
         self.body = decoder_body(config, n_condition)
         n_features = self.body.n_features + (n_condition if self.condition_output else 0)
         # the last output is the share of the molecules outside the modelled genes
-        self.location = nn.Linear(n_features, config.n_genes + (config.remainder and self.law.composition))
-        self.heads = nn.ModuleDict({name: nn.Linear(n_features, config.n_genes) for name in self.law.heads})
-        if self.law.has_dispersion:
+        self.location = nn.Linear(n_features, config.n_genes + (config.remainder and self.likelihood.composition))
+        self.heads = nn.ModuleDict({name: nn.Linear(n_features, config.n_genes) for name in self.likelihood.heads})
+        if self.likelihood.has_dispersion:
             if config.dispersion == "gene-cell":
                 self.heads["dispersion"] = nn.Linear(n_features, config.n_genes)
             else:
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
     def locate(self, f_nf: Tensor) -> tuple[Tensor, Tensor | None]:
         """Location of the modelled genes, and the log share of the remainder where there is one."""
         location = self.location(f_nf)
-        if not self.law.composition:
+        if not self.likelihood.composition:
             return location, None
         log_rho = F.log_softmax(location, dim=-1)
         if location.shape[-1] == self.n_genes:
@@ -115,9 +115,9 @@ class Decoder(nn.Module):
         location_ng, _ = self.locate(f_nf)
         heads = {name: head(f_nf) for name, head in self.heads.items()}
         dispersion = heads.pop("dispersion", None)
-        if self.law.has_dispersion and dispersion is None:
+        if self.likelihood.has_dispersion and dispersion is None:
             dispersion = self.dispersion_of(covariates)
-        return self.law.from_decoded(Decoded(location_ng, log_library_n1, dispersion, heads))
+        return self.likelihood.from_decoded(Decoded(location_ng, log_library_n1, dispersion, heads))
 
     def log_likelihood(
         self, z_nd: Tensor, s_nc: Tensor | None, batch: Batch, log_library_n1: Tensor, noise: Noise | None = None
@@ -130,10 +130,10 @@ class Decoder(nn.Module):
             return count_log_likelihood(
                 f_nf, self.output_layers(batch.covariates), log_library_n1, batch, training=self.training
             )
-        if rule.dense_likelihood(self.law_name, z_nd.device):
+        if rule.dense_likelihood(self.likelihood_name, z_nd.device):
             return self._dense_log_likelihood(self.features(z_nd, s_nc, noise), batch, log_library_n1)
-        law = self(z_nd, s_nc, batch.covariates, log_library_n1, noise)
-        return cast("Tensor", law.log_prob(batch.x_ng).sum(-1))
+        distribution = self(z_nd, s_nc, batch.covariates, log_library_n1, noise)
+        return cast("Tensor", distribution.log_prob(batch.x_ng).sum(-1))
 
     def _dense_log_likelihood(self, f_nf: Tensor, batch: Batch, log_library_n1: Tensor) -> Tensor:
         from vxpress.core.kernels.dense_likelihood import dense_log_likelihood
@@ -158,7 +158,7 @@ class Decoder(nn.Module):
 
     def compiled_likelihood(self, like: Tensor) -> bool:
         """Whether tensors such as this one go through the compiled likelihood."""
-        return rule.compiled_likelihood(self.law_name, self.dispersion, like.device, like.dtype)
+        return rule.compiled_likelihood(self.likelihood_name, self.dispersion, like.device, like.dtype)
 
     def output_layers(self, covariates: Covariates) -> OutputLayers:
         """What the compiled likelihood takes."""
@@ -180,7 +180,7 @@ class Decoder(nn.Module):
         return torch.zeros(len(covariates.continuous_nc), dtype=torch.int64)
 
     def dispersion_of(self, covariates: Covariates) -> Tensor:
-        """Log theta of a law whose dispersion does not depend on z, broadcastable to cells x genes."""
+        """Log theta of a distribution whose dispersion does not depend on z, broadcastable to cells x genes."""
         if self.dispersion == "gene-batch":
             return self.log_dispersion[covariates.categorical_nk[:, 0]]
         if self.dispersion == "gene-label":

@@ -1,6 +1,6 @@
 """Small functions that stay exact where the textbook form loses digits.
 
-Counting laws are written in the saddle-point form of Loader (2000, "Fast and accurate computation of binomial
+Count distributions are written in the saddle-point form of Loader (2000, "Fast and accurate computation of binomial
 probabilities"): the leading terms of the gamma functions cancel on paper instead of in floating point.  At a count
 of 1e6 each gamma function is 1e7, and their float32 difference is wrong by whole nats; this form keeps 1e-5.
 """
@@ -19,7 +19,7 @@ _STIRLING_FROM = 16.0
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 # below this rate log(1 - exp(-r)) is log r - r / 2 + r^2 / 24 to the last digit of float64
 _LOG_SMALL_RATE = -8.0
-# beyond it the distribution functions of the negative binomial and the Poisson law agree to 1e-12
+# beyond it the distribution functions of the negative binomial and the Poisson distribution agree to 1e-12
 MAX_LOG_THETA = 35.0
 # of the trapezoidal rule in log t: the integrand is analytic, and falls off as t to the left, doubly exponentially to the right
 _STEP = 1.5
@@ -106,7 +106,7 @@ def count_steps(value: Tensor, log_mean: Tensor, log_theta: Tensor) -> tuple[Ten
 
 
 def _above(x: np.ndarray, log_mean: np.ndarray, log_theta: np.ndarray) -> np.ndarray:
-    """P(more than ``x``): its argument keeps its digits where the law is close to Poisson's."""
+    """P(more than ``x``): its argument keeps its digits where the distribution is close to Poisson's."""
     theta = np.exp(np.minimum(log_theta, MAX_LOG_THETA))
     counted = np.maximum(x + 1.0, 0.5)
     nb = special.betainc(counted, theta, special.expit(log_mean - log_theta))

@@ -1,7 +1,7 @@
 """Genes outside the modelled subset: a linear readout of the frozen decoder body.
 
 Their molecules are a share of the remainder (where the library counts genes that are not in the data either, not all
-of it) times a softmax of a linear map of the decoder's features, fitted by multinomial likelihood (for the Gaussian law: ridge regression of the log values).  It starts at the mean profile, so
+of it) times a softmax of a linear map of the decoder's features, fitted by multinomial likelihood (for the Gaussian distribution: ridge regression of the log values).  It starts at the mean profile, so
 where the features say nothing it stays there.
 """
 
@@ -43,7 +43,7 @@ def fit_readout(
     with torch.no_grad():
         condition = model.conditioner(cells.covariates)
         f_nf = model.decoder.features(mean_nd, condition)
-    if not model.decoder.law.composition:
+    if not model.decoder.likelihood.composition:
         _fit_ridge(model, cells, outside, f_nf, train_rows)
         return
     _fit_softmax(model, outside, f_nf, train_rows, validation_rows, seed=seed)

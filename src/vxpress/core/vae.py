@@ -42,7 +42,7 @@ class VAE(nn.Module):
         if config.latent_library:
             self.register_buffer("library_log_mean_b", torch.zeros(config.n_batches))
             self.register_buffer("library_log_var_b", torch.ones(config.n_batches))
-        if config.n_readout and self.decoder.law.composition:
+        if config.n_readout and self.decoder.likelihood.composition:
             self.register_buffer("outside_share", torch.zeros(()))
 
     def posterior(self, batch: Batch, noise: Noise | None = None) -> DiagonalNormal:
@@ -80,14 +80,14 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def start_from(self, cells: Cells, rows: Tensor) -> None:
-        """Start the decoder at the mean profile of the data and, for laws with one, at a moderate dispersion.
+        """Start the decoder at the mean profile of the data and, for distributions with one, at a moderate dispersion.
 
         A decoder that has to learn the mean profile first spends a large share of its steps on it.
         """
         counts, library = cells.counts, cells.log_library_n1[rows].exp().double()
         sums_g = counts.gene_sums(rows)
-        law = self.decoder.law
-        if not law.composition:
+        distribution = self.decoder.likelihood
+        if not distribution.composition:
             _start_gaussian(self, cells, rows)
             return
         # a gene without a molecule gets the share of half of one

@@ -157,7 +157,7 @@ def energy_distance(x_nd: np.ndarray, y_md: np.ndarray) -> float:
     Returns
     -------
     ``2 E|x - y| - E|x - x'| - E|y - y'|`` of :cite:t:`Szekely2013`, without the distance of a cell to itself: 0 on average
-    where the laws are the same, above it otherwise. With squared distances, as some tools take them, it would be twice the
+    where the distributions are the same, above it otherwise. With squared distances, as some tools take them, it would be twice the
     squared distance of the means, whatever else differs.
 
     Raises

@@ -39,7 +39,7 @@ def kl_per_dimension(
 def kl_per_cell(
     mean_nd: np.ndarray, var_nd: np.ndarray, prior_mean: np.ndarray | float = 0.0, prior_var: np.ndarray | float = 1.0
 ) -> np.ndarray:
-    """Divergence of each cell's posterior from normal laws in nats, (n, d)."""
+    """Divergence of each cell's posterior from normal distributions in nats, (n, d)."""
     mean_nd, var_nd = _pair(mean_nd, var_nd)
     ratio = var_nd / prior_var
     return np.asarray(0.5 * ((mean_nd - prior_mean) ** 2 / prior_var + ratio - np.log(ratio) - 1.0))

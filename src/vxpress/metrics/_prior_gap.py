@@ -29,7 +29,7 @@ def prior_gap(
 ) -> tuple[float, float]:
     """Divergence of the aggregate posterior from the prior, KL(q(z) || p(z)), from cells the estimate has not seen.
 
-    A mixture of normal laws is fitted to a draw of z per training cell, its size chosen on a fifth of them; the estimate is
+    A mixture of normal distributions is fitted to a draw of z per training cell, its size chosen on a fifth of them; the estimate is
     the mean of log q(z) - log p(z) over held-out cells, five draws each.  A mixture that fits less than perfectly gives
     less, in expectation, so the estimate errs on the low side and may be negative.
 
@@ -74,7 +74,7 @@ def prior_gap(
 
     z_md = draw(train)
     cut = max(1, len(z_md) // 5)
-    best, law = -np.inf, None
+    best, mixture = -np.inf, None
     for covariance, size in FULL if d <= FULL_UP_TO else WIDE:
         # some cells for each component
         if size > 1 and len(z_md) - cut < 10 * size:
@@ -84,14 +84,14 @@ def prior_gap(
             warnings.simplefilter("ignore", ConvergenceWarning)
             tried.fit(z_md[cut:] if len(z_md) > cut + 1 else z_md)
         score = tried.score(z_md[:cut])
-        if law is None or score > best:
-            best, law = score, tried
-    assert law is not None  # noqa: S101 - one component is always tried
+        if mixture is None or score > best:
+            best, mixture = score, tried
+    assert mixture is not None  # noqa: S101 - one component is always tried
     ratio_n = np.zeros(len(held))
     for _ in range(N_DRAWS):
         at = draw(held)
         log_p = -0.5 * (at**2 + np.log(2 * np.pi)).sum(1) if log_prior is None else np.asarray(log_prior(at))
-        ratio_n += (law.score_samples(at) - log_p) / N_DRAWS
+        ratio_n += (mixture.score_samples(at) - log_p) / N_DRAWS
     gap = float(ratio_n.mean())
     if len(held) < 2:
         return gap, -np.inf

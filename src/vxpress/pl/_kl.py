@@ -71,7 +71,7 @@ def kl(
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the :class:`~matplotlib.axes.Axes`.
     Bars are sorted, the highest first, and labelled with the column of ``obsm``; heights are means over cells in nats,
     lines reach from the first to the third quartile over cells, and dots are medians. Under a prior other than N(0, I)
-    dimensions have no divergence of their own, and what is drawn is that from the normal law with the mean and variance of
+    dimensions have no divergence of their own, and what is drawn is that from the normal distribution with the mean and variance of
     all cells in that dimension. With ``over_training``, an image: a row per dimension, the highest at the end on top, a
     column per epoch, and a line at the epoch that was kept.
 

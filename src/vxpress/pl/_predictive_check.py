@@ -31,8 +31,8 @@ def predictive_check(
 ) -> list[Axes] | Figure | None:
     """Draw what :func:`~vxpress.tl.predictive_check` found: counts against what the model would draw for the same cells.
 
-    Points on the dashed line agree. A variance above its prediction, or a histogram high at both ends, says that the law
-    has too little spread (a Poisson law on overdispersed counts); a histogram high in the middle, that it has too much.
+    Points on the dashed line agree. A variance above its prediction, or a histogram high at both ends, says that the distribution
+    has too little spread (a Poisson distribution on overdispersed counts); a histogram high in the middle, that it has too much.
 
     Parameters
     ----------

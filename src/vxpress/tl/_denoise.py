@@ -89,7 +89,7 @@ def denoise(
         counts (of a zero-inflated fit, before any count is lost to the inflation).
     own_counts
         Whether to combine what the model expects with the counts of the cell itself, which are then read from ``layer``:
-        the expectation is multiplied by :math:`(\theta_g + x_{ng}) / (\theta_g + \mu_{ng})`, the mean of the gamma law
+        the expectation is multiplied by :math:`(\theta_g + x_{ng}) / (\theta_g + \mu_{ng})`, the mean of the gamma distribution
         behind the negative binomial given the count, as in SAVER :cite:p:`Huang2018`. :math:`\mu` is the cell's own mean
         under its own batch. A latent space of a few dimensions cannot hold what is particular to one cell; this puts
         back as much as the dispersion of the gene allows. Better for predicting the molecules of this very cell, noisier
@@ -234,7 +234,7 @@ def _asked_draws(n_draws: int | None, interval: float | None) -> int:
 
 
 def _own_counts(adata: AnnData, stored: StoredCells, layer: str | Unset | None, interval: float | None) -> Cells:
-    """The counts to combine with, where the law of the fit allows it."""
+    """The counts to combine with, where the distribution of the fit allows it."""
     fit, config = stored.fit, stored.fit.params.model
     if not LIKELIHOODS[config.likelihood].gamma_rate or config.dispersion not in {"gene", "gene-batch"}:
         msg = (

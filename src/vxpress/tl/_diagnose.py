@@ -73,7 +73,7 @@ def diagnose(
             new cells is weaker; a prior gap matters for cells drawn from the prior only.
         ``kl_per_dim`` (n_latent,), ``kl``, ``kl_se``
             Divergence of the posterior from the prior, which the dimensions sum to. Under a prior other than N(0, I) a dimension
-            has no divergence of its own, and ``kl_per_dim`` is that from the normal law with the mean and variance of the
+            has no divergence of its own, and ``kl_per_dim`` is that from the normal distribution with the mean and variance of the
             aggregate posterior in that dimension; ``kl`` is then sampled, with the standard error ``kl_se``, else 0.
         ``active`` (n_latent,), ``active_units``, ``active_units_kl``
             Dimensions in which the posterior mean varies by more than 0.01 over cells (Burda et al. 2016), and the number

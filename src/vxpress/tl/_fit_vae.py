@@ -15,7 +15,7 @@ from scanpy import logging as logg
 from vxpress._keys import Keys
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.choice import LAWS, choose_likelihood
+from vxpress.bridge.choice import CANDIDATES, choose_likelihood
 from vxpress.bridge.cure import cure as walk_ladder
 from vxpress.bridge.fit import Fit, Params
 from vxpress.bridge.prepare import (
@@ -87,7 +87,7 @@ def fit_vae(
 ) -> AnnData | None:
     """Fit a conditional variational autoencoder to raw counts.
 
-    Cells become points in a latent space of a few dimensions from which a neural network decodes the law of their
+    Cells become points in a latent space of a few dimensions from which a neural network decodes the distribution of their
     counts (Lopez et al. 2018), given batch and other covariates, so that the latent space need not carry those.
     ``sc.pp.neighbors(adata, use_rep="X_vae")`` goes on from here. What was read is logged at scanpy's
     verbosity "info" (``sc.settings.verbosity = 2``).
@@ -115,10 +115,10 @@ def fit_vae(
         ``"latent"``: log-normal, inferred. Any other string: a column of ``obs``; where that is not a molecule count it is
         rescaled to the mean library.
     likelihood
-        Law of the counts: ``"nb"`` (default; UMI counts need no extra zeros), ``"zinb"``, ``"poisson"``, ``"gaussian"``
+        Distribution of the counts: ``"nb"`` (default; UMI counts need no extra zeros), ``"zinb"``, ``"poisson"``, ``"gaussian"``
         (of log1p(1e4 x / l)) or ``"bernoulli"`` (of detection, x > 0). ``"auto"`` fits ``"nb"`` and ``"zinb"`` from the
         same seeds and keeps ``"zinb"`` only if the held-out cells find it decidedly better, as :func:`compare` judges: it
-        takes twice the time, and 20 seconds per 1,000 held-out cells and 2,000 genes for each law (1,000 cells at most).
+        takes twice the time, and 20 seconds per 1,000 held-out cells and 2,000 genes for each distribution (1,000 cells at most).
         With ``cure=True`` it is ``"nb"`` that is cured, and both are fitted with the settings that came of it.
     dispersion
         What the dispersion of the likelihood depends on: ``"gene"``, ``"gene-batch"``, ``"gene-label"``, ``"gene-cell"``.
@@ -281,7 +281,7 @@ def fit_vae(
     choosing = settings.likelihood == "auto"
     if choosing:
         _check_choosing(validation_fraction)
-        settings = replace(settings, likelihood=LAWS[0])
+        settings = replace(settings, likelihood=CANDIDATES[0])
     if not (denoised is None or isinstance(denoised, bool)):
         msg = f"denoised={denoised!r} was given; True, False or None is expected."
         raise ValueError(msg)

@@ -26,10 +26,10 @@ from vxpress.bridge.generation import (
     asked_library,
     get_column_names,
 )
-from vxpress.bridge.predictive import law_log_library, params_of
+from vxpress.bridge.predictive import log_library_of, params_of
 from vxpress.bridge.prepare import seed_of
 from vxpress.core.config import check_range
-from vxpress.core.inference.predictive import law_draws
+from vxpress.core.inference.predictive import likelihood_draws
 
 GENERATED = "generated"
 
@@ -96,7 +96,7 @@ def generate(
 
     Returns
     -------
-    An ``AnnData`` object of ``n_obs`` new cells and the **modelled genes** (of the others the fit knows a mean, not a law):
+    An ``AnnData`` object of ``n_obs`` new cells and the **modelled genes** (of the others the fit knows a mean, not a distribution):
 
     ``X`` : :class:`scipy.sparse.csr_matrix` (dtype ``float32``)
         Counts; of a Bernoulli fit 0 and 1. Of a Gaussian fit a dense array of values of log(1 + 10,000 x / l), **no counts**:
@@ -193,7 +193,7 @@ def generate(
             mean_n1, var_n1 = fit.model.library_prior(table)
             noise_n1 = torch.from_numpy(generator.standard_normal((n, 1)).astype(np.float32))
             library_n = (mean_n1 + var_n1.sqrt() * noise_n1).double().exp().numpy()[:, 0]
-        x = law_draws(fit.model, z_nd, table, law_log_library(library_n), seed=int(seeds[1]))
+        x = likelihood_draws(fit.model, z_nd, table, log_library_of(library_n), seed=int(seeds[1]))
     for name, categories in known.items():
         values = obs[name].astype(object)
         obs[name] = pd.Categorical(values.where(values != NO_NAME), categories=categories)
@@ -205,7 +205,7 @@ def generate(
         drawn_from="prior",
         prior=fit.params.model.prior.name,
         condition_key=condition_key,
-        scale="counts" if fit.model.decoder.law.discrete else fit.params.scale,
+        scale="counts" if fit.model.decoder.likelihood.discrete else fit.params.scale,
         n_neighbors=None if n_neighbors is None else int(n_neighbors),
         rng=int(rng) if isinstance(rng, int) else None,
     )

@@ -101,7 +101,7 @@ def log_likelihood(
     Notes
     -----
     Cells that the model trained on score higher than cells it has not seen; compare models on held-out cells, on the same
-    genes and with the same size factors.  A Gaussian fit gives a density of log values, which compares with no law of counts.
+    genes and with the same size factors.  A Gaussian fit gives a density of log values, which compares with no count distribution.
 
     Examples
     --------

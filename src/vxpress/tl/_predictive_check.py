@@ -30,15 +30,15 @@ def predictive_check(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Compare the counts with the posterior predictive law of the same cells: moments, zeros, and interval coverage.
+    r"""Compare the counts with the posterior predictive distribution of the same cells: moments, zeros, and interval coverage.
 
     Per gene over cells and per cell over genes, the observed mean, variance and share of zeros stand beside the expected
     ones of counts drawn anew (:func:`sample`).  Given :math:`z` these are exact, so that only :math:`z` is drawn.
 
-    Coverage is the share of counts inside the central 50 % and 90 % interval of their own predictive law, mixed over the
-    draws of :math:`z`.  Since no set of whole numbers holds exactly 90 % of a law, a count :math:`x` stands for the stretch
+    Coverage is the share of counts inside the central 50 % and 90 % interval of their own predictive distribution, mixed over the
+    draws of :math:`z`.  Since no set of whole numbers holds exactly 90 % of a distribution, a count :math:`x` stands for the stretch
     from :math:`F(x - 1)` to :math:`F(x)`, and what is counted is the part of the stretch inside 0.05 to 0.95: the expected
-    value of the randomised transform (:cite:t:`Czado2009`).  A calibrated law covers 50 % and 90 %; one with too little
+    value of the randomised transform (:cite:t:`Czado2009`).  A calibrated distribution covers 50 % and 90 %; one with too little
     spread covers less.
 
     Parameters
@@ -72,7 +72,7 @@ def predictive_check(
         ``coverage``, a :class:`pandas.DataFrame` with the rows ``50`` and ``90`` (per cent) and the columns ``nominal``,
         ``all`` entries, and ``expressed`` entries, which have a predicted chance of a zero below one half;
         ``pit``, the histogram of the transform of the expressed entries in twentieths, 1 throughout under a calibrated
-        law; ``n_expressed``, their number; and ``params``.
+        distribution; ``n_expressed``, their number; and ``params``.
         Units are molecules, of a Gaussian fit :math:`\log(1 + 10^4 x / l)`, of a Bernoulli fit detections.
 
     Raises
@@ -85,7 +85,7 @@ def predictive_check(
     Notes
     -----
     A cell's posterior has seen its counts, so that coverage may lie slightly above nominal under a true model, the more so
-    the fewer genes are modelled. Most entries are zeros that every law expects and that are covered whatever the model:
+    the fewer genes are modelled. Most entries are zeros that every distribution expects and that are covered whatever the model:
     read the coverage of expressed entries.  Where the size factor is the sum of the modelled genes, the predicted mean of a
     cell equals the observed one by construction.
 
@@ -108,7 +108,7 @@ def predictive_check(
     check_range("n_draws", n_draws, 1, 100_000, integer=True)
     check_own(adata, name)
     seed = int(seed_of(rng).integers(2**62))
-    start = logg.info("checking the posterior predictive law")
+    start = logg.info("checking the posterior predictive distribution")
     with progress_bar("predictive_check", progress):
         found = check_counts(fit.model, read_scored(adata, fit, layer), n_draws=n_draws, seed=seed)
     coverage = pd.DataFrame(

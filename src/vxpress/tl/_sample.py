@@ -16,7 +16,7 @@ from vxpress._progress import progress_bar
 from vxpress.bridge.asked import named_genes
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
-from vxpress.bridge.predictive import check_own, law_covariates, law_log_library, params_of
+from vxpress.bridge.predictive import check_own, decoding_covariates, log_library_of, params_of
 from vxpress.bridge.prepare import check_gene_names, seed_of
 from vxpress.bridge.store import Results, check_adata, own
 from vxpress.bridge.stored import StoredCells, stored_library
@@ -82,7 +82,7 @@ def sample(
 
     ``adata.layers["vae_sample" | key_added]`` : :class:`scipy.sparse.csr_matrix` (dtype ``float32``)
         Counts (0 and 1 of a Bernoulli fit). **Genes that are not modelled are empty in it**, which a warning says: the fit
-        knows their mean, not their law. Of a Gaussian fit a dense array of log values, NaN for these genes.
+        knows their mean, not their distribution. Of a Gaussian fit a dense array of log values, NaN for these genes.
     ``adata.uns["vae_sample" | key_added]``
         ``genes``, the names of the genes that were drawn, so that ``adata[:, adata.uns["vae_sample"]["genes"]]`` picks
         them, and ``params`` with ``drawn_from="posterior"``. An AnnData that is returned has ``params`` too.
@@ -131,7 +131,7 @@ def sample(
     names = _present(adata, fit) if genes is None else _named(adata, fit, genes)
     if not returned:
         check_own(adata, layer, layers=[layer])
-    covariates = law_covariates(adata, fit)
+    covariates = decoding_covariates(adata, fit)
     if transform_batch is not None:
         codes = fit.covariates.batch_codes(transform_batch)
         if len(codes) != 1 or isinstance(transform_batch, list):
@@ -140,7 +140,7 @@ def sample(
         (code,) = codes
         covariates = covariates.with_batch(code)
         transform_batch = fit.covariates.batches[code]
-    log_library_n1 = law_log_library(stored_library(adata, keys))
+    log_library_n1 = log_library_of(stored_library(adata, keys))
     start = logg.info("drawing counts")
     # where the wanted genes lie among the modelled ones
     columns = torch.from_numpy(pd.Index(fit.genes[fit.modelled_g], dtype=object).get_indexer(names))
@@ -154,7 +154,7 @@ def sample(
         seed=int(seed_of(rng).integers(2**62)),
     )
     with progress_bar("sample", progress):
-        blocks = [_stored(x_ng[:, columns], discrete=fit.model.decoder.law.discrete) for _, _, x_ng in draws]
+        blocks = [_stored(x_ng[:, columns], discrete=fit.model.decoder.likelihood.discrete) for _, _, x_ng in draws]
     matrix = sparse.vstack(blocks, format="csr") if sparse.issparse(blocks[0]) else np.concatenate(blocks)
     record = params_of(
         fit,
@@ -208,7 +208,7 @@ def _named(adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray) ->
     if len(unknown):
         msg = (
             f"{len(unknown)} of the {len(names)} genes of genes= are not modelled by the fit (for example {list(unknown[:3])}), "
-            "which knows no law of their counts. It models adata.uns[key]['genes']['names'] where ['modelled'] is True; "
+            "which knows no distribution of their counts. It models adata.uns[key]['genes']['names'] where ['modelled'] is True; "
             "vx.tl.denoise gives the mean of the others."
         )
         raise KeyError(msg)

@@ -26,8 +26,11 @@ def test_surprise_peak_and_width_are_those_of_scipy(make_cells, monkeypatch):
     batch = cells.batch(torch.arange(30))
     with torch.no_grad():
         q = model.posterior(batch)
-        law = model.likelihood(q.loc, batch.covariates, batch.log_library_n1)
-    mean, theta = law.mean.double().numpy(), np.broadcast_to(law._theta.detach().double().numpy(), law.mean.shape)
+        distribution = model.likelihood(q.loc, batch.covariates, batch.log_library_n1)
+    mean, theta = (
+        distribution.mean.double().numpy(),
+        np.broadcast_to(distribution._theta.detach().double().numpy(), distribution.mean.shape),
+    )
     x = batch.x_ng.numpy()
     nll = -nbinom.logpmf(x, theta, theta / (theta + mean))
     above = np.where(x > mean, nll, 0.0)
@@ -50,7 +53,7 @@ def test_distances_are_those_of_a_tree():
 
 
 @pytest.mark.parametrize("likelihood", ["zinb", "poisson", "gaussian", "bernoulli"])
-def test_every_law_is_understood(make_cells, likelihood):
+def test_every_distribution_is_understood(make_cells, likelihood):
     found = evidence(_model(likelihood), make_cells(10), np.zeros((20, 2), np.float32))
     assert np.isfinite(found.parts_nk).all()
 

@@ -43,7 +43,7 @@ def test_ties_broken_at_random_lie_between_the_bounds():
 
 
 def test_exchangeable_scores_give_uniform_p_values():
-    """Over many calibrations: rank p-values are uniform on 1 / (n + 1) ... 1, whatever the law of the scores."""
+    """Over many calibrations: rank p-values are uniform on 1 / (n + 1) ... 1, whatever the distribution of the scores."""
     rng = np.random.default_rng(0)
     one = np.zeros(1, dtype=int)
     found = np.array(

@@ -79,8 +79,11 @@ def test_without_a_prior_the_tail_is_that_of_the_binomial_test(monkeypatch):
     evidence = Evidence(units, counts, np.array([[n_up] * 3, [n_down] * 3], float), variance, ones(3))
     found = compare(evidence, Contrast.of(units, 0, None), even(3), delta=0.0, by_sample=False)
     total = counts.sum(0)
-    law = stats.binom(total, n_up / (n_up + n_down))
-    mid = [law.sf(counts[0]) + 0.5 * law.pmf(counts[0]), law.cdf(counts[0]) - 0.5 * law.pmf(counts[0])]
+    distribution = stats.binom(total, n_up / (n_up + n_down))
+    mid = [
+        distribution.sf(counts[0]) + 0.5 * distribution.pmf(counts[0]),
+        distribution.cdf(counts[0]) - 0.5 * distribution.pmf(counts[0]),
+    ]
     np.testing.assert_allclose(found.pval_g, np.minimum(2 * np.minimum(*mid), 1), rtol=0.25)
     assert (np.sign(found.score_g) == [-1, 1, 1])[[0, 2]].all()
 

@@ -28,8 +28,8 @@ def test_sums_over_units_are_those_of_decoded_cells():
     unit_n = np.arange(n) % 4
     tiny = torch.full((n, 3), 1e-12)
     found = decode_units(model, mean_nd, tiny, covariates(n), unit_n, 4, batches=(0, 1), n_draws=4, seeds=np.arange(4))
-    law = [model.likelihood(mean_nd, covariates(n).with_batch(b), torch.zeros(n, 1)).mean for b in (0, 1)]
-    rho = torch.stack(law).double().detach().numpy()
+    distribution = [model.likelihood(mean_nd, covariates(n).with_batch(b), torch.zeros(n, 1)).mean for b in (0, 1)]
+    rho = torch.stack(distribution).double().detach().numpy()
     for m in range(4):
         cells = rho[:, unit_n == m]
         np.testing.assert_allclose(found.mean_mg[m], cells.mean((0, 1)), rtol=1e-4)
@@ -59,8 +59,10 @@ def test_a_subsample_takes_all_of_small_groups_and_some_of_large_ones():
 @pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-cell"])
 def test_overdispersion_is_the_inverse_of_theta(dispersion):
     model, n = model_of(dispersion=dispersion), 12
-    law = model.likelihood(torch.zeros(n, 3), covariates(n), torch.zeros(n, 1))
+    distribution = model.likelihood(torch.zeros(n, 3), covariates(n), torch.zeros(n, 1))
     found = count_overdispersion(model, torch.zeros(n, 3), covariates(n))
-    by_cell = ((law.variance - law.mean) / law.mean**2).expand(n, 7).double().detach().numpy()
+    by_cell = (
+        ((distribution.variance - distribution.mean) / distribution.mean**2).expand(n, 7).double().detach().numpy()
+    )
     np.testing.assert_allclose(found, by_cell.mean(0), rtol=1e-3)
     assert (count_overdispersion(model_of(likelihood="poisson"), torch.zeros(n, 3), covariates(n)) == 0).all()

@@ -27,7 +27,7 @@ def _model(likelihood: LikelihoodName, *, remainder: bool, n_readout: int) -> VA
         n_readout=n_readout,
     )
     model = build(config, seed=0).eval()
-    if n_readout and model.decoder.law.composition:
+    if n_readout and model.decoder.likelihood.composition:
         model.outside_share.fill_(0.3)
     return model
 
@@ -42,7 +42,7 @@ def _plain(model: VAE, mean_nd: torch.Tensor, var_nd: torch.Tensor, cells: Cells
         f_nf = model.decoder.features(z_nd, model.conditioner(cells.covariates.with_batch(code or 0)))
         location = model.decoder.location(f_nf)
         read = model.decoder.readout(f_nf) if model.decoder.readout is not None else torch.zeros(len(f_nf), 0)
-        if model.decoder.law.composition:
+        if model.decoder.likelihood.composition:
             share = F.softmax(location, dim=-1)
             beside = model.outside_share if model.config.n_readout else torch.zeros(())
             rest = share[:, 20:] if model.config.remainder else torch.ones(())

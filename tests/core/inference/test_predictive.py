@@ -1,4 +1,4 @@
-"""Draws and checks of a model whose predictive law is known: the decoder ignores z."""
+"""Draws and checks of a model whose predictive distribution is known: the decoder ignores z."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vxpress.core.likelihoods import (
 )
 from vxpress.core.vae import VAE, build
 
-LAWS: tuple[Any, ...] = ("nb", "zinb", "poisson", "bernoulli", "gaussian")
+CANDIDATES: tuple[Any, ...] = ("nb", "zinb", "poisson", "bernoulli", "gaussian")
 N, G = 400, 25
 
 
@@ -60,21 +60,21 @@ def _draws(model: VAE, n_draws: int, seed: int = 0) -> np.ndarray:
     return np.concatenate([x.numpy() for _, _, x in parts]).reshape(n_draws, N, G)
 
 
-def _law(model: VAE) -> Likelihood:
+def _distribution(model: VAE) -> Likelihood:
     with torch.no_grad():
         return model.likelihood(torch.zeros(N, 2), _nothing(N), _cells(np.zeros((N, G))).log_library_n1)
 
 
-@pytest.mark.parametrize("likelihood", LAWS)
-def test_draws_follow_the_law(likelihood: Any) -> None:
+@pytest.mark.parametrize("likelihood", CANDIDATES)
+def test_draws_follow_the_distribution(likelihood: Any) -> None:
     model, n_draws = _model(likelihood), 60
-    x, law = _draws(model, n_draws), _law(model)
-    mean, variance = law.mean.double().numpy(), law.variance.double().numpy()
+    x, distribution = _draws(model, n_draws), _distribution(model)
+    mean, variance = distribution.mean.double().numpy(), distribution.variance.double().numpy()
     # summed over cells and draws, per gene
     score = (x.sum((0, 1)) - n_draws * mean.sum(0)) / np.sqrt(n_draws * variance.sum(0))
     assert np.abs(score).max() < 4.5
     np.testing.assert_allclose(np.square(x - mean).mean((0, 1)), variance.mean(0), rtol=0.15, atol=1e-3)
-    zero = law.zero_probability.double().numpy()
+    zero = distribution.zero_probability.double().numpy()
     np.testing.assert_allclose((x == 0).mean((0, 1)), zero.mean(0), atol=0.02)
 
 
@@ -84,7 +84,7 @@ def test_the_first_draw_stays_whatever_follows() -> None:
     assert (_draws(model, 1) != _draws(model, 1, seed=1)).any()
 
 
-@pytest.mark.parametrize("likelihood", LAWS)
+@pytest.mark.parametrize("likelihood", CANDIDATES)
 def test_data_of_the_model_itself_are_covered_as_stated(likelihood: Any) -> None:
     model = _model(likelihood)
     x = _draws(model, 1)[0].astype(np.float64)
@@ -104,7 +104,7 @@ def test_data_of_the_model_itself_are_covered_as_stated(likelihood: Any) -> None
     np.testing.assert_allclose(found.pit.sum(), 1.0)
 
 
-def test_too_narrow_and_too_wide_laws_are_told_apart() -> None:
+def test_too_narrow_and_too_wide_distributions_are_told_apart() -> None:
     x = _draws(_model("nb"), 1)[0]
     narrow = predictive_check(_model("poisson"), _cells(x), n_draws=1, seed=0)
     assert narrow.expressed_coverage[1] < 0.75
@@ -146,8 +146,8 @@ def test_a_stretch_is_the_mean_of_its_random_points() -> None:
 # distribution functions
 
 
-def _steps(law: Likelihood, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    low, high = law.steps(torch.from_numpy(x))
+def _steps(distribution: Likelihood, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    low, high = distribution.steps(torch.from_numpy(x))
     return low.numpy(), high.numpy()
 
 
@@ -159,19 +159,19 @@ def test_distribution_functions_of_counts_are_those_of_scipy(log_theta: float) -
     rate = rng.gamma(theta, mean / theta) if log_theta < 20 else mean
     x = rng.poisson(rate).astype(np.float64)
     x[:50] = -1.0
-    law = NegativeBinomial(torch.from_numpy(log_mean), torch.full((3000,), log_theta, dtype=torch.float64))
+    distribution = NegativeBinomial(torch.from_numpy(log_mean), torch.full((3000,), log_theta, dtype=torch.float64))
     if log_theta < 20:
         expected = stats.nbinom(theta, 1 / (1 + mean / theta))
         tolerance = 1e-9
     else:
-        # scipy's argument has no digits left; the laws agree
+        # scipy's argument has no digits left; the distributions agree
         expected, tolerance = stats.poisson(mean), 1e-11
-    low, high = _steps(law, x)
+    low, high = _steps(distribution, x)
     np.testing.assert_allclose(low, expected.cdf(x - 1), atol=tolerance)
     np.testing.assert_allclose(high, expected.cdf(x), atol=tolerance)
 
 
-def test_distribution_functions_of_the_other_laws() -> None:
+def test_distribution_functions_of_the_other_distributions() -> None:
     rng = np.random.default_rng(1)
     log_mean, gate, x = rng.uniform(-4, 7, 500), rng.normal(0, 2, 500), rng.poisson(5, 500).astype(np.float64)
     mean = np.exp(log_mean)
@@ -186,21 +186,21 @@ def test_distribution_functions_of_the_other_laws() -> None:
     seen = (x > 4).astype(np.float64)
     for found, at in zip(_steps(Bernoulli(as_tensor(log_mean)), seen), (seen - 1, seen), strict=True):
         np.testing.assert_allclose(found, stats.bernoulli.cdf(at, -np.expm1(-mean)), atol=1e-12)
-    law = Gaussian(as_tensor(log_mean), as_tensor(mean), torch.ones(500, 1, dtype=torch.float64)[:, 0])
-    for found in _steps(law, x):
+    distribution = Gaussian(as_tensor(log_mean), as_tensor(mean), torch.ones(500, 1, dtype=torch.float64)[:, 0])
+    for found in _steps(distribution, x):
         np.testing.assert_allclose(found, stats.norm.cdf(x, log_mean, np.sqrt(mean)), atol=1e-12)
 
 
-@pytest.mark.parametrize("likelihood", LAWS)
-def test_entries_of_a_law_are_its_entries(likelihood: Any) -> None:
-    law = _law(_model(likelihood))
+@pytest.mark.parametrize("likelihood", CANDIDATES)
+def test_entries_of_a_distribution_are_its_entries(likelihood: Any) -> None:
+    distribution = _distribution(_model(likelihood))
     rows, columns = torch.tensor([0, 5, 399]), torch.tensor([3, 3, 24])
-    some = law.at(rows, columns)
+    some = distribution.at(rows, columns)
     x = torch.ones(N, G)
     for name in ("mean", "variance", "zero_probability"):
-        torch.testing.assert_close(getattr(some, name), getattr(law, name)[rows, columns])
-    for one, full in zip(some.steps(x[rows, columns]), law.steps(x), strict=True):
+        torch.testing.assert_close(getattr(some, name), getattr(distribution, name)[rows, columns])
+    for one, full in zip(some.steps(x[rows, columns]), distribution.steps(x), strict=True):
         torch.testing.assert_close(one, full[rows, columns])
-    if law.discrete:
-        zero = law.log_prob(torch.zeros(N, G)).exp()
-        torch.testing.assert_close(law.zero_probability, zero, rtol=1e-5, atol=1e-7)
+    if distribution.discrete:
+        zero = distribution.log_prob(torch.zeros(N, G)).exp()
+        torch.testing.assert_close(distribution.zero_probability, zero, rtol=1e-5, atol=1e-7)

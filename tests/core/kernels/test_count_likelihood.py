@@ -53,7 +53,7 @@ def _problem(
 
 
 def _plain(f: Tensor, layers: OutputLayers, log_library: Tensor, x: Tensor) -> Tensor:
-    """The law of the house in float64, from the same numbers."""
+    """The distribution of the house in float64, from the same numbers."""
     log_rho = F.log_softmax(f @ layers.weight.T + layers.bias, dim=-1)[:, : x.shape[1]]
     theta = layers.log_theta[layers.theta_row_n]
     if layers.gate_weight is None:

@@ -40,7 +40,7 @@ def _log_normal(z: torch.Tensor, sd: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_exact_network_of_a_normal_law_gives_its_density_and_its_draws(kind: str) -> None:
+def test_the_exact_network_of_a_normal_distribution_gives_its_density_and_its_draws(kind: str) -> None:
     prior = _gaussian(kind, 3)
     z = SPREAD * torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     # what is left is the error of the solver, and the noise of 1.1 % at the near end

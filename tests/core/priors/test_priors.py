@@ -30,7 +30,7 @@ def posteriors(d: int, n: int = 600, seed: int = 0) -> DiagonalNormal:
 
 @functools.cache
 def learned(kind: str, d: int, n_conditions: int = 0) -> Prior:
-    """A prior with something learned, so that nothing is tried on a start that is a normal law."""
+    """A prior with something learned, so that nothing is tried on a start that is a normal distribution."""
     return _learn(kind, d, n_conditions)
 
 
@@ -119,7 +119,7 @@ def test_variance_is_that_of_the_samples(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", LEARNED)
-def test_learning_finds_what_a_normal_law_misses_and_hangs_on_its_seed_alone(kind: str) -> None:
+def test_learning_finds_what_a_normal_distribution_misses_and_hangs_on_its_seed_alone(kind: str) -> None:
     state = torch.random.get_rng_state()
     first, again = learned(kind, 2), _learn(kind, 2)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))

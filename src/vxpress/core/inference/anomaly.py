@@ -55,9 +55,9 @@ def evidence(model: VAE, cells: Cells, reference_md: np.ndarray, *, n_top: int =
         batch = cells.batch(torch.arange(part.start, part.stop))
         q = model.posterior(batch)
         log_library = model.library_posterior(batch).loc if model.config.latent_library else batch.log_library_n1
-        law = model.likelihood(q.loc, batch.covariates, log_library)
-        nll_ng = -law.log_prob(batch.x_ng)
-        above_ng = law.observe(batch.x_ng) > law.mean
+        distribution = model.likelihood(q.loc, batch.covariates, log_library)
+        nll_ng = -distribution.log_prob(batch.x_ng)
+        above_ng = distribution.observe(batch.x_ng) > distribution.mean
         peak = torch.where(above_ng, nll_ng, 0.0).topk(max(n_peak, n_top), dim=-1)
         top_nk = peak.indices[:, :n_top]
         mean_nd[part], genes_nk[part] = q.loc.numpy(), torch.where(above_ng.gather(1, top_nk), top_nk, -1).numpy()

@@ -1,7 +1,7 @@
 """Differences of expression between groups: sums of counts, and the posterior of a log fold change given them.
 
 A unit is a set of cells that share group, stratum (batch) and sample (donor).  The statistics of a gene are sums over the
-cells of a unit, weighted as the score of a negative binomial law weights them, so that every comparison of groups is
+cells of a unit, weighted as the score of a negative binomial distribution weights them, so that every comparison of groups is
 arithmetic on a few small arrays.
 """
 
@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 
 # the molecules that the model's expectation is worth; chosen in benchmarks/differential_expression.py
 PRIOR_COUNTS = 10.0
-# below this a tail probability of the beta law is no longer a float
+# below this a tail probability of the beta distribution is no longer a float
 SMALLEST_TAIL = 1e-280
 # the weight of a cell hangs on its size factor by way of a bin: any weights will do, and the sums stay exact
 N_BINS = 32
@@ -62,7 +62,7 @@ class Weights:
 
     @classmethod
     def of(cls, library_n: Floats, units: Units, alpha_g: Floats, rate_g: Floats) -> Weights:
-        """The weights 1 / (1 + alpha l rate) of the score of a negative binomial law with variance mu + alpha mu^2."""
+        """The weights 1 / (1 + alpha l rate) of the score of a negative binomial distribution with variance mu + alpha mu^2."""
         part = units.unit_n >= 0
         inside = library_n[part]
         edges = np.unique(np.quantile(inside, np.linspace(0, 1, N_BINS + 1))[1:-1])
@@ -159,7 +159,7 @@ class Prior:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of every gene: log2 fold change, signed score, and its two-sided tail probability under the normal law."""
+    """Of every gene: log2 fold change, signed score, and its two-sided tail probability under the normal distribution."""
 
     lfc_g: Floats
     score_g: Floats
@@ -200,7 +200,7 @@ def compare(evidence: Evidence, contrast: Contrast, expected: Prior, *, delta: f
     """Posterior of the log2 fold change of every gene, against the threshold ``delta``.
 
     Given the molecules of a stratum, the number that falls to the first set is binomial with odds (fold change) x (ratio of
-    exposures).  Dividing numbers by their overdispersion makes the share's posterior a beta law, into which the model
+    exposures).  Dividing numbers by their overdispersion makes the share's posterior a beta distribution, into which the model
     enters as one more stratum with up to ``PRIOR_COUNTS`` molecules, at the fold change that it expects.
     """
     m, up, stratum = contrast.unit_m, contrast.up_m, contrast.stratum_m

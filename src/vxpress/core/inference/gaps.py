@@ -1,6 +1,6 @@
 """What the encoder leaves on the table: amortisation gap and inference gap (Cremer et al. 2018).
 
-The ELBO of a cell falls short of log p(x) because q(z | x) is a normal law with independent dimensions, and because one
+The ELBO of a cell falls short of log p(x) because q(z | x) is a normal distribution with independent dimensions, and because one
 network makes it for all cells.  The second part is found by improving every cell's own q, the decoder held fixed.
 """
 
@@ -91,20 +91,20 @@ def _refined(
     def noise(width: int) -> Tensor:
         return torch.randn(len(rows), width, generator=generator).to(q.loc.device)
 
-    def terms(law: DiagonalNormal, eps_nd: Tensor, eps_n1: Tensor | None, divergence: Divergence) -> Terms:
-        z_nd = law.rsample(eps_nd)
+    def terms(posterior: DiagonalNormal, eps_nd: Tensor, eps_n1: Tensor | None, divergence: Divergence) -> Terms:
+        z_nd = posterior.rsample(eps_nd)
         log_library_n1 = batch.log_library_n1 if q_l is None or eps_n1 is None else q_l.rsample(eps_n1)
-        return model.log_likelihood(z_nd, batch, log_library_n1), divergence(law, z_nd)
+        return model.log_likelihood(z_nd, batch, log_library_n1), divergence(posterior, z_nd)
 
     d, prior = q.loc.shape[1], model.prior
     # noise of a bound is fresh in every step: to the same noise a posterior would adapt itself
     step_noise = torch.Generator(device=q.loc.device).manual_seed(generator.initial_seed())
 
-    def to_descend(law: DiagonalNormal, z_nd: Tensor) -> Tensor:
-        return prior.kl(law, z_nd).sum(-1) if prior.cheap else prior.kl_bound(law, z_nd, step_noise)
+    def to_descend(posterior: DiagonalNormal, z_nd: Tensor) -> Tensor:
+        return prior.kl(posterior, z_nd).sum(-1) if prior.cheap else prior.kl_bound(posterior, z_nd, step_noise)
 
-    def to_report(law: DiagonalNormal, z_nd: Tensor) -> Tensor:
-        return (prior.kl(law, z_nd) if prior.cheap else Prior.kl(prior, law, z_nd)).sum(-1)
+    def to_report(posterior: DiagonalNormal, z_nd: Tensor) -> Tensor:
+        return (prior.kl(posterior, z_nd) if prior.cheap else Prior.kl(prior, posterior, z_nd)).sum(-1)
 
     loc, log_scale = q.loc.clone().requires_grad_(), q.scale.log().requires_grad_()
     optimizer = torch.optim.Adam([loc, log_scale], lr=RATE)
@@ -122,8 +122,8 @@ def _refined(
     with torch.no_grad():
         for _ in range(N_COMPARED):
             eps_nd, eps_n1 = noise(d), None if q_l is None else noise(1)
-            for at, law in ((0, q), (2, after)):
-                likelihood_n, kl_n = terms(law, eps_nd, eps_n1, to_report)
+            for at, posterior in ((0, q), (2, after)):
+                likelihood_n, kl_n = terms(posterior, eps_nd, eps_n1, to_report)
                 sums[at] += (likelihood_n - kl_n).double()
                 sums[at + 1] += kl_n.double()
     elbo, kl, refined, refined_kl = (part.cpu().numpy() for part in sums / N_COMPARED)

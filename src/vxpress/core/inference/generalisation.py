@@ -42,7 +42,7 @@ def generalisation(
     model: VAE, cells: Cells, train_n: np.ndarray, held_out_n: np.ndarray, *, seed: int
 ) -> Generalisation | None:
     """Compare at most 400 cells of either kind, given by row; None where there are under 20 of one."""
-    if min(len(train_n), len(held_out_n)) < MIN_CELLS or not model.decoder.law.discrete:
+    if min(len(train_n), len(held_out_n)) < MIN_CELLS or not model.decoder.likelihood.discrete:
         return None
     rng = np.random.default_rng(seed)
     chosen = [np.sort(rng.permutation(rows)[:MAX_CELLS]) for rows in (train_n, held_out_n)]

@@ -72,9 +72,9 @@ def decode_units(
 
 @torch.no_grad()
 def count_overdispersion(model: VAE, mean_nd: torch.Tensor, covariates: Covariates) -> Floats:
-    """1 / theta of every modelled gene, averaged where it differs between batches, labels or cells; 0 for laws without."""
+    """1 / theta of every modelled gene, averaged where it differs between batches, labels or cells; 0 for distributions without."""
     decoder = model.decoder
-    if not decoder.law.has_dispersion:
+    if not decoder.likelihood.has_dispersion:
         return np.zeros(model.config.n_genes)
     if "dispersion" in decoder.heads:
         log_theta = decoder.heads["dispersion"](decoder.features(mean_nd, model.conditioner(covariates)))

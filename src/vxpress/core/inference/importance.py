@@ -170,7 +170,7 @@ class CellProposal:
 
 
 def _log_density(standard: Tensor, scale: Tensor) -> Tensor:
-    """Log density, summed over dimensions, of a normal law with this scale at standardised points."""
+    """Log density, summed over dimensions, of a normal distribution with this scale at standardised points."""
     return (-0.5 * (standard.square() + math.log(2 * math.pi)) - scale.log()).sum(-1)
 
 

@@ -1,4 +1,4 @@
-"""Expected expression given the cell's own counts too: the gamma law behind a negative binomial, updated."""
+"""Expected expression given the cell's own counts too: the gamma distribution behind a negative binomial, updated."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def expected_expression(
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """E_q[rho] in chunks of cells: rows, modelled genes (n, g), and the genes read out beside them, or None.
 
-    For the Gaussian law, whose location is no composition, the expected location instead.  The tensors hold until the
+    For the Gaussian distribution, whose location is no composition, the expected location instead.  The tensors hold until the
     next chunk is asked for, which uses their memory again.
     """
     model.eval()
@@ -160,7 +160,7 @@ class _OutputLayers:
 
     def __init__(self, model: VAE, genes: Genes, n: int) -> None:
         decoder, config = model.decoder, model.config
-        self.genes, self.composition = genes, decoder.law.composition
+        self.genes, self.composition = genes, decoder.likelihood.composition
         self.outside_share = model.outside_share if decoder.readout is not None and self.composition else None
         self.remainder = decoder.location.out_features > config.n_genes
         self.n_genes = config.n_genes
@@ -215,7 +215,7 @@ class _OutputLayers:
                 self.outside[part].addcmul_(readout, rest_n1)
 
     def _values(self, name: str, f_nf: Tensor) -> Tensor:
-        """A linear map of the features, put through a softmax where the law is a composition."""
+        """A linear map of the features, put through a softmax where the distribution is a composition."""
         weight, bias, logits, shares = self.layers[name]
         logits, shares = logits[: len(f_nf)], shares[: len(f_nf)]
         torch.addmm(bias, f_nf, weight.t(), out=logits)

@@ -35,7 +35,7 @@ def predictive_draws(
     n_draws: int,
     seed: int,
 ) -> Iterator[tuple[int, slice, Tensor]]:
-    """Draws of every cell in blocks: which draw, which rows, and values (n, g) of the law's own kind.
+    """Draws of every cell in blocks: which draw, which rows, and values (n, g) of the distribution's own kind.
 
     Every block of every draw has a seed of its own, so draw 0 is the same however many follow it.
     """
@@ -47,16 +47,16 @@ def predictive_draws(
         state = np.random.SeedSequence([seed, draw, block]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
         eps_nd = torch.randn(mean_nd[part].shape, generator=generator)
-        law = model.likelihood(
+        distribution = model.likelihood(
             torch.addcmul(mean_nd[part], var_nd[part].sqrt(), eps_nd),
             covariates[torch.arange(part.start, part.stop)],
             log_library_n1[part],
         )
-        yield draw, part, law.sample(generator=generator)
+        yield draw, part, distribution.sample(generator=generator)
 
 
 @torch.no_grad()
-def law_draws(
+def likelihood_draws(
     model: VAE, z_nd: Tensor, covariates: Covariates, log_library_n1: Tensor, *, seed: int
 ) -> sparse.csr_matrix | np.ndarray:
     """Values of cells at the very ``z_nd`` given, (n, g): sparse where they are counts.
@@ -65,14 +65,16 @@ def law_draws(
     """
     model.eval()
     n, step = len(z_nd), block_rows(model.config.n_genes)
-    discrete = model.decoder.law.discrete
+    discrete = model.decoder.likelihood.discrete
 
     def draw(block: int) -> sparse.csr_matrix | np.ndarray:
         part = slice(block * step, min((block + 1) * step, n))
         state = np.random.SeedSequence([seed, block]).generate_state(1, np.uint64)[0]
         with torch.no_grad():
-            law = model.likelihood(z_nd[part], covariates[torch.arange(part.start, part.stop)], log_library_n1[part])
-            x_ng = law.sample(generator=torch.Generator().manual_seed(int(state >> np.uint64(1)))).numpy()
+            distribution = model.likelihood(
+                z_nd[part], covariates[torch.arange(part.start, part.stop)], log_library_n1[part]
+            )
+            x_ng = distribution.sample(generator=torch.Generator().manual_seed(int(state >> np.uint64(1)))).numpy()
         return sparse.csr_matrix(x_ng) if discrete else x_ng
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -1,8 +1,8 @@
-"""Counts against the posterior predictive law: moments, zeros, and calibration of its intervals.
+"""Counts against the posterior predictive distribution: moments, zeros, and calibration of its intervals.
 
-Given z everything asked of the law is in closed form (means, variances, chances of a zero, distribution functions), so
+Given z everything asked of the distribution is in closed form (means, variances, chances of a zero, distribution functions), so
 only z is drawn, and no count.  Calibration is by the probability integral transform of discrete data: a count x stands
-for the whole stretch from F(x - 1) to F(x), evenly, of which a calibrated law covers (0, 1) evenly (Czado, Gneiting &
+for the whole stretch from F(x - 1) to F(x), evenly, of which a calibrated distribution covers (0, 1) evenly (Czado, Gneiting &
 Held 2009), so that an interval of 90 % is hit in 90 % of the cases although no set of counts has that probability.
 """
 
@@ -23,7 +23,7 @@ from vxpress.core.vae import VAE
 
 LEVELS = (0.5, 0.9)
 N_BINS = 20
-# entries at which the law rather sees a molecule than none; the others are hit whatever the law
+# entries at which the distribution rather sees a molecule than none; the others are hit whatever the distribution
 MAX_ZERO_PROBABILITY = 0.5
 
 
@@ -57,7 +57,7 @@ class PredictiveCheck:
 
 
 class _Block:
-    """Predictive law of a block of cells, as sums over draws."""
+    """Predictive distribution of a block of cells, as sums over draws."""
 
     def __init__(self, x_ng: Tensor, *, discrete: bool) -> None:
         self.x_ng, self.discrete, self.n_draws = x_ng, discrete, 0
@@ -67,15 +67,17 @@ class _Block:
         shape = self.where[0].shape if discrete else x_ng.shape
         self.low, self.high = torch.zeros(2, *shape, dtype=torch.float64)
 
-    def add(self, law: Likelihood) -> None:
+    def add(self, distribution: Likelihood) -> None:
         """One more draw of the latent variables."""
-        mean, variance, value = law.mean, law.variance, law.observe(self.x_ng)
+        mean, variance, value = distribution.mean, distribution.variance, distribution.observe(self.x_ng)
         self.observed += value
         self.mean += mean
         self.second += variance + mean.square()
-        self.zero += law.zero_probability
+        self.zero += distribution.zero_probability
         self.total_second_n += variance.sum(-1, dtype=torch.float64) + mean.sum(-1, dtype=torch.float64).square()
-        low, high = law.at(*self.where).steps(value[self.where]) if self.discrete else law.steps(value)
+        low, high = (
+            distribution.at(*self.where).steps(value[self.where]) if self.discrete else distribution.steps(value)
+        )
         self.low += low
         self.high += high
         self.n_draws += 1
@@ -165,7 +167,7 @@ class _Sums:
 
 @torch.no_grad()
 def predictive_check(model: VAE, cells: Cells, *, n_draws: int, seed: int) -> PredictiveCheck:
-    """Observed counts of all cells against the law under ``n_draws`` draws of each cell's latent variables."""
+    """Observed counts of all cells against the distribution under ``n_draws`` draws of each cell's latent variables."""
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     step, sums = block_rows(model.config.n_genes), _Sums(model.config.n_genes)
@@ -173,7 +175,7 @@ def predictive_check(model: VAE, cells: Cells, *, n_draws: int, seed: int) -> Pr
         batch = cells.batch(torch.arange(start, min(start + step, len(cells))))
         q = model.posterior(batch)
         q_l = model.library_posterior(batch) if model.config.latent_library else None
-        block = _Block(batch.x_ng, discrete=model.decoder.law.discrete)
+        block = _Block(batch.x_ng, discrete=model.decoder.likelihood.discrete)
         for _ in range(n_draws):
             z_nd = _draw(q, generator)
             log_library_n1 = batch.log_library_n1 if q_l is None else _draw(q_l, generator)

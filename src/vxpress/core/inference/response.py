@@ -18,9 +18,9 @@ def decoder_response(model: VAE, mean_nd: np.ndarray, var_nd: np.ndarray, covari
     """How much of a cell changes as one dimension goes from 2 sd below its mean to 2 sd above, (d,); the rest stays.
 
     Mean and sd are those of the aggregate posterior in that dimension; the cells, evenly spaced ones, keep their other
-    dimensions and covariates.  For laws of counts the number is the share of the molecules on modelled genes that go to
-    other genes, half the sum of absolute differences, from 0 to 1.  For the Bernoulli law the shares are of the rates,
-    and for the Gaussian law it is the mean absolute change of the location, in its units.
+    dimensions and covariates.  For count distributions the number is the share of the molecules on modelled genes that go to
+    other genes, half the sum of absolute differences, from 0 to 1.  For the Bernoulli distribution the shares are of the rates,
+    and for the Gaussian distribution it is the mean absolute change of the location, in its units.
     """
     n, d = mean_nd.shape
     chosen = np.unique(np.linspace(0, n - 1, min(n, N_CELLS)).astype(int))
@@ -35,7 +35,7 @@ def decoder_response(model: VAE, mean_nd: np.ndarray, var_nd: np.ndarray, covari
     chunks = expected_expression(
         model, z_md, torch.zeros_like(z_md), covariates[rows], Draws(1, (None,), 0), nothing_outside
     )
-    composition = model.decoder.law.composition
+    composition = model.decoder.likelihood.composition
     found = np.empty(len(z_md) // 2)
     assert CHUNK % 2 == 0  # noqa: S101 - the two ends of a move lie in one chunk
     for part, location, _ in chunks:

@@ -16,7 +16,7 @@ import torch
 MIN_BFLOAT16_ROWS, MIN_BFLOAT16_WIDTH, MIN_BFLOAT16_GENES = 32, 64, 256
 # counts below this are read from tables, as long as all tables together cost less than this share of the minibatch
 TABLE_COUNTS, TABLE_SHARE = 16, 0.25
-COMPILED_LAWS = ("nb", "zinb")
+COMPILED_LIKELIHOODS = ("nb", "zinb")
 # the compute capability from which a GPU multiplies bfloat16 and TensorFloat32 natively
 TENSOR_CORES = (8, 0)
 
@@ -34,20 +34,20 @@ def plain() -> Iterator[None]:
         _plain = before
 
 
-def compiled_likelihood(law: str, dispersion: str, device: torch.device, dtype: torch.dtype) -> bool:
+def compiled_likelihood(distribution: str, dispersion: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the compiled loops compute the likelihood: NB and ZINB in float32 on a processor, theta not per cell."""
     return (
         not _plain
         and device.type == "cpu"
         and dtype == torch.float32
-        and law in COMPILED_LAWS
+        and distribution in COMPILED_LIKELIHOODS
         and dispersion != "gene-cell"
     )
 
 
-def dense_likelihood(law: str, device: torch.device) -> bool:
+def dense_likelihood(distribution: str, device: torch.device) -> bool:
     """Whether NB and ZINB go through their closed-form gradient in torch: on any device but a processor."""
-    return not _plain and device.type != "cpu" and law in COMPILED_LAWS
+    return not _plain and device.type != "cpu" and distribution in COMPILED_LIKELIHOODS
 
 
 def sparse_input(device: torch.device, dtype: torch.dtype) -> bool:

@@ -1,4 +1,4 @@
-"""What a prior of z is, and the normal laws that encoders speak in."""
+"""What a prior of z is, and the normal distributions that encoders speak in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VARIANCE_DRAWS = 2048
 
 @dataclass(frozen=True)
 class DiagonalNormal:
-    """Independent normal laws, one per cell and dimension: what an encoder says.  As torch's Normal, without its checks."""
+    """Independent normal distributions, one per cell and dimension: what an encoder says.  As torch's Normal, without its checks."""
 
     loc: Tensor
     scale: Tensor
@@ -46,7 +46,7 @@ class DiagonalNormal:
 
 
 def gaussian_kl(q: DiagonalNormal, loc: Tensor, variance: Tensor) -> Tensor:
-    """KL between normal laws, elementwise: (Kingma & Welling 2014, appendix B)."""
+    """KL between normal distributions, elementwise: (Kingma & Welling 2014, appendix B)."""
     ratio = q.scale.square() / variance
     return 0.5 * (ratio + (q.loc - loc).square() / variance - 1.0 - ratio.log())
 

@@ -1,4 +1,4 @@
-"""Mixtures of diagonal normal laws, whatever their parameters come from."""
+"""Mixtures of diagonal normal distributions, whatever their parameters come from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vxpress.core.priors.base import Prior
 def component_log_prob(z: Tensor, loc_kd: Tensor, scale_kd: Tensor) -> Tensor:
     """Log density of points (..., d) under every component, (..., k), in double precision.
 
-    Summed over dimensions first: a component is one law of the whole vector.  Squares are multiplied out, which double
+    Summed over dimensions first: a component is one distribution of the whole vector.  Squares are multiplied out, which double
     precision can afford and which holds no (..., k, d).
     """
     z, loc_kd, scale_kd = z.double(), loc_kd.double(), scale_kd.double()

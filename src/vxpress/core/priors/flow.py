@@ -16,7 +16,7 @@ TRANSFORMS, HIDDEN, BINS = 3, (64, 64), 8
 class Flow(StandardisedPrior):
     """Autoregressive rational-quadratic splines (Durkan et al. 2019) of the standardised z, from zuko.
 
-    The condition is the context of the networks.  It starts as the identity: a normal law.
+    The condition is the context of the networks.  It starts as the identity: a normal distribution.
     """
 
     invertible = True

@@ -27,7 +27,7 @@ class Vamp(ComponentPrior):
     encoded without dropout, with norms as in evaluation and with covariates at their average.
 
     Learned afterwards (``config.from_cells``), on a model that stays as it is, there are no pseudo-inputs: components are
-    the posteriors of training cells that lie nearest to the centres of a k-means, widened by a normal law that is learned
+    the posteriors of training cells that lie nearest to the centres of a k-means, widened by a normal distribution that is learned
     with the weights, since few narrow posteriors would leave gaps between them.
     """
 

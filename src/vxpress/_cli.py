@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--no-denoised", action="store_true", help="leave out the dense layer of denoised expression")
     fit.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0 (default: auto)")
     fit.add_argument("--rng", type=_seed, default=0, metavar="SEED", help="seed (default: 0)")
-    fit.add_argument("--key-added", metavar="NAME", help="stem of the names that are written (default: vae)")
+    fit.add_argument("--key-added", metavar="NAME", help="name under which the results are written (default: vae)")
     fit.set_defaults(command=_fit)
     return parser
 

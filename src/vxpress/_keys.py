@@ -35,7 +35,7 @@ class Keys:
 
     @classmethod
     def of(cls, key: str | None = None) -> Keys:
-        """Slots of the fit with this stem, as scanpy names them: ``None`` and ``"vae"`` mean the default names."""
+        """Slots of the fit of this name, as scanpy names them: ``None`` and ``"vae"`` mean the default names."""
         if key is not None:
             check_name("key", key)
         if key is None or key == DEFAULT_KEY:

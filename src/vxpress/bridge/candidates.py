@@ -80,12 +80,12 @@ def _candidate(adata: AnnData, name: object, entry: object) -> Candidate:
 
 
 def _resolve(adata: AnnData, entry: object) -> tuple[AnnData | Path, str]:
-    """Where a fit is, and its stem."""
+    """Where a fit is, and its name."""
     key = None
     if isinstance(entry, tuple):
         if len(entry) != 2 or not isinstance(entry[1], str):
             msg = (
-                f"models= holds the tuple {entry!r}; a pair of an AnnData or a file and the stem of a fit is expected."
+                f"models= holds the tuple {entry!r}; a pair of an AnnData or a file and the name of a fit is expected."
             )
             raise TypeError(msg)
         entry, key = entry
@@ -107,7 +107,7 @@ def _resolve(adata: AnnData, entry: object) -> tuple[AnnData | Path, str]:
     if isinstance(entry, AnnData):
         fits = [str(name) for name, stored in entry.uns.items() if is_fit(stored)]
         return entry, _only(fits, "An AnnData of models=") if key is None else key
-    msg = f"models= takes stems of fits in adata, AnnDatas, files, and pairs of one of these and a stem; found {type(entry).__name__}."
+    msg = f"models= takes names of fits in adata, AnnDatas, files, and pairs of one of these and the name of a fit; found {type(entry).__name__}."
     raise TypeError(msg)
 
 
@@ -115,7 +115,9 @@ def _only(fits: list[str], where: str) -> str:
     if len(fits) == 1:
         return fits[0]
     msg = f"{where} holds {len(fits)} fits ({fits}), and one is expected." + (
-        f" Say which, as a pair of the place and the stem: (..., {fits[0]!r})." if fits else " Run vx.tl.fit_vae first."
+        f" Say which, as a pair of the place and the name of the fit: (..., {fits[0]!r})."
+        if fits
+        else " Run vx.tl.fit_vae first."
     )
     raise ValueError(msg) if fits else KeyError(msg)
 

@@ -44,7 +44,7 @@ def write_fit(stored: Mapping[str, Any], key: str, path: Path) -> None:
 
 
 def read_fit(path: Path) -> tuple[dict[str, Any], str]:
-    """The fit in a file, as ``uns`` holds it, and its stem; raises ``ValueError`` where the file is damaged."""
+    """The fit in a file, as ``uns`` holds it, and its name; raises ``ValueError`` where the file is damaged."""
     data = path.read_bytes()
     if len(data) < 8 or not 2 <= struct.unpack("<Q", data[:8])[0] <= min(MAX_HEADER, len(data) - 8):
         raise _damaged(path, "it has no safetensors header")

@@ -27,12 +27,12 @@ def save_model(adata: AnnData, path: str | Path, *, key: str = DEFAULT_KEY) -> N
     path
         File to write, ending in ``.safetensors``; an existing one is replaced at once when the new one is complete.
     key
-        Stem of the fit: the ``key_added`` of the call that made it.
+        Name of the fit: the ``key_added`` of the call that made it.
 
     Raises
     ------
     KeyError
-        If ``adata`` holds no fit with this stem.
+        If ``adata`` holds no fit of this name.
     ValueError
         If the path has another ending.
     FileNotFoundError

@@ -35,7 +35,7 @@ class Results:
     layers: dict[str, np.ndarray | sparse.csr_matrix] = field(default_factory=dict)
     uns: dict[str, Any] = field(default_factory=dict)
     stale: list[tuple[str, str]] = field(default_factory=list)
-    """Slots and names that an earlier fit under the same stem left and that no longer hold."""
+    """Slots and names that an earlier fit under the same name left and that no longer hold."""
 
     def write(self, adata: AnnData) -> None:
         """Assign everything and drop what is stale; if one assignment fails the AnnData is put back as it was."""

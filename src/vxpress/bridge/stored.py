@@ -26,7 +26,7 @@ class StoredCells:
 
     @classmethod
     def find(cls, adata: AnnData, model: Model, key: str) -> StoredCells:
-        """What stands in ``adata`` under the stem ``key``, the fit itself there or in ``model``."""
+        """What stands in ``adata`` under the name ``key``, the fit itself there or in ``model``."""
         fit, keys = find_fit(adata, model, key), Keys.of(key)
         return cls(fit, keys, *stored_posterior(adata, fit, keys), fit.covariates.read(adata.obs, labels=False))
 

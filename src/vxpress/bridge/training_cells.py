@@ -27,7 +27,7 @@ MIN_TRAIN, MIN_VALIDATION = 20, 5
 def fitted_cells(adata: AnnData, fit: Fit, keys: Keys) -> np.ndarray:
     """Which cells the fit was trained on or stopped by, boolean (n,); none where ``adata`` does not say.
 
-    Where ``adata`` holds another fit under the same stem, the split is that one's.
+    Where ``adata`` holds another fit under the same name, the split is that one's.
     """
     stored = adata.uns.get(keys.uns)
     split_n = stored_split(adata, keys)

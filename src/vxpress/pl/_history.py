@@ -34,7 +34,7 @@ def history(
     adata
         Holds a fit of :func:`~vxpress.tl.fit_vae`.
     key
-        Stem of the fit: the ``key_added`` of the call that made it.
+        Name of the fit: the ``key_added`` of the call that made it.
     ax
         Axes to draw on; by default those of a new figure. The weight is drawn on a twin of them.
     show
@@ -51,7 +51,7 @@ def history(
     Raises
     ------
     KeyError
-        If ``adata`` holds no fit with this stem.
+        If ``adata`` holds no fit of this name.
 
     See Also
     --------

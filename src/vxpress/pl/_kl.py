@@ -54,11 +54,11 @@ def kl(
     adata
         Cells with a stored posterior and a fit of :func:`~vxpress.tl.fit_vae`.
     key
-        Stem of the fit.
+        Name of the fit.
     over_training
         Whether to draw the divergence of every dimension over the epochs instead, of held-out cells.
     compare_key
-        Stem of another fit, drawn as a line: its dimensions, the highest first, of its own held-out cells.
+        Name of another fit, drawn as a line: its dimensions, the highest first, of its own held-out cells.
     ax
         Axes to draw on; by default those of a new figure.
     show

@@ -48,7 +48,7 @@ def latent(
         Columns of ``obs`` or genes; a panel for each. Colours of categories are those in ``uns``, which
         :func:`scanpy.pl.embedding` chooses where there are none.
     key
-        Stem of the fit.
+        Name of the fit.
     layer
         Layer that genes are coloured by, for example ``"vae_normalized"``; by default what :func:`scanpy.pl.embedding` takes.
     dimensions

@@ -46,7 +46,7 @@ def posterior(
     cells
         Names of the cells whose posteriors are drawn; by default five, spread evenly over the most used dimension.
     key
-        Stem of the fit.
+        Name of the fit.
     ax
         Two axes to draw on (one, if the fit has one dimension); by default those of a new figure.
     show

@@ -39,7 +39,7 @@ def predictive_check(
     adata
         Cells on which :func:`~vxpress.tl.predictive_check` was run.
     key
-        Stem of the fit.
+        Name of the fit.
     ax
         Six axes to draw on; by default those of a new figure.
     show

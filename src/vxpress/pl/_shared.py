@@ -29,7 +29,7 @@ AnyAxes = TypeVar("AnyAxes", bound=Axes | list[Axes])
 
 
 def fit_of(adata: AnnData, key: str) -> Fit:
-    """The fit with this stem in ``adata``; a ``KeyError`` names the call that writes one."""
+    """The fit of this name in ``adata``; a ``KeyError`` names the call that writes one."""
     if not isinstance(adata, AnnData):
         msg = f"An AnnData is expected as first argument; found {type(adata).__name__}."
         raise TypeError(msg)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vxpress._keys import DEFAULT_KEY, Keys
-from vxpress.bridge.asked import named_genes
+from vxpress.bridge.arguments import named_genes
 from vxpress.bridge.columns import find_column, get_array, get_numbers
 from vxpress.pl._shared import INK, PALE, QUIET, SECOND, finish, new_axes, plain
 
@@ -46,7 +46,7 @@ def trajectory(
     relative
         Draw every gene as a share of its largest value on the path, so that genes of any level are seen; otherwise as it is.
     key
-        Stem of the fit.
+        Name of the fit.
     ax
         Axes to draw on, two of them with ``cells``; by default those of a new figure.
     show

@@ -66,7 +66,7 @@ def neighbors(
     n_neighbors
         Size of the neighbourhood, the cell itself counted, as in scanpy, whose default it is.
     key
-        Stem of the fit.
+        Name of the fit.
     model
         Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
     distance
@@ -80,7 +80,7 @@ def neighbors(
     rng
         Seed of the draws and of approximate searches, or a numpy generator.
     key_added
-        Stem of the names that are written, as in scanpy.
+        Name under which the results are written, as in scanpy.
     progress
         Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
         is 0; ``True`` shows it at once, ``False`` never.

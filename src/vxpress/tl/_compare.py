@@ -63,8 +63,8 @@ def compare(
     adata
         Cells with raw counts of the genes of the fits, and with their covariates in ``obs``.
     models
-        What to compare: a list of stems of fits in ``adata``, AnnDatas, ``.h5ad``, zarr or ``.safetensors`` files, and
-        pairs ``(AnnData or file, stem)``; or a mapping from names to these. ``None`` takes every fit in ``adata``.
+        What to compare: a list of names of fits in ``adata``, AnnDatas, ``.h5ad``, zarr or ``.safetensors`` files, and
+        pairs ``(AnnData or file, name)``; or a mapping from names to these. ``None`` takes every fit in ``adata``.
     cells
         Cells to compare on: a boolean array or column of ``obs``, none of them trained on. Left out, those that every fit
         says it held out. Fits in other places know cells by their ``obs_names``; where these hold all cells a fit was trained

@@ -11,13 +11,13 @@ from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
-from vxpress.bridge.asked import (
+from vxpress.bridge.arguments import (
     TargetSum,
-    asked_genes,
-    asked_scale,
-    asked_seed,
+    draw_seed,
     genes_as_anndata,
     genes_present,
+    requested_genes,
+    scale_from,
 )
 from vxpress.bridge.covariates import Batches
 from vxpress.bridge.decoded import DENOISING_DRAWS, DENOISING_SEED, Request, decode
@@ -83,7 +83,7 @@ def counterfactual(
     model
         Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
     key
-        Stem of the fit.
+        Name of the fit.
     genes
         Genes to return instead of writing a layer, as in :func:`denoise`. ``None`` writes the layer of all genes.
     transform_batch
@@ -156,7 +156,7 @@ def counterfactual(
     cells = StoredCells.find(adata, model, key)
     fit = cells.fit
     change = Intervention.find(fit.covariates, key_covariate, value)
-    wanted = None if genes is None else asked_genes(adata, fit, genes, key_added=key_added, copy=copy)
+    wanted = None if genes is None else requested_genes(adata, fit, genes, key_added=key_added, copy=copy)
     name = f"{cells.keys.uns}_counterfactual" if key_added is None else key_added
     if wanted is None:
         _check_free(adata, name)
@@ -165,8 +165,8 @@ def counterfactual(
     if n_neighbors is not None:
         check_range("n_neighbors", n_neighbors, 1, 1_000_000, integer=True)
     request = Request(
-        Draws(n_draws, _batches(cells, change, transform_batch), asked_seed(rng)),
-        asked_scale(adata, cells, target_sum),
+        Draws(n_draws, _batches(cells, change, transform_batch), draw_seed(rng)),
+        scale_from(adata, cells, target_sum),
         genes=chosen,
         columns=columns,
         width=adata.n_vars if wanted is None else None,

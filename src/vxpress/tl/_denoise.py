@@ -13,13 +13,13 @@ from scanpy import logging as logg
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.asked import (
+from vxpress.bridge.arguments import (
     TargetSum,
-    asked_genes,
-    asked_scale,
-    asked_seed,
+    draw_seed,
     genes_as_anndata,
     genes_present,
+    requested_genes,
+    scale_from,
 )
 from vxpress.bridge.covariates import Batches
 from vxpress.bridge.decoded import DENOISING_DRAWS, DENOISING_SEED, FloatName, Request, decode
@@ -75,7 +75,7 @@ def denoise(
     model
         Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
     key
-        Stem of the fit.
+        Name of the fit.
     genes
         Genes to return instead of writing a layer: names, or a boolean array over ``adata.var``. Any genes of the fit can
         be named, whether ``adata`` still holds them or not. ``None`` writes the layer of all genes.
@@ -169,15 +169,15 @@ def denoise(
     check_adata(adata, copy=copy)
     cells = StoredCells.find(adata, model, key)
     fit = cells.fit
-    wanted = None if genes is None else asked_genes(adata, fit, genes, key_added=key_added, copy=copy)
+    wanted = None if genes is None else requested_genes(adata, fit, genes, key_added=key_added, copy=copy)
     chosen, columns = genes_present(adata, fit) if wanted is None else (wanted, None)
     n_draws = _asked_draws(n_draws, interval)
     _check_form(fit, dtype, drop_below)
-    scale = asked_scale(adata, cells, target_sum)
+    scale = scale_from(adata, cells, target_sum)
     counts = _own_counts(adata, cells, layer, interval) if own_counts else None
     names = _names(adata, cells.keys, key_added, interval) if wanted is None else []
     request = Request(
-        Draws(n_draws, fit.covariates.decoding_batches(transform_batch), asked_seed(rng)),
+        Draws(n_draws, fit.covariates.decoding_batches(transform_batch), draw_seed(rng)),
         scale,
         genes=chosen,
         columns=columns,

@@ -44,7 +44,7 @@ def diagnose(
     model
         Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
     key
-        Stem of the fit.
+        Name of the fit.
     gaps
         Whether to compute what needs counts. ``None`` does where ``adata`` holds them, and otherwise keeps what the fit
         knows from its own cells; ``True`` raises where there are none.

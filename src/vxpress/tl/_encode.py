@@ -50,7 +50,7 @@ def encode(
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
-        Stem of the fit; of a ``.safetensors`` file, which holds one fit, the stem that is written.
+        Name of the fit; of a ``.safetensors`` file, which holds one fit, the name that is written.
     layer
         Layer that holds the counts; left out, the one that the fit read.
     fine_tune
@@ -64,7 +64,7 @@ def encode(
     device
         ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     key_added
-        Stem of the names that are written; by default that of the fit.
+        Name under which the results are written; by default that of the fit.
     progress
         Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
         is 0; ``True`` shows it at once, ``False`` never.

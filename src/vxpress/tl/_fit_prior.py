@@ -71,9 +71,9 @@ def fit_prior(
         Gradient steps of 512 cells; by default some hundreds to thousands, which depend on the kind. The state that is
         best for a tenth of the training cells is kept, so that more steps do not fit worse.
     key
-        Stem of the fit.
+        Name of the fit.
     key_added
-        Stem under which the fit with its new prior is written; by default that of the fit, whose prior is replaced.
+        Name under which the fit with its new prior is written; by default that of the fit, whose prior is replaced.
     rng
         Seed, or a numpy generator.
     device

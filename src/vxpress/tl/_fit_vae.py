@@ -183,7 +183,7 @@ def fit_vae(
     split_rng
         Seed of the held-out cells, apart from ``rng``, so that fits with different seeds hold out the same cells.
     key_added
-        Stem of the names that are written; see below. An earlier fit of that name is replaced, which a warning says; what is
+        Name under which the results are written; see below. An earlier fit of that name is replaced, which a warning says; what is
         no fit is not.
     progress
         Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity

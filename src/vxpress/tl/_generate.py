@@ -87,7 +87,7 @@ def generate(
     model
         Where the fit is, if not in ``adata``: an AnnData or a file.
     key
-        Stem of the fit.
+        Name of the fit.
     rng
         Seed of all draws, or a numpy generator.
     progress

@@ -14,11 +14,11 @@ from scanpy import logging as logg
 
 from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
-from vxpress.bridge.asked import named_genes
+from vxpress.bridge.arguments import named_genes
 from vxpress.bridge.columns import get_numbers
 from vxpress.bridge.covariates import Batches
 from vxpress.bridge.decoded import DENOISING_SEED, Request, decode
-from vxpress.bridge.ends import End, end_name, end_rows
+from vxpress.bridge.endpoints import Endpoint, endpoint_name, endpoint_rows
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.generation import Columns, asked_covariates, get_column_names
@@ -37,8 +37,8 @@ N_COSTLY = 300
 
 def interpolate(
     adata: AnnData,
-    source: End,
-    target: End,
+    source: Endpoint,
+    target: Endpoint,
     *,
     groupby: str | None = None,
     n_steps: int = 21,
@@ -98,7 +98,7 @@ def interpolate(
     model
         Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
     key
-        Stem of the fit.
+        Name of the fit.
     rng
         Seed of the cells that stand for all in the density, 10,000, and of those moved along, 200 of each end, where there
         are more. Paths are not random.
@@ -157,7 +157,7 @@ def interpolate(
     check_choice("method", method, Method)
     check_range("n_steps", n_steps, 2, 100_000, integer=True)
     check_range("min_percentile", min_percentile, 0.0, 100.0)
-    ends = [end_rows(adata, end, groupby, name) for end, name in ((source, "source"), (target, "target"))]
+    ends = [endpoint_rows(adata, end, groupby, name) for end, name in ((source, "source"), (target, "target"))]
     mean_nd, var_nd = cells.mean_nd.astype(np.float64), cells.var_nd.astype(np.float64)
     start_d, end_d = (mean_nd[rows].mean(0) for rows in ends)
     if np.array_equal(start_d, end_d):
@@ -188,7 +188,7 @@ def interpolate(
             modelled_g=fit.modelled_g,
             request=Request(Draws(1, batches, DENOISING_SEED), scale, genes=wanted),
         )[0]
-    names = [end_name(adata, groupby, rows) for rows in ends]
+    names = [endpoint_name(adata, groupby, rows) for rows in ends]
     _warn_empty(density["empty"], position_s, names, method)
     params = {
         "key": key,

@@ -55,7 +55,7 @@ def log_likelihood(
     model
         Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
     key
-        Stem of the fit.
+        Name of the fit.
     layer
         Layer that holds the counts; left out, the one that the fit read.
     n_samples
@@ -65,7 +65,7 @@ def log_likelihood(
     device
         ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     key_added
-        Stem of the names that are written; by default that of the fit.
+        Name under which the results are written; by default that of the fit.
     progress
         Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
         is 0; ``True`` shows it at once, ``False`` never.

@@ -70,7 +70,7 @@ def outliers(
         column of ``adata.obs``, or a boolean array over its cells. A few hundred or more; at least 50. Outliers among them
         cost power, not validity.
     key
-        Stem of the fit.
+        Name of the fit.
     layer
         Layer that holds the counts, in ``adata`` and in the calibration cells; left out, the one that the fit read.
     alpha
@@ -86,7 +86,7 @@ def outliers(
         Seed of the folds of the calibration cells, of the training cells drawn where there are more than 20,000, and of
         broken ties; or a numpy generator.
     key_added
-        Stem of the names that are written; by default that of the fit and ``"_outlier"``.
+        Name under which the results are written; by default that of the fit and ``"_outlier"``.
     progress
         Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
         is 0; ``True`` shows it at once, ``False`` never.

@@ -49,7 +49,7 @@ def predictive_check(
     model
         Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
     key
-        Stem of the fit.
+        Name of the fit.
     layer
         Layer that holds the counts; left out, the one that the fit read.
     n_draws

@@ -67,7 +67,7 @@ def rank_genes_groups(
     model
         Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
     key
-        Stem of the fit.
+        Name of the fit.
     groups
         Groups to test, or ``"all"``.  With ``reference="rest"`` the other groups still belong to the rest.
     reference

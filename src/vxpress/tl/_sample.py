@@ -13,7 +13,7 @@ from scipy import sparse
 
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
-from vxpress.bridge.asked import named_genes
+from vxpress.bridge.arguments import named_genes
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.predictive import check_own, decoding_covariates, log_library_of, params_of
@@ -54,7 +54,7 @@ def sample(
     model
         Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
     key
-        Stem of the fit.
+        Name of the fit.
     n_samples
         Draws per cell. One is written as a layer; more come back as an AnnData of their own.
     genes

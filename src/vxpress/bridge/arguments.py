@@ -34,7 +34,7 @@ def named_genes(adata: AnnData, genes: str | Sequence[str] | np.ndarray) -> pd.I
     return names
 
 
-def asked_genes(
+def requested_genes(
     adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray, *, key_added: str | None, copy: bool
 ) -> np.ndarray:
     """Where the genes asked for lie in the fit."""
@@ -70,7 +70,7 @@ def genes_present(adata: AnnData, fit: Fit) -> tuple[np.ndarray | None, np.ndarr
     return None if len(present) == len(position) else present, position[present]
 
 
-def asked_scale(adata: AnnData, cells: StoredCells, target_sum: TargetSum) -> np.float32 | np.ndarray:
+def scale_from(adata: AnnData, cells: StoredCells, target_sum: TargetSum) -> np.float32 | np.ndarray:
     """What shares are multiplied with: the target sum, or each cell's size factor, (n, 1) float32."""
     params = cells.fit.params
     if target_sum is not None and params.scale != "composition":
@@ -86,7 +86,7 @@ def asked_scale(adata: AnnData, cells: StoredCells, target_sum: TargetSum) -> np
     return np.float32(target_sum)
 
 
-def asked_seed(rng: int | np.random.Generator | None) -> int:
+def draw_seed(rng: int | np.random.Generator | None) -> int:
     """Seed of the draws; the default is that of the layer a fit writes."""
     return int(seed_of(rng).integers(2**62)) if rng != DENOISING_SEED else DENOISING_SEED
 

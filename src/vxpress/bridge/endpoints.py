@@ -12,10 +12,10 @@ from anndata import AnnData
 from vxpress.bridge.columns import get_categories
 from vxpress.bridge.names import find_name
 
-End: TypeAlias = Hashable | Sequence[str] | np.ndarray
+Endpoint: TypeAlias = Hashable | Sequence[str] | np.ndarray
 
 
-def end_rows(adata: AnnData, end: End, groupby: str | None, argument: str) -> np.ndarray:
+def endpoint_rows(adata: AnnData, end: Endpoint, groupby: str | None, argument: str) -> np.ndarray:
     """Rows of the cells whose mean an end is: a group of ``obs[groupby]``, named cells, or a boolean array over cells."""
     if groupby is not None:
         return _group(adata, end, groupby, argument)
@@ -43,7 +43,7 @@ def end_rows(adata: AnnData, end: End, groupby: str | None, argument: str) -> np
     return np.unique(rows)
 
 
-def end_name(adata: AnnData, groupby: str | None, rows: np.ndarray) -> str:
+def endpoint_name(adata: AnnData, groupby: str | None, rows: np.ndarray) -> str:
     """What an end is called in records and figures."""
     if groupby is not None:
         found = get_categories(adata.obs, groupby, argument="groupby", gaps=True)
@@ -51,7 +51,7 @@ def end_name(adata: AnnData, groupby: str | None, rows: np.ndarray) -> str:
     return str(adata.obs_names[rows[0]]) if len(rows) == 1 else f"{len(rows)} cells"
 
 
-def _group(adata: AnnData, end: End, groupby: str, argument: str) -> np.ndarray:
+def _group(adata: AnnData, end: Endpoint, groupby: str, argument: str) -> np.ndarray:
     found = get_categories(adata.obs, groupby, argument="groupby", gaps=True)
     if not isinstance(end, Hashable):
         msg = f"{argument}={end!r} should name one group of obs[{groupby!r}]. For chosen cells leave groupby= out."

@@ -96,7 +96,7 @@ def _figures(adata: AnnData, folder: Path) -> list[str]:
     import vxpress as vx
 
     figures: dict[str, Any] = {
-        "latent.png": vx.pl.latent(adata, color=["leiden", LABELS], wspace=0.3, return_fig=True),
+        "latent.png": vx.pl.latent(adata, color=["leiden", LABELS], return_fig=True),
         "kl.png": vx.pl.kl(adata, return_fig=True),
         "history.png": vx.pl.history(adata, return_fig=True),
         "posterior.png": vx.pl.posterior(adata, return_fig=True),

@@ -26,7 +26,7 @@ def _no_figure_left() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def _used() -> AnnData:
     adata = vx.datasets.simulate(N_OBS, 80, library_mean=3000, de_log_fold_change=2.0)
-    vx.tl.fit_vae(adata, n_latent=N_LATENT, denoised=False)
+    vx.tl.fit_vae(adata, n_latent=N_LATENT, n_hidden=32, max_epochs=40, denoised=False)
     assert adata.uns["vae"]["diagnostics"]["active"].all()
     return adata
 

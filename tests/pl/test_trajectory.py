@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import vxpress as vx
-from vxpress.pl._shared import PALE
 
+PALE = "#d9d9d9"
 mpl.use("Agg")
 
 
@@ -78,7 +78,7 @@ def test_axes_and_figures_are_handed_back_as_scanpy_does(path: ad.AnnData, fitte
     assert isinstance(vx.pl.trajectory(path, return_fig=True), Figure)
     _, axes = plt.subplots(1, 2)
     assert vx.pl.trajectory(path, cells=fitted, ax=axes, show=False) == list(axes)
-    with pytest.raises(ValueError, match="a list of two"):
+    with pytest.raises(ValueError, match="a list of 2"):
         vx.pl.trajectory(path, cells=fitted, ax=axes[0], show=False)
 
 

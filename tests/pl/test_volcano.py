@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import vxpress as vx
-from vxpress.pl._shared import MAIN, PALE, SECOND
+from vxpress.pl._colours import MAIN, SECOND
 
+PALE = "#d9d9d9"
 volcano: Any = vx.pl.volcano
 
 
@@ -68,7 +69,7 @@ def test_what_passes_both_thresholds_is_coloured_by_its_side():
     adata = hand_made([2, -2, 2, 0.5], pvals_adj=[1e-3, 1e-4, 0.2, 1e-9])
     ax = volcano(adata, show=False)
     np.testing.assert_allclose(colors(ax), [to_rgba(c) for c in (SECOND, MAIN, PALE, PALE)])
-    assert [text.get_text() for text in ax.texts] == ["g0", "g1"]
+    assert {text.get_text() for text in ax.texts} == {"g0", "g1"}
     assert ax.get_title(loc="left") == "a against b"
     everything = volcano(adata, max_pval=1.0, min_logfoldchange=0.0, show=False)
     assert len(everything.texts) == 4
@@ -105,16 +106,37 @@ def test_changes_that_are_not_finite_are_left_out_and_counted():
     assert "2 genes" in ax.get_xlabel()
 
 
-def test_labels_of_one_side_do_not_overlap():
-    adata = hand_made([2.0] * 8, pvals_adj=[1e-9] * 8)
-    ax = volcano(adata, show=False)
-    fig = ax.figure
-    fig.draw_without_rendering()
-    boxes = [Text.get_window_extent(text) for text in ax.texts]  # without the line to the point
-    tops = sorted((box.y0, box.y1) for box in boxes)
-    assert len(tops) == 8
-    # the box of a line of text is a little higher than its letters
-    assert all(upper[0] - lower[0] > 0.6 * (lower[1] - lower[0]) for lower, upper in itertools.pairwise(tops))
+def test_names_overlap_neither_each_other_nor_lie_far_from_their_points():
+    rng = np.random.default_rng(0)
+    change, height = rng.normal(3.0, 0.5, 25), rng.uniform(1e-12, 1e-10, 25)
+    ax = volcano(hand_made(list(change), pvals_adj=list(height)), n_genes=25, show=False)
+    ax.figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in ax.texts]
+    assert len(boxes) == 25
+    for one, other in itertools.combinations(boxes, 2):
+        # the box of a line of text is a little larger than its letters
+        width = min(one.x1, other.x1) - max(one.x0, other.x0)
+        height_of_both = min(one.y1, other.y1) - max(one.y0, other.y0)
+        assert width <= 2 or height_of_both <= 0.35 * one.height
+    for text, box in zip(ax.texts, boxes, strict=True):
+        n = int(text.get_text()[1:])
+        x, y = ax.transData.transform((change[n], -np.log10(height[n])))
+        far = np.hypot(max(box.x0 - x, x - box.x1, 0), max(box.y0 - y, y - box.y1, 0)) * 72 / ax.figure.dpi
+        assert far < 110
+
+
+@pytest.mark.parametrize("changes", [[2.0] * 8, [2.0], [-3.0, 3.0]])
+def test_every_gene_is_named_once(changes):
+    ax = volcano(hand_made(changes, pvals_adj=[1e-9] * len(changes)), show=False)
+    assert sorted(text.get_text() for text in ax.texts) == [f"g{i}" for i in range(len(changes))]
+
+
+def test_a_change_far_beyond_the_others_is_drawn_at_the_edge_and_counted():
+    ax = volcano(hand_made([2.0, -2.5, -28.0], pvals_adj=[1e-3, 1e-4, 0.9]), show=False)
+    assert -4 < ax.get_xlim()[0] < -3
+    assert "(1 beyond ±3.12 are drawn at the edge)" in ax.get_xlabel()
+    assert min(points(ax)[:, 0]) == pytest.approx(-1.25 * np.quantile([2, 2.5], 0.99))
+    assert len(ax.collections) == 2
 
 
 def test_genes_can_be_named_by_a_column(ranked):

@@ -18,13 +18,13 @@ EXPECTED = (
 )
 
 
-def select_cells(adata: AnnData, cells: Cells, argument: str) -> np.ndarray:
-    """Rows of the cells that are meant, sorted, each once; ``argument`` is what to call them in messages."""
+def select_cells(adata: AnnData, cells: Cells, argument: str, *, in_order: bool = False) -> np.ndarray:
+    """Rows of the cells that are meant, each once, sorted or in the order given; ``argument`` is what to call them in messages."""
     rows = _rows(adata, cells, argument)
     if not len(rows):
         msg = f"{argument} selects no cell; at least one is expected."
         raise ValueError(msg)
-    return np.unique(rows)
+    return np.asarray(pd.unique(rows)) if in_order else np.unique(rows)
 
 
 def _rows(adata: AnnData, cells: Cells, argument: str) -> np.ndarray:

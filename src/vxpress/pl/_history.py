@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vxpress._keys import DEFAULT_KEY
-from vxpress.pl._shared import INK, MAIN, PALE, QUIET, SECOND, finish, fit_of, new_axes, plain
+from vxpress.bridge.fit import Fit
+from vxpress.pl._colours import MAIN, SECOND, Shades
+from vxpress.pl._shared import check_switches, finish, fit_of, panels, plain, put_legend
 
 # the first epochs lie far below the rest; the view starts at this quantile of the curves
 LOW_QUANTILE = 0.05
@@ -19,6 +21,7 @@ def history(
     adata: AnnData,
     *,
     key: str = DEFAULT_KEY,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -35,6 +38,8 @@ def history(
         Holds a fit of :func:`~vxpress.tl.fit_vae`.
     key
         Name of the fit: the ``key_added`` of the call that made it.
+    figsize
+        Width and height of the new figure in inches; by default (6, 3.6).
     ax
         Axes to draw on; by default those of a new figure. The weight is drawn on a twin of them.
     show
@@ -45,13 +50,17 @@ def history(
     Returns
     -------
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the :class:`~matplotlib.axes.Axes`
-    with the two curves: epochs from 1 against nats per cell, higher being better. The view leaves out the lowest values,
-    those of the first epochs.
+    with the two curves: epochs from 1 against nats per cell, higher being better (no curve of held-out cells where the fit
+    held out none). The view leaves out the lowest values, those of the first epochs. The weight has no unit.
 
     Raises
     ------
     KeyError
-        If ``adata`` holds no fit of this name.
+        If ``adata`` holds no fit with this name.
+    TypeError
+        If ``ax`` is no axes.
+    ValueError
+        If ``figsize`` is no size, or ``ax`` holds more than one.
 
     See Also
     --------
@@ -66,38 +75,43 @@ def history(
     >>> [line.get_label() for line in ax.get_lines()]
     ['training cells', 'held-out cells', 'kept: epoch 5']
     """
+    check_switches(show=show, return_fig=return_fig)
     fit = fit_of(adata, key)
+    with panels(ax, 1, size=(6.0, 3.6), figsize=figsize) as (panel,):
+        _draw(panel, fit)
+        return finish(panel, show=show, return_fig=return_fig)
+
+
+def _draw(ax: Axes, fit: Fit) -> None:
     train, validation, weight = (fit.history[name] for name in ("elbo_train", "elbo_validation", "kl_weight"))
     epochs = np.arange(1, len(train) + 1)
     marker = "o" if len(epochs) == 1 else ""
-    ax = new_axes(ax, (6.0, 3.6))
+    shades = Shades.of(ax)
     twin = ax.twinx()
-
-    twin.fill_between(epochs, weight, color=PALE, alpha=0.5, linewidth=0)
-    twin.plot(epochs, weight, color=QUIET, linewidth=1, marker=marker)
+    twin.fill_between(epochs, weight, color=shades.pale, alpha=0.5, linewidth=0)
+    twin.plot(epochs, weight, color=shades.quiet, linewidth=1, marker=marker)
     twin.set_ylim(0, 1.05 * max(1.0, float(weight.max())))
-    twin.set_ylabel("KL weight", color=QUIET)
-    twin.tick_params(axis="y", colors=QUIET)
+    twin.set_ylabel("KL weight", color=shades.quiet)
+    twin.tick_params(axis="y", colors=shades.quiet)
     twin.grid(visible=False)
     twin.spines[["top", "left"]].set_visible(False)
-    twin.spines["right"].set_color(QUIET)
+    twin.spines["right"].set_color(shades.quiet)
     # the curves lie above the weight, which is the background
     ax.set_zorder(twin.get_zorder() + 1)
     ax.patch.set_visible(False)
 
-    ax.plot(epochs, train, color=MAIN, linewidth=1.5, marker=marker, label="training cells")
+    lines = ax.plot(epochs, train, color=MAIN, linewidth=1.5, marker=marker, label="training cells")
     if np.isfinite(validation).any():
-        ax.plot(epochs, validation, color=SECOND, linewidth=1.5, marker=marker, label="held-out cells")
+        lines += ax.plot(epochs, validation, color=SECOND, linewidth=1.5, marker=marker, label="held-out cells")
     kept = fit.params.best_epoch + 1
-    ax.axvline(kept, color=INK, linewidth=1, linestyle=":", label=f"kept: epoch {kept}")
+    lines.append(ax.axvline(kept, color=shades.ink, linewidth=1, linestyle=":", label=f"kept: epoch {kept}"))
     _set_view(ax, np.concatenate([train, validation]))
     ax.set_xlabel("epoch")
     ax.set_ylabel("ELBO (nats per cell)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlim(0.5, len(epochs) + 0.5)
-    ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2)
+    put_legend(ax, lines, side="above")
     plain(ax)
-    return finish(ax, show=show, return_fig=return_fig)
 
 
 def _set_view(ax: Axes, values: np.ndarray) -> None:

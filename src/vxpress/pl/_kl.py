@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from anndata import AnnData
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from vxpress._keys import DEFAULT_KEY
 from vxpress.bridge.fit import Fit
 from vxpress.metrics._latent import kl_per_cell
+from vxpress.pl._colours import SECOND, SOFT, Shades
 from vxpress.pl._shared import (
-    INK,
-    PALE,
-    SECOND,
-    SOFT,
     active_of,
     aggregate_of,
+    check_switches,
     finish,
     fit_of,
     headline,
-    new_axes,
+    inches_of,
+    panels,
     plain,
     posterior_of,
+    put_legend,
+    titled,
+    wrap_labels,
 )
 
 MAX_LABELS = 40
@@ -38,6 +43,7 @@ def kl(
     key: str = DEFAULT_KEY,
     over_training: bool = False,
     compare_key: str | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -54,11 +60,13 @@ def kl(
     adata
         Cells with a stored posterior and a fit of :func:`~vxpress.tl.fit_vae`.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
     over_training
         Whether to draw the divergence of every dimension over the epochs instead, of held-out cells.
     compare_key
         Name of another fit, drawn as a line: its dimensions, the highest first, of its own held-out cells.
+    figsize
+        Width and height of the new figure in inches; by default by the number of dimensions.
     ax
         Axes to draw on; by default those of a new figure.
     show
@@ -71,8 +79,8 @@ def kl(
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the :class:`~matplotlib.axes.Axes`.
     Bars are sorted, the highest first, and labelled with the column of ``obsm``; heights are means over cells in nats,
     lines reach from the first to the third quartile over cells, and dots are medians. Under a prior other than N(0, I)
-    dimensions have no divergence of their own, and what is drawn is that from the normal distribution with the mean and variance of
-    all cells in that dimension. With ``over_training``, an image: a row per dimension, the highest at the end on top, a
+    dimensions have no divergence of their own, and what is drawn is that from the normal distribution with the mean and
+    variance of all cells in that dimension. With ``over_training``, an image: a row per dimension, the highest at the end on top, a
     column per epoch, and a line at the epoch that was kept.
 
     Raises
@@ -80,7 +88,10 @@ def kl(
     KeyError
         If ``adata`` holds no such fit or posterior.
     ValueError
-        If the stored posterior belongs to another fit, or the fit did not record what ``over_training`` draws.
+        If the stored posterior belongs to another fit, or the fit did not record what ``over_training`` draws; if ``figsize``
+        or the number of axes is wrong.
+    TypeError
+        If ``ax`` is no axes.
 
     See Also
     --------
@@ -100,37 +111,55 @@ def kl(
     >>> len(ax.patches)
     10
     """
+    check_switches(show=show, return_fig=return_fig)
     if over_training:
-        return finish(_over_training(fit_of(adata, key), ax), show=show, return_fig=return_fig)
+        fit = fit_of(adata, key)
+        found = _recorded(fit)
+        with panels(ax, 1, size=(6.4, min(8.0, 2.2 + 0.16 * found.shape[1])), figsize=figsize) as (panel,):
+            _draw_over_training(panel, fit, found)
+            return finish(panel, show=show, return_fig=return_fig)
     fit, mean_nd, var_nd = posterior_of(adata, key)
+    other = _other(adata, fit, compare_key)
+    with panels(ax, 1, size=(min(12.0, 3.6 + 0.24 * mean_nd.shape[1]), 3.6), figsize=figsize) as (panel,):
+        _draw_bars(panel, fit, mean_nd, var_nd, other)
+        return finish(panel, show=show, return_fig=return_fig)
+
+
+def _draw_bars(
+    ax: Axes, fit: Fit, mean_nd: np.ndarray, var_nd: np.ndarray, other: tuple[np.ndarray, str] | None
+) -> None:
     analytic = fit.model.prior.analytic
     kl_nd = kl_per_cell(mean_nd, var_nd) if analytic else kl_per_cell(mean_nd, var_nd, *aggregate_of(mean_nd, var_nd))
     order = np.argsort(-kl_nd.mean(0), kind="stable")
     active = active_of(fit)[order]
     low, median, high = np.quantile(kl_nd[:, order], [0.25, 0.5, 0.75], axis=0)
-    d = len(order)
-    ax = new_axes(ax, (min(12.0, 3.6 + 0.24 * d), 3.6))
-    x = np.arange(d)
-    ax.bar(x, kl_nd.mean(0)[order], width=0.72, color=[SOFT if is_active else PALE for is_active in active])
-    ax.vlines(x, low, high, color=INK, linewidth=1.2)
-    ax.plot(x, median, linestyle="", marker="o", markersize=3.5, color=INK)
-    other = _other(adata, fit, compare_key)
+    shades = Shades.of(ax)
+    x = np.arange(len(order))
+    ax.bar(x, kl_nd.mean(0)[order], width=0.72, color=[SOFT if is_active else shades.pale for is_active in active])
+    ax.vlines(x, low, high, color=shades.ink, linewidth=1.2)
+    size = float(np.clip(60 / len(order), 1.5, 3.5))
+    ax.plot(x, median, linestyle="", marker="o", markersize=size, color=shades.ink)
+    reach, compared = len(order), []
     if other is not None:
         values, label = other
-        ax.step(np.arange(len(values)), values, where="mid", color=SECOND, linewidth=1.6, label=label)
-        d = max(d, len(values))
-    step = -(-len(order) // MAX_LABELS)
+        compared = ax.step(np.arange(len(values)), values, where="mid", color=SECOND, linewidth=1.6, label=label)
+        reach = max(reach, len(values))
+    step = _label_step(len(order), inches_of(ax)[0])
     ax.set_xticks(x[::step], [str(i) for i in order[::step]], fontsize="small" if len(order) > 12 else "medium")
-    ax.set_xlim(-0.7, d - 0.3)
+    ax.set_xlim(-0.7, reach - 0.3)
     ax.set_ylim(0, max(LEAST_TOP, ax.get_ylim()[1]))
     ax.set_xlabel("latent dimension, highest first")
     ax.set_ylabel(
-        "KL from the prior (nats per cell)" if analytic else "KL from N(mean, var) of all cells (nats per cell)"
+        "KL from the prior\n(nats per cell)" if analytic else "KL from N(mean, var)\nof all cells (nats per cell)"
     )
-    ax.set_title(headline(fit.diagnostics), fontsize="medium", loc="left")
-    _legend(ax, active, adata.n_obs)
+    titled(ax, headline(fit.diagnostics, 1_000), "left")
     plain(ax)
-    return finish(ax, show=show, return_fig=return_fig)
+    _legend(ax, active, len(mean_nd), shades, compared)
+
+
+def _label_step(n: int, inches: float) -> int:
+    """Every how many ticks a label fits: two digits take a fifth of an inch."""
+    return -(-n // min(MAX_LABELS, max(2, int(inches / 0.19))))
 
 
 def _other(adata: AnnData, fit: Fit, compare_key: str | None) -> tuple[np.ndarray, str] | None:
@@ -145,8 +174,8 @@ def _other(adata: AnnData, fit: Fit, compare_key: str | None) -> tuple[np.ndarra
     return np.sort(values)[::-1], f"{name} ({int(diagnostics['active_units'])} of {len(values)} active)"
 
 
-def _over_training(fit: Fit, ax: Axes | None) -> Axes:
-    """An image of the divergence: dimensions by epochs."""
+def _recorded(fit: Fit) -> np.ndarray:
+    """Divergence per epoch and dimension, (epochs, d)."""
     found = fit.history.get("kl_per_dim")
     if found is None or np.ndim(found) != 2 or not np.isfinite(found).all():
         msg = (
@@ -154,10 +183,14 @@ def _over_training(fit: Fit, ax: Axes | None) -> Axes:
             "or has a prior under which dimensions have none of their own. Fit again with vx.tl.fit_vae(adata), whose prior is N(0, I)."
         )
         raise ValueError(msg)
+    return np.asarray(found)
+
+
+def _draw_over_training(ax: Axes, fit: Fit, found: np.ndarray) -> None:
+    """An image of the divergence: dimensions by epochs."""
     kept = fit.params.best_epoch
     order = np.argsort(-found[kept], kind="stable")
     n_epochs, d = found.shape
-    ax = new_axes(ax, (6.4, min(8.0, 2.2 + 0.16 * d)))
     image = ax.imshow(
         found[:, order].T,
         aspect="auto",
@@ -168,24 +201,23 @@ def _over_training(fit: Fit, ax: Axes | None) -> Axes:
         extent=(0.5, n_epochs + 0.5, d - 0.5, -0.5),
     )
     ax.axvline(kept + 1, color="white", linewidth=1.2, linestyle=":")
-    step = -(-d // MAX_LABELS)
+    step = _label_step(d, inches_of(ax)[1])
     ax.set_yticks(np.arange(d)[::step], [str(i) for i in order[::step]], fontsize="small")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(f"epoch (kept: {kept + 1})")
     ax.set_ylabel("latent dimension")
-    ax.set_title(headline(fit.diagnostics), fontsize="medium", loc="left")
+    titled(ax, headline(fit.diagnostics, 1_000), "left")
     bar = ax.figure.colorbar(image, ax=ax)
-    bar.set_label("KL from the prior (nats per cell)")
+    bar.set_label("KL from the prior\n(nats per cell)")
     bar.outline.set_visible(False)
     ax.grid(visible=False)
-    return ax
+    wrap_labels(ax)
 
 
-def _legend(ax: Axes, active: np.ndarray, n_cells: int) -> None:
-    kinds = ((SOFT, "active", int(active.sum())), (PALE, "inactive", int((~active).sum())))
+def _legend(ax: Axes, active: np.ndarray, n_cells: int, shades: Shades, compared: Sequence[Artist]) -> None:
+    kinds = ((SOFT, "active", int(active.sum())), (shades.pale, "inactive", int((~active).sum())))
     handles: list[Artist] = [Patch(color=colour, label=f"{kind} ({k}), mean") for colour, kind, k in kinds if k]
-    compared = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
     spread = ax.plot(
-        [], [], color=INK, linewidth=1.2, marker="o", markersize=3.5, label=f"quartiles of {n_cells} cells"
+        [], [], color=shades.ink, linewidth=1.2, marker="o", markersize=3.5, label=f"quartiles of {n_cells:,} cells"
     )
-    handles += [*spread, *compared]
-    ax.legend(handles=handles, frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    put_legend(ax, [*handles, *spread, *compared])

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import inspect
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
+from matplotlib.artist import ArtistInspector
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress.bridge.columns import check_drawable, find_column
-from vxpress.bridge.prepare import as_tuple
 from vxpress.metrics._latent import kl_per_cell
-from vxpress.pl._shared import finish, posterior_of
+from vxpress.pl._colours import ensure_colours, is_categorical
+from vxpress.pl._shared import (
+    check_switches,
+    finish,
+    inches_of,
+    legend_size,
+    listed,
+    names_of,
+    panels,
+    posterior_of,
+    put_legend,
+    titled,
+    wrap_labels,
+)
 
 UMAP = "umap"
+PANEL = (3.1, 2.9)  # inches, without the legend
+PAGE = 13.0  # inches that a row of panels may take
+MAX_POINT = 30.0  # square points
+SCANPYS_AREA = 18.0  # square inches of the axes of scanpy's default figure
+MAX_LABEL = 30  # letters in a line of a legend
+# arguments of scanpy's that take one value per panel
+PER_PANEL = ("vmin", "vmax", "vcenter", "norm", "title")
+NOT_TAKEN = {
+    "components": "name two latent dimensions with dimensions=(0, 1)",
+    "projection": "two dimensions are drawn",
+    "save": "save the figure: vx.pl.latent(adata, return_fig=True).savefig('latent.pdf')",
+    "basis": "the fit decides what is drawn; use sc.pl.embedding for another one",
+}
 
 
 def latent(
@@ -30,7 +57,9 @@ def latent(
     key: str = DEFAULT_KEY,
     layer: str | None = None,
     dimensions: tuple[int, int] | None = None,
-    ax: Axes | None = None,
+    ncols: int | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
     **kwargs: Any,
@@ -45,34 +74,43 @@ def latent(
     adata
         Cells with a stored posterior and a fit of :func:`~vxpress.tl.fit_vae`.
     color
-        Columns of ``obs`` or genes; a panel for each. Colours of categories are those in ``uns``, which
-        :func:`scanpy.pl.embedding` chooses where there are none.
+        Columns of ``obs`` or genes; a panel for each. Colours of categories are read from ``uns[f"{color}_colors"]``, as
+        :func:`scanpy.pl.embedding` does. Where there are none for up to 24 categories, colours that readers with any kind
+        of colour vision can tell apart are written there; beyond that, scanpy's.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
     layer
         Layer that genes are coloured by, for example ``"vae_normalized"``; by default what :func:`scanpy.pl.embedding` takes.
     dimensions
         Two columns of ``obsm["X_vae"]`` to draw, counted from 0, whether or not there is a UMAP.
+    ncols
+        Panels in a row; by default as many as fit on 13 inches, or on the width of ``figsize``.
+    figsize
+        Width and height of the new figure in inches; by default by the number of panels and the lengths of their legends.
     ax
-        Axes to draw on, for one panel; by default those of a new figure.
+        Axes to draw on, one for each panel; by default those of a new figure.
     show
         Whether to show the figure; by default ``sc.settings.autoshow``.
     return_fig
         Whether to return the figure, without showing it.
     **kwargs
-        Passed on to :func:`scanpy.pl.embedding`.
+        Passed on to :func:`scanpy.pl.embedding`, for example ``size=5``, ``legend_loc="on data"``, ``vmax="p99"``.
 
     Returns
     -------
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the :class:`~matplotlib.axes.Axes`, or
-    a list of them for several colours. Axes of latent dimensions are labelled with their divergence, in nats per cell.
+    a list of them for several colours. Axes of latent dimensions are labelled with their divergence, in nats per cell; those
+    of a UMAP have no unit.
 
     Raises
     ------
     KeyError
-        If ``adata`` holds no such fit, posterior, column or gene.
+        If ``adata`` holds no such fit, posterior, column, gene or layer.
     ValueError
-        If the stored posterior belongs to another fit, the dimensions do not exist, or there is only one and no UMAP.
+        If the stored posterior belongs to another fit, the dimensions do not exist, or there is only one and no UMAP; if the
+        number of axes or ``figsize`` is wrong.
+    TypeError
+        If ``color`` holds no names, ``ax`` no axes, or :func:`scanpy.pl.embedding` does not know an argument.
 
     See Also
     --------
@@ -90,34 +128,99 @@ def latent(
     >>> len(axes)
     2
     """
+    check_switches(show=show, return_fig=return_fig)
     _, mean_nd, var_nd = posterior_of(adata, key)
     keys = Keys.of(key)
-    _check_colors(adata, as_tuple(color), kwargs.get("gene_symbols"))
-    arguments: dict[str, Any] = {"color": color, "layer": layer, "ax": ax, "show": False} | _gap(adata, color) | kwargs
+    colors = (None,) if color is None else names_of("color", color, "columns of adata.obs or genes")
+    _check_arguments(kwargs)
+    _check_colors(adata, colors, layer, kwargs)
+    labels, arguments = _what(adata, mean_nd, var_nd, dimensions, keys)
+    adata = _drawable(adata, colors, layer, kwargs)
+    widths = [PANEL[0] + _legend_width(adata, name, kwargs) for name in colors]
+    columns = ncols if ncols is not None or figsize is not None else max(1, int(PAGE // max(widths)))
+    with panels(
+        ax, len(colors), size=(max(widths), PANEL[1]), figsize=figsize, ncols=columns, why=", one per colour"
+    ) as axes:
+        for i, (panel, name) in enumerate(zip(axes, colors, strict=True)):
+            if name in adata.obs and "palette" not in kwargs:
+                ensure_colours(adata, str(name))
+            size = {} if {"size", "s"} & set(kwargs) else {"size": _size(panel, adata.n_obs)}
+            own = size | {k: _nth(v, i, len(colors)) if k in PER_PANEL else v for k, v in kwargs.items()}
+            # scanpy reads a column of obs as it is: a layer is for genes
+            scanpys = {"colorbar_loc": None} | own
+            sc.pl.embedding(adata, color=name, layer=layer, ax=panel, show=False, **arguments, **scanpys)
+            # a new figure has room on the right
+            _tidy(panel, labels, own, side="right" if ax is None and figsize is None else None)
+        return finish(axes if len(axes) > 1 else axes[0], show=show, return_fig=return_fig)
+
+
+def _what(
+    adata: AnnData, mean_nd: np.ndarray, var_nd: np.ndarray, dimensions: tuple[int, int] | None, keys: Keys
+) -> tuple[tuple[str, str] | None, dict[str, Any]]:
+    """Labels of the two axes, ``None`` for a UMAP, and what scanpy has to draw."""
     if dimensions is None and f"X_{UMAP}" in adata.obsm and umap_is_of(adata.uns, keys):
-        axes = sc.pl.embedding(adata, UMAP, **arguments)
-        return finish(axes, show=show, return_fig=return_fig)
+        return None, {"basis": UMAP}
     kl_d = kl_per_cell(mean_nd, var_nd).mean(0)
-    first, second = _two_dimensions(kl_d, dimensions, keys)
-    axes = sc.pl.embedding(adata, keys.latent, dimensions=(first, second), **arguments)
-    for panel in axes if isinstance(axes, list) else [axes]:
-        panel.set_xlabel(f"dimension {first} ({kl_d[first]:.2f} nats)")
-        panel.set_ylabel(f"dimension {second} ({kl_d[second]:.2f} nats)")
-    return finish(axes, show=show, return_fig=return_fig)
+    chosen = _two_dimensions(kl_d, dimensions, keys)
+    first, second = (f"dimension {i} ({kl_d[i]:.2f} nats)" for i in chosen)
+    return (first, second), {"basis": keys.latent, "dimensions": chosen}
 
 
-def _gap(adata: AnnData, color: str | Sequence[str] | None) -> dict[str, float]:
-    """Room between panels for the widest legend among them; scanpy leaves as much for a colour bar."""
-    columns = [adata.obs[name] for name in as_tuple(color) if name in adata.obs]
-    names = [c.cat.categories for c in columns if isinstance(c.dtype, pd.CategoricalDtype) and len(c.cat.categories)]
-    if not names or len(as_tuple(color)) < 2:
-        return {}
-    size = FontProperties(size=plt.rcParams["legend.fontsize"]).get_size_in_points()
-    # scanpy writes legends of more than 14 and 30 names in two and three columns
-    inches = [
-        (1 + (len(n) > 14) + (len(n) > 30)) * (max(len(str(name)) for name in n) * 0.6 * size / 72 + 0.5) for n in names
-    ]
-    return {"wspace": max(0.14, 0.05 + max(inches) / plt.rcParams["figure.figsize"][0])}
+def _drawable(adata: AnnData, colors: tuple[str | None, ...], layer: str | None, kwargs: Mapping[str, Any]) -> AnnData:
+    """The AnnData, or of a view a copy with the genes asked for: scanpy writes colours, which would turn it into a copy."""
+    if not adata.is_view:
+        return adata
+    symbols = kwargs.get("gene_symbols")
+    genes = adata.var_names if symbols is None else adata.var[symbols]
+    return adata[:, genes.isin([name for name in colors if name is not None])].copy()
+
+
+def _nth(value: Any, i: int, n: int) -> Any:
+    """The value for one panel, where there is one for each."""
+    return value[i] if n > 1 and isinstance(value, list | tuple) and len(value) == n else value
+
+
+def _legend_width(adata: AnnData, name: str | None, kwargs: Mapping[str, Any]) -> float:
+    """Inches that the legend or the colour bar next to a panel takes."""
+    if name is None or kwargs.get("legend_loc", "right margin") != "right margin":
+        return 0.3
+    if name not in adata.obs or not is_categorical(adata.obs[name]):
+        return 0.7
+    labels = [_wrapped(str(label)) for label in pd.Categorical(adata.obs[name]).categories]
+    return 0.2 + legend_size(labels, PANEL[1], kwargs.get("legend_fontsize") or "small")[1]
+
+
+def _wrapped(label: str) -> str:
+    return "\n".join(textwrap.wrap(label, MAX_LABEL)) or label
+
+
+def _size(ax: Axes, n_obs: int) -> float:
+    """Area of a point, in square points: scanpy's rule for its default figure, by the area of these axes."""
+    width, height = inches_of(ax)
+    return float(min(MAX_POINT, 120_000 / n_obs * width * height / SCANPYS_AREA))
+
+
+def _tidy(ax: Axes, labels: tuple[str, str] | None, own: Mapping[str, Any], *, side: str | None) -> None:
+    """Name the axes, wrap the title, and place the legend or the colour bar where there is room."""
+    if labels is not None:
+        ax.set_xlabel(labels[0])
+        ax.set_ylabel(labels[1])
+    wrap_labels(ax)
+    if title := ax.get_title():
+        ax.set_title("")
+        titled(ax, title)
+    drawn = [points for points in ax.collections if points.get_array() is not None]
+    if drawn and "colorbar_loc" not in own:
+        # within the axes' own space, so that it stays next to them in a column with wide legends
+        ax.figure.colorbar(drawn[-1], cax=ax.inset_axes((1.03, 0.0, 0.04, 1.0)))
+    found = ax.get_legend()
+    if found is None or own.get("legend_loc", "right margin") != "right margin":
+        return
+    handles: list[Any] = list(found.legend_handles)
+    for handle, text in zip(handles, found.get_texts(), strict=True):
+        handle.set_label(_wrapped(text.get_text()))
+    found.remove()
+    put_legend(ax, handles, side=side, fontsize=own.get("legend_fontsize"), handletextpad=0.2)
 
 
 def umap_is_of(uns: Mapping[str, Any], keys: Keys) -> bool:
@@ -126,18 +229,32 @@ def umap_is_of(uns: Mapping[str, Any], keys: Keys) -> bool:
     return bool(params.get("use_rep") == keys.latent)
 
 
-def _check_colors(adata: AnnData, colors: tuple[str, ...], gene_symbols: str | None) -> None:
+def _check_arguments(kwargs: Mapping[str, Any]) -> None:
+    """Refuse what scanpy, or the scatter plot that it draws, would not take."""
+    for name, instead in NOT_TAKEN.items():
+        if name in kwargs:
+            msg = f"{name}= is not taken by vx.pl.latent: {instead}."
+            raise TypeError(msg)
+    known = {*inspect.signature(sc.pl.embedding).parameters, *inspect.signature(Axes.scatter).parameters}
+    known |= {*ArtistInspector(PathCollection).get_setters()}
+    unknown = [name for name in kwargs if name not in known]
+    if unknown:
+        msg = f"{unknown} are arguments of neither vx.pl.latent nor scanpy.pl.embedding."
+        raise TypeError(msg)
+
+
+def _check_colors(adata: AnnData, colors: tuple[str | None, ...], layer: str | None, kwargs: Mapping[str, Any]) -> None:
+    symbols = kwargs.get("gene_symbols")
+    if layer is not None and layer not in adata.layers:
+        msg = f"layer={layer!r} is not in adata.layers (found: {list(adata.layers)})."
+        raise KeyError(msg)
     for name in colors:
         if name in adata.obs.columns:
-            check_drawable(adata.obs, name)
-    genes = (
-        adata.var_names
-        if gene_symbols is None
-        else find_column(adata.var, gene_symbols, argument="gene_symbols", of="var")
-    )
-    raw = () if adata.raw is None else adata.raw.var_names
+            check_drawable(adata.obs, str(name))
+    genes = adata.var_names if symbols is None else find_column(adata.var, symbols, argument="gene_symbols", of="var")
+    raw = () if adata.raw is None or layer is not None else adata.raw.var_names
     known = {*adata.obs.columns, *genes, *raw}
-    unknown = [name for name in colors if name not in known]
+    unknown = [name for name in colors if name is not None and name not in known]
     if unknown:
         msg = f"color={unknown} names neither a column of adata.obs (found: {list(adata.obs.columns)}) nor a gene."
         raise KeyError(msg)
@@ -154,8 +271,8 @@ def _two_dimensions(kl_d: np.ndarray, dimensions: tuple[int, int] | None, keys: 
     if dimensions is None:
         first, second = (int(i) for i in np.argsort(-kl_d, kind="stable")[:2])
         return first, second
-    chosen: list[Any] = list(dimensions)
-    if len(chosen) != 2 or any(not isinstance(i, (int, np.integer)) or not 0 <= i < d for i in chosen):
+    chosen: list[Any] = listed(dimensions) or []
+    if len(chosen) != 2 or any(not isinstance(i, int | np.integer) or not 0 <= i < d for i in chosen):
         msg = f"dimensions={dimensions!r} should be two whole numbers from 0 to {d - 1}."
         raise ValueError(msg)
     return int(chosen[0]), int(chosen[1])

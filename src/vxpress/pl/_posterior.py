@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from anndata import AnnData
-from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy.stats import gaussian_kde, norm
 
 from vxpress._keys import DEFAULT_KEY
 from vxpress.bridge.fit import Fit
-from vxpress.bridge.prepare import as_tuple
+from vxpress.bridge.selection import Cells, select_cells
 from vxpress.metrics._latent import kl_per_cell
-from vxpress.pl._shared import INK, PALE, active_of, aggregate_of, finish, plain, posterior_of
+from vxpress.pl._colours import Shades, few_colours
+from vxpress.pl._shared import (
+    active_of,
+    aggregate_of,
+    check_switches,
+    finish,
+    panels,
+    plain,
+    posterior_of,
+    put_legend,
+    titled,
+)
 
 N_CELLS = 5
+MAX_CELLS = 24  # more curves cannot be distinguished
 MAX_AGGREGATE = 5_000
 N_GRID = 601
 
@@ -27,8 +39,10 @@ N_GRID = 601
 def posterior(
     adata: AnnData,
     *,
-    cells: str | Sequence[str] | None = None,
+    cells: Cells | None = None,
     key: str = DEFAULT_KEY,
+    ncols: int | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -44,9 +58,14 @@ def posterior(
     adata
         Cells with a stored posterior and a fit of :func:`~vxpress.tl.fit_vae`.
     cells
-        Names of the cells whose posteriors are drawn; by default five, spread evenly over the most used dimension.
+        Cells whose posteriors are drawn, at most 24: their names, their positions, a boolean array over all cells, or the name
+        of a boolean column of ``obs``; by default five, spread evenly over the most used dimension.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
+    ncols
+        Panels in a row; by default both, or one where ``figsize`` is narrow.
+    figsize
+        Width and height of the new figure in inches; by default (9.4, 3.6).
     ax
         Two axes to draw on (one, if the fit has one dimension); by default those of a new figure.
     show
@@ -58,7 +77,7 @@ def posterior(
     -------
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the list of
     :class:`~matplotlib.axes.Axes`: the dimension with the highest, then that with the lowest mean divergence over cells.
-    Curves are densities of N(mean, variance) per cell; the filled one is their mean over all cells (over 5,000 at most). A
+    Curves are densities (per unit of the latent dimension) of N(mean, variance) per cell; the filled one is their mean over all cells (over 5,000 at most). A
     learned prior is drawn as the density of 5,000 draws of it in that dimension, smoothed by Scott's rule.
 
     Raises
@@ -66,7 +85,9 @@ def posterior(
     KeyError
         If ``adata`` holds no such fit, posterior or cell.
     ValueError
-        If the stored posterior belongs to another fit, or the number of axes is wrong.
+        If the stored posterior belongs to another fit; if the number of axes or of cells, or ``figsize`` is wrong.
+    TypeError
+        If ``cells`` are no cells or ``ax`` no axes.
 
     See Also
     --------
@@ -81,28 +102,33 @@ def posterior(
     >>> used.get_title().splitlines()[0]
     'dimension ...: KL ... nats per cell'
     """
+    check_switches(show=show, return_fig=return_fig)
     fit, mean_nd, var_nd = posterior_of(adata, key)
     analytic = fit.model.prior.analytic
     against = () if analytic else aggregate_of(mean_nd, var_nd)
     kl_d = kl_per_cell(mean_nd, var_nd, *against).mean(0)
+    order = [int(kl_d.argmax()), int(kl_d.argmin())] if len(kl_d) > 1 else [0]
+    rows = _spread(mean_nd[:, order[0]]) if cells is None else select_cells(adata, cells, "cells", in_order=True)
+    if len(rows) > MAX_CELLS:
+        msg = f"cells selects {len(rows)} cells; at most {MAX_CELLS} curves can be drawn. Name fewer."
+        raise ValueError(msg)
+    names = [str(name) for name in adata.obs_names[rows]]
     draws_md = None if analytic else _prior_draws(fit)
     active = active_of(fit)
-    order = [int(kl_d.argmax()), int(kl_d.argmin())] if len(kl_d) > 1 else [0]
-    rows = _rows(adata, cells, mean_nd[:, order[0]])
-    axes = _axes(ax, len(order))
-    for panel, i in zip(axes, order, strict=True):
-        prior_sd = 1.0 if draws_md is None else float(draws_md[:, i].std())
-        sd = float(np.median(np.sqrt(var_nd[:, i])))
-        _draw(panel, mean_nd[:, i], np.sqrt(var_nd[:, i]), rows, [str(name) for name in adata.obs_names[rows]])
-        _draw_prior(panel, None if draws_md is None else draws_md[:, i])
-        panel.set_title(
-            f"dimension {i}: KL {kl_d[i]:.2f} nats per cell\n{_comment(active, i, sd, prior_sd, highest=i == order[0])}",
-            fontsize="medium",
-        )
-        panel.set_xlabel(f"latent dimension {i}")
-    axes[0].set_ylabel("density")
-    axes[-1].legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return finish(axes, show=show, return_fig=return_fig)
+    with panels(ax, len(order), size=(4.7, 3.6), figsize=figsize, ncols=ncols, why=", one per dimension") as axes:
+        for panel, i in zip(axes, order, strict=True):
+            prior_sd = 1.0 if draws_md is None else float(draws_md[:, i].std())
+            sd = float(np.median(np.sqrt(var_nd[:, i])))
+            handles = _draw(panel, mean_nd[:, i], np.sqrt(var_nd[:, i]), rows, names)
+            handles += _draw_prior(panel, None if draws_md is None else draws_md[:, i])
+            comment = _comment(active, i, sd, prior_sd, highest=i == order[0])
+            titled(panel, f"dimension {i}: KL {kl_d[i]:.2f} nats per cell\n{comment}")
+            panel.set_xlabel(f"latent dimension {i}")
+            panel.set_ylabel("density")
+            plain(panel)
+        # a new figure has room on the right
+        put_legend(axes[-1], handles, side="right" if ax is None and figsize is None and ncols is None else None)
+        return finish(axes, show=show, return_fig=return_fig)
 
 
 def _comment(active: np.ndarray, i: int, sd: float, prior_sd: float, *, highest: bool) -> str:
@@ -114,43 +140,26 @@ def _comment(active: np.ndarray, i: int, sd: float, prior_sd: float, *, highest:
     return f"{kind}: posterior sd {sd:.2f}, prior {prior_sd:.2g}"
 
 
-def _rows(adata: AnnData, cells: str | Sequence[str] | None, mean_n: np.ndarray) -> np.ndarray:
-    """Rows of the cells to draw, by rising posterior mean where they are ours to choose."""
-    if cells is None:
-        k = min(N_CELLS, len(mean_n))
-        ranks = np.round((np.arange(k) + 0.5) / k * len(mean_n) - 0.5).astype(int)
-        return np.asarray(np.argsort(mean_n, kind="stable")[ranks])
-    names = as_tuple(cells)
-    unknown = [name for name in names if name not in adata.obs_names]
-    if unknown or not names:
-        msg = f"cells={unknown or list(names)} should be names of cells in adata.obs_names, for example {list(adata.obs_names[:2])}."
-        raise KeyError(msg)
-    return np.asarray(adata.obs_names.get_indexer_for(list(names)))
+def _spread(mean_n: np.ndarray) -> np.ndarray:
+    """Rows of a few cells, spread evenly over a dimension, by rising posterior mean."""
+    k = min(N_CELLS, len(mean_n))
+    ranks = np.round((np.arange(k) + 0.5) / k * len(mean_n) - 0.5).astype(int)
+    return np.asarray(np.argsort(mean_n, kind="stable")[ranks])
 
 
-def _axes(ax: Axes | Sequence[Axes] | None, n: int) -> list[Axes]:
-    if ax is None:
-        figure = plt.figure(figsize=(2.2 + 3.6 * n, 3.6), layout="constrained")
-        return list(figure.subplots(1, n, squeeze=False)[0])
-    axes = [ax] if isinstance(ax, Axes) else list(ax)
-    if len(axes) != n:
-        msg = f"ax= has {len(axes)} axes; pass a list of {n}."
-        raise ValueError(msg)
-    return axes
-
-
-def _draw(ax: Axes, mean_n: np.ndarray, sd_n: np.ndarray, rows: np.ndarray, names: list[str]) -> None:
+def _draw(ax: Axes, mean_n: np.ndarray, sd_n: np.ndarray, rows: np.ndarray, names: list[str]) -> list[Artist]:
     """Aggregate posterior and the posteriors of ``rows``, over a range that shows all of them."""
     ends = [np.quantile(mean_n - 3 * sd_n, 0.01), (mean_n[rows] - 3 * sd_n[rows]).min()]
     tops = [np.quantile(mean_n + 3 * sd_n, 0.99), (mean_n[rows] + 3 * sd_n[rows]).max()]
     z = np.linspace(min(-3.5, *ends), max(3.5, *tops), N_GRID)
     every = np.unique(np.linspace(0, len(mean_n) - 1, min(len(mean_n), MAX_AGGREGATE)).astype(int))
     aggregate = np.mean([norm.pdf(z, mean_n[n], sd_n[n]) for n in every], axis=0)
-    ax.fill_between(z, aggregate, color=PALE, linewidth=0, label="all cells together")
-    colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(rows)))
-    for n, name, colour in zip(rows, names, colours, strict=True):
-        ax.plot(z, norm.pdf(z, mean_n[n], sd_n[n]), color=colour, linewidth=1.4, label=name)
+    pale = Shades.of(ax).pale
+    handles: list[Artist] = [ax.fill_between(z, aggregate, color=pale, linewidth=0, label="all cells together")]
+    for n, name, colour in zip(rows, names, few_colours(len(rows)), strict=True):
+        handles += ax.plot(z, norm.pdf(z, mean_n[n], sd_n[n]), color=colour, linewidth=1.4, label=name)
     ax.set_xlim(z[0], z[-1])
+    return handles
 
 
 @torch.no_grad()
@@ -160,11 +169,11 @@ def _prior_draws(fit: Fit) -> np.ndarray:
     return draws
 
 
-def _draw_prior(ax: Axes, draws_m: np.ndarray | None) -> None:
+def _draw_prior(ax: Axes, draws_m: np.ndarray | None) -> list[Line2D]:
     """N(0, 1), or where there are draws of a learned prior their density."""
     z = np.linspace(*ax.get_xlim(), N_GRID)
     density = norm.pdf(z) if draws_m is None else gaussian_kde(draws_m)(z)
     name = "prior N(0, 1)" if draws_m is None else "prior, learned"
-    ax.plot(z, density, color=INK, linewidth=1.4, linestyle="--", label=name)
+    lines = ax.plot(z, density, color=Shades.of(ax).ink, linewidth=1.4, linestyle="--", label=name)
     ax.set_ylim(bottom=0)
-    plain(ax)
+    return lines

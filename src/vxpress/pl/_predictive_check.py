@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -14,7 +13,8 @@ from matplotlib.figure import Figure
 
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress.core.likelihoods import LIKELIHOODS
-from vxpress.pl._shared import INK, MAIN, PALE, QUIET, SECOND, SOFT, finish, plain
+from vxpress.pl._colours import MAIN, SECOND, SOFT, Shades
+from vxpress.pl._shared import check_adata, check_switches, finish, panels, plain, put_legend, titled
 
 N_PANELS = 6
 # a scatter of more points is a blot, and a large file
@@ -25,21 +25,28 @@ def predictive_check(
     adata: AnnData,
     *,
     key: str = DEFAULT_KEY,
+    ncols: int | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
 ) -> list[Axes] | Figure | None:
     """Draw what :func:`~vxpress.tl.predictive_check` found: counts against what the model would draw for the same cells.
 
-    Points on the dashed line agree. A variance above its prediction, or a histogram high at both ends, says that the distribution
-    has too little spread (a Poisson distribution on overdispersed counts); a histogram high in the middle, that it has too much.
+    Points on the dashed line agree. A variance above its prediction, or a histogram high at both ends, says that the
+    count distribution has too little spread (a Poisson distribution on overdispersed counts); a histogram high in the
+    middle, that it has too much.
 
     Parameters
     ----------
     adata
         Cells on which :func:`~vxpress.tl.predictive_check` was run.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
+    ncols
+        Panels in a row; by default three, or as many as fit on the width of ``figsize``.
+    figsize
+        Width and height of the new figure in inches; by default (10.5, 6.6).
     ax
         Six axes to draw on; by default those of a new figure.
     show
@@ -52,14 +59,16 @@ def predictive_check(
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the list of six
     :class:`~matplotlib.axes.Axes`: mean, variance and share of zeros of every gene, share of zeros of every cell, the
     transform of the counts that the model expects to be there, with the coverage of its intervals in the title, and the
-    coverage of every gene against its mean.  Zeros do not show on logarithmic axes.
+    coverage of every gene against its mean. Zeros do not show on logarithmic axes.
 
     Raises
     ------
     KeyError
         If :func:`~vxpress.tl.predictive_check` was not run.
     ValueError
-        If the number of axes is wrong.
+        If the number of axes or ``figsize`` is wrong.
+    TypeError
+        If ``ax`` holds anything but axes.
 
     Examples
     --------
@@ -70,26 +79,31 @@ def predictive_check(
     >>> len(vx.pl.predictive_check(adata, show=False))
     6
     """
+    check_switches(show=show, return_fig=return_fig)
     found = _found(adata, key)
-    genes, cells = found["genes"], found["cells"]
     # a density has values of both signs, and so no logarithm
     scale = "log" if LIKELIHOODS[str(found["params"]["likelihood"])].discrete else "linear"
-    axes = _axes(ax)
-    _identity(axes[0], genes, "mean", "genes: mean", scale)
-    _identity(axes[1], genes, "variance", "genes: variance", scale)
-    _identity(axes[2], genes, "zero_fraction", "genes: share of zeros", "linear")
-    _identity(axes[3], cells, "zero_fraction", "cells: share of zeros", "linear")
+    columns = 3 if ncols is None and figsize is None else ncols
+    with panels(ax, N_PANELS, size=(3.5, 3.3), figsize=figsize, ncols=columns, least_width=2.6) as axes:
+        _draw(axes, found, scale)
+        return finish(axes, show=show, return_fig=return_fig)
+
+
+def _draw(axes: list[Axes], found: Mapping[str, Any], scale: str) -> None:
+    genes, cells = found["genes"], found["cells"]
+    unit = "counts" if scale == "log" else ""
+    _identity(axes[0], genes, "mean", "genes: mean", scale=scale, unit=unit)
+    _identity(axes[1], genes, "variance", "genes: variance", scale=scale, unit=unit and "counts²")
+    _identity(axes[2], genes, "zero_fraction", "genes: share of zeros", scale="linear")
+    _identity(axes[3], cells, "zero_fraction", "cells: share of zeros", scale="linear")
     _transform(axes[4], found)
     _coverage(axes[5], genes, scale)
     for panel in axes:
         plain(panel)
-    return finish(axes, show=show, return_fig=return_fig)
 
 
 def _found(adata: AnnData, key: str) -> Mapping[str, Any]:
-    if not isinstance(adata, AnnData):
-        msg = f"An AnnData is expected as first argument; found {type(adata).__name__}."
-        raise TypeError(msg)
+    check_adata(adata)
     name = f"{Keys.of(key).uns}_predictive_check"
     found = adata.uns.get(name)
     if not isinstance(found, Mapping) or "genes" not in found:
@@ -99,18 +113,7 @@ def _found(adata: AnnData, key: str) -> Mapping[str, Any]:
     return found
 
 
-def _axes(ax: Sequence[Axes] | None) -> list[Axes]:
-    if ax is None:
-        figure = plt.figure(figsize=(10.5, 6.4), layout="constrained")
-        return list(figure.subplots(2, 3).flat)
-    axes = [ax] if isinstance(ax, Axes) else list(np.ravel(np.asarray(ax, dtype=object)))
-    if len(axes) != N_PANELS:
-        msg = f"ax= has {len(axes)} axes; pass a list of {N_PANELS}."
-        raise ValueError(msg)
-    return axes
-
-
-def _identity(ax: Axes, table: pd.DataFrame, name: str, title: str, scale: str) -> None:
+def _identity(ax: Axes, table: pd.DataFrame, name: str, title: str, *, scale: str, unit: str = "") -> None:
     """Observed against predicted, and the line where they agree."""
     x, y = table[name].to_numpy(), table[f"{name}_predicted"].to_numpy()
     some = np.isfinite(x) & np.isfinite(y)
@@ -123,10 +126,11 @@ def _identity(ax: Axes, table: pd.DataFrame, name: str, title: str, scale: str) 
     ax.set_yscale(scale)
     if len(x):
         ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-        ax.plot(ends, ends, color=INK, linewidth=1.0, linestyle="--")
-    ax.set_xlabel("observed")
-    ax.set_ylabel("posterior predictive")
-    ax.set_title(title, fontsize="medium")
+        ax.plot(ends, ends, color=Shades.of(ax).ink, linewidth=1.0, linestyle="--")
+    unit = unit and f" ({unit})"
+    ax.set_xlabel(f"observed{unit}")
+    ax.set_ylabel(f"posterior predictive{unit}")
+    titled(ax, title)
 
 
 def _transform(ax: Axes, found: Mapping[str, Any]) -> None:
@@ -136,14 +140,14 @@ def _transform(ax: Axes, found: Mapping[str, Any]) -> None:
         ax.text(
             0.5, 0.5, "the model expects\nno entry to be expressed", ha="center", va="center", transform=ax.transAxes
         )
-        ax.set_title("coverage", fontsize="medium")
+        titled(ax, "coverage")
         return
     edges = np.linspace(0, 1, len(pit) + 1)
-    ax.bar(edges[:-1], pit, width=edges[1], align="edge", color=SOFT, edgecolor="white", linewidth=0.5)
-    ax.axhline(1.0, color=INK, linewidth=1.0, linestyle="--")
+    ax.bar(edges[:-1], pit, width=edges[1], align="edge", color=SOFT, edgecolor=Shades.of(ax).face, linewidth=0.5)
+    ax.axhline(1.0, color=Shades.of(ax).ink, linewidth=1.0, linestyle="--")
     ax.set_xlim(0, 1)
     shares = "\n".join(f"{row['expressed']:.1%} in the {name} % interval" for name, row in coverage.iterrows())
-    ax.set_title(f"expressed entries:\n{shares}", fontsize="medium")
+    titled(ax, f"expressed entries:\n{shares}")
     ax.set_xlabel("probability integral transform")
     ax.set_ylabel("density")
 
@@ -151,23 +155,25 @@ def _transform(ax: Axes, found: Mapping[str, Any]) -> None:
 def _coverage(ax: Axes, genes: pd.DataFrame, scale: str) -> None:
     """Coverage of every gene against its mean."""
     mean = genes["mean"].to_numpy()
+    handles = []
     for level, colour in ((50, SECOND), (90, MAIN)):
-        ax.scatter(
+        points = ax.scatter(
             mean,
             genes[f"coverage_{level}"],
             s=5,
             color=colour,
             alpha=0.35,
             linewidths=0,
-            label=f"{level} %",
+            label=f"{level} % interval",
             rasterized=True,
         )
-        ax.axhline(level / 100, color=QUIET, linewidth=1.0, linestyle="--")
+        handles.append(points)
+        ax.axhline(level / 100, color=Shades.of(ax).quiet, linewidth=1.0, linestyle="--")
     if scale == "log":
         # genes without a count have no place on the axis
         ax.set_xscale("log", nonpositive="mask")
     ax.set_ylim(0, 1.02)
-    ax.set_xlabel("observed mean")
+    ax.set_xlabel("observed mean (counts)" if scale == "log" else "observed mean")
     ax.set_ylabel("share inside the interval")
-    ax.set_title("genes: coverage", fontsize="medium")
-    ax.legend(frameon=False, fontsize="small", markerscale=3, edgecolor=PALE)
+    titled(ax, "genes: coverage")
+    put_legend(ax, handles, markerscale=3)

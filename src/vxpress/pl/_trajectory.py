@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from anndata import AnnData
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress.bridge.arguments import named_genes
 from vxpress.bridge.columns import find_column, get_array, get_numbers
-from vxpress.pl._shared import INK, PALE, QUIET, SECOND, finish, new_axes, plain
+from vxpress.pl._colours import SECOND, Shades, few_colours
+from vxpress.pl._labels import label_ends
+from vxpress.pl._shared import check_switches, finish, listed, panels, plain, put_legend, short
 
 N_GENES = 8
+MAX_GENES = 24  # more lines cannot be distinguished
+EMPTY = "hardly a cell here"
+SHOWN = ("source", "target", "target_sum")  # settings of the path that are written on the axes
 COLUMNS = ("position", "density_percentile", "empty")
 
 
@@ -27,6 +32,8 @@ def trajectory(
     cells: AnnData | None = None,
     relative: bool = True,
     key: str = DEFAULT_KEY,
+    ncols: int | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -38,15 +45,22 @@ def trajectory(
     adata
         A path: what :func:`vxpress.tl.interpolate` returned.
     genes
-        Genes to draw; by default the eight whose expression changes most along the path, by largest over smallest value after
+        Genes to draw, at most 24, each labelled at the end of its line; by default the eight whose expression changes most along the path, by largest over smallest value after
         adding a hundredth of the largest value of all.
     cells
-        The AnnData with the cells that were fitted, for a second panel: the path in the plane of the latent space spanned by
-        the way from source to target, drawn at full length, and by the direction across it in which cells spread most.
+        The AnnData with the cells that were fitted, for a second panel: the path in a plane of the latent space. Its
+        horizontal axis is the direction from source to target, so that the path is drawn at full length. Its vertical axis is
+        the direction at right angles to it in which the cells vary most. Both are in units of the latent space, in which the
+        prior has a standard deviation of 1.
     relative
-        Draw every gene as a share of its largest value on the path, so that genes of any level are seen; otherwise as it is.
+        Draw every gene as a share of its largest value on the path, so that genes of any level are seen; otherwise as it is,
+        on the scale of the ``target_sum`` of :func:`vxpress.tl.interpolate`.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
+    ncols
+        Panels in a row; by default both, or one where ``figsize`` is narrow.
+    figsize
+        Width and height of the new figure in inches; by default (5.4, 3.8), twice as wide with ``cells``.
     ax
         Axes to draw on, two of them with ``cells``; by default those of a new figure.
     show
@@ -57,14 +71,17 @@ def trajectory(
     Returns
     -------
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the list of
-    :class:`~matplotlib.axes.Axes`. Flagged steps are shaded, and crosses in the plane.
+    :class:`~matplotlib.axes.Axes`. Steps flagged by :func:`vxpress.tl.interpolate` are shaded,
+    and crosses in the plane.
 
     Raises
     ------
     KeyError
         If ``adata`` is no path, a gene is not in it, or ``cells`` lack the posterior.
     ValueError
-        If the number of axes is wrong, or the cells are of a fit with another number of latent dimensions.
+        If there are more than 24 genes, the number of axes or ``figsize`` is wrong, or the cells are of a fit with another number of latent dimensions.
+    TypeError
+        If ``genes`` are no names or ``ax`` no axes.
 
     See Also
     --------
@@ -80,14 +97,17 @@ def trajectory(
     >>> [line.get_label() for line in along.lines]
     ['CD3D', 'LYZ']
     """
+    check_switches(show=show, return_fig=return_fig)
     keys = Keys.of(key)
     _check(adata, keys)
     chosen = _most_changing(adata) if genes is None else _known(adata, genes)
-    axes = _axes(ax, 1 if cells is None else 2)
-    _draw_expression(axes[0], adata, chosen, relative=relative)
-    if cells is not None:
-        _draw_plane(axes[1], adata, _latent(cells, adata, keys), keys)
-    return finish(axes, show=show, return_fig=return_fig)
+    mean_nd = None if cells is None else _latent(cells, adata, keys)
+    n, why = (1, "") if mean_nd is None else (2, ", for cells= draws a second panel")
+    with panels(ax, n, size=(5.4, 3.8), figsize=figsize, ncols=ncols, why=why) as axes:
+        _draw_expression(axes[0], adata, chosen, relative=relative)
+        if mean_nd is not None:
+            _draw_plane(axes[1], adata, mean_nd, keys)
+        return finish(axes, show=show, return_fig=return_fig)
 
 
 def _check(path: AnnData, keys: Keys) -> None:
@@ -105,11 +125,18 @@ def _check(path: AnnData, keys: Keys) -> None:
 
 
 def _known(path: AnnData, genes: str | Sequence[str]) -> list[str]:
+    found = [genes] if isinstance(genes, str) else listed(genes)
+    if not found or not all(isinstance(name, str | bool | np.bool_) for name in found):
+        msg = f"genes={short(genes)} was given; names of genes of the path are expected, for example {list(path.var_names[:3])}."
+        raise TypeError(msg)
     names = named_genes(path, genes)
     unknown = names[~names.isin(path.var_names)]
     if len(unknown) or not len(names):
         msg = f"genes={list(unknown[:3])} are not in the path, which holds {path.n_vars} genes (for example {list(path.var_names[:3])})."
         raise KeyError(msg)
+    if len(names) > MAX_GENES:
+        msg = f"genes= names {len(names)} genes; at most {MAX_GENES} lines can be drawn. Name fewer, or draw sc.pl.heatmap of the path."
+        raise ValueError(msg)
     return list(names)
 
 
@@ -121,18 +148,6 @@ def _most_changing(path: AnnData) -> list[str]:
     return [str(path.var_names[i]) for i in np.argsort(-change, kind="stable")[:N_GENES]]
 
 
-def _axes(ax: Axes | Sequence[Axes] | None, n: int) -> list[Axes]:
-    if ax is None and n == 1:
-        return [new_axes(None, (5.4, 3.6))]
-    if ax is None:
-        return list(plt.figure(figsize=(10.0, 3.8), layout="constrained").subplots(1, 2))
-    axes = [ax] if isinstance(ax, Axes) else list(ax)
-    if len(axes) != n:
-        msg = f"ax= has {len(axes)} axes; pass {'one' if n == 1 else 'a list of two, for cells= draws a second panel'}."
-        raise ValueError(msg)
-    return axes
-
-
 def _edges(position_s: np.ndarray) -> np.ndarray:
     """Ends of the stretch that each step stands for."""
     middle = 0.5 * (position_s[1:] + position_s[:-1])
@@ -140,29 +155,38 @@ def _edges(position_s: np.ndarray) -> np.ndarray:
 
 
 def _draw_expression(ax: Axes, path: AnnData, genes: list[str], *, relative: bool) -> None:
-    position_s = get_numbers(path.obs, "position")
-    empty_s = find_column(path.obs, "empty").to_numpy(bool)
-    edges = _edges(position_s)
-    label = "hardly a cell there"
-    for i in np.flatnonzero(empty_s):
-        ax.axvspan(edges[i], edges[i + 1], color=PALE, linewidth=0, label=label)
-        label = "_nolegend_"
-    colours = colormaps["viridis"](np.linspace(0.0, 0.9, len(genes)))
-    for name, colour in zip(genes, colours, strict=True):
+    position_s, empty_s = get_numbers(path.obs, "position"), find_column(path.obs, "empty").to_numpy(bool)
+    edges, pale = _edges(position_s), Shades.of(ax).pale
+    shaded = [ax.axvspan(edges[i], edges[i + 1], color=pale, linewidth=0, label=EMPTY) for i in np.flatnonzero(empty_s)]
+    lines = []
+    for name, colour in zip(genes, few_colours(len(genes)), strict=True):
         y = np.asarray(path[:, name].X, dtype=np.float64).reshape(-1)
         largest = np.abs(y).max()
-        ax.plot(position_s, y / largest if relative and largest > 0 else y, color=colour, linewidth=1.6, label=name)
+        y = y / largest if relative and largest > 0 else y
+        lines += ax.plot(position_s, y, color=colour, linewidth=1.6, label=name)
     params = _params(path)
-    ax.set_xlabel(f"position, {params['source']} to {params['target']}" if params else "position")
-    ax.set_ylabel("expression, share of largest" if relative else "expected expression")
+    # no line ends within a name
+    ends = [f"{i}: {params[name]}".replace(" ", "\u00a0") for i, name in enumerate(("source", "target")) if params]
+    ax.set_xlabel(f"position on the path ({', '.join(ends)})" if ends else "position on the path")
+    ax.set_ylabel("expression (share of each gene's largest)" if relative else _unit(path))
     ax.margins(x=0)
-    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     plain(ax)
+    put_legend(ax, shaded[:1], side="above")
+    label_ends(ax, lines)
+
+
+def _unit(path: AnnData) -> str:
+    """What expression is measured in: the sum that it was scaled to is among the settings of the path."""
+    target_sum = _params(path).get("target_sum", "")
+    try:
+        return f"expected expression (counts per {float(target_sum):,.5g})"
+    except ValueError:
+        return "expected expression"
 
 
 def _params(path: AnnData) -> dict[str, str]:
     found = [v["params"] for k, v in path.uns.items() if str(k).endswith("_interpolate") and "params" in v]
-    return {name: str(found[0][name]) for name in ("source", "target")} if found else {}
+    return {name: str(value) for name, value in found[0].items() if name in SHOWN} if found else {}
 
 
 def _latent(cells: AnnData, path: AnnData, keys: Keys) -> np.ndarray:
@@ -187,28 +211,26 @@ def _draw_plane(ax: Axes, path: AnnData, mean_nd: np.ndarray, keys: Keys) -> Non
     plane = np.stack([along, across], axis=1)
     cells_n2, path_s2 = mean_nd @ plane, path_sd @ plane
     empty_s = find_column(path.obs, "empty").to_numpy(bool)
-    size = float(np.clip(8000 / len(cells_n2), 0.5, 12))
-    ax.scatter(cells_n2[:, 0], cells_n2[:, 1], s=size, color=PALE, linewidths=0, rasterized=True)
-    ax.plot(*path_s2.T, color=INK, linewidth=1.0)
-    ax.scatter(path_s2[~empty_s, 0], path_s2[~empty_s, 1], s=22, color=INK, zorder=3, label="step")
-    if empty_s.any():
-        ax.scatter(
-            path_s2[empty_s, 0],
-            path_s2[empty_s, 1],
-            s=34,
-            color=SECOND,
-            marker="x",
-            zorder=3,
-            label="hardly a cell there",
-        )
+    size, shades = float(np.clip(8000 / len(cells_n2), 0.5, 12)), Shades.of(ax)
+    grey = ax.scatter(
+        cells_n2[:, 0], cells_n2[:, 1], s=size, color=shades.pale, linewidths=0, rasterized=True, label="cell"
+    )
+    ax.plot(*path_s2.T, color=shades.ink, linewidth=1.0)
+    full, flagged = path_s2[~empty_s], path_s2[empty_s]
+    handles = [grey, ax.scatter(full[:, 0], full[:, 1], s=22, color=shades.ink, zorder=3, label="step of the path")]
+    if len(flagged):
+        handles.append(ax.scatter(flagged[:, 0], flagged[:, 1], s=34, color=SECOND, marker="x", zorder=3, label=EMPTY))
     params = _params(path)
+    halo = [withStroke(linewidth=2.5, foreground=shades.face)]
     for name, at, side in (("source", 0, -1), ("target", -1, 1)):
         if params:
-            ax.annotate(
-                params[name], path_s2[at], (6 * side, 6), textcoords="offset points", ha="right" if side < 0 else "left"
-            )
-    ax.set_xlabel("latent space, along the way")
-    ax.set_ylabel("across it")
-    ax.tick_params(colors=QUIET)
-    ax.legend(frameon=False, fontsize="small")
+            # one below and one above the path, so that they do not touch where it is short
+            end: Any = path_s2[at]
+            place: dict[str, Any] = {"xytext": (0, 7 * side), "textcoords": "offset points", "zorder": 4}
+            align: dict[str, Any] = {"ha": "left" if side < 0 else "right", "va": "top" if side < 0 else "bottom"}
+            ax.annotate(params[name], end, path_effects=halo, fontsize="small", **place, **align)
+    ax.margins(x=0.12)
+    ax.set_xlabel("latent space: from source to target")
+    ax.set_ylabel("latent space: largest spread at right angles to the path")
     plain(ax)
+    put_legend(ax, handles, side="above")

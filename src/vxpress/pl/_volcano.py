@@ -12,14 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vxpress._keys import check_name
 from vxpress.bridge.columns import find_column
 from vxpress.bridge.names import find_name
 from vxpress.core.config import check_range
-from vxpress.pl._shared import INK, MAIN, PALE, QUIET, SECOND, finish, new_axes, plain
+from vxpress.pl._colours import MAIN, SECOND, Shades
+from vxpress.pl._labels import label_points
+from vxpress.pl._shared import check_adata, check_switches, finish, panels, plain, put_legend, titled
 
 # p-values of 0, below what a number can hold, are drawn this far above the others
 HEADROOM = 1.06
-LINE_HEIGHT = 9.5  # of a label, in points
+# changes beyond so many times the 99th percentile of those coloured are drawn at the edge: in scanpy's ranking a gene
+# without a single count in one group changes by a factor of 2^20 and more, and would squeeze all others into a line
+FAR = 1.25
+MAX_AVOIDED = 300  # points near the top that names keep off
 
 
 def volcano(
@@ -32,6 +38,7 @@ def volcano(
     min_score: float | None = None,
     min_logfoldchange: float = 1.0,
     gene_symbols: str | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -59,6 +66,8 @@ def volcano(
         Smallest size of a log2 fold change that is coloured; 1 is a factor of two.
     gene_symbols
         Column of ``var`` with the names to write; by default those of the ranking.
+    figsize
+        Width and height of the new figure in inches; by default (6, 4.4).
     ax
         Axes to draw on; by default those of a new figure.
     show
@@ -69,8 +78,9 @@ def volcano(
     Returns
     -------
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the :class:`~matplotlib.axes.Axes`.
-    Triangles are p-values of 0, too small for a number to hold. Genes whose fold change is not finite are left out, and
-    their number is written below the axis.
+    Fold changes are log2, p-values -log10, so that neither has a unit. Triangles are p-values of 0, too small for a number
+    to hold, and fold changes beyond 1.25 times the 99th percentile of those coloured, which are drawn at the edge. Genes whose
+    fold change is not finite are left out. The numbers of both are written below the axis.
 
     Raises
     ------
@@ -78,6 +88,8 @@ def volcano(
         If ``uns`` holds no such ranking, group or column.
     ValueError
         If there are several groups and none is named, no finite fold change, or an argument is out of its range.
+    TypeError
+        If ``ax`` is no axes.
 
     Examples
     --------
@@ -91,6 +103,7 @@ def volcano(
     >>> len(ax.texts)
     3
     """
+    check_switches(show=show, return_fig=return_fig)
     check_range("n_genes", n_genes, 0, 1_000, integer=True)
     check_range("max_pval", max_pval, 0.0, 1.0)
     check_range("min_logfoldchange", min_logfoldchange, 0.0, 1e6)
@@ -112,33 +125,61 @@ def volcano(
     threshold = min_score if label == "score" else (-np.log10(max_pval) if max_pval > 0 else None)
     passed = (table["change"].abs() >= min_logfoldchange) & (table["height"] >= (threshold or 0.0))
 
-    ax = new_axes(ax, (5.2, 4.4))
-    colors = np.where(passed, np.where(table["change"] > 0, SECOND, MAIN), PALE)
-    for marker, chosen in (("o", ~beyond), ("^", beyond)):
-        if chosen.any():
-            ax.scatter(table["change"][chosen], table["height"][chosen], s=9, c=colors[chosen], marker=marker, lw=0)
-    line: dict[str, Any] = {"color": QUIET, "linewidth": 0.8, "linestyle": "--", "zorder": 0}
-    for x in {-min_logfoldchange, min_logfoldchange}:
-        ax.axvline(x, **line)
-    if threshold is not None:
-        ax.axhline(threshold, **line)
-    ax.set_ylim(bottom=min(0.0, table["height"].min()))
-    ax.set_xlabel(
-        "log2 fold change" + (f"\n({n_left_out} genes without a finite one are left out)" if n_left_out else "")
-    )
-    ax.set_ylabel(label if label == "score" else f"-log10 {label}")
+    edge = _edge(table["change"], passed)
+    notes = [f"{n_left_out:,} genes without a finite one are left out"] if n_left_out else []
+    if n_far := int((table["change"].abs() > edge).sum()):
+        notes.append(f"{n_far:,} beyond ±{edge:.3g} are drawn at the edge")
     reference = ranking.get("params", {}).get("reference", "rest")
-    ax.set_title(f"{group} against {reference}", fontsize="medium", loc="left")
-    _legend(ax, table["change"], passed)
-    plain(ax)
-    _name(ax, _surest(table[passed], n_genes))
-    return finish(ax, show=show, return_fig=return_fig)
+    with panels(ax, 1, size=(6.0, 4.4), figsize=figsize) as (panel,):
+        _draw(panel, table, passed, beyond, edge)
+        for x in {-min_logfoldchange, min_logfoldchange}:
+            panel.axvline(x, **_line(panel))
+        if threshold is not None:
+            panel.axhline(threshold, **_line(panel))
+        panel.set_xlabel("\n".join(["log2 fold change", *(f"({note})" for note in notes)]))
+        panel.set_ylabel(label if label == "score" else f"-log10 {label}")
+        titled(panel, f"{group} against {reference}", "left")
+        plain(panel)
+        _legend(panel, table["change"], passed)
+        places = np.column_stack([table["change"].clip(-edge, edge), table["height"]])
+        chosen, high = _surest(table[passed], n_genes), table["height"].nlargest(MAX_AVOIDED)
+        label_points(panel, places[chosen.index], list(chosen["gene"]), places[high.index])
+        return finish(panel, show=show, return_fig=return_fig)
+
+
+def _edge(change: pd.Series, passed: pd.Series) -> float:
+    """Size of a fold change from which on it is drawn at the edge."""
+    size = change.abs()
+    far = FAR * float(size[passed if passed.any() else slice(None)].quantile(0.99))
+    return far if 0 < far < float(size.max()) else float(size.max())
+
+
+def _line(ax: Axes) -> dict[str, Any]:
+    return {"color": Shades.of(ax).quiet, "linewidth": 0.8, "linestyle": "--", "zorder": 0}
+
+
+def _draw(ax: Axes, table: pd.DataFrame, passed: pd.Series, beyond: pd.Series, edge: float) -> None:
+    """Points, coloured by side; triangles point to where the numbers lie that do not fit."""
+    far, change, height = table["change"].abs() > edge, table["change"].clip(-edge, edge), table["height"]
+    colors = np.where(passed, np.where(change > 0, SECOND, MAIN), Shades.of(ax).pale)
+    markers = (
+        ("o", ~beyond & ~far),
+        ("^", beyond),
+        (">", far & ~beyond & (change > 0)),
+        ("<", far & ~beyond & (change < 0)),
+    )
+    for marker, chosen in markers:
+        if chosen.any():
+            ax.scatter(
+                change[chosen], height[chosen], s=9 if marker == "o" else 14, c=colors[chosen], marker=marker, lw=0
+            )
+    ax.margins(y=0.08)
+    ax.set_ylim(bottom=min(0.0, height.min()))
 
 
 def _ranking(adata: AnnData, key: str) -> Mapping[str, Any]:
-    if not isinstance(adata, AnnData):
-        msg = f"An AnnData is expected as first argument; found {type(adata).__name__}."
-        raise TypeError(msg)
+    check_adata(adata)
+    check_name("key", key)
     ranking = adata.uns.get(key)
     if not isinstance(ranking, Mapping) or "names" not in ranking:
         msg = (
@@ -199,33 +240,11 @@ def _surest(table: pd.DataFrame, n_genes: int) -> pd.DataFrame:
 
 
 def _legend(ax: Axes, change: pd.Series, passed: pd.Series) -> None:
-    kinds = ((SECOND, "up", passed & (change > 0)), (MAIN, "down", passed & (change < 0)), (PALE, "other", ~passed))
+    pale = Shades.of(ax).pale
+    kinds = ((SECOND, "up", passed & (change > 0)), (MAIN, "down", passed & (change < 0)), (pale, "other", ~passed))
     handles = [
-        Line2D([], [], color=color, marker="o", markersize=4, linestyle="", label=f"{name} ({int(which.sum())})")
+        Line2D([], [], color=color, marker="o", markersize=4, linestyle="", label=f"{name} ({int(which.sum()):,})")
         for color, name, which in kinds
         if which.any()
     ]
-    ax.legend(handles=handles, frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
-
-
-def _name(ax: Axes, table: pd.DataFrame) -> None:
-    """Write the genes beside their points, from the top down, none on top of another of the same side."""
-    low, high = ax.get_ylim()
-    height_in_points = ax.get_window_extent().height * 72.0 / ax.figure.figure.dpi
-    for side, chosen in ((1, table["change"] > 0), (-1, table["change"] < 0)):
-        free = np.inf  # the highest place that is still empty, in points
-        for gene, change, height in table[chosen].sort_values("height", ascending=False).itertuples(index=False):
-            own = (height - low) / (high - low) * height_in_points
-            place = min(own, free)
-            free = place - LINE_HEIGHT
-            ax.annotate(
-                gene,
-                (change, height),
-                xytext=(6 * side, place - own),
-                textcoords="offset points",
-                ha="left" if side > 0 else "right",
-                va="center",
-                fontsize="small",
-                color=INK,
-                arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 1},
-            )
+    put_legend(ax, handles)

@@ -142,7 +142,8 @@ def test_draws_into_a_grid_with_and_without_constrained_layout(draw, name):
         assert draw(name, ax=axes[1, 0]) is axes[1, 0]
         axes[0, 0].figure.draw_without_rendering()
         assert not axes[0, 0].has_data()
-    part = plt.figure().subfigures(1, 2)[0].subplots()
+    parts: Any = plt.figure().subfigures(1, 2)
+    part = parts[0].subplots()
     assert draw(name, ax=part, return_fig=True) is part.figure.figure
 
 

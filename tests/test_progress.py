@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,7 +173,7 @@ def test_the_stages_of_a_fit_and_that_it_is_the_same_without(adata, quick, displ
     assert displays[0].stages == []
 
 
-CALLS = {
+CALLS: dict[str, tuple[Any, str]] = {
     "encode": (vx.tl.encode, "encoding"),
     "denoise": (vx.tl.denoise, "decoding"),
     "rank_genes_groups": (lambda adata: vx.tl.rank_genes_groups(adata, "group"), "decoding groups"),

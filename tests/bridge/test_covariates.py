@@ -103,7 +103,7 @@ def test_unseen_categories_are_named() -> None:
 )
 @pytest.mark.parametrize("noise", [0.0, 4.0])
 def test_a_number_without_spread_beyond_rounding_is_constant(dtype: type, value: float, noise: float) -> None:
-    values = np.full(101, value, dtype=dtype)
+    values: np.ndarray = np.full(101, value, dtype=dtype)
     values[::2] += dtype(noise * np.finfo(dtype).eps) * values[0]
     scale = Scale.of(values.astype(np.float64), dtype)
     assert scale.constant
@@ -227,7 +227,7 @@ def test_batches_are_named_as_they_stand_in_the_column() -> None:
 
 
 def test_covariates_of_the_first_format_are_read_without_a_range(warned: list[str]) -> None:
-    old = {"batch_key": "plate", "categorical_keys": ["plate"], "categories_0": ["1", "3"]}
+    old: dict[str, object] = {"batch_key": "plate", "categorical_keys": ["plate"], "categories_0": ["1", "3"]}
     old |= {"continuous_keys": ["age"], "continuous_mean": [25.0], "continuous_sd": [5.0]}
     record = {name: np.array(value) if isinstance(value, list) else value for name, value in old.items()}
     table = CovariateTable.from_uns(

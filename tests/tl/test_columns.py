@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-import vxpress as vx
+import vxpress
 
+# calls return one of several things, which the tests know
+vx: Any = vxpress
 N = 60
 QUICK: dict[str, Any] = {"n_latent": 2, "n_hidden": 8, "max_epochs": 1}
 DAYS = np.resize([0.0, 1.5, 3.0], N)
@@ -158,7 +160,15 @@ def test_a_repeated_column_has_one_clear_answer_in_every_call(days: ad.AnnData, 
     assert (list(twice.obs.columns), list(twice.uns), list(twice.obsm), list(twice.layers)) == before
 
 
-EMPTY = ("batch", "category", "labels", "interpolate", "fit_prior", "rank_genes_groups", "library_size")
+EMPTY: tuple[str, ...] = (
+    "batch",
+    "category",
+    "labels",
+    "interpolate",
+    "fit_prior",
+    "rank_genes_groups",
+    "library_size",
+)
 EMPTY = (*EMPTY, "highly_variable_genes", "cluster_stability")
 
 
@@ -169,7 +179,10 @@ def test_a_group_named_by_the_empty_string_is_refused_in_every_call(days: ad.Ann
     key = {"batch": "again", "category": "again", "labels": "again"}.get(call)
     run: Callable[[ad.AnnData], object] = CALLS[call]
     if key is not None:
-        column = {"batch": {"batch_key": "plate"}, "category": {"categorical_covariate_keys": ["day"]}}
+        column: dict[str, dict[str, Any]] = {
+            "batch": {"batch_key": "plate"},
+            "category": {"categorical_covariate_keys": ["day"]},
+        }
         arguments: dict[str, Any] = column.get(call, {"labels_key": "day", "dispersion": "gene-label"})
         run = lambda a: vx.tl.fit_vae(a, key_added=key, **arguments, **QUICK)
     elif call == "interpolate":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vxpress._waiting import let_idle_threads_sleep
+from vxpress._waiting import ask_idle_threads_to_sleep
 
 if TYPE_CHECKING:
     from vxpress import datasets, metrics, pl, pp, tl
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["datasets", "load_model", "metrics", "pl", "pp", "save_model", "tl"]
 
-let_idle_threads_sleep()
+ask_idle_threads_to_sleep()
 
 _MODULES = ("datasets", "metrics", "pl", "pp", "tl")
 

@@ -12,6 +12,7 @@ from vxpress.bridge.run import Fitted, Runner
 from vxpress.core.config import LikelihoodName
 from vxpress.core.inference.comparison import Scores, difference
 from vxpress.core.inference.importance import log_likelihoods
+from vxpress.core.isolation import after_interrupt
 from vxpress.core.progress import stage
 from vxpress.core.training import INTERRUPTED
 
@@ -32,6 +33,7 @@ def choose_likelihood(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, 
         if not first.outcome.interrupted:
             return _choose(runner, first)
     except KeyboardInterrupt:
+        after_interrupt()
         first.outcome.stopped = INTERRUPTED
     logg.warning(_UNDECIDED)
     return first, {}

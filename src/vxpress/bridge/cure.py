@@ -19,6 +19,7 @@ from vxpress.bridge.run import Fitted, Runner
 from vxpress.bridge.verdict import MIN_STEPS, is_sound, kind_of
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.inference.importance import log_likelihood
+from vxpress.core.isolation import after_interrupt
 from vxpress.core.presets import Settings
 from vxpress.core.progress import stage
 from vxpress.core.training import INTERRUPTED, TrainingError
@@ -180,6 +181,7 @@ def cure(
         search.begin(first, diagnosis)
         search.walk()
     except KeyboardInterrupt:
+        after_interrupt()
         logg.warning(f"    {search.trying}: interrupted; not kept")
         if search.best is None:
             first.outcome.stopped = INTERRUPTED

@@ -17,7 +17,7 @@ from vxpress.bridge.upgrade import FIRST, FORMAT, upgraded
 from vxpress.core.config import ModelConfig, Preset, TrainConfig, check_range
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.training import INTERRUPTED
-from vxpress.core.vae import VAE, build
+from vxpress.core.vae import VAE, build, expected_shapes
 
 # what every fit holds, and what some do; a mapping that is empty may be lost on the way through a file
 PARTS = ("params", "history", "genes", "weights")
@@ -193,12 +193,6 @@ def _check_parts(stored: Mapping[str, Any]) -> None:
     if unknown:
         msg = f"The stored fit holds {unknown}, which no fit has: it is damaged, or something was added. Delete these entries of uns[key]."
         raise ValueError(msg)
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight of such a model, found out without allocating any."""
-    with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in VAE(config).state_dict().items()}
 
 
 def load_weights(config: ModelConfig, weights: Mapping[str, Any]) -> VAE:

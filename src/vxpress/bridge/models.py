@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress.bridge.file import write_fit
 from vxpress.bridge.find import find_fit
@@ -17,6 +18,7 @@ from vxpress.bridge.places import SUFFIX, as_path, existing, read_model_file
 from vxpress.bridge.store import check_format
 
 
+@entry
 def save_model(adata: AnnData, path: str | Path, *, key: str = DEFAULT_KEY) -> None:
     """Save a fitted model, without the cells, to one safetensors file.
 
@@ -64,6 +66,7 @@ def save_model(adata: AnnData, path: str | Path, *, key: str = DEFAULT_KEY) -> N
     write_fit(fit.to_uns(), key, path)
 
 
+@entry
 def load_model(path: str | Path) -> AnnData:
     """Load a model saved by :func:`save_model`.
 

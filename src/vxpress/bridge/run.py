@@ -16,6 +16,7 @@ from vxpress.core.counts import Counts
 from vxpress.core.covariates import Covariates
 from vxpress.core.device import place
 from vxpress.core.inference.posterior import Encoded, encode
+from vxpress.core.isolation import after_interrupt
 from vxpress.core.readout import fit_readout
 from vxpress.core.training import INTERRUPTED, Outcome, train
 from vxpress.core.vae import VAE, build
@@ -32,6 +33,7 @@ def finish(outcome: Outcome, step: Callable[[], T]) -> T:
     try:
         return step()
     except KeyboardInterrupt:
+        after_interrupt()
         if outcome.interrupted:
             raise
         note_interrupt(outcome)

@@ -87,7 +87,7 @@ def own(adata: AnnData, *, copy: bool) -> AnnData:
     if copy:
         return adata.copy()
     if adata.is_view:
-        warnings.warn("Received a view of an AnnData. Making a copy.", UserWarning, stacklevel=3)
+        warnings.warn("Received a view of an AnnData. Making a copy.", UserWarning, stacklevel=4)
         adata._init_as_actual(adata.copy())
     if adata.isbacked:
         logg.warning(

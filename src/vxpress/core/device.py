@@ -6,17 +6,19 @@ epoch waits for the device, and where CUDA can capture a step the host launches 
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vxpress.core.counts import Cells, Counts
+from vxpress.core.isolation import SharedSetting
 from vxpress.core.kernels import rule
 from vxpress.core.networks import Decoder, Noise
 
@@ -248,18 +250,19 @@ def precision(decoder: Decoder, device: torch.device) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def tensor_float32() -> Iterator[None]:
-    """Let torch round the inputs of float32 products to TensorFloat32."""
-    flags = torch.backends.cuda.matmul
+def _tensor_float32_setting() -> SharedSetting[Any]:
+    flags: Any = torch.backends.cuda.matmul
     # the older name may not be read any more once the newer one was used
     name, value = ("fp32_precision", "tf32") if hasattr(flags, "fp32_precision") else ("allow_tf32", True)
-    before = getattr(flags, name)
-    setattr(flags, name, value)
-    try:
-        yield
-    finally:
-        setattr(flags, name, before)
+    return SharedSetting(functools.partial(getattr, flags, name), functools.partial(setattr, flags, name), value)
+
+
+_TENSOR_FLOAT32 = _tensor_float32_setting()
+
+
+def tensor_float32() -> AbstractContextManager[None]:
+    """Let torch round the inputs of float32 products to TensorFloat32, within a block."""
+    return _TENSOR_FLOAT32.held()
 
 
 @contextmanager

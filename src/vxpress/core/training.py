@@ -17,6 +17,7 @@ from vxpress.core.counts import Batch, Cells
 from vxpress.core.device import Replay, StreamedCounts, minibatches, precision
 from vxpress.core.dispersion import has_dispersions, refit
 from vxpress.core.encoder_ahead import EncoderAhead
+from vxpress.core.isolation import after_interrupt
 from vxpress.core.kernels import rule
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import OBJECTIVES, Elbo, Objective, elbo
@@ -158,6 +159,7 @@ def train(
                 outcome.stopped = "early"
                 break
     except KeyboardInterrupt:
+        after_interrupt()
         outcome.stopped = INTERRUPTED
         outcome.drop_unfinished_epoch()
         if not outcome.n_epochs:
@@ -174,6 +176,7 @@ def train(
             with stage("fitting dispersions"):
                 outcome.dispersion_gain = refit(model, cells, train_rows, validation_rows, seed=refit_seed)
         except KeyboardInterrupt:
+            after_interrupt()
             outcome.stopped = INTERRUPTED
     return outcome
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vxpress.core.config import ModelConfig
 from vxpress.core.counts import Batch, Cells
 from vxpress.core.covariates import Conditioner, Covariates
+from vxpress.core.isolation import on_device, seeded
 from vxpress.core.likelihoods import MIN_GAUSSIAN_VARIANCE, Likelihood, log_cp10k
 from vxpress.core.networks import Decoder, Encoder, Noise
 from vxpress.core.priors import PRIORS, DiagonalNormal, Prior
@@ -120,7 +121,13 @@ def _start_gaussian(model: VAE, cells: Cells, rows: Tensor) -> None:
 
 
 def build(config: ModelConfig, seed: int) -> VAE:
-    """A freshly initialised model; torch's global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    """A freshly initialised model; the seed decides, and no global random state is read or changed."""
+    with seeded(seed):
         return VAE(config)
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight of such a model, found out without allocating any."""
+    # some modules draw on the processor even so
+    with seeded(0), on_device("meta"):
+        return {name: tuple(value.shape) for name, value in VAE(config).state_dict().items()}

@@ -8,11 +8,13 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
+from vxpress._entry import entry
 from vxpress._keys import LIBRARY_SIZE
 
 TARGET_SUM = 1e4
 
 
+@entry
 def pbmc68k_reduced() -> AnnData:
     """Peripheral blood mononuclear cells, as UMI counts: 700 cells, 765 genes, ten cell types.
 

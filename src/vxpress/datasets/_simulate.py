@@ -11,6 +11,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
+from vxpress._entry import entry
 from vxpress._keys import LIBRARY_SIZE
 
 Floats = NDArray[np.float64]
@@ -25,6 +26,7 @@ STATE_FRACTION = 0.2
 STATE_SD = 0.5
 
 
+@entry
 def simulate(
     n_obs: int = 1000,
     n_vars: int = 500,

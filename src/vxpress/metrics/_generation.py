@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, stats
 
+from vxpress._entry import entry
 from vxpress.bridge.names import Names
 
 Rng: TypeAlias = int | np.random.Generator | None
@@ -19,6 +20,7 @@ _BLOCK = 1024
 _STEPS, _TOLERANCE = 50, 1e-5
 
 
+@entry
 def two_sample_auroc(
     real_ng: Matrix, generated_mg: Matrix, *, n_folds: int = 5, n_trees: int = 500, rng: Rng = 0
 ) -> float:
@@ -76,6 +78,7 @@ def two_sample_auroc(
     return float(np.mean(scores))
 
 
+@entry
 def mixing_lisi(x_nd: np.ndarray, y_md: np.ndarray, *, perplexity: float = 30.0) -> float:
     """How well two samples are mixed among each other's nearest neighbours.
 
@@ -146,6 +149,7 @@ def _perplexity_weights(distance_nk: np.ndarray, perplexity: float) -> np.ndarra
     return weight_nk
 
 
+@entry
 def energy_distance(x_nd: np.ndarray, y_md: np.ndarray) -> float:
     """Energy distance of two samples, with Euclidean distances.
 
@@ -193,6 +197,7 @@ class Memorization(NamedTuple):
     distance: float
 
 
+@entry
 def memorization(
     generated_md: np.ndarray,
     train_nd: np.ndarray,
@@ -257,6 +262,7 @@ class FoldChangeSlope(NamedTuple):
     n_genes: int
 
 
+@entry
 def fold_change_slope(
     real_ng: Matrix,
     real_groups: Sequence[str] | np.ndarray,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import logsumexp
 
+from vxpress._entry import entry
+
 _BLOCK = 512
 
 
+@entry
 def kl_per_dimension(
     mean_nd: np.ndarray, var_nd: np.ndarray, prior_mean: np.ndarray | float = 0.0, prior_var: np.ndarray | float = 1.0
 ) -> np.ndarray:
@@ -45,6 +48,7 @@ def kl_per_cell(
     return np.asarray(0.5 * ((mean_nd - prior_mean) ** 2 / prior_var + ratio - np.log(ratio) - 1.0))
 
 
+@entry
 def active_units(mean_nd: np.ndarray, threshold: float = 0.01) -> np.ndarray:
     """Which latent dimensions respond to the data.
 
@@ -69,6 +73,7 @@ def active_units(mean_nd: np.ndarray, threshold: float = 0.01) -> np.ndarray:
     return np.asarray(np.asarray(mean_nd, dtype=np.float64).var(0) > threshold)
 
 
+@entry
 def log_aggregate_posterior(z_md: np.ndarray, mean_nd: np.ndarray, var_nd: np.ndarray) -> np.ndarray:
     """Log density of points under the mean of the posteriors of some cells.
 
@@ -101,6 +106,7 @@ def log_aggregate_posterior(z_md: np.ndarray, mean_nd: np.ndarray, var_nd: np.nd
     return out
 
 
+@entry
 def mutual_information(
     mean_nd: np.ndarray, var_nd: np.ndarray, *, n_cells: int = 5_000, rng: int | np.random.Generator | None = 0
 ) -> float:

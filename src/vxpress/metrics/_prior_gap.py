@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+from vxpress._entry import entry
 from vxpress.metrics._latent import _pair
 
 # cells that the mixture is fitted to, held-out cells that are judged, draws of each
@@ -19,6 +20,7 @@ WIDE = (("diag", 1), ("diag", 8), ("diag", 24))
 FULL_UP_TO = 32
 
 
+@entry
 def prior_gap(
     mean_nd: np.ndarray,
     var_nd: np.ndarray,

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress.bridge.fit import Fit
 from vxpress.pl._colours import MAIN, SECOND, Shades
@@ -17,6 +18,7 @@ from vxpress.pl._shared import check_switches, finish, fit_of, panels, plain, pu
 LOW_QUANTILE = 0.05
 
 
+@entry
 def history(
     adata: AnnData,
     *,

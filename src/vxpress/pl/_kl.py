@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress.bridge.fit import Fit
 from vxpress.metrics._latent import kl_per_cell
@@ -37,6 +38,7 @@ MAX_LABELS = 40
 LEAST_TOP = 0.1
 
 
+@entry
 def kl(
     adata: AnnData,
     *,

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress.bridge.columns import check_drawable, find_column
 from vxpress.metrics._latent import kl_per_cell
@@ -50,6 +51,7 @@ NOT_TAKEN = {
 }
 
 
+@entry
 def latent(
     adata: AnnData,
     *,

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.stats import gaussian_kde, norm
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.selection import Cells, select_cells
@@ -36,6 +37,7 @@ MAX_AGGREGATE = 5_000
 N_GRID = 601
 
 
+@entry
 def posterior(
     adata: AnnData,
     *,

@@ -11,6 +11,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.pl._colours import MAIN, SECOND, SOFT, Shades
@@ -21,6 +22,7 @@ N_PANELS = 6
 MAX_POINTS = 20_000
 
 
+@entry
 def predictive_check(
     adata: AnnData,
     *,

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress.bridge.arguments import named_genes
 from vxpress.bridge.columns import find_column, get_array, get_numbers
@@ -25,6 +26,7 @@ SHOWN = ("source", "target", "target_sum")  # settings of the path that are writ
 COLUMNS = ("position", "density_percentile", "empty")
 
 
+@entry
 def trajectory(
     adata: AnnData,
     genes: str | Sequence[str] | None = None,

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vxpress._entry import entry
 from vxpress._keys import check_name
 from vxpress.bridge.columns import find_column
 from vxpress.bridge.names import find_name
@@ -28,6 +29,7 @@ FAR = 1.25
 MAX_AVOIDED = 300  # points near the top that names keep off
 
 
+@entry
 def volcano(
     adata: AnnData,
     group: Hashable = None,

@@ -13,6 +13,7 @@ import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._entry import entry
 from vxpress._progress import progress_bar
 from vxpress.bridge.matrix import check_counts, get_matrix, place, row_blocks
 from vxpress.bridge.store import Results, check_adata, check_replaceable, own
@@ -37,6 +38,7 @@ COLUMNS = (
 )
 
 
+@entry
 def highly_variable_genes(
     adata: AnnData,
     *,
@@ -153,7 +155,7 @@ def highly_variable_genes(
     _check_supported(adata, flavor, subset=subset)
     if n_top > adata.n_vars:
         msg = f"n_top_genes={n_top} is more than the {adata.n_vars} genes of adata; all of them are selected."
-        warnings.warn(msg, UserWarning, stacklevel=2)
+        warnings.warn(msg, UserWarning, stacklevel=3)
         n_top = adata.n_vars
 
     start = logg.info("selecting highly variable genes")
@@ -169,7 +171,7 @@ def highly_variable_genes(
             )
         if not moments.eligible_bg.any():
             msg = "No batch has two cells with counts, so no gene varies; the first ones are selected. Leave batch_key= out."
-            warnings.warn(msg, UserWarning, stacklevel=2)
+            warnings.warn(msg, UserWarning, stacklevel=3)
         table = _rank(moments.residual_variances_bg, moments.eligible_bg, n_top)
         table.insert(0, "variances", moments.variances_g)
         table.insert(0, "means", moments.means_g)
@@ -284,7 +286,7 @@ def _warn_counts(matrix: Any, flavor: Flavor, where: str) -> None:
             f"flavor={flavor!r} expects log-normalised values, and {where} holds whole numbers. "
             "Pass layer= to name the normalised layer, or flavor='nb' for counts."
         )
-        warnings.warn(msg, UserWarning, stacklevel=3)
+        warnings.warn(msg, UserWarning, stacklevel=4)
 
 
 def _delegate(

@@ -11,6 +11,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scanpy import logging as logg
 
+from vxpress._entry import entry
 from vxpress._keys import LIBRARY_SIZE, check_name
 from vxpress._progress import progress_bar
 from vxpress.bridge.matrix import check_counts, get_matrix, place, row_blocks
@@ -19,6 +20,7 @@ from vxpress.core.progress import parts
 from vxpress.pp._shared import batch_codes
 
 
+@entry
 def library_size(
     adata: AnnData,
     *,
@@ -100,7 +102,7 @@ def library_size(
     n_empty = int((library_n == 0).sum())
     if n_empty:
         msg = f"{n_empty} cell(s) hold no molecule in {place(layer)}; sc.pp.filter_cells(adata, min_counts=1) removes them."
-        warnings.warn(msg, UserWarning, stacklevel=2)
+        warnings.warn(msg, UserWarning, stacklevel=3)
 
     adata = own(adata, copy=copy)
     given = {"layer": layer, "batch_key": batch_key}

@@ -13,6 +13,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 from scipy import sparse
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
 from vxpress.bridge.find import Model, find_fit
@@ -25,6 +26,7 @@ from vxpress.core.inference.nearest import edge_frequency, likelihood_of, neares
 Distance = Literal["likelihood", "euclidean"]
 
 
+@entry
 def neighbors(
     adata: AnnData,
     n_neighbors: int = 15,

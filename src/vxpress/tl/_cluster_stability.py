@@ -7,11 +7,13 @@ from anndata import AnnData
 from scanpy import logging as logg
 from scipy import sparse
 
+from vxpress._entry import entry
 from vxpress._keys import check_name
 from vxpress.bridge.columns import get_names
 from vxpress.bridge.store import Results, check_adata, check_replaceable, has_params, own
 
 
+@entry
 def cluster_stability(
     adata: AnnData,
     cluster_key: str = "leiden",

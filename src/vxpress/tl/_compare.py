@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._entry import entry
 from vxpress._keys import check_name
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
@@ -28,6 +29,7 @@ from vxpress.core.progress import stage
 FEWER = 10
 
 
+@entry
 def compare(
     adata: AnnData,
     models: Models = None,

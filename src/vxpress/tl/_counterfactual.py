@@ -9,6 +9,7 @@ import numpy as np
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
 from vxpress.bridge.arguments import (
@@ -33,6 +34,7 @@ from vxpress.core.inference.support import local_support, neighborhood_size
 LOW_SUPPORT = 0.2
 
 
+@entry
 def counterfactual(
     adata: AnnData,
     key_covariate: str,

@@ -10,6 +10,7 @@ import numpy as np
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
@@ -36,6 +37,7 @@ from vxpress.core.likelihoods import LIKELIHOODS
 INTERVAL_DRAWS = 100
 
 
+@entry
 def denoise(
     adata: AnnData,
     model: Model = None,

@@ -6,6 +6,7 @@ import numpy as np
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
@@ -20,6 +21,7 @@ from vxpress.core.config import check_range
 from vxpress.core.counts import Cells
 
 
+@entry
 def diagnose(
     adata: AnnData,
     model: Model = None,

@@ -9,6 +9,7 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
@@ -22,6 +23,7 @@ from vxpress.core.config import check_range
 FINE_TUNE_EPOCHS = 10
 
 
+@entry
 def encode(
     adata: AnnData,
     model: Model = None,

@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress.bridge.columns import find_column
@@ -26,6 +27,7 @@ from vxpress.bridge.training_cells import learning_split
 from vxpress.core.config import PriorName, check_choice, check_range
 
 
+@entry
 def fit_prior(
     adata: AnnData,
     prior: PriorName = "flow",

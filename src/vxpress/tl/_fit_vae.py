@@ -12,6 +12,7 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._entry import entry
 from vxpress._keys import Keys
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
@@ -49,6 +50,7 @@ from vxpress.core.priors import PRIORS
 from vxpress.core.training import INTERRUPTED
 
 
+@entry
 def fit_vae(
     adata: AnnData,
     batch_key: str | None = None,

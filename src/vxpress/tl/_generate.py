@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress.bridge.columns import get_numbers
@@ -34,6 +35,7 @@ from vxpress.core.inference.predictive import likelihood_draws
 GENERATED = "generated"
 
 
+@entry
 def generate(
     adata: AnnData,
     n_obs: int | None = None,

@@ -12,6 +12,7 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
 from vxpress.bridge.arguments import named_genes
@@ -35,6 +36,7 @@ Method = Literal["linear", "spherical", "flow"]
 N_COSTLY = 300
 
 
+@entry
 def interpolate(
     adata: AnnData,
     source: Endpoint,

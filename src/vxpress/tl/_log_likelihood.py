@@ -8,6 +8,7 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
@@ -23,6 +24,7 @@ from vxpress.core.inference.importance import log_likelihood as importance_log_l
 MIN_ESS = 5.0
 
 
+@entry
 def log_likelihood(
     adata: AnnData,
     model: Model = None,

@@ -11,6 +11,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 from scipy.stats import false_discovery_control, spearmanr
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
@@ -34,6 +35,7 @@ RECIPE = (
 )
 
 
+@entry
 def outliers(
     adata: AnnData,
     model: Model = None,

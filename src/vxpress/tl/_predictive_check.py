@@ -7,6 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
@@ -19,6 +20,7 @@ from vxpress.core.inference.predictive_check import LEVELS, Summary
 from vxpress.core.inference.predictive_check import predictive_check as check_counts
 
 
+@entry
 def predictive_check(
     adata: AnnData,
     model: Model = None,

@@ -10,6 +10,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 from scipy.stats import false_discovery_control
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
@@ -26,6 +27,7 @@ DEFAULT_NAME = "rank_genes_groups"
 DTYPES = {"names": "O", "scores": "float32", "logfoldchanges": "float32", "pvals": "float64", "pvals_adj": "float64"}
 
 
+@entry
 def rank_genes_groups(
     adata: AnnData,
     groupby: str | None = None,

@@ -11,6 +11,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 from scipy import sparse
 
+from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
 from vxpress.bridge.arguments import named_genes
@@ -24,6 +25,7 @@ from vxpress.core.config import check_range
 from vxpress.core.inference.predictive import predictive_draws
 
 
+@entry
 def sample(
     adata: AnnData,
     model: Model = None,

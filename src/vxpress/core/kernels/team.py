@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -65,13 +66,13 @@ def run(serial: Callable[..., Any], parallel: Callable[..., Any], cuts: np.ndarr
 
 
 _safe: bool | None = None
+_starting = threading.Lock()
 
 
 def _after_fork() -> None:
-    """A forked child cannot use its parent's threads: OpenMP would end it."""
-    global _safe  # noqa: PLW0603
-    if _safe is not None:
-        _safe = False
+    """A forked child cannot use its parent's threads: OpenMP would end it, whoever had started them."""
+    global _safe, _starting
+    _safe, _starting = False, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -81,9 +82,17 @@ if hasattr(os, "register_at_fork"):
 def _parallel_is_safe() -> bool:
     """Start numba's threads once and see which layer they are; torch's own number of threads is left as it was."""
     global _safe  # noqa: PLW0603 - found out once per process
-    if _safe is None:
+    if _safe is not None:
+        return _safe
+    with _starting:
+        if _safe is not None:
+            return _safe
         threads = torch.get_num_threads()
-        _touch(np.zeros(2))
+        try:
+            _touch(np.zeros(2))
+        finally:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
         layer = numba.threading_layer()
         _safe = layer in SAFE_LAYERS
         if not _safe:
@@ -92,8 +101,6 @@ def _parallel_is_safe() -> bool:
                 "processor. OpenMP (the system's libgomp) or the package tbb lets them use all."
             )
             warnings.warn(msg, RuntimeWarning, stacklevel=2)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
     return _safe
 
 

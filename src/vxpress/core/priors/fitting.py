@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.config import PriorConfig
+from vxpress.core.isolation import seeded
 from vxpress.core.priors import PRIORS, DiagonalNormal, Prior
 from vxpress.core.progress import steps
 
@@ -33,10 +34,9 @@ class Learned:
 
 
 def build_prior(config: PriorConfig, n_latent: int, seed: int) -> Prior:
-    """A freshly initialised prior, to be learned by itself; torch's global random state is left as it was."""
+    """A freshly initialised prior, to be learned by itself; no global random state is read or changed."""
     config = PRIORS[config.name].alone(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return PRIORS[config.name](config, n_latent)
 
 

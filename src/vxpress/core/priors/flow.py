@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vxpress.core.config import PriorConfig
+from vxpress.core.isolation import on_device
 from vxpress.core.priors.base import StandardisedPrior
 
 TRANSFORMS, HIDDEN, BINS = 3, (64, 64), 8
@@ -27,7 +28,7 @@ class Flow(StandardisedPrior):
         import zuko
 
         # masks are worked out from values, which "meta" tensors have none of
-        with torch.device("cpu"):
+        with on_device("cpu"):
             self.flow = zuko.flows.NSF(
                 n_latent, config.n_conditions, bins=BINS, transforms=TRANSFORMS, hidden_features=HIDDEN
             )

@@ -1,0 +1,192 @@
+"""Draws, default device and shared settings that concern nobody else."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vxpress.core.config import ModelConfig, PriorConfig
+from vxpress.core.isolation import SharedSetting, on_device, seeded
+from vxpress.core.priors import PRIORS
+from vxpress.core.priors.fitting import build_prior
+from vxpress.core.vae import build, expected_shapes
+
+
+def _weight(layer: Callable[[int, int], nn.Module]) -> Tensor:
+    return layer(4, 3).state_dict()["weight"]
+
+
+DRAWS: dict[str, Callable[[], Tensor]] = {
+    "randn": lambda: torch.randn(40),
+    "rand": lambda: torch.rand(3),
+    "randint": lambda: torch.randint(9, (5,)),
+    "randint from": lambda: torch.randint(3, 9, (5,)),
+    "randperm": lambda: torch.randperm(9),
+    "normal_": lambda: torch.empty(20).normal_(),
+    "uniform_": lambda: torch.empty(20).uniform_(-1, 2),
+    "bernoulli_": lambda: torch.empty(9).bernoulli_(0.4),
+    "bernoulli": lambda: torch.bernoulli(torch.full((9,), 0.4)),
+    "normal": lambda: torch.normal(torch.zeros(9), 1.0),
+    "poisson": lambda: torch.poisson(torch.full((9,), 4.0)),
+    "multinomial": lambda: torch.multinomial(torch.ones(9), 3),
+    "gamma": lambda: torch._standard_gamma(torch.ones(9)),
+    "dropout": lambda: nn.functional.dropout(torch.ones(20)),
+    "exponential_": lambda: torch.empty(9).exponential_(),
+    "orthogonal": lambda: nn.init.orthogonal_(torch.empty(4, 4)),
+    "truncated": lambda: nn.init.trunc_normal_(torch.empty(9)),
+    "linear": lambda: _weight(nn.Linear),
+    "embedding": lambda: _weight(nn.Embedding),
+}
+
+
+@pytest.fixture(autouse=True)
+def _switches_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_are_those_of_the_global_generator_which_is_not_touched(name: str):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        expected = DRAWS[name]()
+    before = torch.random.get_rng_state()
+    with seeded(11):
+        found = DRAWS[name]()
+    assert torch.equal(found, expected)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_generator_that_is_named_stays():
+    with seeded(0):
+        found = torch.randn(5, generator=torch.Generator().manual_seed(3))
+        gamma = torch._standard_gamma(torch.ones(5), torch.Generator().manual_seed(3))
+    assert torch.equal(found, torch.randn(5, generator=torch.Generator().manual_seed(3)))
+    assert torch.equal(gamma, torch._standard_gamma(torch.ones(5), torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_models_built_in_threads_are_those_built_alone(prior: str):
+    config = ModelConfig(n_genes=9, n_latent=3, n_hidden=8, prior=PriorConfig(name=prior))
+
+    def weights(seed: int) -> list[Tensor]:
+        models = [build(config, seed), build_prior(PriorConfig(name=prior, n_conditions=2), 3, seed)]
+        expected_shapes(config)
+        return [value for model in models for value in model.state_dict().values()]
+
+    alone = [weights(seed) for seed in range(4)]
+    before = torch.random.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(weights, [0, 1, 2, 3] * 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for found, expected in zip(together, alone * 2, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    # and seeds differ, or the above would say nothing
+    assert not torch.equal(alone[0][0], alone[1][0])
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_shapes_are_found_out_without_a_draw(prior: str):
+    config = ModelConfig(n_genes=9, n_latent=3, n_hidden=8, prior=PriorConfig(name=prior))
+    before = torch.random.get_rng_state()
+    shapes = expected_shapes(config)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert shapes == {name: tuple(value.shape) for name, value in build(config, 0).state_dict().items()}
+
+
+def test_the_device_is_of_one_thread_and_the_innermost_block_decides():
+    elsewhere: list[str] = []
+    with on_device("meta"):
+        thread = threading.Thread(target=lambda: elsewhere.append(torch.zeros(2).device.type))
+        thread.start()
+        thread.join()
+        assert torch.zeros(2).device.type == "meta"
+        assert torch.ones(2, device="cpu").device.type == "cpu"
+        with on_device("cpu"):
+            assert torch.tensor([1.0]).device.type == "cpu"
+    assert elsewhere == ["cpu"]
+    assert torch.arange(2).device.type == "cpu"
+
+
+def test_a_default_device_of_the_user_is_overruled_and_kept():
+    with torch.device("meta"):
+        with on_device("cpu"):
+            made = [
+                torch.zeros(2),
+                torch.tensor(1.0),
+                torch.randn(2),
+                torch.arange(3),
+                torch.full((2,), 1.0),
+                torch.eye(2),
+            ]
+        assert torch.zeros(2).device.type == "meta"
+    assert {tensor.device.type for tensor in made} == {"cpu"}
+
+
+class Value:
+    """A setting that counts how often it is written."""
+
+    def __init__(self, value: str) -> None:
+        self.value, self.n_written = value, 0
+
+    def setting(self, *also: str) -> SharedSetting[str]:
+        return SharedSetting(lambda: self.value, self.write, "ours", *also)
+
+    def write(self, value: str) -> None:
+        self.value, self.n_written = value, self.n_written + 1
+
+
+def test_the_last_one_out_puts_a_shared_setting_back():
+    value = Value("theirs")
+    setting = value.setting()
+    setting.take("a")
+    setting.take("b")
+    setting.release("a")
+    assert value.value == "ours"
+    setting.release("a")
+    assert value.value == "ours"
+    setting.release("b")
+    setting.release("b")
+    assert value.value == "theirs"
+
+
+@pytest.mark.parametrize("found", ["ours", "as good"])
+def test_a_shared_setting_that_is_as_it_should_be_is_never_written(found: str):
+    value = Value(found)
+    with value.setting("as good").held():
+        assert value.value == found
+    assert value.n_written == 0
+
+
+def test_who_sets_a_shared_setting_meanwhile_has_the_last_word():
+    value = Value("theirs")
+    with value.setting().held():
+        value.value = "another"
+    assert value.value == "another"
+
+
+def test_a_shared_setting_is_put_back_after_an_error_and_between_threads():
+    value = Value("theirs")
+    setting = value.setting()
+
+    def work(i: int) -> str:
+        try:
+            with setting.held():
+                found = value.value
+                if i % 3 == 0:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            pass
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(work, range(200))) == {"ours"}
+    assert value.value == "theirs"

@@ -1,0 +1,68 @@
+"""Fits in forked processes, which have one thread, and in others."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+
+# in a process of its own: threads that tests before it have started, and a test that hangs, do no harm
+CODE = """
+import multiprocessing, sys, threading, warnings
+warnings.simplefilter("ignore")
+import numpy as np, torch
+import vxpress as vx
+
+adata = vx.datasets.simulate(400, 300, n_batches=2, rng=1)
+
+def fit(_=None):
+    a = adata.copy()
+    vx.tl.fit_vae(a, "batch", max_epochs=1, n_latent=3, n_hidden=64, denoised=False)
+    return a.obsm["X_vae"]
+
+class Fits(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        return torch.from_numpy(fit())
+
+def in_pool():
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.map_async(fit, [0]).get(timeout=120)[0]
+
+torch.set_num_threads(1)
+expected = fit()
+torch.set_num_threads(2)
+found = {}
+fit()
+torch.empty(1 << 20).exp_()
+found["after a fit"] = in_pool()
+with_float64 = threading.Event()
+
+def fit_with_float64():
+    with_float64.set()
+    fit()
+
+torch.set_default_dtype(torch.float64)
+other = threading.Thread(target=fit_with_float64)
+other.start()
+with_float64.wait()
+found["during a fit"] = in_pool()
+other.join()
+assert torch.get_default_dtype() == torch.float64
+found["data loader"] = next(iter(torch.utils.data.DataLoader(Fits(), num_workers=1, timeout=120)))[0].numpy()
+assert torch.get_num_threads() == 2
+print(*(f"{name}: {np.array_equal(value, expected)}" for name, value in found.items()), sep="\\n")
+"""
+
+
+def test_a_forked_process_fits_with_one_thread():
+    done = subprocess.run([sys.executable, "-c", CODE], check=False, capture_output=True, text=True, timeout=500)
+    assert done.stdout.splitlines() == ["after a fit: True", "during a fit: True", "data loader: True"], done.stderr[
+        -2000:
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _tables.registry import REPORTED, Row, mean, number, one, pick, ranged, results, student, table
+from _tables.registry import REPORTED, Row, mean, mean_range, number, one, pick, ranged, results, student, table
 
 COMPARE = "python benchmarks/compare.py"
 SCORES = (("elbo", "ELBO"), ("iwae", "IWAE"))
@@ -271,4 +271,20 @@ def bounds() -> list[Row]:
     for name in REPORTED:
         for seed, run in enumerate(results("identities")[name]["runs"]):
             rows.append([name, str(seed), number(run["elbo"]), *(number(value) for value in run["bound"])])
+    return rows
+
+
+@table(
+    "calibration", ("predictive_check", "sets"), command="python benchmarks/predictive_check.py", kinds=["likelihood"]
+)
+def calibration() -> list[Row]:
+    """Coverage of predictive intervals, and moments."""
+    head = ["data, likelihood of the fit", "50 % interval", "90 % interval"]
+    rows: list[Row] = [[*head, "predicted / observed gene variance (median)", "zeros, predicted - observed"]]
+    for name, runs in results("predictive_check")["sets"].items():
+        half, nine, variance, zeros = zip(*runs, strict=True)
+        data, likelihood = name.split(", ")
+        data = "simulated NB" if data == "simulated" else data
+        numbers = [mean_range(half), mean_range(nine), number(mean(variance), 3), number(mean(zeros), 4, sign=True)]
+        rows.append([f"{data}, `{likelihood}`", *numbers])
     return rows

@@ -191,7 +191,7 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             "priors",
         ),
         (
-            "New cells told from held-out ones",
+            "New cells distinguished from held-out ones",
             f"AUROC {ranged(min(new), max(new))} (real cells: {ranged(min(real), max(real))})",
             many([a - b <= 0.1 for a, b in zip(new, real, strict=True)]),
             "generation",

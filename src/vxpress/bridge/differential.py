@@ -13,12 +13,14 @@ from scanpy import logging as logg
 from scipy import sparse
 
 from vxpress.bridge.columns import get_categories
+from vxpress.bridge.composition import LIBRARY, reference_genes, shift_of, warn_composition
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.matrix import canonical, check_counts, get_matrix, place, row_blocks
 from vxpress.bridge.names import each_value, find_name, find_names
 from vxpress.bridge.selection import Cells as CellSet
 from vxpress.bridge.selection import select_cells
 from vxpress.bridge.stored import StoredCells, stored_library
+from vxpress.core.inference.composition import displacement, relative
 from vxpress.core.inference.differential import (
     Comparison,
     Contrast,
@@ -248,14 +250,16 @@ class Question:
     n_draws: int
     batch_key: str | None
     sample_key: str | None
+    relative_to: str | tuple[str, ...] = LIBRARY
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Names of the ranked genes, the comparison of every tested group, and whether counts were used."""
+    """Names of the ranked genes, every tested group's comparison and fold change that counts as none, and whether counts were used."""
 
     genes: np.ndarray
     comparisons: Mapping[str, Comparison]
+    shifts: Mapping[str, float]
     counts: bool
 
 
@@ -302,17 +306,24 @@ def ask(
     counted = evidence is not None
     if evidence is None:
         evidence = expected_evidence(units, weights, expected.mean_kg[units.group_m], expected.alpha_g)
-    comparisons = {}
+    reference = reference_genes(question.relative_to, fit.genes[genes])
+    comparisons, shifts, displaced = {}, {}, {}
     for name, contrast in steps(contrasts.items(), "comparing groups"):
         here = evidence
         if contrast.confounded and counted and expected.shift_kg is not None:
             # exposures as they would be under shared batches: nothing but the model tells batch from group here
             here = replace(evidence, exposure_mg=evidence.exposure_mg * expected.shift_kg[units.group_m])
         by_sample = question.sample_key is not None or (contrast.confounded and contrast.sample_df(units) >= 1)
-        comparisons[name] = compare(
-            here, contrast, _prior(here, expected, contrast), delta=question.delta, by_sample=by_sample
-        )
-    return Answer(fit.genes[genes], comparisons, counted)
+        prior = _prior(here, expected, contrast)
+        shifts[name] = shift_of(question.relative_to, reference, here, contrast, name)
+        if question.relative_to == LIBRARY:
+            displaced[name] = displacement(here, contrast)
+        else:
+            here = relative(here, contrast, shifts[name])
+            prior = replace(prior, up_g=prior.up_g / 2.0 ** shifts[name])
+        comparisons[name] = compare(here, contrast, prior, delta=question.delta, by_sample=by_sample)
+    warn_composition(displaced, fit.genes[genes], question.delta)
+    return Answer(fit.genes[genes], comparisons, shifts, counted)
 
 
 def _genes(adata: AnnData, fit: Fit) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
+from vxpress.bridge.composition import LIBRARY, RelativeTo, asked_relative_to
 from vxpress.bridge.differential import CellSets, Groups, Question, ask
 from vxpress.bridge.find import Model
 from vxpress.bridge.matrix import get_matrix
@@ -39,6 +40,7 @@ def rank_genes_groups(
     cells: CellSets | None = None,
     reference_cells: CellSets | None = None,
     delta: float = 0.1,
+    relative_to: RelativeTo = "library",
     n_cells: int = 500,
     n_draws: int = 5,
     batch_key: str | Unset | None = UNSET,
@@ -84,6 +86,11 @@ def rank_genes_groups(
     delta
         Threshold on the absolute log2 fold change.  The default, 0.1 or 7 %, is above what a difference in composition
         or a residual batch effect does to genes that do not change; 0 asks for any difference.
+    relative_to
+        What counts as no change.  ``"library"``: an unchanged share of the size factor, that is of all molecules.  Shares
+        sum to one, so where few genes take many molecules of a group all its other genes go down; a warning names these
+        genes.  ``"median"``: the median log2 fold change over genes with 50 molecules or more, which assumes that fewer
+        than half of the genes change, as edgeR's TMM does.  A list of genes: these genes together do not change.
     n_cells
         Cells decoded per group; the counts of all cells are read whatever it is.  The mean over 500 cells is far better
         known than the ten molecules that it is worth.
@@ -129,12 +136,14 @@ def rank_genes_groups(
     ``adata.uns[...]["pvals_adj"]`` : structured :class:`numpy.ndarray` (dtype ``float64``)
         The same after Benjamini and Hochberg, over all ranked genes of the group.
     ``adata.uns[...]["params"]`` : :class:`dict`
-        scanpy's entries, ``"counts"`` (whether counts were used) and the arguments.
+        scanpy's entries, ``"counts"`` (whether counts were used) and the arguments; with ``relative_to``, ``"shift"`` is the
+        log2 fold change of every group that counts as none.
 
     Raises
     ------
     KeyError
-        If there is no such fit, posterior or column of ``obs``, or no layer that ``layer`` names.
+        If there is no such fit, posterior or column of ``obs``, no layer that ``layer`` names, or no gene that
+        ``relative_to`` names.
     ValueError
         If a group is unknown, only one has cells, sets of cells overlap or are empty, ``use_counts=True`` and there are
         none, the fit is Gaussian, or something else stands under ``key_added``.
@@ -192,7 +201,7 @@ def rank_genes_groups(
         asked = Groups.read(adata, groupby, groups, reference)
     else:
         asked = Groups.of_cells(adata, cells, reference_cells)
-    question = Question(asked, float(delta), n_cells, n_draws, batch, sample_key)
+    question = Question(asked, float(delta), n_cells, n_draws, batch, sample_key, asked_relative_to(relative_to))
     start = logg.info("ranking genes")
     with progress_bar("rank_genes_groups", progress):
         answer = ask(adata, stored, question, layer=where, use_counts=use_counts, rng=generator)
@@ -211,6 +220,11 @@ def rank_genes_groups(
         "counts": answer.counts,
     }
     params |= {k: v for k, v in (("batch_key", batch), ("sample_key", sample_key)) if v is not None}
+    if question.relative_to != LIBRARY:
+        params["relative_to"] = (
+            relative_to if isinstance(relative_to, str) else np.array(question.relative_to, dtype=object)
+        )
+        params["shift"] = np.array(list(answer.shifts.values()))
     results = Results(uns={name: {"params": params, **_layout(answer.genes, answer.comparisons, n_genes)}})
     adata = own(adata, copy=copy)
     results.write(adata)

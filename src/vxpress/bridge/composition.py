@@ -1,0 +1,87 @@
+"""What counts as no change: a fixed share of the molecules, the typical gene, or chosen genes; and when to ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from scanpy import logging as logg
+
+from vxpress.core.inference.composition import Displacement, typical_log2_fold
+from vxpress.core.inference.differential import Contrast, Evidence, Ints
+
+RelativeTo: TypeAlias = "str | Sequence[str]"
+LIBRARY, MEDIAN = "library", "median"
+# log2 fold change that few genes may lend to all others unsaid, above that of every cluster of PBMCs that was looked at (0.12)
+UNSAID = 0.2
+SHOWN = 3
+
+
+def asked_relative_to(relative_to: RelativeTo) -> str | tuple[str, ...]:
+    """``"library"``, ``"median"`` or names of genes, checked as far as that goes without the genes."""
+    if isinstance(relative_to, str):
+        if relative_to in (LIBRARY, MEDIAN):
+            return relative_to
+        msg = f"relative_to={relative_to!r} was given; 'library', 'median' or a list of genes is expected, for example relative_to=[{relative_to!r}]."
+        raise ValueError(msg)
+    if not isinstance(relative_to, Iterable):
+        msg = f"relative_to={relative_to!r} was given; 'library', 'median' or a list of genes is expected."
+        raise TypeError(msg)
+    names = tuple(dict.fromkeys(str(name) for name in relative_to))
+    if not names:
+        msg = "relative_to= names no gene; one or more are expected, or 'median'."
+        raise ValueError(msg)
+    return names
+
+
+def reference_genes(relative_to: str | tuple[str, ...], genes: np.ndarray) -> Ints | None:
+    """Positions of the genes that are named among those that are ranked; None where none are named."""
+    if isinstance(relative_to, str):
+        return None
+    place = {str(name): i for i, name in enumerate(genes)}
+    unknown = [name for name in relative_to if name not in place]
+    if unknown:
+        msg = f"relative_to= names {unknown[:5]}, which are not among the {len(genes)} genes that are ranked (for example {str(genes[0])!r})."
+        raise KeyError(msg)
+    return np.array([place[name] for name in relative_to], dtype=np.int64)
+
+
+def shift_of(
+    relative_to: str | tuple[str, ...], genes: Ints | None, evidence: Evidence, contrast: Contrast, name: str
+) -> float:
+    """The log2 fold change that counts as none in a comparison."""
+    if relative_to == LIBRARY:
+        return 0.0
+    found = typical_log2_fold(evidence, contrast, genes)
+    if np.isfinite(found):
+        return found
+    what = (
+        "too few genes have 50 molecules or more for their median"
+        if genes is None
+        else "its genes have no molecule on one side"
+    )
+    msg = f"relative_to=: in the comparison of {name!r} {what}. Name other genes, or leave relative_to= out."
+    raise ValueError(msg)
+
+
+def warn_composition(found: Mapping[str, Displacement], genes: np.ndarray, delta: float) -> None:
+    """Say where few genes move all others by more than the threshold and more than is usual."""
+    large = {name: one for name, one in found.items() if abs(one.log2) > max(delta, UNSAID)}
+    if not large:
+        return
+    parts = []
+    for name, one in list(large.items())[:SHOWN]:
+        shown = ", ".join(str(genes[g]) for g in one.gene_k[:SHOWN])
+        n = len(one.gene_k)
+        more = f" and {n - SHOWN} more" if n > SHOWN else ""
+        parts.append(
+            f"{name!r} ({shown}{more} hold {one.share_up:.0%} of its molecules and {one.share_down:.0%} of the others': "
+            f"{one.log2:+.2f})"
+        )
+    rest = f" and {len(large) - SHOWN} more" if len(large) > SHOWN else ""
+    logg.warning(
+        "Shares of molecules sum to one, so the few genes that differ most move the log2 fold changes of all other genes in "
+        f"{'; '.join(parts)}{rest}. Many genes may look {'down' if next(iter(large.values())).log2 < 0 else 'up'} for that reason alone. "
+        "relative_to='median' compares genes with the typical gene instead, relative_to=[...] with genes that you name."
+    )

@@ -1,0 +1,70 @@
+"""Shares of molecules sum to one: what a few genes take, all others lose, and how a comparison can be made without that.
+
+Robinson & Oshlack, A scaling normalization method for differential expression analysis of RNA-seq data, Genome Biology 2010.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vxpress.core.inference.differential import Contrast, Evidence, Floats, Ints
+
+# at most so many genes are few, and at most this share of all
+FEW, FEW_SHARE = 10, 0.02
+# molecules of a gene in both sets from which on its fold change says something, and genes that a median needs
+MIN_MOLECULES, MIN_GENES = 50, 20
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """By how much few genes move the log2 fold change of all others, which genes, and their share on both sides."""
+
+    log2: float
+    gene_k: Ints
+    share_up: float
+    share_down: float
+
+
+def displacement(evidence: Evidence, contrast: Contrast) -> Displacement:
+    """What the few genes whose shares differ most do to the others: these share what is left."""
+    up_g, down_g = _rates(evidence, contrast)
+    n_few = max(1, min(FEW, int(FEW_SHARE * len(up_g))))
+    gene_k = np.argsort(-np.abs(up_g - down_g), kind="stable")[:n_few].astype(np.int64)
+    up, down = (min(float(rate_g[gene_k].sum()), 0.999) for rate_g in (up_g, down_g))
+    return Displacement(float(np.log2((1 - up) / (1 - down))), gene_k, up, down)
+
+
+def typical_log2_fold(evidence: Evidence, contrast: Contrast, genes: Ints | None = None) -> float:
+    """The log2 fold change that counts as none: of these genes together, or the median over genes with enough molecules."""
+    up_g, down_g = _rates(evidence, contrast)
+    if genes is not None:
+        up, down = float(up_g[genes].sum()), float(down_g[genes].sum())
+        return float(np.log2(up / down)) if up > 0 and down > 0 else float("nan")
+    counts_g = evidence.counts_mg[contrast.unit_m].sum(0)
+    enough = (up_g > 0) & (down_g > 0) & (counts_g >= MIN_MOLECULES)
+    return float(np.median(np.log2(up_g[enough] / down_g[enough]))) if enough.sum() >= MIN_GENES else float("nan")
+
+
+def relative(evidence: Evidence, contrast: Contrast, log2_fold: float) -> Evidence:
+    """The evidence with the exposure of the first side multiplied by a fold change, so that it counts as none."""
+    exposure_mg = evidence.exposure_mg.copy()
+    exposure_mg[contrast.unit_m[contrast.up_m]] *= 2.0**log2_fold
+    return Evidence(evidence.units, evidence.counts_mg, exposure_mg, evidence.variance_mg, evidence.floor_g)
+
+
+def _rates(evidence: Evidence, contrast: Contrast) -> tuple[Floats, Floats]:
+    """Molecules per molecule counted on both sides, averaged over strata with the weights that a comparison gives them."""
+    m, up, stratum = contrast.unit_m, contrast.up_m, contrast.stratum_m
+    n = int(stratum.max()) + 1
+    sums = np.zeros((2, 2, n, evidence.counts_mg.shape[1]))
+    cells = np.zeros((2, n))
+    for side, which in enumerate((up, ~up)):
+        np.add.at(sums[side, 0], stratum[which], evidence.counts_mg[m[which]])
+        np.add.at(sums[side, 1], stratum[which], evidence.exposure_mg[m[which]])
+        np.add.at(cells[side], stratum[which], evidence.units.n_m[m[which]])
+    weight = cells[0] * cells[1] / cells.sum(0)
+    rates = sums[:, 0] / sums[:, 1]
+    found = (rates * (weight / weight.sum())[:, None]).sum(1)
+    return found[0], found[1]

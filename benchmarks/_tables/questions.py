@@ -46,6 +46,20 @@ def denoising() -> list[Row]:
     return rows
 
 
+@table("small-batches", ("small_batches", ""), command="python benchmarks/small_batches.py", kinds=["latent"])
+def small_batches() -> list[Row]:
+    """What is decoded under a batch of few cells, and under the others instead."""
+    found = results("small_batches")
+    rows: list[Row] = [
+        ["data set", "training cells of the batch", "decoded under it, %", "under the other batches, %", "another seed, %"]
+    ]
+    for name, n in sorted({(row["set"], row["n_train"]) for row in found}):
+        chosen = pick(found, set=name, n_train=n)
+        shares = (mean(100 * row[column] for row in chosen) for column in ("own", "others", "floor"))
+        rows.append([name, number(n, 0), *(number(share, 1) for share in shares)])
+    return rows
+
+
 @table("counterfactual", ("counterfactual", "effects"), command="python benchmarks/counterfactual.py", kinds=["latent"])
 def counterfactual() -> list[Row]:
     """Expression under another condition."""

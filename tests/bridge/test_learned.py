@@ -70,8 +70,16 @@ def test_the_first_few_are_named_and_the_rest_counted(warned: list[str]) -> None
 
 
 def test_where_no_batch_has_many_cells_all_are_used(warned: list[str]) -> None:
-    assert learned([1, MIN_CELLS - 1, 0]).all()
-    np.testing.assert_array_equal(learned([1, MIN_CELLS, 0]), [False, True, False])
+    few = MIN_CELLS - 1
+    for n_train, expected in (
+        ([1, few, 0], [True, True, False]),
+        ([1, MIN_CELLS, 0], [False, True, False]),
+        # where most cells are in small batches, their average says more than that of the others
+        ([few, few, MIN_CELLS], [True, True, True]),
+        ([few, few, 3 * MIN_CELLS], [False, False, True]),
+        ([0, 0], [True, True]),
+    ):
+        np.testing.assert_array_equal(learned(n_train), expected)
     obs = pd.DataFrame({"batch": list("aabbcc")})
     table = CovariateTable.learn(obs, "batch", [], [], None)
     assert table.trained_on(table.read(obs).categorical_nk.numpy()).batch_codes(None) == (0, 1, 2)
@@ -79,7 +87,7 @@ def test_where_no_batch_has_many_cells_all_are_used(warned: list[str]) -> None:
 
 
 def test_new_categories_have_no_training_cells_until_they_are_trained_on(table: CovariateTable) -> None:
-    query = pd.DataFrame({"batch": ["new"] * 20 + ["a"] * 5, "plate": "1"})
+    query = pd.DataFrame({"batch": ["new"] * 40 + ["a"] * 5, "plate": "1"})
     wider, added = table.with_categories_of(query)
     assert added == (("new",), ())
     assert wider.n_train == ((50, 50, 2, 3, 0), (35, 35, 35))
@@ -87,7 +95,7 @@ def test_new_categories_have_no_training_cells_until_they_are_trained_on(table: 
     codes_nk = wider.read(query).categorical_nk.numpy()
     # known categories are not trained again
     tuned = wider.trained_on(codes_nk, known=[4, 3])
-    assert tuned.n_train == ((50, 50, 2, 3, 20), (35, 35, 35))
+    assert tuned.n_train == ((50, 50, 2, 3, 40), (35, 35, 35))
     assert tuned.averaged_batches == (0, 1, 4)
 
 
@@ -99,8 +107,8 @@ def test_batches_of_one_cell_neither_lose_it_nor_enter_averages(warned: list[str
     settings = {"n_latent": 2, "n_hidden": 8, "max_epochs": 1}
     vx.tl.fit_vae(adata, "batch", **settings)
     said = " ".join(warned)
-    assert "4 categories with fewer than 10 training cells: 'lone0' (1), 'lone1' (1)" in said
-    assert "Averages over batches leave them out" in said
+    assert "4 categories with fewer than 30 training cells: 'lone0' (1), 'lone1' (1)" in said
+    assert "Averages over batches leave such batches out" in said
     lone = adata.obs["batch"].astype(str).str.startswith("lone")
     assert (adata.obs.loc[lone, "vae_split"] == "train").all()
     assert adata.uns["vae"]["covariates"]["n_train_0"].sum() == (adata.obs["vae_split"] == "train").sum()

@@ -128,7 +128,7 @@ class CovariateTable:
 
     @property
     def learned(self) -> tuple[np.ndarray, ...]:
-        """Which categories of each categorical column had enough training cells; all of them where none had."""
+        """Which categories of each categorical column had enough training cells; see :func:`learned`."""
         return tuple(learned(n) for n in self.n_train)
 
     @property
@@ -160,16 +160,17 @@ class CovariateTable:
         small, n = few(names, [self.n_train[0][code] for code in codes])
         if small:
             logg.warning(
-                f"transform_batch= names batches with fewer than {MIN_CELLS} training cells: {with_cells(small, n)}. The fit has "
-                "hardly learned them, and what is decoded under them is uncertain."
+                f"transform_batch= names batches with fewer than {MIN_CELLS} training cells: {with_cells(small, n)}. These are too few "
+                "to learn them well, and what is decoded under them is uncertain."
             )
         return codes
 
     def _warn_left_out(self) -> None:
-        names, n = few(self.batches, self.n_train[0]) if self.batch_key is not None else ((), ())
-        if names and len(names) < len(self.batches):
+        out = [code for code in range(len(self.batches)) if code not in self.averaged_batches]
+        if out:
+            named = with_cells([self.batches[code] for code in out], [self.n_train[0][code] for code in out])
             logg.warning(
-                f"The average over batches leaves out those with fewer than {MIN_CELLS} training cells: {with_cells(names, n)}. "
+                f"The average over batches leaves out those with fewer than {MIN_CELLS} training cells: {named}. "
                 "transform_batch= takes them in by name."
             )
 

@@ -105,11 +105,11 @@ def _warn_few_cells(covariates: CovariateTable) -> None:
         if not small:
             continue
         out = ""
-        if key == covariates.batch_key and len(small) < len(names):
-            out = " Averages over batches leave them out."
+        if key == covariates.batch_key and len(covariates.averaged_batches) < len(names):
+            out = " Averages over batches leave such batches out."
         logg.warning(
             f"obs[{key!r}] has {len(small)} categor{'y' if len(small) == 1 else 'ies'} with fewer than {MIN_LEARNED} training "
-            f"cells: {with_cells(small, n)}. The fit can hardly learn them.{out} Merge them with others, or drop their cells."
+            f"cells: {with_cells(small, n)}. These are too few to learn them well.{out} Merge them with others, or drop their cells."
         )
 
 

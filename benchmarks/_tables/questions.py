@@ -51,7 +51,13 @@ def small_batches() -> list[Row]:
     """What is decoded under a batch of few cells, and under the others instead."""
     found = results("small_batches")
     rows: list[Row] = [
-        ["data set", "training cells of the batch", "decoded under it, %", "under the other batches, %", "another seed, %"]
+        [
+            "data set",
+            "training cells of the batch",
+            "decoded under it, %",
+            "under the other batches, %",
+            "another seed, %",
+        ]
     ]
     for name, n in sorted({(row["set"], row["n_train"]) for row in found}):
         chosen = pick(found, set=name, n_train=n)

@@ -332,13 +332,24 @@ def test_demo_end_to_end(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert listing(out) == ["history.png", "kl.png", "latent.png", "posterior.png", "vxpress_demo.h5ad"]
+    figures = ["history.png", "integration.png", "kl.png", "latent.png", "posterior.png"]
+    assert listing(out) == [*figures, "vxpress_demo.h5ad"]
     adata = ad.read_h5ad(out / "vxpress_demo.h5ad")
     assert {"X_vae", "X_umap"} <= set(adata.obsm)
-    assert {"leiden", "bulk_labels"} <= set(adata.obs)
+    assert {"leiden", "batch", "cell_type"} <= set(adata.obs)
     assert str(adata.uns["vae"]["diagnostics"]["verdict"]) in done.stdout
-    for name in ("X_vae", "X_pca", "ARI / NMI"):
-        assert name in done.stdout
+    rows = {
+        line.split()[0]: [float(value) for value in line.split()[1:]]
+        for line in done.stdout.splitlines()
+        if re.match(r"X_\w+ +0", line)
+    }
+    # mixing, ARI at three resolutions, their mean
+    assert list(rows) == ["X_pca", "X_combat", "X_vae"]
+    for row in rows.values():
+        assert np.mean(row[1:4]) == pytest.approx(row[4], abs=0.011)
+    assert rows["X_vae"][0] > rows["X_pca"][0] + 0.5
+    assert rows["X_vae"][4] > rows["X_pca"][4] + 0.2
+    assert "simulated" in done.stdout
     assert all((out / name).stat().st_size > 10_000 for name in listing(out))
 
 

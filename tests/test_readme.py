@@ -45,6 +45,6 @@ def test_the_first_example_runs(tmp_path, monkeypatch, nothing_shown):
     assert example is not None
     names: dict = {}
     exec(compile(example[1], "README.md", "exec"), names)
-    assert names["adata"].obsm["X_umap"].shape == (700, 2)
+    assert names["adata"].obsm["X_umap"].shape == (2000, 2)
     assert len(plt.get_fignums()) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["pbmc.h5ad"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vxpress.datasets._pbmc68k_reduced import pbmc68k_reduced
+from vxpress.datasets._pbmc_batches import pbmc_batches
 from vxpress.datasets._simulate import simulate
 
-__all__ = ["pbmc68k_reduced", "simulate"]
+__all__ = ["pbmc68k_reduced", "pbmc_batches", "simulate"]

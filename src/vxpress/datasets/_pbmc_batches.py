@@ -1,0 +1,127 @@
+"""Cells in batches, drawn from what the embedded real cells say of blood."""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+from scipy import sparse
+
+from vxpress._keys import LIBRARY_SIZE
+from vxpress.datasets._pbmc68k_reduced import pbmc68k_reduced
+
+LABELS = "bulk_labels"
+# types of fewer real cells, and genes of fewer molecules in them, say too little of their mean
+MIN_CELLS, MIN_MOLECULES = 20, 20
+# molecules, spread as over all cells, that a type's counts are filled up with
+PRIOR_MOLECULES = 2_000.0
+# sd over genes of the natural log of a batch's factors, its depth, and how unevenly types are spread over batches
+BATCH_SD = 0.25
+DEPTHS = (1.0, 0.6, 1.5)
+CONCENTRATION = 3.0
+LOWEST_THETA, HIGHEST_THETA = 0.3, 100.0
+
+Floats = NDArray[np.float64]
+
+
+def pbmc_batches(n_obs: int = 2000, *, rng: int | np.random.Generator | None = 0) -> AnnData:
+    r"""Blood cells in three batches, simulated from estimates of real ones.
+
+    The composition of each cell type, the dispersion of each gene and the spread of molecules per cell are estimated from
+    :func:`pbmc68k_reduced`, 700 real cells.  Counts are drawn from them,
+
+    .. math::
+
+        x_{ng} \sim \mathrm{NB}(\mathrm{mean} = l_n \rho_{c(n) g} f_{b(n) g},\;
+        \mathrm{var} = \mathrm{mean} + \mathrm{mean}^2 / \theta_g),
+
+    with a batch effect that is simulated too: every batch multiplies every gene by a factor of its own (log-normal, standard
+    deviation of the log 0.25), has a depth of its own (1, 0.6 and 1.5 times that of the real cells) and its own shares of the cell
+    types.  Cells of one type differ by nothing else, so the labels are true, which those of real cells are only in part.
+
+    Parameters
+    ----------
+    n_obs
+        Cells.
+    rng
+        Seed or generator; the same seed gives the same data.
+
+    Returns
+    -------
+    Annotated matrix, ``n_obs`` x 728 (genes with at least 20 molecules in the real cells), with the following fields:
+
+    `adata.X` : :class:`scipy.sparse.csr_matrix` (dtype `float32`)
+        Counts.
+    `adata.obs['batch']`, `adata.obs['cell_type']` : :class:`pandas.Series` (dtype `category`)
+        Batch and true cell type: the types of ``bulk_labels`` with at least 20 real cells.
+    `adata.obs['library_size']` : :class:`pandas.Series` (dtype `float64`)
+        Molecules counted in the cell.
+
+    Raises
+    ------
+    ValueError
+        If ``n_obs`` is no whole number from 1.
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc_batches(600)
+    >>> adata.shape
+    (600, 728)
+    >>> adata.obs["batch"].cat.categories.tolist()
+    ['batch_0', 'batch_1', 'batch_2']
+    """
+    try:
+        n_obs = 0 if isinstance(n_obs, bool) else operator.index(n_obs)
+    except TypeError:
+        n_obs = 0
+    if n_obs < 1:
+        msg = f"n_obs={n_obs!r} was given; a whole number of at least 1 is expected."
+        raise ValueError(msg)
+    rng = np.random.default_rng(rng)
+    real = pbmc68k_reduced()
+    real = real[real.obs.groupby(LABELS, observed=True)[LABELS].transform("size") >= MIN_CELLS]
+    real = real[:, np.asarray(real.X.sum(axis=0)).ravel() >= MIN_MOLECULES]
+    labels = pd.Categorical(real.obs[LABELS]).remove_unused_categories()
+    counts = real.X.toarray().astype(np.float64)
+    type_n = np.asarray(labels.codes, dtype=np.int64)
+    rho_cg = _composition(counts, type_n)
+    theta_g = _dispersion(counts, rho_cg[type_n] * counts.sum(1, keepdims=True))
+
+    n_batches, shares_c = len(DEPTHS), np.bincount(type_n) / len(type_n)
+    factor_bg = np.exp(rng.normal(0.0, BATCH_SD, (n_batches, rho_cg.shape[1])))
+    shares_bc = rng.dirichlet(CONCENTRATION * len(shares_c) * shares_c, size=n_batches)
+    batch_n = rng.permutation(np.arange(n_obs) % n_batches)
+    drawn_n = np.array([rng.choice(len(shares_c), p=shares_bc[b]) for b in batch_n], dtype=np.int64)
+    # depths as those of real cells of the type
+    depth_n = np.array([rng.choice(counts.sum(1)[type_n == c]) for c in drawn_n]) * np.array(DEPTHS)[batch_n]
+    mean_ng = rho_cg[drawn_n] * factor_bg[batch_n]
+    mean_ng *= (depth_n / mean_ng.sum(1))[:, None]
+    x = sparse.csr_matrix(
+        rng.poisson(rng.standard_gamma(theta_g, mean_ng.shape) * (mean_ng / theta_g)).astype(np.float32)
+    )
+    obs = pd.DataFrame(
+        {
+            "batch": pd.Categorical.from_codes(batch_n, [f"batch_{b}" for b in range(n_batches)]),
+            "cell_type": pd.Categorical.from_codes(drawn_n, labels.categories),
+            LIBRARY_SIZE: x @ np.ones(x.shape[1]),
+        },
+        index=pd.Index([f"cell_{i}" for i in range(n_obs)]),
+    )
+    return AnnData(x, obs=obs, var=real.var[[]].copy())
+
+
+def _composition(counts: Floats, type_n: NDArray[np.int64]) -> Floats:
+    """Share of each gene in each type, (c, g), drawn a little to that of all cells."""
+    overall_g = counts.sum(0) / counts.sum()
+    sums_cg = np.stack([counts[type_n == c].sum(0) for c in range(type_n.max() + 1)]) + PRIOR_MOLECULES * overall_g
+    return np.asarray(sums_cg / sums_cg.sum(1, keepdims=True))
+
+
+def _dispersion(counts: Floats, mean_ng: Floats) -> Floats:
+    """Inverse overdispersion of each gene by its moments: what the squared residuals exceed the means by."""
+    excess_g = (np.square(counts - mean_ng) - mean_ng).sum(0)
+    return np.clip(np.square(mean_ng).sum(0) / np.maximum(excess_g, 1e-12), LOWEST_THETA, HIGHEST_THETA)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import itertools
 import os
 import re
@@ -20,8 +22,8 @@ from anndata import AnnData
 import vxpress as vx
 from vxpress import _cli
 from vxpress._cli import main, write
+from vxpress._fit_options import fit_options, further_options, given
 from vxpress.core import training
-from vxpress.core.presets import PRESETS
 
 QUICK = ["--max-epochs", "2", "--n-latent", "3"]
 
@@ -52,23 +54,27 @@ def fit(*arguments: str | Path) -> int:
         (["fit", "in.h5ad"], "-o/--output"),
         (["fit", "in.csv", "-o", "out.h5ad"], "'in.csv' should end in .h5ad or .zarr"),
         (["fit", "in.h5ad", "-o", "out.loom"], "'out.loom' should end in .h5ad or .zarr"),
-        (["fit", "in.h5ad", "-o", "out.h5ad", "--max-epochs", "0"], "'0' should be a whole number above 0"),
-        (["fit", "in.h5ad", "-o", "out.h5ad", "--rng", "-1"], "'-1' should be a whole number, 0 or above"),
-        (["fit", "in.h5ad", "-o", "out.h5ad", "--rng", "one"], "'one' should be a whole number, 0 or above"),
+        (["fit", "in.h5ad", "-o", "out.h5ad", "--n-top-genes", "0"], "'0' should be a whole number above 0"),
+        (["fit", "in.h5ad", "-o", "out.h5ad", "--max-epochs", "1.5"], "--max-epochs: '1.5' should be a whole number"),
+        (["fit", "in.h5ad", "-o", "out.h5ad", "--beta", "much"], "--beta: 'much' should be a number"),
+        (["fit", "in.h5ad", "-o", "out.h5ad", "--speed", "9"], "unrecognized arguments: --speed 9"),
+        (["fit", "in.h5ad", "-o", "out.h5ad", "--rng", "one"], "'one' should be a whole number"),
         (["fit", "in.h5ad", "-o", "out.h5ad", "--likelihood", "gamma"], "invalid choice"),
     ],
 )
 def test_wrong_usage_is_status_2(arguments, message, capsys):
     assert main(arguments) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
 
 
 def test_help_and_version_are_status_0(capsys):
     assert main(["fit", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "vxpress fit counts.h5ad -o fitted.h5ad" in said
-    by_default, likelihood = PRESETS[None].n_latent, PRESETS["likelihood"].n_latent
-    assert f"latent dimensions (default: {by_default}; {likelihood} with --preset likelihood)" in said
+    assert "Dimensions of the latent space; 10 by default" in said
+    assert "--n-latent N" in said
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("vxpress ")
 
@@ -81,7 +87,7 @@ def test_help_imports_neither_torch_nor_scanpy():
 # wrong data and settings
 
 
-def test_wrong_data_and_settings_are_status_1_with_one_line(counts, tmp_path, capsys):
+def test_wrong_data_are_status_1_with_one_line(counts, tmp_path, capsys):
     out = tmp_path / "out.h5ad"
     normalised = vx.datasets.simulate(20, 10)
     normalised.X = normalised.X * 0.5
@@ -89,15 +95,8 @@ def test_wrong_data_and_settings_are_status_1_with_one_line(counts, tmp_path, ca
     (tmp_path / "broken.h5ad").write_bytes(b"no HDF5")
     before = listing(tmp_path)
     cases: list[tuple[list[str | Path], str]] = [
-        ([tmp_path / "absent.h5ad", "-o", out], "does not exist"),
         ([tmp_path / "broken.h5ad", "-o", out], "cannot be read as an AnnData"),
         ([tmp_path / "normalised.h5ad", "-o", out], "not whole numbers"),
-        ([counts, "-o", tmp_path / "nowhere" / "out.h5ad"], "is not a folder"),
-        ([counts, "-o", counts], "--overwrite"),
-        ([counts, "-o", out, "--batch-key", "nothing"], "'nothing' is not a column of adata.obs"),
-        ([counts, "-o", out, "--layer", "nothing"], "layer='nothing'"),
-        ([counts, "-o", out, "--device", "abacus"], "device='abacus'"),
-        ([counts, "-o", out, "--n-latent", "5000"], "n_latent=5000"),
     ]
     for arguments, message in cases:
         assert fit(*arguments) == 1
@@ -106,6 +105,64 @@ def test_wrong_data_and_settings_are_status_1_with_one_line(counts, tmp_path, ca
         assert message in error
         assert "Traceback" not in error
         assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-key", "nothing"], "--batch-key: 'nothing' is not a column of obs of .*in.h5ad .found: group, batch"),
+        (["--labels-key", "nothing", "--dispersion", "gene-label"], "--labels-key: 'nothing' is not a column of obs"),
+        (["--categorical-covariate-keys", "batch", "x"], "--categorical-covariate-keys: 'x' is not a column of obs"),
+        (["--continuous-covariate-keys", "x"], "--continuous-covariate-keys: 'x' is not a column of obs"),
+        (["--library", "x"], "--library: 'x' is not a column of obs"),
+        (["--mask-var", "x"], "--mask-var: 'x' is not a column of var"),
+        (["--layer", "nothing"], "--layer: 'nothing' is not a layer of .*found: none"),
+        (["--device", "abacus"], "device='abacus'"),
+        (["--n-latent", "5000"], "n_latent=5000"),
+        (["--max-epochs", "0"], "max_epochs=0"),
+        (["--batch-size", "0"], "batch_size=0"),
+        (["--beta", "-1"], "beta=-1"),
+        (["--rng", "-1"], "rng=-1"),
+        (["--learning-rate", "99"], "learning_rate=99"),
+        (["--validation-fraction", "2"], "validation_fraction=2"),
+        (["--cure", "--validation-fraction", "0"], "validation_fraction=0"),
+        (["--objective", "iwae", "--prior", "diffusion"], "objective='iwae'"),
+        (["--key-added", "a/b"], "'a/b'"),
+        (["--target-sum", "0"], "target_sum=0"),
+    ],
+)
+def test_what_the_file_lacks_and_settings_out_of_range_are_status_2_before_data_are_read(
+    counts, tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.setattr(_cli, "_read", lambda _: pytest.fail("the data were read"))
+    assert fit(counts, "-o", tmp_path / "out.h5ad", *arguments) == 2
+    error = capsys.readouterr().err
+    assert re.match(rf"vxpress: .*{message}", error)
+    assert len(error.splitlines()) == 1
+    assert listing(tmp_path) == ["in.h5ad"]
+
+
+def test_paths_that_cannot_be_are_status_2(counts, tmp_path, capsys):
+    out = tmp_path / "out.h5ad"
+    cases: list[tuple[list[str | Path], str]] = [
+        ([tmp_path / "absent.h5ad", "-o", out], "does not exist"),
+        ([counts, "-o", tmp_path / "nowhere" / "out.h5ad"], "is not a folder"),
+        ([counts, "-o", counts], "--overwrite"),
+    ]
+    for arguments, message in cases:
+        assert fit(*arguments) == 2
+        assert message in capsys.readouterr().err
+        assert listing(tmp_path) == ["in.h5ad"]
+
+
+def test_a_file_without_x_needs_a_layer(tmp_path, capsys):
+    adata = vx.datasets.simulate(60, 20)
+    adata.layers["counts"], adata.X = adata.X, None
+    path = tmp_path / "in.h5ad"
+    adata.write_h5ad(path)
+    assert fit(path, "-o", tmp_path / "out.h5ad") == 2
+    assert "has no X. Name the layer that holds the counts with --layer (found: counts)" in capsys.readouterr().err
+    assert fit(path, "-o", tmp_path / "out.h5ad", "--layer", "counts", *QUICK) == 0
 
 
 def test_interrupt_is_status_130_and_leaves_nothing(counts, tmp_path, monkeypatch, capsys):
@@ -241,6 +298,49 @@ def test_fit_reads_and_writes_zarr(counts, tmp_path):
     assert listing(tmp_path) == ["first.zarr", "in.h5ad", "second.zarr"]
 
 
+def test_every_argument_of_a_fit_is_an_option_and_reads_as_python_has_it():
+    by_name = {option.name: option for option in (*fit_options(), *further_options())}
+    arguments = inspect.signature(vx.tl.fit_vae).parameters
+    fields = {field.name for field in dataclasses.fields(vx.tl.FitOptions)}
+    assert set(by_name) == (set(arguments) - {"adata", "options", "copy"}) | fields
+    assert all(option.text and len(option.text) < 700 for option in by_name.values())
+    parser = _cli._parser()
+
+    def read(*words: str) -> dict:
+        settings, further = given(parser.parse_args(["fit", "in.h5ad", "-o", "out.h5ad", *words]))
+        return settings | further
+
+    assert read() == {}
+    examples: dict[str, tuple[list[str], object]] = {
+        "batch_key": (["donor"], "donor"),
+        "continuous_covariate_keys": (["age", "size"], ["age", "size"]),
+        "n_latent": (["7"], 7),
+        "beta": (["0.5"], 0.5),
+        "likelihood": (["auto"], "auto"),
+        "dispersion": (["gene-batch"], "gene-batch"),
+        "mask_var": (["none"], None),
+        "rng": (["none"], None),
+        "layer": (["none"], "none"),
+        "norm": (["none"], "none"),
+        "learning_rate": (["1e-3"], 1e-3),
+        "decoder": (["linear"], "linear"),
+    }
+    for name, (words, value) in examples.items():
+        assert read(by_name[name].flag, *words) == {name: value}
+    for name in ("cure", "denoised", "early_stopping", "progress", "keep_best"):
+        assert read(f"--{name.replace('_', '-')}") == {name: True}
+        assert read(f"--no-{name.replace('_', '-')}") == {name: False}
+
+
+def test_options_of_fit_options_reach_the_fit(counts, tmp_path):
+    out = tmp_path / "out.h5ad"
+    assert fit(counts, "-o", out, *QUICK, "--dropout", "0.25", "--decoder", "linear", "--beta", "2") == 0
+    params = ad.read_h5ad(out).uns["vae"]["params"]
+    assert float(params["model"]["dropout"]) == 0.25
+    assert str(params["model"]["decoder"]) == "linear"
+    assert float(params["train"]["beta"]) == 2.0
+
+
 # the file
 
 
@@ -291,7 +391,7 @@ def test_an_output_that_came_into_being_meanwhile_is_kept(counts, tmp_path, monk
 
 def test_a_folder_is_no_h5ad(counts, tmp_path, capsys):
     (tmp_path / "out.h5ad").mkdir()
-    assert fit(counts, "-o", tmp_path / "out.h5ad", "--overwrite") == 1
+    assert fit(counts, "-o", tmp_path / "out.h5ad", "--overwrite") == 2
     assert "is a folder" in capsys.readouterr().err
 
 

@@ -1,6 +1,6 @@
 """The commands ``vxpress demo`` and ``vxpress fit``.
 
-Exit status: 0 done, 1 the data or the settings are wrong, 2 the command line is, 130 interrupted, 143 stopped by SIGTERM,
+Exit status: 0 done, 1 the data are wrong, 2 the command line is (an option, a path, a name that the file lacks), 130 interrupted, 143 stopped by SIGTERM,
 129 by the end of its terminal; training that was stopped after its first epoch is written all the same, with its best state.
 """
 
@@ -10,19 +10,31 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from vxpress._file_names import FileNames
+from vxpress._fit_options import fit_options, further_options, given
 from vxpress._signals import StopSignals
-from vxpress.core.config import LikelihoodName, ObjectiveName, Preset, PriorName
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 OK, WRONG, USAGE, INTERRUPTED = 0, 1, 2, 130
 SUFFIXES = (".h5ad", ".zarr")
+# arguments of a fit that name what the data hold
+OF_THE_DATA = (
+    "layer",
+    "mask_var",
+    "batch_key",
+    "categorical_covariate_keys",
+    "continuous_covariate_keys",
+    "library",
+    "key_added",
+    "progress",
+)
 
 FIT_EXAMPLES = """\
 examples:
@@ -75,9 +87,7 @@ def _verbosity() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vxpress", description="Conditional variational autoencoders of single-cell counts."
-    )
+    parser = _Parser(prog="vxpress", description="Conditional variational autoencoders of single-cell counts.")
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -95,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = commands.add_parser(
         "fit",
+        usage="vxpress fit INPUT -o OUTPUT [settings]",
         help="fit an .h5ad or .zarr file of raw counts",
         description="Fit a conditional variational autoencoder to the raw counts of an AnnData file, as\n"
         "vx.tl.fit_vae does with the same settings, and write the AnnData with the results.\n"
@@ -105,40 +116,30 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("input", type=_data_path, help="AnnData file with raw counts, .h5ad or .zarr")
     fit.add_argument("-o", "--output", type=_data_path, required=True, help="file to write, .h5ad or .zarr")
     fit.add_argument("--overwrite", action="store_true", help="replace the output where it exists; it may be the input")
-    fit.add_argument("--layer", help="layer that holds the counts (default: X)")
-    fit.add_argument("--batch-key", metavar="COLUMN", help="column of obs with the batches to correct for")
-    fit.add_argument("--categorical-covariate-keys", nargs="+", default=[], metavar="COLUMN", help="further categories")
-    fit.add_argument("--continuous-covariate-keys", nargs="+", default=[], metavar="COLUMN", help="numeric covariates")
     fit.add_argument(
         "--n-top-genes",
         type=_positive,
         metavar="N",
         help="model this many highly variable genes, chosen as vx.pp.highly_variable_genes does, within the batches "
-        '(default: var["highly_variable"] where there is one, else all genes)',
+        "(default: see --mask-var)",
     )
-    fit.add_argument(
-        "--likelihood", choices=[*get_args(LikelihoodName), "auto"], help="distribution of the counts (default: nb)"
+    settings = fit.add_argument_group("settings", "The arguments of vx.tl.fit_vae, with its defaults.")
+    for option in fit_options():
+        option.add_to(settings)
+    further = fit.add_argument_group(
+        "further settings", "The fields of vx.tl.FitOptions; left out, the preset chooses."
     )
-    fit.add_argument(
-        "--n-latent", type=_positive, metavar="N", help="latent dimensions (default: 10; 20 with --preset likelihood)"
-    )
-    fit.add_argument(
-        "--max-epochs", type=_positive, metavar="N", help="passes over the cells (default: by their number)"
-    )
-    fit.add_argument("--preset", choices=get_args(Preset), help="a named set of defaults")
-    fit.add_argument(
-        "--prior",
-        choices=get_args(PriorName),
-        help="prior of the latent space, learned unless normal (default: normal)",
-    )
-    fit.add_argument("--objective", choices=get_args(ObjectiveName), help="what is maximised (default: elbo)")
-    fit.add_argument("--cure", action="store_true", help="fit again with what may cure a fit that is found ill")
-    fit.add_argument("--no-denoised", action="store_true", help="leave out the dense layer of denoised expression")
-    fit.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0 (default: auto)")
-    fit.add_argument("--rng", type=_seed, default=0, metavar="SEED", help="seed (default: 0)")
-    fit.add_argument("--key-added", metavar="NAME", help="name under which the results are written (default: vae)")
+    for option in further_options():
+        option.add_to(further)
     fit.set_defaults(command=_fit)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage, which has many, is a matter of ``--help``."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"vxpress: {message}. {self.prog} --help lists what is possible.\n")
 
 
 class _Version(argparse.Action):
@@ -169,24 +170,27 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        msg = f"{text!r} should be a whole number, 0 or above"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
-
-
 def _fit(arguments: argparse.Namespace) -> int:
     source, target = arguments.input, arguments.output
-    # what can be found wrong before the hours of a fit is found now
-    _check_target(target, overwrite=arguments.overwrite)
-    if not source.exists():
-        msg = f"{source} does not exist."
-        raise FileNotFoundError(msg)
+    settings, further = given(arguments)
+    # what can be found wrong before the hours of a fit, and before the data are read, is found now
+    try:
+        _check_target(target, overwrite=arguments.overwrite)
+        if not source.exists():
+            msg = f"{source} does not exist."
+            raise FileNotFoundError(msg)
+        names = FileNames.of(source)
+    except OSError as error:
+        return _fail(str(error), USAGE)
+    try:
+        _check_names(settings, names, source)
+        settings = _checked(settings, further)
+    except (ValueError, TypeError, ImportError) as error:
+        return _fail(str(error), USAGE)
 
     adata = _read(source)
     print(f"read {source}: {adata.n_obs:,} cells x {adata.n_vars:,} genes")
-    stored = _run_fit(adata, arguments)
+    stored = _run_fit(adata, arguments.n_top_genes, settings)
     write(adata, target, overwrite=arguments.overwrite)
     print(f"wrote {target}")
     if was_interrupted(stored):
@@ -195,35 +199,51 @@ def _fit(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _run_fit(adata: AnnData, arguments: argparse.Namespace) -> Any:
+def _check_names(settings: Mapping[str, Any], names: FileNames, source: Path) -> None:
+    """Raise for a column or layer that the file lacks."""
+    columns: list[tuple[str, str]] = []
+    for name in ("batch_key", "labels_key", "categorical_covariate_keys", "continuous_covariate_keys"):
+        value = settings.get(name)
+        columns += [(name, key) for key in ([value] if isinstance(value, str) else value or ())]
+    if settings.get("library") not in (None, "observed", "latent"):
+        columns.append(("library", settings["library"]))
+    wanted = [(name, key, "column of obs", names.obs) for name, key in columns]
+    if settings.get("mask_var") is not None:
+        wanted.append(("mask_var", settings["mask_var"], "column of var", names.var))
+    if settings.get("layer") is not None:
+        wanted.append(("layer", settings["layer"], "layer", names.layers))
+    for name, key, kind, found in wanted:
+        if key not in found:
+            msg = f"--{name.replace('_', '-')}: {key!r} is not a {kind} of {source} (found: {', '.join(found) or 'none'})."
+            raise ValueError(msg)
+    if settings.get("layer") is None and not names.has_x:
+        msg = f"{source} has no X. Name the layer that holds the counts with --layer (found: {', '.join(names.layers) or 'none'})."
+        raise ValueError(msg)
+
+
+def _checked(settings: dict[str, Any], further: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ``fit_vae``, checked as far as that goes without the data."""
+    from vxpress._keys import Keys
+    from vxpress.tl import FitOptions
+    from vxpress.tl._fit_vae import check_arguments
+
+    settings = settings | {"options": FitOptions(**further)} if further else settings
+    Keys.of(settings.get("key_added"))
+    check_arguments(**{name: value for name, value in settings.items() if name not in OF_THE_DATA})
+    return settings
+
+
+def _run_fit(adata: AnnData, n_top_genes: int | None, settings: Mapping[str, Any]) -> Any:
     """Fit, and return the fit as ``uns`` holds it."""
     import vxpress as vx
     from vxpress._keys import Keys
 
-    if arguments.n_top_genes is not None:
-        vx.pp.highly_variable_genes(
-            adata, n_top_genes=arguments.n_top_genes, layer=arguments.layer, batch_key=arguments.batch_key
-        )
+    if n_top_genes is not None:
+        layer, batch_key = settings.get("layer"), settings.get("batch_key")
+        vx.pp.highly_variable_genes(adata, n_top_genes=n_top_genes, layer=layer, batch_key=batch_key)
     start = time.perf_counter()
-    vx.tl.fit_vae(
-        adata,
-        arguments.batch_key,
-        layer=arguments.layer,
-        categorical_covariate_keys=arguments.categorical_covariate_keys,
-        continuous_covariate_keys=arguments.continuous_covariate_keys,
-        likelihood=arguments.likelihood,
-        n_latent=arguments.n_latent,
-        max_epochs=arguments.max_epochs,
-        preset=arguments.preset,
-        prior=arguments.prior,
-        objective=arguments.objective,
-        cure=arguments.cure,
-        denoised=False if arguments.no_denoised else None,
-        device=arguments.device,
-        rng=arguments.rng,
-        key_added=arguments.key_added,
-    )
-    stored = adata.uns[Keys.of(arguments.key_added).uns]
+    vx.tl.fit_vae(adata, **settings)
+    stored = adata.uns[Keys.of(settings.get("key_added")).uns]
     report(stored, time.perf_counter() - start)
     return stored
 

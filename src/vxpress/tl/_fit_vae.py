@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -260,33 +260,32 @@ def fit_vae(
     check_single_process()
     keys = Keys.of(key_added)
     check_free(adata, keys)
-    torch_device = resolve_device(device)
-    generator, split_generator = seed_of(rng), seed_of(split_rng, "split_rng")
-    settings = resolve(
-        preset,
-        {
-            "likelihood": likelihood,
-            "n_latent": n_latent,
-            "n_hidden": n_hidden,
-            "n_layers": n_layers,
-            "kl_warmup": kl_warmup,
-            "free_bits": free_bits,
-            "prior": prior,
-            "objective": objective,
-            "batch_size": batch_size,
-            "early_stopping": early_stopping,
-        },
-        options,
+    asked = check_arguments(
+        labels_key=labels_key,
+        likelihood=likelihood,
+        dispersion=dispersion,
+        n_latent=n_latent,
+        n_hidden=n_hidden,
+        n_layers=n_layers,
+        prior=prior,
+        objective=objective,
+        beta=beta,
+        kl_warmup=kl_warmup,
+        free_bits=free_bits,
+        max_epochs=max_epochs,
+        batch_size=batch_size,
+        validation_fraction=validation_fraction,
+        early_stopping=early_stopping,
+        preset=preset,
+        options=options,
+        cure=cure,
+        denoised=denoised,
+        target_sum=target_sum,
+        device=device,
+        rng=rng,
+        split_rng=split_rng,
     )
-    _check_objective(settings)
-    _check_arguments(labels_key, dispersion, validation_fraction, target_sum)
-    choosing = settings.likelihood == "auto"
-    if choosing:
-        _check_choosing(validation_fraction)
-        settings = replace(settings, likelihood=CANDIDATES[0])
-    if not (denoised is None or isinstance(denoised, bool)):
-        msg = f"denoised={denoised!r} was given; True, False or None is expected."
-        raise ValueError(msg)
+    settings = asked.settings
     request = Request(
         layer,
         mask_var,
@@ -296,19 +295,13 @@ def fit_vae(
         labels_key,
         library,
     )
-    if not isinstance(cure, bool):
-        msg = f"cure={cure!r} was given; True or False is expected."
-        raise ValueError(msg)
-    if cure and validation_fraction == 0:
-        msg = "cure=True judges by held-out cells, and validation_fraction=0 leaves none. Pass validation_fraction=0.1."
-        raise ValueError(msg)
     start = logg.info("fitting a variational autoencoder")
     with progress_bar("fit_vae", progress):
         prepared = prepare(
             adata,
             request,
             validation_fraction=validation_fraction,
-            split_rng=split_generator,
+            split_rng=asked.split_rng,
             library_of_modelled_genes=settings.library_of_modelled_genes,
         )
         logg.info(f"    library: {prepared.library.source}")
@@ -322,8 +315,8 @@ def fit_vae(
         )
         runner = Runner(
             prepared,
-            rng=generator,
-            device=torch_device,
+            rng=asked.rng,
+            device=asked.device,
             start_from_data=settings.start_from_data,
             describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
         )
@@ -332,7 +325,7 @@ def fit_vae(
         if cure:
             fitted, diagnosis = walk_ladder(runner, fitted, diagnosis, lambda tried: diagnosis_of(prepared, tried))
         choice: dict[str, Any] = {}
-        if choosing:
+        if asked.choosing:
             # after a cure: what an ill fit cannot say of cells, extra zeros would have to explain
             simplest = fitted
             fitted, choice = choose_likelihood(runner, simplest)
@@ -362,7 +355,7 @@ def fit_vae(
                 preset=preset,
                 rng=_seed_of(rng),
                 split_rng=_seed_of(split_rng),
-                device=str(torch_device),
+                device=str(asked.device),
                 stopped=fitted.outcome.stopped,
                 best_epoch=fitted.outcome.best_epoch,
                 n_steps=fitted.outcome.n_steps,
@@ -383,6 +376,91 @@ def fit_vae(
 
         target = finish(fitted.outcome, complete)
     return target if copy else None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Arguments of a fit that were found to be sound."""
+
+    device: torch.device
+    rng: np.random.Generator
+    split_rng: np.random.Generator
+    settings: Settings
+    choosing: bool
+
+
+def check_arguments(
+    *,
+    labels_key: str | None = None,
+    likelihood: LikelihoodName | Literal["auto"] | None = None,
+    dispersion: Dispersion = "gene",
+    n_latent: int | None = None,
+    n_hidden: int | None = None,
+    n_layers: int | None = None,
+    prior: PriorName | None = None,
+    objective: ObjectiveName | None = None,
+    beta: float = 1.0,
+    kl_warmup: float | None = None,
+    free_bits: float | None = None,
+    max_epochs: int | None = None,
+    batch_size: int | None = None,
+    validation_fraction: float = 0.1,
+    early_stopping: bool | None = None,
+    preset: Preset | None = None,
+    options: FitOptions | None = None,
+    cure: bool = False,
+    denoised: bool | None = None,
+    target_sum: float = 1e4,
+    device: str | torch.device = "auto",
+    rng: int | np.random.Generator | None = 0,
+    split_rng: int | np.random.Generator | None = 0,
+) -> Asked:
+    """Check what can be checked without the data; the arguments, and what they raise, are those of :func:`fit_vae`."""
+    torch_device = resolve_device(device)
+    generator, split_generator = seed_of(rng), seed_of(split_rng, "split_rng")
+    settings = resolve(
+        preset,
+        {
+            "likelihood": likelihood,
+            "n_latent": n_latent,
+            "n_hidden": n_hidden,
+            "n_layers": n_layers,
+            "kl_warmup": kl_warmup,
+            "free_bits": free_bits,
+            "prior": prior,
+            "objective": objective,
+            "batch_size": batch_size,
+            "early_stopping": early_stopping,
+        },
+        options,
+    )
+    _check_objective(settings)
+    _check_arguments(labels_key, dispersion, validation_fraction, target_sum)
+    choosing = settings.likelihood == "auto"
+    if choosing:
+        _check_choosing(validation_fraction)
+        settings = replace(settings, likelihood=CANDIDATES[0])
+    if not (denoised is None or isinstance(denoised, bool)):
+        msg = f"denoised={denoised!r} was given; True, False or None is expected."
+        raise ValueError(msg)
+    if not isinstance(cure, bool):
+        msg = f"cure={cure!r} was given; True or False is expected."
+        raise ValueError(msg)
+    if cure and validation_fraction == 0:
+        msg = "cure=True judges by held-out cells, and validation_fraction=0 leaves none. Pass validation_fraction=0.1."
+        raise ValueError(msg)
+    _check_ranges(settings, beta, max_epochs)
+    return Asked(torch_device, generator, split_generator, settings, choosing)
+
+
+def _check_ranges(settings: Settings, beta: float, max_epochs: int | None) -> None:
+    """Raise for a number out of its range, before any count is read."""
+    few = settings.sized(2)
+    n_epochs = few.max_epochs(2, 0) if max_epochs is None else max_epochs
+    TrainConfig(max_epochs=n_epochs, **{**settings_for(TrainConfig, few), "beta": beta})
+    prior = PriorConfig(settings.prior, settings.prior_components)
+    # as many genes as can be: how many there are is not known yet
+    ModelConfig(n_genes=10_000_000, prior=prior, **settings_for(ModelConfig, settings))
 
 
 def _check_objective(settings: Settings) -> None:

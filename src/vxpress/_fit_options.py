@@ -1,0 +1,162 @@
+"""The options of ``vxpress fit``: the arguments of ``fit_vae`` and the fields of ``FitOptions``, read from their source.
+
+Read, not imported: help and a wrong command line need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from vxpress.core import config
+
+ROOT = Path(__file__).parent
+# what a command line has no use for, and what it says otherwise
+LEFT_OUT = ("adata", "options", "copy")
+UNITS = {"str": "TEXT", "int": "N", "float": "X"}
+METAVARS = {
+    "layer": "LAYER",
+    "mask_var": "COLUMN",
+    "library": "COLUMN",
+    "rng": "SEED",
+    "split_rng": "SEED",
+    "key_added": "NAME",
+    "device": "DEVICE",
+}
+NOTHING = "none"
+# letters of a help text beyond its first sentence
+ROOM = 300
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword of the call: its annotation as it is written, whether ``None`` may be asked for, and what is said of it."""
+
+    name: str
+    annotation: str
+    nullable: bool
+    text: str
+
+    @property
+    def flag(self) -> str:
+        """The option on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    def add_to(self, parser: argparse._ArgumentGroup) -> None:
+        """Add the option; nothing is set where it is not given, so that the call's own defaults hold."""
+        shared: dict[str, Any] = {"dest": self.name, "default": argparse.SUPPRESS, "help": self.text.replace("%", "%%")}
+        kinds = [part.strip() for part in self.annotation.split("|")]
+        choices = [value for kind in kinds for value in _choices(kind)]
+        if "bool" in kinds:
+            parser.add_argument(self.flag, action=argparse.BooleanOptionalAction, **shared)
+        elif choices:
+            parser.add_argument(self.flag, choices=choices, **shared)
+        elif kinds[0].startswith("Sequence["):
+            parser.add_argument(self.flag, nargs="+", metavar="COLUMN", **shared)
+        else:
+            metavar = METAVARS.get(self.name, "COLUMN" if self.name.endswith("_key") else UNITS[kinds[0]])
+            parser.add_argument(self.flag, type=_reader(kinds[0], nullable=self.nullable), metavar=metavar, **shared)
+
+
+def fit_options() -> list[Option]:
+    """The arguments of ``fit_vae``, in their order."""
+    function = _definition(ROOT / "tl" / "_fit_vae.py", "fit_vae")
+    assert isinstance(function, ast.FunctionDef)  # noqa: S101 - it is one
+    texts = _texts(function)
+    arguments = [*function.args.args, *function.args.kwonlyargs]
+    return [
+        _option(argument.arg, argument.annotation, texts[argument.arg])
+        for argument in arguments
+        if argument.arg not in LEFT_OUT
+    ]
+
+
+def further_options() -> list[Option]:
+    """The fields of ``FitOptions``."""
+    found = _definition(ROOT / "core" / "presets.py", "FitOptions")
+    texts = _texts(found)
+    fields = [node for node in found.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    # None leaves the choice to the preset, and is no value of its own
+    return [
+        Option(node.target.id, ast.unparse(node.annotation), nullable=False, text=texts[node.target.id])
+        for node in fields
+        if isinstance(node.target, ast.Name)
+    ]
+
+
+def _option(name: str, annotation: ast.expr | None, text: str) -> Option:
+    written = "str" if annotation is None else ast.unparse(annotation)
+    # an argument that may be left out has None for another meaning
+    nullable = "None" in written and ("Unset" in written or "Generator" in written)
+    return Option(name, written, nullable, text + (f" {NOTHING!r} is None." if nullable else ""))
+
+
+def _definition(path: Path, name: str) -> ast.FunctionDef | ast.ClassDef:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return node
+    msg = f"{path.name} defines no {name}."
+    raise LookupError(msg)
+
+
+def _texts(definition: ast.FunctionDef | ast.ClassDef) -> dict[str, str]:
+    """What the docstring says of each parameter, shortened."""
+    section = re.search(
+        r"^Parameters\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|\Z)", ast.get_docstring(definition) or "", flags=re.M | re.S
+    )
+    assert section is not None  # noqa: S101 - public functions document their parameters
+    entries = re.split(r"^(\S.*)\n", section[1], flags=re.M)[1:]
+    return {name.strip(): _shortened(text) for name, text in zip(entries[::2], entries[1::2], strict=True)}
+
+
+def _shortened(text: str) -> str:
+    """The text without markup: its first sentence, and those after it as far as there is room."""
+    plain = re.sub(r":[\w:]+:`~?([^`]*)`", r"\1", " ".join(text.split())).replace("``", "")
+    sentences = re.split(r"(?<=\.)\s+(?=[A-Z\"])", plain)
+    kept = sentences[0]
+    for sentence in sentences[1:]:
+        if len(kept) + len(sentence) >= ROOM:
+            break
+        kept += f" {sentence}"
+    return kept
+
+
+def _choices(kind: str) -> tuple[str, ...]:
+    """The words of a ``Literal``, written out or by its name."""
+    if kind.startswith("Literal["):
+        return tuple(map(str, ast.literal_eval(f"[{kind[len('Literal[') : -1]}]")))
+    found = get_args(getattr(config, kind, None))
+    return found if found and all(isinstance(value, str) for value in found) else ()
+
+
+def _reader(kind: str, *, nullable: bool) -> Callable[[str], Any]:
+    """What reads the text of an option; ranges are the call's own matter."""
+
+    def read(text: str) -> Any:
+        if nullable and text == NOTHING:
+            return None
+        if kind == "str":
+            return text
+        try:
+            return int(text) if kind == "int" else float(text)
+        except ValueError as error:
+            msg = f"{text!r} should be a {'whole number' if kind == 'int' else 'number'}"
+            raise argparse.ArgumentTypeError(msg) from error
+
+    return read
+
+
+def given(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options that were given, for ``fit_vae`` and for ``FitOptions``."""
+
+    def of(options: list[Option]) -> Iterator[tuple[str, Any]]:
+        for option in options:
+            if hasattr(arguments, option.name):
+                yield option.name, getattr(arguments, option.name)
+
+    return dict(of(fit_options())), dict(of(further_options()))

@@ -77,6 +77,8 @@ def test_arrays_are_read_whatever_holds_them() -> None:
         pd.DataFrame(z, dtype="Float32"),
     ):
         np.testing.assert_array_equal(as_array({"X": value}, "X", "Write."), z)
+    z.flags.writeable = False
+    assert as_array({"X": z}, "X", "Write.").flags.writeable
     for value in (np.array([["a", "b"]]), pd.DataFrame({"a": ["x"]}), np.zeros(3), np.zeros((3, 2, 1))):
         with pytest.raises(ValueError, match=r"obsm\['X'\].*Write\."):
             as_array({"X": value}, "X", "Write.")

@@ -159,4 +159,5 @@ def as_array(obsm: Mapping[str, Any], key: str, rewrite: str) -> np.ndarray:
     if array.ndim != 2:
         msg = f"obsm[{key!r}] has {array.ndim} dimension(s); cells x latent dimensions are expected. {rewrite}"
         raise ValueError(msg)
-    return array
+    # pandas hands out arrays that may not be written to, which torch warns of
+    return array if array.flags.writeable else array.copy()

@@ -305,6 +305,46 @@ def test_a_posterior_is_read_as_a_frame_and_refused_where_it_is_no_array(days: a
         vx.tl.denoise(days, genes=["1"])
 
 
+def test_cells_of_which_no_split_is_known_belong_to_none(days: ad.AnnData) -> None:
+    days.obs["vae_split"] = pd.array(["train"] * 30 + [None] * 30, dtype="string")
+    vx.tl.log_likelihood(days, n_samples=2)
+    vx.tl.diagnose(days)
+    vx.tl.encode(days)
+    summary = days.uns["vae_log_likelihood"]["summary"]
+    assert summary["n_cells"].to_dict() == {"all": N, "train": 30}
+
+
+@pytest.mark.parametrize("keys", [3, np.nan])
+def test_what_names_no_column_is_said(days: ad.AnnData, keys: Any) -> None:
+    for run in (
+        lambda: vx.tl.fit_vae(days, categorical_covariate_keys=keys, **QUICK),
+        lambda: vx.tl.fit_vae(days, continuous_covariate_keys=keys, **QUICK),
+        lambda: vx.pl.latent(days, color=keys, show=False),
+    ):
+        with pytest.raises(TypeError, match="name of a column, or a list of names"):
+            run()
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        (pd.date_range("2024", periods=N), r"\.dt\.days"),
+        (pd.timedelta_range("1d", periods=N), r"\.dt\.total_seconds"),
+        ([str(i) for i in range(N)], r"astype\(float\)"),
+    ],
+)
+def test_columns_that_are_no_numbers_are_made_so_by_the_call_of_the_message(
+    days: ad.AnnData, values: Any, match: str
+) -> None:
+    days.obs["v"] = values
+    with pytest.raises(ValueError, match=match) as error:
+        vx.tl.fit_vae(days, continuous_covariate_keys=["v"], **QUICK)
+    call = str(error.value).split("Make it numbers, ")[1].split(", or name")[0]
+    days.obs["v"] = eval(call, {"adata": days})
+    vx.tl.fit_vae(days, continuous_covariate_keys=["v"], key_added="again", denoised=False, **QUICK)
+    assert days.uns["again"]["covariates"]["continuous_sd"][0] > 1
+
+
 def test_columns_without_colours_are_named(days: ad.AnnData) -> None:
     days.obs["date"] = pd.Timestamp("2024-01-01")
     with pytest.raises(ValueError, match=r"have no colours.*astype\('category'\)"):

@@ -83,9 +83,12 @@ def get_numbers(obs: pd.DataFrame, key: Any, *, hint: str = "") -> np.ndarray:
     """A numeric column of ``obs`` as float64 (n,), all of it finite."""
     column = get_column(obs, key, numeric=True, hint=hint)
     if not is_real(column.dtype):
+        name = f"adata.obs[{key!r}]"
+        numbers = {"M": f"({name} - {name}.min()).dt.days", "m": f"{name}.dt.total_seconds()"}
+        cure = numbers.get(getattr(column.dtype, "kind", "O"), f"{name}.astype(float)")
         msg = (
-            f"obs[{key!r}] has dtype {column.dtype}; numbers are expected. Make it numbers, adata.obs[{key!r}].astype(float), or "
-            "name it in categorical_covariate_keys= instead."
+            f"obs[{key!r}] has dtype {column.dtype}; numbers are expected. Make it numbers, {cure}, or name it in "
+            "categorical_covariate_keys= instead."
         )
         raise ValueError(msg)
     values = column.to_numpy(dtype=np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -235,4 +235,7 @@ def as_tuple(keys: str | Sequence[str] | None) -> tuple[str, ...]:
     """Column names; one name may be given as a string."""
     if keys is None:
         return ()
+    if not isinstance(keys, Iterable):
+        msg = f"The name of a column, or a list of names, is expected; found {keys!r}."
+        raise TypeError(msg)
     return (keys,) if isinstance(keys, str) else tuple(keys)

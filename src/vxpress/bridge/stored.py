@@ -72,7 +72,9 @@ def stored_posterior(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, 
 
 
 def stored_split(adata: AnnData, keys: Keys) -> np.ndarray | None:
-    """``"train"``, ``"validation"`` or ``"query"`` of every cell as the fit wrote it, object (n,); None where it is not there."""
+    """``"train"``, ``"validation"`` or ``"query"`` of every cell as the fit wrote it, object (n,), empty where nothing is said; None without it."""
     if keys.split not in adata.obs:
         return None
-    return find_column(adata.obs, keys.split).astype(object).to_numpy()
+    column = find_column(adata.obs, keys.split).astype(object)
+    # concatenation leaves gaps, which say nothing of a cell
+    return column.where(column.notna(), "").astype(str).to_numpy(dtype=object)

@@ -167,7 +167,7 @@ def _summary(found: Bound, split_n: np.ndarray | None) -> pd.DataFrame:
     cells = pd.DataFrame(_columns(found))
     parts = {"all": cells}
     if split_n is not None:
-        parts |= {str(name): cells[split_n == name] for name in sorted(set(split_n))}
+        parts |= {str(name): cells[split_n == name] for name in sorted(set(split_n) - {""})}
     rows = {}
     for name, part in parts.items():
         n = len(part)

@@ -89,7 +89,7 @@ def counterfactual(
     genes
         Genes to return instead of writing a layer, as in :func:`denoise`. ``None`` writes the layer of all genes.
     transform_batch
-        As in :func:`denoise`: by default the average over all batches of the fit, so that the layer compares with
+        As in :func:`denoise`: by default the average over the batches of the fit, so that the layer compares with
         ``adata.layers["vae_normalized"]``; ``"observed"`` leaves each cell in its own. Not with the batch as
         ``key_covariate``, which decodes all cells under the one batch: compare with
         ``vx.tl.denoise(adata, transform_batch="observed", key_added=...)``.

@@ -82,7 +82,8 @@ def denoise(
         Genes to return instead of writing a layer: names, or a boolean array over ``adata.var``. Any genes of the fit can
         be named, whether ``adata`` still holds them or not. ``None`` writes the layer of all genes.
     transform_batch
-        Batch, or batches to average over, under which every cell is decoded; by default all batches of the fit, so that
+        Batch, or batches to average over, under which every cell is decoded; by default all batches of the fit
+        that have 30 training cells or more (all, where most cells are in smaller ones; a warning names those left out), so that
         cells of different batches compare. ``"observed"`` decodes each cell under its own batch, which is the best guess
         of that cell's counts; a batch that is called so is named by ``["observed"]``.
     target_sum

@@ -90,7 +90,8 @@ def rank_genes_groups(
         What counts as no change.  ``"library"``: an unchanged share of the size factor, that is of all molecules.  Shares
         sum to one, so where few genes take many molecules of a group all its other genes go down; a warning names these
         genes.  ``"median"``: the median log2 fold change over genes with 50 molecules or more, which assumes that fewer
-        than half of the genes change, as edgeR's TMM does.  A list of genes: these genes together do not change.
+        than half of the genes change, as TMM in edgeR does (:cite:t:`Robinson2010`).  A list of genes: these genes together do
+        not change.
     n_cells
         Cells decoded per group; the counts of all cells are read whatever it is.  The mean over 500 cells is far better
         known than the ten molecules that it is worth.
@@ -161,6 +162,14 @@ def rank_genes_groups(
     >>> ranked["names"]["CD19+ B"].shape
     (765,)
     >>> bool((ranked["scores"]["CD19+ B"][:-1] >= ranked["scores"]["CD19+ B"][1:]).all())
+    True
+
+    Markers are up more than twofold. ``sc.tl.filter_rank_genes_groups(adata)`` keeps those that many cells of the group hold, and
+    ``sc.pl.rank_genes_groups_matrixplot(adata, n_genes=3, key="rank_genes_groups_filtered", layer="vae_normalized",
+    standard_scale="var")`` shows them, where the fit wrote that layer.
+
+    >>> vx.tl.rank_genes_groups(adata, "bulk_labels", delta=1)
+    >>> "CD79A" in adata.uns["rank_genes_groups"]["names"]["CD19+ B"][:3]
     True
 
     Any two sets of cells, here by their names and by a mask:

@@ -10,6 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
+from vxpress._entry import entry
 from vxpress._keys import LIBRARY_SIZE
 from vxpress.datasets._pbmc68k_reduced import pbmc68k_reduced
 
@@ -27,6 +28,7 @@ LOWEST_THETA, HIGHEST_THETA = 0.3, 100.0
 Floats = NDArray[np.float64]
 
 
+@entry
 def pbmc_batches(n_obs: int = 2000, *, rng: int | np.random.Generator | None = 0) -> AnnData:
     r"""Blood cells in three batches, simulated from estimates of real ones.
 

@@ -155,6 +155,8 @@ def fit_vae(
         ``preset="scvi"``. The learning rate follows, see :class:`FitOptions`.
     validation_fraction
         Share of the cells held out to choose the best state and to judge the fit; 0 trains on all and judges nothing.
+        Every batch, and every other category within it, gives its share; categories of fewer than 1 / ``validation_fraction``
+        cells are trained on whole.
     early_stopping
         Whether to stop when the validation objective no longer improves; by default yes.
     preset

@@ -33,7 +33,8 @@ demo() {
 
 # "test" would hide the shell's own
 run_tests() {
-    pip install -e ".[test]" && pytest
+    # more threads only wait for each other, spinning
+    pip install -e ".[test]" && OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 pytest
 }
 
 tools() {

@@ -31,15 +31,23 @@ class Fits(torch.utils.data.Dataset):
     def __getitem__(self, i):
         return torch.from_numpy(fit())
 
-def in_pool():
+fitted = adata.copy()
+
+def neighbors(_):
+    try:
+        vx.pp.neighbors(fitted)
+    except RuntimeError as error:
+        return str(error)
+
+def in_pool(function=fit):
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.map_async(fit, [0]).get(timeout=120)[0]
+        return pool.map_async(function, [0]).get(timeout=120)[0]
 
 torch.set_num_threads(1)
 expected = fit()
 torch.set_num_threads(2)
 found = {}
-fit()
+vx.tl.fit_vae(fitted, "batch", max_epochs=1, n_latent=3, n_hidden=64, denoised=False)
 torch.empty(1 << 20).exp_()
 found["after a fit"] = in_pool()
 with_float64 = threading.Event()
@@ -57,6 +65,7 @@ other.join()
 assert torch.get_default_dtype() == torch.float64
 found["data loader"] = next(iter(torch.utils.data.DataLoader(Fits(), num_workers=1, timeout=120)))[0].numpy()
 assert torch.get_num_threads() == 2
+assert "spawn" in in_pool(neighbors)
 print(*(f"{name}: {np.array_equal(value, expected)}" for name, value in found.items()), sep="\\n")
 """
 

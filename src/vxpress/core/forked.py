@@ -7,18 +7,39 @@ threads that they had started and would wait for them for ever.  One thread asks
 from __future__ import annotations
 
 import os
+import sys
 import threading
 
 import torch
 from threadpoolctl import threadpool_limits
 
-_forked = False
+_forked, _numba_lost = False, False
 _settled = threading.local()
 
 
 def _mark() -> None:
-    global _forked, _settled
-    _forked, _settled = True, threading.local()
+    global _forked, _numba_lost, _settled
+    _forked, _numba_lost, _settled = True, _numba_lost or _numba_has_threads(), threading.local()
+
+
+def _numba_has_threads() -> bool:
+    """Whether numba has started threads with OpenMP, and so ends a forked process that asks it for any."""
+    if "numba" not in sys.modules:
+        return False
+    try:
+        return bool(sys.modules["numba"].threading_layer() == "omp")
+    except (ValueError, AttributeError):  # none were started, or numba is being imported
+        return False
+
+
+def check_numba_threads(what: str) -> None:
+    """Raise where a library that runs numba's threads would end this process."""
+    if _numba_lost:
+        msg = (
+            f"{what} needs threads of numba, which cannot be used in a process that was forked after they had started. Start "
+            "processes with multiprocessing.get_context('spawn') or joblib, or call it before the fork."
+        )
+        raise RuntimeError(msg)
 
 
 if hasattr(os, "register_at_fork"):

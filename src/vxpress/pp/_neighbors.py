@@ -21,6 +21,7 @@ from vxpress.bridge.prepare import seed_of
 from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.bridge.stored import stored_posterior
 from vxpress.core.config import check_choice, check_range
+from vxpress.core.forked import check_numba_threads
 from vxpress.core.inference.nearest import edge_frequency, likelihood_of, nearest
 
 Distance = Literal["likelihood", "euclidean"]
@@ -112,6 +113,8 @@ def neighbors(
     ValueError
         If ``n_neighbors`` is not from 2 to one less than the number of cells, another argument is out of its range, or the
         name is taken by something else than a graph of neighbours, of this function or of scanpy's, which is replaced.
+    RuntimeError
+        If this process was forked after numba had started its threads.
 
     See Also
     --------
@@ -140,6 +143,7 @@ def neighbors(
     if key_added is not None:
         check_name("key_added", key_added)
     _check_replaceable(adata, key_added)
+    check_numba_threads("neighbors")
     generator = seed_of(rng)
     random_state = int(rng) if isinstance(rng, (int, np.integer)) and rng < 2**32 else int(generator.integers(2**31))
     start = logg.info("finding neighbors by their posteriors")

@@ -19,7 +19,7 @@ def _parts() -> dict[str, ad.AnnData]:
     adata = vx.datasets.simulate(700, 50, n_groups=3, n_batches=2, library_mean=300, rng=1)
     adata.obs = adata.obs[["batch"]].copy()
     reference, calibration, query = adata[:300].copy(), adata[300:550].copy(), adata[550:].copy()
-    vx.tl.fit_vae(reference, "batch", n_latent=3, n_hidden=16, max_epochs=8, batch_size=64, denoised=False)
+    vx.tl.fit_vae(reference, "batch", n_latent=3, n_hidden=16, max_epochs=20, batch_size=64, denoised=False)
     # cells whose genes are swapped about: no type of the fit
     counts = query.X.toarray()
     counts[:15] = counts[:15, ::-1]

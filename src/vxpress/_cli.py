@@ -324,7 +324,11 @@ def _nullable_strings() -> Iterator[None]:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    from scanpy import settings
+
     from vxpress._demo import demo
 
+    # the steps of scanpy would say more than the demo itself; main() puts it back
+    settings.verbosity = min(int(settings.verbosity), 1)
     demo(arguments.output)
     return OK

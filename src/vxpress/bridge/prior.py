@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -154,7 +153,6 @@ def learn_prior(
     seed: int,
 ) -> tuple[Fit, dict[str, Any], Judgement]:
     """The fit with a prior of this kind in place of its own, the record of it, and how it was judged."""
-    start = time.perf_counter()
     conditions = task.conditions
     config = _config(kind, n_components, 0 if conditions is None else conditions.n, len(task.train_n))
     model = fit.model.to(device).eval()
@@ -175,7 +173,6 @@ def learn_prior(
         "kl_se": found.kl_se,
         "n_cells": found.n_cells,
         "n_draws": found.n_draws,
-        "seconds": time.perf_counter() - start,
     }
     record |= {} if conditions is None else conditions.record()
     model.cpu()

@@ -94,7 +94,7 @@ def fit_prior(
         The fit with its new prior. ``uns["vae"]["prior"]`` holds ``kind``; ``log_prob_before`` and ``log_prob_after``, the means
         of log p(z) over validation cells, in nats; ``gain``, their difference, and ``gain_se``, its standard error over cells;
         ``kl``, the mean divergence of the posteriors from the new prior, and ``kl_se``, the standard error of its sampling;
-        ``n_cells`` and ``n_draws`` these rest on; ``n_steps``, ``best_step``, ``seconds``; and with ``condition_key`` that,
+        ``n_cells`` and ``n_draws`` these rest on; ``n_steps``, ``best_step``; and with ``condition_key`` that,
         ``categories`` and ``unlabelled``. ``uns["vae"]["diagnostics"]`` is made anew; its ``elbo``, ``amortisation_gap`` and
         ``inference_gap`` go, for which :func:`diagnose` needs counts, and what else it knows from counts is of the prior that the
         networks were trained with. A prior that was not kept leaves the same under ``uns["vae"]["prior"]["refused"]``, and nothing else.

@@ -252,7 +252,7 @@ def test_zuko_is_imported_where_it_is_used_only() -> None:
 
 def test_what_counts_said_of_the_old_prior_goes(cells: ad.AnnData) -> None:
     # a weak pull towards N(0, I) leaves room for a better prior
-    vx.tl.fit_vae(cells, "batch", n_latent=2, n_hidden=8, max_epochs=8, beta=0.1, denoised=False)
+    vx.tl.fit_vae(cells, "batch", n_latent=2, n_hidden=8, beta=0.01, max_epochs=30, denoised=False)
     vx.tl.diagnose(cells, n_cells=5)
     before = dict(cells.uns["vae"]["diagnostics"])
     vx.tl.fit_prior(cells, "mixture", max_steps=STEPS)

@@ -3,7 +3,8 @@
     python benchmarks/reliability.py interrupts --n 40
     python benchmarks/reliability.py all
 
-Every trial prints a row and adds its counts to ``results/reliability.json``; ``docs/reliability.md`` says what they mean.
+Every trial prints a row and adds its counts to ``results/reliability.json``; ``page`` writes them into
+``docs/reliability.md``, which says what they mean.
 """
 
 from __future__ import annotations
@@ -41,6 +42,15 @@ import vxpress as vx
 QUICK: dict[str, Any] = {"n_latent": 3, "n_hidden": 16, "batch_size": 64, "max_epochs": 30, "early_stopping": False}
 SHORT = QUICK | {"max_epochs": 4}
 FILE = RESULTS / "reliability.json"
+PAGE = RESULTS.parent.parent / "docs" / "reliability.md"
+REST = {
+    "kills": "`kill -9` during a write over an older file",
+    "stops": "SIGTERM during `vxpress fit`",
+    "full_disk": "a full disk",
+    "read_only": "a folder that may not be written to",
+    "no_cache": "nowhere to keep compiled code",
+    "processes": "fits in processes",
+}
 SUFFIXES = (".h5ad", ".zarr", ".safetensors")
 
 
@@ -130,7 +140,7 @@ def calls() -> dict[str, tuple[Callable[[], ad.AnnData], Callable[[ad.AnnData], 
         "fit_prior": (fitted.copy, lambda a: vx.tl.fit_prior(a, "mixture", max_steps=300)),
         "encode, fine_tune": (query.copy, lambda a: vx.tl.encode(a, fitted, fine_tune=20)),
         "encode, genes missing": (other[:, ::2].copy, lambda a: vx.tl.encode(a, fitted)),
-        "denoise, interval": (fitted.copy, lambda a: vx.tl.denoise(a, credible_interval=0.9)),
+        "denoise, interval": (fitted.copy, lambda a: vx.tl.denoise(a, interval=0.9)),
         "outliers": (other.copy, lambda a: vx.tl.outliers(a, fitted, calibration=fitted.obs["vae_split"] == "query")),
         "compare": (two.copy, lambda a: vx.tl.compare(a, n_samples=200)),
         "rank_genes_groups": (fitted.copy, lambda a: vx.tl.rank_genes_groups(a, "group")),
@@ -161,7 +171,8 @@ def one_call(
             kept = fit is not None and str(fit["params"]["stopped"]) == "interrupted"
             counts["kept, and on record" if kept else "lost"] += 1
         elif ended == "raised":
-            counts["data as before" if same else "data changed"] += 1
+            whole = _results(adata) == _results(reference)
+            counts["data as before" if same else "all written" if whole else "data changed"] += 1
         else:
             counts[ended] += 1
         counts["state of the process changed"] += global_state() != state
@@ -522,6 +533,67 @@ TRIALS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
 }
 
 
+# the page
+
+
+def page() -> None:
+    """Write the counts into ``docs/reliability.md``."""
+    results = json.loads(FILE.read_text())
+    text = PAGE.read_text()
+    for name, lines in (
+        ("interrupts", _interrupts_table(results)),
+        ("rest", _rest_table(results)),
+        ("leaks", _leaks_table(results)),
+    ):
+        start, end = f"<!-- {name} -->", "<!-- end -->"
+        before, after = text.split(start)
+        text = "\n".join([before + start, "", *lines, "", end + after.split(end, 1)[1]])
+    PAGE.write_text(text)
+
+
+def _measured(results: dict[str, Any], trial: str) -> str:
+    versions, processor = results["machine"]["versions"], results["machine"]["processor"]
+    return (
+        f"`python benchmarks/reliability.py {trial}`, vxpress {versions['vxpress']}, torch {versions['torch']}, "
+        f"Python {results['machine']['python']}, {processor}, one thread on a machine of two that was busy otherwise, "
+        f"{results[trial]['date']}."
+    )
+
+
+def _interrupts_table(results: dict[str, Any]) -> list[str]:
+    columns = ("interrupted", "kept, and on record", "data as before", "all written", "data changed", "lost")
+    state = "state of the process changed"
+    lines = [
+        f"| call | {' | '.join(columns)} | state changed | works afterwards |",
+        "| --- " * (len(columns) + 3) + "|",
+    ]
+    for name, counts in results["interrupts"].items():
+        if name != "date":
+            numbers = " | ".join(str(counts.get(column, 0)) for column in (*columns, state))
+            lines.append(f"| `{name}` | {numbers} | {'yes' if counts['works as before'] else 'no'} |")
+    return [*lines, "", _measured(results, "interrupts")]
+
+
+def _rest_table(results: dict[str, Any]) -> list[str]:
+    lines, dated = ["| trial | counts |", "| --- | --- |"], []
+    for trial, what in REST.items():
+        found = {name: value for name, value in results.get(trial, {}).items() if name != "date"}
+        parts = found if any(isinstance(value, dict) for value in found.values()) else {"": found}
+        for part, counts in parts.items():
+            of_it = f", `{part}`" if part else ""
+            lines.append(f"| {what}{of_it} | {', '.join(f'{name} {value}' for name, value in counts.items())} |")
+        dated += ["", _measured(results, trial)] if found else []
+    return [*lines, *dated]
+
+
+def _leaks_table(results: dict[str, Any]) -> list[str]:
+    found = {name: counts for name, counts in results["leaks"].items() if name != "date"}
+    columns = list(next(iter(found.values())))
+    lines = [f"| calls | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(str(counts[column]) for column in columns)} |" for name, counts in found.items()]
+    return [*lines, "", _measured(results, "leaks")]
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without progress and remarks."""
@@ -534,15 +606,19 @@ def quiet() -> Iterator[None]:
 def main() -> None:
     """Run one trial or all of them, each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trial", choices=[*TRIALS, "all"])
+    parser.add_argument("trial", choices=[*TRIALS, "all", "page"])
     parser.add_argument("--n", type=int, help="repetitions (default: 40; 60 for leaks)")
     parser.add_argument("--only", help="of the interrupts: calls whose name contains one of these, with commas")
     parser.add_argument("--most", type=float, default=float("inf"), help="of the interrupts: seconds for each call")
     arguments = parser.parse_args()
+    if arguments.trial == "page":
+        page()
+        return
     if arguments.trial == "all":
         for name in TRIALS:
             more = [] if arguments.n is None else ["--n", str(arguments.n)]
             subprocess.run([sys.executable, __file__, name, *more], check=True)
+        page()
         return
     trial, n = TRIALS[arguments.trial]
     n = n if arguments.n is None else arguments.n

@@ -1,14 +1,40 @@
-"""Signals that end a command: each acts as Ctrl-C does, and the exit status says which it was."""
+"""Signals that end a command act as Ctrl-C does, and wait where they would leave something half done."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 # SIGHUP, of a terminal that was closed, is unknown to Windows
 NAMES = ("SIGTERM", "SIGHUP")
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C, and other signals that have a handler, act at the end of the block, which should be short."""
+    handlers: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        known = {one: signal.getsignal(one) for one in _signals(("SIGINT", *NAMES))}
+        handlers = {one: handler for one, handler in known.items() if callable(handler)}
+    pressed: list[tuple[int, FrameType | None]] = []
+    for one in handlers:
+        signal.signal(one, lambda number, frame: pressed.append((number, frame)))
+    try:
+        yield
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+        if pressed:
+            number, frame = pressed[0]
+            handlers[signal.Signals(number)](number, frame)
+
+
+def _signals(names: Sequence[str]) -> list[signal.Signals]:
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
 class StopSignals:
@@ -23,7 +49,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for one in (getattr(signal, name) for name in NAMES if hasattr(signal, name)):
+            for one in _signals(NAMES):
                 if signal.getsignal(one) is signal.SIG_DFL:
                     self._before[one] = signal.signal(one, self._stop)
         return self

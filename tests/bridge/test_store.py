@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import signal
+from typing import Any
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -48,3 +51,21 @@ def test_mudata_is_told_which_part_to_pass() -> None:
         check_adata(mudata.MuData({"rna": adata}), copy=False)
     with pytest.raises(TypeError, match="ndarray"):
         check_adata(np.ones((3, 2)), copy=False)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_ctrl_c_while_results_are_written_waits_until_all_are_or_none_is(fails: bool) -> None:
+    class Pressed(dict):  # type: ignore[type-arg]
+        def items(self) -> Any:
+            for item in super().items():
+                yield item
+                signal.raise_signal(signal.SIGINT)
+
+    adata = ad.AnnData(np.zeros((3, 2), dtype=np.float32))
+    results = Results(obs=Pressed({"a": [1, 2, 3], "b": [1] * (2 if fails else 3)}), uns={"u": "new"})
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        results.write(adata)
+    assert list(adata.obs) == ([] if fails else ["a", "b"])
+    assert ("u" in adata.uns) != fails
+    assert signal.getsignal(signal.SIGINT) == before

@@ -17,6 +17,7 @@ from scanpy import logging as logg
 from scipy import sparse
 
 from vxpress._keys import Keys
+from vxpress._signals import interrupts_held
 from vxpress.bridge.columns import find_column
 from vxpress.bridge.upgrade import FORMAT, FORMATS
 
@@ -38,7 +39,14 @@ class Results:
     """Slots and names that an earlier fit under the same name left and that no longer hold."""
 
     def write(self, adata: AnnData) -> None:
-        """Assign everything and drop what is stale; if one assignment fails the AnnData is put back as it was."""
+        """Assign everything and drop what is stale; if one assignment fails the AnnData is put back as it was.
+
+        Ctrl-C waits until all is assigned or put back.
+        """
+        with interrupts_held():
+            self._assign(adata)
+
+    def _assign(self, adata: AnnData) -> None:
         before: list[tuple[Any, str, bool, Any]] = []
         try:
             for slot in SLOTS:

@@ -15,6 +15,7 @@ from vxpress.core.objectives import elbo
 from vxpress.core.progress import steps
 from vxpress.core.surgery import new_weights
 from vxpress.core.vae import VAE
+from vxpress.core.whole_import import import_for_optimizers
 
 BATCH = 128
 LEARNING_RATE = 0.01
@@ -63,6 +64,7 @@ def fine_tune(
     for name, value in parameters.items():
         value.requires_grad_(name in masks)
     trained = [parameters[name] for name in masks]
+    import_for_optimizers()
     optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
     order, noise = torch.Generator().manual_seed(seed), Noise(seed + 1, device)
     eps_nd = _fixed_noise(model, len(validation_rows), seed, device)

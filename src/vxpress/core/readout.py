@@ -19,6 +19,7 @@ from vxpress.core.kernels import rule
 from vxpress.core.likelihoods import log_cp10k
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
+from vxpress.core.whole_import import import_for_optimizers
 
 BATCH = 256
 # passes over the cells, within so many steps: beyond them held-out cells are fitted no better
@@ -65,6 +66,7 @@ def _fit_softmax(
         # half a molecule more per gene keeps the log finite where none was seen
         readout.bias.copy_((sums_g + 0.5).log() - (sums_g + 0.5).sum().log())
     n_steps = min(MAX_STEPS, max(MIN_STEPS, PASSES * math.ceil(len(train_rows) / BATCH)))
+    import_for_optimizers()
     optimizer = torch.optim.AdamW(readout.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=n_steps + 1)
     order = torch.Generator().manual_seed(seed)

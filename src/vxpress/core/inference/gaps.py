@@ -18,6 +18,7 @@ from vxpress.core.inference.importance import MAX_ROWS, MIN_ROWS, PASS_ENTRIES, 
 from vxpress.core.priors import DiagonalNormal, Prior, gaussian_kl
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
+from vxpress.core.whole_import import import_for_optimizers
 
 # steps of Adam per cell, and its learning rate, which falls to 0 as half a cosine
 STEPS, RATE = 100, 0.05
@@ -107,6 +108,7 @@ def _refined(
         return (prior.kl(posterior, z_nd) if prior.cheap else Prior.kl(prior, posterior, z_nd)).sum(-1)
 
     loc, log_scale = q.loc.clone().requires_grad_(), q.scale.log().requires_grad_()
+    import_for_optimizers()
     optimizer = torch.optim.Adam([loc, log_scale], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for _ in range(n_steps):

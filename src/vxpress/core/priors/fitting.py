@@ -12,6 +12,7 @@ from vxpress.core.config import PriorConfig
 from vxpress.core.isolation import seeded
 from vxpress.core.priors import PRIORS, DiagonalNormal, Prior
 from vxpress.core.progress import steps
+from vxpress.core.whole_import import import_for_optimizers
 
 BATCH = 512
 END_SHARE = 0.01
@@ -73,6 +74,7 @@ def learn(
     if not parameters:
         return Learned(0, 0, [])
     averages = [p.detach().clone() for p in parameters]
+    import_for_optimizers()
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     every = max(1, n_steps // CHECKS)
     best, best_step, losses = math.inf, 0, []

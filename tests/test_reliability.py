@@ -7,11 +7,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import joblib
+import joblib  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_ctrl_c_at_any_moment_keeps_the_fit_or_the_data(
     for delay in np.random.default_rng(0).uniform(0, seconds, 6):
         cells = data.copy()
         before = _held(cells)
-        raised = press.during(lambda cells=cells: call(cells), float(delay))
+        raised = press.during(partial(call, cells), float(delay))
         if not press.arrived:
             continue
         n_arrived += 1

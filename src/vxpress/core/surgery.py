@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vxpress._signals import interrupts_held
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Conditioner
 from vxpress.core.vae import VAE, build
@@ -109,7 +110,7 @@ def _columns(old: ModelConfig, new: ModelConfig, share: Sequence[Tensor]) -> tup
     A covariate with one category had no columns: one-hot, its new ones are zero; embedded, they multiply embeddings of
     zero, which fine-tuning can move.
     """
-    with torch.device("meta"):  # embeddings drawn here would come from torch's global generator
+    with interrupts_held(), torch.device("meta"):  # embeddings drawn here would come from torch's global generator
         widths = Conditioner(old).width, Conditioner(new).width
     copied, untrained = torch.zeros(widths), torch.zeros(widths[1])
     one_hot = old.covariate_code == "one-hot"

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from vxpress._signals import interrupts_held
 from vxpress.core.config import ModelConfig
 from vxpress.core.counts import Batch, Cells
 from vxpress.core.covariates import Conditioner, Covariates
@@ -129,5 +130,6 @@ def build(config: ModelConfig, seed: int) -> VAE:
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight of such a model, found out without allocating any."""
     # some modules draw on the processor even so
-    with seeded(0), on_device("meta"):
+    # a Ctrl-C on the way in or out would leave torch making tensors without data for the rest of the process
+    with interrupts_held(), seeded(0), on_device("meta"):
         return {name: tuple(value.shape) for name, value in VAE(config).state_dict().items()}

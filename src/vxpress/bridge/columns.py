@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from vxpress._keys import LIBRARY_SIZE
-from vxpress.bridge.names import Names
+from vxpress._names import Names
 
 
 def find_column(

@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from scanpy import logging as logg
 
+from vxpress._names import each_value, find_name, find_names
 from vxpress.bridge.columns import check_no_fractions, get_categories, get_column, get_names, get_numbers
 from vxpress.bridge.learned import MIN_CELLS, few, learned, with_cells
-from vxpress.bridge.names import each_value, find_name, find_names
 from vxpress.core.covariates import Covariates
 
 # what transform_batch= takes: a batch as it stands in obs, or several

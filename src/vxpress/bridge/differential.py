@@ -12,11 +12,11 @@ from anndata import AnnData
 from scanpy import logging as logg
 from scipy import sparse
 
+from vxpress._names import each_value, find_name, find_names
 from vxpress.bridge.columns import get_categories
 from vxpress.bridge.composition import LIBRARY, reference_genes, shift_of, warn_composition
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.matrix import canonical, check_counts, get_matrix, place, row_blocks
-from vxpress.bridge.names import each_value, find_name, find_names
 from vxpress.bridge.selection import Cells as CellSet
 from vxpress.bridge.selection import select_cells
 from vxpress.bridge.stored import StoredCells, stored_library

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from vxpress._names import find_name
 from vxpress.bridge.columns import get_categories
-from vxpress.bridge.names import find_name
 
 Endpoint: TypeAlias = Hashable | Sequence[str] | np.ndarray
 

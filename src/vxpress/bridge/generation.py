@@ -12,9 +12,9 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import Keys
+from vxpress._names import each_value, find_name, find_names
 from vxpress.bridge.columns import get_names
 from vxpress.bridge.fit import Fit
-from vxpress.bridge.names import each_value, find_name, find_names
 from vxpress.bridge.stored import stored_library, stored_posterior
 from vxpress.bridge.training_cells import fitted_cells
 from vxpress.core.inference.nearest_partner import nearest_partners

@@ -8,8 +8,8 @@ from numbers import Real
 
 import numpy as np
 
+from vxpress._names import find_name
 from vxpress.bridge.covariates import CovariateTable, warn_far
-from vxpress.bridge.names import find_name
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.support import closeness
 

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import sparse, stats
 
 from vxpress._entry import entry
-from vxpress.bridge.names import Names
+from vxpress._names import Names
 
 Rng: TypeAlias = int | np.random.Generator | None
 Matrix: TypeAlias = np.ndarray | sparse.csr_matrix

@@ -11,6 +11,7 @@ from scanpy import logging as logg
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress._names import each_value, name_of
 from vxpress._progress import progress_bar
 from vxpress.bridge.arguments import (
     TargetSum,
@@ -24,7 +25,6 @@ from vxpress.bridge.covariates import Batches
 from vxpress.bridge.decoded import DENOISING_DRAWS, DENOISING_SEED, Request, decode
 from vxpress.bridge.find import Model
 from vxpress.bridge.intervention import Intervention
-from vxpress.bridge.names import each_value, name_of
 from vxpress.bridge.store import Results, check_adata, check_replaceable, has_params, own
 from vxpress.bridge.stored import StoredCells
 from vxpress.core.config import check_range

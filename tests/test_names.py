@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vxpress.bridge.names import Names, each_value, find_name, find_names, name_of
+from vxpress._names import Names, each_value, find_name, find_names, name_of
 
 THREE = [
     3,

@@ -578,6 +578,9 @@ def _rest_table(results: dict[str, Any]) -> list[str]:
     lines, dated = ["| trial | counts |", "| --- | --- |"], []
     for trial, what in REST.items():
         found = {name: value for name, value in results.get(trial, {}).items() if name != "date"}
+        if not found:
+            lines.append(f"| {what} | not measured yet for this release: `python benchmarks/reliability.py {trial}` |")
+            continue
         parts = found if any(isinstance(value, dict) for value in found.values()) else {"": found}
         for part, counts in parts.items():
             of_it = f", `{part}`" if part else ""
@@ -587,7 +590,9 @@ def _rest_table(results: dict[str, Any]) -> list[str]:
 
 
 def _leaks_table(results: dict[str, Any]) -> list[str]:
-    found = {name: counts for name, counts in results["leaks"].items() if name != "date"}
+    found = {name: counts for name, counts in results.get("leaks", {}).items() if name != "date"}
+    if not found:
+        return ["Not measured yet for this release: `python benchmarks/reliability.py leaks`."]
     columns = list(next(iter(found.values())))
     lines = [f"| calls | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(str(counts[column]) for column in columns)} |" for name, counts in found.items()]

@@ -79,6 +79,16 @@ def test_a_folder_that_was_moved_away_when_its_writer_was_killed_comes_back(tmp_
     assert (tmp_path / "a.zarr" / "of").read_text() == "old"
 
 
+@posix
+def test_what_was_left_while_it_was_being_removed_goes_too(tmp_path: Path) -> None:
+    part = tmp_path / f".a.zarr.{'0' * 16}.vxpress-part"
+    (part / "old" / "of").mkdir(parents=True)
+    (part / "lock").touch()
+    (tmp_path / "a.zarr").mkdir()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["a.zarr"]
+
+
 def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".a.h5ad.vxpress-part").write_text("a file")
     (tmp_path / f".a.h5ad.{'0' * 16}.vxpress-part").write_text("a file")

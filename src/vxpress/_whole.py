@@ -46,7 +46,8 @@ def whole(target: Path, check: Callable[[], None] = lambda: None) -> Iterator[Pa
         with _named(target):
             _move(new, target, folder / OLD)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _clear(folder)
         if lock is not None:
             lock.close()
 
@@ -88,10 +89,21 @@ def _remove_if_left(folder: Path, place: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while the writer lives
         if (folder / OLD).exists():
             # killed between the two moves of a folder: the old one goes back
-            name = next(entry.name for entry in folder.iterdir() if entry.name not in (LOCK, OLD))
-            if not (place / name).exists():
-                (folder / OLD).rename(place / name)
-        shutil.rmtree(folder)
+            for name in [entry.name for entry in folder.iterdir() if entry.name not in (LOCK, OLD)]:
+                if not (place / name).exists():
+                    (folder / OLD).rename(place / name)
+        _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove a folder, its lock last: without it nobody could tell later whose the rest is."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
+    (folder / LOCK).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def _locked_folder(target: Path) -> tuple[Path, IO[bytes] | None]:

@@ -123,7 +123,7 @@ def _start_gaussian(model: VAE, cells: Cells, rows: Tensor) -> None:
 
 def build(config: ModelConfig, seed: int) -> VAE:
     """A freshly initialised model; the seed decides, and no global random state is read or changed."""
-    with seeded(seed):
+    with interrupts_held(), seeded(seed):
         return VAE(config)
 
 

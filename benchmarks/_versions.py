@@ -1,8 +1,8 @@
-"""Which code and which day a number is from, and what has changed since.
+"""Version and date of every measured number, and later changes that affect it.
 
-``results/versions.json`` holds, for every part of every file of results, the date, the commit and the release it was
-measured with. ``stamp`` writes it whenever a script saves. ``CHANGES`` lists what has changed numbers since: a table is
-older than the code where it was measured before a change that moves what it shows.
+``results/versions.json`` stores date, commit and release for every part of every results file. ``stamp`` writes it
+when a script saves. ``CHANGES`` lists the changes of the code that affect numbers. A table is older than the code if
+it was measured before a change that affects its kind of numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VERSIONS = RESULTS / "versions.json"
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the package that moves numbers of some kinds: the time of its commit, and what it does to them."""
+    """A change of the package that affects numbers of some kinds: time of the commit, and effect."""
 
     date: str
     moves: frozenset[str]
@@ -34,27 +34,27 @@ CHANGES = (
     Change(
         "2026-11-21T13:34:10+00:00",
         frozenset({"likelihood", "time"}),
-        "a fit ends by fitting the dispersions once more",
-        "Held-out likelihoods are better and a fit takes 10 to 15 % longer; latent spaces and clusters are the same.",
+        "dispersions are refitted at the end of a fit",
+        "Held-out likelihoods are better and a fit takes 10 to 15 % longer; latent spaces and clusters are unchanged.",
     ),
     Change(
         "2026-11-21T16:40:32+00:00",
         frozenset({"genes"}),
-        "genes are not chosen for what one or two cells hold",
-        "`vx.pp.highly_variable_genes` chooses other genes; benchmarks that choose genes as scanpy does are the same.",
+        "genes are not chosen because of one or two cells",
+        "`vx.pp.highly_variable_genes` chooses other genes; benchmarks with genes chosen by scanpy are unchanged.",
     ),
     Change(
         "2026-11-26T01:46:00+00:00",
         frozenset({"likelihood", "latent"}),
         "validation cells are drawn within batches",
-        "Fits with `batch_key=` hold out other cells; nothing changes in expectation, and fits without batches are the same.",
+        "Fits with `batch_key=` hold out other cells; nothing changes in expectation, and fits without batches are unchanged.",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Version:
-    """Where a number comes from."""
+    """Date, commit and release of a measurement."""
 
     date: str
     commit: str
@@ -70,7 +70,7 @@ def _git(*words: str) -> str:
 
 
 def here() -> Version:
-    """The code as it is now; a ``+`` after the commit where the sources were changed since."""
+    """Return the version of the code now; ``+`` after the commit means uncommitted changes of the sources."""
     commit = _git("rev-parse", "--short", "HEAD") or "unknown"
     if _git("status", "--porcelain", "--", "../src"):
         commit += "+"
@@ -82,19 +82,19 @@ def here() -> Version:
 
 
 def stamp(name: str, parts: Iterable[str] = ("",)) -> None:
-    """Note that these parts of ``results/<name>.json`` were measured now; ``""`` is a file without parts."""
+    """Record that these parts of ``results/<name>.json`` were measured now; ``""`` means a file without parts."""
     known = json.loads(VERSIONS.read_text()) if VERSIONS.exists() else {}
     known.setdefault(name, {}).update({part: vars(here()) for part in parts if part != "machine"})
     VERSIONS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
 def oldest(sources: Iterable[tuple[str, str]]) -> Version:
-    """The oldest version among parts of files, each a pair (file, part)."""
+    """Return the oldest version among pairs (file, part)."""
     known = json.loads(VERSIONS.read_text())
     return min((Version(**known[name][part]) for name, part in sources), key=lambda v: v.date)
 
 
 def since(found: Version, kinds: Iterable[str]) -> list[str]:
-    """What has changed numbers of these kinds after a version."""
+    """Return the changes after a version that affect numbers of these kinds."""
     kinds = frozenset(kinds)
     return [change.what for change in CHANGES if change.moves & kinds and found.date < change.date]

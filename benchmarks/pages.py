@@ -1,10 +1,10 @@
-"""Tables and the figure of the documentation, from ``benchmarks/results``.
+"""Make the tables and the figure of the documentation from ``benchmarks/results``.
 
     python benchmarks/pages.py            # write them into docs/benchmarks.md and docs/benchmarks/*.md
-    python benchmarks/pages.py --check    # fail where the pages differ from the results
+    python benchmarks/pages.py --check    # fail if the pages differ from the results
 
-A page names a table between two comments, ``<!-- table NAME -->`` and ``<!-- end of table -->``; what lies between them
-is replaced. A table that no code makes must be followed by a line that says when it was measured once.
+A page marks a table with two comments, ``<!-- table NAME -->`` and ``<!-- end of table -->``. The text between them
+is replaced. A table that no code makes must be followed by a line with "Measured once on" and a date.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ TEXTS = {"summary": summary.summary, "changes": summary.changes} | {name: made.t
 
 
 def filled(page: Path) -> str:
-    """The page with its tables made anew."""
+    """Return the page with its tables made again."""
 
     def fill(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in TEXTS:
-            message = f"{page.name}: no table is called {name!r}; there are {', '.join(sorted(TEXTS))}."
+            message = f"{page.name}: no table is called {name!r}; the tables are {', '.join(sorted(TEXTS))}."
             raise SystemExit(message)
         return f"<!-- table {name} -->\n\n{TEXTS[name]()}\n\n<!-- end of table -->"
 
@@ -41,18 +41,18 @@ def filled(page: Path) -> str:
 
 
 def undated(page: Path) -> list[str]:
-    """First lines of the tables that neither code makes nor a line dates."""
+    """Return the first lines of tables that neither come from code nor have a date."""
     text = MARKED.sub("", page.read_text())
     return [match.group().splitlines()[0] for match in TABLE.finditer(text) if not ONCE.match(text[match.end() :])]
 
 
 def faults() -> list[str]:
-    """What is wrong with the pages."""
+    """Return what is wrong with the pages."""
     found = [
         f"{page.name}: tables differ from benchmarks/results" for page in PAGES if filled(page) != page.read_text()
     ]
     if summary.digest_of(FIGURE) != summary.digest():
-        found.append(f"{FIGURE.name}: shows other numbers than benchmarks/results")
+        found.append(f"{FIGURE.name}: differs from benchmarks/results")
     for page in PAGES:
         found += [f"{page.name}: a table without code or date: {line}" for line in undated(page)]
     named = [name for page in PAGES for name in MARKED.findall(page.read_text())]
@@ -61,9 +61,9 @@ def faults() -> list[str]:
 
 
 def main() -> None:
-    """Write, or check."""
+    """Write the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing, fail where something differs")
+    parser.add_argument("--check", action="store_true", help="change nothing, and fail if something differs")
     args = parser.parse_args()
     if not args.check:
         for page in PAGES:
@@ -74,7 +74,7 @@ def main() -> None:
     for fault in found:
         print(fault, file=sys.stderr)
     if found:
-        hint = "run: python benchmarks/pages.py" if args.check else "mend the pages by hand"
+        hint = "run: python benchmarks/pages.py" if args.check else "edit the pages by hand"
         raise SystemExit(hint)
 
 

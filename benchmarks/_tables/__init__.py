@@ -1,1 +1,1 @@
-"""Tables of the documentation, made from ``benchmarks/results``; ``pages.py`` puts them into the pages."""
+"""Tables of the documentation, made from ``benchmarks/results``. ``pages.py`` inserts them into the pages."""

@@ -9,7 +9,7 @@ SCORES = (("elbo", "ELBO"), ("iwae", "IWAE"))
 
 
 def interval(row: dict[str, float], digits: int = 2) -> str:
-    """Gain in percent with its interval."""
+    """Format the gain in percent with its interval."""
     gain = number(row["gain_%"], digits, sign=True)
     return f"{gain} ({ranged(row['low_%'], row['high_%'], digits, sign=True)})"
 
@@ -56,7 +56,7 @@ def held_out_preset() -> list[Row]:
 
 @table("clusters", ("compare", "clustering and mixing"), command=COMPARE, kinds=["latent"])
 def clusters() -> list[Row]:
-    """Agreement with labels, and mixing of batches."""
+    """Agreement with labels and mixing of batches."""
     found = results("compare")["clustering and mixing"]
     rows: list[Row] = [
         [
@@ -91,10 +91,10 @@ def clusters() -> list[Row]:
     kinds=["likelihood", "latent"],
 )
 def dispersions() -> list[Row]:
-    """Dispersions as trained and fitted once more."""
+    """Dispersions as trained and after the refit."""
     names = {
         "dispersions as trained": "dispersions as trained",
-        "defaults": "fitted once more (**the defaults**)",
+        "defaults": "refitted (**the defaults**)",
         "weight decay 0.3": "the same, weight decay 0.3",
         "weight decay 1": "the same, weight decay 1",
     }
@@ -113,7 +113,7 @@ def dispersions() -> list[Row]:
     kinds=["latent", "genes"],
 )
 def genes() -> list[Row]:
-    """How many cells must make a gene variable."""
+    """In how many cells a gene must be variable."""
     rows: list[Row] = [["data set", "seeds", "`min_cells`", "lone genes", "markers of rare types chosen", "ARI"]]
     for file in ("genes_tune", "genes", "genes_3studies", "genes_dealt"):
         for row in results(file)["rows"]:
@@ -132,7 +132,7 @@ def genes() -> list[Row]:
     note="minibatches hold 512 cells instead of 256, and training is compiled",
 )
 def readout() -> list[Row]:
-    """Genes that are read out from the decoder against genes that are modelled."""
+    """Genes that are read out from the decoder compared with genes that are modelled."""
     rows: list[Row] = [
         ["data set", "mean of the batch", "read out", "modelled", "read out - modelled (95 %)", "gap closed"]
     ]
@@ -145,12 +145,12 @@ def readout() -> list[Row]:
 
 @table("objectives", ("objectives", "sets"), command="python benchmarks/objectives.py", kinds=["likelihood", "time"])
 def objectives() -> list[Row]:
-    """Objectives, floors and decoders against the plain fit."""
+    """Objectives, floors and decoders compared with the plain fit."""
     sets = results("objectives")["sets"]
     rows: list[Row] = [
         [
             "fit",
-            "IWAE over that of the plain fit, nats (95 %)",
+            "IWAE minus that of the plain fit, nats (95 %)",
             "active of 10",
             "information, nats",
             "processor time, s",
@@ -182,7 +182,7 @@ MODELS = {
     kinds=["likelihood"],
 )
 def choosing() -> list[Row]:
-    """Verdicts on validation cells, and on test cells."""
+    """Verdicts on validation cells and on test cells."""
     rows: list[Row] = [["data set", "setting", "cells", "bound (ESS)", "difference (95 %)", "gap", "verdict"]]
     for name, found in results("choosing_real").items():
         if name == "machine":
@@ -208,7 +208,7 @@ def choosing() -> list[Row]:
     kinds=["likelihood"],
 )
 def equal_models() -> list[Row]:
-    """How often equal models are told apart."""
+    """How often the test finds a difference between equal models."""
     rows: list[Row] = [
         ["data set", "fits per model", "pairs", "largest difference", "interval without 0", "called worse"]
     ]
@@ -227,7 +227,7 @@ def equal_models() -> list[Row]:
     kinds=["likelihood"],
 )
 def nb_or_zinb() -> list[Row]:
-    """What ``likelihood="auto"`` chooses where the truth is known."""
+    """Choices of ``likelihood="auto"`` on data of known distribution."""
     runs = results("choosing_likelihood")["runs"]
     rows: list[Row] = [
         ["counts set to zero", "chosen, by seed", "ZINB - NB, nats per cell", "interval of the first seed", "gap"]
@@ -252,7 +252,7 @@ IDENTITIES = {
 
 @table("identities", *(("identities", name) for name in REPORTED), **IDENTITIES)
 def identities() -> list[Row]:
-    """The rate is the information plus the gap to the prior."""
+    """The rate compared with the sum of information and gap to the prior."""
     rows: list[Row] = [["data set", "seed", "rate", "from draws", "$I_q$", "gap to the prior", "rate - $I_q$ - gap"]]
     for name in REPORTED:
         for seed, run in enumerate(results("identities")[name]["runs"]):
@@ -265,7 +265,7 @@ def identities() -> list[Row]:
 
 @table("bounds", *(("identities", name) for name in REPORTED), **IDENTITIES)
 def bounds() -> list[Row]:
-    """Bounds grow with the number of samples."""
+    """Bounds by number of samples."""
     shown = results("identities")[REPORTED[0]]["samples"]
     rows: list[Row] = [["data set", "seed", "ELBO", *(f"K = {k:,}" for k in shown)]]
     for name in REPORTED:

@@ -1,4 +1,4 @@
-"""Collapse and its cures, learned priors, new cells."""
+"""Collapse and its cure, learned priors, new cells."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REGIMES = {
     "beta50": "`beta=50`",
     "beta100": "`beta=100`",
     "n500": "500 cells",
-    "wide": "1,024 units, labels given",
+    "wide": "1,024 units, labels as covariate",
 }
 
 
@@ -35,14 +35,14 @@ def collapse() -> list[Row]:
             counts = [len(ill), sum(not row["flagged"] for row in ill), sum(not row["ill"] for row in flagged)]
             verdicts = Counter(row["verdict"] for row in found).most_common()
             means = [number(mean(row[key] for row in found)) for key in ("iwae", "information")]
-            said = ", ".join(f"{verdict} {n}" for verdict, n in verdicts)
-            rows.append([shown, name, str(len(found)), *means, *(str(n) for n in counts), said])
+            listed = ", ".join(f"{verdict} {n}" for verdict, n in verdicts)
+            rows.append([shown, name, str(len(found)), *means, *(str(n) for n in counts), listed])
     return rows
 
 
 @table("cures", (COLLAPSE, "cures"), command="python benchmarks/collapse.py", kinds=["likelihood", "latent"])
 def cures() -> list[Row]:
-    """What ``cure=True`` reaches."""
+    """Results of ``cure=True``."""
     rows: list[Row] = [
         ["regime", "data set", "IWAE, %, before to after", "$I_q$", "active units", "fits that reach the aim"]
     ]
@@ -74,23 +74,23 @@ PRIORS = {
     kinds=["likelihood"],
 )
 def priors() -> list[Row]:
-    """Learned priors over the standard normal."""
+    """Learned priors compared with the standard normal."""
     gains = results("priors")["quality pbmc3k kang pbmc_3studies"]["gain"]
     rows: list[Row] = [["prior", *REPORTED, "mean %"]]
-    for when, said in (("after", "afterwards"), ("joint", "together")):
+    for when, words in (("after", "afterwards"), ("joint", "together")):
         for key, shown in PRIORS.items():
             found = gains[f"{when}-{key}"]
             cells = [found["sets"][name] for name in REPORTED]
             text = [
                 f"{number(c['gain'], sign=True)} ± {c['half']:.2f} ({number(c['percent'], sign=True)})" for c in cells
             ]
-            rows.append([f"{shown}, {said}", *text, number(found["mean_percent"], sign=True)])
+            rows.append([f"{shown}, {words}", *text, number(found["mean_percent"], sign=True)])
     return rows
 
 
 @table("prior-times", ("priors", "timing"), command="python benchmarks/priors.py --only timing --threads 1")
 def prior_times() -> list[Row]:
-    """Seconds on 10,000 latents of ten dimensions."""
+    """Seconds for 10,000 latent vectors of ten dimensions."""
     rows: list[Row] = [["prior", "fit, s", "10,000 draws, s", "1,000 densities, s"]]
     for key, found in results("priors")["timing"].items():
         draws = [number(found[what]) for what in ("draw_10000", "density_1000")]
@@ -119,7 +119,7 @@ CELLS = {
     kinds=["likelihood", "latent", "genes"],
 )
 def generation() -> list[Row]:
-    """New cells against held-out ones."""
+    """New cells compared with held-out ones."""
     columns = {
         "auroc_counts": "AUROC, counts",
         "auroc_normalized": "normalised",
@@ -146,7 +146,7 @@ def generation() -> list[Row]:
     command="python benchmarks/generation.py --timing --threads 2",
 )
 def generation_times() -> list[Row]:
-    """Seconds of 10,000 new cells."""
+    """Seconds for 10,000 new cells."""
     seconds = results("generation_timing")["seconds"]
     low, high = min(seconds.values()), max(seconds.values())
     names = {"normal": "N(0, I)"} | PRIORS

@@ -1,4 +1,4 @@
-"""What is asked of a fitted model: denoising, conditions, outliers, queries, neighbors, differential expression."""
+"""Analyses of a fitted model: denoising, conditions, outliers, queries, neighbors, differential expression."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DENOISERS = {
     "knn": "average of neighbors",
     "diffusion": "diffusion",
     "scvi-tools": "scvi-tools",
-    "vxpress, mean over batches": "vxpress, mean over batches (the layer a fit writes)",
+    "vxpress, mean over batches": "vxpress, mean over batches (the layer that a fit writes)",
     "vxpress": "vxpress, own batch",
     "vxpress, own counts": "vxpress, own batch and `own_counts=True`",
 }
@@ -27,7 +27,7 @@ DENOISERS = {
     kinds=["likelihood"],
 )
 def denoising() -> list[Row]:
-    """Prediction of molecules held out."""
+    """Prediction of held-out molecules."""
     best = "vxpress, own counts"
     rows: list[Row] = [
         ["data set", "method", "Poisson loss", "above the last row, % (95 %)", "sqrt error", "above, % (95 %)"]
@@ -48,7 +48,7 @@ def denoising() -> list[Row]:
 
 @table("small-batches", ("small_batches", ""), command="python benchmarks/small_batches.py", kinds=["latent"])
 def small_batches() -> list[Row]:
-    """What is decoded under a batch of few cells, and under the others instead."""
+    """Decoding under a batch of few cells, and under the other batches instead."""
     found = results("small_batches")
     rows: list[Row] = [
         [
@@ -77,7 +77,7 @@ def counterfactual() -> list[Row]:
             "control cells",
             "correlation of log fold changes",
             "distance",
-            "distance if left as is",
+            "distance without change",
             "support below 0.2",
         ]
     ]
@@ -100,19 +100,19 @@ KINDS = {
 
 
 def outlier_rows(name: str, what: str) -> list[dict[str, Any]]:
-    """All records of a set."""
+    """Return all records of a data set."""
     return [row for file, _ in OUTLIERS for row in pick(results(file), set=name, what=what)]
 
 
 @table("outlier-calibration", *OUTLIERS, command="python benchmarks/outliers.py", kinds=["likelihood"])
 def outlier_calibration() -> list[Row]:
-    """P-values of clean cells."""
+    """P-values of cells like those of the fit."""
     rows: list[list[str]] = [
         ["what", *REPORTED, "aim"],
         ["groups of cells whose p-values are uniform at the 5 % level"],
         ["largest KS distance over all cells (bound 0.096)"],
         ["absolute rank correlation of score and log depth, mean (largest) over seeds"],
-        ["the same of the plain score"],
+        ["the same for the plain score"],
     ]
     for name in REPORTED:
         ks = outlier_rows(name, "ks")
@@ -128,12 +128,12 @@ def outlier_calibration() -> list[Row]:
 
 @table("outliers", *OUTLIERS, command="python benchmarks/outliers.py", kinds=["likelihood"])
 def outliers() -> list[Row]:
-    """Odd cells found."""
-    rows: list[Row] = [["data set", "odd cells", "AUROC", "plain", "ratio (sd)", "found", "FDP", "power"]]
+    """Detection of unusual cells."""
+    rows: list[Row] = [["data set", "unusual cells", "AUROC", "plain", "ratio (sd)", "found", "FDP", "power"]]
     columns = ("auroc", "auroc_plain", "found", "fdp 30%", "power 30%")
 
     def shares(found: list[dict[str, Any]]) -> list[float]:
-        """Means over seeds, then over types."""
+        """Average over seeds, then over types."""
         types = dict.fromkeys(row["type"] for row in found)
         return [mean(mean(row[key] for row in pick(found, type=kind)) for kind in types) for key in columns]
 
@@ -167,7 +167,7 @@ def left_out_types() -> list[Row]:
 def missing_genes() -> list[Row]:
     """Queries with half of their genes."""
     rows: list[Row] = [
-        ["data set", "zeros", "filled in", "gain (95 %)", "posterior variance, times", "calibration", "library"]
+        ["data set", "zeros", "filled in", "gain (95 %)", "posterior variance, ratio", "calibration", "library"]
     ]
     for row in results("masked_genes")["summary"]:
         gain = f"{number(row['gain'], 3, sign=True)} ({ranged(row['low'], row['high'], 3)})"
@@ -205,7 +205,7 @@ def label_transfer() -> list[Row]:
 
 
 def reach(values: list[float]) -> str:
-    """Smallest to largest, or one number where they agree."""
+    """Format smallest to largest, or one number if they agree."""
     digits = 2 if max(values) < 0.1 else 1 if max(values) < 5 else 0
     low, high = number(min(values), digits), number(max(values), digits)
     return low if low == high else f"{low} to {high}"
@@ -228,7 +228,7 @@ DISTANCES = {
     kinds=["latent"],
 )
 def neighbors() -> list[Row]:
-    """Neighbors found again from the other half of the molecules, and their types."""
+    """Neighbors found from both halves of the molecules, and their types."""
     rows: list[Row] = [["distance", *(f"{name}: shared / purity" for name in REPORTED)]]
     for key, shown in DISTANCES.items():
         cells = [shown]
@@ -250,7 +250,7 @@ def neighbors() -> list[Row]:
     kinds=["latent"],
 )
 def cluster_stability() -> list[Row]:
-    """How well unstable cells are told."""
+    """How well cells that change cluster are identified."""
     names = {"draws": "`vx.tl.cluster_stability`", "one graph": "one graph", "draws - one graph": "difference"}
     rows: list[Row] = [["AUROC of cells that change cluster", *REPORTED]]
     for key, shown in names.items():
@@ -265,7 +265,7 @@ DE = "python benchmarks/differential_expression.py"
 
 @table("de-null", ("differential_expression", "null"), command=f"{DE} null --splits 200", kinds=["likelihood"])
 def de_null() -> list[Row]:
-    """Random halves, where nothing differs."""
+    """Random halves, between which nothing differs."""
     rows: list[Row] = [
         ["cells per half", "`delta`", "splits with any call", "share of genes called", "p < 0.05", "p < 0.001"]
     ]
@@ -287,7 +287,7 @@ METHODS = {
 
 @table("de-truth", ("differential_expression", "truth"), command=f"{DE} truth", kinds=["likelihood"])
 def de_truth() -> list[Row]:
-    """False discoveries and power where the truth is known."""
+    """False discoveries and power with known truth."""
     found = results("differential_expression")["truth"]
     rows: list[Row] = [["data", "method", "FDP", "power", "power at FDP 0.05"]]
     for truth, size in dict.fromkeys(
@@ -304,7 +304,7 @@ def de_truth() -> list[Row]:
 
 @table("de-speed", ("differential_expression", "speed"), command=f"{DE} speed")
 def de_speed() -> list[Row]:
-    """Time of ten groups against the rest."""
+    """Time for ten groups compared with the rest."""
     names = {
         "vxpress": "`vx.tl.rank_genes_groups`",
         "vxpress, use_counts=False": "the same without counts",

@@ -8,7 +8,7 @@ from _tables.registry import REPORTED, Row, number, pick, ranged, results, sprea
 
 
 def reach(values: list[float], digits: int) -> str:
-    """Smallest to largest, or one number where they agree."""
+    """Format smallest to largest, or one number if they agree."""
     low, high = number(min(values), digits), number(max(values), digits)
     return low if low == high else f"{low} to {high}"
 
@@ -50,7 +50,7 @@ def time_to_elbo() -> list[Row]:
 def throughput() -> list[Row]:
     """Cells per second of training."""
     rows: list[Row] = [
-        ["run", "cells/s", "over scvi-tools", "ms per step", "floor, ms", "over the floor", "epochs", "IWAE"]
+        ["run", "cells/s", "times scvi-tools", "ms per step", "floor, ms", "times the floor", "epochs", "IWAE"]
     ]
     for row in results("training_speed")["rows"]:
         name = f"{row['likelihood'].upper()}, {row['run'].replace('ours', 'vxpress')}"
@@ -64,7 +64,7 @@ def throughput() -> list[Row]:
     "whole-call", ("training_speed", "whole"), command="python benchmarks/training_speed.py --repeats 5", kinds=["time"]
 )
 def whole_call() -> list[Row]:
-    """A whole call next to PCA."""
+    """A whole call compared with PCA."""
     whole = results("training_speed")["whole"]
     return [
         ["10,000 cells x 2,000 genes", "s, median (range)"],
@@ -74,7 +74,7 @@ def whole_call() -> list[Row]:
 
 @table("kernels", ("kernels", "rows"), command="python benchmarks/kernels.py")
 def kernels() -> list[Row]:
-    """Compiled and plain forms where many entries are not zero."""
+    """Compiled and plain versions with many nonzero entries."""
     rows: list[Row] = [["cells", "genes", "not zero", "NB, compiled / plain, ms", "first layer, sparse / dense, ms"]]
     for row in results("kernels")["rows"]:
         pairs = (("nb compiled", "nb plain"), ("input sparse", "input dense"))
@@ -99,9 +99,15 @@ def after_training() -> list[Row]:
 
 @table("growth", ("scaling", "epochs"), command="python benchmarks/scaling.py", kinds=["time"])
 def growth() -> list[Row]:
-    """Time of an epoch by the number of cells."""
+    """Time per epoch by number of cells."""
     rows: list[Row] = [
-        ["cells x 2,000 genes, simulated", "s per epoch", "cells/s", "of linear growth", "ELBO after 2 epochs"]
+        [
+            "cells x 2,000 genes, simulated",
+            "s per epoch",
+            "cells/s",
+            "time relative to linear growth",
+            "ELBO after 2 epochs",
+        ]
     ]
     for size, found in results("scaling")["epochs"]["sizes"].items():
         rates = [number(found["cells_per_second"], 0), number(found["times_linear"])]
@@ -120,7 +126,7 @@ def memory() -> list[Row]:
         [
             f"peak memory of a fit of {found['runs'][0]['cells']:,} cells above the process that holds the counts ({counts:.0f} MB)",
             f"{peak:.0f} MB",
-            f"1.5 times the counts and 500 MB, {allowed:.0f} MB: {'met' if peak <= allowed else '**missed**'}",
+            f"1.5 times the counts plus 500 MB, {allowed:.0f} MB: {'met' if peak <= allowed else '**missed**'}",
         ],
         [
             f"{whole['cells']:,} cells at the defaults, from the call to its return ({whole['epochs']} epochs, {whole['steps']:,} steps)",

@@ -17,22 +17,22 @@ FIGURE = "benchmarks.png"
 
 
 def gains() -> list[dict[str, float]]:
-    """Gain of the IWAE bound over scvi-tools, by set."""
+    """Return the gain of the IWAE bound over scvi-tools by data set."""
     return pick(results("compare")["likelihood: vx-default"], score="iwae")
 
 
 def scores(metric: str) -> list[dict[str, float]]:
-    """Difference of a score of the latent space to scvi-tools, by set."""
+    """Return the difference of a latent space score from scvi-tools by data set."""
     return pick(results("compare")["clustering and mixing"], model="vx-default", metric=metric)
 
 
 def times() -> dict[str, list[float]]:
-    """How many times faster the final value of scvi-tools is reached, by set."""
+    """Return how many times faster the final ELBO of scvi-tools is reached, by data set."""
     return {name: [row["a"] for row in pick(results("time_to_elbo")["rows"], set=name)] for name in REPORTED}
 
 
 def losses() -> dict[str, list[float]]:
-    """Poisson loss above ours with own counts in percent, by method and set."""
+    """Return the Poisson loss relative to vxpress with own counts in percent, by method and data set."""
     methods = {"scvi-tools": "scvi-tools", "diffusion": "diffusion", "vxpress": "vxpress"}
     found = pick(results("denoising")["scores"], score="poisson")
     return {
@@ -42,7 +42,7 @@ def losses() -> dict[str, list[float]]:
 
 
 def many(values: list[bool]) -> str:
-    """``met``, or on how many of the sets it was missed."""
+    """Format ``met``, or on how many of the data sets the aim was missed."""
     missed = sum(not value for value in values)
     if not missed:
         return "met"
@@ -50,7 +50,7 @@ def many(values: list[bool]) -> str:
 
 
 def lines() -> list[tuple[str, str, str, str, str]]:
-    """Question, result, verdict, page, and the table it is taken from."""
+    """Return question, result, verdict, page, and source table of each row."""
     compare, speed = results("compare"), results("training_speed")["rows"]
     gain, ari, ilisi = [row["gain_%"] for row in gains()], scores("ARI"), scores("iLISI")
     parity = [row["gain_%"] for row in compare["parity: preset='scvi'"]]
@@ -79,28 +79,28 @@ def lines() -> list[tuple[str, str, str, str, str]]:
     diffusion = losses()["diffusion"]
     return [
         (
-            "Held-out likelihood of the defaults, against scvi-tools",
+            "Held-out likelihood of the defaults, compared with scvi-tools",
             f"IWAE better by {ranged(min(gain), max(gain), 1)} %",
             many([value >= 1 for value in gain]),
             "likelihood",
             "held-out-likelihood",
         ),
         (
-            'The same model (`preset="scvi"`), against scvi-tools',
+            'The same model (`preset="scvi"`), compared with scvi-tools',
             f"ELBO and IWAE {ranged(min(parity), max(parity), 2, sign=True)} %",
             many([value >= -0.5 for value in parity]),
             "likelihood",
             "parity",
         ),
         (
-            "Clusters, against scvi-tools",
+            "Clusters, compared with scvi-tools",
             "ARI " + ", ".join(number(row["difference"], 3, sign=True) for row in ari),
             many([row["low"] > -0.03 for row in ari]),
             "integration",
             "clusters",
         ),
         (
-            "Mixing of batches, against scvi-tools",
+            "Mixing of batches, compared with scvi-tools",
             "iLISI " + ", ".join(number(row["difference"], 3, sign=True) for row in ilisi),
             many([row["low"] > -0.03 for row in ilisi]),
             "integration",
@@ -114,7 +114,7 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             "time-to-elbo",
         ),
         (
-            "Training throughput, against scvi-tools",
+            "Training throughput, compared with scvi-tools",
             f"{rates['nb']:.1f} times (NB), {rates['zinb']:.1f} times (ZINB)",
             many([rates["nb"] >= 20, rates["zinb"] >= 15]),
             "speed",
@@ -136,22 +136,22 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             "denoising",
         ),
         (
-            "Differential expression where nothing differs",
-            f"any call in {100 * min(null):.1f} to {100 * max(null):.1f} % of splits",
+            "Differential expression between random halves",
+            f"any gene called in {100 * min(null):.1f} to {100 * max(null):.1f} % of splits",
             many([value <= 0.08 for value in null]),
             "differential_expression",
             "de-null",
         ),
         (
-            "Differential expression, time against scvi-tools",
+            "Differential expression, time compared with scvi-tools",
             f"{de_ratio:.0f} times faster",
             many([de_ratio >= 20]),
             "differential_expression",
             "de-speed",
         ),
         (
-            "Cells of a type that was left out",
-            f"1 - AUROC is {ranged(min(ratio), max(ratio))} of that of the reconstruction error",
+            "Cells of a type that was left out of the fit",
+            f"1 - AUROC is {ranged(min(ratio), max(ratio))} times that of the reconstruction error",
             "",
             "outliers",
             "outliers",
@@ -160,21 +160,21 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             "Queries that lack half of the genes",
             (
                 f"{ranged(min(row['masked'] for row in genes), max(row['masked'] for row in genes))} of the neighbors found"
-                f" again, {ranged(min(row['zeros'] for row in genes), max(row['zeros'] for row in genes))} with zeros"
+                f" again, {ranged(min(row['zeros'] for row in genes), max(row['zeros'] for row in genes))} when zeros are filled in"
             ),
             many([row["low"] > 0 for row in genes]),
             "queries",
             "missing-genes",
         ),
         (
-            "Label transfer by default fits, against scArches",
+            "Label transfer by default fits, compared with scArches",
             f"accuracy {ranged(min(transfer), max(transfer), 3, sign=True)}",
             many([value >= 0 for value in transfer]),
             "queries",
             "label-transfer",
         ),
         (
-            "Collapsed or overfitted fits seen",
+            "Collapsed or overfitted fits detected",
             (
                 f"{sum(row['flagged'] for row in ill)} of {len(ill)};"
                 f" {sum(row['flagged'] and not row['ill'] for row in fits)} false alarms"
@@ -184,7 +184,7 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             "collapse",
         ),
         (
-            "Learned priors, against N(0, I)",
+            "Learned priors, compared with N(0, I)",
             f"IWAE {ranged(min(prior), max(prior), 2, sign=True)} % on average",
             many([value > 0 for value in prior]),
             "generation",
@@ -208,7 +208,7 @@ def lines() -> list[tuple[str, str, str, str, str]]:
 
 
 def summary() -> str:
-    """The table of the first page."""
+    """Make the table of the first page."""
     rows: list[Row] = [["question", "result", "aim", "page", "measured"], ["---"] * 5]
     for question, result, verdict, page, name in lines():
         found = TABLES[name]
@@ -221,7 +221,7 @@ def summary() -> str:
 
 
 def changes() -> str:
-    """What has changed numbers, newest first."""
+    """List changes that affect numbers, newest first."""
     rows: list[Row] = [["date", "change", "effect on numbers"], ["---"] * 3]
     for change in sorted(CHANGES, key=lambda c: c.date, reverse=True):
         rows.append([change.date[:10], change.what, change.effect])
@@ -229,7 +229,7 @@ def changes() -> str:
 
 
 def plotted() -> dict[str, Any]:
-    """All that the figure shows."""
+    """Return everything that the figure shows."""
     return {
         "gain": [[row["gain_%"], row["low_%"], row["high_%"]] for row in gains()],
         "ARI": [[row["difference"], row["low"], row["high"]] for row in scores("ARI")],
@@ -239,12 +239,12 @@ def plotted() -> dict[str, Any]:
 
 
 def digest() -> str:
-    """A fingerprint of what the figure shows."""
+    """Compute a checksum of what the figure shows."""
     return hashlib.sha256(json.dumps(plotted(), sort_keys=True).encode()).hexdigest()
 
 
 def digest_of(path: Path) -> str | None:
-    """The fingerprint kept in a figure."""
+    """Read the checksum stored in a figure."""
     from PIL import Image
 
     if not path.exists():
@@ -254,7 +254,7 @@ def digest_of(path: Path) -> str | None:
 
 
 def draw(path: Path) -> None:
-    """The figure of the first page."""
+    """Draw the figure of the first page."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,6 +1,6 @@
-"""The model in torch and numpy; nothing here knows of AnnData.
+"""The model in torch and numpy. Nothing here depends on AnnData.
 
-Arrays carry the letters of their axes as a suffix: ``n`` cells, ``g`` genes, ``d`` latent dimensions,
+Names of arrays end in the letters of their axes: ``n`` cells, ``g`` genes, ``d`` latent dimensions,
 ``s`` posterior samples, ``b`` batches, ``k`` categorical covariates, ``c`` the width of the condition
-vector, ``h`` hidden units.  ``x_ng`` is cells by genes, ``z_nd`` cells by latent dimensions.
+vector, ``h`` hidden units.  For example, ``x_ng`` is cells by genes and ``z_nd`` cells by latent dimensions.
 """

@@ -1,7 +1,7 @@
-"""What lies between the input of a network and its output layers.
+"""The hidden layers of encoder and decoder.
 
-A decoder's body says in ``n_features`` how many numbers it hands to the output layers.  In the weights of a layer that
-sees the condition vector the condition has the last columns, and ``conditioned`` names these weights.
+``n_features`` of a decoder's body is the number of values that it passes to the output layers.  A layer that receives
+the condition vector keeps the condition's weights in its last columns; ``conditioned`` yields the names of these weights.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from vxpress.core.config import ModelConfig
 from vxpress.core.kernels import rule
 from vxpress.core.noise import BITS, NO_BITS, Noise
 
-# hidden units of a latent dimension's own network, at least
+# least number of hidden units of the network of one latent dimension
 MIN_SPLIT_WIDTH = 8
 
 
 def join(*parts: Tensor | None) -> Tensor:
-    """What is there, side by side."""
+    """Concatenate the parts that are not None along the last axis."""
     there = [part for part in parts if part is not None]
     return there[0] if len(there) == 1 else torch.cat(there, dim=-1)
 
 
 class MLP(nn.Module):
-    """Hidden layers, linear - norm - ReLU - dropout, each seeing the condition vector again.
+    """Hidden layers (linear, norm, ReLU, dropout), each of which also receives the condition vector.
 
-    With ``skip`` the input too is seen again by every layer and by what comes after (Dieng et al. 2019).
+    With ``skip``, every layer and the output layers also receive the input (Dieng et al. 2019).
     """
 
     def __init__(self, n_in: int, n_condition: int, config: ModelConfig, dropout: float, *, skip: bool = False) -> None:
@@ -56,7 +56,7 @@ class MLP(nn.Module):
         return join(h, x) if self.skip else h
 
     def after_first(self, x: Tensor, s_nc: Tensor | None, noise: Noise | None, again: Tensor | None = None) -> Tensor:
-        """The rest of the way, from the first linear map's output."""
+        """Apply the remaining layers to the output of the first linear layer."""
         for i, norm in enumerate(self.norms):
             if i > 0:
                 x = self.linears[i](join(x, again, s_nc))
@@ -65,14 +65,14 @@ class MLP(nn.Module):
 
 
 class Direct(nn.Module):
-    """No hidden layer: the output layers see z itself (Svensson et al. 2020)."""
+    """No hidden layer: the output layers receive z itself (Svensson et al. 2020)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_features = config.n_latent
 
     def conditioned(self) -> Iterator[str]:
-        """No weights at all."""
+        """Yield nothing: there are no weights."""
         yield from ()
 
     def forward(self, z_nd: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Tensor:
@@ -80,9 +80,9 @@ class Direct(nn.Module):
 
 
 class Split(nn.Module):
-    """A small network of its own for every latent dimension, side by side; none sees another's dimension.
+    """A separate small network for each latent dimension, which receives no other dimension.
 
-    An output layer adds up what they say, so logits are sums of one function per dimension (given the condition), as in
+    The output layer adds their outputs, so logits are sums of one function per dimension (given the condition), as in
     the additive decoder of Moinfar & Theis (2024).
     """
 
@@ -107,7 +107,7 @@ class Split(nn.Module):
 
 
 class _Blocks(nn.Linear):
-    """Linear maps side by side, each of its own block of the input, and all of the condition after it."""
+    """Parallel linear maps: each receives one block of the input, and all receive the condition that follows the blocks."""
 
     own: Tensor
 
@@ -115,10 +115,10 @@ class _Blocks(nn.Linear):
         super().__init__(n_blocks * n_in + n_condition, n_blocks * n_out)
         blocks = torch.block_diag(*[torch.ones(n_out, n_in)] * n_blocks)
         own = torch.cat((blocks, torch.ones(n_blocks * n_out, n_condition)), dim=1)
-        # follows from the sizes, so that it need not be stored
+        # determined by the sizes, so it is not stored
         self.register_buffer("own", own.to(self.weight.device), persistent=False)
         with torch.no_grad():
-            # an output has few inputs of its own
+            # each output has few inputs, which sets the range of its initial weights
             bound = 1.0 / math.sqrt(n_in + n_condition)
             self.weight.uniform_(-bound, bound).mul_(self.own)
             self.bias.uniform_(-bound, bound)
@@ -128,7 +128,7 @@ class _Blocks(nn.Linear):
 
 
 def _norm(config: ModelConfig, *, width: int | None = None, groups: int = 1) -> nn.Module:
-    """Norm of a hidden layer of ``groups`` x ``width`` units, over the units of each group where it is a cell's own."""
+    """Build the norm of a hidden layer of ``groups`` x ``width`` units; layer norm treats each group separately."""
     width = config.n_hidden if width is None else width
     if config.norm == "batch":
         return nn.BatchNorm1d(groups * width, momentum=config.norm_momentum, eps=config.norm_eps)
@@ -141,13 +141,13 @@ def _norm(config: ModelConfig, *, width: int | None = None, groups: int = 1) -> 
 
 def _leave_biases(config: ModelConfig, linears: nn.ModuleList) -> None:
     if config.norm == "batch" and not config.bias_before_norm:
-        # batch norm takes these biases out again: their gradients are rounding noise, which Adam would blow up
+        # batch norm removes these biases again: their gradients are rounding noise, which Adam would amplify
         for linear in linears:
             linear.bias.requires_grad = False
 
 
 def _activate(x: Tensor, norm: nn.Module, dropout: float, noise: Noise | None) -> Tensor:
-    """dropout(relu(norm(x))), in one compiled pass where that is faster."""
+    """Compute dropout(relu(norm(x))), in one compiled pass where that is faster."""
     batch_norm = isinstance(norm, nn.BatchNorm1d)
     if rule.compiled_hidden(x.device, x.dtype, batch_norm=batch_norm, training=norm.training):
         from vxpress.core.kernels.hidden_layer import norm_relu_dropout
@@ -159,7 +159,7 @@ def _activate(x: Tensor, norm: nn.Module, dropout: float, noise: Noise | None) -
 
 
 def decoder_body(config: ModelConfig, n_condition: int) -> MLP | Direct | Split:
-    """The body of the decoder that was asked for."""
+    """Build the body of the decoder that ``config.decoder`` names."""
     if config.decoder == "linear":
         return Direct(config)
     if config.decoder == "split":

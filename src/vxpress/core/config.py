@@ -1,7 +1,7 @@
 """Settings of a model and of its training, as frozen dataclasses.
 
-Everything needed to build the same network again is in :class:`ModelConfig`; everything needed to train it
-the same way is in :class:`TrainConfig`.  Both hold plain scalars and tuples only, so one codec stores them.
+:class:`ModelConfig` holds everything needed to build the same network again, :class:`TrainConfig` everything needed
+to train it in the same way.  Both hold only plain scalars and tuples, so one codec stores them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def check_choice(name: str, value: object, choices: object) -> None:
 
 
 def check_range(name: str, value: float, low: float, high: float, *, integer: bool = False) -> None:
-    """Raise ``ValueError`` unless ``value`` is a number, or a whole one, from ``low`` to ``high``."""
+    """Raise ``ValueError`` unless ``value`` is a number (with ``integer``, a whole number) from ``low`` to ``high``."""
     ok_type = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
     if not ok_type or not low <= value <= high:
         kind = "a whole number" if integer else "a number"
@@ -44,7 +44,7 @@ def check_range(name: str, value: float, low: float, high: float, *, integer: bo
 
 
 def plain(config: Any) -> None:
-    """Turn numpy scalars in a frozen dataclass into Python's own; raise ``ValueError`` where a switch is no bool."""
+    """Convert numpy scalars in a frozen dataclass to Python scalars; raise ``ValueError`` if a switch is not a bool."""
     hints = get_type_hints(type(config))
     for f in fields(config):
         value = getattr(config, f.name)
@@ -58,9 +58,9 @@ def plain(config: Any) -> None:
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """The prior of z: its kind, its size, and the number of conditions where it is p(z | condition).
+    """The prior of z: its kind, its size, and the number of conditions of a conditional prior p(z | condition).
 
-    ``from_cells`` is for ``"vamp"`` learned on a model that stays as it is: see :class:`vxpress.core.priors.vamp.Vamp`.
+    ``from_cells`` applies to ``"vamp"`` learned on a frozen model: see :class:`vxpress.core.priors.vamp.Vamp`.
     """
 
     name: PriorName = "normal"
@@ -79,10 +79,10 @@ class PriorConfig:
 class ModelConfig:
     """The architecture: sizes, likelihood, prior and how covariates enter.
 
-    ``bias_before_norm`` trains the biases that batch norm takes out again, as the reference does.
+    ``bias_before_norm`` trains the biases that batch norm removes again, as scvi-tools does.
 
-    ``n_categories`` holds the number of categories of each categorical covariate; where ``has_batch``, the
-    first one is the batch.  ``remainder`` adds the share of molecules that fall on genes outside the model.
+    ``n_categories`` holds the number of categories of each categorical covariate; with ``has_batch``, the
+    first one is the batch.  ``remainder`` adds the share of molecules from genes outside the model.
     """
 
     n_genes: int
@@ -154,8 +154,8 @@ class TrainConfig:
     """How the network is trained; one step is one minibatch.
 
     ``max_epochs`` is filled in before training.  ``kl_warmup`` is the share of all steps over which the KL weight
-    rises from 0 to ``beta`` (``warmup_unit="steps"``), or a number of epochs, whether or not training lasts that long
-    (``"epochs"``, the rule of scvi-tools); ``kl_schedule`` says how.  ``free_bits`` are nats per latent dimension.
+    rises from 0 to ``beta`` (``warmup_unit="steps"``), or a number of epochs, even if training ends earlier
+    (``"epochs"``, the rule of scvi-tools); ``kl_schedule`` sets how it rises.  ``free_bits`` are nats per latent dimension.
     """
 
     max_epochs: int
@@ -207,12 +207,12 @@ class TrainConfig:
         plain(self)
 
     def _check_together(self) -> None:
-        """Raise ``ValueError`` where two choices do not go together."""
+        """Raise ``ValueError`` if two choices cannot be combined."""
         capacity, several = self.kl_schedule == "capacity", self.objective != "elbo"
         if capacity and several:
             msg = (
-                f"kl_schedule='capacity' holds the divergence of objective='elbo' at a target; objective={self.objective!r} has "
-                "none. Pass objective='elbo', or kl_schedule='linear'."
+                f"kl_schedule='capacity' holds the KL term of objective='elbo' at a target; objective={self.objective!r} has "
+                "no such term. Pass objective='elbo', or kl_schedule='linear'."
             )
             raise ValueError(msg)
         if capacity and self.kl_capacity == 0:
@@ -220,20 +220,21 @@ class TrainConfig:
             raise ValueError(msg)
         if capacity and self.beta <= 1:
             msg = (
-                f"beta={self.beta:g} cannot hold a divergence at kl_capacity={self.kl_capacity:g}: beta weighs the distance from it, and "
-                "at 1 nothing is pulled down further than without a target. Pass beta=10, or more if it does not hold."
+                f"beta={self.beta:g} cannot hold the divergence at kl_capacity={self.kl_capacity:g}: beta is the weight of the distance "
+                "from this target, and at 1 or below it reduces the divergence no further than the plain ELBO does. Pass beta=10, "
+                "or more if the divergence stays away from the target."
             )
             raise ValueError(msg)
         if self.kl_schedule == "cyclical" and self.kl_warmup == 0:
-            msg = "kl_schedule='cyclical' has no time for its cycles with kl_warmup=0. Pass kl_warmup=0.3, or leave it out."
+            msg = "kl_schedule='cyclical' needs a warm-up for its cycles, but kl_warmup=0. Pass kl_warmup=0.3, or leave kl_warmup out."
             raise ValueError(msg)
         if self.free_bits > 0 and (capacity or several):
             other = "kl_schedule='capacity'" if capacity else f"objective={self.objective!r}"
             msg = (
-                f"free_bits={self.free_bits:g} is a floor under the divergence of objective='elbo' with a weight; with {other} it has "
+                f"free_bits={self.free_bits:g} sets a lower limit for the weighted divergence of objective='elbo'; with {other} it has "
                 "no meaning. Leave one of the two out."
             )
             raise ValueError(msg)
         if self.free_bits > 0 and self.beta == 0:
-            msg = f"free_bits={self.free_bits:g} has no effect with beta=0, which asks for no divergence at all. Leave it out."
+            msg = f"free_bits={self.free_bits:g} has no effect with beta=0, which removes the KL term. Leave it out."
             raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Counts of all cells held once as CSR tensors; minibatches are gathered from them."""
+"""Counts of all cells, stored once as CSR tensors; minibatches are gathered from them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vxpress.core.covariates import Covariates
 
 
 def _tensor(array: np.ndarray, dtype: type) -> Tensor:
-    """A tensor over the same memory where type and permissions allow."""
+    """Return a tensor that shares the array's memory if its type and permissions allow it."""
     array = array.astype(dtype, copy=False)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def without_stored_zeros(x: sparse.csr_matrix) -> sparse.csr_matrix:
-    """The matrix itself, or, where it stores zeros, a copy that does not."""
+    """Return the matrix itself, or a copy without explicit zeros if it stores any."""
     if x.data.all():
         return x
     x = x.copy()
@@ -30,7 +30,7 @@ def without_stored_zeros(x: sparse.csr_matrix) -> sparse.csr_matrix:
 
 @dataclass(frozen=True)
 class Counts:
-    """A cells x genes count matrix in compressed rows, on one device; only non-zeros are stored."""
+    """A cells x genes count matrix in CSR format on one device; only non-zeros are stored."""
 
     indptr: Tensor
     indices: Tensor
@@ -39,9 +39,9 @@ class Counts:
 
     @classmethod
     def from_scipy(cls, x: sparse.csr_matrix | sparse.csr_array, device: torch.device | str = "cpu") -> Counts:
-        """Take over a CSR matrix with sorted, unique indices, without the zeros it may store.
+        """Convert a CSR matrix with sorted, unique indices; explicit zeros are dropped.
 
-        Values become float32, and what is of the right type is not copied.
+        Values become float32. Arrays that already have the right type are not copied.
         """
         x = without_stored_zeros(x)
         arrays = _tensor(x.indptr, np.int64), _tensor(x.indices, np.int32), _tensor(x.data, np.float32)
@@ -52,7 +52,7 @@ class Counts:
 
     @property
     def counted_n(self) -> Tensor:
-        """Whether each cell has a count, bool (n,)."""
+        """Whether each cell has any count, bool (n,)."""
         return self.indptr.diff() > 0
 
     @cached_property
@@ -61,7 +61,7 @@ class Counts:
         return len(self.data) / max(1, len(self) * self.n_genes)
 
     def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """indptr, indices and data over the same memory; only of counts on the CPU."""
+        """Return indptr, indices and data as numpy arrays that share memory; only for counts on the CPU."""
         return self._arrays
 
     @cached_property
@@ -70,19 +70,19 @@ class Counts:
 
     @cached_property
     def max_row(self) -> int:
-        """Most entries that a row has; asking for it the first time waits for the device."""
+        """Largest number of entries in a row; the first access waits for the device."""
         return int(self.indptr.diff().max()) if len(self) else 0
 
     def to(self, device: torch.device) -> Counts:
-        """The same on another device."""
+        """Return the same data on another device."""
         moved = Counts(self.indptr.to(device), self.indices.to(device), self.data.to(device), self.n_genes)
         if device.type != "cpu":
-            # found now, so that no minibatch has to wait for it
+            # computed now, so that no minibatch waits for it
             moved.__dict__["max_row"] = self.max_row
         return moved
 
     def entries(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The non-zeros of some rows: positions in the flattened (len(rows), n_genes) matrix, and values."""
+        """Return the non-zeros of some rows: positions in the flattened (len(rows), n_genes) matrix, and values."""
         starts = self.indptr[rows]
         lengths = self.indptr[rows + 1] - starts
         ends = lengths.cumsum(0)
@@ -91,9 +91,10 @@ class Counts:
         return at * self.n_genes + self.indices[here], self.data[here]
 
     def padded_entries(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`entries`, every row filled up with zeros to ``max_row`` entries, whose positions may be named twice.
+        """Return the same as :meth:`entries`, with every row padded by zeros to ``max_row`` entries.
 
-        Shapes depend on the number of rows alone, so nothing waits for the device.  The values are to be added.
+        Shapes depend only on the number of rows, so nothing waits for the device.  Positions of padding may repeat, so
+        values have to be added, not assigned.
         """
         starts = self.indptr[rows][:, None]
         ends = self.indptr[rows + 1][:, None]
@@ -101,19 +102,19 @@ class Counts:
         here = starts + offset
         stored = here < ends
         here = torch.where(stored, here, 0)
-        # fillers lie side by side, not on one address where their additions would queue
+        # padding is spread over the row: additions to a single address would be serialised
         gene = torch.where(stored, self.indices[here], offset)
         where = torch.arange(len(rows), device=rows.device)[:, None] * self.n_genes + gene
         return where.view(-1), torch.where(stored, self.data[here], 0.0).view(-1)
 
     def padded_dense(self, rows: Tensor) -> Tensor:
-        """As :meth:`dense` away from the CPU."""
+        """Return the same as :meth:`dense`, in a form that suits devices other than the CPU."""
         x_ng = torch.zeros(len(rows), self.n_genes, device=rows.device)
         x_ng.view(-1).index_add_(0, *self.padded_entries(rows))
         return x_ng
 
     def dense(self, rows: Tensor) -> Tensor:
-        """Rows as a dense float32 tensor, (len(rows), n_genes)."""
+        """Return rows as a dense float32 tensor, (len(rows), n_genes)."""
         if self.indptr.device.type != "cpu":
             return self.padded_dense(rows)
         where, values = self.entries(rows)
@@ -122,7 +123,7 @@ class Counts:
         return x_ng
 
     def take(self, rows: Tensor) -> Counts:
-        """Some rows as a matrix of their own."""
+        """Return some rows as a new matrix."""
         starts = self.indptr[rows]
         lengths = self.indptr[rows + 1] - starts
         ends = lengths.cumsum(0)
@@ -133,7 +134,7 @@ class Counts:
         return Counts(indptr, self.indices[at], self.data[at], self.n_genes)
 
     def gene_sums(self, rows: Tensor | None = None) -> Tensor:
-        """Molecules per gene over a set of rows (one that is named twice counts once), float64 (n_genes,)."""
+        """Sum molecules per gene over a set of rows (repeated rows count once), float64 (n_genes,)."""
         data, indices = self.data, self.indices
         if rows is not None:
             keep = torch.zeros(len(self), dtype=torch.bool, device=data.device)
@@ -147,7 +148,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Cells:
-    """All a model needs of some cells: counts, log library (n, 1) and covariates."""
+    """The data of some cells that a model needs: counts, log library (n, 1) and covariates."""
 
     counts: Counts
     log_library_n1: Tensor
@@ -157,21 +158,21 @@ class Cells:
         return len(self.counts)
 
     def to(self, device: torch.device) -> Cells:
-        """The same on another device."""
+        """Return the same data on another device."""
         return Cells(self.counts.to(device), self.log_library_n1.to(device), self.covariates.to(device))
 
     def take(self, rows: Tensor) -> Cells:
-        """Some of the cells."""
+        """Return some of the cells."""
         return Cells(self.counts.take(rows), self.log_library_n1[rows], self.covariates[rows])
 
     def batch(self, rows: Tensor, x_ng: Tensor | None = None) -> Batch:
-        """A minibatch; ``x_ng`` are its dense counts where someone has them already."""
+        """Return a minibatch; ``x_ng`` are its dense counts if they are already known."""
         return Batch(self.counts, rows, self.log_library_n1[rows], self.covariates[rows], x_ng)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A minibatch: which rows of the counts, log library (n, 1) and covariates of these rows, and dense counts if at hand."""
+    """A minibatch: row numbers in the counts, log library (n, 1) and covariates of these rows, and dense counts if known."""
 
     counts: Counts
     rows: Tensor
@@ -181,11 +182,11 @@ class Batch:
 
     @cached_property
     def x_ng(self) -> Tensor:
-        """The counts, dense; only plain forms ask for it."""
+        """Dense counts; only the plain implementations use them."""
         return self.counts.dense(self.rows) if self.dense_ng is None else self.dense_ng
 
     def repeated(self, k: int) -> Batch:
-        """The minibatch ``k`` times, one after the other; away from the CPU its dense counts are not gathered again."""
+        """Repeat the minibatch ``k`` times; except on the CPU, its dense counts are not gathered again."""
         if k == 1:
             return self
         at = torch.arange(len(self.rows), device=self.rows.device).repeat(k)

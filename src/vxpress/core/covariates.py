@@ -1,4 +1,4 @@
-"""From covariates to the condition vector that the networks see."""
+"""Covariates, and the condition vector that the networks receive."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vxpress.core.config import ModelConfig
 class Covariates:
     """Covariates of some cells: category codes, continuous values, label codes.
 
-    ``categorical_nk`` is int64 with the batch first where there is one; ``continuous_nc`` is standardised float32;
-    ``label_n`` is int64 or None.  Tensors of all cells are held once and indexed per minibatch.
+    ``categorical_nk`` is int64, with the batch (if any) in the first column; ``continuous_nc`` is standardised float32;
+    ``label_n`` is int64 or None.  The tensors of all cells are stored once and indexed for each minibatch.
     """
 
     categorical_nk: Tensor
@@ -28,34 +28,37 @@ class Covariates:
         return Covariates(self.categorical_nk[rows], self.continuous_nc[rows], label)
 
     def to(self, device: torch.device) -> Covariates:
-        """The same on another device."""
+        """Return the covariates on another device."""
         label = None if self.label_n is None else self.label_n.to(device)
         return Covariates(self.categorical_nk.to(device), self.continuous_nc.to(device), label)
 
     def with_batch(self, code: int) -> Covariates:
-        """The same cells as if they came from batch ``code``."""
+        """Return the same cells as if they came from batch ``code``."""
         return self.with_category(0, code)
 
     def with_category(self, k: int, code: int) -> Covariates:
-        """The same cells with category ``code`` of categorical covariate ``k``."""
+        """Return the same cells with category ``code`` of categorical covariate ``k``."""
         categorical = self.categorical_nk.clone()
         categorical[:, k] = code
         return Covariates(categorical, self.continuous_nc, self.label_n)
 
     def with_value(self, c: int, value: float) -> Covariates:
-        """The same cells with ``value``, standardised, of continuous covariate ``c``."""
+        """Return the same cells with the standardised ``value`` of continuous covariate ``c``."""
         continuous = self.continuous_nc.clone()
         continuous[:, c] = value
         return Covariates(self.categorical_nk, continuous, self.label_n)
 
 
 def indicators(code_n: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """One column per category, (n, size); unlike torch's one_hot it waits for no device to check the codes."""
+    """Return one indicator column per category, (n, size).
+
+    Unlike torch's ``one_hot``, it does not wait for the device to check the codes.
+    """
     return (code_n[:, None] == torch.arange(size, device=code_n.device)).to(dtype)
 
 
 class Conditioner(nn.Module):
-    """Categories, one-hot or embedded, beside the continuous columns: (n, k), (n, c) -> (n, width)."""
+    """Concatenate the categories, one-hot or embedded, and the continuous columns: (n, k), (n, c) -> (n, width)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -71,7 +74,7 @@ class Conditioner(nn.Module):
         self.width = sum(widths) + config.n_continuous
 
     def average(self, known_k: Tensor) -> Tensor:
-        """The condition vector of none of the first ``known_k`` categories in particular and of mean values, (width,)."""
+        """Return the mean condition vector over the first ``known_k`` categories, with continuous columns at 0, (width,)."""
         parts = [torch.zeros(self.n_continuous, device=known_k.device)]
         for i, (k, size) in enumerate(self.sizes):
             share = (torch.arange(size, device=known_k.device) < known_k[k]) / known_k[k]
@@ -82,7 +85,7 @@ class Conditioner(nn.Module):
         return torch.cat(parts)
 
     def forward(self, covariates: Covariates) -> Tensor | None:
-        """The condition vector, or None where nothing is conditioned on."""
+        """Return the condition vector, or None if there are no covariates."""
         if self.width == 0:
             return None
         parts = [covariates.continuous_nc]

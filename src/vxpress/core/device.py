@@ -1,7 +1,7 @@
-"""Training away from the processor: where the data lie, how minibatches arrive, and a step as one CUDA graph.
+"""Training on a GPU: placement of the data, transfer of minibatches, and a training step as one CUDA graph.
 
-A GPU does a minibatch's arithmetic in less time than a host needs to launch it piece by piece.  So nothing within an
-epoch waits for the device, and where CUDA can capture a step the host launches it as a whole.
+A GPU computes a minibatch in less time than the host needs to launch the operations one by one.  So nothing within an
+epoch waits for the device, and if CUDA can capture a step, the host launches it as a whole.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from vxpress.core.isolation import SharedSetting
 from vxpress.core.kernels import rule
 from vxpress.core.networks import Decoder, Noise
 
-# the rest is for the model, its optimizer and what a step holds
+# the rest is for the model, its optimizer and the temporaries of a step
 RESIDENT_SHARE = 0.6
-# steps of one size taken one by one before it is captured: libraries choose and load their kernels in them
+# steps of one size before capture: in these steps libraries choose and load their kernels
 WARM_UP_STEPS = 3
 SLOTS = 2
 
 
-# where the data lie
+# placement of the data
 
 
 def residency(needed: int, free: int) -> Literal["resident", "streamed"]:
-    """Whether data of ``needed`` bytes are kept on a device with ``free`` bytes, or sent minibatch by minibatch."""
+    """Decide whether ``needed`` bytes of data stay on a device with ``free`` bytes, or are sent minibatch by minibatch."""
     return "resident" if needed <= RESIDENT_SHARE * free else "streamed"
 
 
 def bytes_needed(cells: Cells) -> int:
-    """Memory that all tensors of some cells take, and the order of an epoch."""
+    """Compute the memory of all tensors of these cells and of the order of an epoch."""
     counts, covariates = cells.counts, cells.covariates
     tensors = (
         counts.indptr, counts.indices, counts.data, cells.log_library_n1,
@@ -48,7 +48,7 @@ def bytes_needed(cells: Cells) -> int:
 
 
 def place(cells: Cells, device: torch.device) -> Cells:
-    """Cells for work on ``device``: all of it there, or, where it does not fit, all but the counts."""
+    """Move cells to ``device``; if they do not fit, the counts stay on the CPU."""
     if device.type != "cuda":
         return cells.to(device)
     free, _ = torch.cuda.mem_get_info(device)
@@ -56,7 +56,7 @@ def place(cells: Cells, device: torch.device) -> Cells:
 
 
 def streamed(cells: Cells, device: torch.device) -> Cells:
-    """Cells whose counts stay on the processor; what is asked of them comes back on ``device``."""
+    """Return cells whose counts stay on the CPU but return their results on ``device``."""
     counts = cells.counts
     beside = StreamedCounts(counts.indptr, counts.indices, counts.data, counts.n_genes, device)
     return Cells(beside, cells.log_library_n1.to(device), cells.covariates.to(device))
@@ -64,7 +64,7 @@ def streamed(cells: Cells, device: torch.device) -> Cells:
 
 @dataclass(frozen=True)
 class StreamedCounts(Counts):
-    """Counts on the processor that answer on another device; rows may be named on either."""
+    """Counts on the CPU whose methods return tensors on another device; row numbers may be on either."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -76,7 +76,7 @@ class StreamedCounts(Counts):
         return self.assemble(rows.cpu()).to(self.device)
 
     def assemble(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """Dense rows on the processor, into ``out`` if given."""
+        """Return dense rows on the CPU, written into ``out`` if given."""
         where, values = Counts.entries(self, rows)
         x_ng = torch.empty(len(rows), self.n_genes) if out is None else out
         x_ng.zero_().view(-1)[where] = values
@@ -86,13 +86,13 @@ class StreamedCounts(Counts):
         return super().gene_sums(None if rows is None else rows.cpu()).to(self.device)
 
 
-# how minibatches arrive
+# transfer of minibatches
 
 
 def minibatches(cells: Cells, rows: Tensor, n_batches: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Rows of an epoch in ``n_batches`` parts, and their dense counts where these are streamed.
+    """Yield the rows of an epoch in ``n_batches`` parts, and their dense counts if these are streamed.
 
-    Streamed counts hold until the next part is asked for.
+    Streamed counts are valid until the next part is requested.
     """
     parts = rows.tensor_split(n_batches)
     if isinstance(cells.counts, StreamedCounts):
@@ -105,7 +105,7 @@ def minibatches(cells: Cells, rows: Tensor, n_batches: int) -> Iterator[tuple[Te
 def _prefetched(
     counts: StreamedCounts, parts: tuple[Tensor, ...], on_host: tuple[Tensor, ...]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The next part is assembled and sent while the device still works on the one before."""
+    """Assemble and send the next part while the device works on the current one."""
     slots = [_Slot(len(parts[0]), counts.n_genes, counts.device) for _ in range(SLOTS)]
     stream = torch.cuda.Stream(counts.device) if counts.device.type == "cuda" else None
     slots[0].send(counts, on_host[0], stream)
@@ -118,7 +118,7 @@ def _prefetched(
 
 
 class _Slot:
-    """Memory for one minibatch on either side, and what must have happened before each is written again."""
+    """Memory for one minibatch on host and device, with the events that must precede its reuse."""
 
     def __init__(self, n: int, n_genes: int, device: torch.device) -> None:
         cuda = device.type == "cuda"
@@ -128,11 +128,11 @@ class _Slot:
         self.used: torch.cuda.Event | None = torch.cuda.Event() if cuda else None
 
     def send(self, counts: StreamedCounts, rows: Tensor, stream: torch.cuda.Stream | None) -> None:
-        """Assemble a minibatch and start its copy, on a stream of its own."""
+        """Assemble a minibatch and start its copy on a separate stream."""
         if self.sent is None or self.used is None or stream is None:
             self.device_ng[: len(rows)].copy_(counts.assemble(rows, self.host_ng[: len(rows)]))
             return
-        # pinned memory may be written again once its last copy has been made, two steps ago
+        # pinned memory may be overwritten once its last copy, two steps ago, is complete
         self.sent.synchronize()
         host_ng = counts.assemble(rows, self.host_ng[: len(rows)])
         with torch.cuda.stream(stream):
@@ -141,13 +141,13 @@ class _Slot:
             self.sent.record(stream)
 
     def receive(self, n: int) -> Tensor:
-        """The minibatch on the device; work queued from here on waits for the copy, the host does not."""
+        """Return the minibatch on the device; work queued after this call waits for the copy, the host does not."""
         if self.sent is not None:
             torch.cuda.current_stream(self.device_ng.device).wait_event(self.sent)
         return self.device_ng[:n]
 
     def release(self) -> None:
-        """Say that all work on the minibatch has been queued."""
+        """Record that all work on the minibatch has been queued."""
         if self.used is not None:
             self.used.record(torch.cuda.current_stream(self.device_ng.device))
 
@@ -157,7 +157,7 @@ class _Slot:
 
 @dataclass
 class _Size:
-    """What a graph of one minibatch size reads, and the graph once there is one."""
+    """Inputs of the graph for one minibatch size, and the graph once it is captured."""
 
     rows: Tensor
     x_ng: Tensor | None
@@ -171,11 +171,11 @@ class _Size:
 
 
 class Replay:
-    """``step(rows, x_ng)`` as a CUDA graph per minibatch size, of which an epoch has one or two.
+    """Run ``step(rows, x_ng)`` as a CUDA graph; one graph per minibatch size (an epoch has one or two sizes).
 
-    The first steps of a size are taken one by one, on the stream that captures later.  A step must not read anything of
-    the host that changes from call to call, nor wait for the device.  Where a capture fails, ``failure`` says why and
-    every further step is taken one by one.
+    The first steps of a size run without a graph, on the stream that captures later.  A step must not read host values
+    that change between calls, and must not wait for the device.  If a capture fails, ``failure`` holds the reason and
+    all further steps run without a graph.
     """
 
     def __init__(self, step: Callable[[Tensor, Tensor | None], None], noise: Noise, device: torch.device) -> None:
@@ -201,7 +201,7 @@ class Replay:
                 size.graph.replay()
 
     def _take(self, size: _Size, stream: torch.cuda.Stream) -> None:
-        """One step without a graph, in order with the work around it."""
+        """Take one step without a graph, in order with earlier and later work."""
         current = torch.cuda.current_stream(self.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
@@ -216,16 +216,16 @@ class Replay:
         known = [other.graph for other in self.sizes.values() if other.graph is not None]
         try:
             graph.register_generator_state(generator)
-            # graphs run one after the other and leave nothing in their memory, so they share it
+            # graphs run one after another and keep nothing in their memory, so they share it
             pool = known[0].pool() if known else None
-            # the outer context gives the stream back where the inner one fails to
+            # the outer context restores the stream if the inner one fails to
             with torch.cuda.stream(stream), torch.cuda.graph(graph, pool=pool, stream=stream):
                 self.step(size.rows, size.x_ng)
         except RuntimeError as error:
             self.failure = str(error)
-            msg = f"A step could not be captured as a CUDA graph ({error}); steps are launched piece by piece, which is slower."
+            msg = f"A training step could not be captured as a CUDA graph ({error}); training continues without, which is slower."
             warnings.warn(msg, RuntimeWarning, stacklevel=2)
-            # a generator that was caught in a failed capture takes no further draws
+            # a generator that took part in a failed capture cannot be used any more
             self.noise.generator = torch.Generator(device=self.device)
             self.noise.generator.set_state(state)
         else:
@@ -237,7 +237,7 @@ class Replay:
 
 @contextmanager
 def precision(decoder: Decoder, device: torch.device) -> Iterator[None]:
-    """Within this block products run in the precision of gradient steps; outside it nothing has changed."""
+    """Within this block, run matrix products in the precision of gradient steps; nothing changes outside."""
     if device.type != "cuda":
         yield
         return
@@ -252,7 +252,7 @@ def precision(decoder: Decoder, device: torch.device) -> Iterator[None]:
 
 def _tensor_float32_setting() -> SharedSetting[Any]:
     flags: Any = torch.backends.cuda.matmul
-    # the older name may not be read any more once the newer one was used
+    # torch forbids reading the older name once the newer one was used
     name, value = ("fp32_precision", "tf32") if hasattr(flags, "fp32_precision") else ("allow_tf32", True)
     return SharedSetting(functools.partial(getattr, flags, name), functools.partial(setattr, flags, name), value)
 
@@ -261,13 +261,13 @@ _TENSOR_FLOAT32 = _tensor_float32_setting()
 
 
 def tensor_float32() -> AbstractContextManager[None]:
-    """Let torch round the inputs of float32 products to TensorFloat32, within a block."""
+    """Within a block, let torch round the inputs of float32 products to TensorFloat32."""
     return _TENSOR_FLOAT32.held()
 
 
 @contextmanager
 def rounded_outputs(decoder: Decoder, dtype: torch.dtype) -> Iterator[None]:
-    """Let the output layers multiply in ``dtype`` and add their bias in their own precision."""
+    """Within a block, let the output layers multiply in ``dtype`` and add their bias in their own precision."""
     layers = [decoder.location, *(head for head in decoder.heads.values() if isinstance(head, nn.Linear))]
     try:
         for layer in layers:
@@ -279,7 +279,7 @@ def rounded_outputs(decoder: Decoder, dtype: torch.dtype) -> Iterator[None]:
 
 
 class _Rounded:
-    """A linear layer's product in a lower precision, as the compiled likelihood's on a processor."""
+    """A linear layer's product in a lower precision, as in the compiled likelihood on a CPU."""
 
     def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
         self.layer, self.dtype = layer, dtype

@@ -1,10 +1,10 @@
-"""Inverse dispersions of a trained model, fitted once more with everything else left as it is.
+"""Refit the inverse dispersions of a trained model; everything else stays as it is.
 
-A training of few hundred steps moves a log dispersion by what so many steps can move it, and stops on the way: counts of
-strongly expressed genes, whose distribution is far from where they start, stay too noisy.  Given the means each gene's likelihood is
-a curve in one number, whose top is found here.  The means follow training cells more closely than others, so that counts
-scatter less about them; how much more others do is found on validation cells, one number for all genes that are expressed
-about as strongly.
+A few hundred training steps move a log dispersion only so far.  For strongly expressed genes, whose best dispersion is
+far from the initial one, the modelled counts therefore stay too noisy.  Given the means, the likelihood of each gene is
+a function of one number, and its maximum is found here.  The means fit training cells more closely than other cells, so
+training counts scatter less about them.  How much more other cells scatter is estimated on validation cells, as one
+number for all genes of similar expression.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from vxpress.core.counts import Cells
 from vxpress.core.inference.importance import log_likelihoods
 from vxpress.core.vae import VAE
 
-# log theta of a fitted gene; beyond the last the distribution is all but Poisson's
+# range of log theta of a fitted gene; above the highest the distribution is almost Poisson
 LOWEST, HIGHEST = -4.0, 7.0
-# sd of log theta about its trained value, which a gene with hardly a count keeps
+# sd of the prior of log theta about its trained value, which a gene with almost no counts keeps
 PRIOR_SD = 0.5
 MAX_BINS, GENES_PER_BIN = 5, 50
-# strides that lead from anywhere in the range to either end of it, and narrowings of what they enclose
+# step sizes that reach either end of the range from anywhere in it, and number of narrowing steps of the bracket
 STRIDES, NARROWINGS = (1.0, 2.0, 4.0, 8.0), 6
 MAX_CELLS, CHUNK, N_DRAWS = 4_096, 512, 2
-# fewer validation cells than the first tell nothing; what the others gain is measured on some, with samples of each
+# least number of validation cells; number of them on which the gain is measured, and samples of each
 MIN_VALIDATION, MAX_JUDGED, N_SAMPLES = 20, 1_000, 10
 
 
 def has_dispersions(model: VAE) -> bool:
-    """Whether there are dispersions that do not hang on z."""
+    """Whether the model has dispersions that do not depend on z."""
     return model.decoder.likelihood.discrete and hasattr(model.decoder, "log_dispersion")
 
 
 def refit(model: VAE, cells: Cells, train_rows: Tensor, validation_rows: Tensor, *, seed: int) -> float:
-    """Fit the dispersions of a model in place, and undo it where validation cells, of which there must be some, do not gain.
+    """Refit the dispersions of a model in place; restore the old ones unless validation cells gain.
 
-    Returns the gain in the importance-weighted bound of the validation cells, in nats per cell; 0 where it was undone.
+    Returns the gain in the importance-weighted bound of the validation cells, in nats per cell. It is 0 if the old
+    dispersions were restored, or if there are fewer than ``MIN_VALIDATION`` validation cells.
     """
     if len(validation_rows) < MIN_VALIDATION:
         return 0.0
@@ -70,7 +71,7 @@ def _some(rows: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Rows of cells with one draw of each posterior, and of the size factor where it is inferred."""
+    """Row numbers of cells with one posterior draw each, and a draw of the library size if it is inferred."""
 
     rows: Tensor
     z_nd: Tensor
@@ -79,7 +80,7 @@ class Drawn:
 
 @torch.no_grad()
 def draw(model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator) -> list[Drawn]:
-    """Draws of the posteriors of some cells, in minibatches."""
+    """Draw from the posteriors of some cells, in minibatches."""
     model.eval()
     found = []
 
@@ -98,7 +99,7 @@ def draw(model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator) -> 
 
 
 def most_likely(model: VAE, cells: Cells, drawn: list[Drawn]) -> Tensor:
-    """Log theta that maximise E_q[log p(x | z)] of some cells, (rows of theta, g), under a prior about where they are."""
+    """Find the log theta that maximise E_q[log p(x | z)] of some cells, (rows of theta, g), under a prior about their values."""
     start = model.decoder.log_dispersion.detach().clone().clamp(LOWEST, HIGHEST)
 
     def slope(log_theta: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ def most_likely(model: VAE, cells: Cells, drawn: list[Drawn]) -> Tensor:
 
 
 def shifted(model: VAE, cells: Cells, drawn: list[Drawn]) -> Tensor:
-    """Log theta after the most likely shifts, one for all genes that are expressed about as strongly, (rows of theta, g)."""
+    """Shift log theta by the most likely amount, one for all genes of similar expression, (rows of theta, g)."""
     start = model.decoder.log_dispersion.detach().clone()
     total_g = cells.counts.gene_sums(torch.cat([part.rows for part in drawn]))
     n_bins = max(1, min(MAX_BINS, len(total_g) // GENES_PER_BIN))
@@ -126,10 +127,10 @@ def shifted(model: VAE, cells: Cells, drawn: list[Drawn]) -> Tensor:
 
 
 def climb(slope: Callable[[Tensor], Tensor], start: Tensor, low: float, high: float) -> Tensor:
-    """For each element the top of a curve that is uphill of ``start``, from its slope.
+    """Find, for each element, the maximum of a curve uphill of ``start`` from the curve's slope.
 
-    Ever longer strides go uphill until the slope turns; the zero between is closed in on by regula falsi (Illinois form).
-    Where there is no slope to tell, nothing moves.
+    Steps of growing size go uphill until the slope changes sign. Then regula falsi (Illinois form) narrows down the zero
+    of the slope. Elements whose slope is zero or not finite do not move.
     """
 
     def finite_slope(t: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ def climb(slope: Callable[[Tensor], Tensor], start: Tensor, low: float, high: fl
 
 
 def _slope(model: VAE, cells: Cells, drawn: list[Drawn], log_theta: Tensor) -> Tensor:
-    """Derivative of the summed log likelihood by log theta, (rows of theta, g)."""
+    """Differentiate the summed log likelihood with respect to log theta, (rows of theta, g)."""
     set_dispersions(model, log_theta)
     total = torch.zeros_like(log_theta)
     for part in drawn:
@@ -171,5 +172,5 @@ def _slope(model: VAE, cells: Cells, drawn: list[Drawn], log_theta: Tensor) -> T
 
 
 def set_dispersions(model: VAE, log_theta: Tensor) -> None:
-    """Give a model other dispersions."""
+    """Set the dispersions of a model."""
     model.decoder.log_dispersion.data.copy_(log_theta)

@@ -1,7 +1,7 @@
-"""Updates of the encoder alone before each step, as long as they teach the latent anything (He et al. 2019).
+"""Updates of the encoder alone before each step, while they add information to the latent space (He et al. 2019).
 
-Early in training the encoder lags behind the posterior of a decoder that changes under it; a decoder that meanwhile
-learns to do without z leaves it nothing to catch up with.
+Early in training the encoder lags behind the true posterior, which changes with the decoder.  If the decoder learns to
+ignore z in the meantime, the encoder has nothing left to learn.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from vxpress.core.counts import Cells
 from vxpress.core.priors import DiagonalNormal
 from vxpress.core.vae import VAE
 
-# epochs without growth: a random encoder tells cells apart by chance, which the first epochs unlearn
+# epochs without growth: a random encoder distinguishes cells by chance, and the first epochs undo this
 PATIENCE = 3
 MAX_CELLS = 2_000
 CHUNK = 512
 
 
 class EncoderAhead:
-    """How many such updates precede a step now, and on which cells.
+    """Number of encoder updates before each step, and the cells used in them.
 
-    After every epoch the information I_q(x; z) of held-out cells (of training cells where none is held out) is
-    estimated; once that has not grown for :data:`PATIENCE` epochs the updates end for good.
+    After every epoch the information I_q(x; z) of held-out cells (of training cells if none is held out) is
+    estimated. Once it has not grown for :data:`PATIENCE` epochs, the updates end for the rest of the training.
     """
 
     def __init__(self, n_steps: int, train_rows: Tensor, validation_rows: Tensor, seed: int) -> None:
@@ -37,16 +37,16 @@ class EncoderAhead:
         self.best, self.waited = -math.inf, 0
 
     def rows(self, n: int) -> Tensor:
-        """Training cells for one update."""
+        """Draw training cells for one update."""
         at = torch.randint(len(self.train_rows), (n,), generator=self.generator)
         return self.train_rows[at.to(self.train_rows.device)]
 
     def judge(self, model: VAE, cells: Cells) -> None:
-        """Take note of an epoch."""
+        """Estimate the information after an epoch and end the updates if it no longer grows."""
         if self.n_steps == 0:
             return
         information = held_out_information(model, cells, self.judged_rows)
-        # not a number is no growth either
+        # NaN counts as no growth
         self.waited = 0 if information > self.best else self.waited + 1
         self.best = max(self.best, information)
         if self.waited >= PATIENCE:
@@ -55,9 +55,10 @@ class EncoderAhead:
 
 @torch.no_grad()
 def held_out_information(model: VAE, cells: Cells, rows: Tensor) -> float:
-    """I_q(x; z) of some cells in nats: E log q(z|x) - E log q(z), q(z) the mean of their posteriors; at most log n.
+    """Estimate I_q(x; z) of some cells in nats: E log q(z|x) - E log q(z).
 
-    The same noise at every call, so that calls compare.
+    q(z) is the mean of their posteriors, so the information is at most log n. Every call uses the same noise, so that
+    values are comparable.
     """
     model.eval()
     parts = [model.posterior(cells.batch(part)) for part in rows.split(CHUNK)]
@@ -65,7 +66,7 @@ def held_out_information(model: VAE, cells: Cells, rows: Tensor) -> float:
     eps = torch.randn(loc.shape, generator=torch.Generator().manual_seed(0), dtype=loc.dtype).to(loc.device)
     q = DiagonalNormal(loc, scale)
     z_nd, precision_nd = q.rsample(eps), scale.pow(-2)
-    # the square of z - loc, multiplied out, so that no array has cells x cells x dimensions
+    # the square of z - loc is expanded, which avoids an array of cells x cells x dimensions
     constant_n = (loc.square() * precision_nd + 2.0 * scale.log() + math.log(2 * math.pi)).sum(-1)
     aggregate_n = []
     for z in z_nd.split(CHUNK):

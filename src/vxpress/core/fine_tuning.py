@@ -1,4 +1,4 @@
-"""New categories learned from new cells, all else of the model frozen (scArches, Lotfollahi et al. 2022)."""
+"""Learn new categories from new cells, with the rest of the model frozen (scArches, Lotfollahi et al. 2022)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVAL_CHUNK = 1024
 
 @dataclass(frozen=True)
 class FineTuned:
-    """The ELBO of held-out cells before and after, in nats per cell, and the epochs that were trained."""
+    """The ELBO of held-out cells before and after, in nats per cell, and the number of trained epochs."""
 
     before: float
     after: float
@@ -34,7 +34,7 @@ class FineTuned:
 
 @dataclass(frozen=True)
 class Completed:
-    """Which genes were measured, and what was filled in for the others, as the first layer of the encoder sees it (n, hidden)."""
+    """Which genes were measured, and what the imputed others add to the first layer of the encoder (n, hidden)."""
 
     observed_g: Tensor
     filled_nh: Tensor
@@ -51,10 +51,10 @@ def fine_tune(
     seed: int,
     completed: Completed | None = None,
 ) -> FineTuned:
-    """Train the weights of the last ``added[k]`` categories of covariate k in place; no other number changes a bit.
+    """Train the weights of the last ``added[k]`` categories of covariate k in place; all others stay exactly the same.
 
-    Norms keep their running statistics, nothing is dropped out, and there is no weight decay: a category of which there
-    are few cells stays where it is. The state with the best held-out ELBO is kept, the first one included.
+    Norms keep their running statistics, and there is neither dropout nor weight decay, so a category with few cells
+    moves little. The state with the best held-out ELBO is kept; it may be the initial one.
     """
     model.eval()
     device = train_rows.device
@@ -114,7 +114,7 @@ def _mean_bound(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor, complete
 def _bound(
     model: VAE, cells: Cells, rows: Tensor, noise: Noise, eps_nd: Tensor | None, completed: Completed | None
 ) -> Tensor:
-    """The ELBO of some cells, of the measured genes only."""
+    """Compute the ELBO of some cells, over the measured genes only."""
     batch = cells.batch(rows)
     if completed is None:
         return elbo(model, batch, noise, eps_nd).value()

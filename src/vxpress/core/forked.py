@@ -1,7 +1,7 @@
-"""In a forked process: one thread, because those of OpenMP stayed behind in the process that was forked.
+"""Use one thread in a forked process, because the threads of OpenMP do not exist there.
 
-A fork copies the thread that calls it and no other.  The libraries below, torch's OpenMP first, go on believing in the
-threads that they had started and would wait for them for ever.  One thread asks for none of them.
+A fork copies only the thread that calls it.  Libraries such as torch's OpenMP still rely on the threads that they had
+started, and would wait for them forever.  With one thread they wait for none.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def use_one_thread_if_forked() -> bool:
-    """In a forked process let the libraries below use one thread from now on; whether that changed anything in torch.
+    """Limit numerical libraries to one thread if this process was forked; return whether this changed torch's number.
 
-    Numbers of threads belong to the thread that sets them, so every thread asks.
+    Numbers of threads belong to the thread that sets them, so every thread calls this function.
     """
     if not _forked:
         return False
@@ -59,6 +59,6 @@ def use_one_thread_if_forked() -> bool:
         threadpool_limits(1)
         _settled.done = True
     if first or before > 1:
-        # MKL's are set by it too, which OpenMP's number does not tell
+        # this also sets MKL's number, which the number of OpenMP does not show
         torch.set_num_threads(1)
     return before > 1

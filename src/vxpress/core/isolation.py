@@ -1,7 +1,7 @@
-"""Apart from the rest of the process: random draws, default device, and settings that torch keeps for all threads.
+"""Isolation from the rest of the process: random draws, default device, and torch settings shared by all threads.
 
-Modes of torch belong to the thread that enters them, so none of this is seen by other threads, except a
-:class:`SharedSetting`, of which torch has one value for all.
+Modes of torch belong to the thread that enters them, so other threads are not affected. The exception is a
+:class:`SharedSetting`, which torch stores once for all threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 T = TypeVar("T")
 
-# functions that make a tensor on the default device; torch keeps such a list too, but not as public API
+# functions that create a tensor on the default device; torch's own list is not public API
 _FACTORIES = frozenset(
     getattr(torch, name)
     for name in (
@@ -29,9 +29,9 @@ _FACTORIES = frozenset(
 
 
 class on_device(TorchFunctionMode):  # noqa: N801 - used as a function
-    """Within this block tensors are made on ``device`` unless another one is named, in this thread alone.
+    """Within this block, create tensors on ``device`` unless another one is given; only in this thread.
 
-    As ``with torch.device(device)``, which also sets a variable of the whole process.
+    Like ``with torch.device(device)``, which however also sets a variable of the whole process.
     """
 
     def __init__(self, device: str) -> None:
@@ -46,10 +46,10 @@ class on_device(TorchFunctionMode):  # noqa: N801 - used as a function
 
 
 class seeded(TorchDispatchMode):  # noqa: N801 - used as a function
-    """Within this block every random operation that names no generator draws from one with this seed, on a processor.
+    """Within this block, random operations without a generator use a CPU generator with this seed.
 
-    Same numbers as after ``torch.manual_seed(seed)``; the global generator is neither read nor changed, and other
-    threads are not concerned.
+    They give the same numbers as after ``torch.manual_seed(seed)``. The global generator is neither read nor changed,
+    and other threads are not affected.
     """
 
     def __init__(self, seed: int) -> None:
@@ -75,18 +75,18 @@ def _takes_generator(func: Any) -> bool:
 
 
 def after_interrupt() -> None:
-    """Where work goes on after an interrupt: gradients are on again.
+    """Enable gradients again when work continues after an interrupt.
 
-    An interrupt that falls between the two halves of ``torch.no_grad``, which are Python, leaves them off.
+    ``torch.no_grad`` is Python code: an interrupt between its entry and its exit code may leave gradients disabled.
     """
     torch.set_grad_enabled(True)
 
 
 class SharedSetting(Generic[T]):
-    """A setting that torch has once for all threads: it has a value of ours while any block holds it.
+    """A setting that torch shares between all threads; it has our value while any block holds it.
 
-    The first block that enters changes it, the last one that leaves, in whatever thread, puts back what was found; where it
-    already is as it should be, nothing is ever set.
+    The first block that enters changes it. The last one that leaves, in any thread, restores the value found. If the
+    setting is already as required, nothing is set.
     """
 
     def __init__(self, read: Callable[[], T], write: Callable[[T], object], ours: T, *also: T) -> None:
@@ -109,18 +109,18 @@ class SharedSetting(Generic[T]):
                 self.write(self.ours)
 
     def release(self, holder: object) -> None:
-        """Let go of it; may be called twice, or without :meth:`take`."""
+        """Release the setting; may be called twice, or without :meth:`take`."""
         with self.lock:
             self.holders.discard(holder)
             if self.holders or not self.found:
                 return
-            # who has set it since has the last word
+            # a value set by others in the meantime is kept
             if self.read() == self.ours:
                 self.write(self.found[0])
             self.found = []
 
     def after_fork(self) -> None:
-        """In a forked process the threads that held it are gone, and the lock may be theirs for ever."""
+        """Reset the state in a forked process, in which the holding threads and perhaps the owner of the lock are gone."""
         found = self.found
         self._forget()
         if found:
@@ -128,7 +128,7 @@ class SharedSetting(Generic[T]):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold it within this block."""
+        """Hold the setting within this block."""
         holder = object()
         try:
             self.take(holder)

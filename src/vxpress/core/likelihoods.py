@@ -1,9 +1,9 @@
-"""The distributions of the data: what a decoded cell says about its counts.
+"""Likelihoods: the distribution of a cell's counts given the decoder's output.
 
-Each distribution is a :class:`torch.distributions.Distribution` over cells x genes with ``log_prob``, ``mean``,
-``variance`` and ``sample``, in nats and with all constants, so its numbers compare with scipy and other tools.
-A distribution also says what it needs of the decoder: whether it has a dispersion, which further heads it has, and whether
-its location is a composition.  A new distribution is one class here and one line in :data:`LIKELIHOODS`.
+Each one is a :class:`torch.distributions.Distribution` over cells x genes with ``log_prob``, ``mean``,
+``variance`` and ``sample``.  Values are in nats and include all constants, so they compare with scipy and other tools.
+A likelihood also declares what it needs from the decoder: whether it has a dispersion, which further heads it has, and
+whether its location is a composition.  A new likelihood is one class here and one line in :data:`LIKELIHOODS`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MIN_GAUSSIAN_VARIANCE = 1e-3
 
 @dataclass(frozen=True)
 class Decoded:
-    """What the decoder says of a cell: a location per gene, and whatever the distribution asked for.
+    """Output of the decoder: a location per gene, and the further parameters that the likelihood needs.
 
     ``location_ng`` is log rho (a log composition) for count distributions, the mean itself for the Gaussian.
     ``log_dispersion`` broadcasts to cells x genes; ``heads`` holds further cells x genes outputs by name.
@@ -46,9 +46,11 @@ class Decoded:
 
 
 class Likelihood(Distribution):
-    """Base of the count distributions; ``x`` is always a tensor of counts.  A distribution draws in :meth:`_draw`.
+    """Base class of the likelihoods; ``x`` is always a tensor of counts.  Subclasses sample in :meth:`_draw`.
 
-    ``observes`` is what a distribution is a distribution of; likelihoods of the same thing compare.  ``gamma_rate`` says that counts are Poisson given a gamma rate with shape theta, which a count then updates.
+    ``observes`` names the quantity that is distributed; only likelihoods of the same quantity are comparable.
+    ``gamma_rate`` is True if counts are Poisson given a gamma-distributed rate with shape theta, so that a count updates
+    the rate.
     """
 
     has_dispersion: ClassVar[bool] = False
@@ -69,7 +71,7 @@ class Likelihood(Distribution):
         raise NotImplementedError
 
     def observe(self, x: Tensor) -> Tensor:
-        """The quantity this distribution is a distribution of, computed from counts."""
+        """Compute from counts the quantity that is distributed."""
         return x
 
     @property
@@ -79,19 +81,22 @@ class Likelihood(Distribution):
 
     @property
     def log_rate(self) -> Tensor:
-        """Log mean of the counts before any is lost or hidden; of compositions only."""
+        """Log mean of the counts before zero inflation or reduction to detection; for compositions only."""
         raise NotImplementedError
 
     def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
-        """E[log1p X] of counts, where this distribution is of cells with one molecule each and ``log_library_n1`` is theirs."""
+        """Compute E[log1p X] of counts with library ``log_library_n1``, if this distribution is of cells with one molecule."""
         raise NotImplementedError
 
     def at(self, *index: Tensor | slice) -> Likelihood:
-        """The distribution of some entries alone, picked as by ``x[index]``."""
+        """Return the distribution of some entries, selected as in ``x[index]``."""
         raise NotImplementedError
 
     def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """P(below ``value``) and P(at most ``value``) in float64, ``value`` of :meth:`observe`'s kind; not differentiable."""
+        """Compute P(X < ``value``) and P(X <= ``value``) in float64; not differentiable.
+
+        ``value`` is on the scale of :meth:`observe`.
+        """
         raise NotImplementedError
 
     def sample(
@@ -100,7 +105,7 @@ class Likelihood(Distribution):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draws of :meth:`observe`'s quantity, ``sample_shape`` + cells x genes, from ``generator`` alone if given."""
+        """Sample the quantity of :meth:`observe`, ``sample_shape`` + cells x genes, from ``generator`` alone if given."""
         with torch.no_grad():
             return self._draw(self._extended_shape(torch.Size(sample_shape)), generator)
 
@@ -112,13 +117,13 @@ Formula = Callable[..., Tensor]
 
 
 def _where_counted(at_zero: Tensor, value: Tensor, formula: Formula, *parameters: Tensor) -> Tensor:
-    """``at_zero``, but ``formula(x, *parameters)`` where x > 0."""
+    """Return ``at_zero`` where x = 0, and ``formula(x, *parameters)`` where x > 0."""
     form = _where_counted_gathered if value.device.type == "cpu" else _where_counted_selected
     return form(at_zero, value, formula, *parameters)
 
 
 def _where_counted_gathered(at_zero: Tensor, value: Tensor, formula: Formula, *parameters: Tensor) -> Tensor:
-    """The distribution at the non-zeros alone: gamma functions are dear and most counts are zero."""
+    """Evaluate the formula at the non-zeros only: gamma functions are expensive and most counts are zero."""
     shape = torch.broadcast_shapes(at_zero.shape, value.shape)
     at = torch.nonzero(value.expand(shape).reshape(-1), as_tuple=True)[0]
     x, *at_x = (tensor.expand(shape).reshape(-1)[at] for tensor in (value, *parameters))
@@ -126,10 +131,10 @@ def _where_counted_gathered(at_zero: Tensor, value: Tensor, formula: Formula, *p
 
 
 def _where_counted_selected(at_zero: Tensor, value: Tensor, formula: Formula, *parameters: Tensor) -> Tensor:
-    """The distribution everywhere: shapes do not depend on the counts, so a GPU need not be waited for.
+    """Evaluate the formula everywhere: shapes do not depend on the counts, so there is no wait for a GPU.
 
-    A zero is taken for a one on the way, where the distribution and its gradient are finite: a gradient that is not would
-    pass ``torch.where`` as 0 * inf.
+    Zeros are replaced by ones first, where formula and gradient are finite: an infinite gradient would pass
+    ``torch.where`` as 0 * inf.
     """
     counted = value != 0
     x = torch.where(counted, value, 1.0).to(at_zero.dtype)
@@ -137,10 +142,10 @@ def _where_counted_selected(at_zero: Tensor, value: Tensor, formula: Formula, *p
 
 
 class NegativeBinomial(Likelihood):
-    """NB with mean mu and inverse dispersion theta: variance mu + mu^2 / theta.
+    """Negative binomial with mean mu and inverse dispersion theta: variance mu + mu^2 / theta.
 
-    Zeros cost one log1p per cell and gene, counts the saddle-point form of :mod:`vxpress.core.numerics`, which keeps
-    its digits from theta 1e-3 to 1e6 and tends to the Poisson distribution.
+    Zeros cost one log1p per cell and gene. Other counts use the saddle-point form of :mod:`vxpress.core.numerics`, which
+    stays accurate for theta from 1e-3 to 1e6 and tends to the Poisson distribution.
     """
 
     has_dispersion = True
@@ -149,7 +154,7 @@ class NegativeBinomial(Likelihood):
 
     def __init__(self, log_mean: Tensor, log_theta: Tensor) -> None:
         self.log_mean, self.log_theta = torch.broadcast_tensors(log_mean, log_theta)
-        # kept unbroadcast: a dispersion per gene costs genes, not cells x genes, evaluations
+        # not broadcast: a dispersion per gene needs one evaluation per gene, not one per cell and gene
         self._theta = log_theta.exp()
         super().__init__(self.log_mean.shape)
 
@@ -199,7 +204,7 @@ class NegativeBinomial(Likelihood):
 
 
 class ZeroInflated(Likelihood):
-    """A count distribution whose zeros are, with probability sigmoid(gate_logits), zeros for another reason."""
+    """A count distribution with additional zeros: a count is set to zero with probability sigmoid(gate_logits)."""
 
     heads = ("gate",)
     support = constraints.nonnegative_integer
@@ -249,7 +254,7 @@ class ZeroInflated(Likelihood):
 
 
 class ZeroInflatedNegativeBinomial(ZeroInflated):
-    """ZINB: a negative binomial with one dropout logit per cell and gene."""
+    """Zero-inflated negative binomial (ZINB), with one dropout logit per cell and gene."""
 
     has_dispersion = True
 
@@ -304,14 +309,15 @@ class Poisson(Likelihood):
 
 
 def log_cp10k(x: Tensor, library: Tensor) -> Tensor:
-    """log1p(1e4 x / l), the scale of the Gaussian distribution."""
+    """Compute log1p(1e4 x / l), the scale of the Gaussian likelihood."""
     return torch.log1p(CP10K * x / library)
 
 
 class Gaussian(Likelihood):
-    """Normal distribution of log1p(1e4 x / l), with a variance per gene floored at 1e-3.
+    """Normal distribution of log1p(1e4 x / l), with one variance per gene of at least 1e-3.
 
-    A density of log values, not a probability of counts: its nats compare with no count distribution.
+    This is a density of log values, not a probability of counts, so its log likelihood is not comparable with that of a
+    count distribution.
     ``log_prob`` takes counts; ``mean``, ``variance`` and ``sample`` are on the log scale.
     """
 
@@ -368,7 +374,10 @@ class Gaussian(Likelihood):
 
 
 class Bernoulli(Likelihood):
-    """Detection of a gene, x > 0, with probability 1 - exp(-l rho): the complementary log-log link keeps depth out of z."""
+    """Detection of a gene, x > 0, with probability 1 - exp(-l rho).
+
+    The complementary log-log link keeps sequencing depth out of z.
+    """
 
     observes = "detection"
     support = constraints.boolean
@@ -401,7 +410,7 @@ class Bernoulli(Likelihood):
         return self._log_rate
 
     def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
-        """Of the Poisson counts behind the detection."""
+        """Compute E[log1p X] of the Poisson counts from which detection follows."""
         return expected_log1p((self.log_rate + log_library_n1).exp(), lambda rate: rate)
 
     def at(self, *index: Tensor | slice) -> Bernoulli:

@@ -1,9 +1,9 @@
-"""The posterior of cells of which some genes were not measured.
+"""The posterior of cells in which some genes were not measured.
 
-An encoder takes a zero for the finding that a gene was not seen.  A gene that was not looked for is filled in instead
-with what the model expects of it, E[log1p X | z, l], and the cell is encoded again, until both agree: the fixed point of
-imputation with the encoder's own posterior (the chain of Rezende et al. 2014, in expectation).  As the missing genes say
-nothing, their share of the Fisher information is taken out of the precision of the posterior.
+The encoder treats a zero as a measurement.  A gene that was not measured is therefore imputed by its expectation under
+the model, E[log1p X | z, l], and the cell is encoded again, until both agree: this is the fixed point of imputation with
+the encoder's own posterior (the chain of Rezende et al. 2014, in expectation).  Missing genes carry no information, so
+their share of the Fisher information is removed from the precision of the posterior.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ ROUNDS = 4
 
 @dataclass(frozen=True)
 class Missing:
-    """Which of the modelled genes were measured, and what the log library of the cells stands for.
+    """Which of the modelled genes were measured, and which genes the library size of the cells includes.
 
-    ``library`` is ``"known"``, or ``"observed"`` where it holds the molecules of the measured genes only; these are all
-    genes that the library counts but the missing modelled ones, or, with ``inside``, the measured modelled ones.
-    ``beyond`` says that the library counts genes outside the model too.
+    With ``library_known``, the library includes all genes, also the missing ones. Otherwise it includes only measured
+    genes: all except the missing modelled ones or, with ``inside``, only the measured modelled ones. With ``beyond``, the
+    library of the model also includes genes outside the model.
     """
 
     observed_g: Tensor
@@ -46,7 +46,7 @@ class Missing:
 class Masked:
     """Posterior of cells with missing genes, and their log library (n, 1).
 
-    ``filled_nh`` is what the genes that were filled in add to the first layer of the encoder, where that was asked for.
+    ``filled_nh`` is what the imputed genes add to the first layer of the encoder, or None if it was not requested.
     """
 
     encoded: Encoded
@@ -58,7 +58,7 @@ class Masked:
 def encode_masked(
     model: VAE, cells: Cells, missing: Missing, *, n_rounds: int = ROUNDS, keep_filled: bool = False
 ) -> Masked:
-    """Posterior of every cell given the measured genes alone; the counts of the others have to be zero."""
+    """Compute the posterior of every cell given the measured genes alone; counts of the others must be zero."""
     model.eval()
     if model.config.dispersion == "gene-label":
         model = forget_labels(model)
@@ -87,7 +87,7 @@ def encode_masked(
 
 
 class _FilledEncoder:
-    """An encoder of one chunk of cells whose missing genes are given as log1p counts (n, m)."""
+    """An encoder for one chunk of cells that receives the missing genes as log1p counts (n, m)."""
 
     def __init__(self, model: VAE, encoder: Encoder, batch: Batch, missing_g: Tensor) -> None:
         self.encoder = encoder
@@ -97,7 +97,7 @@ class _FilledEncoder:
         self.weight_mh = weight.detach().t()[missing_g]
 
     def product(self, log_x_nm: Tensor) -> Tensor:
-        """What the missing genes add to the first layer."""
+        """Compute what the missing genes add to the first layer."""
         return log_x_nm @ self.weight_mh
 
     def __call__(self, log_x_nm: Tensor) -> DiagonalNormal:
@@ -105,7 +105,7 @@ class _FilledEncoder:
 
 
 class _Chunk:
-    """Some cells on their way to the fixed point, from missing genes taken for zeros."""
+    """Cells during the fixed-point iteration, which starts with missing genes at zero."""
 
     def __init__(self, model: VAE, batch: Batch, missing: Missing, prior_variance_d: Tensor) -> None:
         self.model, self.batch, self.missing, self.prior_variance_d = model, batch, missing, prior_variance_d
@@ -116,11 +116,11 @@ class _Chunk:
         self.log_library_n1 = batch.log_library_n1
 
     def likelihood(self, z_nd: Tensor, log_library_n1: Tensor) -> Likelihood:
-        """The distribution of all modelled genes."""
+        """Return the distribution of all modelled genes."""
         return self.model.likelihood(z_nd, self.batch.covariates, log_library_n1)
 
     def fill_in(self) -> None:
-        """One round: decode, estimate the library, expect the missing genes, encode."""
+        """Run one round: decode, estimate the library, impute the missing genes, encode."""
         distribution = self.likelihood(self.q.loc, torch.zeros_like(self.batch.log_library_n1))
         if not self.missing.library_known:
             self.log_library_n1 = self.batch.log_library_n1 - self._share_n1(distribution).log()
@@ -128,7 +128,7 @@ class _Chunk:
         self.q = self.encoder(self.log_x_nm)
 
     def _share_n1(self, distribution: Likelihood) -> Tensor:
-        """The share of a cell's molecules that was looked for; ``distribution`` is of one molecule per cell."""
+        """Estimate the share of a cell's molecules that the library includes; ``distribution`` is of one molecule per cell."""
         observed = self.missing.observed_g
         if not distribution.composition:
             share = self._share_of_levels_n1(distribution)
@@ -142,12 +142,12 @@ class _Chunk:
         return share.clamp(1e-6, 1.0)
 
     def _share_of_levels_n1(self, distribution: Likelihood) -> Tensor:
-        """As :meth:`_share_n1`: the exp of a mean log is no share, but what it is short of one cancels in a ratio."""
+        """Compute :meth:`_share_n1` for the Gaussian: the exp of a mean log is not a share, but the error cancels in a ratio."""
         level_ng = distribution.mean.expm1().clamp_min(0.0)
         measured_n1 = level_ng[:, self.missing.observed_g].sum(-1, keepdim=True)
         level_n1 = level_ng.sum(-1, keepdim=True)
         if not self.missing.inside:
-            # the missing ones relative to the measured modelled ones, whose molecules are known
+            # missing genes relative to the measured modelled ones, whose molecules are known
             total_n1 = self.batch.log_library_n1.exp()
             lost_n1 = self.batch.x_ng.sum(-1, keepdim=True) * (level_n1 / measured_n1.clamp_min(1e-12) - 1.0)
             return total_n1 / (total_n1 + lost_n1)
@@ -158,20 +158,20 @@ class _Chunk:
         return measured_n1 / level_n1.clamp_min(1e-12)
 
     def variance(self) -> Tensor:
-        """The encoder's, with the information of the missing genes taken out, (n, d)."""
+        """Return the encoder's variance with the information of the missing genes removed, (n, d)."""
         variance_nd = self.q.scale.square()
         if not len(self.missing_g):
             return variance_nd
         share_nd = self._information_share()
-        # what the prior knows of a cell is not lost with its genes; a learned prior is taken for a normal distribution here
+        # the information of the prior is not lost with the genes; a learned prior is treated as normal here
         prior_d = self.prior_variance_d
         narrowed = 1.0 / (1.0 / prior_d + (1.0 / variance_nd - 1.0 / prior_d) * share_nd)
         return torch.where(variance_nd < prior_d, narrowed, variance_nd)
 
     def _information_share(self) -> Tensor:
-        """Share of the measured genes in the Fisher information of the counts on each dimension of z, (n, d).
+        """Compute the share of the measured genes in the counts' Fisher information on each dimension of z, (n, d).
 
-        The slope of a mean is taken across one standard deviation to either side, where the posterior lies.
+        The slope of a mean is a difference over one standard deviation to either side, the range of the posterior.
         """
         z_nd, observed = self.q.loc, self.missing.observed_g
         variance_ng = self.likelihood(z_nd, self.log_library_n1).variance.clamp_min(1e-12)

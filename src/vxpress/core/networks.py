@@ -1,4 +1,4 @@
-"""Encoder and decoder: conditional distributions as modules."""
+"""The encoder and the decoder: modules that return conditional distributions."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from vxpress.core.kernels.count_likelihood import OutputLayers
 
 MIN_POSTERIOR_VARIANCE = 1e-4
-# exp of it is far beyond any posterior and far from overflow
+# its exp is far above the variance of any posterior and far below overflow
 MAX_LOG_VARIANCE = 20.0
 
 
 class Encoder(nn.Module):
-    """Counts -> a diagonal normal distribution, of z or of the log library."""
+    """Map counts to a diagonal normal distribution of z or of the log library size."""
 
     def __init__(self, config: ModelConfig, n_condition: int, n_out: int) -> None:
         super().__init__()
         self.body = MLP(config.n_genes, n_condition, config, config.dropout)
         first = cast("nn.Linear", self.body.linears[0])
-        # one gene's weights side by side, as sparse counts read them
+        # weights of one gene are adjacent in memory, the order in which sparse counts read them
         first.weight = nn.Parameter(first.weight.detach().t().contiguous().t())
         self.mean = nn.Linear(config.n_hidden, n_out)
         self.log_variance = nn.Linear(config.n_hidden, n_out)
 
     def first_product(self, batch: Batch, s_nc: Tensor | None) -> Tensor:
-        """The first linear map of log1p counts and condition, (n, hidden)."""
+        """Apply the first linear layer to log1p counts and condition, (n, hidden)."""
         first = cast("nn.Linear", self.body.linears[0])
         if not rule.sparse_input(first.weight.device, first.weight.dtype):
             log_x_ng = batch.x_ng.to(first.weight.dtype).log1p()
@@ -52,14 +52,14 @@ class Encoder(nn.Module):
         return self.after_first(self.first_product(batch, s_nc), s_nc, noise)
 
     def after_first(self, first_nh: Tensor, s_nc: Tensor | None, noise: Noise | None = None) -> DiagonalNormal:
-        """The rest of the way, from :meth:`first_product`."""
+        """Apply the remaining layers to the output of :meth:`first_product`."""
         h_nh = self.body.after_first(first_nh, s_nc, noise)
         variance = self.log_variance(h_nh).clamp_max(MAX_LOG_VARIANCE).exp() + MIN_POSTERIOR_VARIANCE
         return DiagonalNormal(self.mean(h_nh), variance.sqrt())
 
 
 class Decoder(nn.Module):
-    """(z, s, l) -> the distribution of the counts."""
+    """Map (z, s, l) to the distribution of the counts."""
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Decoder(nn.Module):
         self.likelihood_name = config.likelihood
         self.dispersion = config.dispersion
         self.n_genes = config.n_genes
-        # without a hidden layer there is no other place for it
+        # without a hidden layer, covariates can enter only here
         self.condition_output = config.condition_output or config.decoder == "linear"
         self.body = decoder_body(config, n_condition)
         n_features = self.body.n_features + (n_condition if self.condition_output else 0)
@@ -83,18 +83,18 @@ class Decoder(nn.Module):
         self.readout = nn.Linear(n_features, config.n_readout) if config.n_readout else None
 
     def features(self, z_nd: Tensor, s_nc: Tensor | None, noise: Noise | None = None) -> Tensor:
-        """What the output layers see, (n, features)."""
+        """Return the input of the output layers, (n, features)."""
         h_nh = self.body(z_nd, s_nc, noise)
         return join(h_nh, s_nc) if self.condition_output else cast("Tensor", h_nh)
 
     def conditioned(self) -> Iterator[str]:
-        """Names of the weights whose last columns belong to the condition vector."""
+        """Yield the names of the weights whose last columns belong to the condition vector."""
         yield from (f"body.{name}" for name in self.body.conditioned())
         if self.condition_output:
             yield from (f"{name}.weight" for name in ("location", "readout", *(f"heads.{h}" for h in self.heads)))
 
     def locate(self, f_nf: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Location of the modelled genes, and the log share of the remainder where there is one."""
+        """Return the location of the modelled genes, and the log share of the remainder if there is one."""
         location = self.location(f_nf)
         if not self.likelihood.composition:
             return location, None
@@ -122,7 +122,10 @@ class Decoder(nn.Module):
     def log_likelihood(
         self, z_nd: Tensor, s_nc: Tensor | None, batch: Batch, log_library_n1: Tensor, noise: Noise | None = None
     ) -> Tensor:
-        """Log p(x | z, s, l) per cell, (n,): as ``forward(...).log_prob(x).sum(-1)``, compiled where that is faster."""
+        """Compute log p(x | z, s, l) per cell, (n,).
+
+        Same as ``forward(...).log_prob(x).sum(-1)``, in compiled code where that is faster.
+        """
         if self.compiled_likelihood(z_nd):
             from vxpress.core.kernels.count_likelihood import count_log_likelihood
 
@@ -143,7 +146,7 @@ class Decoder(nn.Module):
         return dense_log_likelihood(self.location(f_nf), log_library_n1, log_theta, heads.get("gate"), batch.x_ng)
 
     def dispersion_gradient(self, z_nd: Tensor, s_nc: Tensor | None, batch: Batch, log_library_n1: Tensor) -> Tensor:
-        """Derivative of the summed log p(x | z, s, l) by the log dispersions, (rows, genes)."""
+        """Differentiate the summed log p(x | z, s, l) with respect to the log dispersions, (rows, genes)."""
         if self.compiled_likelihood(z_nd):
             from vxpress.core.kernels.count_likelihood import CountLikelihood
 
@@ -157,11 +160,11 @@ class Decoder(nn.Module):
         return torch.autograd.grad(total, self.log_dispersion)[0]
 
     def compiled_likelihood(self, like: Tensor) -> bool:
-        """Whether tensors such as this one go through the compiled likelihood."""
+        """Whether the compiled likelihood is used for tensors of this device and dtype."""
         return rule.compiled_likelihood(self.likelihood_name, self.dispersion, like.device, like.dtype)
 
     def output_layers(self, covariates: Covariates) -> OutputLayers:
-        """What the compiled likelihood takes."""
+        """Collect the arguments of the compiled likelihood."""
         from vxpress.core.kernels.count_likelihood import OutputLayers
 
         gate = cast("nn.Linear", self.heads["gate"]) if "gate" in self.heads else None
@@ -172,7 +175,7 @@ class Decoder(nn.Module):
         return OutputLayers(weight, bias, self.log_dispersion, rows, gate.weight, gate.bias)
 
     def dispersion_row(self, covariates: Covariates) -> Tensor:
-        """The row of the dispersion that each cell uses, (n,)."""
+        """Return the row of the dispersion that each cell uses, (n,)."""
         if self.dispersion == "gene-batch":
             return covariates.categorical_nk[:, 0]
         if self.dispersion == "gene-label":
@@ -180,7 +183,7 @@ class Decoder(nn.Module):
         return torch.zeros(len(covariates.continuous_nc), dtype=torch.int64)
 
     def dispersion_of(self, covariates: Covariates) -> Tensor:
-        """Log theta of a distribution whose dispersion does not depend on z, broadcastable to cells x genes."""
+        """Return log theta where the dispersion does not depend on z, broadcastable to cells x genes."""
         if self.dispersion == "gene-batch":
             return self.log_dispersion[covariates.categorical_nk[:, 0]]
         if self.dispersion == "gene-label":

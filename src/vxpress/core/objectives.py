@@ -1,4 +1,4 @@
-"""What is maximised.  All terms are in nats per cell, summed over genes, constants included.
+"""Training objectives.  All terms are in nats per cell, summed over genes, with all constants.
 
 A new objective is one class here and one line in :data:`OBJECTIVES`.
 """
@@ -19,15 +19,15 @@ from vxpress.core.noise import Noise
 from vxpress.core.priors import DiagonalNormal, gaussian_kl
 from vxpress.core.vae import VAE
 
-# of soft free bits: the step of a weight, the band above the floor in which it rests, and its least value
+# soft free bits: factor by which a weight changes, band above the floor in which it stays, and its least value
 SOFT_STEP, SOFT_BAND, MIN_SOFT_WEIGHT = 1.1, 1.05, 1e-4
 
 
 @dataclass(frozen=True)
 class Elbo:
-    """The terms of the evidence lower bound: E_q log p(x|z,s,l), KL(q(z)||p(z)) and KL(q(l)||p(l)), per cell.
+    """Terms of the evidence lower bound per cell: E_q log p(x|z,s,l), KL(q(z)||p(z)) and KL(q(l)||p(l)).
 
-    ``kl_nd`` has a column per dimension, or one where the prior ties the dimensions together.
+    ``kl_nd`` has one column per dimension, or a single column if the prior does not factorise over dimensions.
     """
 
     reconstruction_n: Tensor
@@ -35,14 +35,14 @@ class Elbo:
     kl_library_n: Tensor | None = None
 
     def value(self, beta: float | Tensor = 1.0) -> Tensor:
-        """The bound with weight ``beta`` on the divergence of z, (n,)."""
+        """Compute the bound with weight ``beta`` on the divergence of z, (n,)."""
         bound = self.reconstruction_n - beta * self.kl_nd.sum(-1)
         return bound if self.kl_library_n is None else bound - self.kl_library_n
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceTerms(Elbo):
-    """The same as means over K samples, and what importance weights are made of, (k, n): Burda et al. 2016.
+    """The same terms as means over K samples, and the parts of the importance weights, (k, n) (Burda et al. 2016).
 
     Log weights are log p(x|z,l) + beta (log p(z) - log q(z|x)) + log p(l) - log q(l|x).
     """
@@ -54,18 +54,21 @@ class ImportanceTerms(Elbo):
     log_library_ratio_kn: Tensor | None = None
 
     def log_weight(self, beta: float | Tensor = 1.0) -> Tensor:
-        """Log importance weights, (k, n)."""
+        """Compute the log importance weights, (k, n)."""
         log_weight_kn = self.log_likelihood_kn + beta * self.log_ratio_kn
         return log_weight_kn if self.log_library_ratio_kn is None else log_weight_kn + self.log_library_ratio_kn
 
     def value(self, beta: float | Tensor = 1.0) -> Tensor:
-        """The importance-weighted bound, (n,)."""
+        """Compute the importance-weighted bound, (n,)."""
         log_weight_kn = self.log_weight(beta)
         return log_weight_kn.logsumexp(0) - math.log(len(log_weight_kn))
 
 
 def elbo(model: VAE, batch: Batch, noise: Noise, eps_nd: Tensor | None = None) -> Elbo:
-    """One-sample estimate of the bound; ``eps_nd`` fixes the noise: a column per latent dimension, then the library's."""
+    """Estimate the bound from one sample.
+
+    ``eps_nd`` fixes the noise: one column per latent dimension, then the column of the library.
+    """
     dropout = noise if model.training else None
     d = model.config.n_latent
     q = model.posterior(batch, dropout)
@@ -82,9 +85,9 @@ def elbo(model: VAE, batch: Batch, noise: Noise, eps_nd: Tensor | None = None) -
 def importance_terms(
     model: VAE, batch: Batch, noise: Noise, k: int, eps_nkd: Tensor | None = None, *, at_fixed_q: bool = False
 ) -> ImportanceTerms:
-    """``k`` samples of every cell; the encoder runs once and the decoder sees them side by side.
+    """Compute the terms from ``k`` samples of every cell; the encoder runs once, the decoder on all samples together.
 
-    ``at_fixed_q`` takes log q(z|x) as a function of z alone, without a gradient by the parameters of q.
+    With ``at_fixed_q``, log q(z|x) is a function of z alone, without a gradient with respect to the parameters of q.
     """
     dropout = noise if model.training else None
     d, n = model.config.n_latent, len(batch.rows)
@@ -125,30 +128,30 @@ def _density(q: DiagonalNormal, z: Tensor, *, fixed: bool) -> Tensor:
 
 
 class Objective:
-    """The bound on log p(x) that is maximised, as terms of a minibatch, a loss to descend and a value to judge by."""
+    """The bound on log p(x) that is maximised: terms of a minibatch, the loss, and the value by which fits are compared."""
 
     n_samples: int | None = None
-    """Samples per cell, of a bound that is made of several."""
+    """Samples per cell, for a bound that needs several."""
 
     def __init__(self, config: TrainConfig, model: VAE) -> None:
         self.config = config
 
     def terms(self, model: VAE, batch: Batch, noise: Noise, eps: Tensor | None = None) -> Elbo:
-        """Draw z and evaluate; ``eps`` (n, columns), or (n, samples, columns), fixes the noise."""
+        """Draw z and evaluate the terms; ``eps`` (n, columns), or (n, samples, columns), fixes the noise."""
         raise NotImplementedError
 
     def loss(self, terms: Elbo, weight: float | Tensor, target: float | Tensor) -> Tensor:
-        """Mean per cell of what is descended, at a weight and a target of the schedule."""
+        """Compute the loss, a mean per cell, at a weight and a target of the schedule."""
         raise NotImplementedError
 
     def further(self, terms: Elbo) -> Tensor | None:
-        """Sums over cells that :meth:`final` needs beside those of reconstruction, KL of z and KL of l."""
+        """Return sums over cells that :meth:`final` needs in addition to those of reconstruction, KL of z and KL of l."""
         return None
 
     def final(self, means: Sequence[float]) -> float:
-        """The objective as it is at the end of the schedule, from means over held-out cells.
+        """Compute the objective at the end of the schedule from means over held-out cells.
 
-        ``means`` are reconstruction, KL of z, KL of l, and those of what :meth:`further` summed.
+        ``means`` are those of reconstruction, KL of z, KL of l, and the sums of :meth:`further`.
         """
         raise NotImplementedError
 
@@ -156,17 +159,21 @@ class Objective:
 class ElboObjective(Objective):
     """The evidence lower bound with weight beta on KL(q(z|x)||p(z)) (Kingma & Welling 2014; Higgins et al. 2017).
 
-    In place of the weighted divergence stand, with a capacity C, beta |KL - C| of a minibatch's mean (Burgess et al.
-    2018); with hard free bits beta sum_d max(lambda, KL_d) of a minibatch's means (Kingma et al. 2016); with soft ones
-    sum_d beta_d KL_d, beta_d being lowered while KL_d lies below lambda and raised, up to beta, while it lies above (Chen
-    et al. 2017). Where the prior ties the dimensions together they share one floor of lambda times their number.
+    Three settings replace the weighted divergence. KL and KL_d are means over a minibatch.
+
+    * Capacity C: beta |KL - C| (Burgess et al. 2018).
+    * Hard free bits: beta sum_d max(lambda, KL_d) (Kingma et al. 2016).
+    * Soft free bits: sum_d beta_d KL_d. beta_d is lowered while KL_d is below lambda and raised, up to beta, while it
+      is above (Chen et al. 2017).
+
+    If the prior does not factorise over dimensions, all share one floor of lambda times their number.
     """
 
     def __init__(self, config: TrainConfig, model: VAE) -> None:
         super().__init__(config, model)
         columns = model.config.n_latent if model.prior.analytic else 1
         self.floor = config.free_bits * model.config.n_latent / columns
-        # held here, not in the model: what is reported knows nothing of it
+        # kept here, not in the model: reported numbers do not depend on it
         self.share_d = torch.ones(columns, device=model.decoder.location.weight.device)
 
     def terms(self, model: VAE, batch: Batch, noise: Noise, eps: Tensor | None = None) -> Elbo:
@@ -183,7 +190,7 @@ class ElboObjective(Objective):
         if self.config.free_bits_form == "hard":
             return kl_d.clamp_min(self.floor).sum()
         now_d = kl_d.detach()
-        # neither holds of what is not a number
+        # for NaN both comparisons are false, so the weight stays
         step_d = torch.where(
             now_d > SOFT_BAND * self.floor, SOFT_STEP, torch.where(now_d < self.floor, 1 / SOFT_STEP, 1.0)
         )
@@ -198,16 +205,16 @@ class ElboObjective(Objective):
         if self.config.kl_schedule == "capacity":
             kl = abs(kl - self.config.kl_capacity)
         elif self.floor > 0:
-            # with beta above 1 the divergence itself would prefer the states that the floor is there to prevent
+            # with beta above 1 the plain divergence would prefer the states that the floor prevents
             kl = sum(max(self.floor, part) for part in kl_d)
         return reconstruction - self.config.beta * kl - kl_library
 
 
 class Iwae(Objective):
-    """The importance-weighted bound log 1/K sum_k w_k (Burda et al. 2016), differentiated as it stands.
+    """The importance-weighted bound log 1/K sum_k w_k (Burda et al. 2016), differentiated directly.
 
-    ``weight`` stands before log p(z) - log q(z|x) in every log weight: at 1 this is the bound on log p(x), for a single
-    sample that on beta times the divergence.
+    ``weight`` multiplies log p(z) - log q(z|x) in every log weight. At 1 this is the bound on log p(x); with a single
+    sample it is the ELBO with beta times the divergence.
     """
 
     at_fixed_q: ClassVar[bool] = False
@@ -232,9 +239,10 @@ class Iwae(Objective):
 class Dreg(Iwae):
     """The same bound with doubly reparameterised gradients (Tucker et al. 2019).
 
-    With normalised weights v_k the decoder and the prior get the gradient of sum_k v_k log w_k, the encoder that of
-    log w_k by z_k alone, times v_k^2 rather than v_k: the same in expectation, and no longer drowned in noise as K grows
-    (Rainforth et al. 2018). Where log q(z|x) has weight beta the factor is (1 - beta) v_k + beta v_k^2, by the same argument.
+    Let v_k be the normalised weights. The decoder and the prior receive the gradient of sum_k v_k log w_k. The encoder
+    receives the gradient of log w_k with respect to z_k alone, times v_k^2 instead of v_k. The expectation is the same,
+    and the signal-to-noise ratio no longer falls as K grows (Rainforth et al. 2018). If log q(z|x) has weight beta, the
+    factor is (1 - beta) v_k + beta v_k^2, by the same argument.
     """
 
     at_fixed_q = True
@@ -250,7 +258,7 @@ class Dreg(Iwae):
 
 
 def _scale_gradient(x_knd: Tensor, factor_kn: Tensor) -> None:
-    """Let what flows back through samples be multiplied by a factor for each."""
+    """Multiply the gradient that flows back through each sample by its factor."""
     if x_knd.requires_grad:
         x_knd.register_hook(lambda gradient: gradient * factor_kn[..., None])
 

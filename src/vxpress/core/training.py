@@ -1,4 +1,4 @@
-"""One loop: minibatches, warm-up, validation, best state, early stopping."""
+"""The training loop: minibatches, warm-up, validation, best state, early stopping."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ HISTORY = (
     "kl_weight",
     "lr",
 )
-# training ends with an error after an epoch in which this share of the steps was not finite,
+# training fails after an epoch in which more than this share of the steps was not finite,
 MAX_VOIDED = 0.5
-# or after this many epochs in a row with any such step, or with a validation objective that is not finite
+# or after this many epochs in a row with any such step or with a validation objective that is not finite
 MAX_TROUBLED_EPOCHS = 5
 EVAL_CHUNK = 1024
 # value of Outcome.stopped
@@ -47,14 +47,14 @@ INTERRUPTED = "interrupted"
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message names what to look at."""
+    """Training cannot continue; the message names the likely cause."""
 
 
 @dataclass
 class Outcome:
-    """What happened: history per epoch, where the kept state comes from and why training ended.
+    """Record of a training: history per epoch, epoch of the kept state, and the reason why training ended.
 
-    ``dispersion_gain`` is what the dispersions, fitted once more, gained: nats of the importance-weighted bound per validation
+    ``dispersion_gain`` is the gain of refitting the dispersions, in nats of the importance-weighted bound per validation
     cell.
     """
 
@@ -67,16 +67,16 @@ class Outcome:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the user ended the fit."""
+        """Whether the user interrupted the fit."""
         return self.stopped == INTERRUPTED
 
     @property
     def n_epochs(self) -> int:
-        """Epochs on record."""
+        """Number of recorded epochs."""
         return len(self.history["lr"])
 
     def drop_unfinished_epoch(self) -> None:
-        """Cut the history to the epochs of which everything was recorded before an interrupt."""
+        """Cut the history to the epochs that were recorded completely before an interrupt."""
         n_epochs = min(map(len, self.history.values()))
         self.history = {name: values[:n_epochs] for name, values in self.history.items()}
 
@@ -93,17 +93,17 @@ def train(
 ) -> Outcome:
     """Train ``model`` in place and leave it at its best state, in evaluation mode.
 
-    ``describe`` turns rows that cannot be evaluated into words for the error.  An interrupt (Ctrl-C) ends the
-    training and keeps the best state so far.
+    ``describe`` turns rows of cells that cannot be evaluated into text for the error message.  An interrupt (Ctrl-C)
+    ends the training and keeps the best state so far.
     """
     device = train_rows.device
-    # hashed apart: the streams of neighbouring seeds must not be each other's
+    # hashed, so that neighbouring seeds do not share random streams
     order_seed, noise_seed, validation_seed, ahead_seed, refit_seed = map(
         int, np.random.SeedSequence(seed).generate_state(5)
     )
     order = torch.Generator().manual_seed(order_seed)
     noise = Noise(noise_seed, device)
-    # one column more for a latent library
+    # one additional column for a latent library
     n_eps = model.config.n_latent + model.config.latent_library
     objective = OBJECTIVES[config.objective](config, model)
     shape = (n_eps,) if objective.n_samples is None else (objective.n_samples, n_eps)
@@ -113,7 +113,7 @@ def train(
     if len(train_rows) < 2:
         msg = f"{len(train_rows)} cell(s) are left to train on; at least 2 are needed. Hold out fewer (validation_fraction=)."
         raise TrainingError(msg)
-    # no batch of one cell: it has no variance to normalise by
+    # no minibatch of one cell, which has no variance for batch norm
     n_batches = min(math.ceil(len(train_rows) / config.batch_size), max(1, len(train_rows) // 2))
     n_steps = n_batches * config.max_epochs
     parameters, n_leading = _parameters(model, config)
@@ -169,7 +169,7 @@ def train(
     outcome.best_epoch = keeper.restore(model, last=outcome.n_epochs - 1)
     model.eval()
     if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
-        msg = "The model ended with weights that are not finite; lower the learning rate (options=FitOptions(learning_rate=...))."
+        msg = "Training ended with NaN or infinite weights; lower the learning rate (options=FitOptions(learning_rate=...))."
         raise TrainingError(msg)
     if config.refit_dispersion and has_dispersions(model) and not outcome.interrupted:
         try:
@@ -182,7 +182,7 @@ def train(
 
 
 def _parameters(model: VAE, config: TrainConfig) -> tuple[list[torch.nn.Parameter], int]:
-    """What is trained, and how many of these, the encoder's, come first because they are stepped alone too."""
+    """Return the trained parameters, and how many of them (the encoder's) come first because they also take steps alone."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith("decoder.readout")]
     if not config.encoder_steps:
         return [p for _, p in named], 0
@@ -195,9 +195,10 @@ Gradient = Callable[[Batch, float | Tensor, float | Tensor], tuple[Tensor, Tenso
 
 
 class _Step:
-    """A minibatch's part of an epoch: gradient, optimizer, running statistics and sums, none of which a device waits for.
+    """One training step: gradient, optimizer, running statistics and sums, without waiting for the device.
 
-    ``sums`` are of reconstruction, KL of z, KL of l and cells; ``voided`` counts the steps that were not finite.
+    ``sums`` are those of reconstruction, KL of z, KL of l and cells; ``voided`` counts the steps that were discarded
+    because they were not finite.
     """
 
     def __init__(self, model: VAE, cells: Cells, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
@@ -209,7 +210,7 @@ class _Step:
         self.sums, self.voided = torch.zeros(4, dtype=torch.float64, device=device), torch.zeros((), device=device)
 
     def start_epoch(self) -> None:
-        """Forget the sums."""
+        """Reset the sums."""
         self.sums.zero_()
         self.voided.zero_()
 
@@ -217,18 +218,18 @@ class _Step:
         self.take(self.cells.batch(rows, x_ng), weight, target, self.optimizer.step)
 
     def lead(self, rows: Tensor, weight: float, target: float) -> None:
-        """A step of the encoder alone, which counts for nothing."""
+        """Take a step of the encoder alone, which is not counted."""
         self.move(self.cells.batch(rows), weight, target, self.optimizer.step_leading)
 
     def move(
         self, batch: Batch, weight: float | Tensor, target: float | Tensor, advance: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Take the step, the optimizer's part of it being ``advance``; the terms' sums, and 1 where it was voided."""
+        """Take a step with the optimizer's ``advance``; return the sums of the terms, and 1 if the step was voided."""
         for old, value in zip(self.before, self.running, strict=True):
             old.copy_(value)
         terms, loss = self.gradient(batch, weight, target)
         bad = advance(loss)
-        # a processor need not ask in tensors
+        # on a CPU a Python condition is cheap; elsewhere it would wait for the device
         if bad.device.type != "cpu" or bool(bad):
             for value, old in zip(self.running, self.before, strict=True):
                 value.copy_(torch.where(bad > 0, old, value))
@@ -239,7 +240,7 @@ class _Step:
     ) -> None:
         """Take the step and count it."""
         terms, bad = self.move(batch, weight, target, advance)
-        # a voided step counts for nothing, neither its terms nor its cells
+        # neither terms nor cells of a voided step are counted
         if bad.device.type != "cpu" or bool(bad):
             self.voided += bad
             terms = torch.where(bad > 0, 0.0, F.pad(terms, (0, 1), value=len(batch.rows)))
@@ -250,11 +251,11 @@ class _Step:
 
 
 class _DeviceStep(_Step):
-    """The same for a GPU: the rates lie on the device, so that the whole step can be replayed as a CUDA graph."""
+    """A training step on a GPU: the rates are on the device, so that the whole step can be replayed as a CUDA graph."""
 
     def __init__(self, model: VAE, cells: Cells, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
         super().__init__(model, cells, optimizer, noise, objective)
-        assert isinstance(optimizer.adam, TorchAdam)  # noqa: S101 - the compiled one runs on processors only
+        assert isinstance(optimizer.adam, TorchAdam)  # noqa: S101 - the compiled one runs on CPUs only
         self.adam = optimizer.adam
         self.weight, self.target = torch.zeros(2, device=self.sums.device)
         self.replay = Replay(self._from_device, noise, self.sums.device)
@@ -266,7 +267,7 @@ class _DeviceStep(_Step):
 
     def lead(self, rows: Tensor, weight: float, target: float) -> None:
         self._set(weight, target, self.optimizer.rate())
-        # counts that are streamed are assembled before the step, which may be a graph
+        # streamed counts are assembled before the step, which may be a graph
         x_ng = self.cells.batch(rows).x_ng if isinstance(self.cells.counts, StreamedCounts) else None
         self.replay_lead(rows, x_ng)
 
@@ -283,7 +284,7 @@ class _DeviceStep(_Step):
 
 
 def _gradient(model: VAE, cells: Cells, noise: Noise, objective: Objective) -> Gradient:
-    """What leaves the gradient of a minibatch's loss in the optimizer, and returns the terms' sums and the loss."""
+    """Return a function that writes the gradient of a minibatch's loss to the optimizer and returns term sums and loss."""
     if rule.compiled_optimizer(cells.log_library_n1.device, cells.log_library_n1.dtype):
         from vxpress.core.kernels import training_step
 
@@ -301,7 +302,7 @@ def _gradient(model: VAE, cells: Cells, noise: Noise, objective: Objective) -> G
 
 
 def _sums(terms: Elbo) -> Tensor:
-    """Sums over cells of reconstruction, KL of z and KL of l."""
+    """Sum reconstruction, KL of z and KL of l over cells."""
     library = terms.reconstruction_n.new_zeros(()) if terms.kl_library_n is None else terms.kl_library_n.sum()
     return torch.stack((terms.reconstruction_n.sum(), terms.kl_nd.sum(), library)).detach().double()
 
@@ -321,9 +322,9 @@ def evaluate(
     objective: Objective | None = None,
     kl_d: Tensor | None = None,
 ) -> Tensor:
-    """Mean reconstruction, KL of z and KL of l over ``rows``, with fixed noise, and what else an objective asks for.
+    """Compute mean reconstruction, KL of z and KL of l over ``rows`` with fixed noise, and the objective's further means.
 
-    ``kl_d`` is filled, under a prior for which there is such a thing, with the mean KL of z per dimension.
+    If the prior has a divergence per dimension, its mean is added to ``kl_d``.
     """
     model.eval()
     unused, sums = Noise(0, rows.device), torch.zeros(3, dtype=torch.float64, device=rows.device)
@@ -359,7 +360,7 @@ def _record(
 
 
 def _record_extras(outcome: Outcome, config: TrainConfig, target: float, ahead: EncoderAhead) -> None:
-    """What only some settings have."""
+    """Record the quantities that only some settings have."""
     if config.kl_schedule == "capacity":
         outcome.history.setdefault("kl_target", []).append(target)
     if config.encoder_steps:
@@ -367,7 +368,7 @@ def _record_extras(outcome: Outcome, config: TrainConfig, target: float, ahead: 
 
 
 class _Keeper:
-    """Keeps the state with the best validation objective after the warm-up (before: the latest) and says when to stop."""
+    """Keeps the state with the best validation objective after the warm-up (before it: the latest) and decides when to stop."""
 
     def __init__(self, config: TrainConfig, *, active: bool) -> None:
         self.keep = active and config.keep_best
@@ -376,17 +377,17 @@ class _Keeper:
         self.state: dict[str, Tensor] = {}
 
     def update(self, model: VAE, epoch: int, objective: float, *, warm: bool) -> bool:
-        """Take note of an epoch; True when patience has run out."""
+        """Record an epoch; return True if patience is exhausted."""
         if math.isnan(objective):
             return False
         if not warm or objective > self.best:
             state = {name: value.detach().clone() for name, value in model.state_dict().items()} if self.keep else {}
-            # at once: an interrupt must not part the state from its epoch
+            # one statement: an interrupt must not separate the state from its epoch
             self.best, self.best_epoch, self.state = objective if warm else -math.inf, epoch, state
         return epoch - self.best_epoch >= self.patience
 
     def restore(self, model: VAE, last: int) -> int:
-        """Put the best state back; returns its epoch."""
+        """Restore the best state and return its epoch."""
         if not self.state:
             return last
         model.load_state_dict(self.state)
@@ -397,7 +398,7 @@ class _Keeper:
 def _trouble(
     model: VAE, cells: Cells, rows: Tensor, voided: int, n_batches: int, describe: Callable[[Tensor], str]
 ) -> str:
-    """What to tell the user when training cannot go on: the cells that cannot be evaluated, and what to do."""
+    """Write the error message: which cells cannot be evaluated, and what to do."""
     model.eval()
     noise, bad = Noise(0, rows.device), []
     for part_rows, _ in _chunks(rows):
@@ -405,10 +406,10 @@ def _trouble(
         bad.append(part_rows[~torch.isfinite(value)])
     suspects = torch.cat(bad)
     if len(suspects) == 0:
-        # nothing diverges at the current weights: the largest libraries are the likeliest cause
+        # no cell diverges at the current weights: the largest libraries are the most likely cause
         suspects = rows[cells.log_library_n1[rows, 0].argsort(descending=True)[:5]]
     return (
-        f"Loss or gradient is not finite time and again ({voided} of {n_batches} steps of the last epoch, which were "
-        f"voided). Likely cause: {describe(suspects)}. Remove or check them, or lower the learning rate "
+        f"Loss or gradient was repeatedly NaN or infinite ({voided} of {n_batches} steps of the last epoch, which were "
+        f"discarded). Likely cause: {describe(suspects)}. Remove or check them, or lower the learning rate "
         "(options=FitOptions(learning_rate=...))."
     )

@@ -1,1 +1,1 @@
-"""What a trained model can be asked: one routine per question, on arrays and tensors."""
+"""Computations with a trained model, on arrays and tensors; one module per question."""

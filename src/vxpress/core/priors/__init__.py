@@ -1,4 +1,4 @@
-"""What is believed of z before a cell is seen.  A new prior is one class and one line in :data:`PRIORS`."""
+"""Prior distributions of z.  A new prior is one class and one line in :data:`PRIORS`."""
 
 from __future__ import annotations
 

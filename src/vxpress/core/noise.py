@@ -1,4 +1,4 @@
-"""The one source of randomness of a model."""
+"""The random numbers of a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NO_BITS = np.empty((0, 0), np.uint16)
 
 
 class Noise:
-    """The one source of randomness of a model, apart from torch's global state."""
+    """All random numbers of a model, independent of torch's global state."""
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self.generator = torch.Generator(device=device).manual_seed(seed)
@@ -19,25 +19,25 @@ class Noise:
         self._bits = np.random.SFC64(seed) if torch.device(device).type == "cpu" else None
 
     def normal_like(self, x: Tensor) -> Tensor:
-        """Standard normal draws with the shape of ``x``."""
+        """Draw standard normal numbers with the shape of ``x``."""
         return torch.empty_like(x).normal_(generator=self.generator)
 
     def normals(self, k: int, x: Tensor) -> Tensor:
-        """``k`` times standard normal draws with the shape of ``x``."""
+        """Draw standard normal numbers, ``k`` times the shape of ``x``."""
         return x.new_empty(k, *x.shape).normal_(generator=self.generator)
 
     def bits(self, n: int, width: int) -> np.ndarray:
-        """Uniform 16-bit numbers (n, width), on a CPU."""
-        assert self._bits is not None  # noqa: S101 - callers ask on a CPU only
+        """Draw uniform 16-bit numbers (n, width), on a CPU."""
+        assert self._bits is not None  # noqa: S101 - called on a CPU only
         return self._bits.random_raw(-(-n * width // 4)).view(np.uint16)[: n * width].reshape(n, width)
 
     def dropout_bits(self, x: Tensor, share: float) -> tuple[np.ndarray, int]:
-        """16-bit numbers shaped like ``x`` and the limit below which a unit is kept; no rows where none is dropped."""
+        """Return 16-bit numbers shaped like ``x`` (empty without dropout), and the limit below which a unit is kept."""
         limit = keep_limit(1.0 - share)
         return (self.bits(*x.shape) if limit < BITS else NO_BITS), limit
 
     def dropout(self, x: Tensor, keep: float) -> Tensor:
-        """Factors for ``x`` (n, width): 0, or with probability ``keep`` its inverse (to 1 / 65,536 on a CPU)."""
+        """Draw factors for ``x`` (n, width): 1 / ``keep`` with probability ``keep`` (to 1 / 65,536 on a CPU), else 0."""
         if self._bits is None:
             return torch.empty_like(x).bernoulli_(keep, generator=self.generator).div_(keep)
         kept = self.bits(*x.shape) < keep_limit(keep)
@@ -45,5 +45,5 @@ class Noise:
 
 
 def keep_limit(keep: float) -> int:
-    """16-bit numbers below it are kept."""
+    """Return the limit below which 16-bit numbers mean that a unit is kept."""
     return round(keep * BITS)

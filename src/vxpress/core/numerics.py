@@ -1,4 +1,4 @@
-"""Small functions that stay exact where the textbook form loses digits.
+"""Numerical functions that stay accurate where the textbook formula loses digits.
 
 Count distributions are written in the saddle-point form of Loader (2000, "Fast and accurate computation of binomial
 probabilities"): the leading terms of the gamma functions cancel on paper instead of in floating point.  At a count
@@ -21,14 +21,14 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _LOG_SMALL_RATE = -8.0
 # beyond it the distribution functions of the negative binomial and the Poisson distribution agree to 1e-12
 MAX_LOG_THETA = 35.0
-# of the trapezoidal rule in log t: the integrand is analytic, and falls off as t to the left, doubly exponentially to the right
+# trapezoidal rule in log t: the integrand is analytic; it decays as t to the left and doubly exponentially to the right
 _STEP = 1.5
 _NODES = np.exp(np.arange(-13.0, 2.5, _STEP))
 _LEFT_TAIL = float(_NODES[0] / np.expm1(_STEP))
 
 
 def stirling_tail(a: Tensor) -> Tensor:
-    """lgamma(a) - [(a - 1/2) log a - a + log(2 pi) / 2], what Stirling's formula leaves out, for a > 0."""
+    """Compute the error of Stirling's formula, lgamma(a) - [(a - 1/2) log a - a + log(2 pi) / 2], for a > 0."""
     large = a >= _STIRLING_FROM
     small_a = torch.where(large, _STIRLING_FROM, a)
     direct = torch.lgamma(small_a) - ((small_a - 0.5) * small_a.log() - small_a + _HALF_LOG_2PI)
@@ -39,13 +39,13 @@ def stirling_tail(a: Tensor) -> Tensor:
 
 
 def log_one_plus(t: Tensor, far: Tensor) -> Tensor:
-    """log(1 + t) for t near 0, else ``far``, the same number computed without t (which has no digits near -1)."""
+    """Compute log(1 + t) for t near 0, else return ``far``, the same number computed without t (inaccurate near -1)."""
     near = t.abs() < 0.5
     return torch.where(near, torch.log1p(torch.where(near, t, 0.0)), far)
 
 
 def log1mexp(log_rate: Tensor) -> Tensor:
-    """log(1 - exp(-r)) from log r, for any r: its limit log r keeps value and gradient where r underflows."""
+    """Compute log(1 - exp(-r)) from log r, for any r; where r underflows, value and gradient are those of the limit log r."""
     small = log_rate < _LOG_SMALL_RATE
     rate = torch.where(small, log_rate, _LOG_SMALL_RATE).exp()
     series = log_rate + rate * (rate / 24 - 0.5)
@@ -54,7 +54,7 @@ def log1mexp(log_rate: Tensor) -> Tensor:
 
 
 def poisson_log_prob(x: Tensor, log_mean: Tensor) -> Tensor:
-    """Log Poisson(x) for x > 0."""
+    """Compute the log probability of x > 0 under a Poisson distribution."""
     mean, log_x = log_mean.exp(), x.log()
     shift = x * log_one_plus((mean - x) / x, log_mean - log_x) + (x - mean)
     return shift - 0.5 * log_x - _HALF_LOG_2PI - stirling_tail(x)
@@ -63,10 +63,11 @@ def poisson_log_prob(x: Tensor, log_mean: Tensor) -> Tensor:
 def negative_binomial_log_prob(
     x: Tensor, log_mean: Tensor, log_theta: Tensor, theta: Tensor, tail_theta: Tensor
 ) -> Tensor:
-    """Log NB(x) for x > 0; ``theta`` and its Stirling tail are passed since they are often shared by many x.
+    """Compute the log probability of x > 0 under a negative binomial distribution.
 
+    ``theta`` and its Stirling tail are passed because many x often share them. The formula is
     theta log(n / (theta + mu)) + x log(n mu / (x (theta + mu))) + log(theta / (2 pi x n)) / 2 + tails, with
-    n = theta + x.  Both logarithms are of numbers near 1 where x is near mu, hence the form 1 + t.
+    n = theta + x.  Where x is near mu, both logarithms have arguments near 1, hence the form log(1 + t).
     """
     mean, log_x = log_mean.exp(), x.log()
     n, total = theta + x, theta + mean
@@ -79,10 +80,10 @@ def negative_binomial_log_prob(
 
 
 def expected_log1p(mean: Tensor, cumulant: Callable[[Tensor], Tensor]) -> Tensor:
-    """E[log1p X] of counts with this mean and the generating function E[(1 - s)^X] = exp(-cumulant(s mean)).
+    """Compute E[log1p X] of counts with this mean and the generating function E[(1 - s)^X] = exp(-cumulant(s mean)).
 
-    log(1 + x) is the integral of (1 - exp(-tx)) exp(-t) / t over t > 0, so its mean that of (1 - G(exp(-t))) exp(-t) / t
-    with the generating function G.
+    log(1 + x) is the integral of (1 - exp(-tx)) exp(-t) / t over t > 0. Its expectation is therefore the integral of
+    (1 - G(exp(-t))) exp(-t) / t with the generating function G.
     """
     total = mean * _LEFT_TAIL
     for t in _NODES:
@@ -91,7 +92,7 @@ def expected_log1p(mean: Tensor, cumulant: Callable[[Tensor], Tensor]) -> Tensor
 
 
 def count_steps(value: Tensor, log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor]:
-    """P(below ``value``) and P(at most ``value``) of negative binomial counts, or Poisson ones where theta is infinite."""
+    """Compute P(X < ``value``) and P(X <= ``value``) of negative binomial counts (Poisson where theta is infinite)."""
     from vxpress.core.kernels.count_steps import count_steps as add_up
 
     shape = torch.broadcast_shapes(value.shape, log_mean.shape)
@@ -106,7 +107,7 @@ def count_steps(value: Tensor, log_mean: Tensor, log_theta: Tensor) -> tuple[Ten
 
 
 def _above(x: np.ndarray, log_mean: np.ndarray, log_theta: np.ndarray) -> np.ndarray:
-    """P(more than ``x``): its argument keeps its digits where the distribution is close to Poisson's."""
+    """Compute P(X > ``x``); the argument of this form stays accurate where the distribution is close to Poisson."""
     theta = np.exp(np.minimum(log_theta, MAX_LOG_THETA))
     counted = np.maximum(x + 1.0, 0.5)
     nb = special.betainc(counted, theta, special.expit(log_mean - log_theta))

@@ -1,4 +1,4 @@
-"""One optimizer step over all weights at once, voided where loss or gradient is not finite."""
+"""Adam over all weights at once; a step is discarded (voided) if loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from vxpress.core.config import TrainConfig
 from vxpress.core.kernels import rule
 
-# the shape of torch.optim.lr_scheduler.OneCycleLR at its defaults
+# the schedule of torch.optim.lr_scheduler.OneCycleLR with its defaults
 RISE, START_DIVISOR, END_DIVISOR, MOMENTA = 0.3, 25.0, 1e4, (0.95, 0.85)
 BETAS = (0.9, 0.999)
-# weights of one tensor begin at a cache line
+# the weights of each tensor start at a cache line
 LINE = 16
 
 
 def one_cycle(step: int, n_steps: int) -> tuple[float, float]:
-    """Learning rate, as a share of its peak, and first momentum after ``step`` of ``n_steps`` (Smith & Topin 2019)."""
+    """Compute the learning rate as a share of its peak, and the first momentum, after ``step`` of ``n_steps`` steps.
+
+    The schedule is that of Smith & Topin (2019).
+    """
     start, end = 1 / START_DIVISOR, 1 / START_DIVISOR / END_DIVISOR
     peak = RISE * (n_steps + 1) - 1
     rising = step <= peak
@@ -33,14 +36,14 @@ def one_cycle(step: int, n_steps: int) -> tuple[float, float]:
 
 
 class GradientSink:
-    """A parameter's part of the optimizer's gradient, for functions that compute a large gradient themselves."""
+    """A parameter's part of the optimizer's gradient, for functions that compute large gradients themselves."""
 
     def __init__(self, gradient: Tensor) -> None:
         self.gradient = gradient
         self.empty = True
 
     def take(self, gradient: Tensor) -> None:
-        """Add a gradient of any precision; the first of a step is copied, which needs no temporary."""
+        """Add a gradient of any precision; the first of a step is copied, which needs no temporary tensor."""
         if self.empty:
             self.gradient.copy_(gradient)
         else:
@@ -48,13 +51,13 @@ class GradientSink:
         self.empty = False
 
     def memory(self) -> Tensor:
-        """The gradient itself, zero or begun, to be added to in place."""
+        """Return the gradient tensor itself, so that the caller can add to it in place."""
         self.empty = False
         return self.gradient
 
 
 def hand_over(parameter: Tensor, gradient: Tensor) -> Tensor | None:
-    """A gradient for autograd, or None where a sink of the optimizer took it up."""
+    """Return a gradient for autograd, or None if a sink of the optimizer took it."""
     sink: GradientSink | None = getattr(parameter, "grad_sink", None)
     if sink is None:
         return gradient.to(parameter.dtype, copy=True)
@@ -63,11 +66,11 @@ def hand_over(parameter: Tensor, gradient: Tensor) -> Tensor | None:
 
 
 class Optimizer:
-    """Adam or AdamW over weights laid end to end in one tensor, which costs one call where a list costs dozens.
+    """Adam or AdamW over weights concatenated in one tensor: one call instead of one per parameter.
 
-    While it is in use the parameters are views of that tensor, each with a :class:`GradientSink` as ``grad_sink``.
-    :meth:`release` gives the parameters their own memory back.  The first ``n_leading`` of them may be stepped alone,
-    which leaves the weights, moments and count of steps of the others as they are.
+    While the optimizer is in use, the parameters are views of that tensor, each with a :class:`GradientSink` as
+    ``grad_sink``.  :meth:`release` gives the parameters their own memory again.  The first ``n_leading`` parameters can
+    take steps alone; the weights, moments and step count of the others then stay as they are.
     """
 
     def __init__(
@@ -110,13 +113,13 @@ class Optimizer:
         return self.config.learning_rate * share, momentum
 
     def step(self, loss: Tensor) -> Tensor:
-        """Take a step and clear the gradient; returns 1 where it was voided, else 0, on the device."""
+        """Take a step and clear the gradient; return 1 if the step was voided, else 0, on the device."""
         bad = self.adam.step(loss, *self.advance())
         self._empty_sinks()
         return bad
 
     def step_leading(self, loss: Tensor) -> Tensor:
-        """The same for the leading parameters alone, at the rate of the step to come; all of the gradient is cleared."""
+        """Take a step of the leading parameters alone, at the rate of the next full step; clear the whole gradient."""
         bad = self.adam.step(loss, *self.rate(), leading=True)
         self._empty_sinks()
         return bad
@@ -126,13 +129,13 @@ class Optimizer:
             sink.empty = True
 
     def advance(self) -> tuple[float, float]:
-        """Learning rate and first momentum of the step at hand; the next call is of the next step."""
+        """Return learning rate and first momentum of the current step, and advance the schedule."""
         rate = self.rate()
         self.done += 1
         return rate
 
     def release(self) -> None:
-        """Give every parameter its own memory again, without gradients."""
+        """Give every parameter its own memory again and remove gradients."""
         for p in self.parameters:
             p.data = p.detach().clone()
             p.grad = None
@@ -140,10 +143,10 @@ class Optimizer:
 
 
 class TorchAdam:
-    """Adam from torch's operations; nothing here waits for the device, and a CUDA graph can hold :meth:`update`.
+    """Adam written in torch operations that never wait for the device; a CUDA graph can capture :meth:`update`.
 
-    torch's own fused Adam takes the momentum as a number, which a graph would freeze; here it and the learning rate
-    are read from the device.  The weights before ``n_leading`` keep a count of steps of their own.
+    torch's own fused Adam takes the momentum as a Python number, which would be fixed in a graph. Here momentum and
+    learning rate are read from the device.  The first ``n_leading`` weights have a separate step count.
     """
 
     def __init__(self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor, n_leading: int = 0) -> None:
@@ -152,13 +155,13 @@ class TorchAdam:
         self.decoupled = config.optimizer == "adamw"
         self.first, self.second, self.scratch = (torch.zeros_like(gradient) for _ in range(3))
         self.parts = [slice(0, n_leading), slice(n_leading, None)] if n_leading else [slice(None)]
-        # in double precision: 1 - 0.999 has few digits in single
+        # double precision, because 1 - 0.999 has few digits in single precision
         self.lr = torch.zeros((), dtype=torch.float64, device=flat.device)
         self.taken = torch.zeros(len(self.parts), dtype=torch.float64, device=flat.device)
         self.betas = torch.full((2,), BETAS[1], dtype=torch.float64, device=flat.device)
 
     def set_rate(self, lr: float, momentum: float) -> None:
-        """Learning rate and first momentum of the next update."""
+        """Set learning rate and first momentum of the next update."""
         self.lr.fill_(lr)
         self.betas[0].fill_(momentum)
 
@@ -167,11 +170,11 @@ class TorchAdam:
         return self.update_leading(loss) if leading else self.update(loss)
 
     def update(self, loss: Tensor) -> Tensor:
-        """Take a step at the rate that was set and clear the gradient; returns 1 where it was voided, else 0."""
+        """Take a step at the rate that was set and clear the gradient; return 1 if the step was voided, else 0."""
         return self._update(loss, self.gradient, list(enumerate(self.parts)))
 
     def update_leading(self, loss: Tensor) -> Tensor:
-        """The same for the leading weights."""
+        """Do the same for the leading weights alone."""
         return self._update(loss, self.gradient[self.parts[0]], [(0, self.parts[0])])
 
     @torch.no_grad()
@@ -181,7 +184,7 @@ class TorchAdam:
         good = (~bad).double()
         if self.max_norm > 0:
             gradient.mul_((self.max_norm / (norm + 1e-6)).clamp_max(1.0))
-        # a voided step moves by exactly nothing: all weights below are zero then, and so must be what they multiply
+        # a voided step moves nothing: all factors below are zero then, and what they multiply must be finite
         gradient.masked_fill_(bad, 0.0)
         for i, part in parts:
             self._update_part(i, part, good)
@@ -207,7 +210,7 @@ class TorchAdam:
 
 
 class _CompiledAdam:
-    """The same on a processor, in two passes over memory."""
+    """Adam on a CPU, compiled, in two passes over memory."""
 
     def __init__(
         self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor, starts: list[int], n_leading: int = 0
@@ -216,7 +219,7 @@ class _CompiledAdam:
         self.ends, self.cuts = [*starts, flat.numel()], [np.zeros((0, 0), np.int64)]
         self.parts = [slice(0, n_leading), slice(n_leading, None)] if n_leading else [slice(None)]
         self.taken = [0] * len(self.parts)
-        # torch's memory begins at a cache line, numpy's need not
+        # memory from torch starts at a cache line, memory from numpy may not
         self.flat, self.gradient = flat.detach().numpy(), gradient.numpy()
         self.moments = torch.zeros_like(gradient).numpy(), torch.zeros_like(gradient).numpy()
         self.decoupled = config.optimizer == "adamw"
@@ -251,7 +254,7 @@ class _CompiledAdam:
         return torch.zeros(())
 
     def _cuts(self, threads: int) -> list[np.ndarray]:
-        """Bounds of each thread's part of every tensor, (threads + 1, tensors), for each part that steps by itself."""
+        """Return the bounds of each thread's part of every tensor, (threads + 1, tensors), for each part that steps alone."""
         if len(self.cuts[0]) != threads + 1:
             cuts = np.linspace(self.ends[:-1], self.ends[1:], threads + 1).astype(np.int64)
             self.cuts = [np.ascontiguousarray(cuts[:, part]) for part in self.parts]

@@ -1,7 +1,7 @@
-"""Named settings: the defaults, the reference set-up of scvi-tools, and one for likelihood.
+"""Named settings: the defaults, those of scvi-tools, and settings for a higher likelihood.
 
-Every value is a choice that can be overridden by an argument of ``fit_vae`` or a field of :class:`FitOptions`.
-The measurements behind them stand in ``docs/benchmarks.md``.
+Every value can be overridden by an argument of ``fit_vae`` or a field of :class:`FitOptions`.
+The measurements behind them are in ``docs/benchmarks.md``.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from vxpress.core.config import (
 from vxpress.core.priors import PRIORS
 
 MAX_EPOCHS = 100
-# visits of cells in a fit of up to 5,000 cells
+# number of times that a cell is used, summed over cells, in a fit of up to 5,000 cells
 VISITS, VISITS_UP_TO = 184_320, 5_000
 SMALL_BATCH, LARGE_BATCH, LARGE_BATCH_FROM = 256, 512, 1_500
-# learning rate per cell of a minibatch (Goyal et al. 2017), and where it stops to grow
+# learning rate per cell of a minibatch (Goyal et al. 2017), and its maximum
 RATE_PER_CELL, MAX_RATE = 0.01 / 256, 0.02
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """Settings of :func:`~vxpress.tl.fit_vae` that few people touch; ``None`` leaves the choice to the preset.
+    """Rarely needed settings of :func:`~vxpress.tl.fit_vae`; ``None`` leaves the choice to the preset.
 
     Parameters
     ----------
     dropout
-        Share of the hidden units of the encoder that are dropped in training.
+        Share of the encoder's hidden units that are dropped in training.
     norm
-        ``"layer"``, ``"batch"`` or ``"none"``, after every hidden linear layer.
+        Normalisation after every hidden linear layer: ``"layer"``, ``"batch"`` or ``"none"``.
     encode_covariates
-        Whether the encoder sees the covariates too.
+        Whether the encoder also receives the covariates.
     condition_output
-        Whether the output layer of the decoder sees the covariates, beside its hidden layers: a factor per gene
-        and category.
+        Whether the decoder's output layer receives the covariates, in addition to its hidden layers. This gives a factor
+        per gene and category.
     covariate_code
         ``"one-hot"``, or ``"embedding"``: a learned vector of ``n_embedding`` numbers per category, for covariates
         with many categories.
@@ -61,57 +61,58 @@ class FitOptions:
     optimizer
         ``"adamw"`` (decoupled weight decay; Loshchilov & Hutter 2019) or ``"adam"``.
     schedule
-        ``"one-cycle"`` (Smith & Topin 2019) or ``"constant"`` learning rate.
+        Learning rate schedule: ``"one-cycle"`` (Smith & Topin 2019) or ``"constant"``.
     learning_rate
-        Peak learning rate. By default 0.01 for minibatches of 256 cells, in proportion to their size and at most 0.02
+        Peak learning rate. The default is 0.01 for minibatches of 256 cells and proportional to their size, at most 0.02
         (Goyal et al. 2017); 0.001 with ``preset="scvi"``.
     weight_decay
         Weight decay of the optimizer.
     adam_eps
         Epsilon of the optimizer.
     max_grad_norm
-        Gradients are scaled down to this norm; 0 leaves them as they are.
+        Largest gradient norm: larger gradients are scaled down to it. 0 means no limit.
     patience
-        Epochs without a better validation objective before training stops early.
+        Number of epochs without a better validation objective after which training stops early.
     keep_best
-        Whether the state with the best validation objective is kept, or the last one.
+        Whether to keep the state with the best validation objective instead of the last one.
     readout
-        Whether genes outside the modelled subset are given denoised values too.
+        Whether genes outside the modelled subset also get denoised values.
     decoder
-        How z becomes expression. ``"mlp"`` (default): hidden layers. ``"skip"``: the same, and every layer and the output
-        see z again (Dieng et al. 2019), which makes z harder to ignore. ``"linear"``: no hidden layer, so that its weights are
-        loadings of the genes, which are written to ``varm`` (Svensson et al. 2020). ``"split"``: a small network for each latent
-        dimension, whose results are added up before the softmax (after Moinfar & Theis 2024): a dimension multiplies
-        expression by factors of its own. ``n_hidden`` and ``n_layers`` shape the first two and the encoder; each network of
-        ``"split"`` has ``n_hidden / n_latent`` units a layer and at least 8.
+        How the decoder maps z to expression. ``"mlp"`` (default) has hidden layers. ``"skip"`` has them too, and every
+        layer and the output also receive z, which makes z harder to ignore (Dieng et al. 2019). ``"linear"`` has no hidden
+        layer: its weights are loadings of the genes and are written to ``varm`` (Svensson et al. 2020). ``"split"`` has a
+        small network for each latent dimension. Their outputs are added before the softmax, so each dimension multiplies
+        expression by its own factors (after Moinfar & Theis 2024). ``n_hidden`` and ``n_layers`` apply to the first two and
+        to the encoder. Each network of ``"split"`` has ``n_hidden / n_latent`` units per layer, at least 8.
     n_samples
-        Samples per cell of ``objective="iwae"`` and ``"dreg"``; 5 by default. The decoder's cost grows with it.
+        Samples per cell of ``objective="iwae"`` and ``"dreg"``; 5 by default. The cost of the decoder grows with it.
     kl_schedule
-        How the pull of the prior grows over the warm-up. ``"linear"`` (default): its weight rises from 0 to ``beta``.
-        ``"cyclical"``: ``kl_cycles`` times, over the first half of each cycle, resting at ``beta`` for the second (Fu et al. 2019).
-        ``"capacity"``: the weight is ``beta`` from the start, on the distance ``|KL - C|`` of a minibatch's mean divergence from a
-        target C that rises from 0 to ``kl_capacity`` (Burgess et al. 2018); it takes a ``beta`` above 1 to hold it, 10 as a rule.
+        How the KL term changes over the warm-up. With ``"linear"`` (default) its weight rises from 0 to ``beta``. With
+        ``"cyclical"`` the weight rises ``kl_cycles`` times, over the first half of each cycle, and stays at ``beta`` over
+        the second half (Fu et al. 2019). With ``"capacity"`` the penalty is ``beta`` times the distance ``|KL - C|`` of a
+        minibatch's mean divergence from a target C, which rises from 0 to ``kl_capacity`` (Burgess et al. 2018). This needs
+        a ``beta`` above 1 to hold the target; 10 usually works.
     kl_cycles
-        Cycles of the cyclical schedule; 4 by default, as in its source.
+        Number of cycles of the cyclical schedule; 4 by default, as in its source.
     kl_capacity
-        Final target of the capacity schedule, in nats per cell; to be given with it.
+        Final target of the capacity schedule, in nats per cell. Required with this schedule.
     free_bits_form
-        ``"soft"`` (default) lowers a dimension's own weight, by a tenth a step, while its divergence lies below ``free_bits``,
-        and raises it again, to ``beta`` at most, while it lies above (Chen et al. 2017). ``"hard"`` leaves what lies below
-        without any gradient (Kingma et al. 2016). Divergences are a minibatch's means, dropout included; a prior that ties
-        the dimensions together has one floor, ``free_bits`` times their number.
+        ``"soft"`` (default) lowers the weight of a dimension by a tenth per step while its divergence is below
+        ``free_bits``, and raises it again, up to ``beta``, while it is above (Chen et al. 2017). ``"hard"`` gives
+        divergences below ``free_bits`` no gradient (Kingma et al. 2016). Divergences are means over a minibatch, with
+        dropout. A prior that does not factorise over dimensions has a single floor, ``free_bits`` times their number.
     encoder_steps
-        Updates of the encoder alone before each step, while the mutual information between held-out cells and the latent
-        still grows; after three epochs without growth they end for good (after He et al. 2019). Each costs as much as a
-        step; 0 by default.
+        Number of updates of the encoder alone before each step. They continue while the mutual information between held-out
+        cells and the latent space grows, and end after three epochs without growth (after He et al. 2019). Each update
+        costs as much as a step; 0 by default.
     refit_dispersion
-        Whether the dispersions of the genes are fitted once more after training, with the rest of the model left as it is
-        (default; not with ``preset="scvi"``). Training moves them only so far, and counts of strongly expressed genes would
-        stay too noisy. The most likely ones are found on up to 4,096 training cells; validation cells, of which there must be
-        at least 20, shift those of genes that are expressed about as strongly alike, and decide by their importance-weighted
-        bound whether they are kept. Latent space and decoded expression stay as they are.
+        Whether to refit the dispersions of the genes after training, with the rest of the model fixed (default; not with
+        ``preset="scvi"``). Training moves them only so far, and counts of strongly expressed genes would stay too noisy.
+        The most likely dispersions are found on up to 4,096 training cells. At least 20 validation cells are needed: on them
+        the dispersions of genes of similar expression are shifted together, and the new dispersions are kept only if the
+        importance-weighted bound of these cells increases. Latent space and decoded expression do not change.
     prior_components
-        Components of ``prior="mixture"`` and pseudo-inputs of ``prior="vamp"``; 50 by default.
+        Number of components of ``prior="mixture"`` and of pseudo-inputs of ``prior="vamp"``; 50 by default.
 
     Examples
     --------
@@ -150,7 +151,7 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class Settings:
-    """A complete set of choices, before the data are known; what is None is chosen by :meth:`sized`."""
+    """A complete set of settings, before the data are known; :meth:`sized` chooses the values that are None."""
 
     likelihood: str = "nb"
     n_latent: int = 10
@@ -194,15 +195,15 @@ class Settings:
     refit_dispersion: bool = True
 
     def max_epochs(self, n_train: int, n_validation: int) -> int:
-        """The budget: a number of visits of cells that grows slowly with the data, in whole epochs.
+        """Compute the default number of epochs, from a number of visits of cells that grows slowly with the data.
 
-        Few cells are overfitted long before that many visits, and the schedule should end before they are.
+        Small data are overfitted long before that many visits, and training should end before.
         """
         visits = VISITS * max(1.0, n_train / VISITS_UP_TO) ** 0.5
         return min(MAX_EPOCHS, max(2, round(visits / max(1, n_train))))
 
     def sized(self, n_train: int) -> Settings:
-        """The same with minibatches, where not chosen, of 512 (256 for few cells), and a learning rate that fits them."""
+        """Fill in the batch size if not given, 512 (256 for few cells), and a learning rate that matches it."""
         batch_size = LARGE_BATCH if n_train >= LARGE_BATCH_FROM else SMALL_BATCH
         if self.batch_size is not None:
             check_range("batch_size", self.batch_size, *BATCH_SIZES, integer=True)
@@ -213,9 +214,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class ReferenceSettings(Settings):
-    """The defaults of scvi-tools' SCVI (1.5.1): architecture, initialisation, optimizer, KL schedule and epochs.
+    """The defaults of SCVI in scvi-tools (1.5.1): architecture, initialisation, optimizer, KL schedule and epochs.
 
-    The cells of an epoch are dealt into equal minibatches, where scvi-tools leaves a smaller one at the end.
+    One difference remains: the cells of an epoch are divided into equal minibatches, while scvi-tools has a smaller one
+    at the end.
     """
 
     likelihood: str = "zinb"
@@ -241,7 +243,7 @@ class ReferenceSettings(Settings):
     library_of_modelled_genes: bool = True
 
     def max_epochs(self, n_train: int, n_validation: int) -> int:
-        """400 epochs up to 20,000 cells, held-out ones counted, then as many as make 8 million visits."""
+        """Return 400 epochs for up to 20,000 cells, including held-out ones, then as many as give 8 million visits."""
         return max(1, min(400, round(20_000 / (n_train + n_validation) * 400)))
 
 
@@ -254,7 +256,7 @@ PRESETS: dict[Preset | None, Settings] = {
 
 
 def resolve(preset: Preset | None, arguments: Mapping[str, Any], options: FitOptions | None) -> Settings:
-    """The preset with everything that was given explicitly put over it."""
+    """Combine a preset with the values that were given explicitly, which take precedence."""
     if preset is not None:
         check_choice("preset", preset, Preset)
     if options is not None and not isinstance(options, FitOptions):
@@ -268,7 +270,7 @@ def resolve(preset: Preset | None, arguments: Mapping[str, Any], options: FitOpt
 
 
 def _check_used(settings: Settings, given: Mapping[str, Any]) -> None:
-    """Raise where an option was given that the other choices leave without effect."""
+    """Raise ``ValueError`` if an option was given that has no effect with the other settings."""
     several = settings.objective in ("iwae", "dreg")
     capacity = settings.kl_schedule == "capacity"
     check_choice("prior", settings.prior, PriorName)
@@ -282,18 +284,18 @@ def _check_used(settings: Settings, given: Mapping[str, Any]) -> None:
     }
     for name, (used, needed) in effective.items():
         if name in given and not used:
-            msg = f"options=FitOptions({name}={given[name]!r}) has no use here: it goes with {needed}. Leave it out."
+            msg = f"options=FitOptions({name}={given[name]!r}) has no effect unless you pass {needed}. Leave it out."
             raise ValueError(msg)
     check_range("prior_components", settings.prior_components, 1, 100_000, integer=True)
     if settings.decoder == "linear" and given.get("condition_output") is False:
         msg = (
-            "options=FitOptions(condition_output=False) cannot be had with decoder='linear': covariates enter it at the output "
-            "and nowhere else. Leave it out."
+            "options=FitOptions(condition_output=False) is not available with decoder='linear', in which covariates enter only "
+            "at the output. Leave it out."
         )
         raise ValueError(msg)
 
 
 def settings_for(config: type[ModelConfig | TrainConfig], settings: Settings) -> dict[str, Any]:
-    """The part of the settings that a config holds too."""
+    """Select the settings that are fields of a config."""
     names = {f.name for f in fields(config)} - {"max_epochs", "prior"}
     return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in names}

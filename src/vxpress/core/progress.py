@@ -1,6 +1,6 @@
-"""How far a long computation has come: the core says it, and whoever watches decides what to show.
+"""Progress of long computations: the core reports it, and a watcher decides what to show.
 
-Nothing is shown, and nothing is paid for, where nobody watches.
+Without a watcher, nothing is shown and there is no cost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Stage:
-    """A part of a computation: ``done`` of ``total`` equal steps, or of an unknown number (None)."""
+    """A part of a computation: ``done`` of ``total`` equal steps; a ``total`` of None is unknown."""
 
     what: str
     total: int | None = None
@@ -25,13 +25,13 @@ class Stage:
 
 
 class Watcher(Protocol):
-    """Is given every stage as it begins and as it ends, and may look at it in between, from any thread."""
+    """Receives every stage when it begins and when it ends, and may read it in between from any thread."""
 
     def begin(self, stage: Stage) -> None:
-        """A stage begins, inside those that have not ended."""
+        """Handle the start of a stage; it is nested in the stages that have not ended."""
 
     def end(self, stage: Stage) -> None:
-        """A stage ends, finished or not."""
+        """Handle the end of a stage, finished or not."""
 
 
 _watcher: ContextVar[Watcher | None] = ContextVar("vxpress_watcher", default=None)
@@ -39,7 +39,7 @@ _watcher: ContextVar[Watcher | None] = ContextVar("vxpress_watcher", default=Non
 
 @contextmanager
 def watched(watcher: Watcher | None) -> Iterator[None]:
-    """Let ``watcher`` see the stages of this block; None lets nobody."""
+    """Report the stages of this block to ``watcher``, or to nobody if it is None."""
     token = _watcher.set(watcher)
     try:
         yield
@@ -49,7 +49,7 @@ def watched(watcher: Watcher | None) -> Iterator[None]:
 
 @contextmanager
 def stage(what: str, total: int | None = None) -> Iterator[Stage]:
-    """A stage whose steps the block counts itself: ``now.done += 1``."""
+    """Open a stage whose steps the block counts itself: ``now.done += 1``."""
     now, watcher = Stage(what, total), _watcher.get()
     if watcher is None:
         yield now
@@ -62,7 +62,7 @@ def stage(what: str, total: int | None = None) -> Iterator[Stage]:
 
 
 def steps(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """The items, each a step of a stage that is done when the next one is asked for."""
+    """Yield the items; each is a step of a stage and counts as done when the next one is requested."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with stage(what, total) as now:
@@ -72,7 +72,7 @@ def steps(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 
 def parts(items: Iterable[T], what: str, total: int) -> Iterator[tuple[T, Stage]]:
-    """The items, within one stage whose steps are smaller: whoever takes an item counts them."""
+    """Yield the items with a stage whose steps are smaller than an item; the caller counts these steps."""
     with stage(what, total) as now:
         for item in items:
             yield item, now

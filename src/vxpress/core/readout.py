@@ -1,8 +1,9 @@
-"""Genes outside the modelled subset: a linear readout of the frozen decoder body.
+"""Expression of genes outside the modelled subset: a linear readout from the frozen body of the decoder.
 
-Their molecules are a share of the remainder (where the library counts genes that are not in the data either, not all
-of it) times a softmax of a linear map of the decoder's features, fitted by multinomial likelihood (for the Gaussian distribution: ridge regression of the log values).  It starts at the mean profile, so
-where the features say nothing it stays there.
+Their share of the molecules is a share of the remainder times a softmax of a linear map of the decoder's features.  (It
+is not the whole remainder if the library size includes genes that are not in the data.)  The map is fitted by multinomial
+likelihood; for the Gaussian likelihood, by ridge regression of the log values.  It starts at the mean profile and stays
+there if the features carry no information.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from vxpress.core.vae import VAE
 from vxpress.core.whole_import import import_for_optimizers
 
 BATCH = 256
-# passes over the cells, within so many steps: beyond them held-out cells are fitted no better
+# passes over the cells, and limits for the number of steps: more do not improve the fit of held-out cells
 PASSES, MIN_STEPS, MAX_STEPS = 8, 100, 200
-# the held-out loss is looked at this often, on so many cells at most
+# how often the held-out loss is computed, and on how many cells at most
 CHECKS, MAX_JUDGED = 4, 2048
 LEARNING_RATE = 0.01
 WEIGHT_DECAY = 0.05
@@ -40,7 +41,7 @@ def fit_readout(
     *,
     seed: int,
 ) -> None:
-    """Fit ``model.decoder.readout`` in place on posterior means; the rest of the model is not touched."""
+    """Fit ``model.decoder.readout`` in place on posterior means; the rest of the model does not change."""
     with torch.no_grad():
         condition = model.conditioner(cells.covariates)
         f_nf = model.decoder.features(mean_nd, condition)
@@ -63,7 +64,7 @@ def _fit_softmax(
     sums_g = outside.gene_sums(train_rows)
     with torch.no_grad():
         readout.weight.zero_()
-        # half a molecule more per gene keeps the log finite where none was seen
+        # half a molecule is added per gene, so that the log of an unseen gene is finite
         readout.bias.copy_((sums_g + 0.5).log() - (sums_g + 0.5).sum().log())
     n_steps = min(MAX_STEPS, max(MIN_STEPS, PASSES * math.ceil(len(train_rows) / BATCH)))
     import_for_optimizers()
@@ -92,7 +93,7 @@ def _shuffled(rows: Tensor, order: torch.Generator) -> Tensor:
 
 
 def _batches(rows: Tensor, n_steps: int, order: torch.Generator) -> Iterator[Tensor]:
-    """As many minibatches as there are steps, pass after pass over the cells."""
+    """Yield ``n_steps`` minibatches, in repeated passes over the cells."""
     left = n_steps
     while left:
         batches = rows[_shuffled(rows, order)].tensor_split(math.ceil(len(rows) / BATCH))[:left]
@@ -101,10 +102,10 @@ def _batches(rows: Tensor, n_steps: int, order: torch.Generator) -> Iterator[Ten
 
 
 class _Gradient:
-    """Gradient of the mean loss per molecule, sum_n (total_n softmax_ng - x_ng) f_n / total, in memory used again.
+    """Gradient of the mean loss per molecule, sum_n (total_n softmax_ng - x_ng) f_n / total; memory is reused.
 
-    The totals are put on the features, which are few, and x is touched at its non-zeros only.  The two products are as
-    coarse as those of the training steps, see :func:`rule.product_dtype`.
+    The features, which are few, are multiplied by the totals, and x is read at its non-zeros only.  The two products have
+    the precision of those in training steps, see :func:`rule.product_dtype`.
     """
 
     def __init__(self, readout: torch.nn.Linear, n: int) -> None:
@@ -116,7 +117,7 @@ class _Gradient:
 
     @torch.no_grad()
     def set(self, f_nf: Tensor, where: Tensor, values: Tensor) -> None:
-        """Leave the gradient of a minibatch, whose counts are ``values`` at flat positions ``where``, in ``.grad``."""
+        """Write the gradient of a minibatch to ``.grad``; its counts are ``values`` at flat positions ``where``."""
         n, readout = len(f_nf), self.readout
         product_ng = f_nf.to(self.dtype) @ readout.weight.to(self.dtype).t()
         logits = torch.add(product_ng, readout.bias, out=self.logits[:n])
@@ -132,7 +133,7 @@ class _Gradient:
 
 @torch.no_grad()
 def _mean_loss(readout: torch.nn.Linear, f_nf: Tensor, outside: Counts, rows: Tensor) -> float:
-    """Negative multinomial log likelihood of some cells, without its constant."""
+    """Compute the negative multinomial log likelihood of some cells, without its constant."""
     total = 0.0
     for part in rows.split(BATCH):
         where, values = outside.entries(part)

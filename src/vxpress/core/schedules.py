@@ -1,4 +1,4 @@
-"""How the pull of the prior grows in training: over a share of all steps, or a number of epochs, to its final value."""
+"""Schedules of the KL term: it grows to its final value over a share of all steps, or over a number of epochs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from vxpress.core.config import TrainConfig
 
 
 def warmup_share(config: TrainConfig, step: int, epoch: int, n_steps: int) -> float:
-    """How much of the warm-up lies behind at a step, from 0 to 1."""
+    """Compute the share of the warm-up that is complete at a step, from 0 to 1."""
     done, length = (
         (step + 1, config.kl_warmup * n_steps) if config.warmup_unit == "steps" else (epoch, config.kl_warmup)
     )
@@ -14,10 +14,10 @@ def warmup_share(config: TrainConfig, step: int, epoch: int, n_steps: int) -> fl
 
 
 def kl_weight(config: TrainConfig, step: int, epoch: int, n_steps: int) -> float:
-    """Weight of the divergence at a step: linear from 0 to beta, in cycles of it, or beta throughout.
+    """Compute the weight of the divergence at a step: linear from 0 to beta, cyclical, or beta throughout.
 
-    A cycle rises over its first half and rests at beta over its second (Fu et al. 2019); beta it is after the last.
-    With a capacity it is the weight of the distance from :func:`kl_target`.
+    In a cycle the weight rises over the first half and stays at beta over the second (Fu et al. 2019). After the last
+    cycle it stays at beta.  With a capacity it is the weight of the distance from :func:`kl_target`.
     """
     share = warmup_share(config, step, epoch, n_steps)
     if config.kl_schedule == "capacity":
@@ -28,12 +28,12 @@ def kl_weight(config: TrainConfig, step: int, epoch: int, n_steps: int) -> float
 
 
 def kl_target(config: TrainConfig, step: int, epoch: int, n_steps: int) -> float:
-    """Nats that the divergence is held at, of a schedule with a capacity: linear from 0 (Burgess et al. 2018)."""
+    """Compute the target of the divergence in nats for the capacity schedule: linear from 0 (Burgess et al. 2018)."""
     return config.kl_capacity * warmup_share(config, step, epoch, n_steps)
 
 
 def settled(config: TrainConfig, step: int, epoch: int, n_steps: int) -> bool:
-    """Whether weight and target are the final ones from here on."""
+    """Whether weight and target keep their final values from this step on."""
     share = warmup_share(config, step, epoch, n_steps)
     rest = 0.5 / config.kl_cycles if config.kl_schedule == "cyclical" else 0.0
     return share >= 1.0 - rest or (config.beta == 0.0 and config.kl_schedule != "capacity")

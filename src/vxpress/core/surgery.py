@@ -1,4 +1,4 @@
-"""A trained model with room for categories that it was not trained on (architecture surgery, Lotfollahi et al. 2022)."""
+"""Add categories to a trained model that it was not trained on (architecture surgery, Lotfollahi et al. 2022)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vxpress.core.vae import VAE, build
 
 
 def extend(model: VAE, added: Sequence[int], learned: Sequence[np.ndarray] | None = None) -> VAE:
-    """A copy of ``model`` with ``added[k]`` more categories of covariate k, each the mean of those it knows.
+    """Return a copy of ``model`` with ``added[k]`` more categories of covariate k, each the mean of the known ones.
 
-    Mean are the weights that a category has, or its embedding, and its log dispersion; its library prior has the moments
-    of the mixture of the known ones.  Cells of known categories get from the copy what they get from ``model``.
-    ``learned[k]`` says which categories of covariate k the mean is of, boolean, all by default.
+    The mean is taken of a category's weights or embedding, and of its log dispersion. The library prior of a new batch
+    has the moments of the mixture of the known ones.  For cells of known categories, copy and ``model`` give the same
+    results.  ``learned[k]`` is a boolean array that selects the categories of covariate k for the mean, all by default.
     """
     old = model.config
     share = [_share(n, None if learned is None else learned[k]) for k, n in enumerate(old.n_categories)]
@@ -46,7 +46,7 @@ def extend(model: VAE, added: Sequence[int], learned: Sequence[np.ndarray] | Non
 
 
 def new_weights(model: VAE, added: Sequence[int]) -> dict[str, Tensor]:
-    """Masks of the weights of ``model`` that belong to the last ``added[k]`` categories of each covariate k."""
+    """Return masks of the weights of ``model`` that belong to the last ``added[k]`` categories of each covariate k."""
     config = model.config
     columns = torch.zeros(model.conditioner.width, dtype=torch.bool)
     embedded = {}
@@ -70,7 +70,7 @@ def new_weights(model: VAE, added: Sequence[int]) -> dict[str, Tensor]:
 
 
 def forget_labels(model: VAE) -> VAE:
-    """A copy of a model with a dispersion per label that asks for no labels: theirs is the mean log dispersion."""
+    """Return a copy of a model with a dispersion per label that needs no labels: it uses the mean log dispersion."""
     state = dict(model.state_dict())
     state["decoder.log_dispersion"] = state["decoder.log_dispersion"].mean(0, keepdim=True)
     new = build(replace(model.config, dispersion="gene"), seed=0).to(model.decoder.location.weight.device)
@@ -79,7 +79,7 @@ def forget_labels(model: VAE) -> VAE:
 
 
 def _conditioned(model: VAE) -> set[str]:
-    """Names of the weights whose last columns belong to the condition vector."""
+    """Return the names of the weights whose last columns belong to the condition vector."""
     config = model.config
     names = {f"decoder.{name}" for name in model.decoder.conditioned()}
     if config.encode_covariates:
@@ -89,7 +89,7 @@ def _conditioned(model: VAE) -> set[str]:
 
 
 def _starts(config: ModelConfig) -> list[int]:
-    """Where the columns of each covariate that has any begin in the condition vector."""
+    """Return the first column in the condition vector of each covariate that has columns."""
     at, starts = config.n_continuous, []
     for size in config.n_categories:
         if size > 1:
@@ -99,16 +99,16 @@ def _starts(config: ModelConfig) -> list[int]:
 
 
 def _share(n: int, learned: np.ndarray | None) -> Tensor:
-    """What each known category weighs in the mean, (n,)."""
+    """Return the weight of each known category in the mean, (n,)."""
     weight = torch.ones(n) if learned is None else torch.from_numpy(learned).float()
     return weight / weight.sum()
 
 
 def _columns(old: ModelConfig, new: ModelConfig, share: Sequence[Tensor]) -> tuple[int, Tensor, Tensor]:
-    """Old width, the matrix (old width, new width) from old columns to new ones, and which stay untrained.
+    """Return the old width, the matrix (old width, new width) from old columns to new ones, and which are untrained.
 
-    A covariate with one category had no columns: one-hot, its new ones are zero; embedded, they multiply embeddings of
-    zero, which fine-tuning can move.
+    A covariate with one category had no columns. With one-hot codes its new columns are zero. With embeddings they
+    multiply embeddings of zero, which fine-tuning can change.
     """
     with interrupts_held(), torch.device("meta"):  # embeddings drawn here would come from torch's global generator
         widths = Conditioner(old).width, Conditioner(new).width
@@ -150,12 +150,12 @@ def _with_mean_rows(value: Tensor, n_rows: int, share: Tensor) -> Tensor:
 
 
 def _mean(value: Tensor, share: Tensor) -> Tensor:
-    """The weighted mean over the first axis."""
+    """Compute the weighted mean over the first axis."""
     return torch.tensordot(share.to(value), value, dims=1)
 
 
 def _more_batches(name: str, value: Tensor, model: VAE, n_rows: int, share: Tensor) -> Tensor:
-    """What is kept per batch, with rows for the new ones."""
+    """Add rows for new batches to a tensor with one row per batch."""
     if name != "library_log_var_b":
         return _with_mean_rows(value, n_rows, share)
     means = model.library_log_mean_b

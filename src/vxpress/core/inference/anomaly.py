@@ -1,4 +1,4 @@
-"""What a model finds odd about a cell, in four numbers that know nothing yet of what is usual."""
+"""Four measures of how unusual a cell is under a model, before they are compared with those of typical cells."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from vxpress.core.vae import VAE
 
 # entries of one block of decoded cells
 BLOCK_ENTRIES = 2**20
-# genes whose surprise makes the peak, and neighbours whose distance is averaged
+# number of genes whose surprise is summed in the peak, and of neighbours whose distance is averaged
 N_PEAK, N_NEIGHBORS = 20, 15
-# cells of the fit that neighbours are sought among, at most
+# largest number of cells of the fit among which neighbours are searched
 MAX_REFERENCE = 20_000
 CHUNK = 1024
 PARTS = ("distance", "surprise", "peak", "width")
@@ -26,9 +26,9 @@ CAP, TIE = 2.0, 1e-3
 
 @dataclass(frozen=True)
 class Evidence:
-    """Per cell: the :data:`PARTS` (n, 4), the posterior mean (n, d), and the genes that surprise most (n, k).
+    """Per cell: the :data:`PARTS` (n, 4), the posterior mean (n, d), and the most surprising genes (n, k).
 
-    A gene of -1 is none: fewer than k were counted above their mean.
+    A gene of -1 means none: fewer than k genes had counts above their mean.
     """
 
     parts_nk: np.ndarray
@@ -38,11 +38,12 @@ class Evidence:
 
 @torch.no_grad()
 def evidence(model: VAE, cells: Cells, reference_md: np.ndarray, *, n_top: int = 3) -> Evidence:
-    """Evidence of every cell, in chunks; ``reference_md`` are posterior means of training cells.
+    """Compute the evidence of every cell, in chunks; ``reference_md`` are posterior means of training cells.
 
-    ``distance`` is the log of the mean distance to the nearest training cells in the latent space, ``surprise``
-    -log p(x | z, s, l) at the posterior mean, ``peak`` the part of it that falls on the most surprising of the genes
-    counted above their mean, and ``width`` the log volume of the posterior, sum_d log var.
+    * ``distance``: log of the mean distance to the nearest training cells in the latent space.
+    * ``surprise``: -log p(x | z, s, l) at the posterior mean.
+    * ``peak``: the part of the surprise from the most surprising genes among those with counts above their mean.
+    * ``width``: log volume of the posterior, sum_d log var.
     """
     model.eval()
     n, block = len(cells), max(MIN_BLOCK, BLOCK_ENTRIES // model.config.n_genes)
@@ -70,7 +71,7 @@ def evidence(model: VAE, cells: Cells, reference_md: np.ndarray, *, n_top: int =
 
 
 def neighbor_distance(mean_nd: np.ndarray, reference_md: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean distance to the nearest ``N_NEIGHBORS`` of the reference, and that to the very nearest, each (n,)."""
+    """Compute the mean distance to the nearest ``N_NEIGHBORS`` reference cells, and that to the nearest one, each (n,)."""
     reference = torch.from_numpy(np.asarray(reference_md, dtype=np.float32))
     k = min(N_NEIGHBORS, len(reference))
     mean_n, nearest_n = np.empty((2, len(mean_nd)))
@@ -85,11 +86,12 @@ def neighbor_distance(mean_nd: np.ndarray, reference_md: np.ndarray) -> tuple[np
 
 
 def combined(units_nk: np.ndarray) -> np.ndarray:
-    """One score from :data:`PARTS` in units of their spread over usual cells.
+    """Combine :data:`PARTS`, in units of their spread over typical cells, into one score.
 
-    Distance, and what exceeds 0 of the others: a cell type that the fit has not seen may well be decoded with less than
-    usual surprise, which must not make up for its distance. All but the width count up to ``CAP`` only, since usual cells of rare
-    types lie far out in them too; ``TIE`` of what they are keeps the order beyond.
+    The score adds the distance and the positive parts of the others: cells of a type that the fit has not seen may be
+    decoded with less surprise than typical cells, and this must not compensate for their distance. All except the width
+    are capped at ``CAP``, because typical cells of rare types have large values too. ``TIE`` times the uncapped values
+    keeps the order beyond the cap.
     """
     u_nk = np.concatenate([units_nk[:, :1], np.maximum(units_nk[:, 1:], 0.0)], axis=1)
     return np.asarray(np.minimum(u_nk[:, :3], CAP).sum(1) + u_nk[:, 3] + TIE * units_nk[:, :3].sum(1))

@@ -1,8 +1,8 @@
-"""Which of some models gives held-out cells the higher likelihood, and how surely.
+"""Compare models by the likelihood of held-out cells, with uncertainty.
 
-Bounds of every cell under every fit are given with many importance samples and with fewer.  A difference of means has
-two kinds of uncertainty: an interval, over cells (paired) and over fits that differ by their seed, and what is left of
-the looseness of the bounds, of which the gain from the fewer samples to the many is a scale.
+The bounds of every cell under every fit are given for many and for fewer importance samples.  A difference of means has
+two kinds of uncertainty. The first is an interval over cells (paired) and over fits that differ by their seed. The
+second is that the bounds are not tight; the gain from fewer to many samples measures how much.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ class Scores:
 
     @cached_property
     def mean(self) -> float:
-        """Nats per cell, with many samples."""
+        """Mean bound in nats per cell, with many samples."""
         return float(self.many_sn.mean())
 
     @cached_property
     def fewer(self) -> float:
-        """Nats per cell, with few samples."""
+        """Mean bound in nats per cell, with fewer samples."""
         return float(self.few_sn.mean())
 
     @property
     def gap(self) -> float:
-        """What the bound gained from fewer samples to many; a tight one can lose a trifle, by chance."""
+        """Gain of the bound from fewer to many samples; a slight loss, which a tight bound can show by chance, counts as 0."""
         return max(0.0, self.mean - self.fewer)
 
     def seed_variance(self) -> tuple[float, int]:
-        """Variance of the mean from the seeds, and its degrees of freedom; nothing is known of it from one fit."""
+        """Compute the variance of the mean over seeds, and its degrees of freedom; (0, 0) for a single fit."""
         n_fits = len(self.many_sn)
         return (0.0, 0) if n_fits == 1 else (float(self.many_sn.mean(1).var(ddof=1)) / n_fits, n_fits - 1)
 
     def se(self) -> float:
-        """Standard error of the mean, over cells and, where there are several fits, seeds."""
+        """Compute the standard error of the mean over cells and, with several fits, over seeds."""
         return float(np.sqrt(_cell_variance(self.many_sn.mean(0)) + self.seed_variance()[0]))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Nats per cell by which one model is above another: estimate, interval, and the scale of what the bounds lack."""
+    """Difference of two models in nats per cell: estimate, interval, and how far the bounds may be from tight."""
 
     estimate: float
     low: float
@@ -60,15 +60,15 @@ class Difference:
 
     @property
     def decided(self) -> bool:
-        """Whether the interval leaves zero out and the bounds are tight enough to tell."""
+        """Whether the interval excludes zero and the bounds are tight enough to decide."""
         return bool((self.low > 0 or self.high < 0) and abs(self.estimate) > self.gap)
 
 
 def difference(a: Scores, b: Scores, level: float = LEVEL) -> Difference:
-    """How far ``a`` is above ``b`` on the same cells.
+    """Compute by how much ``a`` exceeds ``b`` on the same cells.
 
-    The variance adds up the paired one over cells and that over the seeds of each model; the interval is Student's with
-    degrees of freedom after Welch and Satterthwaite.
+    The variance is the sum of the paired variance over cells and the variances over the seeds of each model. The interval
+    is Student's, with the degrees of freedom of Welch and Satterthwaite.
     """
     d_n = a.many_sn.mean(0) - b.many_sn.mean(0)
     parts = [(_cell_variance(d_n), len(d_n) - 1), a.seed_variance(), b.seed_variance()]
@@ -83,17 +83,17 @@ def difference(a: Scores, b: Scores, level: float = LEVEL) -> Difference:
 
 
 def ranking(scores: Sequence[Scores]) -> list[int]:
-    """Positions from the highest mean to the lowest; equals stay in the order given."""
+    """Return positions from the highest mean to the lowest; ties stay in the order given."""
     return sorted(range(len(scores)), key=lambda i: -scores[i].mean)
 
 
 def verdict(to_best: Difference | None) -> str:
-    """What the difference of a model from the best one says of it; the best itself has none."""
+    """Return the verdict on a model from its difference to the best one; for the best itself, ``to_best`` is None."""
     if to_best is None:
         return "best"
     return "worse" if to_best.decided else "undecided"
 
 
 def _cell_variance(values_n: np.ndarray) -> float:
-    """Variance of a mean over cells; a single cell tells nothing of it."""
+    """Compute the variance of a mean over cells; infinite for a single cell."""
     return float(values_n.var(ddof=1)) / len(values_n) if len(values_n) > 1 else np.inf

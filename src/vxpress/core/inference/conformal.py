@@ -1,7 +1,7 @@
-"""From scores of cells to p-values: depth and batch taken out by regression, then ranks among held-out cells.
+"""P-values from scores of cells: regress out depth and batch, then rank among held-out cells.
 
-A conformal p-value is the rank of a cell among calibration cells that nothing was fitted to; it is uniform for a cell
-exchangeable with those, whatever the score is (Vovk et al. 2005; Bates et al. 2023).
+A conformal p-value is the rank of a cell among calibration cells that were not used in any fit. It is uniform for a cell
+exchangeable with them, for any score (Vovk et al. 2005; Bates et al. 2023).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from vxpress.core.inference.anomaly import combined
 
 FOLDS = 10
-# a batch counts as much as this many cells of no effect, so that few cells do not make one
+# ridge penalty: each batch shift is shrunk as by this many cells without effect, so that few cells create none
 BATCH_PENALTY = 5.0
 # knots of the spline in log depth, as quantiles (Harrell 2015, table 2.3)
 KNOTS = (0.05, 0.35, 0.65, 0.95)
@@ -22,7 +22,7 @@ POOLED = -1
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What a score may depend on without a cell being odd: log depth and the code of the batch, each (n,)."""
+    """Technical variables on which a score may depend: log depth and the code of the batch, each (n,)."""
 
     log_depth_n: np.ndarray
     batch_n: np.ndarray
@@ -33,10 +33,10 @@ class Circumstances:
 
 @dataclass(frozen=True)
 class Regression:
-    """Location and scale of some quantities as functions of the circumstances.
+    """Location and scale of some quantities as functions of depth and batch.
 
-    Both are linear in a natural cubic spline of log depth with four knots and one shrunken shift per batch; the scale in
-    its logarithm. Depths beyond those seen count as the nearest one seen.
+    Location and log scale are linear in a natural cubic spline of log depth with four knots, and in one shrunken shift
+    per batch. Depths outside the range of the fit are set to its nearest end.
     """
 
     knots: np.ndarray
@@ -47,7 +47,7 @@ class Regression:
 
     @classmethod
     def fit(cls, values_nk: np.ndarray, at: Circumstances) -> Regression:
-        """Least squares with a ridge on the batches; the log scale is fitted to log absolute residuals."""
+        """Fit by least squares with a ridge penalty on the batches; the log scale is fitted to log absolute residuals."""
         knots = np.quantile(at.log_depth_n, KNOTS)
         limits = float(at.log_depth_n.min()), float(at.log_depth_n.max())
         empty = np.zeros((0, 0))
@@ -59,7 +59,7 @@ class Regression:
         gram = x_np.T @ x_np + np.diag(ridge)
         location = np.linalg.solve(gram, x_np.T @ values_nk)
         residual = values_nk - x_np @ location
-        # the floor keeps single small residuals from ruling the logarithm
+        # the floor prevents single small residuals from dominating the logarithm
         size = np.abs(residual)
         floor = 0.05 * size.mean(0) + 1e-12
         log_scale = np.linalg.solve(gram, x_np.T @ np.log(size + floor))
@@ -68,7 +68,7 @@ class Regression:
         return cls(knots, limits, start.batches, location, log_scale)
 
     def apply(self, values_nk: np.ndarray, at: Circumstances) -> np.ndarray:
-        """Values less their location, over their scale."""
+        """Subtract the location from the values and divide by the scale."""
         x_np = self._design(at)
         return (values_nk - x_np @ self.location) / np.exp(x_np @ self.log_scale)
 
@@ -100,7 +100,7 @@ def _cube(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Score:
-    """One number per cell from its evidence: each part put in units, combined, and put in units once more."""
+    """One number per cell from its evidence: standardise each part, combine them, and standardise the result."""
 
     parts: Regression
     total: Regression
@@ -112,13 +112,13 @@ class Score:
         return cls(parts, Regression.fit(total, at))
 
     def apply(self, values_nk: np.ndarray, at: Circumstances) -> np.ndarray:
-        """Scores, (n,); over cells like those of the fit about 0 in mean and 1 in standard deviation."""
+        """Compute scores, (n,); over cells like those of the fit, mean about 0 and standard deviation about 1."""
         total = combined(self.parts.apply(values_nk, at))[:, None]
         return np.asarray(self.total.apply(total, at)[:, 0])
 
 
 def cross_fitted(values_nk: np.ndarray, at: Circumstances, rng: np.random.Generator) -> np.ndarray:
-    """Scores of cells, each by a regression that did not see it, so that they compare with those of other cells."""
+    """Compute the score of each cell with a regression fitted without it, so that scores compare with those of new cells."""
     n = len(values_nk)
     fold_n = rng.permutation(np.arange(n) % FOLDS)
     out = np.empty(n)
@@ -131,7 +131,7 @@ def cross_fitted(values_nk: np.ndarray, at: Circumstances, rng: np.random.Genera
 
 
 def strata(batch_n: np.ndarray, smallest: int) -> np.ndarray:
-    """Codes of the batches with at least ``smallest`` cells: these are ranked among their own, all others among all."""
+    """Return the codes of batches with at least ``smallest`` cells; their cells are ranked within the batch, others overall."""
     codes, sizes = np.unique(batch_n, return_counts=True)
     return np.asarray(codes[sizes >= smallest])
 
@@ -145,10 +145,10 @@ def p_values(
     smallest: int,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """Conformal p-values, (n,): (1 + #{calibration >= score}) / (1 + #calibration), within the batch or over all.
+    """Compute conformal p-values, (n,): (1 + #{calibration >= score}) / (1 + #calibration), within the batch or overall.
 
-    With ``rng`` ties, that of the cell with itself among them, are broken at random: exactly uniform instead of on the
-    safe side.
+    With ``rng``, ties are broken at random, including the tie of the cell with itself. P-values are then exactly uniform
+    instead of conservative.
     """
     own = strata(calibration_batch_m, smallest)
     stratum_n = np.where(np.isin(batch_n, own), batch_n, POOLED)

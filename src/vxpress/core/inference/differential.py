@@ -1,8 +1,8 @@
-"""Differences of expression between groups: sums of counts, and the posterior of a log fold change given them.
+"""Differential expression between groups: sums of counts, and the posterior of a log fold change given these sums.
 
 A unit is a set of cells that share group, stratum (batch) and sample (donor).  The statistics of a gene are sums over the
-cells of a unit, weighted as the score of a negative binomial distribution weights them, so that every comparison of groups is
-arithmetic on a few small arrays.
+cells of a unit, with the weights of a negative binomial score. Every comparison of groups is then arithmetic on a few
+small arrays.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from scipy import special
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# the molecules that the model's expectation is worth; chosen in benchmarks/differential_expression.py
+# number of molecules to which the model's expectation is equivalent; chosen in benchmarks/differential_expression.py
 PRIOR_COUNTS = 10.0
-# below this a tail probability of the beta distribution is no longer a float
+# smaller tail probabilities of the beta distribution may underflow
 SMALLEST_TAIL = 1e-280
-# the weight of a cell hangs on its size factor by way of a bin: any weights will do, and the sums stay exact
+# the weight of a cell depends on the bin of its size factor: any weights are valid, and the sums stay exact
 N_BINS = 32
 
 
 @dataclass(frozen=True)
 class Units:
-    """Which cells belong together: group, stratum and sample of every unit, its number of cells, and each cell's unit.
+    """Units: group, stratum and sample of each, its number of cells, and the unit of each cell.
 
-    ``unit_n`` is -1 for a cell that takes no part.
+    ``unit_n`` is -1 for a cell that is not included.
     """
 
     unit_n: Ints
@@ -39,7 +39,7 @@ class Units:
 
     @classmethod
     def of(cls, group_n: Ints, stratum_n: Ints, sample_n: Ints) -> Units:
-        """Units of cells with these codes; a group of -1 takes no part."""
+        """Form units from the codes of cells; cells with group -1 are excluded."""
         part = group_n >= 0
         codes = np.stack([group_n, stratum_n, sample_n], axis=1)[part]
         found, unit, n_m = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
@@ -53,7 +53,7 @@ class Units:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weight of a molecule by bin of size factor and gene, and the sums of size factors and their squares per unit and bin."""
+    """Weight of a molecule per size factor bin and gene, and sums of size factors and of their squares per unit and bin."""
 
     bin_n: Ints
     weight_bg: Floats
@@ -62,7 +62,7 @@ class Weights:
 
     @classmethod
     def of(cls, library_n: Floats, units: Units, alpha_g: Floats, rate_g: Floats) -> Weights:
-        """The weights 1 / (1 + alpha l rate) of the score of a negative binomial distribution with variance mu + alpha mu^2."""
+        """Compute the weights 1 / (1 + alpha l rate) of a negative binomial score with variance mu + alpha mu^2."""
         part = units.unit_n >= 0
         inside = library_n[part]
         edges = np.unique(np.quantile(inside, np.linspace(0, 1, N_BINS + 1))[1:-1])
@@ -82,9 +82,9 @@ class Weights:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Weighted molecules of every unit and gene, the exposure they fell on, and the variance of their sum.
+    """Weighted molecules of every unit and gene, their exposure, and the variance of their sum.
 
-    ``floor_g`` is the variance per molecule that independent molecules would have.
+    ``floor_g`` is the variance per molecule if molecules were independent.
     """
 
     units: Units
@@ -95,14 +95,14 @@ class Evidence:
 
 
 class Tally:
-    """Adds up the counts of cells, block by block."""
+    """Sums the counts of cells, block by block."""
 
     def __init__(self, units: Units, weights: Weights, n_genes: int) -> None:
         self.units, self.weights = units, weights
         self.sums = np.zeros((4, len(units), n_genes))
 
     def add(self, rows: slice, row_k: Ints, gene_k: Ints, x_k: Floats, library_n: Floats) -> None:
-        """Entries ``x_k`` of the cells ``rows``, whose row within these is ``row_k``; ``gene_k`` of -1 is passed over."""
+        """Add entries ``x_k`` of the cells ``rows``; ``row_k`` is the row within these, and ``gene_k`` of -1 is skipped."""
         n_genes = self.sums.shape[2]
         unit_k = self.units.unit_n[rows][row_k]
         keep = (unit_k >= 0) & (gene_k >= 0)
@@ -115,7 +115,7 @@ class Tally:
             self.sums[i] += np.bincount(code_k, value_k, minlength=self.sums[i].size).reshape(self.sums[i].shape)
 
     def evidence(self) -> Evidence:
-        """What was added up, the variance taken about the rate of each unit."""
+        """Return the sums, with the variance about the rate of each unit."""
         counts, squares, cross, poisson = self.sums
         exposure = self.weights.library_mb @ self.weights.weight_bg
         exposure2 = self.weights.library2_mb @ self.weights.weight_bg**2
@@ -126,7 +126,7 @@ class Tally:
 
 
 def expected_evidence(units: Units, weights: Weights, mean_mg: Floats, alpha_g: Floats) -> Evidence:
-    """What counts would say if every unit had exactly its expected number of molecules, and their variance."""
+    """Compute the evidence if every unit had exactly its expected number of molecules, with the expected variance."""
     exposure = weights.library_mb @ weights.weight_bg
     weight2 = weights.weight_bg**2
     poisson = mean_mg * (weights.library_mb @ weight2)
@@ -137,9 +137,10 @@ def expected_evidence(units: Units, weights: Weights, mean_mg: Floats, alpha_g: 
 
 @dataclass(frozen=True)
 class Prior:
-    """What the model expects of a comparison: mean expression of both sides, and the variance of their log ratio.
+    """The model's expectation for a comparison: mean expression of both sides, and the variance of their log ratio.
 
-    The variance is that of means over cells and draws: cells that differ, or are few, leave the model's word worth less.
+    The variance is that of means over cells and draws. If cells differ or are few, it is larger, and the model counts
+    less.
     """
 
     up_g: Floats
@@ -148,18 +149,18 @@ class Prior:
 
     @property
     def share_g(self) -> Floats:
-        """Share of the first side, were the exposures equal."""
+        """Share of the first side if exposures were equal."""
         return self.up_g / (self.up_g + self.down_g)
 
     @property
     def counts_g(self) -> Floats:
-        """The molecules that the model is worth: the log odds of a of them have variance 4 / a."""
+        """Number of molecules to which the model is equivalent: with a molecules, log odds have variance 4 / a."""
         return PRIOR_COUNTS / (1 + PRIOR_COUNTS / 4 * self.variance_g)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of every gene: log2 fold change, signed score, and its two-sided tail probability under the normal distribution."""
+    """Per gene: log2 fold change, signed score, and two-sided tail probability of the score under the normal distribution."""
 
     lfc_g: Floats
     score_g: Floats
@@ -168,7 +169,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two sets of units, in the strata where both have cells; ``unit_m`` are their indices, ``up_m`` tells the first."""
+    """Two sets of units, in the strata where both have cells; ``unit_m`` are their indices, ``up_m`` marks the first."""
 
     unit_m: Ints
     up_m: NDArray[np.bool_]
@@ -177,7 +178,7 @@ class Contrast:
 
     @classmethod
     def of(cls, units: Units, group: int, reference: int | None) -> Contrast:
-        """``group`` against another one, or against all others; one stratum for all where no stratum holds both."""
+        """Compare ``group`` with another one, or with all others; a single stratum is used if no stratum has both."""
         up = units.group_m == group
         down = ~up if reference is None else units.group_m == reference
         shared = np.intersect1d(units.stratum_m[up], units.stratum_m[down])
@@ -190,18 +191,18 @@ class Contrast:
         return cls(index, up[index], stratum, confounded)
 
     def sample_df(self, units: Units) -> int:
-        """Degrees of freedom that samples leave: one mean, or one per side where no sample has cells on both."""
+        """Compute the degrees of freedom over samples: minus one mean, or one per side if no sample has cells on both."""
         sample_m = units.sample_m[self.unit_m]
         paired = len(np.intersect1d(sample_m[self.up_m], sample_m[~self.up_m])) > 0
         return len(np.unique(sample_m)) - (1 if paired else 2)
 
 
 def compare(evidence: Evidence, contrast: Contrast, expected: Prior, *, delta: float, by_sample: bool) -> Comparison:
-    """Posterior of the log2 fold change of every gene, against the threshold ``delta``.
+    """Compute the posterior of the log2 fold change of every gene, against the threshold ``delta``.
 
-    Given the molecules of a stratum, the number that falls to the first set is binomial with odds (fold change) x (ratio of
-    exposures).  Dividing numbers by their overdispersion makes the share's posterior a beta distribution, into which the model
-    enters as one more stratum with up to ``PRIOR_COUNTS`` molecules, at the fold change that it expects.
+    Given the molecules of a stratum, the number in the first set is binomial with odds (fold change) x (ratio of
+    exposures).  With counts divided by their overdispersion, the posterior of the share is a beta distribution. The model
+    enters as one additional stratum with up to ``PRIOR_COUNTS`` molecules, at the fold change that it expects.
     """
     m, up, stratum = contrast.unit_m, contrast.up_m, contrast.stratum_m
     counts_mg, exposure_mg, variance_mg = evidence.counts_mg[m], evidence.exposure_mg[m], evidence.variance_mg[m]
@@ -242,7 +243,7 @@ def compare(evidence: Evidence, contrast: Contrast, expected: Prior, *, delta: f
         data = (total * (fold * l_up / (fold * l_up + l_down))).sum(0) / phi_g
         return (data + worth_g * fold * (1 - prior) / (fold * (1 - prior) + prior)) / number_g
 
-    # strata that expect unlike shares leave less spread than one binomial of the same mean
+    # strata with different expected shares have less spread than one binomial with the same mean
     even_g = share_at(0.0)
     size_g = number_g**2 * even_g * (1 - even_g) / (information_g / phi_g + worth_g * prior * (1 - prior))
     a, b = up_g * size_g, (1 - up_g) * size_g
@@ -262,7 +263,7 @@ def _between_samples(
     fold: Floats,
     rate: Floats,
 ) -> tuple[Floats, float]:
-    """Variance of the score as samples differ in it, and its degrees of freedom."""
+    """Compute the variance of the score between samples, and its degrees of freedom."""
     up, stratum = contrast.up_m, contrast.stratum_m
     part = share[stratum]
     expected = exposure_mg * rate[stratum] * np.where(up[:, None], fold, 1.0)
@@ -275,20 +276,20 @@ def _between_samples(
     information_mg = side**2 * expected
     for which in [up | ~up] if left == n - 1 else [up, ~up]:
         np.add.at(leverage_dg, sample[which], _ratio(information_mg[which], information_mg[which].sum(0)))
-    # as the jackknife does, a sample is judged by an estimate that it had no part in
+    # as in the jackknife, the residual of a sample is from an estimate without this sample
     jackknife_dg = score_dg / (1 - np.minimum(leverage_dg, 0.99))
     return (jackknife_dg**2).sum(0) * max(left, 1) / n, float(max(left, 1))
 
 
 def _welch(v1: Floats, v2: Floats, n1: float, n2: float) -> Floats:
-    """Satterthwaite's degrees of freedom of a sum of two variances."""
+    """Compute Satterthwaite's degrees of freedom of a sum of two variances."""
     n1, n2 = max(n1, 1.0), max(n2, 1.0)
     below = v1**2 / n1 + v2**2 / n2
     return np.where(below > 0, (v1 + v2) ** 2 / np.where(below > 0, below, 1.0), n1 + n2)
 
 
 def _beta_z(a: Floats, b: Floats, x: Floats) -> Floats:
-    """Normal quantile z with P(Beta(a, b) <= x) = P(N(0, 1) <= -z)."""
+    """Compute the normal quantile z with P(Beta(a, b) <= x) = P(N(0, 1) <= -z)."""
     tail = special.betainc(a, b, np.clip(x, 0.0, 1.0))
     z = -special.ndtri(np.clip(tail, SMALLEST_TAIL, 1 - 1e-16))
     share = a / (a + b)
@@ -297,5 +298,5 @@ def _beta_z(a: Floats, b: Floats, x: Floats) -> Floats:
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
-    """A quotient that is 0 where nothing was counted."""
+    """Divide, with result 0 where the denominator is 0."""
     return np.divide(above, below, out=np.zeros(np.broadcast_shapes(above.shape, below.shape)), where=below > 0)

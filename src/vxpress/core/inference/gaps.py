@@ -1,7 +1,7 @@
-"""What the encoder leaves on the table: amortisation gap and inference gap (Cremer et al. 2018).
+"""Amortisation gap and inference gap of the encoder (Cremer et al. 2018).
 
-The ELBO of a cell falls short of log p(x) because q(z | x) is a normal distribution with independent dimensions, and because one
-network makes it for all cells.  The second part is found by improving every cell's own q, the decoder held fixed.
+The ELBO of a cell is below log p(x) for two reasons: q(z | x) is a normal distribution with independent dimensions, and
+one network computes it for all cells.  The second part is measured by optimising q of each cell, with the decoder fixed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 from vxpress.core.whole_import import import_for_optimizers
 
-# steps of Adam per cell, and its learning rate, which falls to 0 as half a cosine
+# steps of Adam per cell, and its learning rate, which decays to 0 as half a cosine
 STEPS, RATE = 100, 0.05
-# noise that the ELBO before and after is compared on, the same for both, and samples of the IWAE
+# number of noise draws for the ELBO before and after (the same for both), and samples of the IWAE
 N_COMPARED, N_SAMPLES = 20, 100
 
 
@@ -32,7 +32,7 @@ Terms = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Gaps:
-    """Nats per cell, float64 (n,): ELBO and divergence of the encoder's q, of the refined q, and the IWAE."""
+    """ELBO and divergence of the encoder's q and of the refined q, and the IWAE, in nats per cell, float64 (n,)."""
 
     elbo_n: np.ndarray
     kl_n: np.ndarray
@@ -52,7 +52,7 @@ class Gaps:
 
 
 def gaps(model: VAE, cells: Cells, *, seed: int, n_steps: int = STEPS) -> Gaps:
-    """The gaps of every cell of ``cells``, which are few; a latent library keeps the encoder's q(l | x)."""
+    """Compute the gaps of every cell of ``cells``, which should be few; a latent library keeps the encoder's q(l | x)."""
     model.eval()
     device = cells.log_library_n1.device
     rows_per_pass = max(MIN_ROWS, min(MAX_ROWS, PASS_ENTRIES // model.config.n_genes))
@@ -83,7 +83,7 @@ def gaps(model: VAE, cells: Cells, *, seed: int, n_steps: int = STEPS) -> Gaps:
 def _refined(
     model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator, n_steps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """ELBO and divergence of some cells before and after every cell's own q is improved."""
+    """Compute ELBO and divergence of some cells before and after optimising q of each cell."""
     batch = cells.batch(rows)
     with torch.no_grad():
         q = model.posterior(batch)
@@ -98,7 +98,7 @@ def _refined(
         return model.log_likelihood(z_nd, batch, log_library_n1), divergence(posterior, z_nd)
 
     d, prior = q.loc.shape[1], model.prior
-    # noise of a bound is fresh in every step: to the same noise a posterior would adapt itself
+    # a bound gets new noise in every step: a posterior would adapt to fixed noise
     step_noise = torch.Generator(device=q.loc.device).manual_seed(generator.initial_seed())
 
     def to_descend(posterior: DiagonalNormal, z_nd: Tensor) -> Tensor:

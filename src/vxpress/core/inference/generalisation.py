@@ -1,8 +1,8 @@
-"""How much better a model describes the cells it was trained on than cells it has not seen.
+"""Generalisation gap: how much better a model describes training cells than held-out cells.
 
-The two are other cells, of other depth, and their ELBOs differ by that before anything else.  So the ELBO of the training
-cells is regressed on what is known of a cell without the model (its depth, how many genes it shows, how likely the mean
-profile makes it), and held-out cells are compared with what that regression expects of them.
+Training and held-out cells differ in depth, and their ELBOs differ mostly for this reason.  So the ELBO of training cells
+is regressed on quantities that do not depend on the model (depth, number of detected genes, likelihood under the mean
+profile). Held-out cells are then compared with the prediction of this regression.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_CELLS, MIN_CELLS = 400, 20
 
 @dataclass(frozen=True)
 class Generalisation:
-    """Nats per cell that held-out cells fall short of training cells, its standard error, and the held-out ELBO."""
+    """Gap of held-out to training cells in nats per cell, its standard error, and the held-out ELBO."""
 
     gap: float
     se: float
@@ -41,7 +41,10 @@ class Generalisation:
 def generalisation(
     model: VAE, cells: Cells, train_n: np.ndarray, held_out_n: np.ndarray, *, seed: int
 ) -> Generalisation | None:
-    """Compare at most 400 cells of either kind, given by row; None where there are under 20 of one."""
+    """Compare at most 400 cells of each kind, given by row; None if there are fewer than 20 of one.
+
+    Also None for a likelihood that is not discrete.
+    """
     if min(len(train_n), len(held_out_n)) < MIN_CELLS or not model.decoder.likelihood.discrete:
         return None
     rng = np.random.default_rng(seed)
@@ -60,7 +63,10 @@ def generalisation(
 
 
 def _known(cells: Cells, n_train: int) -> np.ndarray:
-    """Of each cell: molecules and functions of them, genes seen, log l, and log x! and log p(x | mean profile) up to constants."""
+    """Compute the regressors of each cell.
+
+    They are molecules and functions of them, detected genes, log p(x | mean profile) and log x! up to constants, and log l.
+    """
     counts = cells.counts
     row = np.repeat(np.arange(len(counts)), np.diff(counts.indptr.numpy()))
     gene, value = counts.indices.numpy(), counts.data.numpy().astype(np.float64)

@@ -1,4 +1,4 @@
-"""Expression of groups of cells, decoded from posterior draws that all groups share."""
+"""Expression of groups of cells, decoded from posterior draws with the same seeds for all groups."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class GroupExpression:
-    """Mean of rho over cells and draws of every unit, modelled genes and those read out, (m, g), and its variance there."""
+    """Mean and variance of rho over cells and draws of every unit, modelled genes and then those read out, (m, g)."""
 
     mean_mg: Floats
     variance_mg: Floats
 
 
 def subsample(code_n: NDArray[np.int64], n_each: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """At most ``n_each`` cells of each code, in the order they lie in; codes below 0 take no part."""
+    """Choose at most ``n_each`` cells of each code at random, in ascending order; codes below 0 are excluded."""
     order = rng.permutation(len(code_n))
     order = order[code_n[order] >= 0]
     order = order[np.argsort(code_n[order], kind="stable")]
@@ -46,10 +46,10 @@ def decode_units(
     n_draws: int,
     seeds: NDArray[np.int64],
 ) -> GroupExpression:
-    """Decode every cell ``n_draws`` times, all of them under the same batch in one pass, and add up by unit.
+    """Decode every cell ``n_draws`` times, with the same batch for all cells in a pass, and sum by unit.
 
-    Passes go through ``batches`` in turn, so every unit meets the same batches equally often. Nothing of the size cells x
-    draws x genes is ever held: a block of cells leaves two products with the indicator of its units.
+    Passes cycle through ``batches``, so every unit is decoded in each batch equally often. No array of cells x draws x
+    genes is held: each block of cells is reduced to two products with the indicator of its units.
     """
     indicator = torch.zeros(n_units, len(unit_n))
     indicator[torch.from_numpy(unit_n), torch.arange(len(unit_n))] = 1.0
@@ -72,7 +72,7 @@ def decode_units(
 
 @torch.no_grad()
 def count_overdispersion(model: VAE, mean_nd: torch.Tensor, covariates: Covariates) -> Floats:
-    """1 / theta of every modelled gene, averaged where it differs between batches, labels or cells; 0 for distributions without."""
+    """Compute 1 / theta of every modelled gene, averaged over batches, labels or cells; 0 for likelihoods without dispersion."""
     decoder = model.decoder
     if not decoder.likelihood.has_dispersion:
         return np.zeros(model.config.n_genes)

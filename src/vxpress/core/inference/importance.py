@@ -1,7 +1,8 @@
-"""Importance-weighted bound on the log likelihood (Burda et al. 2016), streamed: memory does not grow with the samples.
+"""Importance-weighted bound on the log likelihood (Burda et al. 2016); memory does not grow with the number of samples.
 
-With u all that is latent in a cell (z, and a latent library) and weights w_k = p(x | u_k) p(u_k) / q(u_k | x),
-log mean_k w_k is a lower bound on log p(x) in expectation, rises with K towards it, and is the ELBO at K = 1.
+Let u be the latent variables of a cell (z, and a latent library) and w_k = p(x | u_k) p(u_k) / q(u_k | x) the weights.
+Then log mean_k w_k is a lower bound on log p(x) in expectation. It increases with K towards log p(x), and is the ELBO at
+K = 1.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ from vxpress.core.priors import DiagonalNormal, gaussian_kl
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 
-# decoded entries of one pass, 4 MB in float32; rows of it; samples of a cell side by side in it
+# decoded entries per pass, 4 MB in float32; limits of its rows; samples of a cell that are decoded together
 PASS_ENTRIES, MIN_ROWS, MAX_ROWS, SIDE_BY_SIDE = 2**20, 64, 4096, 16
 
 
 class Proposal(Protocol):
-    """q(u | x) of some cells and what importance weights are made of, all in float64."""
+    """q(u | x) of some cells and the parts of importance weights, all in float64."""
 
     n_noise: int
     kl_n: Tensor | None
-    """KL(q(u | x) || p(u)), (n,), where it has a closed form; else the ELBO is the mean log weight of the samples."""
+    """KL(q(u | x) || p(u)), (n,), if it has a closed form; else None, and the ELBO is the mean log weight of the samples."""
 
     def weigh(self, eps_knd: Tensor) -> tuple[Tensor, Tensor]:
-        """Log p(x | u) and log p(u) - log q(u | x), each (k, n), at the point of q that standard noise names."""
+        """Compute log p(x | u) and log p(u) - log q(u | x), each (k, n), at the points of q given by standard noise."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """Nats per cell, float64 (n,); ``se_n`` is the standard error of ``log_likelihood_n`` by the delta method."""
+    """Bounds in nats per cell, float64 (n,); ``se_n`` is the standard error of ``log_likelihood_n`` by the delta method."""
 
     log_likelihood_n: np.ndarray
     se_n: np.ndarray
@@ -47,7 +48,7 @@ class Bound:
 
 
 class ImportanceSums:
-    """Sums of importance weights of some cells over samples, relative to the largest weight met so far."""
+    """Sums of importance weights of some cells over samples, relative to the largest weight so far."""
 
     def __init__(self, n: int, device: torch.device) -> None:
         self.k = 0
@@ -57,10 +58,10 @@ class ImportanceSums:
         )
 
     def add(self, reconstruction_kn: Tensor, log_ratio_kn: Tensor) -> None:
-        """Take in further samples of every cell."""
+        """Add further samples of every cell."""
         log_weight_kn = reconstruction_kn + log_ratio_kn
         top_n = torch.maximum(self.top_n, log_weight_kn.amax(0))
-        # a weight of zero stays one: nothing is shifted by minus infinity
+        # weights of zero stay zero: no shift by minus infinity
         shift_n = torch.where(top_n.isinf(), 0.0, top_n)
         fall_n, weight_kn = (self.top_n - shift_n).exp(), (log_weight_kn - shift_n).exp()
         self.sum_n = self.sum_n * fall_n + weight_kn.sum(0)
@@ -71,10 +72,10 @@ class ImportanceSums:
         self.k += len(log_weight_kn)
 
     def bound(self, kl_n: Tensor | None) -> Bound:
-        """What the samples so far say; a divergence that is not known exactly is estimated from them too."""
+        """Compute the bound from the samples so far; a divergence that is not given is estimated from them too."""
         kl_n = -self.log_ratio_n / self.k if kl_n is None else kl_n
         ess_n = self.sum_n.square() / self.squares_n
-        # relative variance of the mean weight; a single sample tells nothing of it
+        # relative variance of the mean weight; unknown for a single sample
         relative_n = (self.k / ess_n - 1.0).clamp_min(0.0) / (self.k - 1) if self.k > 1 else ess_n * torch.nan
         reconstruction_n = self.reconstruction_n / self.k
         parts = (
@@ -96,9 +97,10 @@ def importance_bound(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> Bound:
-    """The bound of cells 0 to ``n`` with ``n_samples`` samples each; ``propose`` opens the proposal of some rows.
+    """Compute the bound of cells 0 to ``n - 1`` with ``n_samples`` samples each.
 
-    The noise hangs on ``seed`` and ``rows_per_pass``, the number of decoded cells that memory is held for.
+    ``propose`` returns the proposal of some rows.  The noise depends on ``seed`` and on ``rows_per_pass``, the number of
+    decoded cells held in memory.
     """
     (found,) = importance_bounds(propose, n, [n_samples], rows_per_pass=rows_per_pass, seed=seed, device=device)
     return found
@@ -114,7 +116,7 @@ def importance_bounds(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> tuple[Bound, ...]:
-    """The same with each of some rising numbers of samples, in one pass: the fewer are the first of the more."""
+    """Compute the bound for several increasing numbers of samples in one pass; smaller numbers use the first samples."""
     device, generator = torch.device(device), torch.Generator().manual_seed(seed)
     at_once = max(1, min(n_samples[-1], SIDE_BY_SIDE, rows_per_pass))
     chunk = max(1, rows_per_pass // at_once)
@@ -135,7 +137,7 @@ def importance_bounds(
 
 
 class CellProposal:
-    """The encoder's q(z | x), and q(log l | x) of a latent library, of some rows of ``cells``."""
+    """The encoder's q(z | x), and q(log l | x) for a latent library, of some rows of ``cells``."""
 
     def __init__(self, model: VAE, cells: Cells, rows: Tensor) -> None:
         self.model, self.cells, self.rows = model, cells, rows
@@ -170,12 +172,12 @@ class CellProposal:
 
 
 def _log_density(standard: Tensor, scale: Tensor) -> Tensor:
-    """Log density, summed over dimensions, of a normal distribution with this scale at standardised points."""
+    """Compute the log density, summed over dimensions, of a normal distribution with this scale at standardised points."""
     return (-0.5 * (standard.square() + math.log(2 * math.pi)) - scale.log()).sum(-1)
 
 
 def log_likelihood(model: VAE, cells: Cells, n_samples: int, *, seed: int) -> Bound:
-    """The bound of every cell under its model, both on one device."""
+    """Compute the bound of every cell under a model; both are on the same device."""
     (found,) = log_likelihoods(model, cells, [n_samples], seed=seed)
     return found
 
@@ -183,7 +185,10 @@ def log_likelihood(model: VAE, cells: Cells, n_samples: int, *, seed: int) -> Bo
 def log_likelihoods(
     model: VAE, cells: Cells, n_samples: Sequence[int], *, seed: int, rows: Tensor | None = None
 ) -> tuple[Bound, ...]:
-    """The same of all or some ``rows``, with each of some rising numbers of samples, the fewer the first of the more."""
+    """Compute the bound of all cells or of ``rows``, for several increasing numbers of samples.
+
+    Smaller numbers use the first samples of the larger ones.
+    """
     model.eval()
     device = cells.log_library_n1.device
     rows = torch.arange(len(cells), device=device) if rows is None else rows

@@ -1,4 +1,4 @@
-"""Nearest cells when neither of two cells is known exactly."""
+"""Nearest cells when the positions of both cells are uncertain."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from torch import Tensor
 
 from vxpress.core.progress import parts, steps
 
-# up to so many cells every pair is looked at; beyond, those of the nearest clusters
+# up to this many cells every pair is compared; with more, only cells of the nearest clusters
 EXACT_CELLS = 32_768
 PROBES, LLOYD_STEPS = 32, 5
 # entries of one block of pairs: 32 MB
 BLOCK_ENTRIES = 2**23
-# what float32 may put in the wrong order is put right among a few more than asked for
+# additional candidates in float32, so that the exact order can be found among them
 SPARE = 8
 Block: TypeAlias = tuple[np.ndarray, np.ndarray]
-# of the variance of a dimension over all cells, the least share that a cell is said to have resolved
+# least share of the variance of a dimension over all cells that counts as resolved in a cell
 MIN_RESOLVED = 0.01
 
 
 def likelihood_of(mean_nd: np.ndarray, var_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Peak and precision of what the counts of each cell say about z, float64 (n, d), without what all cells say.
+    """Compute peak and precision of each cell's likelihood of z, float64 (n, d), with the population's part removed.
 
-    Posterior is population times likelihood, the population a normal distribution with the mean and the variance, that
-    of means plus mean of variances, of the posteriors together; so the precisions of population and likelihood add up.
+    The posterior is proportional to population times likelihood. The population is a normal distribution with the mean
+    and the variance of all posteriors together (variance of means plus mean of variances). So the precisions of population
+    and likelihood add up to that of the posterior.
     """
     mean_nd, var_nd = mean_nd.astype(np.float64), var_nd.astype(np.float64)
     centre_d, population_d = mean_nd.mean(0), mean_nd.var(0) + var_nd.mean(0)
@@ -39,7 +40,7 @@ def likelihood_of(mean_nd: np.ndarray, var_nd: np.ndarray) -> tuple[np.ndarray, 
 def nearest(
     peak_nd: np.ndarray, precision_nd: np.ndarray, mean_nd: np.ndarray, var_nd: np.ndarray, k: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ``k`` cells j other than i with the least sum over d of precision_id ((mean_jd - peak_id)^2 + var_jd).
+    """Find the ``k`` cells j other than i with the least sum over d of precision_id ((mean_jd - peak_id)^2 + var_jd).
 
     Returns indices (n, k), nearest first, and these sums, float64.
     """
@@ -57,7 +58,7 @@ def nearest(
         difference = mean_nd[candidates] - peak_nd[rows, None]
         squared = (precision_nd[rows, None] * (difference**2 + var_nd[candidates])).sum(-1)
         squared[candidates == rows[:, None]] = np.inf
-        # equal sums, of identical cells, come in the order of the cells
+        # equal sums (identical cells) are in the order of the cells
         order = np.lexsort((candidates, squared), axis=-1)[:, :k]
         index_nk[rows] = np.take_along_axis(candidates, order, 1)
         squared_nk[rows] = np.take_along_axis(squared, order, 1)
@@ -67,7 +68,7 @@ def nearest(
 def _factors(
     peak_nd: np.ndarray, precision_nd: np.ndarray, mean_nd: np.ndarray, var_nd: np.ndarray
 ) -> tuple[Tensor, Tensor]:
-    """The sums as a product of what belongs to i, (n, 2 d), and to j, but for scale and offset of each row."""
+    """Factorise the sums into terms of i, (n, 2 d), and terms of j, up to scale and offset of each row."""
     centre_d = mean_nd.mean(0)
     peak_nd, mean_nd = peak_nd - centre_d, mean_nd - centre_d
     weight_nd = precision_nd / precision_nd.sum(1, keepdims=True)
@@ -80,7 +81,7 @@ def _tensor(values: np.ndarray) -> Tensor:
 
 
 def _best_of(blocks: Iterable[Block], of_i: Tensor, of_j: Tensor, m: int) -> Iterator[Block]:
-    """Cells i, a few at a time, with their ``m`` best cells j of the block, in no order."""
+    """Yield cells i, a few at a time, with their ``m`` best cells j of the block, unordered."""
     for rows, columns in blocks:
         keys = of_j[torch.from_numpy(columns)].T.contiguous()
         step = max(1, BLOCK_ENTRIES // len(columns))
@@ -94,9 +95,9 @@ def _best_of(blocks: Iterable[Block], of_i: Tensor, of_j: Tensor, m: int) -> Ite
 def _near_blocks(
     peak_nd: np.ndarray, precision_nd: np.ndarray, mean_nd: np.ndarray, var_nd: np.ndarray, least: int, seed: int
 ) -> Iterator[Block]:
-    """Cells whose peaks lie together, and the cells that can be near them: an inverted file over k-means clusters.
+    """Yield cells with neighbouring peaks, and the cells that can be near them: an inverted file over k-means clusters.
 
-    Distances between clusters are those of cells that are known as well as cells are on average.
+    Distances to clusters use the mean precision of all cells.
     """
     n, scale_d = len(mean_nd), np.sqrt(precision_nd.mean(0))
     uncertain_n1 = np.sqrt((scale_d**2 * var_nd).sum(1, keepdims=True))
@@ -135,7 +136,7 @@ def _members(cluster_n: np.ndarray, n_clusters: int) -> list[np.ndarray]:
 def edge_frequency(
     mean_nd: np.ndarray, var_nd: np.ndarray, precision_nd: np.ndarray, k: int, n_draws: int, rng: np.random.Generator
 ) -> sparse.csr_matrix:
-    """Share of draws of all cells in which j is among the ``k`` nearest of i, float32 (n, n); rows sum to ``k``."""
+    """Compute the share of draws in which j is among the ``k`` nearest cells of i, float32 (n, n); rows sum to ``k``."""
     n, none_nd = len(mean_nd), np.zeros_like(mean_nd)
     sd_nd = np.sqrt(var_nd)
     indptr = np.arange(0, n * k + 1, k)

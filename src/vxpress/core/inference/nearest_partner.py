@@ -1,4 +1,4 @@
-"""A real cell for every new one, drawn among those nearest to it."""
+"""For each new cell, draw one of the nearest real cells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHUNK = 8192
 def nearest_partners(
     z_md: np.ndarray, mean_nd: np.ndarray, n_neighbors: int | None, rng: np.random.Generator
 ) -> np.ndarray:
-    """Row of ``mean_nd`` for each row of ``z_md``: one of its ``n_neighbors`` nearest, or of all, each equally likely."""
+    """Draw a row of ``mean_nd`` for each row of ``z_md``: one of its ``n_neighbors`` nearest (None: of all), uniformly."""
     m, n = len(z_md), len(mean_nd)
     if n_neighbors is None or n_neighbors >= n:
         return rng.integers(n, size=m)

@@ -1,4 +1,4 @@
-"""Expected expression given the cell's own counts too: the gamma distribution behind a negative binomial, updated."""
+"""Expected expression given also the cell's own counts: the posterior of the gamma rate of a negative binomial."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from vxpress.core.vae import VAE
 def updated_expression(
     model: VAE, mean_nd: Tensor, var_nd: Tensor, cells: Cells, draws: Draws, genes: Genes = ALL_GENES
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """E_q[rho] times (theta + x) / (theta + mu) in chunks, as ``expected_expression`` hands it over.
+    """Yield E_q[rho] times (theta + x) / (theta + mu), in the chunks of ``expected_expression``.
 
-    x ~ NB(mu, theta) is x ~ Poisson(lambda) with lambda ~ Gamma(theta, mean mu), and (theta + x) / (theta + mu) is
-    E[lambda | x] / mu.  mu is the cell's own mean, under its own batch, whatever ``draws`` are decoded under.
-    Genes that are read out have no dispersion and stay as they are.
+    x ~ NB(mu, theta) means x ~ Poisson(lambda) with lambda ~ Gamma(theta, mean mu), and (theta + x) / (theta + mu) is
+    E[lambda | x] / mu.  mu is the mean of the cell in its own batch, also if ``draws`` are decoded in other batches.
+    Genes that are read out have no dispersion and do not change.
     """
     parts = expected_expression(model, mean_nd, var_nd, cells.covariates, draws, genes)
     observed = tuple(draws.batches) == (None,)
-    # the same draws of z, so that what is decoded twice differs by the batch alone
+    # the same draws of z, so that the two decoded values differ only by the batch
     own_draws = replace(draws, n=len(draws.per_cell()), batches=(None,))
     own_parts = parts if observed else expected_expression(model, mean_nd, var_nd, cells.covariates, own_draws, genes)
-    # shares of all molecules, of a model whose library counts the modelled genes alone
+    # share of the modelled genes in all molecules, if the library counts only modelled genes
     among_modelled = 1.0
     if model.config.n_readout and not model.config.remainder:
         among_modelled = 1.0 - float(model.outside_share)

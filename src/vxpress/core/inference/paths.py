@@ -1,4 +1,4 @@
-"""Paths between two points of the latent space, and how densely cells lie along them."""
+"""Paths between two points of the latent space, and the density of cells along them."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-# cells that a density is an average over, and cells of each end that are moved along, at most
+# largest number of cells in a density, and of cells of each end that are moved along the path
 MAX_CELLS, MAX_PROBES = 10_000, 200
-# cells that densities are compared with: those of the ends if at least so many, else so many of all
+# reference cells for densities: the cells of the ends if there are at least this many, else up to this many of all cells
 MIN_REFERENCE, MAX_REFERENCE = 20, 2_000
 _BLOCK = 256
 _PARALLEL = 1e-6
 
 
 def linear_path(start_d: np.ndarray, end_d: np.ndarray, position_s: np.ndarray) -> np.ndarray:
-    """Points on the straight line, (s, d); ``position_s`` runs from 0 to 1."""
+    """Compute points on the straight line, (s, d); ``position_s`` runs from 0 to 1."""
     t = np.asarray(position_s)[:, None]
     return np.asarray((1.0 - t) * start_d + t * end_d)
 
 
 def spherical_path(start_d: np.ndarray, end_d: np.ndarray, position_s: np.ndarray) -> np.ndarray:
-    """Points on an arc around the origin, (s, d): direction turns evenly, and the norm changes evenly (Shoemake 1985).
+    """Compute points on an arc around the origin, (s, d): angle and norm change linearly (Shoemake 1985).
 
-    A straight line between two draws of N(0, I) passes nearer to the origin than either; the arc does not.
+    A straight line between two draws of N(0, I) passes closer to the origin than both draws; the arc does not.
     """
     norms = np.linalg.norm(start_d), np.linalg.norm(end_d)
     if min(norms) == 0.0:
-        msg = "method='spherical' turns around the origin, and one end lies there. Use method='linear'."
+        msg = "method='spherical' turns around the origin, but one end is at the origin. Use method='linear'."
         raise ValueError(msg)
     cosine = float(np.clip(start_d @ end_d / (norms[0] * norms[1]), -1.0, 1.0))
     if cosine < -1.0 + _PARALLEL:
-        msg = "method='spherical' knows no way around: the ends lie opposite each other across the origin. Use method='linear'."
+        msg = "method='spherical' is not defined for ends in opposite directions from the origin. Use method='linear'."
         raise ValueError(msg)
     angle = np.arccos(cosine)
     if angle < _PARALLEL:
@@ -47,7 +47,7 @@ def spherical_path(start_d: np.ndarray, end_d: np.ndarray, position_s: np.ndarra
 
 @dataclass(frozen=True)
 class Crowd:
-    """Cells whose posteriors make the density, and of each end some that are moved along the path, by their rows."""
+    """Cells whose posteriors define the density, and the rows of some cells of each end that are moved along the path."""
 
     mean_nd: np.ndarray
     var_nd: np.ndarray
@@ -57,7 +57,7 @@ class Crowd:
     def choose(
         cls, mean_nd: np.ndarray, var_nd: np.ndarray, ends: Sequence[np.ndarray], rng: np.random.Generator
     ) -> Crowd:
-        """At most ``MAX_CELLS`` of the cells, and ``MAX_PROBES`` of the rows of each end among them."""
+        """Choose at most ``MAX_CELLS`` of the cells, including at most ``MAX_PROBES`` of the rows of each end."""
         n = len(mean_nd)
         picked = [np.sort(rng.permutation(rows)[:MAX_PROBES]) for rows in ends]
         rows = np.arange(n)
@@ -67,9 +67,9 @@ class Crowd:
         return cls(mean_nd[rows], var_nd[rows], (first, second))
 
     def own_density(self, z_md: np.ndarray, row_m: np.ndarray) -> np.ndarray:
-        """Log density of points under the mean of the posteriors of all cells but that of ``row_m`` each, nats (m,).
+        """Compute the log density of points under the mean posterior of all cells except ``row_m`` each, in nats (m,).
 
-        A cell's own posterior would make every cell look dense.
+        With its own posterior, every cell would appear to be in a dense region.
         """
         precision, scaled = 1.0 / self.var_nd, self.mean_nd / self.var_nd
         constant = -0.5 * ((self.mean_nd * scaled).sum(1) + np.log(2 * np.pi * self.var_nd).sum(1))
@@ -82,7 +82,7 @@ class Crowd:
         return out
 
     def reference(self) -> np.ndarray:
-        """Own densities to compare with: of the cells of both ends, or where these are few of cells all over."""
+        """Compute reference densities: of the cells of both ends or, if these are few, of cells from all rows."""
         if min(len(rows) for rows in self.probes) >= MIN_REFERENCE:
             rows = np.concatenate(self.probes)
         else:
@@ -91,10 +91,11 @@ class Crowd:
         return self.own_density(self.mean_nd[rows], rows)
 
     def percentiles(self, path_sd: np.ndarray, position_s: np.ndarray) -> np.ndarray:
-        """How dense it is, in per cent of the reference, around the cells of the ends when moved along the path, (s,).
+        """Compute the percentile of the density around the cells of the ends when these are moved along the path, (s,).
 
-        The median over cells of each end; in between the ends, the two weighted by position.  A path of means runs along the
-        middle of populations, which is denser than any typical cell's place: moved cells are like with like.
+        Percentiles are relative to the reference. The value is the median over the cells of each end, and between the ends
+        the mean of both weighted by position.  The path itself runs along the middle of populations, where density is
+        higher than around a typical cell; moving the cells makes the comparison fair.
         """
         reference, out = self.reference(), np.zeros(len(path_sd))
         for rows, at, weight_s in zip(self.probes, (0, -1), (1.0 - position_s, position_s), strict=True):
@@ -106,5 +107,5 @@ class Crowd:
 
 
 def percentile_among(value_s: np.ndarray, reference_r: np.ndarray) -> np.ndarray:
-    """Share of the reference below each value, in per cent."""
+    """Compute the share of the reference below each value, in per cent."""
     return np.asarray(100.0 * np.searchsorted(np.sort(reference_r), value_s) / len(reference_r))

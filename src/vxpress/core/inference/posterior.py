@@ -1,4 +1,4 @@
-"""What a trained model can be asked, for all cells, in chunks."""
+"""Posteriors and decoded expression of all cells, in chunks."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 
 CHUNK = 1024
-# entries of one block of decoded cells: 2 MB, and its rows at least
+# entries of one block of decoded cells (2 MB), and its least number of rows
 BLOCK_ENTRIES, MIN_BLOCK = 2**19, 32
-# entries of all draws of a chunk that are held for their quantiles: 64 MB
+# entries of all draws of a chunk that are kept for quantiles (64 MB)
 DRAWN_ENTRIES = 2**24
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Posterior mean and variance of z, float32 (n, d), and of a latent log library its mean (n,), or None."""
+    """Posterior mean and variance of z, float32 (n, d), and the mean of a latent log library (n,), or None."""
 
     mean_nd: np.ndarray
     var_nd: np.ndarray
@@ -32,7 +32,7 @@ class Encoded:
 
 @torch.no_grad()
 def encode(model: VAE, cells: Cells) -> Encoded:
-    """Posterior of every cell."""
+    """Compute the posterior of every cell."""
     model.eval()
     n, device = len(cells), cells.log_library_n1.device
     mean_nd = np.empty((n, model.config.n_latent), dtype=np.float32)
@@ -51,20 +51,20 @@ def encode(model: VAE, cells: Cells) -> Encoded:
 
 @dataclass(frozen=True)
 class Draws:
-    """Which posterior draws are decoded: ``n`` per cell, dealt out over ``batches`` (None: the cell's own)."""
+    """Which posterior draws are decoded: ``n`` per cell, divided among ``batches`` (None: the cell's own batch)."""
 
     n: int
     batches: Sequence[int | None]
     seed: int
 
     def per_cell(self) -> list[int | None]:
-        """The batch that each draw is decoded under; every batch is met equally often."""
+        """Return the batch in which each draw is decoded; all batches occur equally often."""
         return [batch for batch in self.batches for _ in range(max(1, -(-self.n // len(self.batches))))]
 
 
 @dataclass(frozen=True)
 class Genes:
-    """Columns that are asked for, of the modelled genes and of those of the readout; None is all of them."""
+    """Requested columns of the modelled genes and of the readout; None means all."""
 
     inside: Tensor | None = None
     outside: Tensor | None = None
@@ -77,10 +77,10 @@ ALL_GENES = Genes()
 def expected_expression(
     model: VAE, mean_nd: Tensor, var_nd: Tensor, covariates: Covariates, draws: Draws, genes: Genes = ALL_GENES
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """E_q[rho] in chunks of cells: rows, modelled genes (n, g), and the genes read out beside them, or None.
+    """Yield E_q[rho] in chunks of cells: rows, modelled genes (n, g), and the genes of the readout, or None.
 
-    For the Gaussian distribution, whose location is no composition, the expected location instead.  The tensors hold until the
-    next chunk is asked for, which uses their memory again.
+    For the Gaussian likelihood, whose location is not a composition, it is the expected location.  The tensors are valid
+    until the next chunk is requested, which reuses their memory.
     """
     model.eval()
     generator = torch.Generator().manual_seed(draws.seed)
@@ -108,10 +108,11 @@ def credible_expression(
     levels: Sequence[float],
     genes: Genes = ALL_GENES,
 ) -> Iterator[tuple[slice, list[tuple[Tensor, Tensor | None]]]]:
-    """E_q[rho] and quantiles of rho under q(z | x), in chunks of cells: rows, then (modelled genes, genes read out) of each.
+    """Yield E_q[rho] and quantiles of rho under q(z | x) in chunks: rows, then (modelled genes, genes read out) of each.
 
-    Every draw of z is decoded under every batch and averaged over them before quantiles are taken: these are of the mean
-    over batches, and do not hold the differences between batches.  Quantiles lie between order statistics, linearly.
+    Every draw of z is decoded in every batch and averaged over batches before quantiles are computed. The quantiles are
+    therefore those of the mean over batches, without the differences between batches.  Quantiles are interpolated linearly
+    between order statistics.
     """
     model.eval()
     generator = torch.Generator().manual_seed(draws.seed)
@@ -139,7 +140,7 @@ def credible_expression(
 
 
 def _quantiles(drawn: Tensor, levels: Sequence[float]) -> list[Tensor]:
-    """Quantiles over the first axis, which is put out of order."""
+    """Compute quantiles over the first axis, which is reordered in place."""
     values, last = drawn.numpy(), len(drawn) - 1
     places = [min(int(level * last), last - 1) if last else 0 for level in levels]
     values.partition(sorted({p for place in places for p in (place, min(place + 1, last))}), axis=0)
@@ -152,10 +153,10 @@ def _quantiles(drawn: Tensor, levels: Sequence[float]) -> list[Tensor]:
 
 
 class _OutputLayers:
-    """Sums of decoded expression over draws, of the genes that are asked for.
+    """Sums of decoded expression over draws, for the requested genes.
 
-    A draw goes through the output layers a block of cells at a time, in memory that stays in the processor's caches
-    and is never given back; what is normalised over all genes leaves the block for the wanted ones only.
+    A draw passes through the output layers one block of cells at a time, in reused memory that fits the caches of the
+    processor. Values are normalised over all genes within the block, and only requested genes are copied out of it.
     """
 
     def __init__(self, model: VAE, genes: Genes, n: int) -> None:
@@ -168,7 +169,7 @@ class _OutputLayers:
         n_inside = config.n_genes if genes.inside is None else len(genes.inside)
         n_outside = 0 if readout is None else config.n_readout if genes.outside is None else len(genes.outside)
         layers: dict[str, tuple[Tensor, Tensor]] = {}
-        # the share of the genes outside follows from the location where there is a remainder
+        # with a remainder, the share of the genes outside follows from the location
         if n_inside or (n_outside and self.remainder):
             layers["location"] = self._wanted(location, genes.inside)
         if n_outside and readout is not None:
@@ -184,12 +185,12 @@ class _OutputLayers:
         self.outside = None if readout is None else torch.empty(n, n_outside, device=device)
 
     def _wanted(self, layer: nn.Linear, columns: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weight and bias; of the wanted columns only where these do not depend on the others."""
+        """Return weight and bias; only those of the requested columns if these do not depend on the others."""
         weight, bias = layer.weight.detach(), layer.bias.detach()
         return (weight, bias) if self.composition or columns is None else (weight[columns], bias[columns])
 
     def clear(self) -> None:
-        """Start a chunk of cells."""
+        """Reset the sums for a new chunk of cells."""
         self.inside.zero_()
         if self.outside is not None:
             self.outside.zero_()
@@ -215,7 +216,7 @@ class _OutputLayers:
                 self.outside[part].addcmul_(readout, rest_n1)
 
     def _values(self, name: str, f_nf: Tensor) -> Tensor:
-        """A linear map of the features, put through a softmax where the distribution is a composition."""
+        """Apply a linear map to the features, and a softmax if the likelihood is a composition."""
         weight, bias, logits, shares = self.layers[name]
         logits, shares = logits[: len(f_nf)], shares[: len(f_nf)]
         torch.addmm(bias, f_nf, weight.t(), out=logits)
@@ -225,7 +226,7 @@ class _OutputLayers:
         return values if columns is None or not self.composition else values[:, columns]
 
     def mean(self, n: int, n_draws: int) -> tuple[Tensor, Tensor | None]:
-        """Means over draws of the ``n`` cells of the chunk."""
+        """Return means over draws of the ``n`` cells of the chunk."""
         inside, outside = (
             self.inside[:n].div_(n_draws),
             None if self.outside is None else self.outside[:n].div_(n_draws),

@@ -1,4 +1,4 @@
-"""Counts from the likelihood: at z drawn from a cell's posterior (posterior predictive), or at z that are given."""
+"""Draw counts from the likelihood, at z from a cell's posterior (posterior predictive) or at given z."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from vxpress.core.covariates import Covariates
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 
-# entries of one block of drawn cells, 2 MB an array, and its rows at least
+# entries of one block of drawn cells (2 MB per array), and its least number of rows
 BLOCK_ENTRIES, MIN_BLOCK = 2**19, 16
 
 
 def block_rows(n_genes: int) -> int:
-    """Cells decoded at once; it hangs on the fit alone, so that draws do not hang on the memory at hand."""
+    """Return the number of cells decoded at once; it depends only on the fit, so draws do not depend on free memory."""
     return max(MIN_BLOCK, BLOCK_ENTRIES // n_genes)
 
 
@@ -35,9 +35,9 @@ def predictive_draws(
     n_draws: int,
     seed: int,
 ) -> Iterator[tuple[int, slice, Tensor]]:
-    """Draws of every cell in blocks: which draw, which rows, and values (n, g) of the distribution's own kind.
+    """Yield draws of every cell in blocks: number of the draw, rows, and values (n, g) on the scale of the likelihood.
 
-    Every block of every draw has a seed of its own, so draw 0 is the same however many follow it.
+    Every block of every draw has its own seed, so draw 0 is the same for any number of draws.
     """
     model.eval()
     n, step = len(mean_nd), block_rows(model.config.n_genes)
@@ -59,9 +59,9 @@ def predictive_draws(
 def likelihood_draws(
     model: VAE, z_nd: Tensor, covariates: Covariates, log_library_n1: Tensor, *, seed: int
 ) -> sparse.csr_matrix | np.ndarray:
-    """Values of cells at the very ``z_nd`` given, (n, g): sparse where they are counts.
+    """Draw values of cells at the given ``z_nd``, (n, g); sparse if they are counts.
 
-    Blocks, each with a seed of its own, are drawn side by side by as many threads as torch was given.
+    Blocks, each with its own seed, are drawn in parallel by as many threads as torch uses.
     """
     model.eval()
     n, step = len(z_nd), block_rows(model.config.n_genes)

@@ -1,9 +1,10 @@
-"""Counts against the posterior predictive distribution: moments, zeros, and calibration of its intervals.
+"""Compare counts with the posterior predictive distribution: moments, zeros, and calibration of its intervals.
 
-Given z everything asked of the distribution is in closed form (means, variances, chances of a zero, distribution functions), so
-only z is drawn, and no count.  Calibration is by the probability integral transform of discrete data: a count x stands
-for the whole stretch from F(x - 1) to F(x), evenly, of which a calibrated distribution covers (0, 1) evenly (Czado, Gneiting &
-Held 2009), so that an interval of 90 % is hit in 90 % of the cases although no set of counts has that probability.
+Given z, all quantities have a closed form (means, variances, probabilities of a zero, distribution functions), so only z
+is drawn, not counts.  Calibration uses the probability integral transform for discrete data: a count x is represented by
+the uniform distribution from F(x - 1) to F(x), and under a calibrated distribution these add up to a uniform one on (0, 1)
+(Czado, Gneiting & Held 2009). A 90 % interval is then hit in 90 % of the cases, although no set of counts has exactly
+that probability.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from vxpress.core.vae import VAE
 
 LEVELS = (0.5, 0.9)
 N_BINS = 20
-# entries at which the distribution rather sees a molecule than none; the others are hit whatever the distribution
+# expressed entries have a smaller probability of a zero; the intervals of all others are hit under any distribution
 MAX_ZERO_PROBABILITY = 0.5
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Observed and predicted, per gene (g,) or per cell (n,); coverage (levels, ...) of the intervals of :data:`LEVELS`."""
+    """Observed and predicted values per gene (g,) or per cell (n,), and coverage (levels, ...) of intervals of :data:`LEVELS`."""
 
     mean: np.ndarray
     mean_predicted: np.ndarray
@@ -42,10 +43,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class PredictiveCheck:
-    """Per gene over cells, per cell over genes, and over all entries.
+    """Results per gene over cells, per cell over genes, and over all entries.
 
-    ``expressed_coverage`` (levels,) and the share of entries in each twentieth of the transform, ``pit`` (20,), are over
-    the ``n_expressed`` entries whose predicted chance of a zero is below one half.
+    ``expressed_coverage`` (levels,) and ``pit`` (20,), the share of entries in each twentieth of the transform, are
+    computed over the ``n_expressed`` entries whose predicted probability of a zero is below one half.
     """
 
     genes: Summary
@@ -68,7 +69,7 @@ class _Block:
         self.low, self.high = torch.zeros(2, *shape, dtype=torch.float64)
 
     def add(self, distribution: Likelihood) -> None:
-        """One more draw of the latent variables."""
+        """Add one draw of the latent variables."""
         mean, variance, value = distribution.mean, distribution.variance, distribution.observe(self.x_ng)
         self.observed += value
         self.mean += mean
@@ -83,12 +84,12 @@ class _Block:
         self.n_draws += 1
 
     def close(self) -> None:
-        """Means over draws in the place of sums."""
+        """Turn sums over draws into means."""
         for part in (self.observed, self.mean, self.second, self.zero, self.total_second_n, self.low, self.high):
             part.div_(self.n_draws)
 
     def stretches(self) -> tuple[Tensor, Tensor]:
-        """F(x - 1) and F(x), (n, g); both F(x) under a density."""
+        """Return F(x - 1) and F(x), (n, g); for a density, both are F(x)."""
         if not self.discrete:
             return self.low, self.high
         low, high = torch.zeros_like(self.zero), self.zero.clone()
@@ -97,7 +98,7 @@ class _Block:
 
 
 def below(low: Tensor, high: Tensor, t: float) -> Tensor:
-    """Share of the stretch from ``low`` to ``high`` that lies below ``t``; of a point 0 or 1."""
+    """Compute the share of the interval from ``low`` to ``high`` that is below ``t``; 0 or 1 for a single point."""
     return ((t - low) / (high - low).clamp_min(1e-300)).clamp_(0.0, 1.0)
 
 
@@ -134,7 +135,7 @@ class _Sums:
         self.cell_coverage.append(torch.stack(covered))
         low, high = low[chosen], high[chosen]
         edges = torch.stack([below(low, high, t).sum() for t in np.linspace(0, 1, N_BINS + 1)])
-        # a point at 0 lies below no edge but in the first bin
+        # a point at 0 is not below the first edge, but belongs to the first bin
         edges[0], edges[-1] = 0, len(low)
         self.pit += edges.diff()
         self.n += len(x)
@@ -147,7 +148,7 @@ class _Sums:
             s["x"] / n,
             s["mean"] / n,
             (s["x2"] - s["x"].square() / n).clamp_min(0) / free,
-            # of data drawn anew for the same cells, by the law of total variance
+            # variance of new data of the same cells, by the law of total variance
             (s["second"] - (s["spread"] + s["mean"].square()) / n) / free,
             s["x_zero"] / n,
             s["zero"] / n,
@@ -167,7 +168,7 @@ class _Sums:
 
 @torch.no_grad()
 def predictive_check(model: VAE, cells: Cells, *, n_draws: int, seed: int) -> PredictiveCheck:
-    """Observed counts of all cells against the distribution under ``n_draws`` draws of each cell's latent variables."""
+    """Compare the observed counts of all cells with their distribution under ``n_draws`` draws of the latent variables."""
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     step, sums = block_rows(model.config.n_genes), _Sums(model.config.n_genes)

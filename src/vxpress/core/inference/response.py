@@ -1,4 +1,4 @@
-"""How strongly the decoder answers to each latent dimension."""
+"""How strongly the decoder responds to each latent dimension."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from vxpress.core.covariates import Covariates
 from vxpress.core.inference.posterior import CHUNK, Draws, Genes, expected_expression
 from vxpress.core.vae import VAE
 
-# cells that are decoded, and how far a dimension is moved to each side, in standard deviations
+# number of decoded cells, and how far a dimension is moved to each side, in standard deviations
 N_CELLS, REACH = 32, 2.0
 
 
 @torch.no_grad()
 def decoder_response(model: VAE, mean_nd: np.ndarray, var_nd: np.ndarray, covariates: Covariates) -> np.ndarray:
-    """How much of a cell changes as one dimension goes from 2 sd below its mean to 2 sd above, (d,); the rest stays.
+    """Compute how much a cell changes as one dimension goes from 2 sd below its mean to 2 sd above, (d,).
 
-    Mean and sd are those of the aggregate posterior in that dimension; the cells, evenly spaced ones, keep their other
-    dimensions and covariates.  For count distributions the number is the share of the molecules on modelled genes that go to
-    other genes, half the sum of absolute differences, from 0 to 1.  For the Bernoulli distribution the shares are of the rates,
-    and for the Gaussian distribution it is the mean absolute change of the location, in its units.
+    Mean and sd are those of the aggregate posterior in that dimension. The cells are evenly spaced in the data and keep
+    their other dimensions and covariates.  For count distributions the result is the share of the molecules of modelled
+    genes that move to other genes, half the sum of absolute differences, from 0 to 1.  For the Bernoulli likelihood the
+    shares are those of the rates. For the Gaussian likelihood the result is the mean absolute change of the location.
     """
     n, d = mean_nd.shape
     chosen = np.unique(np.linspace(0, n - 1, min(n, N_CELLS)).astype(int))
@@ -37,7 +37,7 @@ def decoder_response(model: VAE, mean_nd: np.ndarray, var_nd: np.ndarray, covari
     )
     composition = model.decoder.likelihood.composition
     found = np.empty(len(z_md) // 2)
-    assert CHUNK % 2 == 0  # noqa: S101 - the two ends of a move lie in one chunk
+    assert CHUNK % 2 == 0  # noqa: S101 - the two ends of a move are in one chunk
     for part, location, _ in chunks:
         inside = location / location.sum(-1, keepdim=True) if composition else location
         change = (inside[1::2] - inside[0::2]).abs()

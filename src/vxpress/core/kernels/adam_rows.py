@@ -1,4 +1,4 @@
-"""Adam over one long run of weights, in one pass that also clears the gradient."""
+"""Adam over one long array of weights, in one pass that also clears the gradient."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vxpress.core.kernels.team import CACHED
 
 OPTIONS = {"error_model": "numpy", "nogil": True}
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
-# far below any epsilon; its square is the last normal number, and a processor takes many times longer over those beyond
+# far below any epsilon; its square is about the smallest normal float32: subnormal numbers are many times slower
 NOTHING = np.float32(2e-18)
 
 
@@ -38,7 +38,7 @@ def _square_sum(g):
 
 @njit(**OPTIONS)
 def _square_sums(cuts, i, g):
-    """Sum over the tensors of the squares in run i of each."""
+    """Sum the squares in part i of each tensor over all tensors."""
     total = 0.0
     for k in range(cuts.shape[1]):
         total += _square_sum(g[cuts[i, k] : cuts[i + 1, k]])
@@ -54,7 +54,7 @@ def square_sums_serial(cuts, g, out):
 
 @njit(parallel=True, **OPTIONS, **CACHED)
 def square_sums(cuts, g, out):
-    """Sums of squares of the gradient, one per thread; see :func:`update` for ``cuts``."""
+    """Compute sums of squares of the gradient, one per thread; see :func:`update` for ``cuts``."""
     for i in prange(cuts.shape[0] - 1):
         out[i] = _square_sums(cuts, i, g)
 
@@ -76,10 +76,10 @@ def update_serial(cuts, p, g, m, v, settings, decoupled):
 
 @njit(parallel=True, **OPTIONS, **CACHED)
 def update(cuts, p, g, m, v, settings, decoupled):
-    """One step of Adam (Kingma & Ba 2015), or AdamW where ``decoupled``; the gradient is scaled first and zero after.
+    """Take one step of Adam (Kingma & Ba 2015), or AdamW if ``decoupled``; scale the gradient before and clear it after.
 
-    Thread i takes ``cuts[i, k]`` to ``cuts[i + 1, k]`` of every tensor k: the part whose gradient it wrote, so that the
-    memory need not move from one core's cache to another's.  ``settings``: learning rate, both decays of the moments,
+    Thread i updates ``cuts[i, k]`` to ``cuts[i + 1, k]`` of every tensor k. It wrote the gradient of this part, so the
+    memory need not move between the caches of cores.  ``settings`` are the learning rate, both decays of the moments,
     epsilon, weight decay, 1 - beta1^t, sqrt(1 - beta2^t) and the factor of the gradient.
     """
     for i in prange(cuts.shape[0] - 1):

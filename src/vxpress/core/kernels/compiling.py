@@ -1,4 +1,4 @@
-"""Compilation as a stage of the computation that waits for it."""
+"""Report numba's compilation as a stage of the computation that waits for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OURS, OTHERS = "compiling, once per installation", "compiling"
 
 
 class _Stages(event.Listener):  # type: ignore[misc]  # numba carries no types
-    """Turns the outermost of nested compilations of a thread into a stage."""
+    """Reports the outermost of nested compilations of a thread as a stage."""
 
     def __init__(self) -> None:
         self.of_thread = threading.local()

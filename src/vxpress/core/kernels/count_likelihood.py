@@ -1,7 +1,8 @@
-"""Log likelihood of a minibatch from the features that the decoder's output layers see, and its gradients.
+"""Log likelihood of a minibatch from the input of the decoder's output layers, and its gradients.
 
-Products of an output layer are written into one buffer, kept from step to step up to 16 MB; the compiled loops turn it
-into the gradient by the logits, so a tape holds no other array of size cells x genes.
+The products of an output layer are written into one buffer, which is kept between steps if it has at most 16 MB.  The
+compiled loops overwrite it with the gradient with respect to the logits, so autograd stores no other array of cells x
+genes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ NO_FLOATS, NO_BFLOATS = np.empty((0, 0), np.float32), np.empty((0, 0), np.int16)
 
 @dataclass(frozen=True)
 class OutputLayers:
-    """Location, log dispersion (rows, genes) with the row each cell uses (n,), and the gates of a ZINB or None."""
+    """Location layer, log dispersion (rows, genes) with the row of each cell (n,), and the gate layer of a ZINB or None."""
 
     weight: Tensor
     bias: Tensor
@@ -37,18 +38,19 @@ class OutputLayers:
 
 
 class _Loan(weakref.ref["_Buffer"]):
-    """Keeps the tensor of a buffer until the buffer is gone and the tensor is back on the shelf."""
+    """Keeps the tensor of a buffer until the buffer is deleted and the tensor is back on the shelf."""
 
     tensor: Tensor
 
 
 class _Buffer:
-    """A tensor on loan: it goes back to the shelf when nothing needs it any more.
+    """A tensor on loan: it returns to the shelf when the buffer is deleted.
 
-    Fresh memory costs a page fault per 4 KB; beyond 16 MB that is little beside the arithmetic, and is not kept.
+    New memory costs a page fault per 4 KB. Above 16 MB this is little compared with the arithmetic, so larger tensors
+    are not kept.
 
-    The end of a buffer is noted by the append of a deque, which runs no Python code: in a ``__del__``, or in any other
-    callback, Python would swallow a Ctrl-C that arrives there.
+    The deletion of a buffer is recorded by the append of a deque, which runs no Python code. In a ``__del__``, or in any
+    other Python callback, a Ctrl-C that arrives there would be lost.
     """
 
     shelf: ClassVar[dict[tuple[int, int, torch.dtype], list[Tensor]]] = {}
@@ -69,7 +71,7 @@ class _Buffer:
 
     @classmethod
     def _take_back(cls) -> None:
-        """Put the tensors of buffers that are gone on the shelf."""
+        """Put the tensors of deleted buffers on the shelf."""
         while cls.returned:
             try:
                 loan = cls.returned.popleft()
@@ -85,30 +87,30 @@ class _Buffer:
 
     @classmethod
     def product(cls, a: Tensor, b: Tensor) -> _Buffer:
-        """A @ b."""
+        """Compute a @ b."""
         buffer = cls(len(a), b.shape[1], a.dtype)
         torch.mm(a, b, out=buffer.tensor)
         return buffer
 
     @classmethod
     def converted(cls, weight: Tensor, dtype: torch.dtype) -> _Buffer:
-        """A weight in the precision of the products."""
+        """Convert a weight to the precision of the products."""
         buffer = cls(len(weight), weight.shape[1], dtype)
         buffer.tensor.copy_(weight)
         return buffer
 
     def numpy(self) -> tuple[np.ndarray, np.ndarray]:
-        """The memory as bfloat16, held in int16, and as float32, one of them without rows."""
+        """Return the memory as bfloat16 (stored in int16) and as float32; one of the two has no rows."""
         if self.tensor.dtype == torch.bfloat16:
             return self.tensor.view(torch.int16).numpy(), NO_FLOATS
         return NO_BFLOATS, self.tensor.numpy()
 
 
 class CountLikelihood:
-    """One evaluation of log p(x | features, l) and the way back.
+    """One evaluation of log p(x | features, l) with its gradients.
 
-    The sums over cells that the loops take on their way, of the gradients by biases and dispersion, weigh all cells
-    alike; :meth:`sums` takes them again where they should not.
+    The loops also sum the gradients with respect to biases and dispersion over cells, with equal weights.  :meth:`sums`
+    repeats the sums if cells have different weights.
     """
 
     def __init__(self, layers: OutputLayers, batch: Batch, log_library_n1: Tensor, *, training: bool) -> None:
@@ -116,7 +118,7 @@ class CountLikelihood:
         self.log_library_n = log_library_n1.detach().reshape(-1).numpy()
 
     def forward(self, f_nf: Tensor, *, gradient: bool) -> np.ndarray:
-        """The value per cell, float64 (n,)."""
+        """Compute the log likelihood per cell, float64 (n,)."""
         layers, (n, width) = self.layers, f_nf.shape
         dtype = rule.product_dtype(n, width, len(layers.bias), training=self.training)
         self.f = f_nf.detach().to(dtype)
@@ -136,7 +138,7 @@ class CountLikelihood:
         return [None if w is None else _Buffer.product(self.f, w.tensor.t()) for w in self.weights]
 
     def _run(self, logits: list[_Buffer | None], weight_n: np.ndarray, *, gradient: bool) -> np.ndarray:
-        """Run the loops: the buffers become gradients by the logits."""
+        """Run the loops, which overwrite the buffers with the gradients with respect to the logits."""
         assert logits[0] is not None  # noqa: S101 - every decoder has a location
         n = len(self.f)
         cuts = team.cut(n, torch.get_num_threads())
@@ -160,13 +162,13 @@ class CountLikelihood:
         return value
 
     def sums(self, weight_n: np.ndarray | None = None) -> list[Tensor]:
-        """Gradients by log theta, bias and gate bias, the cells weighted alike or as given."""
+        """Return gradients with respect to log theta, bias and gate bias, with equal or given weights of cells."""
         if weight_n is not None:
             self._run(self._logits(), weight_n, gradient=True)
         return [torch.from_numpy(part.sum(0)) for part in self.summed]
 
     def features_gradient(self) -> Tensor:
-        """Gradient by the features, (n, f), float32, cells weighted alike."""
+        """Compute the gradient with respect to the features, (n, f), float32, with equal weights of cells."""
         d_f: Tensor | None = None
         for logits, weight in zip(self.logits, self.weights, strict=True):
             if logits is not None and weight is not None:
@@ -176,7 +178,7 @@ class CountLikelihood:
         return d_f
 
     def weight_gradients(self, scale: Tensor | float) -> list[Tensor | None]:
-        """Gradients by the output weights for autograd, cells weighted by ``scale``; None what a sink took up."""
+        """Compute the gradients of the output weights, with cells weighted by ``scale``; None for those that a sink took."""
         scaled = (self.f * scale).to(self.f.dtype)
         parameters = (self.layers.weight, self.layers.gate_weight)
         gradients: list[Tensor | None] = []
@@ -184,13 +186,13 @@ class CountLikelihood:
             if logits is None or w is None:
                 gradients.append(None)
                 continue
-            # named, so that its memory is not lent again before it is read
+            # kept in a variable, so that its memory is not lent again before it is read
             product = _Buffer.product(logits.tensor.t(), scaled)
             gradients.append(hand_over(w, product.tensor))
         return gradients
 
     def backward_into_sinks(self, scale: float) -> Tensor:
-        """All gradients of ``scale`` times the sum over cells: into the optimizer's memory; by the features returned."""
+        """Write all gradients of ``scale`` times the sum over cells to the optimizer; return that of the features."""
         layers = self.layers
         for parameter, part in zip((layers.log_theta, layers.bias, layers.gate_bias), self.sums(), strict=True):
             if parameter is not None:
@@ -202,7 +204,10 @@ class CountLikelihood:
 def count_log_likelihood(
     f_nf: Tensor, layers: OutputLayers, log_library_n1: Tensor, batch: Batch, *, training: bool
 ) -> Tensor:
-    """:class:`CountLikelihood` for autograd: per cell (n,), differentiable once by features, layers and library."""
+    """Compute the log likelihood per cell, (n,), for autograd: see :class:`CountLikelihood`.
+
+    It can be differentiated once, with respect to features, layers and library.
+    """
     likelihood = CountLikelihood(layers, batch, log_library_n1, training=training)
     value: Tensor = _CountLogLikelihood.apply(
         f_nf,

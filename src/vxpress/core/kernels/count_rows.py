@@ -1,14 +1,14 @@
 """NB and ZINB log likelihood of counts and its gradient, row by row, from the decoder's logits.
 
-One row (a cell) at a time: softmax, log likelihood and the gradient with respect to the logits are computed over
-buffers of one cell's genes, which stay in the first-level cache, and the gradient takes the logits' place.  With
+Softmax, log likelihood and the gradient with respect to the logits are computed for one row (a cell) at a time, in
+buffers of one cell's genes, which stay in the first-level cache. The gradient overwrites the logits.  With
 mu = l softmax(a), t = mu / theta:
 
     log NB(x) = -theta log1p(t) + [x > 0] (x log mu - x log1p(t) + sum_{k<x} log1p(k / theta) - log x!)
 
 so a zero costs one exp and one log.  The sum over k < x is read from a table of small counts per gene; larger or
-broken counts take gamma functions in float64.  Loops that reduce and loops that write are kept apart, and the flags
-differ per loop, because LLVM vectorises them only so.
+fractional counts use gamma functions in float64.  Loops that reduce and loops that write are separate, with different
+flags, because LLVM vectorises them only in this form.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _add(row, bias, a):
 
 @njit(error_model="numpy")
 def _take(low, full, n, bias, a):
-    """Row n of products, held as bfloat16 in ``low`` or as float32 in ``full``, plus bias."""
+    """Read row n of the products, stored as bfloat16 in ``low`` or as float32 in ``full``, and add the bias."""
     if low.shape[0] > 0:
         _widen(low[n], bias, a)
     else:
@@ -55,7 +55,7 @@ def _narrow(a, row):
 
 @njit(error_model="numpy")
 def _put(a, weight, low, full, n, total):
-    """Write a gradient in the products' place, and add it to the bias's."""
+    """Overwrite the products with a gradient, and add it to the gradient of the bias."""
     _add_scaled(total, weight, a)
     if low.shape[0] > 0:
         _narrow(a, low[n])
@@ -80,7 +80,7 @@ def _raise_to(a, lanes):
 
 @njit(error_model="numpy")
 def _largest(a, lanes):
-    """Largest element, as the largest of many running maxima: a single one does not vectorise."""
+    """Find the largest element as the largest of many running maxima, because a single one does not vectorise."""
     fill(lanes, a[0])
     for start in range(0, a.size - LANES + 1, LANES):
         _raise_to(a[start : start + LANES], lanes)
@@ -108,7 +108,7 @@ def _sum(a):
 
 @njit(error_model="numpy")
 def _as_zeros(e, scale, theta, inverse, log_term, value, d_log_mean, d_log_theta):
-    """Value and gradients of every entry as if its count were zero."""
+    """Compute value and gradients of every entry as if its count were zero."""
     for j in range(theta.size):
         mean = e[j] * scale
         t = mean * inverse[j]
@@ -121,7 +121,7 @@ def _as_zeros(e, scale, theta, inverse, log_term, value, d_log_mean, d_log_theta
 
 @njit(error_model="numpy")
 def _open_gates(w, softplus, closed):
-    """softplus(w), which every entry bears, and the chance sigmoid(w) that the gate is closed."""
+    """Compute softplus(w), which is a term of every entry, and the probability sigmoid(w) that the gate is closed."""
     for j in range(w.size):
         fall = exp32(-abs(w[j]))
         softplus[j] = (w[j] if w[j] > ZERO else ZERO) + log1p32(fall)
@@ -130,7 +130,7 @@ def _open_gates(w, softplus, closed):
 
 @njit(error_model="numpy")
 def _inflate(w, value, counted):
-    """log(e^w + NB(0)) in the place of log NB(0), and the chance that a zero is the negative binomial's."""
+    """Replace log NB(0) by log(e^w + NB(0)), and compute the probability that a zero is from the negative binomial."""
     for j in range(w.size):
         ahead = w[j] - value[j]
         fall = exp32(-abs(ahead))
@@ -140,7 +140,7 @@ def _inflate(w, value, counted):
 
 @njit(error_model="numpy")
 def _weigh(counted, closed, d_log_mean, d_log_theta, d_gate):
-    """Gradients of inflated zeros; ``counted`` is of the genes, ``d_log_mean`` may be longer."""
+    """Compute gradients of inflated zeros; ``counted`` has one entry per gene, ``d_log_mean`` may have one more."""
     for j in range(counted.size):
         d_log_mean[j] *= counted[j]
         d_log_theta[j] *= counted[j]
@@ -155,7 +155,7 @@ def _through_softmax(d_log_mean, e, share, d):
 
 @njit(error_model="numpy", **CACHED)
 def fill_tables(theta_rg, rising, slope):
-    """sum_{i<k} log1p(i / theta) - log k! and sum_{i<k} i / (theta + i), (r, k, g), for k below the tables' length."""
+    """Fill tables of sum_{i<k} log1p(i / theta) - log k! and sum_{i<k} i / (theta + i), (r, k, g), for k up to their length."""
     for r in range(theta_rg.shape[0]):
         for k in range(2):
             fill(rising[r, k], ZERO)
@@ -183,7 +183,7 @@ def _digamma(x):
 
 @njit(error_model="numpy")
 def _any_count(x, log_mean, theta):
-    """Log NB(x) with its gradients by log mean and log theta, for any x > 0."""
+    """Compute log NB(x) and its gradients with respect to log mean and log theta, for any x > 0."""
     mean = math.exp(log_mean)
     t = mean / theta
     log_term = math.log1p(t)
@@ -198,12 +198,12 @@ def _any_count(x, log_mean, theta):
 def _counted(
     indices, data, a, offset, e, scale, theta, inverse, rising, slope, log_term, value, d_log_mean, d_log_theta
 ):
-    """Mend the entries that are not zero; returns their values, which leave ``value``."""
+    """Correct the entries that are not zero; return the sum of their values, which are set to 0 in ``value``."""
     total = 0.0
     for k in range(indices.size):
         j, x = indices[k], data[k]
         if x == ZERO:
-            # a zero may be stored
+            # an explicit zero
             continue
         mean = e[j] * scale
         t = mean * inverse[j]
@@ -225,7 +225,7 @@ def _counted(
 
 @njit(error_model="numpy", nogil=True)
 def _rows(first, last, batch, location, gate, dispersion, gradient, weight, value, d_library, sums):
-    """Rows ``first`` to ``last`` of a minibatch; see :func:`count_rows`."""
+    """Process rows ``first`` to ``last`` of a minibatch; see :func:`count_rows`."""
     rows, indptr, indices, data, log_library = batch
     low, full, bias = location
     gate_low, gate_full, gate_bias = gate
@@ -234,7 +234,7 @@ def _rows(first, last, batch, location, gate, dispersion, gradient, weight, valu
     n_out, n_genes, n_gates = bias.size, theta_rg.shape[1], gate_bias.size
     a, e, lanes = np.empty(n_out, np.float32), np.empty(n_out, np.float32), np.empty(LANES, np.float32)
     log_term, entry = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
-    # a logit beyond the genes, the remainder's, bears no count
+    # an additional logit, that of the remainder, has no count
     d_log_mean, d_theta = np.zeros(n_out, np.float32), np.empty(n_genes, np.float32)
     w, softplus, closed = np.empty(n_gates, np.float32), np.empty(n_gates, np.float32), np.empty(n_gates, np.float32)
     counted, d_gate = np.empty(n_gates, np.float32), np.empty(n_gates, np.float32)
@@ -286,14 +286,14 @@ def count_rows_serial(cuts, batch, location, gate, dispersion, gradient, weight,
 
 @njit(error_model="numpy", nogil=True, parallel=True, **CACHED)
 def count_rows(cuts, batch, location, gate, dispersion, gradient, weight, value, d_library, sums):
-    """Log likelihood of a minibatch and its gradients, cells between two ``cuts`` on a thread of their own.
+    """Compute the log likelihood of a minibatch and its gradients, with one thread for the cells between two ``cuts``.
 
-    ``location`` is the products of the decoder's output layer without bias, as bfloat16 held in int16 (n, genes or one
-    more) and as float32, one of them without rows, and the bias; ``gate`` the same of the gates, the bias empty where
-    there are none.  ``batch`` is rows, indptr, indices, data and log library per row; ``dispersion`` is the row of
-    theta that a cell uses, theta, 1 / theta and the tables of :func:`fill_tables`.  Where ``gradient``, the gradients by
-    the logits take the products' place, and those by log theta and the biases, weighted per cell by ``weight``, are
-    added to one row per thread of ``sums``.
+    ``location`` holds the products of the decoder's output layer without bias, as bfloat16 stored in int16 (n, genes or
+    one more) and as float32, one of which has no rows, and the bias. ``gate`` holds the same for the gates; its bias is
+    empty without gates.  ``batch`` is rows, indptr, indices, data and log library per row. ``dispersion`` is the row of
+    theta that each cell uses, theta, 1 / theta and the tables of :func:`fill_tables`.  With ``gradient``, the gradients
+    with respect to the logits overwrite the products. Those of log theta and the biases, weighted per cell by ``weight``,
+    are added to one row per thread of ``sums``.
     """
     for i in prange(cuts.size - 1):
         part = (sums[0][i], sums[1][i], sums[2][i])

@@ -1,4 +1,4 @@
-"""Distribution functions of negative binomial and Poisson counts, term by term: most counts are small."""
+"""Distribution functions of negative binomial and Poisson counts, summed term by term, since most counts are small."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from numba import njit
 
 from vxpress.core.kernels.team import CACHED
 
-# sums of more terms, and sums that start at a number too small to hold, are left to the caller
+# sums with more terms, and sums whose first term underflows, are left to the caller
 MAX_TERMS, MIN_LOG = 512.0, -700.0
 
 
 @njit(error_model="numpy", nogil=True, **CACHED)
 def count_steps(x, log_mean, log_theta, below, upto):
-    """P(below ``x``) and P(at most ``x``) of negative binomial counts, of Poisson ones where ``log_theta`` is infinite.
+    """Compute P(X < ``x``) and P(X <= ``x``) of negative binomial counts (Poisson where ``log_theta`` is infinite).
 
-    All float64 (n,), ``x`` whole numbers.  The results are NaN where a sum of terms is not the way: p(0), and
-    p(k + 1) = p(k) (1 + k / theta) s / (k + 1) with s = mean / (1 + mean / theta).
+    All arrays are float64 (n,), and ``x`` are whole numbers.  The terms are p(0) and
+    p(k + 1) = p(k) (1 + k / theta) s / (k + 1) with s = mean / (1 + mean / theta).  Results are NaN where such a sum is not
+    suitable: too many terms, or a first term that underflows.
     """
     for i in range(x.size):
         if x[i] < 0.0:
@@ -27,7 +28,7 @@ def count_steps(x, log_mean, log_theta, below, upto):
         mean, inverse = math.exp(log_mean[i]), math.exp(-log_theta[i])
         t = mean * inverse
         log_term = -mean if inverse == 0.0 else -math.log1p(t) / inverse
-        # also where a parameter is NaN
+        # also true if a parameter is NaN
         if not (log_term > MIN_LOG and x[i] < MAX_TERMS):
             below[i], upto[i] = np.nan, np.nan
             continue

@@ -1,7 +1,8 @@
-"""NB and ZINB log likelihood of a dense minibatch with its gradient in closed form, in torch's own operations.
+"""NB and ZINB log likelihood of a dense minibatch with its gradient in closed form, in torch operations.
 
-The fast form of a GPU: shapes do not depend on the data, nothing waits for the device, and the tape holds the gradients
-alone.  Formulas as in :mod:`vxpress.core.kernels.count_rows`; counts take the saddle-point form.
+This is the fast implementation for GPUs: shapes do not depend on the data, nothing waits for the device, and autograd
+stores only the gradients.  The formulas are those of :mod:`vxpress.core.kernels.count_rows`; counts above zero use the
+saddle-point form.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ from torch.nn import functional as F
 
 from vxpress.core.numerics import negative_binomial_log_prob, stirling_tail
 
-# from here on three terms of the series give digamma's difference to the last digit of float32
+# from this theta on, three terms of the series give the difference of digammas to float32 precision
 SERIES_FROM = 16.0
 
 
 def dense_log_likelihood(
     logits_ng: Tensor, log_library_n1: Tensor, log_theta: Tensor, gate_ng: Tensor | None, x_ng: Tensor
 ) -> Tensor:
-    """Log p(x | logits, l) per cell, (n,); ``log_theta`` has a row per cell or one for all.
+    """Compute log p(x | logits, l) per cell, (n,); ``log_theta`` has a row per cell or one for all.
 
-    ``logits_ng`` may have one column more than there are genes, the remainder's. Differentiable once.
+    ``logits_ng`` may have an additional column for the remainder. The result can be differentiated once.
     """
     value: Tensor = _DenseLogLikelihood.apply(logits_ng, log_library_n1, log_theta, gate_ng, x_ng)
     return value
 
 
 def _digamma_step(x: Tensor, theta: Tensor) -> Tensor:
-    """Theta (digamma(x + theta) - digamma(theta)), which tends to x as theta grows."""
+    """Compute theta (digamma(x + theta) - digamma(theta)), which tends to x as theta grows."""
     small = theta < SERIES_FROM
     near = torch.where(small, theta, SERIES_FROM)
     direct = near * (torch.digamma(x + near) - torch.digamma(near))
@@ -61,7 +62,7 @@ class _DenseLogLikelihood(torch.autograd.Function):
         if gate_ng is None:
             value = torch.where(counted, full, at_zero)
         else:
-            # the chance that a zero is the negative binomial's
+            # the probability that a zero is from the negative binomial
             chance = torch.where(counted, 1.0, torch.sigmoid(at_zero - gate_ng))
             value = torch.where(counted, full, torch.logaddexp(gate_ng, at_zero)) - F.softplus(gate_ng)
             d_mean, d_theta = d_mean * chance, d_theta * chance

@@ -13,9 +13,10 @@ from vxpress.core.kernels import layer_rows
 
 
 def norm_relu_dropout(u: Tensor, norm: nn.BatchNorm1d, random: np.ndarray, limit: int) -> Tensor:
-    """dropout(relu(batch norm(u))) in training; the running mean and variance of ``norm`` take note of the minibatch.
+    """Compute dropout(relu(batch norm(u))) in training, and update the running mean and variance of ``norm``.
 
-    ``random`` holds 16-bit numbers per unit (n, h) of which those below ``limit`` are kept, or no rows for no dropout.
+    ``random`` holds 16-bit numbers per unit (n, h); units with a number below ``limit`` are kept. It has no rows if there
+    is no dropout.
     """
     y, mean, variance = _NormReluDropout.apply(u, norm.weight, norm.bias, norm.eps, random, limit)
     take_note(norm, mean, variance, len(u))
@@ -24,7 +25,7 @@ def norm_relu_dropout(u: Tensor, norm: nn.BatchNorm1d, random: np.ndarray, limit
 
 @torch.no_grad()
 def take_note(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, n: int) -> None:
-    """Let the running mean and variance of a norm move towards a minibatch's, as torch does."""
+    """Update the running mean and variance of a norm with those of a minibatch, as torch does."""
     momentum = float(norm.momentum or 0.0)
     for running, new in ((norm.running_mean, mean), (norm.running_var, variance.mul_(n / max(1, n - 1)))):
         assert running is not None  # noqa: S101 - these norms keep running statistics
@@ -53,7 +54,7 @@ class _NormReluDropout(torch.autograd.Function):
             mean.numpy(),
             variance.numpy(),
         )
-        # saved, not kept as an attribute: an output that hangs on its own graph is freed by the collector only
+        # saved, not an attribute: an output that refers to its own graph would be freed only by the garbage collector
         ctx.save_for_backward(gain, shift, out)
         ctx.kept = standard, inverse_sd, scale
         ctx.mark_non_differentiable(mean, variance)

@@ -1,4 +1,4 @@
-"""The encoder's first layer from compressed rows: log1p(x) W^T + s V^T + b, without a dense minibatch."""
+"""The encoder's first layer from CSR rows: log1p(x) W^T + s V^T + b, without a dense minibatch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vxpress.core.optimizer import GradientSink
 
 
 class InputProduct:
-    """One product and the way back; ``weight`` (hidden, genes + condition) is fastest if stored transposed."""
+    """One product and its gradients; ``weight`` (hidden, genes + condition) is fastest if stored transposed."""
 
     def __init__(self, batch: Batch, weight: Tensor, bias: Tensor, s_nc: Tensor | None) -> None:
         self.batch, self.weight, self.bias, self.s_nc = batch, weight, bias, s_nc
 
     def forward(self, *, ordered: bool) -> Tensor:
-        """The product (n, hidden); ``ordered`` prepares the way back."""
+        """Compute the product (n, hidden); ``ordered`` prepares the gradient."""
         rows, (indptr, indices, data) = self.batch.rows.numpy(), self.batch.counts.numpy()
         table = self.weight.detach().t().contiguous()
         g = self.batch.counts.n_genes
@@ -55,7 +55,7 @@ class InputProduct:
             d_table[g:].addmm_(self.s_nc.detach().t(), d_out)
 
     def weight_gradient(self, d_out: Tensor) -> Tensor | None:
-        """The gradient of the weight, or None where the optimizer's sink took it up."""
+        """Compute the gradient of the weight, or return None if the optimizer's sink took it."""
         sink: GradientSink | None = getattr(self.weight, "grad_sink", None)
         d_table = torch.zeros(self.weight.shape[::-1]) if sink is None else sink.memory().t()
         self.add_gradient(d_out, d_table)
@@ -63,7 +63,7 @@ class InputProduct:
 
 
 def input_product(batch: Batch, weight: Tensor, bias: Tensor, s_nc: Tensor | None) -> Tensor:
-    """:class:`InputProduct` for autograd, differentiable once."""
+    """Compute :class:`InputProduct` for autograd; it can be differentiated once."""
     product: Tensor = _InputProduct.apply(weight, bias, s_nc, batch, torch.is_grad_enabled())
     return product
 

@@ -1,4 +1,4 @@
-"""The normal posterior, a draw from it and its KL, and back, entry by entry."""
+"""The normal posterior, a draw from it and its KL, with their gradients, entry by entry."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ ZERO, ONE, HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 
 @njit(**OPTIONS)
 def posterior(out, largest, smallest, eps, scale, z, kl):
-    """Z = m + sd eps and KL from N(0, 1), where ``out`` (n, 2 d) holds m and the log of the variance.
+    """Compute z = m + sd eps and the KL from N(0, 1); ``out`` (n, 2 d) holds m and the log variance v.
 
-    The variance is min(exp(v), exp(largest)) + smallest; ``scale`` receives its root.
+    The variance is min(exp(v), exp(largest)) + smallest; its root is written to ``scale``.
     """
     d = eps.shape[1]
     for n in range(out.shape[0]):
@@ -30,7 +30,7 @@ def posterior(out, largest, smallest, eps, scale, z, kl):
 
 @njit(**OPTIONS)
 def posterior_gradient(d_z, d_kl, out, largest, smallest, eps, scale, d_out):
-    """Gradient by ``out``, given that by z (n, d) and by every entry of the KL (one number)."""
+    """Compute the gradient with respect to ``out`` from those of z (n, d) and of every entry of the KL (one number)."""
     d = eps.shape[1]
     for n in range(out.shape[0]):
         for j in range(d):

@@ -1,4 +1,4 @@
-"""Batch norm, ReLU and dropout of a hidden layer, and back, in a few passes over one small matrix."""
+"""Batch norm, ReLU and dropout of a hidden layer with their gradients, in a few passes over one small matrix."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def _drop(y, random, limit, scale):
 
 @njit(**OPTIONS)
 def forward(u, gain, shift, eps, random, limit, scale, standard, out, mean, variance):
-    """Out = dropout(relu(batch_norm(u))) with the batch's own ``mean`` and (biased) ``variance``, which are written too.
+    """Compute out = dropout(relu(batch_norm(u))); write the minibatch's ``mean`` and (biased) ``variance`` too.
 
-    ``random`` (n, h), 16-bit numbers, keeps a unit where it is below ``limit``; with no rows, all are kept.
+    ``random`` (n, h) holds 16-bit numbers; units with a number below ``limit`` are kept. Without rows, all are kept.
     """
     n = len(u)
     fill(mean, ZERO)
@@ -101,7 +101,7 @@ def _center(d, standard, factor, mean_d, mean_ds):
 
 @njit(**OPTIONS)
 def backward(d_out, out, standard, inverse_sd, gain, scale, d_u, d_gain, d_shift):
-    """Gradients of :func:`forward` by ``u``, gain and shift; a unit that is 0 was cut off or dropped."""
+    """Compute gradients of :func:`forward` with respect to ``u``, gain and shift; a unit of 0 was below 0 or dropped."""
     n = len(out)
     for i in range(n):
         _through(d_out[i], out[i], scale, d_u[i])

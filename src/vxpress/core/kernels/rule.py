@@ -1,7 +1,7 @@
-"""Which form of a costly piece runs: a pure function of processor, shapes, density and settings.
+"""Choice between implementations: a pure function of device, shapes, density and settings.
 
-Nothing here looks at a clock, so a rerun takes the same path and gives the same bits.  ``benchmarks/kernels.py`` times
-what the bounds rest on.
+Nothing here measures time, so a repeated run makes the same choices and gives the same bits.  The limits are based on
+the timings of ``benchmarks/kernels.py``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from contextlib import contextmanager
 
 import torch
 
-# below these sizes converting to bfloat16 costs what its product saves
+# below these sizes, the conversion to bfloat16 costs as much as the product saves
 MIN_BFLOAT16_ROWS, MIN_BFLOAT16_WIDTH, MIN_BFLOAT16_GENES = 32, 64, 256
-# counts below this are read from tables, as long as all tables together cost less than this share of the minibatch
+# counts below this are read from tables, provided that all tables cost less than this share of the minibatch
 TABLE_COUNTS, TABLE_SHARE = 16, 0.25
 COMPILED_LIKELIHOODS = ("nb", "zinb")
-# the compute capability from which a GPU multiplies bfloat16 and TensorFloat32 natively
+# least compute capability of GPUs that multiply bfloat16 and TensorFloat32 natively
 TENSOR_CORES = (8, 0)
 
 _plain = False
@@ -25,7 +25,7 @@ _plain = False
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Within this block every piece runs in its plain form: the reference of tests and benchmarks."""
+    """Within this block, use the plain implementations: the reference of tests and benchmarks."""
     global _plain  # noqa: PLW0603 - one switch per process, not meant for users
     before, _plain = _plain, True
     try:
@@ -35,7 +35,7 @@ def plain() -> Iterator[None]:
 
 
 def compiled_likelihood(distribution: str, dispersion: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the compiled loops compute the likelihood: NB and ZINB in float32 on a processor, theta not per cell."""
+    """Whether the compiled loops compute the likelihood: NB and ZINB in float32 on a CPU, without a theta per cell."""
     return (
         not _plain
         and device.type == "cpu"
@@ -46,58 +46,58 @@ def compiled_likelihood(distribution: str, dispersion: str, device: torch.device
 
 
 def dense_likelihood(distribution: str, device: torch.device) -> bool:
-    """Whether NB and ZINB go through their closed-form gradient in torch: on any device but a processor."""
+    """Whether NB and ZINB use their closed-form gradient in torch: on any device except a CPU."""
     return not _plain and device.type != "cpu" and distribution in COMPILED_LIKELIHOODS
 
 
 def sparse_input(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the first layer of the encoder reads compressed rows: faster than the dense form at any density."""
+    """Whether the first layer of the encoder reads CSR rows, which is faster than a dense product at any density."""
     return not _plain and device.type == "cpu" and dtype == torch.float32
 
 
 def compiled_hidden(device: torch.device, dtype: torch.dtype, *, batch_norm: bool, training: bool) -> bool:
-    """Whether norm, ReLU and dropout of a hidden layer run as one compiled pass: batch norm in training."""
+    """Whether norm, ReLU and dropout of a hidden layer run in one compiled pass: for batch norm in training."""
     return not _plain and device.type == "cpu" and dtype == torch.float32 and batch_norm and training
 
 
 def compiled_optimizer(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the optimizer's pass over the weights is the compiled one."""
+    """Whether the optimizer's pass over the weights is compiled."""
     return not _plain and device.type == "cpu" and dtype == torch.float32
 
 
 def product_dtype(n: int, width: int, n_genes: int, *, training: bool) -> torch.dtype:
-    """Precision of the products of the decoder's output layer on a processor.
+    """Choose the precision of the products of the decoder's output layer on a CPU.
 
-    bfloat16 where the processor multiplies it natively, the product is large, and the result is a gradient step, which
-    has far larger noise of its own; float32 for everything that is reported.
+    It is bfloat16 if the CPU multiplies it natively, the product is large, and the result is a gradient step, whose noise
+    is far larger. It is float32 for all numbers that are reported.
     """
     large = n >= MIN_BFLOAT16_ROWS and width >= MIN_BFLOAT16_WIDTH and n_genes >= MIN_BFLOAT16_GENES
     return torch.bfloat16 if training and large and native_bfloat16() else torch.float32
 
 
 def table_length(n: int, n_theta_rows: int) -> int:
-    """How many small counts, from 0, are read from tables."""
+    """Return how many small counts, from 0, are read from tables."""
     return int(min(TABLE_COUNTS, max(2.0, TABLE_SHARE * n / n_theta_rows)))
 
 
 @functools.cache
 def native_bfloat16() -> bool:
-    """Whether the processor has instructions for bfloat16 products."""
+    """Whether the CPU has instructions for bfloat16 products."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 
 def captured_step(device: torch.device) -> bool:
-    """Whether a training step is captured and replayed as a CUDA graph: its many small kernels are launched at once."""
+    """Whether a training step is captured and replayed as a CUDA graph, which launches its many small kernels at once."""
     return not _plain and device.type == "cuda"
 
 
 def tensor_float32(capability: tuple[int, int], dtype: torch.dtype, *, training: bool) -> bool:
-    """Whether a GPU's float32 products may round to TensorFloat32: in gradient steps only, where it has it."""
+    """Whether float32 products on a GPU may round to TensorFloat32: only in gradient steps, if the GPU supports it."""
     return not _plain and training and dtype == torch.float32 and capability >= TENSOR_CORES
 
 
 def output_dtype(capability: tuple[int, int], dtype: torch.dtype, *, training: bool) -> torch.dtype:
-    """Precision of the products of the decoder's output layer on a GPU; :func:`product_dtype` is the processor's."""
+    """Choose the precision of the products of the decoder's output layer on a GPU; for CPUs see :func:`product_dtype`."""
     reduced = not _plain and training and dtype == torch.float32 and capability >= TENSOR_CORES
     return torch.bfloat16 if reduced else dtype

@@ -1,8 +1,8 @@
-"""Products of log1p counts, kept in compressed rows, with the weights of the encoder's first layer.
+"""Products of log1p counts in CSR rows with the weights of the encoder's first layer.
 
-Weights are (genes, hidden), so a count touches one run of memory.  The product gathers rows of weights per cell; its
-gradient gathers rows of the cells' gradients per gene, after the minibatch is put into gene order.  Neither writes where another
-thread does.
+Weights are (genes, hidden), so each count reads contiguous memory.  The product gathers rows of weights per cell. Its
+gradient gathers rows of the cells' gradients per gene, after the minibatch is sorted by gene.  No two threads write to
+the same memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OPTIONS = {"error_model": "numpy", "nogil": True}
 
 @njit(fastmath={"contract"}, **OPTIONS)
 def _gather(at, values, table, out):
-    """Out += sum_k values[k] table[at[k]], four at a time so that ``out`` is read and written less often."""
+    """Add sum_k values[k] table[at[k]] to ``out``, four terms at a time so that ``out`` is accessed less often."""
     k = 0
     while k + 4 <= at.size:
         x0, x1, x2, x3 = values[k], values[k + 1], values[k + 2], values[k + 3]
@@ -35,7 +35,7 @@ def _gather(at, values, table, out):
 
 @njit(**OPTIONS)
 def _count_genes(first, last, rows, indptr, indices, bounds):
-    """Where each gene's entries end among those of some rows, from ``bounds[0]`` on."""
+    """Compute where each gene's entries end among those of some rows, from ``bounds[0]`` on."""
     fill(bounds[1:], 0)
     for n in range(first, last):
         for k in range(indptr[rows[n]], indptr[rows[n] + 1]):
@@ -81,10 +81,10 @@ def forward_serial(cuts, starts, rows, indptr, indices, data, weight, bias, out,
 
 @njit(parallel=True, **OPTIONS, **CACHED)
 def forward(cuts, starts, rows, indptr, indices, data, weight, bias, out, ordered, bounds, cells, values):
-    """Out (n, hidden) = log1p(x) weight + bias, the cells between two cuts on a thread of their own.
+    """Compute out (n, hidden) = log1p(x) weight + bias, with one thread for the cells between two cuts.
 
-    Where ``ordered``, the entries of those cells are laid down in gene order as well, for the gradient: gene g's from
-    ``bounds[i, g]`` to ``bounds[i, g + 1]`` of ``cells`` and log1p ``values``, where ``starts[i]`` is the first.
+    With ``ordered``, the entries of these cells are also stored in gene order for the gradient: those of gene g from
+    ``bounds[i, g]`` to ``bounds[i, g + 1]`` of ``cells`` and log1p ``values``, starting at ``starts[i]``.
     """
     for i in prange(cuts.size - 1):
         _forward(
@@ -110,6 +110,6 @@ def backward_serial(cuts, bounds, cells, values, d_out, d_weight):
 
 @njit(parallel=True, **OPTIONS, **CACHED)
 def backward(cuts, bounds, cells, values, d_out, d_weight):
-    """d_weight (genes, hidden) += log1p(x)^T d_out, genes between two cuts on a thread of their own."""
+    """Add log1p(x)^T d_out to d_weight (genes, hidden), with one thread for the genes between two cuts."""
     for i in prange(cuts.size - 1):
         _backward(cuts[i], cuts[i + 1], bounds, cells, values, d_out, d_weight)

@@ -1,7 +1,7 @@
-"""Gradient of the plain ELBO without a tape, for the model most people fit: one hidden layer, batch norm, NB or ZINB.
+"""Gradient of the plain ELBO without autograd, for the most common model: one hidden layer, batch norm, NB or ZINB.
 
-The same compiled pieces as the autograd functions beside it, called one after the other, forward and back; a small
-minibatch spends more time in a tape's bookkeeping than in arithmetic.
+It calls the same compiled functions as the autograd functions of this package, forward and backward.  With small
+minibatches, the bookkeeping of autograd takes longer than the arithmetic.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from vxpress.core.vae import VAE
 
 
 def covers(model: VAE, cells: Cells, train: TrainConfig) -> bool:
-    """Whether a step of this model on these cells, trained like this, can go without a tape.
+    """Whether a training step with this model, cells and settings can run without autograd.
 
-    A schedule of a weight may be any; steps of the encoder alone are the optimizer's affair.
+    Any schedule of the KL weight is supported; steps of the encoder alone are handled by the optimizer.
     """
     config, like = model.config, cells.log_library_n1
     return (
@@ -48,9 +48,9 @@ def covers(model: VAE, cells: Cells, train: TrainConfig) -> bool:
 
 
 class TrainingStep:
-    """Terms of the ELBO of a minibatch, with the gradient of its mean loss left in the optimizer's memory.
+    """Computes the terms of the ELBO of a minibatch, and writes the gradient of its mean loss to the optimizer's memory.
 
-    Built once per training, after the optimizer, whose memory it writes to.
+    It is built once per training, after the optimizer, because it writes to the optimizer's memory.
     """
 
     def __init__(self, model: VAE, noise: Noise) -> None:
@@ -65,7 +65,7 @@ class TrainingStep:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, kl_weight: float) -> tuple[Tensor, Tensor]:
-        """Sums over cells of reconstruction, KL of z and KL of l (which is 0), and the mean loss."""
+        """Return sums over cells of reconstruction, KL of z and KL of l (which is 0), and the mean loss."""
         model, config, n = self.model, self.model.config, len(batch.rows)
         d = config.n_latent
         s_nc = model.conditioner(batch.covariates)
@@ -109,14 +109,14 @@ class TrainingStep:
 
 
 def hand_over_linear(layer: nn.Linear, d_out: Tensor, x: Tensor) -> None:
-    """Gradients of a small linear layer, into the optimizer's memory."""
+    """Write the gradients of a small linear layer to the optimizer's memory."""
     hand_over(layer.weight, d_out.t() @ x)
     if layer.bias.requires_grad:
         hand_over(layer.bias, d_out.sum(0))
 
 
 class _Norm:
-    """Batch norm, ReLU and dropout, there and back."""
+    """Batch norm, ReLU and dropout with their gradients."""
 
     def __init__(self, norm: nn.BatchNorm1d) -> None:
         self.norm = norm

@@ -1,8 +1,8 @@
-"""exp and log of float32 that LLVM turns into vector code, and bfloat16 as the integers that hold it.
+"""exp and log of float32 that LLVM can vectorise, and bfloat16 stored in integers.
 
-Numba calls the C library's scalar exp and log, and its integer arithmetic widens to 64 bits, which keeps a loop
-scalar.  Polynomials (the coefficients of Moshier's Cephes, 1 to 2 units in the last place) with 32-bit bit casts and
-shifts written as LLVM instructions vectorise on AVX2, AVX-512 and NEON alike.
+Numba calls the scalar exp and log of the C library, and its integer arithmetic widens to 64 bits; both prevent
+vectorisation.  The polynomials here (coefficients of Moshier's Cephes, 1 to 2 units in the last place), with 32-bit
+bit casts and shifts written as LLVM instructions, vectorise on AVX2, AVX-512 and NEON.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ _I32, _F32, _I16 = ir.IntType(32), ir.FloatType(), ir.IntType(16)
 
 @intrinsic
 def _bits(typingctx, x):
-    """The bits of a float32 as int32."""
+    """Return the bits of a float32 as int32."""
     return types.int32(types.float32), lambda context, builder, signature, args: builder.bitcast(args[0], _I32)
 
 
 @intrinsic
 def _from_bits(typingctx, i):
-    """The float32 with these bits."""
+    """Return the float32 with these bits."""
     return types.float32(types.int32), lambda context, builder, signature, args: builder.bitcast(args[0], _F32)
 
 
 @intrinsic
 def _exponent(typingctx, i):
-    """Exponent k such that x / 2^k lies in [sqrt(1/2), sqrt(2)), from the bits of x > 0."""
+    """Compute the exponent k such that x / 2^k is in [sqrt(1/2), sqrt(2)), from the bits of x > 0."""
 
     def generate(context, builder, signature, args):
         above = builder.sub(args[0], ir.Constant(_I32, 0x3F3504F3))
@@ -40,7 +40,7 @@ def _exponent(typingctx, i):
 
 @intrinsic
 def _without_exponent(typingctx, i, k):
-    """The bits of x / 2^k from the bits of x."""
+    """Compute the bits of x / 2^k from the bits of x."""
 
     def generate(context, builder, signature, args):
         return builder.sub(args[0], builder.shl(args[1], ir.Constant(_I32, 23)))
@@ -50,7 +50,7 @@ def _without_exponent(typingctx, i, k):
 
 @intrinsic
 def _power_of_two(typingctx, k):
-    """2^k for a whole float32 k in [-126, 127]."""
+    """Compute 2^k for a whole float32 k in [-126, 127]."""
 
     def generate(context, builder, signature, args):
         whole = builder.fptosi(args[0], _I32)
@@ -62,7 +62,7 @@ def _power_of_two(typingctx, k):
 
 @intrinsic
 def from_bfloat16(typingctx, b):
-    """float32 of a bfloat16 held in an int16."""
+    """Convert a bfloat16 stored in an int16 to float32."""
 
     def generate(context, builder, signature, args):
         return builder.bitcast(builder.shl(builder.zext(args[0], _I32), ir.Constant(_I32, 16)), _F32)
@@ -72,7 +72,7 @@ def from_bfloat16(typingctx, b):
 
 @intrinsic
 def to_bfloat16(typingctx, x):
-    """The nearest bfloat16 (ties to even) of a finite float32, held in an int16."""
+    """Round a finite float32 to the nearest bfloat16 (ties to even), stored in an int16."""
 
     def generate(context, builder, signature, args):
         bits = builder.bitcast(args[0], _I32)
@@ -107,13 +107,13 @@ _L8, _L7, _L6, _L5, _L4, _L3, _L2, _L1, _L0 = (
     )
 )
 _ONE, _HALF = np.float32(1.0), np.float32(0.5)
-# contraction to fused multiply-add only: nothing here may be reordered
+# only contraction to fused multiply-add is allowed: reordering would lose digits
 _EXACT = {"contract"}
 
 
 @njit(fastmath=_EXACT, error_model="numpy", forceinline=True)
 def exp32(x):
-    """exp(x), held at exp(-87) = 1.6e-38 and exp(88) = 1.7e38 beyond; NaN stays NaN."""
+    """Compute exp(x), clipped to exp(-87) = 1.6e-38 and exp(88) = 1.7e38; NaN stays NaN."""
     x = _LARGEST if x > _LARGEST else x
     x = _SMALLEST if x < _SMALLEST else x
     k = np.floor(x * _LOG2_E + _HALF)
@@ -124,7 +124,7 @@ def exp32(x):
 
 @njit(fastmath=_EXACT, error_model="numpy", forceinline=True)
 def log1p32(t):
-    """log(1 + t) for 0 <= t < 3e38; below sqrt(2) - 1 no digit of t is lost."""
+    """Compute log(1 + t) for 0 <= t < 3e38; below sqrt(2) - 1 no digit of t is lost."""
     bits = _bits(_ONE + t)
     k = _exponent(bits)
     f = t if k == 0 else _from_bits(_without_exponent(bits, k)) - _ONE
@@ -133,7 +133,7 @@ def log1p32(t):
 
 @njit(fastmath=_EXACT, error_model="numpy", forceinline=True)
 def log32(x):
-    """log(x) for normal x > 0."""
+    """Compute log(x) for normal x > 0."""
     bits = _bits(x)
     k = _exponent(bits)
     return _log_polynomial(_from_bits(_without_exponent(bits, k)) - _ONE, np.float32(k))
@@ -141,7 +141,7 @@ def log32(x):
 
 @njit(fastmath=_EXACT, error_model="numpy", forceinline=True)
 def _log_polynomial(f, k):
-    """K log 2 + log(1 + f) for f in [sqrt(1/2) - 1, sqrt(2) - 1)."""
+    """Compute k log 2 + log(1 + f) for f in [sqrt(1/2) - 1, sqrt(2) - 1)."""
     z = f * f
     p = (((((((_L8 * f + _L7) * f + _L6) * f + _L5) * f + _L4) * f + _L3) * f + _L2) * f + _L1) * f + _L0
     y = f * z * p + k * _LN2_LOW - _HALF * z
@@ -150,13 +150,13 @@ def _log_polynomial(f, k):
 
 @njit(error_model="numpy")
 def fill(out, value):
-    """Out = value, as a loop: an assignment to a slice compiles the text of an error with it, which takes seconds."""
+    """Set all entries to a value, in a loop: a slice assignment would also compile error messages, which takes seconds."""
     for i in range(out.size):
         out[i] = value
 
 
 @njit(error_model="numpy")
 def assign(out, values):
-    """Out = values, elementwise and unchecked."""
+    """Copy values elementwise, without checks."""
     for i in range(out.size):
         out[i] = values[i]

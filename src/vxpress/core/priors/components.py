@@ -1,4 +1,4 @@
-"""Mixtures of diagonal normal distributions, whatever their parameters come from."""
+"""Mixtures of diagonal normal distributions, for any source of their parameters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vxpress.core.priors.base import Prior
 
 
 def component_log_prob(z: Tensor, loc_kd: Tensor, scale_kd: Tensor) -> Tensor:
-    """Log density of points (..., d) under every component, (..., k), in double precision.
+    """Compute the log density of points (..., d) under every component, (..., k), in double precision.
 
-    Summed over dimensions first: a component is one distribution of the whole vector.  Squares are multiplied out, which double
-    precision can afford and which holds no (..., k, d).
+    It is summed over dimensions, because a component is one distribution of the whole vector.  Squares are expanded, which
+    is accurate enough in double precision and avoids an array (..., k, d).
     """
     z, loc_kd, scale_kd = z.double(), loc_kd.double(), scale_kd.double()
     precision_kd = scale_kd.square().reciprocal()
@@ -25,7 +25,7 @@ def component_log_prob(z: Tensor, loc_kd: Tensor, scale_kd: Tensor) -> Tensor:
 
 
 class ComponentPrior(Prior):
-    """sum_k w_k N(z; m_k, s_k^2); conditions share the components and have weights of their own."""
+    """Mixture sum_k w_k N(z; m_k, s_k^2); conditions share the components and have separate weights."""
 
     has_components = True
 
@@ -34,18 +34,18 @@ class ComponentPrior(Prior):
         self.logits_ck = nn.Parameter(torch.zeros(max(1, config.n_conditions), config.n_components))
 
     def components(self) -> tuple[Tensor, Tensor]:
-        """Means and standard deviations, each (k, d)."""
+        """Return means and standard deviations, each (k, d)."""
         raise NotImplementedError
 
     def log_weights(self) -> Tensor:
-        """Log weights, (k,) without conditions given: of a conditional prior those of the mixture over conditions."""
+        """Compute log weights, (k,), without given conditions; for a conditional prior, those of its mixture over conditions."""
         log_ck = self.logits_ck.double().log_softmax(-1)
         if not self.config.n_conditions:
             return log_ck[0]
         return (log_ck + self.log_share_c.double()[:, None]).logsumexp(0)
 
     def log_prob(self, z: Tensor, condition_n: Tensor | None = None) -> Tensor:
-        """Log density of points (..., d), with shape (...); ``condition_n`` is broadcast to that shape."""
+        """Compute the log density of points (..., d), with shape (...); ``condition_n`` is broadcast to that shape."""
         log_prob = component_log_prob(z, *self.components())
         if condition_n is None or not self.config.n_conditions:
             log_weight = self.log_weights()
@@ -66,7 +66,7 @@ class ComponentPrior(Prior):
 
     @torch.no_grad()
     def variance(self) -> Tensor:
-        """Variance of every dimension, (d,), in closed form."""
+        """Compute the variance of every dimension, (d,), in closed form."""
         loc_kd, scale_kd = self.components()
         weight_k1 = self.log_weights().exp()[:, None].to(loc_kd)
         mean_d = (weight_k1 * loc_kd).sum(0)
@@ -74,18 +74,19 @@ class ComponentPrior(Prior):
 
     @torch.no_grad()
     def start_weights(self, label_n: Tensor, condition_n: Tensor | None) -> None:
-        """Weights as the shares of the components ``label_n`` that cells belong to, for each condition its own."""
+        """Set the weights of each condition to the shares of its cells in the components ``label_n``."""
         n_rows, n_components = self.logits_ck.shape
         code = torch.zeros_like(label_n) if condition_n is None else condition_n
         counts = torch.bincount(code * n_components + label_n, minlength=n_rows * n_components)
-        # none is ruled out for good
+        # no weight is zero, so that each component can gain weight later
         self.logits_ck.copy_((counts.view(n_rows, n_components).to(self.logits_ck) + 0.01).log())
 
 
 def k_means(z_nd: Tensor, n_centres: int, generator: torch.Generator, n_rounds: int = 20) -> tuple[Tensor, Tensor]:
-    """Centres (k, d) by Lloyd's rounds from k-means++ (Arthur & Vassilvitskii 2007), and each point's, (n,).
+    """Compute k-means centres (k, d) and the label of each point, (n,).
 
-    A centre that loses all its points stays where it was.
+    Lloyd's algorithm starts from k-means++ (Arthur & Vassilvitskii 2007). A centre that loses all its points does not
+    move.
     """
     n = len(z_nd)
     first = torch.randint(n, (1,), generator=generator, device=generator.device)
@@ -107,13 +108,13 @@ def k_means(z_nd: Tensor, n_centres: int, generator: torch.Generator, n_rounds: 
 def conditional_k_means(
     z_nd: Tensor, condition_n: Tensor | None, n_centres: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`k_means`, within each condition; these share the centres by the root of their cells, one at least."""
+    """Run :func:`k_means` within each condition; its number of centres is proportional to the root of its cells, at least 1."""
     if condition_n is None:
         return k_means(z_nd, n_centres, generator)
     counts = torch.bincount(condition_n)
     present = torch.nonzero(counts).squeeze(-1)
     if len(present) > n_centres:
-        msg = f"{n_centres} components cannot serve {len(present)} conditions."
+        msg = f"{n_centres} components are too few for {len(present)} conditions: each condition needs at least one."
         raise ValueError(msg)
     root = counts[present].double().sqrt()
     share = 1 + (root / root.sum() * (n_centres - len(present))).floor().long()

@@ -17,9 +17,9 @@ class Diffusion(GaussianPath):
     n_steps, learning_rate = 1500, 5e-3
 
     def angles(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Uniform between the ends."""
+        """Return angles that are uniform between the ends."""
         return NEAR + (FAR - NEAR) * u, torch.ones_like(u)
 
     def bound_weight(self, phi: Tensor) -> Tensor:
-        """Cot(phi) over the density of the angles."""
+        """Compute cot(phi) divided by the density of the angles."""
         return (FAR - NEAR) / phi.tan()

@@ -1,4 +1,4 @@
-"""The divergence from a prior without a closed form, and how well it is known."""
+"""Sampled divergence from a prior without a closed form, with its standard error."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from vxpress.core.priors.base import DiagonalNormal, Prior
 
-# points whose density is asked for at once
+# number of points whose density is computed at once
 POINTS = 8192
 
 
 @dataclass(frozen=True)
 class SampledKL:
-    """KL(q(z | x) || p(z)) in nats: of each cell, float64 (n,), and its mean, with the standard errors of the sampling.
+    """KL(q(z | x) || p(z)) in nats: per cell, float64 (n,), and its mean, with standard errors from sampling.
 
-    Both errors are zero where the divergence is exact; they are NaN with a single draw.
+    Both errors are zero if the divergence is exact, and NaN with a single draw.
     """
 
     kl_n: np.ndarray
@@ -31,7 +31,7 @@ class SampledKL:
 
     @property
     def se(self) -> float:
-        """Standard error of that mean, these cells being given: the draws of different cells are independent."""
+        """Standard error of the mean given these cells: draws of different cells are independent."""
         return float(np.sqrt(np.square(self.se_n).sum()) / len(self.se_n))
 
 
@@ -39,7 +39,7 @@ class SampledKL:
 def sampled_kl(
     prior: Prior, q: DiagonalNormal, n_draws: int, *, seed: int = 0, condition_n: Tensor | None = None
 ) -> SampledKL:
-    """The divergence of posteriors (n, d) from ``prior``: exact where it has a closed form, else from draws."""
+    """Compute the divergence of posteriors (n, d) from ``prior``: exact if it has a closed form, else from draws."""
     if prior.analytic:
         kl_n = prior.kl(DiagonalNormal(q.loc.double(), q.scale.double()), q.loc.double()).sum(-1).cpu().numpy()
         return SampledKL(kl_n, np.zeros(len(kl_n)))
@@ -53,9 +53,9 @@ def sampled_kl(
 def drawn_log_prob(
     prior: Prior, q: DiagonalNormal, n_draws: int, seed: int, condition_n: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draws of posteriors (n, d), float64 (k, n, d), and log p(z) there, (k, n).
+    """Draw from posteriors (n, d), float64 (k, n, d), and compute log p(z) of the draws, (k, n).
 
-    The points hang on ``seed`` alone, so priors are compared at the same ones.
+    The draws depend only on ``seed``, so priors are compared at the same points.
     """
     generator = torch.Generator().manual_seed(seed)
     eps_knd = torch.randn(n_draws, *q.loc.shape, generator=generator).to(q.loc)

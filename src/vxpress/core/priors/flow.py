@@ -17,7 +17,7 @@ TRANSFORMS, HIDDEN, BINS = 3, (64, 64), 8
 class Flow(StandardisedPrior):
     """Autoregressive rational-quadratic splines (Durkan et al. 2019) of the standardised z, from zuko.
 
-    The condition is the context of the networks.  It starts as the identity: a normal distribution.
+    The condition is the context of the networks.  The flow is initialised to the identity, a normal distribution.
     """
 
     invertible = True
@@ -27,13 +27,13 @@ class Flow(StandardisedPrior):
         super().__init__(config, n_latent)
         import zuko
 
-        # masks are worked out from values, which "meta" tensors have none of
+        # masks are computed from values, and "meta" tensors have no values
         with on_device("cpu"):
             self.flow = zuko.flows.NSF(
                 n_latent, config.n_conditions, bins=BINS, transforms=TRANSFORMS, hidden_features=HIDDEN
             )
         for module in self.flow.modules():
-            # masks and orders follow from the settings: they are no weights, and no part of a file
+            # masks and orders are determined by the settings, so they are not stored in files
             module._non_persistent_buffers_set.update(module._buffers)
         for transform in self.flow.transform.transforms:
             for value in _last_layer(transform).parameters():
@@ -66,7 +66,7 @@ class Flow(StandardisedPrior):
 
 
 def _last_layer(transform: Any) -> nn.Module:
-    """The layer that puts out the parameters of the splines."""
+    """Return the layer that outputs the parameters of the splines."""
     if hasattr(transform, "hyper"):
         return [layer for layer in transform.hyper if hasattr(layer, "weight")][-1]
-    return transform  # of one dimension and no context: parameters alone
+    return transform  # with one dimension and no context there are only parameters

@@ -9,20 +9,21 @@ from vxpress.core.priors.gaussian_path import FAR, NEAR, GaussianPath
 
 
 class FlowMatching(GaussianPath):
-    """The linear path t z + (1 - t) eps, t uniform, and the mean square of the error of its velocity z - eps (Lipman et al. 2023).
+    """Flow matching on the linear path t z + (1 - t) eps with uniform t (Lipman et al. 2023).
 
-    In the coordinates that diffusion uses too that error is |v - f|^2 / (t^2 + (1 - t)^2).
+    The loss is the mean squared error of the velocity z - eps. In the coordinates shared with diffusion this error is
+    |v - f|^2 / (t^2 + (1 - t)^2).
     """
 
     n_steps, learning_rate = 1500, 5e-3
 
     def angles(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Uniform in t = 1 / (1 + tan(phi)), between the ends of the path."""
+        """Return angles that are uniform in t = 1 / (1 + tan(phi)), between the ends of the path."""
         first, last = (1.0 / (1.0 + torch.tensor(end, device=u.device).tan()) for end in (FAR, NEAR))
         t = first + (last - first) * u
         return ((1.0 - t) / t).atan(), 1.0 / (t.square() + (1.0 - t).square())
 
     def bound_weight(self, phi: Tensor) -> Tensor:
-        """Cot(phi) over the density of the angles, dt / dphi = (cos + sin)^-2."""
+        """Compute cot(phi) divided by the density of the angles, dt / dphi = (cos + sin)^-2."""
         first, last = (1.0 / (1.0 + torch.tensor(end, device=phi.device).tan()) for end in (FAR, NEAR))
         return (last - first) * (phi.cos() + phi.sin()).square() / phi.tan()

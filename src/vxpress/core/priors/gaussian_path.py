@@ -1,19 +1,19 @@
-"""Priors that turn noise into z along a path of Gaussian corruptions: what diffusion and flow matching share.
+"""Priors that transform noise to z along a path of Gaussian corruptions: shared code of diffusion and flow matching.
 
-With standardised z, noise eps ~ N(0, I) and an angle phi from (nearly) 0 to (nearly) pi / 2, cells are corrupted to
+With standardised z, noise eps ~ N(0, I) and an angle phi from nearly 0 to nearly pi / 2, cells are corrupted to
 
     x = cos(phi) z + sin(phi) eps,    with velocity    v = dx / dphi = cos(phi) eps - sin(phi) z
 
-(the variance-preserving path; Salimans & Ho 2022).  A network predicts v from x and phi; where z is N(0, I) the best
-prediction is 0, so a network whose last layer is zero is that prior exactly.  With the prediction f(x, phi)
+(the variance-preserving path; Salimans & Ho 2022).  A network predicts v from x and phi.  If z is N(0, I), the best
+prediction is 0, so a network with a last layer of zeros is exactly this prior.  With the prediction f(x, phi):
 
-- cells are drawn by following dx / dphi = f from noise at the far end to the near end,
-- and log p(z) = log N(x_far; 0, I) + integral of div f along the way back: exactly, up to the error of the solver
-  (probability flow; Song et al. 2021), the divergence being a trace of the network's derivatives and no estimate,
-- a bound on it needs no solver: E|eps - eps_hat|^2 over the log signal-to-noise ratio (Kingma et al. 2021).
+- Cells are drawn by following dx / dphi = f from noise at the far end to the near end.
+- log p(z) = log N(x_far; 0, I) + integral of div f along the reverse path. This is exact up to the error of the solver
+  (probability flow; Song et al. 2021): the divergence is the exact trace of the network's derivatives, not an estimate.
+- A bound on log p(z) needs no solver: E|eps - eps_hat|^2 over the log signal-to-noise ratio (Kingma et al. 2021).
 
-The linear path t z + (1 - t) eps of flow matching is this one with tan(phi) = (1 - t) / t, up to a factor that depends on
-t: both have the same log signal-to-noise ratios, hence the same densities, bounds and flows.
+The linear path t z + (1 - t) eps of flow matching is this path with tan(phi) = (1 - t) / t, up to a factor that depends
+on t: both have the same log signal-to-noise ratios, hence the same densities, bounds and flows.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     from vxpress.core.counts import Cells
     from vxpress.core.vae import VAE
 
-# log signal-to-noise ratio at both ends: noise of 1.1 % of the spread of z at the near one, and of z at the far one
+# log signal-to-noise ratio at both ends: noise is 1.1 % of the spread of z at the near end, and the reverse at the far end
 MAX_LOG_RATIO = 9.0
 NEAR = math.atan(math.exp(-MAX_LOG_RATIO / 2))
 FAR = math.pi / 2 - NEAR
 HIDDEN, BLOCKS, WAVES = 64, 3, 6
 # steps of the solver (fourth order), and how much shorter they are near z
 SOLVER_STEPS, NEAR_POWER = 10, 1.2
-# numbers in the derivatives that are held at once: 32 MB
+# numbers in the derivatives that are held at once (32 MB)
 HELD = 2**23
 
 
 class Velocity(nn.Module):
-    """f(x, phi, condition): a residual network, zero at the start."""
+    """f(x, phi, condition): a residual network that is initialised to zero."""
 
     def __init__(self, n_latent: int, n_conditions: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Velocity(nn.Module):
         self.time = nn.Linear(2 * WAVES + 1, HIDDEN)
         self.first = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN) for _ in range(BLOCKS))
         self.second = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN) for _ in range(BLOCKS))
-        # what time and condition add in each block
+        # adds angle and condition in each block
         self.shift = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN) for _ in range(BLOCKS))
         self.condition = nn.Embedding(n_conditions, HIDDEN) if n_conditions else None
         self.out = nn.Linear(HIDDEN, n_latent)
@@ -62,7 +62,7 @@ class Velocity(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def context(self, phi: Tensor, condition_n: Tensor | None) -> Tensor:
-        """What is known beside x, (n, hidden), or (1, hidden) for one angle and no condition; ``phi`` is (n,) or (1,)."""
+        """Embed angle and condition, (n, hidden), or (1, hidden) for one angle and no condition; ``phi`` is (n,) or (1,)."""
         wave = phi[:, None] * (2.0 * torch.arange(1, WAVES + 1, device=phi.device))
         log_ratio = -2.0 * phi.tan().log() / MAX_LOG_RATIO
         e = self.time(torch.cat((wave.sin(), wave.cos(), log_ratio[:, None]), dim=-1).to(self.out.weight.dtype))
@@ -77,7 +77,7 @@ class Velocity(nn.Module):
         return self.out(F.silu(h))
 
     def with_divergence(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """F and sum_j df_j / dx_j, (n,): all derivatives are carried forward, (n, d, hidden)."""
+        """Compute f and sum_j df_j / dx_j, (n,), by propagating all derivatives forward, (n, d, hidden)."""
         h = self.into(x)
         d_h = self.into.weight.t()[None].expand(len(x), -1, -1)
         for first, second, shift in zip(self.first, self.second, self.shift, strict=True):
@@ -90,42 +90,42 @@ class Velocity(nn.Module):
 
 
 def _linear(x: Tensor, layer: nn.Module) -> Tensor:
-    """A linear layer without its bias."""
+    """Apply a linear layer without its bias."""
     return F.linear(x, cast("nn.Linear", layer).weight)
 
 
 def _silu(x: Tensor) -> tuple[Tensor, Tensor]:
-    """X sigmoid(x) and its derivative."""
+    """Compute x sigmoid(x) and its derivative."""
     s = torch.sigmoid(x)
     value = x * s
     return value, s + value * (1.0 - s)
 
 
 class GaussianPath(StandardisedPrior):
-    """What diffusion and flow matching share; they differ in which angles they train on, and in the weights of these."""
+    """Base class of diffusion and flow matching, which differ in the angles of training and in their weights."""
 
     cheap = False
 
     def __init__(self, config: PriorConfig, n_latent: int) -> None:
         super().__init__(config, n_latent)
         self.velocity = Velocity(n_latent, config.n_conditions)
-        # noise of the bound in a joint training, see kl
+        # noise of the bound when trained together with the model, see kl
         self.__dict__["noise"] = None
 
-    # what the kinds differ in
+    # what subclasses define
 
     def angles(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Angles for uniform numbers in [0, 1], and the weight of |v - f|^2 there in :meth:`loss`."""
+        """Map uniform numbers in [0, 1] to angles, and return the weight of |v - f|^2 at these angles in :meth:`loss`."""
         raise NotImplementedError
 
     def bound_weight(self, phi: Tensor) -> Tensor:
-        """Weight of |v - f|^2 that makes its mean over :meth:`angles` the integral of cot(phi) |v - f|^2 dphi."""
+        """Compute the weight with which the mean of |v - f|^2 over :meth:`angles` is the integral of cot(phi) |v - f|^2 dphi."""
         raise NotImplementedError
 
     # density and draws
 
     def conditional_log_prob(self, z: Tensor, condition_n: Tensor | None) -> Tensor:
-        """By the flow, in chunks; without a gradient, which would take the memory of all its steps."""
+        """Compute the log density by the flow, in chunks; without a gradient, which would need the memory of all steps."""
         flat = z.reshape(-1, self.n_latent)
         codes = None if condition_n is None else condition_n.reshape(-1)
         step = max(1, HELD // (self.n_latent * HIDDEN))
@@ -170,12 +170,12 @@ class GaussianPath(StandardisedPrior):
     # learning
 
     def start_from(self, model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator) -> None:
-        """As N(0, I), the network being zero; seeds the noise of the bound."""
+        """Start as N(0, I), since the network is zero; seed the noise of the bound."""
         seed = int(torch.randint(2**62, (1,), generator=generator))
         self.__dict__["noise"] = torch.Generator(device=rows.device).manual_seed(seed)
 
     def loss(self, z_nd: Tensor, condition_n: Tensor | None, generator: torch.Generator) -> Tensor:
-        """Squared error of the velocity at one angle per cell, weighted as the kind has it, (n,)."""
+        """Compute the squared error of the velocity at one angle per cell, weighted as the subclass defines, (n,)."""
         x_nd, _ = self.standardise(z_nd)
         phi, weight = self.angles(_spread_out(len(x_nd), generator, x_nd.device))
         eps = torch.empty_like(x_nd).normal_(generator=generator)
@@ -187,10 +187,10 @@ class GaussianPath(StandardisedPrior):
         return (cos * eps - sin * x_nd - found).square().sum(-1)
 
     def bound(self, z_nd: Tensor, condition_n: Tensor | None, generator: torch.Generator) -> Tensor:
-        """An unbiased estimate of an upper bound on -log p(z), (n,), with one angle per cell.
+        """Estimate an upper bound on -log p(z) without bias, (n,), with one angle per cell.
 
-        Reconstruction from the near end, divergence at the far end and the integral between (Kingma et al. 2021, eqs. 11
-        to 18).  What the error is in the mean with f = 0 is integrated exactly, so that its estimate has only the rest left.
+        The bound is the sum of the reconstruction from the near end, the divergence at the far end and the integral between
+        (Kingma et al. 2021, eqs. 11 to 18).  The mean error for f = 0 is integrated exactly; only the rest is estimated.
         """
         x_nd, log_volume = self.standardise(z_nd)
         d = self.n_latent
@@ -204,9 +204,9 @@ class GaussianPath(StandardisedPrior):
         return integral + near + far - log_volume
 
     def kl(self, q: DiagonalNormal, z_nd: Tensor, condition_n: Tensor | None = None) -> Tensor:
-        """An estimate of an upper bound on KL(q || p), (n, 1): the solver would cost too much in every step.
+        """Estimate an upper bound on KL(q || p), (n, 1): the solver would be too expensive in every step.
 
-        In evaluation the noise is the same in every call, so that epochs compare.
+        In evaluation mode every call uses the same noise, so that epochs are comparable.
         """
         generator = torch.Generator(device=z_nd.device).manual_seed(0)
         if self.training:
@@ -217,14 +217,14 @@ class GaussianPath(StandardisedPrior):
     def kl_bound(
         self, q: DiagonalNormal, z_nd: Tensor, generator: torch.Generator, condition_n: Tensor | None = None
     ) -> Tensor:
-        """An estimate of an upper bound on KL(q || p), (n,), with one angle per cell."""
+        """Estimate an upper bound on KL(q || p), (n,), with one angle per cell."""
         entropy_n = (q.scale.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
         return self.bound(z_nd, condition_n, generator) - entropy_n
 
 
-# of cot(phi) cos(phi)^2 between the ends
+# integral of cot(phi) cos(phi)^2 between the ends
 _NOISE_INTEGRAL = math.log(math.sin(FAR) / math.sin(NEAR)) - 0.5 * (math.sin(FAR) ** 2 - math.sin(NEAR) ** 2)
-# of the classical fourth-order method: where in the step, and how far along the slope before
+# classical fourth-order Runge-Kutta: position in the step, and how far along the previous slope
 _STAGES = ((0.0, 0.0), (0.5, 0.5), (0.5, 0.5), (1.0, 1.0))
 
 
@@ -233,13 +233,13 @@ def _weighted(parts: list[Tensor]) -> Tensor:
 
 
 def _steps(*, forward: bool) -> list[tuple[float, float]]:
-    """Angles and signed lengths of the solver's steps, from z to noise or back."""
+    """Return angles and signed lengths of the solver's steps, from z to noise or back."""
     at = [NEAR + (FAR - NEAR) * (i / SOLVER_STEPS) ** NEAR_POWER for i in range(SOLVER_STEPS + 1)]
     at = at if forward else at[::-1]
     return [(a, b - a) for a, b in itertools.pairwise(at)]
 
 
 def _spread_out(n: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Uniform numbers, one from every n-th of [0, 1], in random order: each cell has a number of its own."""
+    """Draw one uniform number from each of n equal parts of [0, 1], in random order, one for each cell."""
     order = torch.randperm(n, generator=generator, device=device)
     return (order + torch.rand(n, generator=generator, device=device)) / n

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from vxpress.core.counts import Cells
     from vxpress.core.vae import VAE
 
-# as narrow as a posterior can get: a component may not become a spike
+# the least variance of a posterior: a component cannot become a spike
 MIN_VARIANCE = 1e-4
-# how far from the origin, in its standard deviations, the components of a joint training start
+# initial distance of the components from the origin, in standard deviations, when trained together with the model
 START_SPREAD = 0.7
 
 
 class Mixture(ComponentPrior):
-    """sum_k w_k N(z; m_k, diag s_k^2) (Dilokthanakul et al. 2016; Tomczak & Welling 2018, section 4.1)."""
+    """Mixture sum_k w_k N(z; m_k, diag s_k^2) (Dilokthanakul et al. 2016; Tomczak & Welling 2018, section 4.1)."""
 
     n_steps, learning_rate = 400, 5e-3
 
@@ -32,26 +32,26 @@ class Mixture(ComponentPrior):
         self.log_scale_kd = nn.Parameter(torch.zeros(config.n_components, n_latent))
 
     def components(self) -> tuple[Tensor, Tensor]:
-        """Means and standard deviations, each (k, d)."""
+        """Return means and standard deviations, each (k, d)."""
         return self.loc_kd, ((2.0 * self.log_scale_kd).exp() + MIN_VARIANCE).sqrt()
 
     @torch.no_grad()
     def start_from(self, model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator) -> None:
-        """Apart from each other, and together about N(0, I): before training z says nothing of the cells."""
+        """Start with separate components that together approximate N(0, I): before training, z has no information."""
         start = torch.randn(self.loc_kd.shape, generator=generator)
         self.loc_kd.copy_(START_SPREAD * start)
         self.log_scale_kd.fill_(0.5 * torch.tensor(1.0 - START_SPREAD**2).log())
 
     @torch.no_grad()
     def start_from_posteriors(self, q: DiagonalNormal, condition_n: Tensor | None, generator: torch.Generator) -> None:
-        """From k-means of draws, within each condition where there are any."""
+        """Start from k-means of posterior draws, within each condition if there are conditions."""
         z_nd = q.draw(generator)
         centres, label_n = conditional_k_means(z_nd, condition_n, self.config.n_components, generator)
         self.loc_kd.copy_(centres)
         spread = z_nd.var(0)
         for k in range(len(centres)):
             own = z_nd[label_n == k]
-            # few points say little of their variance: a tenth of that of all is mixed in
+            # the variance of few points is uncertain: a tenth of the variance of all points is mixed in
             variance = 0.9 * own.var(0) + 0.1 * spread if len(own) > 1 else spread
             self.log_scale_kd[k] = 0.5 * variance.clamp_min(1e-6).log()
         self.start_weights(label_n, condition_n)

@@ -1,4 +1,4 @@
-"""z ~ N(0, I)."""
+"""The standard normal prior, z ~ N(0, I)."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ class _StandardNormalKL(torch.autograd.Function):
 
 
 class StandardNormal(Prior):
-    """z ~ N(0, I), with the divergence in closed form; conditions change nothing."""
+    """Prior z ~ N(0, I), with the divergence in closed form; conditions have no effect."""
 
     analytic = True
     capturable = True
 
     def log_prob(self, z: Tensor, condition_n: Tensor | None = None) -> Tensor:
-        """Log density, summed over the latent dimensions."""
+        """Compute the log density, summed over the latent dimensions."""
         return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
 
     def kl(self, q: DiagonalNormal, z_nd: Tensor | None = None, condition_n: Tensor | None = None) -> Tensor:
-        """KL(q || p) per cell and dimension."""
+        """Compute KL(q || p) per cell and dimension."""
         kl: Tensor = _StandardNormalKL.apply(q.loc, q.scale)
         return kl
 
     def sample(self, n: int, generator: torch.Generator, condition_n: Tensor | None = None) -> Tensor:
-        """Draws (n, d)."""
+        """Draw points (n, d)."""
         return torch.randn(n, self.n_latent, generator=generator, device=generator.device)
 
     def variance(self) -> Tensor:
-        """Ones."""
+        """Return ones."""
         return torch.ones(self.n_latent)

@@ -1,4 +1,4 @@
-"""The variational mixture of posteriors."""
+"""The variational mixture of posteriors (VampPrior)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from vxpress.core.counts import Cells
     from vxpress.core.vae import VAE
 
-# of components made of cells, beside their own variance and as a share of that of all: where learning begins
+# initial widening of components made of cells, as a share of the standard deviation of all posterior means
 START_WIDENING = 0.3
 
 
 class Vamp(ComponentPrior):
-    """sum_k w_k q(z | u_k): the encoder's own posteriors of K pseudo-inputs (Tomczak & Welling 2018).
+    """Mixture sum_k w_k q(z | u_k) of the encoder's posteriors of K pseudo-inputs (Tomczak & Welling 2018).
 
-    The pseudo-inputs are learned in the space that the encoder sees, log1p counts, and start at training cells.  They are
-    encoded without dropout, with norms as in evaluation and with covariates at their average.
+    The pseudo-inputs are learned in the input space of the encoder, log1p counts, and start at training cells.  They are
+    encoded without dropout, with norms in evaluation mode and with covariates at their average.
 
-    Learned afterwards (``config.from_cells``), on a model that stays as it is, there are no pseudo-inputs: components are
-    the posteriors of training cells that lie nearest to the centres of a k-means, widened by a normal distribution that is learned
-    with the weights, since few narrow posteriors would leave gaps between them.
+    If the prior is learned afterwards on a frozen model (``config.from_cells``), there are no pseudo-inputs. The
+    components are then the posteriors of the training cells nearest to the centres of a k-means. They are widened by a
+    normal distribution that is learned with the weights, because few narrow posteriors would leave gaps.
     """
 
     n_steps, learning_rate = 300, 1e-2
-    # made of cells they are narrow, so that many are needed
+    # components made of cells are narrow, so many are needed
     alone_components = (500, 2)
     loc_kd: Tensor
     variance_kd: Tensor
@@ -48,21 +48,21 @@ class Vamp(ComponentPrior):
 
     @classmethod
     def alone(cls, config: PriorConfig) -> PriorConfig:
-        """Components are made of cells: the encoder is not asked again."""
+        """Return settings with components made of cells, which do not need the encoder."""
         return replace(config, from_cells=True)
 
     def bind(self, model: VAE) -> None:
-        """Take the encoder of this model; past torch's registration, for it is no part of the prior."""
+        """Store the model for its encoder, without registering it in torch: it is not a part of the prior."""
         if self.config.from_cells:
             return
         self.__dict__["model"] = model
         if not hasattr(self, "pseudo_kg"):
             self.pseudo_kg = nn.Parameter(torch.zeros(self.config.n_components, model.config.n_genes))
-            # categories that a trained model is given later must not move its prior
+            # categories that are added to a trained model later must not change its prior
             self.register_buffer("known_k", torch.tensor(model.config.n_categories, dtype=torch.float32))
 
     def components(self) -> tuple[Tensor, Tensor]:
-        """Means and standard deviations, each (k, d)."""
+        """Return means and standard deviations, each (k, d)."""
         if self.config.from_cells:
             return self.loc_kd, (self.variance_kd + (2.0 * self.log_widening_d).exp()).sqrt()
         model = cast("VAE", self.__dict__["model"])
@@ -81,14 +81,14 @@ class Vamp(ComponentPrior):
 
     @torch.no_grad()
     def start_from(self, model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator) -> None:
-        """Pseudo-inputs at training cells drawn at random."""
+        """Start the pseudo-inputs at random training cells."""
         order = torch.randperm(len(rows), generator=generator)
         chosen = order[torch.arange(self.config.n_components) % len(order)].to(rows.device)
         self.pseudo_kg.copy_(cells.batch(rows[chosen]).x_ng.log1p())
 
     @torch.no_grad()
     def start_from_posteriors(self, q: DiagonalNormal, condition_n: Tensor | None, generator: torch.Generator) -> None:
-        """The posteriors of the cells nearest to the centres of a k-means."""
+        """Start from the posteriors of the cells nearest to the centres of a k-means."""
         centres, label_n = conditional_k_means(q.loc, condition_n, self.config.n_components, generator)
         chosen = torch.cdist(centres, q.loc).argmin(-1)
         self.loc_kd.copy_(q.loc[chosen])

@@ -58,8 +58,8 @@ def place(cells: Cells, device: torch.device) -> Cells:
 def streamed(cells: Cells, device: torch.device) -> Cells:
     """Return cells whose counts stay on the CPU but return their results on ``device``."""
     counts = cells.counts
-    beside = StreamedCounts(counts.indptr, counts.indices, counts.data, counts.n_genes, device)
-    return Cells(beside, cells.log_library_n1.to(device), cells.covariates.to(device))
+    streamed_counts = StreamedCounts(counts.indptr, counts.indices, counts.data, counts.n_genes, device)
+    return Cells(streamed_counts, cells.log_library_n1.to(device), cells.covariates.to(device))
 
 
 @dataclass(frozen=True)

@@ -23,20 +23,20 @@ def _mark() -> None:
 
 
 def _numba_has_threads() -> bool:
-    """Whether numba has started threads with OpenMP, and so ends a forked process that asks it for any."""
+    """Whether numba has started threads with OpenMP; a forked process that then uses numba's threads is terminated."""
     if "numba" not in sys.modules:
         return False
     try:
         return bool(sys.modules["numba"].threading_layer() == "omp")
-    except (ValueError, AttributeError):  # none were started, or numba is being imported
+    except (ValueError, AttributeError):  # no threads were started, or numba is being imported
         return False
 
 
 def check_numba_threads(what: str) -> None:
-    """Raise where a library that runs numba's threads would end this process."""
+    """Raise ``RuntimeError`` if using numba's threads would terminate this process."""
     if _numba_lost:
         msg = (
-            f"{what} needs threads of numba, which cannot be used in a process that was forked after they had started. Start "
+            f"{what} needs numba's threads, which cannot be used in a process that was forked after they had started. Start "
             "processes with multiprocessing.get_context('spawn') or joblib, or call it before the fork."
         )
         raise RuntimeError(msg)

@@ -1,4 +1,4 @@
-"""What torch imports only when it is first needed, imported whole."""
+"""Complete imports of modules that torch imports only when they are first needed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from vxpress._signals import interrupts_held
 
 
 def import_for_optimizers() -> None:
-    """Import what the first optimizer of ``torch.optim`` needs, which takes a second or two.
+    """Import the modules that the first optimizer of ``torch.optim`` needs, which takes a second or two.
 
-    Ctrl-C waits for it: an import that was cut short leaves modules by half, which fail whenever they are used again.
+    Ctrl-C is held until the import ends: an interrupted import leaves half-imported modules, which fail in later use.
     """
     with interrupts_held(), suppress(ImportError):
         importlib.import_module("torch._dynamo")

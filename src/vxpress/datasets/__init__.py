@@ -1,4 +1,4 @@
-"""Data to try things on: real counts that need no download, and simulated ones with known truth."""
+"""Example data: real counts without a download, and simulated counts with known truth."""
 
 from __future__ import annotations
 

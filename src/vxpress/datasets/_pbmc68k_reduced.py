@@ -1,4 +1,4 @@
-"""Real UMI counts that come with scanpy."""
+"""Real UMI counts that are installed with scanpy."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TARGET_SUM = 1e4
 
 @entry
 def pbmc68k_reduced() -> AnnData:
-    """Peripheral blood mononuclear cells, as UMI counts: 700 cells, 765 genes, ten cell types.
+    """Load UMI counts of peripheral blood mononuclear cells: 700 cells, 765 genes, ten cell types.
 
-    A subset of the 68,000 cells of :cite:t:`Zheng2017` that is installed with scanpy
+    The data are a subset of the 68,000 cells of :cite:t:`Zheng2017` that is installed with scanpy
     (:func:`scanpy.datasets.pbmc68k_reduced`), so nothing is downloaded.
-    Scanpy's object holds ``log1p(1e4 * count / n_counts)`` of each gene in ``.raw``; here that is inverted and
-    rounded, which recovers the counts: no value lies further than 0.12 from a whole number.
-    The 765 genes hold 11 to 28 % of the molecules of each cell.
+    Scanpy's object contains ``log1p(1e4 * count / n_counts)`` of each gene in ``.raw``. This is inverted and rounded,
+    which recovers the counts: all values are within 0.12 of a whole number.
+    The 765 genes have 11 to 28 % of the molecules of each cell.
 
     Returns
     -------
@@ -31,7 +31,7 @@ def pbmc68k_reduced() -> AnnData:
     `adata.X` : :class:`scipy.sparse.csr_matrix` (dtype `float32`)
         UMI counts.
     `adata.obs['library_size']` : :class:`pandas.Series` (dtype `float64`)
-        Molecules per cell over all genes of the experiment, not only those present: scanpy's ``n_counts``.
+        Molecules per cell over all genes of the experiment, not only those in the matrix: scanpy's ``n_counts``.
     `adata.obs['bulk_labels']` : :class:`pandas.Series` (dtype `category`)
         Cell type, by correlation with sorted populations; its colours are in `adata.uns['bulk_labels_colors']`.
     `adata.obs[...]`
@@ -49,11 +49,11 @@ def pbmc68k_reduced() -> AnnData:
     import scanpy as sc
 
     with warnings.catch_warnings():
-        # the file was written by an old anndata, which reading it remarks upon
+        # the file was written by an old version of anndata, which causes a warning
         warnings.filterwarnings("ignore", module="(anndata|scanpy)")
         source = sc.datasets.pbmc68k_reduced()
     counts, _ = _recover(source)
-    # columns of var and the embeddings describe scanpy's normalised matrix, and its gene selection would be taken up
+    # var and embeddings describe scanpy's normalised matrix, and a fit would use its gene selection
     adata = AnnData(counts, obs=source.obs.copy(), var=source.raw.var[[]].copy())
     adata.obs[LIBRARY_SIZE] = source.obs["n_counts"].to_numpy(dtype=np.float64)
     adata.uns["bulk_labels_colors"] = np.asarray(source.uns["bulk_labels_colors"])
@@ -61,7 +61,7 @@ def pbmc68k_reduced() -> AnnData:
 
 
 def _recover(source: AnnData) -> tuple[sparse.csr_matrix, float]:
-    """Counts behind the log-normalised ``.raw``, and the largest distance from a whole number that was rounded."""
+    """Recover the counts from the log-normalised ``.raw``; return them and the largest distance to a whole number."""
     counts = sparse.csr_matrix(source.raw.X, dtype=np.float64, copy=True)
     scale_n = source.obs["n_counts"].to_numpy(dtype=np.float64) / TARGET_SUM
     exact = np.expm1(counts.data) * np.repeat(scale_n, np.diff(counts.indptr))

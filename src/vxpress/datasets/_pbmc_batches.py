@@ -1,4 +1,4 @@
-"""Cells in batches, drawn from what the embedded real cells say of blood."""
+"""Simulated cells in batches, from estimates on real blood cells."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from vxpress._keys import LIBRARY_SIZE
 from vxpress.datasets._pbmc68k_reduced import pbmc68k_reduced
 
 LABELS = "bulk_labels"
-# types of fewer real cells, and genes of fewer molecules in them, say too little of their mean
+# types with fewer real cells, and genes with fewer molecules in them, are left out: their means are too uncertain
 MIN_CELLS, MIN_MOLECULES = 20, 20
-# molecules, spread as over all cells, that a type's counts are filled up with
+# pseudo-molecules, distributed as those of all cells, that are added to the counts of a type
 PRIOR_MOLECULES = 2_000.0
 # sd over genes of the natural log of a batch's factors, its depth, and how unevenly types are spread over batches
 BATCH_SD = 0.25
@@ -30,24 +30,24 @@ Floats = NDArray[np.float64]
 
 @entry
 def pbmc_batches(n_obs: int = 2000, *, rng: int | np.random.Generator | None = 0) -> AnnData:
-    r"""Blood cells in three batches, simulated from estimates of real ones.
+    r"""Simulate blood cells in three batches, from estimates on real cells.
 
     The composition of each cell type, the dispersion of each gene and the spread of molecules per cell are estimated from
-    :func:`pbmc68k_reduced`, 700 real cells.  Counts are drawn from them,
+    the 700 real cells of :func:`pbmc68k_reduced`.  Counts are then drawn as
 
     .. math::
 
         x_{ng} \sim \mathrm{NB}(\mathrm{mean} = l_n \rho_{c(n) g} f_{b(n) g},\;
         \mathrm{var} = \mathrm{mean} + \mathrm{mean}^2 / \theta_g),
 
-    with a batch effect that is simulated too: every batch multiplies every gene by a factor of its own (log-normal, standard
-    deviation of the log 0.25), has a depth of its own (1, 0.6 and 1.5 times that of the real cells) and its own shares of the cell
-    types.  Cells of one type differ by nothing else, so the labels are true, which those of real cells are only in part.
+    with a simulated batch effect: each batch multiplies every gene by its own factor (log-normal, standard deviation of
+    the log 0.25), has its own depth (1, 0.6 and 1.5 times that of the real cells) and its own shares of the cell types.
+    Cells of one type do not differ in any other way, so the labels are true, unlike those of real cells.
 
     Parameters
     ----------
     n_obs
-        Cells.
+        Number of cells.
     rng
         Seed or generator; the same seed gives the same data.
 
@@ -65,7 +65,7 @@ def pbmc_batches(n_obs: int = 2000, *, rng: int | np.random.Generator | None = 0
     Raises
     ------
     ValueError
-        If ``n_obs`` is no whole number from 1.
+        If ``n_obs`` is not a whole number of at least 1.
 
     Examples
     --------
@@ -98,7 +98,7 @@ def pbmc_batches(n_obs: int = 2000, *, rng: int | np.random.Generator | None = 0
     shares_bc = rng.dirichlet(CONCENTRATION * len(shares_c) * shares_c, size=n_batches)
     batch_n = rng.permutation(np.arange(n_obs) % n_batches)
     drawn_n = np.array([rng.choice(len(shares_c), p=shares_bc[b]) for b in batch_n], dtype=np.int64)
-    # depths as those of real cells of the type
+    # depths are those of real cells of the type
     depth_n = np.array([rng.choice(counts.sum(1)[type_n == c]) for c in drawn_n]) * np.array(DEPTHS)[batch_n]
     mean_ng = rho_cg[drawn_n] * factor_bg[batch_n]
     mean_ng *= (depth_n / mean_ng.sum(1))[:, None]
@@ -117,13 +117,13 @@ def pbmc_batches(n_obs: int = 2000, *, rng: int | np.random.Generator | None = 0
 
 
 def _composition(counts: Floats, type_n: NDArray[np.int64]) -> Floats:
-    """Share of each gene in each type, (c, g), drawn a little to that of all cells."""
+    """Compute the share of each gene in each type, (c, g), shrunken slightly towards that of all cells."""
     overall_g = counts.sum(0) / counts.sum()
     sums_cg = np.stack([counts[type_n == c].sum(0) for c in range(type_n.max() + 1)]) + PRIOR_MOLECULES * overall_g
     return np.asarray(sums_cg / sums_cg.sum(1, keepdims=True))
 
 
 def _dispersion(counts: Floats, mean_ng: Floats) -> Floats:
-    """Inverse overdispersion of each gene by its moments: what the squared residuals exceed the means by."""
+    """Estimate the inverse overdispersion of each gene by moments, from the excess of squared residuals over means."""
     excess_g = (np.square(counts - mean_ng) - mean_ng).sum(0)
     return np.clip(np.square(mean_ng).sum(0) / np.maximum(excess_g, 1e-12), LOWEST_THETA, HIGHEST_THETA)

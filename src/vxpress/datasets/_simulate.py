@@ -1,4 +1,4 @@
-"""Counts drawn from a known model."""
+"""Simulated counts from a known model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vxpress._keys import LIBRARY_SIZE
 
 Floats = NDArray[np.float64]
 
-# rows drawn at once hold this many entries; fixed, since the order of the draws hangs on it
+# entries of the rows that are drawn at once; fixed, because the order of the draws depends on it
 BLOCK_ENTRIES = 2**21
 # sd of log expression between genes, and of log dispersion
 EXPRESSION_SD = 1.2
 DISPERSION_SD = 0.5
-# share of the genes no group differs in that follow the continuous state, and the sd of their log2 loadings
+# share of genes following the continuous state, among those without group effect, and the sd of their log2 loadings
 STATE_FRACTION = 0.2
 STATE_SD = 0.5
 
@@ -42,7 +42,7 @@ def simulate(
     keep_truth: bool = False,
     rng: int | np.random.Generator | None = 0,
 ) -> AnnData:
-    r"""Simulate counts of groups of cells in batches, with every quantity that a model estimates known.
+    r"""Simulate counts of groups of cells in batches, with the true value of every quantity that a model estimates.
 
     .. math::
 
@@ -50,38 +50,38 @@ def simulate(
         \theta_g), \qquad \textstyle\sum_g \rho_{ng} = 1
 
     with :math:`l` log-normal between cells.
-    The composition :math:`\rho` starts from log-normal gene means and is changed by three independent effects: each
+    The composition :math:`\rho` starts from log-normal gene means and is changed by three independent effects. Each
     group raises and lowers its own set of genes, each batch multiplies every gene, and a continuous state, standard
-    normal in every group, moves a fifth of the remaining genes.
-    Each effect leaves the share of the genes it does not concern as it is.
-    So the log fold changes between groups are exactly those recorded, in every batch, and exactly zero elsewhere:
-    none of the shifts that a composition forces upon its other parts.
+    normal in every group, changes a fifth of the remaining genes.
+    Each effect leaves the shares of all other genes unchanged.
+    So the log fold changes between groups are exactly the recorded ones in every batch, and exactly zero for all other
+    genes: there are no composition effects.
 
     Parameters
     ----------
     n_obs
-        Cells, spread evenly over groups and, independently, over batches.
+        Number of cells, divided evenly among groups and, independently, among batches.
     n_vars
-        Genes.
+        Number of genes.
     n_groups
-        Groups; one group means no differential expression.
+        Number of groups; one group means no differential expression.
     n_batches
-        Batches; one batch means no batch effect.
+        Number of batches; one batch means no batch effect.
     library_mean
-        Mean of the expected molecules per cell; the default gives about half zeros.
+        Mean of the expected molecules per cell. With the default, about half of the counts are zero.
     library_sd
         Standard deviation of the natural log of the expected molecules per cell.
     dispersion
         Median of the inverse overdispersions :math:`\theta_g`, log-normal between genes; ``inf`` gives Poisson counts.
     de_fraction
-        Fraction of the genes that differ between groups, split evenly, but at least two per group: each gene is
-        changed in one group only.
+        Fraction of the genes that differ between groups, divided evenly among groups, with at least two per group. Each
+        of them is changed in one group only.
     de_log_fold_change
-        Standard deviation of their log2 fold changes.
+        Standard deviation of the log2 fold changes of these genes.
     batch_strength
         Standard deviation, over genes, of the natural log of a batch's factors.
     keep_truth
-        Whether to write the composition of every cell, a dense layer of ``n_obs`` x ``n_vars``.
+        Whether to write the composition of every cell to a dense layer of ``n_obs`` x ``n_vars``.
     rng
         Seed or generator; the same seed gives the same data.
 
@@ -94,17 +94,17 @@ def simulate(
     `adata.obs['group']`, `adata.obs['batch']` : :class:`pandas.Series` (dtype `category`)
         Group and batch.
     `adata.obs['library_size']` : :class:`pandas.Series` (dtype `float64`)
-        Molecules counted in the cell, as :func:`vxpress.pp.library_size` finds them.
+        Counted molecules of the cell, as from :func:`vxpress.pp.library_size`.
     `adata.obs['library_size_true']` : :class:`pandas.Series` (dtype `float64`)
-        Molecules expected, :math:`l`.
+        Expected molecules, :math:`l`.
     `adata.obsm['latent_true']` : :class:`numpy.ndarray` (dtype `float32`, `n_obs` x (`n_groups` + 1))
         One column per group, 1 for its cells, and the continuous state.
     `adata.var['dispersion_true']` : :class:`pandas.Series` (dtype `float64`)
         :math:`\theta_g`.
     `adata.var['de_true']` : :class:`pandas.Series` (dtype `bool`)
-        Whether any group differs in the gene.
+        Whether the gene differs in any group.
     `adata.var['state_log_fold_change_true']` : :class:`pandas.Series` (dtype `float64`)
-        Loading of the gene on the state, log2 per unit, up to the constant that keeps the share of these genes.
+        Loading of the gene on the state, log2 per unit, up to the constant that preserves the joint share of these genes.
     `adata.varm['log_fold_change_true']` : :class:`numpy.ndarray` (`n_vars` x `n_groups`)
         log2 of the gene's share in the group over its share in a group without effect, in the same batch and state.
         Columns follow the categories of `adata.obs['group']`; differences of columns compare two groups.
@@ -118,7 +118,7 @@ def simulate(
     Raises
     ------
     ValueError
-        If an argument is out of its range, or there are fewer than two genes per group.
+        If an argument is out of range, or there are fewer than two genes per group.
 
     Examples
     --------
@@ -243,7 +243,7 @@ class _Truth:
         return cls(base_g, group_gk, batch_gb, state_g)
 
     def composition(self, group_n: NDArray[np.intp], batch_n: NDArray[np.intp], state_n: Floats) -> Floats:
-        """Shares of all genes in cells of these groups, batches and states."""
+        """Compute the shares of all genes in cells of these groups, batches and states."""
         rho_ng = self.base_g * np.exp2(self.group_gk.T[group_n] + self.batch_gb.T[batch_n])
         genes = np.flatnonzero(self.state_g)
         if genes.size:
@@ -254,15 +254,15 @@ class _Truth:
 
 
 def _markers(n_vars: int, n_groups: int, de_fraction: float, rng: np.random.Generator) -> NDArray[np.intp]:
-    """The group that each gene marks, -1 for none."""
+    """Choose the group that each gene marks, -1 for none."""
     marked = np.full(n_vars, -1)
     if n_groups == 1 or de_fraction == 0:
         return marked
     n_each = max(2, round(de_fraction * n_vars) // n_groups)
     if n_each * n_groups > n_vars:
         msg = (
-            f"n_vars={n_vars} was given for n_groups={n_groups}; two genes per group are needed, one to rise and one "
-            "to fall. Raise n_vars, or pass de_fraction=0."
+            f"n_vars={n_vars} was given for n_groups={n_groups}; at least two genes per group are needed, so that one can be "
+            "higher and one lower. Increase n_vars, or pass de_fraction=0."
         )
         raise ValueError(msg)
     marked[rng.permutation(n_vars)[: n_each * n_groups]] = np.repeat(np.arange(n_groups), n_each)
@@ -270,16 +270,16 @@ def _markers(n_vars: int, n_groups: int, de_fraction: float, rng: np.random.Gene
 
 
 def _log2_growth(share_g: Floats, effect_g: Floats) -> float:
-    """log2 of the factor by which these effects change the joint share of the genes."""
+    """Compute log2 of the factor by which these effects change the joint share of the genes."""
     return float(np.log2((share_g * np.exp2(effect_g)).sum() / share_g.sum()))
 
 
 def _balanced(factor_g: Floats, base_g: Floats, group_gk: Floats, marked: NDArray[np.intp]) -> Floats:
-    """Batch factors rescaled so that they commute with the group effects.
+    """Rescale batch factors so that they commute with the group effects.
 
-    Within the genes of each group the risen and the fallen ones are scaled apart, so that their joint share stays as
-    it is both in this group (where the group effect applies) and in all others.
-    Then no normaliser depends on group and batch at once.
+    Among the genes of each group, raised and lowered genes are scaled separately, so that their joint share does not
+    change, neither in this group (where the group effect applies) nor in the others.
+    Then no normalising constant depends on group and batch together.
     """
     factor_g = factor_g.copy()
     for k in range(-1, group_gk.shape[1]):
@@ -300,7 +300,7 @@ def _balanced(factor_g: Floats, base_g: Floats, group_gk: Floats, marked: NDArra
 
 
 def _counts(mean_ng: Floats, theta_g: Floats, rng: np.random.Generator) -> sparse.csr_matrix:
-    """Negative-binomial counts as a gamma mixture of Poissons."""
+    """Draw negative binomial counts as a gamma mixture of Poisson counts."""
     if np.isfinite(theta_g).all():
         mean_ng = rng.standard_gamma(np.broadcast_to(theta_g, mean_ng.shape)) * (mean_ng / theta_g)
     return sparse.csr_matrix(rng.poisson(mean_ng).astype(np.float32))

@@ -1,4 +1,4 @@
-"""What the literature judges latent variable models by: pure functions on arrays."""
+"""Metrics of latent variable models from the literature, as pure functions on arrays."""
 
 from vxpress.metrics._generation import (
     energy_distance,

@@ -1,4 +1,7 @@
-"""Can generated cells be told from real ones?  Every number needs its real-vs-real floor beside it."""
+"""Comparison of generated with real cells.
+
+Compare every number with the same number for two samples of real cells, which is its best possible value.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ Rng: TypeAlias = int | np.random.Generator | None
 Matrix: TypeAlias = np.ndarray | sparse.csr_matrix
 
 _BLOCK = 1024
-# steps of the search for the kernel width, and how close the entropy has to come
+# largest number of steps in the search for the kernel width, and tolerance of the entropy
 _STEPS, _TOLERANCE = 50, 1e-5
 
 
@@ -24,32 +27,32 @@ _STEPS, _TOLERANCE = 50, 1e-5
 def two_sample_auroc(
     real_ng: Matrix, generated_mg: Matrix, *, n_folds: int = 5, n_trees: int = 500, rng: Rng = 0
 ) -> float:
-    """How well a random forest tells two samples of cells apart.
+    """Measure how well a random forest distinguishes two samples of cells.
 
     Parameters
     ----------
     real_ng, generated_mg
-        Two samples in the same columns, dense or sparse: counts, depth-normalised counts, principal components. Give both
-        the same number of cells; the score grows with it, so state it.
+        Two samples with the same columns, dense or sparse: counts, depth-normalised counts, principal components. Use the
+        same number of cells in both, and report it, because the score grows with it.
     n_folds
-        Folds of the cross-validation, stratified by sample.
+        Number of folds of the cross-validation, stratified by sample.
     n_trees
-        Trees of the forest (:class:`sklearn.ensemble.RandomForestClassifier`, otherwise at its defaults). With the 100 of
-        scikit-learn the votes themselves are noisy and the score is lower.
+        Number of trees of the forest (:class:`sklearn.ensemble.RandomForestClassifier` with its other defaults). With 100
+        trees, the default of scikit-learn, votes are noisy and the score is lower.
     rng
         Seed of folds and forest.
 
     Returns
     -------
-    Area under the receiver operating characteristic on cells that the forest was not grown on, mean over folds: .5 where the
-    samples cannot be told apart, 1 where each cell gives itself away. Classifier two-sample test of :cite:t:`LopezPaz2017`;
-    the random forest and the area are those of :cite:t:`Marouf2020`. Where the columns are few and the samples alike it
-    scatters around .5, so that it may lie below.
+    Area under the receiver operating characteristic on held-out cells, mean over folds: .5 if the samples cannot be
+    distinguished, 1 if every cell is recognised. This is the classifier two-sample test of :cite:t:`LopezPaz2017`, with
+    the random forest and the area of :cite:t:`Marouf2020`. With few columns and similar samples it scatters around .5 and
+    may be lower.
 
     Raises
     ------
     ValueError
-        If the samples have other numbers of columns, or one has fewer cells than there are folds.
+        If the samples differ in their number of columns, or one has fewer cells than folds.
 
     Examples
     --------
@@ -80,25 +83,26 @@ def two_sample_auroc(
 
 @entry
 def mixing_lisi(x_nd: np.ndarray, y_md: np.ndarray, *, perplexity: float = 30.0) -> float:
-    """How well two samples are mixed among each other's nearest neighbours.
+    """Measure how well two samples are mixed among their nearest neighbours.
 
     Parameters
     ----------
     x_nd, y_md
-        Two samples in the same columns, as a rule principal components; of equal size, or the score cannot reach 2.
+        Two samples with the same columns, usually principal components. They should have the same size; otherwise the
+        score cannot reach 2.
     perplexity
-        Effective number of neighbours; three times as many are looked at. 30 is the value of the source.
+        Effective number of neighbours; three times as many are searched. 30 is the value of the source.
 
     Returns
     -------
     Local inverse Simpson's index of :cite:t:`Korsunsky2019`, mean over all cells: the effective number of samples in a
-    neighbourhood, from 1 (apart) to 2. A perfect mixture gives 1.87 to 1.9 at the default, for a finite neighbourhood is
-    never quite even: have the score of two samples of real cells beside it.
+    neighbourhood, from 1 (separate) to 2 (mixed). A perfect mixture gives 1.87 to 1.9 at the default, because a finite
+    neighbourhood is never exactly even. Compare with the score of two samples of real cells.
 
     Raises
     ------
     ValueError
-        If the samples have other numbers of columns, or fewer cells together than neighbours are looked at.
+        If the samples differ in their number of columns, or have together no more cells than neighbours are searched.
 
     Examples
     --------
@@ -124,7 +128,7 @@ def mixing_lisi(x_nd: np.ndarray, y_md: np.ndarray, *, perplexity: float = 30.0)
 
 
 def _without_self(distance_nk: np.ndarray, near_nk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours but the cell itself; among cells at one place, which may hide it, the last goes instead."""
+    """Remove the cell itself from its neighbours; if identical cells hide it, remove the last neighbour."""
     itself = near_nk == np.arange(len(near_nk))[:, None]
     itself[~itself.any(1), -1] = True
     shape = (len(near_nk), near_nk.shape[1] - 1)
@@ -132,7 +136,7 @@ def _without_self(distance_nk: np.ndarray, near_nk: np.ndarray) -> tuple[np.ndar
 
 
 def _perplexity_weights(distance_nk: np.ndarray, perplexity: float) -> np.ndarray:
-    """Weights exp(-beta d), summing to one per row, with beta such that their entropy is log(perplexity)."""
+    """Compute weights exp(-beta d) that sum to one per row, with beta such that their entropy is log(perplexity)."""
     distance_nk = distance_nk - distance_nk[:, :1]
     low, high = np.zeros(len(distance_nk)), np.full(len(distance_nk), np.inf)
     beta = 1.0 / np.maximum(distance_nk.mean(1), 1e-12)
@@ -151,23 +155,23 @@ def _perplexity_weights(distance_nk: np.ndarray, perplexity: float) -> np.ndarra
 
 @entry
 def energy_distance(x_nd: np.ndarray, y_md: np.ndarray) -> float:
-    """Energy distance of two samples, with Euclidean distances.
+    """Compute the energy distance of two samples, with Euclidean distances.
 
     Parameters
     ----------
     x_nd, y_md
-        Two samples in the same columns.
+        Two samples with the same columns.
 
     Returns
     -------
-    ``2 E|x - y| - E|x - x'| - E|y - y'|`` of :cite:t:`Szekely2013`, without the distance of a cell to itself: 0 on average
-    where the distributions are the same, above it otherwise. With squared distances, as some tools take them, it would be twice the
-    squared distance of the means, whatever else differs.
+    ``2 E|x - y| - E|x - x'| - E|y - y'|`` of :cite:t:`Szekely2013`, without the distance of a cell to itself. On average
+    it is 0 if the distributions are the same, and positive otherwise. With squared distances, which some tools use, it
+    would only measure the means: twice the squared distance between them.
 
     Raises
     ------
     ValueError
-        If the samples have other numbers of columns, or fewer than two cells.
+        If the samples differ in their number of columns, or one has fewer than two cells.
 
     Examples
     --------
@@ -190,7 +194,7 @@ def _distance_sum(x: np.ndarray, y: np.ndarray) -> float:
 
 
 class Memorization(NamedTuple):
-    """Share of generated cells that lie as near to a training cell as few real ones do, and its upper bound."""
+    """Share of generated cells that are closer to a training cell than most real cells are, and its upper bound."""
 
     share: float
     upper: float
@@ -206,31 +210,35 @@ def memorization(
     quantile: float = 0.05,
     confidence: float = 0.95,
 ) -> Memorization:
-    """Do generated cells lie closer to the training cells than real cells do that the model has not seen?
+    """Test whether generated cells are closer to the training cells than held-out real cells are.
 
     Parameters
     ----------
     generated_md
-        Generated cells, as a rule in principal components of the training cells.
+        Generated cells, usually in principal components of the training cells.
     train_nd
-        All cells that the model was trained on.
+        All training cells of the model.
     held_out_kd
-        Real cells of the same kind that it was not trained on. They set the scale, so have as many as there are.
+        Real cells of the same kind that were not used in training. They set the scale, so use as many as possible.
     quantile
-        Which quantile of the held-out cells' distances to their nearest training cell is the limit.
+        The limit is this quantile of the distances of held-out cells to their nearest training cell.
     confidence
-        Level of the upper bound.
+        Confidence level of the upper bound.
 
     Returns
     -------
-    ``share`` of generated cells nearer to a training cell than the limit, close to ``quantile`` where nothing is memorised;
-    ``upper``, its one-sided bound (:cite:t:`Clopper1934`), which takes the limit as given; ``distance``, the limit. A low
-    share is no merit in itself: noise is far from everything.
+    ``share``
+        Share of generated cells closer to a training cell than the limit. It is close to ``quantile`` if nothing is
+        memorised. A low share alone does not show good cells: noise is far from everything.
+    ``upper``
+        One-sided upper bound of the share (:cite:t:`Clopper1934`) for the given limit.
+    ``distance``
+        The limit.
 
     Raises
     ------
     ValueError
-        If the samples have other numbers of columns, or one is empty.
+        If the samples differ in their number of columns, or one is empty.
 
     Examples
     --------
@@ -256,7 +264,7 @@ def memorization(
 
 
 class FoldChangeSlope(NamedTuple):
-    """Slope of log fold changes of generated on those of real cells, and how many went into it."""
+    """Slope of log fold changes in generated cells on those in real cells, and the number of pairs used."""
 
     slope: float
     n_genes: int
@@ -275,38 +283,42 @@ def fold_change_slope(
     min_log2_fold_change: float = 1.0,
     pseudocount: float = 0.1,
 ) -> FoldChangeSlope:
-    """Are differences between groups of cells as large in generated cells as in real ones?
+    """Compare the size of differences between groups in generated and in real cells.
 
-    Every group is compared with all other cells. Genes that differ are chosen by Welch's test of ``log1p`` values, false
-    discovery rate ``fdr``, and fold change; then the log2 fold changes of means in generated cells are regressed on those in
-    real cells, over all such genes and groups, through the origin.
+    Every group is compared with all other cells. Differing genes are chosen by Welch's test of ``log1p`` values, with
+    false discovery rate ``fdr``, and by fold change. The log2 fold changes of means in generated cells are then regressed
+    on those in real cells, over all chosen genes and groups, through the origin.
 
     Parameters
     ----------
     real_ng, real_groups
-        Real cells: depth-normalised counts (as after ``sc.pp.normalize_total(adata, target_sum=1e4)``), **not** log-transformed,
-        and the group of each cell.
+        Real cells: depth-normalised counts (as after ``sc.pp.normalize_total(adata, target_sum=1e4)``), **not**
+        log-transformed, and the group of each cell.
     generated_mg, generated_groups
-        The same of generated cells. Groups without three cells on either side are left out.
+        The same for generated cells. Groups with fewer than three cells, or fewer than three other cells, in any sample
+        are left out.
     select_ng, select_groups
-        Other real cells, such as the training cells, to choose the genes on. Without them the genes are chosen on the cells
-        that the fold changes are read from, and the slope is too small: those that are large by chance are chosen.
+        Other real cells, such as the training cells, on which genes are chosen. Without them, genes are chosen on the same
+        cells from which fold changes are computed. The slope is then too small, because genes are chosen whose fold change
+        is large by chance.
     fdr, min_log2_fold_change
-        Limits that chosen genes meet.
+        Thresholds for the choice of genes.
     pseudocount
-        Added to means before the ratio, in units of the normalised counts. 0.1 of 10,000 keeps genes that are all but absent
-        on one side from deciding the slope.
+        Added to means before the ratio, in units of the normalised counts. 0.1 of 10,000 prevents genes that are almost
+        absent on one side from dominating the slope.
 
     Returns
     -------
-    ``slope``, 1 where differences are kept, below where they are attenuated, NaN without a chosen gene; ``n_genes``, the
-    pairs of gene and group it rests on. Noise in the real fold changes lowers it (regression dilution): compare with the
-    slope between two halves of real cells.
+    ``slope``
+        1 if differences are preserved, smaller if they are attenuated, NaN if no gene was chosen. Noise in the real fold
+        changes lowers it (regression dilution): compare with the slope between two halves of the real cells.
+    ``n_genes``
+        Number of pairs of gene and group used.
 
     Raises
     ------
     ValueError
-        If the samples have other numbers of columns, or groups are not one name per cell.
+        If the samples differ in their number of columns, or groups are not one name per cell.
 
     Examples
     --------
@@ -343,7 +355,7 @@ def fold_change_slope(
 
 
 def _names(argument: str, groups: Any) -> np.ndarray:
-    """The group of each cell as strings."""
+    """Return the group of each cell as strings."""
     if sparse.issparse(groups) or np.ndim(groups) != 1:
         msg = f"{argument}= should name the group of each cell, as adata.obs['cell_type'] does; found {type(groups).__name__}."
         raise ValueError(msg)
@@ -357,7 +369,10 @@ def _log2_ratio(x: Matrix, inside_n: np.ndarray, pseudocount: float) -> np.ndarr
 
 
 def _welch_fdr(x: Matrix, inside_n: np.ndarray) -> np.ndarray:
-    """Welch's test of log1p values inside against outside, adjusted by Benjamini and Hochberg; constant genes get 1."""
+    """Compute adjusted p-values (Benjamini-Hochberg) of Welch's test of log1p values, inside against outside.
+
+    They are 1 for constant genes.
+    """
     moments: list[np.ndarray] = []
     for rows in (inside_n, ~inside_n):
         part = sparse.csr_matrix(x[rows]).astype(np.float64)
@@ -378,13 +393,13 @@ def _pair(x: Matrix, y: Matrix) -> tuple[Matrix, Matrix]:
             raise TypeError(msg)
     x, y = (sparse.csr_matrix(z) if sparse.issparse(z) else np.asarray(z) for z in (x, y))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        msg = f"Two samples of cells in the same columns are expected; found shapes {x.shape} and {y.shape}."
+        msg = f"Two samples of cells with the same columns are expected; found shapes {x.shape} and {y.shape}."
         raise ValueError(msg)
     if not (x.shape[0] and y.shape[0]):
-        msg = f"One of the samples has no cell (shapes {x.shape} and {y.shape})."
+        msg = f"One of the samples has no cells (shapes {x.shape} and {y.shape})."
         raise ValueError(msg)
     if not all(np.isfinite(z.data if sparse.issparse(z) else z).all() for z in (x, y)):
-        msg = "The samples hold values that are not finite numbers."
+        msg = "The samples contain NaN or infinite values; finite numbers are expected."
         raise ValueError(msg)
     return x, y
 

@@ -1,4 +1,4 @@
-"""How much of a latent space is in use, from posterior means and variances."""
+"""Metrics of how much of a latent space is used, from posterior means and variances."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK = 512
 def kl_per_dimension(
     mean_nd: np.ndarray, var_nd: np.ndarray, prior_mean: np.ndarray | float = 0.0, prior_var: np.ndarray | float = 1.0
 ) -> np.ndarray:
-    """Mean divergence of the posterior from a normal prior, per latent dimension.
+    """Compute the mean divergence of the posterior from a normal prior, per latent dimension.
 
     Parameters
     ----------
@@ -23,12 +23,12 @@ def kl_per_dimension(
     var_nd
         Posterior variances, same shape.
     prior_mean, prior_var
-        Mean and variance of the prior, numbers or (n_latent,); by default those of N(0, 1).
+        Mean and variance of the prior, numbers or (n_latent,). The default is N(0, 1).
 
     Returns
     -------
-    Nats per cell, (n_latent,); for N(0, 1) the mean of ``(mean^2 + var - log var - 1) / 2``; Kingma & Welling 2014,
-    appendix B.
+    Nats per cell, (n_latent,). For N(0, 1) it is the mean of ``(mean^2 + var - log var - 1) / 2`` (Kingma & Welling 2014,
+    appendix B).
 
     Examples
     --------
@@ -42,7 +42,7 @@ def kl_per_dimension(
 def kl_per_cell(
     mean_nd: np.ndarray, var_nd: np.ndarray, prior_mean: np.ndarray | float = 0.0, prior_var: np.ndarray | float = 1.0
 ) -> np.ndarray:
-    """Divergence of each cell's posterior from normal distributions in nats, (n, d)."""
+    """Compute the divergence of each cell's posterior from a normal prior in nats, (n, d)."""
     mean_nd, var_nd = _pair(mean_nd, var_nd)
     ratio = var_nd / prior_var
     return np.asarray(0.5 * ((mean_nd - prior_mean) ** 2 / prior_var + ratio - np.log(ratio) - 1.0))
@@ -50,19 +50,20 @@ def kl_per_cell(
 
 @entry
 def active_units(mean_nd: np.ndarray, threshold: float = 0.01) -> np.ndarray:
-    """Which latent dimensions respond to the data.
+    """Find the latent dimensions that respond to the data.
 
     Parameters
     ----------
     mean_nd
         Posterior means, n_cells x n_latent.
     threshold
-        Smallest variance of the posterior mean over cells that counts; 0.01 is the value of the source.
+        A dimension is active if the variance of its posterior mean over cells exceeds this value. 0.01 is the value of
+        the source.
 
     Returns
     -------
-    Boolean array (n_latent,): the variance over cells of E[z | x] exceeds the threshold; Burda, Grosse &
-    Salakhutdinov 2016, section 5.
+    Boolean array (n_latent,): whether the variance over cells of E[z | x] exceeds the threshold (Burda, Grosse &
+    Salakhutdinov 2016, section 5).
 
     Examples
     --------
@@ -75,7 +76,7 @@ def active_units(mean_nd: np.ndarray, threshold: float = 0.01) -> np.ndarray:
 
 @entry
 def log_aggregate_posterior(z_md: np.ndarray, mean_nd: np.ndarray, var_nd: np.ndarray) -> np.ndarray:
-    """Log density of points under the mean of the posteriors of some cells.
+    """Compute the log density of points under the mean posterior of some cells.
 
     Parameters
     ----------
@@ -110,21 +111,21 @@ def log_aggregate_posterior(z_md: np.ndarray, mean_nd: np.ndarray, var_nd: np.nd
 def mutual_information(
     mean_nd: np.ndarray, var_nd: np.ndarray, *, n_cells: int = 5_000, rng: int | np.random.Generator | None = 0
 ) -> float:
-    """Information that the latent carries about the cell, I_q(x; z).
+    """Estimate the mutual information of cells and latent variables, I_q(x; z).
 
     Parameters
     ----------
     mean_nd, var_nd
         Posterior means and variances, n_cells x n_latent.
     n_cells
-        Cells used at most; the estimate cannot exceed the log of their number.
+        Largest number of cells used. The estimate cannot exceed the log of the number of cells.
     rng
-        Seed of the cells chosen and of one draw per cell.
+        Seed of the choice of cells and of one draw per cell.
 
     Returns
     -------
-    Nats: the mean of log q(z | x) - log q(z) over one draw per cell, q(z) being the mean posterior of the cells
-    (Hoffman & Johnson 2016). At least 0 up to sampling error, at most the log of the number of cells.
+    Nats: the mean of log q(z | x) - log q(z) over one draw per cell, where q(z) is the mean posterior of the cells
+    (Hoffman & Johnson 2016). It is at least 0 up to sampling error, and at most the log of the number of cells.
 
     Examples
     --------
@@ -146,7 +147,7 @@ def mutual_information(
 def _pair(mean_nd: np.ndarray, var_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean_nd, var_nd = np.asarray(mean_nd, dtype=np.float64), np.asarray(var_nd, dtype=np.float64)
     if mean_nd.ndim != 2 or mean_nd.shape != var_nd.shape:
-        msg = f"Means and variances must be two n_cells x n_latent arrays of one shape; found {mean_nd.shape} and {var_nd.shape}."
+        msg = f"Means and variances must be two n_cells x n_latent arrays of the same shape; found {mean_nd.shape} and {var_nd.shape}."
         raise ValueError(msg)
     if not (var_nd > 0).all():
         msg = "Posterior variances must be positive."

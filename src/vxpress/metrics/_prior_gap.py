@@ -1,4 +1,4 @@
-"""How far the aggregate posterior lies from the prior."""
+"""The divergence of the aggregate posterior from the prior."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sklearn.mixture import GaussianMixture
 from vxpress._entry import entry
 from vxpress.metrics._latent import _pair
 
-# cells that the mixture is fitted to, held-out cells that are judged, draws of each
+# largest number of cells for the fit of the mixture, and of held-out cells; draws of each held-out cell
 MAX_TRAIN, MAX_JUDGED, N_DRAWS = 2_000, 1_000, 5
-# what is tried; beyond these dimensions a full covariance has more entries than cells can fill
+# candidate mixtures; with more than FULL_UP_TO dimensions, a full covariance has too many entries for the number of cells
 FULL = (("full", 1), ("full", 8), ("diag", 24))
 WIDE = (("diag", 1), ("diag", 8), ("diag", 24))
 FULL_UP_TO = 32
@@ -29,32 +29,33 @@ def prior_gap(
     log_prior: Callable[[np.ndarray], np.ndarray] | None = None,
     rng: int | np.random.Generator | None = 0,
 ) -> tuple[float, float]:
-    """Divergence of the aggregate posterior from the prior, KL(q(z) || p(z)), from cells the estimate has not seen.
+    """Estimate the divergence of the aggregate posterior from the prior, KL(q(z) || p(z)), on held-out cells.
 
-    A mixture of normal distributions is fitted to a draw of z per training cell, its size chosen on a fifth of them; the estimate is
-    the mean of log q(z) - log p(z) over held-out cells, five draws each.  A mixture that fits less than perfectly gives
-    less, in expectation, so the estimate errs on the low side and may be negative.
+    A mixture of normal distributions is fitted to one draw of z per training cell; its size is chosen on a fifth of them.
+    The estimate is the mean of log q(z) - log p(z) over held-out cells, with five draws each.  An imperfect mixture gives
+    a smaller value in expectation, so the estimate errs on the low side and may be negative.
 
     Parameters
     ----------
     mean_nd, var_nd
         Posterior means and variances, n_cells x n_latent.
     held_out_n
-        Boolean, (n_cells,): cells to judge; by default a random half.
+        Boolean, (n_cells,): the held-out cells; by default a random half.
     log_prior
         Log density of points (m, n_latent) under the prior, (m,); by default that of N(0, I).
     rng
-        Seed of draws and parts, or a numpy generator.
+        Seed of the draws and of the split, or a numpy generator.
 
     Returns
     -------
     The estimate in nats per cell, summed over dimensions, and its lower 95 % bound from the spread over held-out cells.
+    Both are NaN if fewer than two training cells remain.
 
     Examples
     --------
     >>> import numpy as np, vxpress as vx
     >>> rng = np.random.default_rng(0)
-    >>> mean_nd = rng.normal(2.0, 0.8, (1000, 1))  # with variance 0.36: z ~ N(2, 1), which lies 2 nats from N(0, 1)
+    >>> mean_nd = rng.normal(2.0, 0.8, (1000, 1))  # with variance 0.36: z ~ N(2, 1), which is 2 nats from N(0, 1)
     >>> gap, low = vx.metrics.prior_gap(mean_nd, np.full((1000, 1), 0.36))
     >>> low < gap, round(gap)
     (True, 2)
@@ -78,7 +79,7 @@ def prior_gap(
     cut = max(1, len(z_md) // 5)
     best, mixture = -np.inf, None
     for covariance, size in FULL if d <= FULL_UP_TO else WIDE:
-        # some cells for each component
+        # at least ten cells per component
         if size > 1 and len(z_md) - cut < 10 * size:
             continue
         tried = GaussianMixture(size, covariance_type=covariance, reg_covar=1e-3, max_iter=50, random_state=seed)

@@ -36,7 +36,7 @@ def test_spherical_path_between_parallel_ends_is_the_line() -> None:
     np.testing.assert_allclose(spherical_path(start, 3 * start, POSITION), linear_path(start, 3 * start, POSITION))
 
 
-@pytest.mark.parametrize(("end", "message"), [([-1.0, 0.0], "opposite"), ([0.0, 0.0], "one end lies there")])
+@pytest.mark.parametrize(("end", "message"), [([-1.0, 0.0], "opposite"), ([0.0, 0.0], "one end is at the origin")])
 def test_spherical_path_that_does_not_exist_is_refused(end: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         spherical_path(np.array([2.0, 0.0]), np.array(end), POSITION)

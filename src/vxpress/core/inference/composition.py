@@ -1,5 +1,6 @@
-"""Shares of molecules sum to one: what a few genes take, all others lose, and how a comparison can be made without that.
+"""Composition effects: shares of molecules sum to one, so a gain of a few genes is a loss of all others.
 
+This module measures the effect and removes it from a comparison. See
 Robinson & Oshlack, A scaling normalization method for differential expression analysis of RNA-seq data, Genome Biology 2010.
 """
 
@@ -11,15 +12,15 @@ import numpy as np
 
 from vxpress.core.inference.differential import Contrast, Evidence, Floats, Ints
 
-# at most so many genes are few, and at most this share of all
+# largest number of genes that count as few, and their largest share of all genes
 FEW, FEW_SHARE = 10, 0.02
-# molecules of a gene in both sets from which on its fold change says something, and genes that a median needs
+# least number of molecules of a gene, in both sets together, for a reliable fold change; least number of genes for a median
 MIN_MOLECULES, MIN_GENES = 50, 20
 
 
 @dataclass(frozen=True)
 class Displacement:
-    """By how much few genes move the log2 fold change of all others, which genes, and their share on both sides."""
+    """Shift of all other genes' log2 fold change that few genes cause, these genes, and their share on both sides."""
 
     log2: float
     gene_k: Ints
@@ -28,7 +29,7 @@ class Displacement:
 
 
 def displacement(evidence: Evidence, contrast: Contrast) -> Displacement:
-    """What the few genes whose shares differ most do to the others: these share what is left."""
+    """Compute how the few genes whose shares differ most shift the others, which share the rest of the molecules."""
     up_g, down_g = _rates(evidence, contrast)
     n_few = max(1, min(FEW, int(FEW_SHARE * len(up_g))))
     gene_k = np.argsort(-np.abs(up_g - down_g), kind="stable")[:n_few].astype(np.int64)
@@ -37,7 +38,10 @@ def displacement(evidence: Evidence, contrast: Contrast) -> Displacement:
 
 
 def typical_log2_fold(evidence: Evidence, contrast: Contrast, genes: Ints | None = None) -> float:
-    """The log2 fold change that counts as none: of these genes together, or the median over genes with enough molecules."""
+    """Compute the log2 fold change that counts as zero.
+
+    It is that of ``genes`` together, or the median over genes with enough molecules; NaN if it cannot be computed.
+    """
     up_g, down_g = _rates(evidence, contrast)
     if genes is not None:
         up, down = float(up_g[genes].sum()), float(down_g[genes].sum())
@@ -48,14 +52,14 @@ def typical_log2_fold(evidence: Evidence, contrast: Contrast, genes: Ints | None
 
 
 def relative(evidence: Evidence, contrast: Contrast, log2_fold: float) -> Evidence:
-    """The evidence with the exposure of the first side multiplied by a fold change, so that it counts as none."""
+    """Multiply the exposure of the first side by a fold change, so that this fold change counts as zero."""
     exposure_mg = evidence.exposure_mg.copy()
     exposure_mg[contrast.unit_m[contrast.up_m]] *= 2.0**log2_fold
     return Evidence(evidence.units, evidence.counts_mg, exposure_mg, evidence.variance_mg, evidence.floor_g)
 
 
 def _rates(evidence: Evidence, contrast: Contrast) -> tuple[Floats, Floats]:
-    """Molecules per molecule counted on both sides, averaged over strata with the weights that a comparison gives them."""
+    """Compute the molecules per unit of exposure on both sides, averaged over strata with the weights of a comparison."""
     m, up, stratum = contrast.unit_m, contrast.up_m, contrast.stratum_m
     n = int(stratum.max()) + 1
     sums = np.zeros((2, 2, n, evidence.counts_mg.shape[1]))

@@ -1,7 +1,7 @@
 """Composition effects: shares of molecules sum to one, so a gain of a few genes is a loss of all others.
 
-This module measures the effect and removes it from a comparison. See
-Robinson & Oshlack, A scaling normalization method for differential expression analysis of RNA-seq data, Genome Biology 2010.
+This module measures the effect and removes it from a comparison (Robinson & Oshlack, A scaling normalization method for
+differential expression analysis of RNA-seq data, Genome Biology 2010).
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def test_survives_the_file(adata, tmp_path) -> None:
         ({"dispersion": 0}, "dispersion=0"),
         ({"library_sd": -1}, "library_sd=-1"),
         ({"de_fraction": 1.5}, "de_fraction=1.5"),
-        ({"n_groups": 30}, "Raise n_vars"),
+        ({"n_groups": 30}, "Increase n_vars"),
         ({"batch_strength": np.nan}, "batch_strength=nan"),
     ],
 )

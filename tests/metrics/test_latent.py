@@ -53,7 +53,7 @@ def test_information_repeats_under_its_seed() -> None:
 
 
 def test_shapes_and_signs_are_checked() -> None:
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         vx.metrics.kl_per_dimension(np.zeros((3, 2)), np.ones((3, 1)))
     with pytest.raises(ValueError, match="positive"):
         vx.metrics.mutual_information(np.zeros((3, 2)), np.zeros((3, 2)))

@@ -14,7 +14,7 @@ OBS = pd.DataFrame({"batch": list("aabb"), "age": [1.0, 2.0, 3.0, 4.5]})
 def test_a_repeated_column_is_refused_with_the_call_that_drops_it() -> None:
     twice = pd.concat([OBS, OBS], axis=1)
     for read in (find_column, get_categories, get_numbers):
-        with pytest.raises(ValueError, match=r"2 columns that are named 'age'.*repeated.*duplicated\(\)"):
+        with pytest.raises(ValueError, match=r"2 columns named 'age'.*repeated.*duplicated\(\)"):
             read(twice, "age")
     assert find_column(twice.loc[:, ~twice.columns.duplicated()], "age").tolist() == OBS["age"].tolist()
 

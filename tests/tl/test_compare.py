@@ -151,7 +151,7 @@ def test_cells_of_another_adata_and_files_of_weights(fits: ad.AnnData, unseen: a
     for key in ("good_0", "short"):
         paths.append(tmp_path / f"{key}_weights.safetensors")
         vx.save_model(fits, paths[-1], key=key)
-    with pytest.raises(ValueError, match=r"Nothing says which cells .*cells="):
+    with pytest.raises(ValueError, match=r"It is unknown which cells .*cells="):
         table(unseen, paths)
     found = table(unseen, paths, cells=np.ones(250, dtype=bool))
     assert list(found.index) == ["good_0_weights", "short_weights"]
@@ -294,7 +294,7 @@ def test_trained_cells_under_names_of_a_concatenation_do_not_pass_for_unseen(fit
     fits.obs_names = [f"CELL{i}-1" for i in range(fits.n_obs)]
     renamed = fits.copy()
     renamed.obs_names = [rename.format(name) for name in fits.obs_names]
-    with pytest.raises(ValueError, match="names with a part added by concatenation"):
+    with pytest.raises(ValueError, match="names changed by concatenation"):
         vx.tl.compare(renamed, {"a": (fits, "good_0"), "b": (fits, "good_1")}, **FEW)
 
 

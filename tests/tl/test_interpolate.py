@@ -141,7 +141,7 @@ def test_gaussian_fits_give_log_values(adata: ad.AnnData, quick: dict) -> None:
         ({"method": "straight"}, ValueError, "method='straight' is not known"),
         ({"method": "flow"}, ValueError, r"fit_prior\(adata, prior='flow'\)"),
         ({"genes": ["nope"]}, KeyError, "unknown to the fit"),
-        ({"covariates": {"donor": "d1"}}, KeyError, "does not condition on"),
+        ({"covariates": {"donor": "d1"}}, KeyError, "is not a covariate of the fit"),
         ({"covariates": {"batch": "batch_0"}}, ValueError, "transform_batch="),
         ({"transform_batch": "elsewhere"}, ValueError, "the fit knows the batches"),
         ({"target_sum": 0.0}, ValueError, "target_sum=0"),

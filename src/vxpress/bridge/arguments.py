@@ -1,4 +1,4 @@
-"""What calls that decode are asked, checked: genes, names of layers, scale, draws."""
+"""Check the arguments of functions that decode: genes, names of layers, scale, draws."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ TargetSum = float | Literal["library"] | None
 
 
 def named_genes(adata: AnnData, genes: str | Sequence[str] | np.ndarray) -> pd.Index:
-    """Names of the genes asked for, which may be a boolean array over ``adata.var``, each once."""
-    asked = np.atleast_1d(np.asarray(genes))
-    if asked.dtype == bool:
-        if asked.shape != (adata.n_vars,):
-            msg = f"genes= is a boolean array of shape {asked.shape}; ({adata.n_vars},), one value per gene of adata, is expected."
+    """Return the names of the requested genes; ``genes`` may be a boolean array over ``adata.var``.
+
+    Raises ``ValueError`` if a gene is named twice.
+    """
+    requested = np.atleast_1d(np.asarray(genes))
+    if requested.dtype == bool:
+        if requested.shape != (adata.n_vars,):
+            msg = f"genes= is a boolean array of shape {requested.shape}; ({adata.n_vars},), one value per gene of adata, is expected."
             raise ValueError(msg)
-        asked = adata.var_names.to_numpy()[asked]
-    names = pd.Index(asked.astype(str), dtype=object)
+        requested = adata.var_names.to_numpy()[requested]
+    names = pd.Index(requested.astype(str), dtype=object)
     if not names.is_unique:
         msg = f"genes= names {list(names[names.duplicated()].unique()[:3])} more than once; name each gene once, for example list(dict.fromkeys(genes))."
         raise ValueError(msg)
@@ -37,17 +40,17 @@ def named_genes(adata: AnnData, genes: str | Sequence[str] | np.ndarray) -> pd.I
 def requested_genes(
     adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray, *, key_added: str | None, copy: bool
 ) -> np.ndarray:
-    """Where the genes asked for lie in the fit."""
+    """Return the positions of the requested genes among the genes of the fit."""
     if key_added is not None or copy:
         given = f"key_added={key_added!r}" if key_added is not None else "copy=True"
-        msg = f"{given} was given with genes=, which returns an AnnData and writes no layer. Leave one of the two out."
+        msg = f"{given} was given with genes=, which returns an AnnData and writes no layer. Omit one of the two."
         raise ValueError(msg)
     names = named_genes(adata, genes)
     position = pd.Index(fit.genes, dtype=object).get_indexer(names)
     if (position < 0).any():
         msg = (
             f"{int((position < 0).sum())} of the {len(names)} genes of genes= are unknown to the fit (for example "
-            f"{list(names[position < 0][:3])}). It knows those in adata.uns[key]['genes']['names']: "
+            f"{list(names[position < 0][:3])}). adata.uns[key]['genes']['names'] lists the known genes: "
             "genes=[name for name in genes if name in known]."
         )
         raise KeyError(msg)
@@ -55,14 +58,14 @@ def requested_genes(
 
 
 def genes_present(adata: AnnData, fit: Fit) -> tuple[np.ndarray | None, np.ndarray]:
-    """Which genes of the fit ``adata`` holds (None: all of them), and where these lie in it."""
+    """Return which genes of the fit are in ``adata`` (None if all are), and their positions in ``adata``."""
     check_gene_names(adata)
     position = np.asarray(adata.var_names.get_indexer(fit.genes), dtype=np.int64)
     present = np.flatnonzero(position >= 0)
     if not len(present):
         msg = (
-            f"None of the {len(fit.genes)} genes of the fit is in adata.var_names (for example {list(fit.genes[:3])}). Name the "
-            "genes to return instead: genes=[...]."
+            f"None of the {len(fit.genes)} genes of the fit is in adata.var_names (for example {list(fit.genes[:3])}). Name "
+            "the genes to return: genes=[...]."
         )
         raise ValueError(msg)
     if adata.n_vars > len(present):
@@ -71,7 +74,7 @@ def genes_present(adata: AnnData, fit: Fit) -> tuple[np.ndarray | None, np.ndarr
 
 
 def scale_from(adata: AnnData, cells: StoredCells, target_sum: TargetSum) -> np.float32 | np.ndarray:
-    """What shares are multiplied with: the target sum, or each cell's size factor, (n, 1) float32."""
+    """Return the factor that shares are multiplied by: the target sum, or the size factor of each cell, (n, 1) float32."""
     params = cells.fit.params
     if target_sum is not None and params.scale != "composition":
         msg = f"target_sum={target_sum!r}: the values of a Gaussian fit are expected log values and have no sum to scale to."
@@ -87,12 +90,12 @@ def scale_from(adata: AnnData, cells: StoredCells, target_sum: TargetSum) -> np.
 
 
 def draw_seed(rng: int | np.random.Generator | None) -> int:
-    """Seed of the draws; the default is that of the layer a fit writes."""
+    """Return the seed of the draws; the default gives the draws of the layer that a fit writes."""
     return int(seed_of(rng).integers(2**62)) if rng != DENOISING_SEED else DENOISING_SEED
 
 
 def genes_as_anndata(adata: AnnData, fit: Fit, wanted: np.ndarray, matrix: Matrix) -> AnnData:
-    """Decoded expression of some genes, with copies of ``obs`` and ``obsm``."""
+    """Return the decoded expression of some genes as an AnnData with copies of ``obs`` and ``obsm``."""
     var = pd.DataFrame(index=pd.Index(fit.genes[wanted], dtype=object))
-    # anndata knows how to copy what it lets in, awkward arrays among it
+    # anndata copies every type that it accepts, including awkward arrays
     return AnnData(matrix, obs=adata.obs.copy(), var=var, obsm=adata.obsm.copy())

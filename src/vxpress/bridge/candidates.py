@@ -1,4 +1,4 @@
-"""Fits that are to be compared: where they are, what they are called, and which of the cells at hand they have seen."""
+"""Find the fits to compare: where they are stored, their names, and which of the cells in adata they were trained on."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Place: TypeAlias = AnnData | str | Path
 Entry: TypeAlias = Place | tuple[Place, str]
 Models: TypeAlias = Sequence[Entry] | Mapping[str, Entry] | None
 
-# what is on record of a fit beside its settings
+# fields of the record of a fit that are not settings: seeds, and results
 SEEDS = ("rng", "split_rng")
-# share of names that differ from known ones by a part before or behind only, above which cells are taken for the same
+# cells are treated as renamed if more than this share of the unknown names are known ones with a prefix or suffix
 RENAMED = 0.1
 OUTCOMES = ("version", "device", "stopped", "best_epoch", "n_steps", "n_voided", "dispersion_gain")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fit by name, and, boolean (n,), which cells it says were trained on and which were not; neither where it is silent."""
+    """A fit, its name, and two boolean arrays (n,): the cells it was trained on, and those it was not. Neither if unknown."""
 
     name: str
     fit: Fit
@@ -42,23 +42,23 @@ class Candidate:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing is known of the cells that it has seen."""
+        """Whether it is unknown which cells the fit was trained on."""
         return not (self.trained_n.any() or self.held_out_n.any())
 
 
 def find_candidates(adata: AnnData, models: Models) -> list[Candidate]:
-    """The fits that ``models`` names: all of ``adata`` where it names none."""
+    """Return the fits that ``models`` names; all fits in ``adata`` if it is None."""
     if models is None:
         models = [str(name) for name, stored in adata.uns.items() if is_fit(stored)]
     if isinstance(models, (str, Path, AnnData)) or not isinstance(models, (Mapping, Iterable)):
-        msg = f"models= takes a list of fits, or a mapping from names to fits; found {type(models).__name__}. Put several into a list."
+        msg = f"models= takes a list of fits, or a mapping from names to fits; found {type(models).__name__}. Put the fits into a list."
         raise TypeError(msg)
     named = isinstance(models, Mapping)
     entries = list(models.items()) if isinstance(models, Mapping) else [(None, entry) for entry in models]
     if len(entries) < 2:
         msg = (
-            f"{len(entries)} fit(s) found; two or more can be compared. Fit another one beside it, for example "
-            "vx.tl.fit_vae(adata, n_latent=20, key_added='vae20'), or name fits elsewhere with models=."
+            f"{len(entries)} fit(s) found; a comparison needs two or more. Add another fit, for example "
+            "vx.tl.fit_vae(adata, n_latent=20, key_added='vae20'), or name fits stored elsewhere with models=."
         )
         raise ValueError(msg)
     found = [_candidate(adata, name, entry) for name, entry in entries]
@@ -80,13 +80,11 @@ def _candidate(adata: AnnData, name: object, entry: object) -> Candidate:
 
 
 def _resolve(adata: AnnData, entry: object) -> tuple[AnnData | Path, str]:
-    """Where a fit is, and its name."""
+    """Return the place of a fit and its name."""
     key = None
     if isinstance(entry, tuple):
         if len(entry) != 2 or not isinstance(entry[1], str):
-            msg = (
-                f"models= holds the tuple {entry!r}; a pair of an AnnData or a file and the name of a fit is expected."
-            )
+            msg = f"models= holds the tuple {entry!r}; a pair (AnnData or file, name of the fit) is expected."
             raise TypeError(msg)
         entry, key = entry
     if (
@@ -99,23 +97,21 @@ def _resolve(adata: AnnData, entry: object) -> tuple[AnnData | Path, str]:
         path = Path(entry)
         if not path.exists():
             known = [str(name) for name, stored in adata.uns.items() if is_fit(stored)]
-            msg = (
-                f"{str(entry)!r} is neither a fit in adata.uns (fits found: {known or 'none'}) nor a file that exists."
-            )
+            msg = f"{str(entry)!r} is neither a fit in adata.uns (fits found: {known or 'none'}) nor an existing file."
             raise KeyError(msg)
         return path, _only(fits_of_file(path), str(path)) if key is None else key
     if isinstance(entry, AnnData):
         fits = [str(name) for name, stored in entry.uns.items() if is_fit(stored)]
         return entry, _only(fits, "An AnnData of models=") if key is None else key
-    msg = f"models= takes names of fits in adata, AnnDatas, files, and pairs of one of these and the name of a fit; found {type(entry).__name__}."
+    msg = f"models= takes names of fits in adata, AnnDatas, files, and pairs (AnnData or file, name of the fit); found {type(entry).__name__}."
     raise TypeError(msg)
 
 
 def _only(fits: list[str], where: str) -> str:
     if len(fits) == 1:
         return fits[0]
-    msg = f"{where} holds {len(fits)} fits ({fits}), and one is expected." + (
-        f" Say which, as a pair of the place and the name of the fit: (..., {fits[0]!r})."
+    msg = f"{where} holds {len(fits)} fits ({fits}); one is expected." + (
+        f" Choose one with a pair (AnnData or file, name of the fit): (..., {fits[0]!r})."
         if fits
         else " Run vx.tl.fit_vae first."
     )
@@ -123,7 +119,7 @@ def _only(fits: list[str], where: str) -> str:
 
 
 def _seen(adata: AnnData, place: AnnData | Path, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
-    """Which cells of ``adata`` the fit was trained on and which it was not, as far as is known, each boolean (n,)."""
+    """Return which cells of ``adata`` the fit was trained on and which it was not, each boolean (n,); False if unknown."""
     nothing = np.zeros(adata.n_obs, dtype=bool)
     if not isinstance(place, Path) and place is adata:
         split_n = stored_split(adata, keys)
@@ -135,9 +131,9 @@ def _seen(adata: AnnData, place: AnnData | Path, fit: Fit, keys: Keys) -> tuple[
         return nothing, nothing
     for index, where in ((adata.obs_names, "adata.obs_names"), (split.index, "obs_names of a fit in models=")):
         if not index.is_unique:
-            msg = f"{where} are not unique, so cells cannot be told apart by name. Make them so before fitting: adata.obs_names_make_unique()."
+            msg = f"{where} are not unique, so a name does not identify one cell. Before fitting, run adata.obs_names_make_unique()."
             raise ValueError(msg)
-    # where all its training cells are there, a cell of another name is none of them, unless names were changed
+    # if all training cells are listed, a cell with another name is not one of them, unless cells were renamed
     complete = 0 < fit.params.n_train == int((split == "train").sum()) and not _renamed(adata.obs_names, split.index)
     split_n = split.reindex(adata.obs_names).to_numpy(dtype=object)
     known_n = adata.obs_names.isin(split.index)
@@ -146,9 +142,9 @@ def _seen(adata: AnnData, place: AnnData | Path, fit: Fit, keys: Keys) -> tuple[
 
 
 def _renamed(names: pd.Index, known: pd.Index) -> bool:
-    """Whether names look like known ones with a part before or behind, as concatenation makes them.
+    """Return whether names look like known ones with a prefix or suffix, as concatenation adds them.
 
-    A tenth of them have to: cells of other samples share barcodes now and then.
+    More than a tenth of the unknown names must do so, because cells of other samples occasionally share barcodes.
     """
     bare = names[~names.isin(known)].astype(str)
     if not len(bare):
@@ -161,7 +157,7 @@ def _renamed(names: pd.Index, known: pd.Index) -> bool:
 
 
 def _split_of(place: AnnData | Path, keys: Keys) -> pd.Series | None:
-    """Train, validation or query by the name of the cell, where the place says so."""
+    """Read the split (train, validation or query) by name of the cell; None if the place does not hold it."""
     if not isinstance(place, Path):
         split_n = stored_split(place, keys)
         return None if split_n is None else pd.Series(split_n, index=place.obs_names)
@@ -179,13 +175,13 @@ def _split_of(place: AnnData | Path, keys: Keys) -> pd.Series | None:
 
 
 def groups(candidates: Sequence[Candidate]) -> dict[str, list[int]]:
-    """Positions of the fits of each model: fits that differ by nothing but their seeds, under what their names share."""
+    """Group fits that differ only in their seeds; return the positions of the fits of each group by the shared part of their names."""
     models: dict[str, list[int]] = {}
     seeds: dict[str, set[tuple[int | None, int | None]]] = {}
     for i, candidate in enumerate(candidates):
         params = candidate.fit.params
         settings, seed = _settings(candidate.fit), (params.rng, params.split_rng)
-        # the same seed twice is no second sample of seeds: other cells, or the same fit again
+        # a repeated seed is not another sample of seeds: the cells differ, or it is the same fit
         if params.rng is None or seed in seeds.get(settings, set()):
             settings += f" {i}"
         models.setdefault(settings, []).append(i)
@@ -194,16 +190,16 @@ def groups(candidates: Sequence[Candidate]) -> dict[str, list[int]]:
     for members in models.values():
         first = candidates[members[0]].name
         shared = commonprefix([candidates[i].name for i in members])  # noqa: RUF071 - of names, not of paths
-        stem = shared.rstrip("0123456789").rstrip("_-. ") if len(members) > 1 else first
-        taken = stem in named or stem in {c.name for i, c in enumerate(candidates) if i not in members}
-        named[first if taken or not stem else stem] = members
+        common = shared.rstrip("0123456789").rstrip("_-. ") if len(members) > 1 else first
+        taken = common in named or common in {c.name for i, c in enumerate(candidates) if i not in members}
+        named[first if taken or not common else common] = members
     return named
 
 
 def _settings(fit: Fit) -> str:
-    """Everything that was set, without seeds and without what came of it."""
+    """Return all settings of a fit as text, without seeds and results."""
     settings = {f.name: getattr(fit.params, f.name) for f in fields(fit.params) if f.name not in SEEDS + OUTCOMES}
-    # a prior that was learned afterwards, or given a condition, is another one than its like learned with the rest
+    # a prior learned after the fit, or with a condition, differs from the same kind of prior learned during the fit
     prior = fit.prior
     how = sorted(set(prior) - {"refused"}), prior.get("condition_key")
     return repr((settings, how))

@@ -1,4 +1,4 @@
-"""Which count distribution the held-out cells of a fit speak for: ``likelihood="auto"``."""
+"""Choose the count distribution by the held-out cells of a fit: ``likelihood="auto"``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vxpress.core.isolation import after_interrupt
 from vxpress.core.progress import stage
 from vxpress.core.training import INTERRUPTED
 
-# from the simplest distribution on: a later one is taken only if it is decidedly better
+# the simplest distribution first: a later one is chosen only if it is decidedly better
 CANDIDATES: tuple[LikelihoodName, ...] = ("nb", "zinb")
 N_SAMPLES, N_FEWER = 1_000, 100
 MAX_CELLS, MIN_CELLS = 1_000, 200
@@ -24,10 +24,10 @@ _UNDECIDED = f"likelihood='auto' was interrupted: {CANDIDATES[0]} is kept withou
 
 
 def choose_likelihood(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, Any]]:
-    """The fit that is kept, and the record of the choice; ``first`` is that of the simplest distribution.
+    """Return the fit that is kept and the record of the choice; ``first`` is the fit of the simplest distribution.
 
-    The other distributions are fitted to the same cells with the settings and from the seeds of ``first``. An interrupt ends the
-    choice, and the fit: the simplest distribution is kept, and there is no record.
+    The other distributions are fitted to the same cells with the same settings and seeds as ``first``. An interrupt ends
+    the choice and the fit: the simplest distribution is kept, and there is no record.
     """
     try:
         if not first.outcome.interrupted:
@@ -43,11 +43,12 @@ def _choose(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, Any]]:
     rows = runner.validation_rows
     if len(rows) < MIN_CELLS:
         logg.warning(
-            f"likelihood='auto' has {len(rows)} held-out cells to choose by, and {MIN_CELLS} or more tell distributions apart well: "
-            "the simpler distribution, nb, is kept unless the difference is large. Raise validation_fraction=, or name the likelihood."
+            f"likelihood='auto' has {len(rows)} held-out cells to choose by; {MIN_CELLS} or more are needed to distinguish "
+            "distributions well. The simpler distribution, nb, is kept unless the difference is large. Increase "
+            "validation_fraction=, or name the likelihood."
         )
     if len(rows) > MAX_CELLS:
-        # by a rule, so that a generator given as rng= is drawn from as in a fit of one distribution
+        # with a fixed seed, so that a generator given as rng= is used as in a fit of one distribution
         rows = rows[np.random.default_rng(0).permutation(len(rows))[:MAX_CELLS]]
     fits, scores = [], []
     for distribution in CANDIDATES:

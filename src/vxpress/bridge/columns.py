@@ -1,4 +1,4 @@
-"""Columns of ``obs`` and ``var`` and entries of ``obsm``, read as one column, as numbers, as a mask or as an array."""
+"""Read columns of ``obs`` and ``var`` and entries of ``obsm`` as one column, as numbers, as a mask or as an array."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from vxpress._names import Names
 def find_column(
     frame: pd.DataFrame, key: Any, *, argument: str | None = None, of: str = "obs", hint: str = ""
 ) -> pd.Series:
-    """The one column of this name, which may have gaps; ``argument`` is what named it, ``hint`` the cure if it is absent."""
-    asked = repr(key) if argument is None else f"{argument}={key!r}"
+    """Return the one column with this name, which may have missing values.
+
+    Messages name ``argument`` as the source of the name, and give ``hint`` if the column is absent.
+    """
+    given = repr(key) if argument is None else f"{argument}={key!r}"
     if not isinstance(key, str):
-        msg = f"The name of a column of adata.{of} is expected; found {asked}."
+        msg = f"The name of a column of adata.{of} is expected; found {given}."
         raise TypeError(msg)
     if key not in frame.columns:
         if not hint and key == LIBRARY_SIZE:
             hint = "vx.pp.library_size(adata) writes it."
-        msg = f"{asked} is not a column of adata.{of} (found: {list(frame.columns)}). {hint}".rstrip()
+        msg = f"{given} is not a column of adata.{of} (found: {list(frame.columns)}). {hint}".rstrip()
         raise KeyError(msg)
     column = frame[key]
     if isinstance(column, pd.DataFrame):
         msg = (
-            f"adata.{of} has {column.shape[1]} columns that are named {key!r}, and one is expected: a name that is repeated says "
-            f"no column. Keep the first: adata.{of} = adata.{of}.loc[:, ~adata.{of}.columns.duplicated()].copy()."
+            f"adata.{of} has {column.shape[1]} columns named {key!r}; one is expected, because a repeated name does not "
+            f"identify a column. Keep the first: adata.{of} = adata.{of}.loc[:, ~adata.{of}.columns.duplicated()].copy()."
         )
         raise ValueError(msg)
     return column
@@ -40,7 +43,7 @@ def find_column(
 def get_column(
     obs: pd.DataFrame, key: Any, *, argument: str | None = None, numeric: bool = False, hint: str = ""
 ) -> pd.Series:
-    """A column of ``obs`` without gaps, or an error that lists what is there or says how to fill it."""
+    """Return a column of ``obs`` without missing values; the error lists the columns found, or says how to fill the gaps."""
     column = find_column(obs, key, argument=argument, hint=hint)
     missing = int(column.isna().sum())
     if missing:
@@ -48,46 +51,46 @@ def get_column(
         fill = f"{name}.fillna({name}.median())" if numeric else f"{name}.astype(object).fillna('unknown')"
         msg = (
             f"obs[{key!r}] is missing (NaN) in {missing} of {len(obs)} cells. Give these cells a value, for example "
-            f"{name} = {fill}, or leave them out with adata = adata[{name}.notna()].copy()."
+            f"{name} = {fill}, or remove them: adata = adata[{name}.notna()].copy()."
         )
         raise ValueError(msg)
     return column
 
 
 def get_names(obs: pd.DataFrame, key: Any, *, argument: str | None = None, gaps: bool = False, hint: str = "") -> Names:
-    """The categories of a column of ``obs``, of which only a column with ``gaps`` may leave cells out."""
+    """Return the categories of a column of ``obs``; missing values are allowed only with ``gaps``."""
     read = find_column if gaps else get_column
     return Names.of(read(obs, key, argument=argument, hint=hint), f"adata.obs[{key!r}]")
 
 
 def get_categories(obs: pd.DataFrame, key: Any, *, argument: str | None = None, gaps: bool = False) -> Names:
-    """The same of cells that define the categories: floats that are no whole numbers are refused."""
+    """Return the same for cells that define the categories: floats that are not whole numbers are an error."""
     found = get_names(obs, key, argument=argument, gaps=gaps)
     check_no_fractions(found, key)
     return found
 
 
 def check_no_fractions(found: Names, key: str, known: tuple[str, ...] = ()) -> None:
-    """Raise where a column of floats holds fractions that are no known categories."""
+    """Raise if a column of floats holds fractional numbers that are not known categories."""
     unknown = [name for name, at in zip(found.names, found.among(known), strict=True) if at < 0]
     fractional = [name for name in unknown if name in found.fractional]
     if fractional:
         msg = (
-            f"obs[{key!r}] holds fractional numbers (for example {fractional[0]}), not categories. A covariate that is a number goes "
-            f"into continuous_covariate_keys=; to make categories of them, adata.obs[{key!r}] = adata.obs[{key!r}].astype('category')."
+            f"obs[{key!r}] holds fractional numbers (for example {fractional[0]}), not categories. Pass a numeric covariate with "
+            f"continuous_covariate_keys=, or convert it to categories: adata.obs[{key!r}] = adata.obs[{key!r}].astype('category')."
         )
         raise ValueError(msg)
 
 
 def get_numbers(obs: pd.DataFrame, key: Any, *, hint: str = "") -> np.ndarray:
-    """A numeric column of ``obs`` as float64 (n,), all of it finite."""
+    """Return a numeric column of ``obs`` as float64 (n,); all values are finite."""
     column = get_column(obs, key, numeric=True, hint=hint)
     if not is_real(column.dtype):
         name = f"adata.obs[{key!r}]"
         numbers = {"M": f"({name} - {name}.min()).dt.days", "m": f"{name}.dt.total_seconds()"}
         cure = numbers.get(getattr(column.dtype, "kind", "O"), f"{name}.astype(float)")
         msg = (
-            f"obs[{key!r}] has dtype {column.dtype}; numbers are expected. Make it numbers, {cure}, or name it in "
+            f"obs[{key!r}] has dtype {column.dtype}; numbers are expected. Convert it to numbers, {cure}, or name it in "
             "categorical_covariate_keys= instead."
         )
         raise ValueError(msg)
@@ -99,27 +102,27 @@ def get_numbers(obs: pd.DataFrame, key: Any, *, hint: str = "") -> np.ndarray:
 
 
 def check_drawable(obs: pd.DataFrame, key: str) -> None:
-    """Raise unless scanpy can colour cells by a column of ``obs``: numbers, booleans, categories and text."""
+    """Raise unless scanpy can color cells by a column of ``obs``: numbers, booleans, categories and text."""
     column = find_column(obs, key, argument="color")
     kinds = ("string", "empty", "boolean", "categorical", "integer", "floating", "mixed-integer-float")
     found = pd.api.types.infer_dtype(column, skipna=True)
     if found not in kinds or column.dtype == "boolean":
         msg = (
-            f"color={key!r}: obs[{key!r}] holds {found} values (dtype {column.dtype}), which have no colours. Make them categories: "
+            f"color={key!r}: obs[{key!r}] holds {found} values (dtype {column.dtype}), which cannot be colored. Convert them to categories: "
             f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(str).astype('category')."
         )
         raise ValueError(msg)
 
 
 def is_real(dtype: Any) -> bool:
-    """Whether a dtype holds real numbers."""
+    """Return whether a dtype holds real numbers."""
     return pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_complex_dtype(dtype)
 
 
 def as_mask(values: Any, n: int, where: str, *, of: str, gaps: str) -> np.ndarray:
-    """Booleans, one per ``of`` ("gene", "cell"), of whatever type stores them: also nullable ones, categories, 0 and 1.
+    """Return booleans, one per ``of`` ("gene", "cell"), from any type that stores them: also nullable ones, categories, 0 and 1.
 
-    ``where`` names them in messages, and ``gaps`` says what to do where some are missing.
+    Messages call the values ``where``, and give ``gaps`` as advice if some are missing.
     """
     column = values if isinstance(values, pd.Series) else None
     if column is None:
@@ -138,29 +141,29 @@ def as_mask(values: Any, n: int, where: str, *, of: str, gaps: str) -> np.ndarra
     found = pd.unique(column.astype(object))
     if not all(isinstance(v, (bool, np.bool_, int, float, np.number)) and v in (0, 1) for v in found):
         text = {str(v) for v in found} <= {"True", "False"}
-        cure = f"{where}.astype(str) == 'True' makes them booleans." if text else "A comparison gives booleans."
+        cure = f"{where}.astype(str) == 'True' converts them to booleans." if text else "A comparison gives booleans."
         msg = f"{where} should be {n} booleans, one per {of}; found dtype {column.dtype} with values such as {found[0]!r}. {cure}"
         raise ValueError(msg)
     return column.astype(object).to_numpy().astype(bool)
 
 
 def get_array(adata: AnnData, key: str, rewrite: str) -> np.ndarray:
-    """An entry of ``obsm`` as a float32 array, whatever holds it; ``rewrite`` is the call that writes it anew."""
+    """Return an entry of ``obsm`` of any type as a float32 array; ``rewrite`` is the call that writes it again."""
     return as_array(adata.obsm, key, rewrite)
 
 
 def as_array(obsm: Mapping[str, Any], key: str, rewrite: str) -> np.ndarray:
-    """The same of any mapping."""
+    """Return the same from any mapping."""
     value = obsm[key]
     try:
         if sparse.issparse(value):
             value = value.toarray()
         array = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        msg = f"obsm[{key!r}] is a {type(value).__name__} that is no array of numbers ({error}). {rewrite}"
+        msg = f"obsm[{key!r}] is a {type(value).__name__} that cannot be converted to an array of numbers ({error}). {rewrite}"
         raise ValueError(msg) from error
     if array.ndim != 2:
-        msg = f"obsm[{key!r}] has {array.ndim} dimension(s); cells x latent dimensions are expected. {rewrite}"
+        msg = f"obsm[{key!r}] has {array.ndim} dimension(s); two (cells, latent dimensions) are expected. {rewrite}"
         raise ValueError(msg)
-    # pandas hands out arrays that may not be written to, which torch warns of
+    # pandas returns read-only arrays, about which torch warns
     return array if array.flags.writeable else array.copy()

@@ -1,4 +1,4 @@
-"""The counts a fit needs: modelled genes, the others, and molecules per cell."""
+"""Read the counts of a fit: modelled genes, other genes, and molecules per cell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vxpress.core.progress import steps
 
 @dataclass(frozen=True)
 class CountData:
-    """Counts of the modelled genes and of those outside (None where there are none), and their totals per cell."""
+    """Counts of the modelled genes and of the other genes (None if there are none), and their totals per cell."""
 
     inside: sparse.csr_matrix
     outside: sparse.csr_matrix | None
@@ -25,11 +25,10 @@ class CountData:
 def read_counts(
     adata: AnnData, layer: str | None, modelled_g: np.ndarray, genes: np.ndarray | None = None
 ) -> CountData:
-    """Read and check the counts; ``genes`` picks columns first, ``modelled_g`` then tells modelled genes from others.
+    """Read and check the counts; ``genes`` selects columns, then ``modelled_g`` marks the modelled genes among them.
 
-    Where ``genes`` is -1 the column is empty.
-    Every value is checked, once.  The matrix of the user is neither changed nor, where it is canonical CSR in
-    memory and all its genes are modelled, copied.
+    A column is empty if its entry of ``genes`` is -1. Every value is checked once. The user's matrix is never changed. It is
+    not copied if it is canonical CSR in memory and all its genes are modelled.
     """
     matrix, where = get_matrix(adata, layer), place(layer)
     blocks: list[tuple[sparse.csr_matrix, sparse.csr_matrix | None, np.ndarray, np.ndarray]] = []

@@ -1,4 +1,4 @@
-"""Covariates from ``obs``: categories and codes, standardised numbers, labels."""
+"""Read covariates from ``obs``: categories and codes, standardised numbers, labels."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vxpress.bridge.columns import check_no_fractions, get_categories, get_colum
 from vxpress.bridge.learned import MIN_CELLS, few, learned, with_cells
 from vxpress.core.covariates import Covariates
 
-# what transform_batch= takes: a batch as it stands in obs, or several
+# types of transform_batch=: one batch as written in obs, or several
 Batches: TypeAlias = Hashable | Iterable[Hashable]
-# value of transform_batch= that leaves every cell in its own batch
+# value of transform_batch= that keeps every cell in its own batch
 OBSERVED = "observed"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A continuous covariate in the cells of a fit: mean, standard deviation, and the range it was seen in.
+    """Mean, standard deviation and range of a continuous covariate in the cells of a fit.
 
-    The standard deviation is 1 where the covariate is constant, so that nothing is divided by rounding errors.
+    The standard deviation is 1 if the covariate is constant, so that nothing is divided by rounding errors.
     """
 
     mean: float
@@ -36,12 +36,12 @@ class Scale:
 
     @classmethod
     def of(cls, values: np.ndarray, dtype: Any = np.float64) -> Scale:
-        """That of some numbers, which were stored as ``dtype``."""
+        """Compute the scale of some numbers, which were stored as ``dtype``."""
         low, high = float(values.min()), float(values.max())
         if high - low <= _rounding(dtype) * max(abs(low), abs(high)):
             middle = low + 0.5 * (high - low)
             return cls(middle, 1.0, middle, middle)
-        # squares of very large and very small numbers leave the range of floats
+        # squares of very large and very small numbers overflow or underflow
         unit = max(abs(low), abs(high))
         unit = 1.0 if 1e-100 < unit < 1e100 else unit
         return cls(float((values / unit).mean() * unit), float((values / unit).std() * unit), low, high)
@@ -52,31 +52,31 @@ class Scale:
         return self.low == self.high
 
     def standardise(self, values: np.ndarray) -> np.ndarray:
-        """Numbers as the model sees them."""
+        """Standardise numbers as the model receives them."""
         return (values - self.mean) / self.sd
 
     def far(self, values: np.ndarray) -> np.ndarray:
-        """Which numbers lie outside the range seen by more than one standard deviation; of a constant, which differ."""
+        """Return which numbers are outside the range by more than one standard deviation; for a constant, which differ from it."""
         margin = _rounding(np.float32) * abs(self.mean) if self.constant else self.sd
         return (values < self.low - margin) | (values > self.high + margin)
 
     def range(self) -> str:
-        """What was seen, in words."""
+        """Describe the range in words."""
         return f"{self.low:g} in all cells" if self.constant else f"{self.low:g} to {self.high:g}"
 
 
 def _rounding(dtype: Any) -> float:
-    """Relative size of what rounding leaves of a constant: a few digits more than one operation loses."""
+    """Return the relative rounding error to expect in a constant: a few digits more than one operation loses."""
     plain = np.dtype(getattr(dtype, "numpy_dtype", dtype))
     return float(np.finfo(plain if plain.kind == "f" else np.float64).eps) ** 0.75
 
 
 @dataclass(frozen=True)
 class CovariateTable:
-    """What a fit knows of its covariates: columns, their categories, and the scale of numbers.
+    """The covariates of a fit: columns, their categories, and the scale of numbers.
 
-    The batch, where there is one, is the first categorical column.  ``n_train`` are the numbers of training cells of each
-    categorical column's categories, 0 before there are any.
+    The batch, if there is one, is the first categorical column. ``n_train`` holds the number of training cells of each
+    category of each categorical column, 0 before training.
     """
 
     batch_key: str | None
@@ -94,13 +94,13 @@ class CovariateTable:
         continuous_keys: Sequence[str],
         labels_key: str | None,
     ) -> CovariateTable:
-        """Categories and scales of the cells of a fit."""
+        """Read categories and scales from the cells of a fit."""
         for key in (batch_key, *categorical_keys, *continuous_keys, labels_key):
             if key is not None and not isinstance(key, str):
                 msg = f"The name of a column of adata.obs is expected; found {key!r}."
                 raise TypeError(msg)
             if key == "":
-                msg = "A covariate is named by the empty string. Give the column a name: adata.obs = adata.obs.rename(columns={'': 'batch'})."
+                msg = "The name of a covariate is the empty string. Give the column a name: adata.obs = adata.obs.rename(columns={'': 'batch'})."
                 raise ValueError(msg)
         keys = ([batch_key] if batch_key is not None else []) + [k for k in categorical_keys if k != batch_key]
         if len(set(keys)) < len(keys) or len(set(continuous_keys)) < len(continuous_keys):
@@ -109,13 +109,13 @@ class CovariateTable:
         categorical = tuple((key, get_categories(obs, key).names) for key in keys)
         for key, names in categorical:
             if len(names) == 1:
-                logg.warning(f"obs[{key!r}] has one category ({names[0]!r}) only: there is nothing to correct for.")
+                logg.warning(f"obs[{key!r}] has only one category ({names[0]!r}): there is nothing to correct for.")
         continuous = tuple((key, location_scale(obs, key)) for key in continuous_keys)
         labels = None if labels_key is None else (labels_key, get_categories(obs, labels_key).names)
         return cls(batch_key, categorical, continuous, labels, tuple((0,) * len(names) for _, names in categorical))
 
     def trained_on(self, codes_nk: np.ndarray, known: Sequence[int] | None = None) -> CovariateTable:
-        """The table after training on cells of these categories, which only trained those behind the first ``known``."""
+        """Return the table after training on cells with these codes; only categories after the first ``known`` were trained."""
         first = [0] * len(self.n_train) if known is None else known
         counts = [np.bincount(codes_nk[:, k], minlength=len(n)) for k, n in enumerate(self.n_train)]
         return replace(
@@ -128,12 +128,12 @@ class CovariateTable:
 
     @property
     def learned(self) -> tuple[np.ndarray, ...]:
-        """Which categories of each categorical column had enough training cells; see :func:`learned`."""
+        """For each categorical column, which categories had enough training cells; see :func:`learned`."""
         return tuple(learned(n) for n in self.n_train)
 
     @property
     def averaged_batches(self) -> tuple[int, ...]:
-        """Codes of the batches that an average over batches is taken of: those with enough training cells."""
+        """Codes of the batches in averages over batches: those with enough training cells."""
         return tuple(np.flatnonzero(self.learned[0]).tolist()) if self.batch_key is not None else ()
 
     @property
@@ -142,7 +142,7 @@ class CovariateTable:
         return self.categorical[0][1] if self.batch_key is not None else ()
 
     def batch_codes(self, transform_batch: Batches | None) -> tuple[int, ...]:
-        """Codes of the batches to decode under, for ``None`` all that were learned; empty without a batch covariate."""
+        """Return the codes of the batches to decode under, for ``None`` all that were learned; empty without a batch covariate."""
         known = self.batches
         if transform_batch is None:
             self._warn_left_out()
@@ -150,7 +150,7 @@ class CovariateTable:
         values = [transform_batch] if isinstance(transform_batch, tuple) else each_value(transform_batch)
         if isinstance(transform_batch, tuple) and find_name(transform_batch, known) is None:
             values = list(transform_batch)
-        # a batch that is named twice has no double weight
+        # a batch that is named twice counts once
         found = dict.fromkeys(find_names(values, known))
         if not found or None in found:
             msg = f"transform_batch={transform_batch!r}: the fit knows the batches {list(known)}. Name one or more of these, or fit with batch_key=."
@@ -161,7 +161,7 @@ class CovariateTable:
         if small:
             logg.warning(
                 f"transform_batch= names batches with fewer than {MIN_CELLS} training cells: {with_cells(small, n)}. These are too few "
-                "to learn them well, and what is decoded under them is uncertain."
+                "to learn them well, so expression decoded under them is uncertain."
             )
         return codes
 
@@ -171,11 +171,11 @@ class CovariateTable:
             named = with_cells([self.batches[code] for code in out], [self.n_train[0][code] for code in out])
             logg.warning(
                 f"The average over batches leaves out those with fewer than {MIN_CELLS} training cells: {named}. "
-                "transform_batch= takes them in by name."
+                "Name them in transform_batch= to include them."
             )
 
     def with_categories_of(self, obs: pd.DataFrame) -> tuple[CovariateTable, tuple[tuple[str, ...], ...]]:
-        """The table with the categories of other cells behind its own, and the added ones of each categorical column."""
+        """Return the table with new categories of other cells appended, and the added categories of each categorical column."""
         added = []
         for key, names in self.categorical:
             found = get_names(obs, key, hint=self._hint(key))
@@ -188,31 +188,31 @@ class CovariateTable:
         return replace(self, categorical=categorical, n_train=n_train), tuple(added)
 
     def _hint(self, key: str) -> str:
-        """What to do where other cells lack a column."""
+        """Return what to do if other cells lack a column."""
         if key == self.batch_key:
             return (
                 f"The fit corrects for it: name the batch of these cells, query.obs[{key!r}] = 'new batch name', or one of "
                 f"{list(self.batches)[:5]}."
             )
         if any(key == name for name, _ in self.continuous):
-            return f"The fit was given this number of every cell: query.obs[{key!r}] = ..."
-        return f"The fit was given this covariate of every cell: query.obs[{key!r}] = 'name of the category'."
+            return f"The fit uses this number of every cell: query.obs[{key!r}] = ..."
+        return f"The fit uses this covariate of every cell: query.obs[{key!r}] = 'name of the category'."
 
     def decoding_batches(self, transform_batch: Batches | None) -> tuple[int | None, ...]:
-        """Codes of the batches to decode under; ``None`` is each cell's own batch, which ``"observed"`` asks for."""
+        """Return the codes of the batches to decode under; a code of ``None`` is the cell's own batch (``"observed"``)."""
         if not isinstance(transform_batch, str) or transform_batch != OBSERVED:
             return self.batch_codes(transform_batch) or (None,)
         if OBSERVED in self.batches:
             logg.warning(
-                f"transform_batch={OBSERVED!r} decodes every cell under its own batch, though a batch of the fit has that "
-                f"name; transform_batch=[{OBSERVED!r}] names the batch."
+                f"transform_batch={OBSERVED!r} decodes every cell under its own batch, although a batch of the fit has "
+                f"this name; transform_batch=[{OBSERVED!r}] selects that batch."
             )
         return (None,)
 
     def read(self, obs: pd.DataFrame, *, labels: bool = True, warn: bool = True) -> Covariates:
-        """Codes and standardised values of some cells; ``labels=False`` where only training needs them.
+        """Read codes and standardised values of some cells; with ``labels=False`` without labels, which only training needs.
 
-        ``warn=False`` does not say which numbers are far from what the fit has seen.
+        ``warn=False`` raises no warning about numbers far outside the range of the fit.
         """
         codes = [category_codes(obs, key, names, self._hint(key)) for key, names in self.categorical]
         values = []
@@ -229,10 +229,9 @@ class CovariateTable:
         )
 
     def to_uns(self) -> dict[str, Any]:
-        """As a mapping; names chosen by the user are values, never keys.
+        """Return the table as a mapping; names chosen by the user are values, never keys.
 
-        Every field is written whether or not there is such a covariate, an empty string standing for no column, so that
-        a field that was lost is missed.
+        Every field is always written, with an empty string if there is no such column, so that a lost field is detected.
         """
         scales = [scale for _, scale in self.continuous]
         labels_key, labels = ("", ()) if self.labels is None else self.labels
@@ -252,12 +251,12 @@ class CovariateTable:
 
     @classmethod
     def from_uns(cls, stored: Mapping[str, Any]) -> CovariateTable:
-        """The table that :meth:`to_uns` stored; raises ``ValueError`` where it lacks a field or a value cannot be."""
+        """Read the table that :meth:`to_uns` stored; raises ``ValueError`` if a field is missing or a value is impossible."""
         keys = _stored_names(stored, "categorical_keys", empty=True)
         categorical = tuple((key, _stored_names(stored, f"categories_{i}")) for i, key in enumerate(keys))
         numbers = _stored_names(stored, "continuous_keys", empty=True)
         parts = [_stored_numbers(stored, f"continuous_{part}", len(numbers)) for part in ("mean", "sd")]
-        # the range is infinite where it is not known
+        # the range is infinite if it is unknown
         parts += [_stored_numbers(stored, f"continuous_{part}", len(numbers), finite=False) for part in ("min", "max")]
         scales = [Scale(*values) for values in zip(*parts, strict=True)]
         for key, scale in zip(numbers, scales, strict=True):
@@ -270,10 +269,10 @@ class CovariateTable:
         batch_key, labels_key = (_stored_text(stored, name) for name in ("batch_key", "labels_key"))
         _require(
             not batch_key or keys[:1] == (batch_key,),
-            f"the batch {batch_key!r} is not the first of the categorical ones, {list(keys)}",
+            f"the batch {batch_key!r} is not the first categorical covariate, {list(keys)}",
         )
         names = _stored_names(stored, "labels_categories", empty=not labels_key)
-        _require(bool(labels_key) or not names, "labels have categories, but no column")
+        _require(bool(labels_key) or not names, "there are categories of labels, but no column")
         return cls(
             batch_key or None,
             categorical,
@@ -284,13 +283,13 @@ class CovariateTable:
 
 
 def _n_train(stored: Mapping[str, Any], i: int, n_categories: int) -> tuple[int, ...]:
-    """Numbers of training cells, checked."""
+    """Read and check the numbers of training cells."""
     name = f"n_train_{i}"
     values = _field(stored, name)
     right = values.dtype.kind in "iu" and values.shape == (n_categories,) and bool((values >= 0).all())
     _require(
         right,
-        f"{name!r} is {stored[name]!r}, where {n_categories} numbers of training cells, one per category, are expected",
+        f"{name!r} is {stored[name]!r}; {n_categories} numbers of training cells, one per category, are expected",
     )
     return tuple(int(n) for n in values)
 
@@ -302,7 +301,7 @@ def _strings(names: Sequence[str]) -> np.ndarray:
 
 def _require(holds: bool, otherwise: str) -> None:  # noqa: FBT001 - a condition
     if not holds:
-        msg = f"The stored fit is damaged: of its covariates, {otherwise}."
+        msg = f"The stored fit is damaged: in its covariates, {otherwise}."
         raise ValueError(msg)
 
 
@@ -313,7 +312,7 @@ def _field(stored: Mapping[str, Any], name: str) -> np.ndarray:
 
 def _stored_text(stored: Mapping[str, Any], name: str) -> str:
     value = _field(stored, name)
-    _require(value.ndim == 0 and isinstance(value[()], str), f"{name!r} is {stored[name]!r} and no string")
+    _require(value.ndim == 0 and isinstance(value[()], str), f"{name!r} is {stored[name]!r}, not a string")
     return str(value[()])
 
 
@@ -323,7 +322,7 @@ def _stored_names(stored: Mapping[str, Any], name: str, *, empty: bool = False) 
     right = values.ndim == 1 and all(isinstance(part, str) and part for part in names)
     _require(
         right and len(set(names)) == len(names) and bool(names or empty),
-        f"{name!r} is {stored[name]!r}, where names that differ are expected",
+        f"{name!r} is {stored[name]!r}; distinct names are expected",
     )
     return tuple(map(str, names))
 
@@ -332,42 +331,42 @@ def _stored_numbers(stored: Mapping[str, Any], name: str, n: int, *, finite: boo
     values = _field(stored, name)
     right = values.shape == (n,) and values.dtype.kind in "iuf"
     right = right and bool((np.isfinite(values) if finite else ~np.isnan(values)).all())
-    _require(right, f"{name!r} is {stored[name]!r}, where {n} finite number(s) are expected")
+    _require(right, f"{name!r} is {stored[name]!r}; {n} finite number(s) are expected")
     return [float(value) for value in values]
 
 
 def warn_far(key: str, scale: Scale, values: np.ndarray, what: str) -> None:
-    """Say where numbers lie far outside what the fit has seen."""
+    """Warn about numbers far outside the range of the fit."""
     far = scale.far(values)
     if far.any():
         farthest = float(values[np.argmax(np.abs(values - scale.mean))])
         logg.warning(
-            f"{what} {farthest:g}{f' (and {int(far.sum()) - 1} more like it)' if far.sum() > 1 else ''}, far outside the range of "
-            f"{key!r} that the fit has seen ({scale.range()}). What the model says of such a value is extrapolation."
+            f"{what} {farthest:g}{f' (and {int(far.sum()) - 1} more such values)' if far.sum() > 1 else ''}, far outside the range "
+            f"of {key!r} in the fit ({scale.range()}). Predictions for such a value are extrapolations."
         )
 
 
 def category_codes(obs: pd.DataFrame, key: str, names: Sequence[str], hint: str = "") -> np.ndarray:
-    """Positions of the values of a column among ``names``, int64 (n,)."""
+    """Return the positions of the values of a column among ``names``, int64 (n,)."""
     found = get_names(obs, key, hint=hint)
     at = found.among(names)
     if (at < 0).any():
         unseen = [name for name, i in zip(found.names, at, strict=True) if i < 0]
         msg = (
-            f"obs[{key!r}] holds {unseen}, which the fit has not seen (it knows {list(names)}). Rename these categories, leave "
-            "the cells out, or make room for them: vx.tl.encode(adata, model=...). After that adata holds the fit that knows "
-            "them: leave model= out."
+            f"obs[{key!r}] holds {unseen}, which the fit has not seen (it knows {list(names)}). Rename these categories, "
+            "remove the cells, or extend the fit: vx.tl.encode(adata, model=...). After that adata holds the extended fit: "
+            "omit model=."
         )
         raise ValueError(msg)
     return np.asarray(at[found.code_n])
 
 
 def location_scale(obs: pd.DataFrame, key: str) -> Scale:
-    """The scale of a column of ``obs``; a warning says where it is constant."""
+    """Compute the scale of a column of ``obs``; warn if it is constant."""
     scale = Scale.of(get_numbers(obs, key), get_column(obs, key).dtype)
     if scale.constant:
         logg.warning(
-            f"obs[{key!r}] is constant ({scale.low:g} in all cells of the fit), so that nothing can be learned of it. Leave it out of "
-            "continuous_covariate_keys=, or add cells in which it differs."
+            f"obs[{key!r}] is constant ({scale.low:g} in all cells of the fit), so nothing can be learned from it. Remove it from "
+            "continuous_covariate_keys=, or add cells with other values."
         )
     return scale

@@ -1,8 +1,9 @@
-"""The ladder of cures: an ill fit is fitted again with one change at a time, and only what helps is kept.
+"""Refit a fit that fails its checks, with one change of the settings at a time, and keep the changes that help.
 
-The rungs are tried in the order of :data:`LADDER`; a rung that treats another illness, or would change nothing, is passed
-by.  Changes that are kept stay for the rungs after them.  A change is kept if the importance-weighted bound of held-out
-cells, which knows neither beta nor free bits, does not fall, judged on the same cells with the same noise.
+The changes (rungs) are tried in the order of :func:`ladder`. A rung is skipped if it does not treat the current verdict or
+would change nothing. Changes that are kept remain for the following rungs. A change is kept if the importance-weighted
+bound of held-out cells, which does not contain beta and free bits, does not fall. It is computed on the same cells with the
+same noise.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from vxpress.core.presets import Settings
 from vxpress.core.progress import stage
 from vxpress.core.training import INTERRUPTED, TrainingError
 
-# held-out cells that a cure is judged on at most, and samples of each
+# largest number of held-out cells that a cure is judged on, and samples per cell
 MAX_JUDGED, N_SAMPLES, JUDGE_SEED = 500, 50, 0
 DEFAULTS = Settings()
 LONG_WARMUP, FREE_BITS, ENCODER_STEPS = 0.6, 0.1, 5
@@ -35,7 +36,7 @@ Change = tuple[ModelConfig, TrainConfig]
 
 @dataclass(frozen=True)
 class Rung:
-    """One change of the settings, and the verdicts that it treats; ``apply`` returns None where it would change nothing."""
+    """One change of the settings, and the verdicts that it treats; ``apply`` returns None if it would change nothing."""
 
     name: str
     treats: tuple[str, ...]
@@ -59,7 +60,7 @@ def _beta_up(model: ModelConfig, train: TrainConfig) -> Change | None:
 
 
 def _beta_and_network(model: ModelConfig, train: TrainConfig) -> Change | None:
-    # a strong divergence keeps a network from overfitting, which without it may cost more than collapse does
+    # a strong divergence also prevents overfitting; without it, overfitting may cost more than collapse does
     changed = _beta_down(model, train)
     return None if changed is None else _narrower(SMALL_NETWORK)(*changed)
 
@@ -100,7 +101,7 @@ def _longer_warmup(model: ModelConfig, train: TrainConfig) -> Change | None:
 
 def _free_bits(model: ModelConfig, train: TrainConfig) -> Change | None:
     if train.objective != "elbo" or train.kl_schedule == "capacity" or train.beta == 0.0:
-        return None  # there is no floor under their divergence
+        return None  # free bits have no meaning with these settings
     return None if train.free_bits >= FREE_BITS else (model, replace(train, free_bits=FREE_BITS))
 
 
@@ -134,7 +135,7 @@ def _learned_prior(model: ModelConfig, train: TrainConfig) -> Change | None:
 
 
 def ladder(n_train: int) -> tuple[Rung, ...]:
-    """The rungs in order: causes first, then what treats the illness whatever its cause."""
+    """Return the rungs in order: first changes that remove a cause, then changes that help with any cause."""
     return (
         Rung("more epochs", ("under-trained",), lambda model, train: _more_epochs(model, train, n_train)),
         Rung("warm-up within the budget", ("under-trained",), _warmup),
@@ -159,7 +160,7 @@ def ladder(n_train: int) -> tuple[Rung, ...]:
 
 @dataclass(frozen=True)
 class Judged:
-    """A fit with what was found of it: its diagnosis and the bound of each held-out cell."""
+    """A fit with its diagnosis and the bound of each held-out cell."""
 
     fitted: Fitted
     diagnosis: dict[str, Any]
@@ -169,10 +170,10 @@ class Judged:
 def cure(
     runner: Runner, first: Fitted, diagnosis: dict[str, Any], diagnose: Callable[[Fitted], dict[str, Any]]
 ) -> tuple[Fitted, dict[str, Any]]:
-    """The best fit that the ladder reaches, and its diagnosis, with a record of what was tried if anything had to be.
+    """Return the best fit that the ladder reaches and its diagnosis, with a record of the attempts if there were any.
 
-    ``diagnose`` finds the diagnosis of a fit.  Attempts that cannot be trained are passed by; an interrupt ends the search,
-    and a fit that was interrupted is left as it is.
+    ``diagnose`` computes the diagnosis of a fit. Attempts that cannot be trained are skipped. An interrupt ends the search. A
+    fit that was interrupted is returned unchanged.
     """
     if is_sound(str(diagnosis["verdict"])) or first.outcome.interrupted:
         return first, diagnosis
@@ -193,7 +194,7 @@ def cure(
 
 
 class _Search:
-    """The best fit so far, what was tried, and what is being tried: all that is left where an interrupt ends the search."""
+    """The state of the search, which remains after an interrupt: the best fit so far, the attempts, and the current attempt."""
 
     def __init__(self, runner: Runner, diagnose: Callable[[Fitted], dict[str, Any]]) -> None:
         self.runner, self.diagnose = runner, diagnose
@@ -202,8 +203,8 @@ class _Search:
         self.trying = "as asked"
 
     def begin(self, first: Fitted, diagnosis: dict[str, Any]) -> None:
-        """Judge the fit as it was asked for."""
-        logg.warning(f"{diagnosis['verdict']} Looking for a cure.")
+        """Judge the fit with the requested settings."""
+        logg.warning(f"{diagnosis['verdict']} Refitting with adjusted settings.")
         validation_n = self.runner.prepared.validation_n
         rows = np.sort(np.random.default_rng(JUDGE_SEED).permutation(validation_n)[:MAX_JUDGED])
         self.held_out = self.runner.cells.take(torch.from_numpy(rows).to(self.runner.device))
@@ -238,7 +239,7 @@ class _Search:
         row = _row(name, change, tried, best, kept=kept)
         logg.warning(
             f"    {self.trying}: {kind_of(str(tried.diagnosis['verdict']))}, held-out IWAE "
-            f"{row['iwae_change']:+.2f} nats a cell; {'kept' if kept else 'not kept'}"
+            f"{row['iwae_change']:+.2f} nats per cell; {'kept' if kept else 'not kept'}"
         )
         self.best, self.record = (tried if kept else best), [*self.record, row]
 
@@ -247,7 +248,7 @@ class _Search:
 
 
 def _columns(record: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Rows as columns, which survive a file; ``pandas.DataFrame`` of it is the table."""
+    """Turn rows into columns, which can be written to a file; ``pandas.DataFrame`` makes a table of them."""
     columns = {name: [row[name] for row in record] for name in record[0]}
     return {
         name: np.array(values, dtype=object if isinstance(values[0], str) else None) for name, values in columns.items()
@@ -255,14 +256,14 @@ def _columns(record: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _before(diagnosis: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of the diagnosis of the fit as it was asked for."""
+    """Return the part of the diagnosis that is kept of the fit with the requested settings."""
     return {name: diagnosis[name] for name in ("verdict", "kl_per_dim", "active", "active_units", "mutual_information")}
 
 
 def helps(before: Judged, after: Judged) -> bool:
-    """Whether held-out IWAE does not fall, and nothing collapses that had not.
+    """Return whether the held-out IWAE does not fall and no fit collapses that had not collapsed before.
 
-    A fit that is sound need not gain: its bound may lie below as far as the 95 % interval over cells reaches.
+    A sound fit need not gain: its bound may be lower within the 95 % interval over cells.
     """
     worse = kind_of(str(after.diagnosis["verdict"])) in ("collapsed", "under-trained")
     was = kind_of(str(before.diagnosis["verdict"])) in ("collapsed", "under-trained")
@@ -272,12 +273,12 @@ def helps(before: Judged, after: Judged) -> bool:
 
 
 def _se(change_n: np.ndarray) -> float:
-    """Standard error of the mean, over cells; none from one cell."""
+    """Compute the standard error of the mean over cells; 0 for a single cell."""
     return float(change_n.std(ddof=1) / np.sqrt(len(change_n))) if len(change_n) > 1 else 0.0
 
 
 def describe(before: Change, after: Change) -> str:
-    """The settings that differ, as ``name=value``."""
+    """List the settings that differ, as ``name=value``."""
     parts = []
     for old, new in zip(before, after, strict=True):
         for name, value in vars(new).items():
@@ -287,7 +288,7 @@ def describe(before: Change, after: Change) -> str:
 
 
 def _row(name: str, change: str, tried: Judged, against: Judged, *, kept: bool) -> dict[str, Any]:
-    """What is recorded of an attempt; nats per cell of held-out cells."""
+    """Return the record of an attempt; numbers are in nats per held-out cell."""
     change_n = tried.iwae_n - against.iwae_n
     return {
         "attempt": name,

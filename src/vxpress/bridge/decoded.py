@@ -1,4 +1,4 @@
-"""Decoded expression of all cells as matrices: dense or sparse, of all genes or some, with credible intervals."""
+"""Decode the expression of all cells into matrices: dense or sparse, of all genes or some, with credible intervals."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Matrix: TypeAlias = np.ndarray | sparse.csr_matrix
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be decoded, and as what it is handed over.
+    """What to decode, and the form of the result.
 
-    ``scale`` multiplies shares: one number, or one per cell, (n, 1) float32.  ``genes`` are positions among all genes of
-    the fit (None: all).  ``columns`` is where each of them goes in a matrix of ``width`` columns (None: in order), whose
-    other columns are NaN.
+    ``scale`` multiplies shares: one number, or one per cell, (n, 1) float32. ``genes`` are positions among all genes of the
+    fit (None: all). ``columns`` gives the column of each gene in a matrix of ``width`` columns (None: in order); the other
+    columns are NaN.
     """
 
     draws: Draws
@@ -44,7 +44,7 @@ class Request:
     interval: float | None = None
 
     def levels(self) -> tuple[float, ...]:
-        """Levels of the quantiles at the ends of the interval, if one is asked for."""
+        """Return the levels of the quantiles at the ends of the interval; empty without an interval."""
         return () if self.interval is None else ((1.0 - self.interval) / 2, (1.0 + self.interval) / 2)
 
 
@@ -58,13 +58,13 @@ def decode(
     request: Request,
     counts: Cells | None = None,
 ) -> list[Matrix]:
-    """Posterior mean of expression, and the lower and upper end of its interval where one is asked for.
+    """Compute the posterior mean of expression, and the lower and upper end of its interval if one is requested.
 
-    With ``counts`` the mean given these too, without interval.  NaN where a gene has no readout.  Beyond the results a
-    chunk of cells is held at a time.
+    With ``counts``, the mean also uses the counts of the cell, and there is no interval. Genes without readout are NaN. Apart
+    from the results, only one chunk of cells is in memory at a time.
     """
     wanted = np.arange(len(modelled_g)) if request.genes is None else request.genes
-    # where each gene lies among those of its own kind
+    # position of each gene among the modelled genes, or among the others
     rank_g = np.where(modelled_g, np.cumsum(modelled_g), np.cumsum(~modelled_g)) - 1
     inside, outside = np.flatnonzero(modelled_g[wanted]), np.flatnonzero(~modelled_g[wanted])
     chosen = ALL_GENES
@@ -82,8 +82,8 @@ def decode(
     moments = torch.from_numpy(mean_nd), torch.from_numpy(var_nd)
     for rows, values in _chunks(model, *moments, covariates, request=request, genes=chosen, counts=counts):
         scale_here = scale[rows] if isinstance(scale, np.ndarray) else scale
-        for sink, (modelled, beside) in zip(sinks, values, strict=True):
-            sink.put(rows, modelled.numpy(), None if beside is None else beside.numpy(), scale_here)
+        for sink, (modelled, others) in zip(sinks, values, strict=True):
+            sink.put(rows, modelled.numpy(), None if others is None else others.numpy(), scale_here)
     return [sink.result() for sink in sinks]
 
 
@@ -97,7 +97,7 @@ def denoised_matrix(
     batches: tuple[int, ...],
     target_sum: float,
 ) -> np.ndarray:
-    """The layer that a fit writes: float32 (n, all genes)."""
+    """Compute the layer that a fit writes: float32 (n, all genes)."""
     draws = Draws(DENOISING_DRAWS, batches or (None,), DENOISING_SEED)
     request = Request(draws, np.float32(target_sum))
     matrix = decode(model, mean_nd, var_nd, covariates, modelled_g=modelled_g, request=request)[0]
@@ -128,7 +128,7 @@ def _chunks(
 
 
 class _Place:
-    """Where modelled genes and those beside them go in a matrix."""
+    """The columns of modelled and other genes in a matrix."""
 
     def __init__(self, width: int, inside: np.ndarray, outside: np.ndarray) -> None:
         self.width, self.inside, self.outside = width, inside, outside
@@ -158,8 +158,8 @@ class _Dense:
             self.place.fill(self.out[rows], inside, outside, scale)
         if self.out.dtype == np.float16 and np.isinf(self.out[rows]).any():
             msg = (
-                "dtype='float16' holds numbers up to 65,504, and some expression is beyond. Choose a smaller target_sum=, "
-                "for example 1e4, or dtype='float32'."
+                "dtype='float16' holds numbers up to 65,504, and some values are larger. Choose a smaller target_sum=, for "
+                "example 1e4, or dtype='float32'."
             )
             raise ValueError(msg)
 
@@ -168,7 +168,7 @@ class _Dense:
 
 
 class _Sparse:
-    """Rows of a CSR matrix without entries below a limit; what is NaN is kept."""
+    """Rows of a CSR matrix without entries below a limit; NaN is kept."""
 
     def __init__(self, place: _Place, drop_below: float) -> None:
         self.place, self.drop_below = place, np.float32(drop_below)
@@ -192,7 +192,7 @@ class _Sparse:
         indptr = np.concatenate(([0], np.cumsum(lengths)))
         share = indptr[-1] / max(1, len(lengths) * self.place.width)
         logg.info(
-            f"    {share:.1%} of the entries are {self.drop_below:g} or more and kept; they hold "
+            f"    kept the {share:.1%} of the entries that are {self.drop_below:g} or more; they hold "
             f"{self.kept / max(self.total, 1e-300):.1%} of the sum"
         )
         index = np.int32 if indptr[-1] < np.iinfo(np.int32).max else np.int64

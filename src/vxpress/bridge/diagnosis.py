@@ -1,7 +1,7 @@
-"""The health of a fit, in numbers and in one sentence.
+"""Diagnose a fit, in numbers and in one sentence.
 
-What is judged is what a single fit knows of itself.  The thresholds were set on the sets of ``benchmarks/_sets.py`` that
-are for tuning, see ``docs/guides/diagnose.md``.
+The diagnosis uses a single fit and its cells, without comparison to other fits. The thresholds were set on the tuning sets of
+``benchmarks/_sets.py``; see ``docs/guides/diagnose.md``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from vxpress.core.vae import VAE
 from vxpress.metrics import active_units, kl_per_dimension, mutual_information, prior_gap
 
 KL_ACTIVE = 0.01
-# draws that the divergence from a prior without a closed form is averaged over, and points where its density is costly
+# draws to average the divergence from a prior without a closed form over, and number of points if its density is costly
 KL_DRAWS, KL_POINTS = 10, 1_000
-# cells whose own posterior is sought where only the verdict hangs on it
+# cells whose own posterior is optimised if only the verdict depends on it
 N_PROBED = 32
-# what only counts tell: of the prior in force, and of the networks
+# numbers that need counts: those that depend on the prior, and all
 OF_THE_PRIOR = ("elbo", "amortisation_gap", "inference_gap")
 FROM_COUNTS = (
     *OF_THE_PRIOR,
@@ -45,7 +45,7 @@ FROM_COUNTS = (
 
 @dataclass(frozen=True)
 class Decoding:
-    """The model behind a posterior, the covariates of its cells and, where they are at hand, their counts.
+    """The model of a posterior, the covariates of its cells and, if available, their counts.
 
     ``train_n`` are the rows of the cells that the model was trained on.
     """
@@ -69,11 +69,11 @@ def diagnose(
     known: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Numbers and verdict; ``held_out_n`` marks validation cells (all cells are judged where there is none).
+    """Compute the numbers and the verdict; ``held_out_n`` marks validation cells (without any, all cells are judged).
 
-    The gaps of single cells cost about as much as an epoch; they are taken on ``n_probed`` cells, or where that is None on
-    a few and only if the cheaper numbers look odd.  ``known`` is an earlier diagnosis of the same model, whose numbers
-    from counts hold where there are none now.
+    The gaps of single cells cost about as much as an epoch. They are computed on ``n_probed`` cells. If that is None, they
+    are computed on a few cells, and only if the cheaper numbers look suspicious. ``known`` is an earlier diagnosis of the
+    same model; its numbers that need counts are kept if there are no counts now.
     """
     judged = held_out_n if held_out_n.any() else np.ones(len(mean_nd), dtype=bool)
     model = None if decoding is None else decoding.model
@@ -121,13 +121,13 @@ def _log_prior(model: VAE) -> Any:
 
 
 def _aggregate(mean_nd: np.ndarray, var_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of the aggregate posterior in each dimension."""
+    """Compute mean and variance of the aggregate posterior in each dimension."""
     mean_nd, var_nd = mean_nd.astype(np.float64), var_nd.astype(np.float64)
     return mean_nd.mean(0), mean_nd.var(0) + var_nd.mean(0)
 
 
 def _sampled_kl(model: VAE, mean_nd: np.ndarray, var_nd: np.ndarray) -> SampledKL:
-    """Divergence of posteriors from a prior without a closed form; of a costly density at some of them."""
+    """Estimate the divergence of posteriors from a prior without a closed form; on a part of them if its density is costly."""
     most = len(mean_nd) if model.prior.cheap else KL_POINTS
     rows = np.unique(np.linspace(0, len(mean_nd) - 1, min(len(mean_nd), most)).astype(int))
     n_draws = KL_DRAWS if model.prior.cheap else max(2, min(KL_DRAWS, KL_POINTS // len(rows)))
@@ -136,9 +136,9 @@ def _sampled_kl(model: VAE, mean_nd: np.ndarray, var_nd: np.ndarray) -> SampledK
 
 
 def _from_counts(decoding: Decoding, judged: np.ndarray, n_probed: int, seed: int) -> dict[str, float | int]:
-    """What the counts tell beside the posterior."""
+    """Compute the numbers that need counts in addition to the posterior."""
     model, cells = decoding.model, decoding.cells
-    assert cells is not None  # noqa: S101 - the caller asked
+    assert cells is not None  # noqa: S101 - checked by the caller
     found: dict[str, float | int] = {}
     if decoding.train_n is not None and len(decoding.train_n) < len(cells):
         general = generalisation(model, cells, decoding.train_n, judged, seed=seed)

@@ -1,4 +1,4 @@
-"""The two ends of a path: groups of cells, or cells."""
+"""Find the two ends of a path: groups of cells, or single cells."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ Endpoint: TypeAlias = Hashable | Sequence[str] | np.ndarray
 
 
 def endpoint_rows(adata: AnnData, end: Endpoint, groupby: str | None, argument: str) -> np.ndarray:
-    """Rows of the cells whose mean an end is: a group of ``obs[groupby]``, named cells, or a boolean array over cells."""
+    """Return the rows of the cells of an end, which is their mean: a group of ``obs[groupby]``, named cells, or a boolean array."""
     if groupby is not None:
         return _group(adata, end, groupby, argument)
-    asked = np.atleast_1d(np.asarray(end))
-    if asked.dtype == bool:
-        if asked.shape != (adata.n_obs,):
-            msg = f"{argument}= is a boolean array of shape {asked.shape}; ({adata.n_obs},), one value per cell, is expected."
+    given = np.atleast_1d(np.asarray(end))
+    if given.dtype == bool:
+        if given.shape != (adata.n_obs,):
+            msg = f"{argument}= is a boolean array of shape {given.shape}; ({adata.n_obs},), one value per cell, is expected."
             raise ValueError(msg)
-        rows = np.flatnonzero(asked)
+        rows = np.flatnonzero(given)
     else:
         if not adata.obs_names.is_unique:
-            msg = "adata.obs_names are not unique, so that a name says no cell. Make them so: adata.obs_names_make_unique()."
+            msg = "adata.obs_names are not unique, so a name does not identify one cell. Make them unique: adata.obs_names_make_unique()."
             raise ValueError(msg)
-        names = pd.Index(asked.astype(str), dtype=object)
+        names = pd.Index(given.astype(str), dtype=object)
         rows = adata.obs_names.get_indexer(names)
         if (rows < 0).any():
             msg = (
-                f"{argument}= names {list(names[rows < 0][:3])}, no cell(s) of adata.obs_names (for example "
-                f"{list(adata.obs_names[:2])}). Is it a group? Then say of which column: groupby=."
+                f"{argument}= names {list(names[rows < 0][:3])}, which are not in adata.obs_names (for example "
+                f"{list(adata.obs_names[:2])}). If it is a group, name its column with groupby=."
             )
             raise KeyError(msg)
     if not len(rows):
@@ -44,7 +44,7 @@ def endpoint_rows(adata: AnnData, end: Endpoint, groupby: str | None, argument: 
 
 
 def endpoint_name(adata: AnnData, groupby: str | None, rows: np.ndarray) -> str:
-    """What an end is called in records and figures."""
+    """Return the name of an end in records and figures."""
     if groupby is not None:
         found = get_categories(adata.obs, groupby, argument="groupby", gaps=True)
         return found.names[found.code_n[rows[0]]]
@@ -54,10 +54,10 @@ def endpoint_name(adata: AnnData, groupby: str | None, rows: np.ndarray) -> str:
 def _group(adata: AnnData, end: Endpoint, groupby: str, argument: str) -> np.ndarray:
     found = get_categories(adata.obs, groupby, argument="groupby", gaps=True)
     if not isinstance(end, Hashable):
-        msg = f"{argument}={end!r} should name one group of obs[{groupby!r}]. For chosen cells leave groupby= out."
+        msg = f"{argument}={end!r} should name one group of obs[{groupby!r}]. To choose cells, omit groupby=."
         raise TypeError(msg)
     name = find_name(end, found.names)
     if name is None:
-        msg = f"{argument}={end!r} is no group of obs[{groupby!r}] with cells; there are {list(found.names[:20])}."
+        msg = f"{argument}={end!r} is not a group of obs[{groupby!r}] with cells; the groups are {list(found.names[:20])}."
         raise ValueError(msg)
     return np.flatnonzero(found.code_n == found.names.index(name))

@@ -1,4 +1,4 @@
-"""Where a fit is looked for: in the AnnData itself, in another one, or in a file."""
+"""Find a fit: in the AnnData itself, in another one, or in a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Model: TypeAlias = AnnData | str | Path | None
 
 
 def find_fit(adata: AnnData, model: Model, key: str) -> Fit:
-    """The fit named ``key`` in ``model``: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``adata`` itself."""
+    """Return the fit named ``key`` in ``model``: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``adata`` itself."""
     if model is None:
         return _from_uns(adata.uns, key, "adata", hint=True)
     if isinstance(model, AnnData):
@@ -41,7 +41,7 @@ def _from_uns(uns: Mapping[str, Any], key: str, where: str, *, hint: bool, found
             + ("Run vx.tl.fit_vae(adata) first, or name" if hint else "Name")
             + " the AnnData or file that holds it with model=, and its name with key=."
             + (
-                " ad.concat drops uns: concatenate with uns_merge='same', or pass the AnnData from before as model=."
+                " ad.concat drops uns: concatenate with uns_merge='same', or pass the original AnnData as model=."
                 if hint
                 else ""
             )

@@ -1,4 +1,4 @@
-"""What new cells are made of besides z: condition, covariates and size factor, asked for or taken from training cells."""
+"""Choose condition, covariates and size factor of generated cells, from arguments or from training cells."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from vxpress.core.inference.nearest_partner import nearest_partners
 
 Labels: TypeAlias = "Hashable | Mapping[str, int] | pd.Series | np.ndarray | Sequence[str]"
 DEFAULT_CELLS = 1000
-# what stands for a missing value among names
+# represents a missing value among names
 NO_NAME = "\N{SYMBOL FOR NULL}"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of ``obs`` that the decoder asks for: categories by name, and numbers."""
+    """The columns of ``obs`` that the decoder needs: categories by name, and numbers."""
 
     categories: dict[str, tuple[str, ...]]
     numbers: tuple[str, ...]
 
     @classmethod
     def of(cls, fit: Fit) -> Columns:
-        """Those of a fit; labels only where the dispersion hangs on them."""
+        """Return the columns of a fit; labels only if the dispersion depends on them."""
         table = fit.covariates
         categories = dict(table.categorical)
         if fit.params.model.dispersion == "gene-label" and table.labels is not None:
@@ -50,14 +50,14 @@ class Columns:
 def asked_labels(
     labels: Labels, n_obs: int | None, key: str | None, names: tuple[str, ...], hint: str
 ) -> tuple[int, np.ndarray | None]:
-    """Number of cells and the code of each one's label, None where labels are not given.
+    """Return the number of cells and the code of the label of each cell, None if no labels are given.
 
-    ``key`` and ``names`` are the condition of the prior; ``hint`` is what to do where it has none.
+    ``key`` and ``names`` are the condition of the prior; ``hint`` is the advice if it has none.
     """
     if labels is None:
         return DEFAULT_CELLS if n_obs is None else n_obs, None
     if key is None:
-        msg = f"labels= was given, but the prior of this fit knows no labels. {hint}"
+        msg = f"labels= was given, but the prior of this fit does not use labels. {hint}"
         raise ValueError(msg)
     wanted = _each_label(labels, n_obs, names)
     place = {name: i for i, name in enumerate(names)}
@@ -70,9 +70,9 @@ def asked_labels(
 
 
 def _each_label(labels: Labels, n_obs: int | None, names: tuple[str, ...]) -> list[Any]:
-    """The label of every cell, as it was given."""
+    """Return the label of every cell, as given."""
     if isinstance(labels, pd.Series) and pd.api.types.is_numeric_dtype(labels.dtype):
-        # a column of numbers holds labels too; numbers of cells are those whose index holds labels
+        # a numeric column may hold labels too; it holds numbers of cells if its index holds labels
         index = each_value(labels.index)
         if any(find_name(name, names) is not None for name in index):
             labels = dict(zip(index, labels, strict=True))
@@ -83,7 +83,7 @@ def _each_label(labels: Labels, n_obs: int | None, names: tuple[str, ...]) -> li
             raise ValueError(msg)
         wanted = [name for name, n in zip(labels, counts, strict=True) for _ in range(int(n))]
     elif isinstance(labels, (set, frozenset)):
-        msg = f"labels={labels!r} has no order and no numbers. Give a list, one per cell, or a mapping from labels to numbers."
+        msg = f"labels={labels!r} has no order and no numbers of cells. Pass a list with one label per cell, or a mapping from labels to numbers of cells."
         raise TypeError(msg)
     elif isinstance(labels, (pd.Series, pd.Index, pd.api.extensions.ExtensionArray, np.ndarray, list, tuple)):
         wanted = each_value(labels)
@@ -92,10 +92,10 @@ def _each_label(labels: Labels, n_obs: int | None, names: tuple[str, ...]) -> li
     else:
         return [labels] * (DEFAULT_CELLS if n_obs is None else n_obs)
     if n_obs is not None and len(wanted) != n_obs:
-        msg = f"labels= is for {len(wanted)} cells and n_obs={n_obs}. Leave n_obs= out, or give a label for each."
+        msg = f"labels= is for {len(wanted)} cells, but n_obs={n_obs}. Omit n_obs=, or pass one label per cell."
         raise ValueError(msg)
     if not len(wanted):
-        msg = "labels= asks for no cell; at least one is expected."
+        msg = "labels= requests no cells; at least one is expected."
         raise ValueError(msg)
     return wanted
 
@@ -107,7 +107,7 @@ def _is_whole(n: object) -> bool:
 
 
 def asked_covariates(covariates: Mapping[str, Any] | None, columns: Columns, n: int) -> dict[str, np.ndarray]:
-    """Columns that were given, each checked and of length ``n``."""
+    """Check the given columns; each is returned with length ``n``."""
     if covariates is not None and not isinstance(covariates, Mapping):
         msg = f"covariates={covariates!r} should map columns to values, for example {{'batch': 'a'}}."
         raise TypeError(msg)
@@ -115,7 +115,7 @@ def asked_covariates(covariates: Mapping[str, Any] | None, columns: Columns, n: 
     for key, value in (covariates or {}).items():
         if key not in columns.names:
             msg = (
-                f"covariates= names {key!r}, which the fit does not condition on; it knows {list(columns.names) or 'none'}. "
+                f"covariates= names {key!r}, which is not a covariate of the fit (it has {list(columns.names) or 'none'}). "
                 "Fit with batch_key=, categorical_covariate_keys= or continuous_covariate_keys=."
             )
             raise KeyError(msg)
@@ -137,7 +137,7 @@ def _numbers(key: str, value: Any, n: int) -> np.ndarray:
 
 
 def _known(key: str, value: Any, n: int, names: tuple[str, ...]) -> np.ndarray:
-    # not by way of an array, which would make text of numbers among text
+    # not through an array, which would turn numbers among text into text
     values = each_value(value)
     if len(values) not in (1, n):
         msg = f"covariates[{key!r}]={value!r} holds {len(values)} values; one value, or {n}, one per new cell, is expected."
@@ -151,7 +151,7 @@ def _known(key: str, value: Any, n: int, names: tuple[str, ...]) -> np.ndarray:
 
 
 def asked_library(library: Any, n: int) -> np.ndarray | None:
-    """Size factors that were given, float64 (n,), or None."""
+    """Check the given size factors; float64 (n,), or None."""
     if library is None:
         return None
     values = np.asarray(library)
@@ -159,14 +159,14 @@ def asked_library(library: Any, n: int) -> np.ndarray | None:
         msg = f"library= should be a number, or {n} of them, one per new cell; found {library!r}."
         raise ValueError(msg)
     if not (np.isfinite(values).all() and (values > 0).all()):
-        msg = "library= holds values that are no size factors; numbers above 0 are expected."
+        msg = "library= holds values that are not size factors; numbers above 0 are expected."
         raise ValueError(msg)
     return np.broadcast_to(values.astype(np.float64), n)
 
 
 @dataclass(frozen=True)
 class TrainingCells:
-    """The cells that new ones take their size factor and covariates from."""
+    """The cells from which new cells take their size factor and covariates."""
 
     obs: pd.DataFrame
     library_n: np.ndarray
@@ -174,10 +174,10 @@ class TrainingCells:
 
     @classmethod
     def find(cls, adata: AnnData, fit: Fit, keys: Keys, needed: list[str]) -> TrainingCells:
-        """Those of ``adata`` that the fit was trained on, or all where it does not say; ``needed`` is what for."""
+        """Return the cells of ``adata`` that the fit was trained on, or all if that is unknown; ``needed`` is what they are used for."""
         if adata.n_obs == 0:
             msg = (
-                f"adata has no cells to take {' and '.join(needed)} from. Give them: vx.tl.generate(model, "
+                f"adata has no cells to take {' and '.join(needed)} from. Pass values: vx.tl.generate(model, "
                 f"{', '.join(_CURES[name] for name in needed)}), or pass the AnnData that was fitted."
             )
             raise ValueError(msg)
@@ -194,11 +194,11 @@ class TrainingCells:
         n_neighbors: int | None,
         rng: np.random.Generator,
     ) -> np.ndarray:
-        """A cell for every new one: among those alike in ``match``, one of the ``n_neighbors`` nearest to its z."""
+        """Choose a cell for every new cell: among those with the same values of ``match``, one of the ``n_neighbors`` nearest to its z."""
         names = {key: pd.Index(get_column_names(self.obs, key, known[key])) for key in match}
-        asked = pd.DataFrame(match, index=np.arange(len(z_nd)))
+        wanted = pd.DataFrame(match, index=np.arange(len(z_nd)))
         out = np.empty(len(z_nd), dtype=np.int64)
-        groups = asked.groupby(list(match), sort=True).indices.items() if match else [((), np.arange(len(z_nd)))]
+        groups = wanted.groupby(list(match), sort=True).indices.items() if match else [((), np.arange(len(z_nd)))]
         for group, rows in groups:
             values = group if isinstance(group, tuple) else (group,)
             candidates = np.ones(len(self.obs), dtype=bool)
@@ -207,8 +207,8 @@ class TrainingCells:
             if not candidates.any():
                 what = ", ".join(f"{key} = {value}" for key, value in zip(match, values, strict=True))
                 logg.warning(
-                    f"No cell of adata has {what}: the {len(rows)} new cell(s) of that kind take what was not given from "
-                    "any cell near them."
+                    f"No cell of adata has {what}: the {len(rows)} new cell(s) with these values take the size factor and the "
+                    "covariates that were not given from any nearby cell."
                 )
                 candidates[:] = True
             at = np.flatnonzero(candidates)
@@ -220,7 +220,7 @@ _CURES = {"library": "library=2000", "covariates": "covariates={...}"}
 
 
 def get_column_names(obs: pd.DataFrame, key: str, known: tuple[str, ...] = ()) -> np.ndarray:
-    """A column of ``obs`` as names of categories, those of ``known`` where they are the same; ``NO_NAME`` without a value."""
+    """Return a column of ``obs`` as names of categories, as spelled in ``known`` if equal; missing values are ``NO_NAME``."""
     found = get_names(obs, key, gaps=True)
     names = [known[i] if i >= 0 else name for name, i in zip(found.names, found.among(known), strict=True)]
     return np.array([*names, NO_NAME], dtype=object)[found.code_n]

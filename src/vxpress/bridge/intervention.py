@@ -1,4 +1,4 @@
-"""One covariate of a fit set to another value, in all cells."""
+"""Set one covariate of a fit to another value in all cells."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vxpress.core.inference.support import closeness
 class Intervention:
     """Covariate ``key``, the ``position``-th of its kind, set to ``value``: the name of a category, or a number.
 
-    ``code`` is what the model sees: the code of the category, or the standardised number.
+    ``code`` is the input of the model: the code of the category, or the standardised number.
     """
 
     key: str
@@ -29,24 +29,24 @@ class Intervention:
 
     @classmethod
     def find(cls, table: CovariateTable, key: str, value: Hashable) -> Intervention:
-        """The intervention, checked against the covariates of the fit."""
+        """Return the intervention after checking it against the covariates of the fit."""
         categorical, continuous = [name for name, _ in table.categorical], [name for name, _ in table.continuous]
         if key in categorical and key in continuous:
-            msg = f"key_covariate={key!r} entered the fit both as categories and as a number. Fit again with one of the two."
+            msg = f"key_covariate={key!r} is both a categorical and a continuous covariate of the fit. Fit again with one of the two."
             raise ValueError(msg)
         if key in categorical:
             i = categorical.index(key)
             names = table.categorical[i][1]
             name = find_name(value, names)
             if name is None:
-                msg = f"value={value!r} is no category of {key!r} that the fit has seen: {list(names)}. Choose one of these."
+                msg = f"value={value!r} is not a category of {key!r} in the fit, which knows {list(names)}. Choose one of these."
                 raise ValueError(msg)
             return cls(key, i, name, names.index(name), categorical=True)
         if key not in continuous:
             known = [*categorical, *continuous]
             msg = (
-                f"key_covariate={key!r} is no covariate of the fit (it has {known or 'none'}). Only what the decoder was "
-                "told can be changed: fit with batch_key=, categorical_covariate_keys= or continuous_covariate_keys=."
+                f"key_covariate={key!r} is not a covariate of the fit (it has {known or 'none'}). Only covariates of the "
+                "decoder can be changed: fit with batch_key=, categorical_covariate_keys= or continuous_covariate_keys=."
             )
             raise KeyError(msg)
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not np.isfinite(float(value)):
@@ -58,13 +58,13 @@ class Intervention:
         return cls(key, c, float(value), (float(value) - scale.mean) / scale.sd, categorical=False)
 
     def apply(self, covariates: Covariates) -> Covariates:
-        """The same cells under the new value."""
+        """Return the covariates with the new value in all cells."""
         if self.categorical:
             return covariates.with_category(self.position, int(self.code))
         return covariates.with_value(self.position, self.code)
 
     def weights(self, covariates: Covariates) -> np.ndarray:
-        """How much each cell counts as one under the value: 1 or 0 of a category, a kernel of a number; float64 (n,)."""
+        """Weigh each cell by how close it is to the value: 1 or 0 for a category, a kernel for a number; float64 (n,)."""
         if self.categorical:
             return (covariates.categorical_nk[:, self.position].numpy() == int(self.code)).astype(np.float64)
         return closeness(covariates.continuous_nc[:, self.position].numpy().astype(np.float64), self.code)

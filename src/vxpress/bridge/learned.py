@@ -1,4 +1,4 @@
-"""Which categories had enough training cells for the fit to have learned them."""
+"""Decide which categories had enough training cells to be learned."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# below this, what is decoded under a category is farther off than the average of the others; benchmarks/small_batches.py
+# with fewer cells, expression decoded under a category has a larger error than the average over the others;
+# see benchmarks/small_batches.py
 MIN_CELLS = 30
 SHOWN = 5
 
 
 def learned(n_train: Sequence[int]) -> np.ndarray:
-    """Which categories have so many training cells, boolean; all with any where the others hold most of the cells."""
+    """Return which categories have enough training cells, boolean; all with any cells if those hold at most half of the cells."""
     n = np.asarray(n_train, dtype=np.int64)
     enough = n >= MIN_CELLS
     if 2 * n[enough].sum() <= n.sum():
@@ -21,13 +22,13 @@ def learned(n_train: Sequence[int]) -> np.ndarray:
 
 
 def with_cells(names: Sequence[str], n_train: Sequence[int]) -> str:
-    """Categories and their training cells in words, the first few of them."""
+    """List the first few categories with their numbers of training cells, in words."""
     shown = ", ".join(f"{name!r} ({n})" for name, n in list(zip(names, n_train, strict=True))[:SHOWN])
     more = len(names) - SHOWN
     return shown + (f" and {more} more" if more > 0 else "")
 
 
 def few(names: Sequence[str], n_train: Sequence[int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The categories with too few training cells, and how many these are."""
+    """Return the categories with too few training cells, and their numbers of training cells."""
     at = [i for i, n in enumerate(n_train) if n < MIN_CELLS]
     return tuple(names[i] for i in at), tuple(int(n_train[i]) for i in at)

@@ -1,4 +1,4 @@
-"""The size factor l of each cell, and where it comes from."""
+"""Find the size factor l of each cell."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vxpress._keys import LIBRARY_SIZE
 from vxpress.bridge.columns import get_column, is_real
 from vxpress.bridge.counts import CountData
 
-# sums of float32 counts against a stored float total
+# relative tolerance between sums of float32 counts and a stored total
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Library:
-    """Size factor per cell; ``source`` says where it was read, ``factor`` what it was multiplied by.
+    """Size factor per cell; ``source`` names where it was read, and ``factor`` is the number it was multiplied by.
 
-    ``beyond`` tells whether it counts molecules outside the modelled genes, so that a remainder is needed.
+    ``beyond`` is True if it counts molecules outside the modelled genes, so that a remainder is needed.
     """
 
     values_n: np.ndarray
@@ -30,10 +30,10 @@ class Library:
 
 
 def resolve_library(obs: pd.DataFrame, counts: CountData, library: str, *, modelled_only: bool) -> Library:
-    """Size factors of the cells of a fit.
+    """Return the size factors of the cells of a fit.
 
-    ``"observed"`` and ``"latent"`` take ``obs["library_size"]`` where it stands, else the sum of the genes present; any
-    other name is a column of ``obs``.  ``modelled_only`` takes the sum of the modelled genes for the first two.
+    ``"observed"`` and ``"latent"`` use ``obs["library_size"]`` if it exists, otherwise the sum of the genes present. Any
+    other name is a column of ``obs``. With ``modelled_only``, the first two use the sum of the modelled genes.
     """
     if library in ("observed", "latent"):
         if modelled_only:
@@ -47,12 +47,12 @@ def resolve_library(obs: pd.DataFrame, counts: CountData, library: str, *, model
         return _counted(values, counts, f"obs[{library!r}]")
     if whole:
         logg.warning(
-            f"obs[{library!r}] holds whole numbers, but fewer than the molecules counted in some cells; it is used as a size "
-            "factor, rescaled to the mean library."
+            f"obs[{library!r}] holds whole numbers, but in some cells less than the molecules counted; it is used as a size "
+            "factor, rescaled to the mean library size."
         )
     some = counts.total_n > 0
     factor = float(counts.total_n[some].mean() / values[some].mean())
-    # a factor says nothing of molecules: only genes that are present and left out make a remainder
+    # a factor does not count molecules: there is a remainder only if genes that are present are not modelled
     beyond = counts.outside is not None
     return Library(values * factor, f"obs[{library!r}], rescaled to the mean library", beyond, factor)
 
@@ -62,7 +62,7 @@ def _counted(values_n: np.ndarray, counts: CountData, source: str) -> Library:
 
 
 def read_library(obs: pd.DataFrame, counts: CountData, source: str, library: str, factor: float) -> np.ndarray:
-    """Size factors of other cells, taken as the fit took its own."""
+    """Return the size factors of other cells, by the rule that the fit used for its own."""
     if source == "modelled genes":
         return counts.inside_n
     if source == "genes present":
@@ -82,7 +82,7 @@ def _molecules(obs: pd.DataFrame, counts: CountData) -> np.ndarray:
         n_less = int((values < counts.inside_n * (1 - TOLERANCE) - 0.5).sum())
         msg = (
             f"obs[{LIBRARY_SIZE!r}] is smaller than the molecules counted in the modelled genes in {n_less} cells, so it "
-            "belongs to other counts. Compute it again: vx.pp.library_size(adata, overwrite=True)."
+            "was computed from other counts. Compute it again: vx.pp.library_size(adata, overwrite=True)."
         )
         raise ValueError(msg)
     return values

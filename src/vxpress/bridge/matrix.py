@@ -1,4 +1,4 @@
-"""Count matrices of any kind, read in row blocks and checked fully, once."""
+"""Read count matrices of any type in row blocks and check every value once."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from scipy import sparse
 from vxpress.core.counts import without_stored_zeros
 
 MAX_COUNT = 2**24
-# counts that were normalised and scaled back are off by no more than this, and this times this of their size
+# counts that were normalised and scaled back differ from whole numbers by at most this, plus its square times their size
 NEARLY = 1e-3
-# rows that say whether another matrix holds counts
+# number of rows checked to find another matrix with counts
 LOOKED_AT = 200
 BLOCK_ENTRIES = 32_000_000
 
 
 def get_matrix(adata: AnnData, layer: str | None) -> Any:
-    """``adata.X`` or a layer, as it lies there."""
+    """Return ``adata.X`` or a layer, unchanged."""
     if layer is None:
         if adata.X is None:
             msg = "adata.X is empty. Pass layer= to name the layer that holds the counts."
@@ -35,15 +35,15 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
 
 
 def place(layer: str | None) -> str:
-    """How to call the matrix in a message."""
+    """Return the name of the matrix in messages."""
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
 def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-    """Canonical CSR blocks of consecutive rows; the matrix itself is never changed.
+    """Yield canonical CSR blocks of consecutive rows; the matrix itself is never changed.
 
-    ``matrix`` is a numpy array, a scipy sparse matrix or array, or a backed HDF5 or zarr one.  A backed CSC matrix is
-    read whole, since its rows do not lie together.
+    ``matrix`` is a numpy array, a scipy sparse matrix or array, or a backed HDF5 or zarr one. A backed CSC matrix is read
+    whole, because its rows are not stored contiguously.
     """
     n, g = matrix.shape
     if isinstance(matrix, CSCDataset):
@@ -57,10 +57,9 @@ def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[tuple[slice, 
 
 
 def canonical(block: Any) -> sparse.csr_matrix:
-    """A CSR matrix of non-zeros only, with sorted, unique indices, in numbers that arithmetic works on.
+    """Convert to a CSR matrix of non-zeros only, with sorted, unique indices and a dtype safe for arithmetic.
 
-    What is stored decides nothing: zeros that are stored, as masking genes leaves them, are dropped.  A copy is made
-    where anything changes.
+    Stored zeros, which remain for example after masking genes, are dropped. The data are copied if anything changes.
     """
     if hasattr(block, "compute"):
         block = block.compute()
@@ -73,7 +72,7 @@ def canonical(block: Any) -> sparse.csr_matrix:
         # small types overflow when duplicate entries are added up
         block = block.astype(np.float32)
     out = sparse.csr_matrix(block)
-    # asked of a fresh header over the same arrays: scipy caches the answer on the object it is asked of
+    # check a new matrix object over the same arrays, because scipy caches the answer on the object
     fresh = sparse.csr_matrix((out.data, out.indices, out.indptr), shape=out.shape)
     if not fresh.has_canonical_format:
         fresh = fresh.copy()
@@ -84,7 +83,7 @@ def canonical(block: Any) -> sparse.csr_matrix:
 def check_counts(block: sparse.csr_matrix, where: str, adata: AnnData | None = None) -> None:
     """Raise ``ValueError`` unless every entry is a whole number from 0 to 2^24.
 
-    The message says where in ``adata``, if it is given, counts are to be found instead.
+    If ``adata`` is given, the message names where in it counts can be found.
     """
     data = block.data
     if data.size == 0:
@@ -98,7 +97,7 @@ def check_counts(block: sparse.csr_matrix, where: str, adata: AnnData | None = N
     low, high = data.min(), data.max()
     if off.any() and (off <= NEARLY + NEARLY**2 * np.abs(data)).all():
         msg = (
-            f"{where} holds {int((off > 0).sum())} value(s) that are whole numbers but for rounding errors (for example "
+            f"{where} holds {int((off > 0).sum())} value(s) that are whole numbers except for rounding errors (for example "
             f"{data[np.argmax(off)]!s}); raw counts are expected. Round them: {where} = np.rint({where})."
         )
         raise ValueError(msg)
@@ -107,15 +106,15 @@ def check_counts(block: sparse.csr_matrix, where: str, adata: AnnData | None = N
         raise ValueError(msg)
     if off.any():
         example = data[np.argmax(off > 0)]
-        msg = f"{where} holds {int((off > 0).sum())} value(s) that are not whole numbers (for example {example!s}); raw counts are expected, and these look normalised or log-transformed. Pass layer= to name the layer with raw counts, for example layer='counts', or read the file again if no copy of the counts was kept.{_elsewhere(adata)}"
+        msg = f"{where} holds {int((off > 0).sum())} value(s) that are not whole numbers (for example {example!s}); raw counts are expected, but these look normalised or log-transformed. Pass layer= to name the layer with raw counts, for example layer='counts', or read the file again if no copy of the counts was kept.{_elsewhere(adata)}"
         raise ValueError(msg)
     if high > MAX_COUNT:
-        msg = f"{where} holds a count of {high:g}, above 2^24 = {MAX_COUNT}, which single precision cannot tell from its neighbour. Check the matrix, or drop the gene with adata[:, adata.var_names != ...]."
+        msg = f"{where} holds a count of {high:g}, above 2^24 = {MAX_COUNT}, where single precision no longer distinguishes consecutive whole numbers. Check the matrix, or drop the gene with adata[:, adata.var_names != ...]."
         raise ValueError(msg)
 
 
 def _elsewhere(adata: AnnData | None) -> str:
-    """Where in an AnnData whole numbers are, with the call that makes counts of them; empty if nowhere."""
+    """Name where an AnnData holds whole numbers, and the call that uses them as counts; empty if nowhere."""
     if adata is None:
         return ""
     layers = [name for name in adata.layers if name is not None and _seem_counts(adata.layers[name])]
@@ -123,14 +122,14 @@ def _elsewhere(adata: AnnData | None) -> str:
         return f" adata.layers[{layers[0]!r}] holds whole numbers: pass layer={layers[0]!r}."
     if adata.raw is not None and _seem_counts(adata.raw.X):
         return (
-            " adata.raw holds whole numbers: counts = adata.raw.to_adata() makes an AnnData of them, with all genes of raw; "
-            "adata.layers['counts'] = adata.raw[:, adata.var_names].X makes a layer of those of adata, for layer='counts'."
+            " adata.raw holds whole numbers: counts = adata.raw.to_adata() gives an AnnData with all genes of raw; "
+            "adata.layers['counts'] = adata.raw[:, adata.var_names].X gives a layer with the genes of adata, for layer='counts'."
         )
     return ""
 
 
 def _seem_counts(matrix: Any) -> bool:
-    """Whether the first rows of a matrix hold whole numbers from 0 on, some of them above."""
+    """Return whether the first rows of a matrix hold only whole numbers of at least 0, and some above 0."""
     try:
         data = next(row_blocks(matrix[:LOOKED_AT]))[1].data
     except (ValueError, TypeError, StopIteration):

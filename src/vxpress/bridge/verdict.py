@@ -1,4 +1,4 @@
-"""From the numbers of a diagnosis to one sentence, and the call that mends what it finds."""
+"""Turn the numbers of a diagnosis into a verdict: one sentence, and what to do about it."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from vxpress.core.config import TrainConfig
 
 MIN_INFORMATION = 0.5
 MIN_ACTIVE_SHARE = 0.1
-# a cell's own posterior says this many times more than the encoder's: the encoder withholds information
+# the refined posterior of a cell holds this many times more information than the encoder's: the encoder loses information
 MAX_WITHHELD = 1.6
-# the encoder says this many times more than a cell's own posterior: more than serves the likelihood
+# the encoder's posterior holds this many times more information than the refined one: more than is best for the likelihood
 MAX_EXCESS = 1.4
-# share of the held-out ELBO by which held-out cells fall short of training cells, and the least its lower bound must be
+# generalisation gap as a share of the held-out ELBO, and the smallest lower bound with which it counts
 MAX_GENERALISATION, MIN_GENERALISATION_LOW = 0.10, 0.03
-# the same share where cells are this few, and the model would be another with more of them
+# the same share for fits with so few cells that more cells would change the model
 FEW_CELLS, MAX_GENERALISATION_OF_FEW = 600, 0.057
-# share of the held-out objective that is lost between its peak and the end of training
+# share of the held-out objective lost between its peak and the end of training
 MAX_FALL = 0.015
 MAX_PRIOR_GAP = 0.5
 STILL_RISING = 0.001
-# a fit that was cut this short is not judged further
+# a fit with fewer steps is not judged further
 MIN_STEPS = 100
 MAX_CELLS = 5_000
-# below this share of what the cells could show, single cells are looked at
+# below this share of the largest information that these cells can show, the gaps of single cells are computed
 SUSPICIOUS_INFORMATION = 0.6
 SOUND = ("healthy", "unused dimensions")
 
 
 def is_sound(verdict: str) -> bool:
-    """Whether a verdict asks for nothing to be done."""
+    """Return whether a verdict requires no action."""
     return verdict.startswith(SOUND)
 
 
 def kind_of(verdict: str) -> str:
-    """The verdict without its particulars: what stands before the first colon."""
+    """Return the keyword of a verdict: the text before the first colon."""
     return verdict.split(":", 1)[0]
 
 
 def suspicious(numbers: Mapping[str, Any], train: TrainConfig) -> bool:
-    """Whether the latent carries so little, or was asked to carry less or more, that single cells should be looked at."""
+    """Return whether the gaps of single cells should be computed: little information in the latent space, or ``beta`` not 1."""
     information, cap = numbers["mutual_information"], numbers["mutual_information_cap"]
     return bool(train.beta != 1.0 or information < SUSPICIOUS_INFORMATION * cap)
 
@@ -50,7 +50,7 @@ def suspicious(numbers: Mapping[str, Any], train: TrainConfig) -> bool:
 def verdict_of(
     numbers: Mapping[str, Any], train: TrainConfig, history: Mapping[str, Any], *, n: int, n_steps: int
 ) -> str:
-    """The first that holds of: under-trained, collapsed, overfitted, prior gap, unused dimensions, healthy."""
+    """Return the first verdict that applies: under-trained, collapsed, overfitted, prior gap, unused dimensions, healthy."""
     d, k = len(numbers["active"]), int(numbers["active_units"])
     checks = (
         _under_trained(train, history, n=n, n_steps=n_steps),
@@ -63,33 +63,33 @@ def verdict_of(
     gap_low = float(numbers["prior_gap_per_dim_low"])
     if gap_low > MAX_PRIOR_GAP:
         return (
-            f"prior gap: the cells lie at least {gap_low:.2f} nats a dimension away from the prior: cells drawn from the prior "
-            f"would not look like these. {_gap_advice(train)}"
+            f"prior gap: the cells differ from the prior by at least {gap_low:.2f} nats per dimension, so cells drawn from the "
+            f"prior would not resemble them. {_gap_advice(train)}"
         )
     if k < d:
-        return f"unused dimensions: {d - k} of {d} carry nothing, which harms nothing; n_latent={max(k, 1)} would do."
+        return f"unused dimensions: {d - k} of {d} carry no information. This does no harm; n_latent={max(k, 1)} would be enough."
     information = _in_words(numbers["mutual_information"], numbers["mutual_information_cap"], n)
-    return f"healthy: all {d} dimensions are active and tell cells apart ({information})."
+    return f"healthy: all {d} dimensions are active and distinguish cells ({information})."
 
 
 def _under_trained(train: TrainConfig, history: Mapping[str, Any], *, n: int, n_steps: int) -> str:
     if n_steps < MIN_STEPS:
-        return f"under-trained: {n_steps} steps say little about {n} cells. Fit again with more epochs (max_epochs=)."
+        return f"under-trained: {n_steps} training steps are too few to judge a fit to {n} cells. Fit again with more epochs (max_epochs=)."
     if train.kl_schedule == "capacity" and float(history["kl_target"][-1]) < 0.99 * train.kl_capacity:
         return (
             f"under-trained: the target of the divergence ended at {float(history['kl_target'][-1]):.2f} of {train.kl_capacity:g} "
-            "nats, so the latent space is not the one asked for. Fit again with more epochs (max_epochs=) or a shorter warm-up "
-            "(kl_warmup=)."
+            "nats, so the latent space does not have the requested capacity. Fit again with more epochs (max_epochs=) or a "
+            "shorter warm-up (kl_warmup=)."
         )
     weight = float(history["kl_weight"][-1])
     if weight < 0.99 * train.beta:
         return (
-            f"under-trained: the KL weight ended at {weight:.2f} instead of {train.beta:g}, so the latent space is not the "
-            "one asked for. Fit again with more epochs (max_epochs=) or a shorter warm-up (kl_warmup=)."
+            f"under-trained: the KL weight ended at {weight:.2f} instead of {train.beta:g}, so the fit does not have the "
+            "requested beta. Fit again with more epochs (max_epochs=) or a shorter warm-up (kl_warmup=)."
         )
     if _still_rising(history):
         return (
-            "under-trained: the held-out likelihood was still rising when the budget ran out. "
+            "under-trained: the held-out likelihood was still rising when training ended. "
             "Fit again with more epochs (max_epochs=)."
         )
     return ""
@@ -99,16 +99,16 @@ def _collapsed(numbers: Mapping[str, Any], train: TrainConfig) -> str:
     information, d, k = float(numbers["mutual_information"]), len(numbers["active"]), int(numbers["active_units"])
     if information < MIN_INFORMATION or k < MIN_ACTIVE_SHARE * d:
         return (
-            f"collapsed: the latent tells cells apart by {max(information, 0.0):.2f} nats with {k} of {d} dimensions active; clusters "
-            f"on it would be noise. Fit again with {_beta_advice(train)}a longer warm-up (kl_warmup=), free_bits=0.1 or fewer "
-            "dimensions (n_latent=); cure=True tries these in turn."
+            f"collapsed: the latent space distinguishes cells by {max(information, 0.0):.2f} nats; {k} of {d} dimensions are "
+            f"active. Clusters found in it would be noise. Fit again with {_beta_advice(train)}a longer warm-up (kl_warmup=), "
+            "free_bits=0.1 or fewer dimensions (n_latent=); cure=True tries these in turn."
         )
     encoder, refined = numbers.get("kl_encoder"), numbers.get("kl_refined")
     if encoder is not None and refined is not None and refined > MAX_WITHHELD * encoder:
         return (
-            f"collapsed: the encoder tells {encoder:.1f} nats about a cell where the decoder could use {refined:.1f}; small "
-            f"populations are merged. Fit again with {_beta_advice(train)}a longer warm-up (kl_warmup=) or free_bits=0.1; "
-            "cure=True tries these in turn."
+            f"collapsed: the latent space keeps less information per cell ({encoder:.1f} nats) than the decoder could use "
+            f"({refined:.1f}), so small populations are merged. Fit again with {_beta_advice(train)}a longer warm-up "
+            "(kl_warmup=) or free_bits=0.1; cure=True tries these in turn."
         )
     return ""
 
@@ -117,8 +117,9 @@ def _overfitted(numbers: Mapping[str, Any], train: TrainConfig, history: Mapping
     encoder, refined = numbers.get("kl_encoder"), numbers.get("kl_refined")
     if encoder is not None and refined is not None and encoder > MAX_EXCESS * refined:
         return (
-            f"overfitted: the encoder tells {encoder:.1f} nats about a cell where {refined:.1f} serve its likelihood best. Fit again "
-            f"with {_beta_advice(train)}a smaller or more regular network (n_hidden=, preset='likelihood'); cure=True tries these."
+            f"overfitted: the latent space keeps more information per cell ({encoder:.1f} nats) than is best for the likelihood "
+            f"({refined:.1f}). Fit again with {_beta_advice(train)}a smaller or more regular network (n_hidden=, "
+            "preset='likelihood'); cure=True tries these."
         )
     share, low = (float(numbers.get(f"generalisation_gap_{part}", 0.0)) for part in ("share", "low"))
     most = MAX_GENERALISATION_OF_FEW if n < FEW_CELLS else MAX_GENERALISATION
@@ -126,15 +127,15 @@ def _overfitted(numbers: Mapping[str, Any], train: TrainConfig, history: Mapping
         fall = _fall(history, train) if "generalisation_gap_share" in numbers else 0.0
         return "" if fall <= MAX_FALL else _peaked(fall)
     return (
-        f"overfitted: cells the model has not seen are described {100 * share:.0f} % worse than those it has "
-        f"({numbers['generalisation_gap']:.0f} nats a cell), so part of the latent is the noise of single cells. Fit again with "
-        "more cells, fewer genes (mask_var=) or a smaller or more regular network (n_hidden=, preset='likelihood'); cure=True tries "
-        "the latter."
+        f"overfitted: the model describes held-out cells {100 * share:.0f} % worse than training cells "
+        f"({numbers['generalisation_gap']:.0f} nats per cell), so part of the latent space is noise of single cells. Fit again "
+        "with more cells, fewer genes (mask_var=) or a smaller or more regular network (n_hidden=, preset='likelihood'); "
+        "cure=True tries the latter."
     )
 
 
 def _fall(history: Mapping[str, Any], train: TrainConfig) -> float:
-    """Share of the held-out objective lost after its peak, from the end of the warm-up on."""
+    """Return the share of the held-out objective lost after its peak, counted from the end of the warm-up."""
     objective = np.asarray(history["objective_validation"], dtype=float)
     rising = np.flatnonzero(np.asarray(history["kl_weight"], dtype=float) < 0.99 * train.beta)
     warm = objective[rising[-1] + 1 if len(rising) else 0 :]
@@ -145,14 +146,15 @@ def _fall(history: Mapping[str, Any], train: TrainConfig) -> float:
 
 def _peaked(fall: float) -> str:
     return (
-        f"overfitted: held-out cells were described best early on and {100 * fall:.1f} % worse at the end of training, so the network "
-        "learns its training cells faster than what they have in common. The best state is kept, and a smaller or more regular "
-        "network (n_hidden=, preset='likelihood') or fewer genes (mask_var=) would be better; cure=True tries the former."
+        f"overfitted: the model described held-out cells best early in training and {100 * fall:.1f} % worse at the end, so the "
+        "network learns the noise of its training cells faster than what they have in common. The best state is kept. A smaller "
+        "or more regular network (n_hidden=, preset='likelihood') or fewer genes (mask_var=) would be better; cure=True tries "
+        "the former."
     )
 
 
 def _in_words(information: float, cap: float, n: int) -> str:
-    """The estimate cannot exceed the log of the number of cells, and then says only that."""
+    """Describe the information; near the log of the number of cells, which no estimate exceeds, it is a lower bound only."""
     return (
         f"at least {information:.1f} nats, all that {n} cells can show"
         if information > cap - 0.5
@@ -161,8 +163,8 @@ def _in_words(information: float, cap: float, n: int) -> str:
 
 
 def _gap_advice(train: TrainConfig) -> str:
-    """What made the gap, if it was a setting, and what mends it in any case."""
-    learn = "earn where they lie: vx.tl.fit_prior(adata)."
+    """Name the settings that caused the gap, if any did, and the call that closes it in any case."""
+    learn = "earn a prior from the cells: vx.tl.fit_prior(adata)."
     causes = (_beta_advice(train) if train.beta < 1.0 else "") + ("free_bits=0, " if train.free_bits > 0 else "")
     return f"Fit again with {causes}or l{learn}" if causes else f"L{learn}"
 
@@ -172,7 +174,7 @@ def _beta_advice(train: TrainConfig) -> str:
 
 
 def _still_rising(history: Mapping[str, Any]) -> bool:
-    """Whether the last tenth of the epochs beat all before it by more than 0.1 %, at a learning rate still high."""
+    """Return whether the last tenth of the epochs beats all earlier ones by more than 0.1 % at a high learning rate."""
     elbo = np.asarray(history["objective_validation"], dtype=float)
     lr = np.asarray(history["lr"], dtype=float)
     if len(elbo) < 2 or not np.isfinite(elbo).all() or lr[-1] < 0.1 * lr.max():

@@ -58,8 +58,8 @@ def test_a_number_is_standardised_as_the_fit_did() -> None:
     ("key", "value", "error", "match"),
     [
         ("bath", "a", KeyError, r"\['batch', 'plate', 'flag', 'age'\]"),
-        ("batch", "new", ValueError, "has seen"),
-        ("plate", 1.5, ValueError, "has seen"),
+        ("batch", "new", ValueError, "is not a category"),
+        ("plate", 1.5, ValueError, "is not a category"),
         ("age", "old", ValueError, "finite number"),
         ("age", np.nan, ValueError, "finite number"),
         ("age", True, ValueError, "finite number"),

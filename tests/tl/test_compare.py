@@ -159,7 +159,7 @@ def test_cells_of_another_adata_and_files_of_weights(fits: ad.AnnData, unseen: a
     same = table(unseen, {"a": (fits, "good_0"), "b": (fits, "short")})
     np.testing.assert_array_equal(same["log_likelihood"], found["log_likelihood"])
     # a part of the training cells says nothing of cells that are not in it
-    with pytest.raises(ValueError, match="Nothing says"):
+    with pytest.raises(ValueError, match="It is unknown which"):
         table(unseen, {"a": (fits[:300].copy(), "good_0"), "b": (fits, "short")})
 
 
@@ -260,7 +260,7 @@ def test_bad_arguments_name_the_cure(fits: ad.AnnData, models: Any, settings: di
 
 
 def test_an_adata_with_several_fits_needs_a_stem(fits: ad.AnnData, adata: ad.AnnData) -> None:
-    with pytest.raises(ValueError, match="Say which"):
+    with pytest.raises(ValueError, match="Choose one with a pair"):
         table(fits, ["good_0", fits.copy()])
     with pytest.raises(KeyError, match="fit_vae first"):
         table(fits, ["good_0", adata])
@@ -301,5 +301,5 @@ def test_trained_cells_under_names_of_a_concatenation_do_not_pass_for_unseen(fit
 def test_too_few_named_cells_are_said_to_be_too_few(fits: ad.AnnData) -> None:
     some = np.zeros(fits.n_obs, dtype=bool)
     some[np.flatnonzero(fits.obs["good_0_split"] == "validation")[:3]] = True
-    with pytest.raises(ValueError, match="cells= names 3 cells; 200 or more"):
+    with pytest.raises(ValueError, match="cells= selects 3 cells; 200 or more"):
         vx.tl.compare(fits, ["good_0", "good_1"], cells=some)

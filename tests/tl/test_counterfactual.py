@@ -173,8 +173,8 @@ def test_some_genes_come_back_alone(fitted: ad.AnnData) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        (("bath", "batch_0"), KeyError, "no covariate"),
-        (("batch", "batch_9"), ValueError, "has seen"),
+        (("bath", "batch_0"), KeyError, "not a covariate"),
+        (("batch", "batch_9"), ValueError, "is not a category"),
         (("age", "old"), ValueError, "finite number"),
     ],
 )

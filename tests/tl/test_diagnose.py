@@ -106,8 +106,14 @@ SOUND = {
         ({"generalisation_gap_share": 0.11, "generalisation_gap_low": 0.07}, "overfitted: .* 11 % worse"),
         # a gap that so few held-out cells cannot show is none
         ({"generalisation_gap_share": 0.12, "generalisation_gap_low": -0.01}, "healthy"),
-        ({"kl_encoder": 2.0, "kl_refined": 5.0}, r"collapsed: the latent space keeps less information per cell \(2.0 nats\) .* could use \(5.0\)"),
-        ({"kl_encoder": 20.0, "kl_refined": 12.0}, r"overfitted: the latent space keeps more information per cell \(20.0 nats\) .* \(12.0\)"),
+        (
+            {"kl_encoder": 2.0, "kl_refined": 5.0},
+            r"collapsed: the latent space keeps less information per cell \(2.0 nats\) .* could use \(5.0\)",
+        ),
+        (
+            {"kl_encoder": 20.0, "kl_refined": 12.0},
+            r"overfitted: the latent space keeps more information per cell \(20.0 nats\) .* \(12.0\)",
+        ),
         ({"mutual_information": 0.3}, "collapsed: the latent space distinguishes cells by 0.30 nats"),
         ({"active": np.arange(20) < 1, "active_units": 1}, "collapsed: .* 1 of 20"),
         # the first that holds
@@ -145,7 +151,7 @@ def test_a_verdict_names_the_beta_that_caused_it() -> None:
         n_steps=500,
     )
     assert "beta=1 instead of 20" in found
-    assert verdict_of(SOUND, TRAIN, WARM, n=1000, n_steps=50).startswith("under-trained: 50 steps")
+    assert verdict_of(SOUND, TRAIN, WARM, n=1000, n_steps=50).startswith("under-trained: 50 training steps")
 
 
 def test_beta_is_seen_in_what_single_cells_would_say() -> None:

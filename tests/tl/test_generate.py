@@ -252,9 +252,9 @@ def test_size_factors_are_those_of_the_label(labelled: ad.AnnData) -> None:
     ("arguments", "message"),
     [
         ({"labels": "group_9"}, r"\['group_9'\], which the prior has not seen in obs\['kind'\]; it knows \['group_0'"),
-        ({"labels": ["group_0"] * 3, "n_obs": 4}, "for 3 cells and n_obs=4"),
-        ({"labels": []}, "asks for no cell"),
-        ({"labels": {"group_0": 0}}, "asks for no cell"),
+        ({"labels": ["group_0"] * 3, "n_obs": 4}, "for 3 cells, but n_obs=4"),
+        ({"labels": []}, "requests no cells"),
+        ({"labels": {"group_0": 0}}, "requests no cells"),
         ({"labels": {"group_0": -1}}, "a whole number of cells"),
     ],
 )

@@ -131,9 +131,9 @@ def test_gaussian_fits_give_log_values(adata: ad.AnnData, quick: dict) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"target": "nobody"}, ValueError, "'nobody' is no group of obs"),
+        ({"target": "nobody"}, ValueError, "'nobody' is not a group of obs"),
         ({"groupby": "cluster"}, KeyError, "not a column of adata.obs"),
-        ({"groupby": None}, KeyError, "Is it a group.*groupby="),
+        ({"groupby": None}, KeyError, "If it is a group.*groupby="),
         ({"groupby": None, "source": np.ones(3, dtype=bool)}, ValueError, "boolean array of shape"),
         ({"groupby": None, "source": []}, ValueError, "selects no cell"),
         ({"target": "group_0"}, ValueError, "the same place"),

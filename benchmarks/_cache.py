@@ -1,4 +1,4 @@
-"""Fits kept as files, so that an interrupted benchmark goes on where it stopped."""
+"""Store fits as files, so that an interrupted benchmark continues where it stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent / "cache"
 
 
 def parser(description: str) -> ArgumentParser:
-    """Arguments that every fitting script takes."""
+    """Make a parser of the arguments that all fitting scripts share."""
     out = ArgumentParser(description=description)
     out.add_argument("--sets", nargs="+", default=[k for k, v in SETS.items() if v.purpose == "report"])
     out.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
@@ -25,7 +25,7 @@ def parser(description: str) -> ArgumentParser:
 def fill(
     args: Namespace, prefix: str, variants: list[str], fit: Callable[[str, int, str, int], dict[str, np.ndarray]]
 ) -> None:
-    """Fit every set, variant and seed that has no file yet: ``fit(set, seed, variant, threads)``."""
+    """Fit every data set, variant and seed without a file by ``fit(set, seed, variant, threads)``."""
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for name in args.sets:

@@ -1,7 +1,7 @@
-"""One judge for every model: per-cell ELBO and importance-weighted bound on cells no fit has seen.
+"""Evaluate every model in the same way: per-cell ELBO and importance-weighted bound of cells that no fit has seen.
 
-The judge knows a model by two functions only, its posterior and its decoder, and computes the likelihood
-itself, plainly, in float64 with all constants.
+A model is given by two functions, its posterior and its decoder. The likelihood is computed here, independently of the
+packages, in float64 with all constants.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Decoder = Callable[[torch.Tensor, np.ndarray], tuple[torch.Tensor, torch.Tensor,
 
 @dataclass(frozen=True)
 class Judgement:
-    """Nats per test cell (higher is better) and the effective number of importance samples."""
+    """Scores in nats per test cell (higher is better) and effective sample sizes of the importance samples."""
 
     elbo_n: np.ndarray
     iwae_n: np.ndarray
@@ -28,7 +28,7 @@ class Judgement:
 def zinb_log_prob(
     x: torch.Tensor, mean: torch.Tensor, theta: torch.Tensor, gate_logits: torch.Tensor | None
 ) -> torch.Tensor:
-    """Log NB(x; mean, theta), or log ZINB with a gate, term by term as a textbook writes it."""
+    """Compute log NB(x; mean, theta), or log ZINB with a gate, term by term as in a textbook."""
     log_total = torch.log(theta + mean)
     nb = (
         torch.lgamma(x + theta)

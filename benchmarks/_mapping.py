@@ -1,4 +1,4 @@
-"""Reference and query of the mapping benchmarks: a whole batch is held out, and genes are chosen without it."""
+"""Reference and query of the mapping benchmarks. A whole batch is held out, and genes are chosen without it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sklearn.neighbors import KNeighborsClassifier
 
 MAX_REFERENCE, MAX_QUERY, N_GENES = 2_000, 1_000, 2_000
 N_NEIGHBORS = 15
-# set -> how many of its batches are held out, one at a time, the largest first
+# data set -> number of batches that are held out, one at a time, largest first
 HELD_OUT: dict[str, int] = {"pbmc_3studies": 3, "kang_ctrl": 1, "cite": 1}
 
 
 def read(name: str) -> ad.AnnData:
-    """All labelled cells of a set, with ``batch`` and ``label`` as strings."""
+    """Read all labelled cells of a data set, with ``batch`` and ``label`` as strings."""
     which = SETS[name]
     adata = ad.read_h5ad(DATA / f"{which.file}.h5ad")
     adata = adata[adata.obs[which.labels].notna()].copy()
@@ -26,12 +26,12 @@ def read(name: str) -> ad.AnnData:
 
 
 def tasks(sets: list[str]) -> list[tuple[str, str]]:
-    """Set and batch that is held out: the largest batches of each set."""
+    """List pairs of data set and held-out batch: the largest batches of each data set."""
     return [(name, batch) for name in sets for batch in read(name).obs["batch"].value_counts().index[: HELD_OUT[name]]]
 
 
 def load_task(name: str, held_out: str) -> tuple[ad.AnnData, ad.AnnData]:
-    """Reference without the batch ``held_out``, and the cells of that batch, on genes chosen on the reference."""
+    """Return the reference without the batch ``held_out`` and the cells of that batch, on genes chosen on the reference."""
     adata = read(name)
     rng = np.random.default_rng(0)
     is_query = (adata.obs["batch"] == held_out).to_numpy()
@@ -54,7 +54,7 @@ def load_task(name: str, held_out: str) -> tuple[ad.AnnData, ad.AnnData]:
 
 
 def transfer(reference_nd: np.ndarray, labels: np.ndarray, query_nd: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Accuracy and macro-F1 of the labels that 15 nearest reference cells give to the query."""
+    """Compute accuracy and macro-F1 of query labels by majority of the 15 nearest reference cells."""
     found = KNeighborsClassifier(N_NEIGHBORS).fit(reference_nd, labels).predict(query_nd)
     return {
         "accuracy": float((found == truth).mean()),

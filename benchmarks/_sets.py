@@ -1,8 +1,8 @@
-"""The real data sets the benchmarks run on, cut in one place so that every model sees the same cells and genes.
+"""Real data sets of the benchmarks, prepared in one place so that every model sees the same cells and genes.
 
-A set is a raw count matrix on disk.  Test cells are drawn once per set and given to no fit; genes are chosen
-on the remaining cells by Pearson residuals (no model of ours or of the peer has a say in them), and the library
-of a cell is the sum over those genes.
+A data set is a raw count matrix on disk. Test cells are drawn once per data set; no fit sees them. Genes are chosen
+on the other cells by Pearson residuals, independently of all models. The library size of a cell is the sum over
+these genes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEST_FRACTION = 0.2
 
 @dataclass(frozen=True)
 class DataSet:
-    """Where a set lies, which columns hold its batches and labels, and what it is used for."""
+    """File of a data set, columns of its batches and labels, and its purpose."""
 
     file: str
     batch: str | None
@@ -48,7 +48,7 @@ SETS = {
 
 
 def split(name: str, adata: ad.AnnData, fraction: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Train and validation rows of the cells to fit on, as ``vx.tl.fit_vae(split_rng=seed)`` draws them."""
+    """Draw training and validation rows of the cells to fit, as ``vx.tl.fit_vae(split_rng=seed)`` does."""
     codes = None
     if SETS[name].batch is not None:
         codes = adata.obs["batch"].cat.codes.to_numpy().astype(np.int64)[:, None]
@@ -56,7 +56,7 @@ def split(name: str, adata: ad.AnnData, fraction: float = 0.1, seed: int = 0) ->
 
 
 def labelled(name: str) -> ad.AnnData:
-    """Cells of a set with a known label, all genes; labels as ``obs["type"]`` and, where there are any, ``obs["batch"]``."""
+    """Read the labelled cells of a data set, all genes; labels in ``obs["type"]`` and batches, if any, in ``obs["batch"]``."""
     which = SETS[name]
     adata = ad.read_h5ad(DATA / f"{which.file}.h5ad")
     label = adata.obs[which.labels]
@@ -68,7 +68,7 @@ def labelled(name: str) -> ad.AnnData:
 
 
 def load(name: str) -> tuple[ad.AnnData, ad.AnnData]:
-    """Cells to fit on and test cells of one set, on the same genes."""
+    """Return the cells to fit and the test cells of a data set, on the same genes."""
     which = SETS[name]
     adata = ad.read_h5ad(DATA / f"{which.file}.h5ad")
     rng = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def load(name: str) -> tuple[ad.AnnData, ad.AnnData]:
         )
         fit = fit[:, fit.var["highly_variable"]].copy()
     test = test[:, fit.var_names].copy()
-    # a handful of molecules say nothing and have no log library in the peer
+    # cells with very few molecules are uninformative, and scvi-tools has no log library size for empty ones
     for part in (fit, test):
         sc.pp.filter_cells(part, min_counts=5)
         part.uns, part.obsm = {}, {}

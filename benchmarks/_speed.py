@@ -1,4 +1,4 @@
-"""What the timings share: the machine they ran on, taking turns, and writing results."""
+"""Shared code of the timings: description of the machine, calls in turn, and writing of results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> tuple[str, set[str]]:
-    """Name and flags of the processor, as Linux tells them; elsewhere what Python knows."""
+    """Return name and flags of the processor from Linux; on other systems only the name from Python."""
     file = Path("/proc/cpuinfo")
     if not file.exists():
         return platform.processor(), set()
@@ -36,17 +36,17 @@ def _processor() -> tuple[str, set[str]]:
 
 
 def set_threads(n: int) -> None:
-    """The same number of threads for torch, whose number our compiled loops follow, and for numba."""
+    """Set the number of threads of torch, which the compiled loops use as well, and of numba."""
     import numba
     import torch
 
     numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
-    # starting numba's threads may change torch's number, so torch's is set last
+    # starting the threads of numba may change the number of torch, so torch is set last
     torch.set_num_threads(n)
 
 
 def machine() -> dict[str, Any]:
-    """Versions, processor with the features that matter, and threads as they are set now."""
+    """Return versions, processor with relevant features, and the present number of threads."""
     import numba
     import torch
 
@@ -62,10 +62,10 @@ def machine() -> dict[str, Any]:
 
 
 def alternate(functions: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Call every function in turn, ``repeats`` rounds, and collect what each returns (seconds, as a rule).
+    """Call every function in turn for ``repeats`` rounds, and collect what each returns (usually seconds).
 
-    Taking turns shares out what else the machine does; the first round comes after nothing of its own, so a function
-    that must be warm warms itself before it is handed in.
+    Taking turns distributes other load of the machine evenly. There is no warm-up round, so a function that needs one
+    must be called before.
     """
     out: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
@@ -75,19 +75,19 @@ def alternate(functions: Mapping[str, Callable[[], float]], repeats: int) -> dic
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Measure the seconds of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def mean_scores(score: Callable[[int], Mapping[str, float]], seeds: Iterable[int], threads: int) -> dict[str, Any]:
-    """Means over seeds of what ``score`` returns for each, NaN left out; all values stand under ``"each"``."""
+    """Average the result of ``score`` over seeds, without NaN; ``"each"`` holds all values."""
     import pandas as pd
 
     runs = []
     for seed in seeds:
-        # numba raises torch's count as it builds a neighbour graph
+        # numba raises the number of threads of torch when it builds a neighbour graph
         set_threads(threads)
         runs.append(score(seed))
     table = pd.DataFrame(runs)
@@ -95,13 +95,13 @@ def mean_scores(score: Callable[[int], Mapping[str, float]], seeds: Iterable[int
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:
-    """Median, smallest and largest of some timings, and all of them."""
+    """Return median, minimum and maximum of timings, and all of them."""
     values = list(values)
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "all": values}
 
 
 def save(name: str, payload: Mapping[str, Any]) -> Path:
-    """Write ``results/<name>.json`` with the machine it was measured on; parts of an earlier run stay unless replaced."""
+    """Write ``results/<name>.json`` with the description of the machine; parts that are not replaced are kept."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
@@ -111,11 +111,11 @@ def save(name: str, payload: Mapping[str, Any]) -> Path:
 
 
 def simulated(n_cells: int, n_genes: int, *, n_block: int = 10_000, n_batches: int = 2, seed: int = 0) -> Any:
-    """An AnnData of simulated counts (float32 CSR, about a tenth stored), built at the speed of a copy.
+    """Make an AnnData of simulated counts (float32 CSR, about a tenth stored) as fast as copying.
 
-    A block of at most ``n_block`` cells is drawn from the model of ``vx.datasets.simulate``; more cells are the same
-    ones again, each time in another order.  So beyond one block held-out cells have copies among the training cells:
-    good for timings and for comparing settings on the same data, not for judging generalisation.
+    A block of at most ``n_block`` cells is drawn from the model of ``vx.datasets.simulate``. Further cells repeat this
+    block, each time in another order. With more than one block, held-out cells therefore have copies among the training
+    cells: suitable for timings and for comparing settings on the same data, not for evaluating generalisation.
     """
     import anndata as ad
     import numpy as np

@@ -1,11 +1,11 @@
-"""What comes after training, on a processor: encoding and denoising beside scvi-tools.
+"""Time encoding and denoising on a CPU, compared with scvi-tools.
 
     python benchmarks/after_training.py --cells 100000 --genes 2000 --threads 2
 
-Both models are trained for one epoch on the same simulated cells (quality is not the question here), then take turns:
-the latent means of all cells; denoised expression of all genes; and of ``--few`` genes, as a DataFrame.  The number of
-posterior draws per cell is the same.  Ours is timed through the public functions, checks and writing included.  Differential
-expression is timed by ``differential_expression.py speed``.
+Both models are trained for one epoch on the same simulated cells, because quality does not matter here. Then they take
+turns: latent means of all cells; denoised expression of all genes; and of ``--few`` genes, as a DataFrame. The number of
+posterior draws per cell is the same. The times of vxpress are those of the public functions, with checks and writing.
+``differential_expression.py speed`` times differential expression.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ from _speed import alternate, machine, save, set_threads, simulated, spread, tim
 
 
 def main() -> None:
-    """Time, print a table and write ``results/after_training.json``."""
+    """Time both packages, print a table and write ``results/after_training.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=100_000)
     parser.add_argument("--genes", type=int, default=2_000)
     parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--few", type=int, default=50, help="genes of the denoised subset")
-    parser.add_argument(
-        "--peer-batch", type=int, default=None, help="cells a minibatch of the peer; its default if left out"
-    )
+    parser.add_argument("--few", type=int, default=50, help="number of genes of the denoised subset")
+    parser.add_argument("--peer-batch", type=int, default=None, help="minibatch size of scvi-tools (default: its own)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -49,7 +47,7 @@ def main() -> None:
     batch = {"batch_size": args.peer_batch}
 
     def peer_expression(genes: list[str] | None) -> object:
-        # one batch to decode under, as ours is told below; both average the same number of draws
+        # one batch to decode under, as for vxpress below; both average the same number of draws
         return model.get_normalized_expression(
             transform_batch=first,
             gene_list=genes,

@@ -1,8 +1,8 @@
-"""A fit next to other busy programs, with idle threads that spin as the OpenMP runtime would have it, and that sleep.
+"""Time a fit next to other busy programs, with idle threads that spin (the default of OpenMP) or sleep.
 
     python benchmarks/busy_machine.py --busy 0 2
 
-Every fit runs in a process of its own; the settings take turns.  Seconds are those of the second fit of a process.
+Every fit runs in a new process; the settings take turns. The time is that of the second fit in a process.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ vx.tl.fit_vae(adata, max_epochs=int(sys.argv[1]), denoised=False, device="cpu")
 print(time.perf_counter() - start)
 """
 IMPORTS = {"vxpress": "import vxpress as vx, torch\n", "torch": "import torch, vxpress as vx\n"}
-# what is imported first, and the environment: the runtime's own default, given by name so that vxpress leaves it alone;
-# vxpress's choice, in either order; one thread
+# order of imports, and environment: the default of the runtime, set explicitly so that vxpress does not change it;
+# the choice of vxpress, in both orders of import; one thread
 SETTINGS: dict[str, tuple[str, dict[str, str]]] = {
     "spinning": ("vxpress", {"GOMP_SPINCOUNT": "300000"}),
     "sleeping": ("vxpress", {}),
@@ -36,7 +36,7 @@ SETTINGS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def seconds(epochs: int, first: str, environment: dict[str, str]) -> float:
-    """Wall time of a fit in a new process."""
+    """Measure the wall time of a fit in a new process."""
     clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", IMPORTS[first] + FIT, str(epochs)],
@@ -49,9 +49,9 @@ def seconds(epochs: int, first: str, environment: dict[str, str]) -> float:
 
 
 def main() -> None:
-    """Time, print a table and write ``results/busy_machine.json``."""
+    """Time all settings, print a table and write ``results/busy_machine.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--busy", nargs="+", type=int, default=[0, 2], help="busy programs beside the fit")
+    parser.add_argument("--busy", nargs="+", type=int, default=[0, 2], help="numbers of other busy programs")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Choosing a likelihood and a number of dimensions by held-out likelihood: is the choice right, and does it hold on new cells?
+"""Choose a likelihood and a number of dimensions by held-out likelihood. Is the choice correct, and does it hold on new cells?
 
     python benchmarks/choosing.py real --sets pbmc3k kang pbmc_3studies
     python benchmarks/choosing.py likelihood
 
 ``real`` fits several settings with three seeds each, ranks them by ``vx.tl.compare`` on the validation cells, and again on
-test cells that no fit was given.  The default setting has six seeds: differences between fits of one model, which are zero,
-show how often a verdict would be wrong, with single fits and with three against three.
-``likelihood`` simulates negative binomial counts, replaces a share of them by zeros, and lets ``likelihood="auto"`` choose.
+test cells that no fit has seen. The default setting has six seeds. The true difference between these fits is zero, so
+they show how often a verdict would be wrong, with one and with three fits per model.
+``likelihood`` simulates negative binomial counts, sets a share of them to zero, and lets ``likelihood="auto"`` choose.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, object]] = {
 
 
 def real(args: argparse.Namespace) -> None:
-    """Rank settings on the report sets; how surely equal models are told apart."""
+    """Rank settings on the reported data sets, and count differences found between equal models."""
     import vxpress as vx
     from vxpress.bridge.find import find_fit
     from vxpress.bridge.predictive import read_scored
@@ -106,7 +106,7 @@ def real(args: argparse.Namespace) -> None:
 
 
 def likelihood(args: argparse.Namespace) -> None:
-    """Which distribution is chosen for simulated counts with more and more extra zeros."""
+    """Let ``likelihood="auto"`` choose for simulated counts with an increasing share of extra zeros."""
     from scipy import sparse
 
     import vxpress as vx
@@ -140,12 +140,12 @@ def likelihood(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run one of the questions."""
+    """Run one of the two parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("question", choices=["real", "likelihood"])
     parser.add_argument("--sets", nargs="+", default=["pbmc3k", "kang", "pbmc_3studies"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cells", type=int, default=300, help="cells compared on, at most")
+    parser.add_argument("--cells", type=int, default=300, help="maximum number of cells for the comparison")
     parser.add_argument("--zeros", type=float, nargs="+", default=[0.0, 0.02, 0.1, 0.3])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

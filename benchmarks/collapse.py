@@ -1,12 +1,12 @@
-"""Are ill fits told from healthy ones, and are they cured?
+"""Test whether verdicts distinguish ill fits from healthy ones, and whether they are cured.
 
-    python benchmarks/collapse.py                                  # everything, on the sets for reporting
-    python benchmarks/collapse.py --sets paul15 cite --seeds 0     # the sets that thresholds were set on
-    python benchmarks/collapse.py --parts table                    # the tables alone, from what is cached
+    python benchmarks/collapse.py                                  # everything, on the reported data sets
+    python benchmarks/collapse.py --sets paul15 cite --seeds 0     # the data sets on which thresholds were set
+    python benchmarks/collapse.py --parts table                    # only the tables, from cached fits
 
-Every fit's numbers are kept as a line of ``benchmarks/cache/collapse.jsonl``, so that a rerun goes on where it stopped.
-A fit is ill if its IWAE on test cells is more than 1 % below that of the healthy fit of the same set and seed, or its
-I_q(x; z), over all cells of the set but the test cells, is under half of it.  The healthy fit is that of the defaults.
+Every fit is stored as a line of ``benchmarks/cache/collapse.jsonl``, so that a rerun continues where it stopped.
+A fit is ill if its IWAE on test cells is more than 1 % below that of the healthy fit of the same data set and seed, or if
+its I_q(x; z), over all cells except the test cells, is less than half. The healthy fit uses the defaults.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_LOSS, MIN_INFORMATION = 0.01, 0.5
 
 @dataclass(frozen=True)
 class Regime:
-    """How a fit is made ill: arguments of fit_vae, how many cells it gets, and whether it is given the labels."""
+    """A way to make a fit ill: arguments of fit_vae, number of cells, and whether labels are a covariate."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
     n_cells: int | None = None
@@ -52,7 +52,7 @@ REGIMES = {
 
 
 def main() -> None:
-    """Fit what is not cached, then print both tables and write ``results/collapse.json``."""
+    """Run fits that are not cached, print both tables and write ``results/collapse.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=[k for k, v in SETS.items() if v.purpose == "report"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def wanted(args: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    """Healthy fits of all their seeds, then every regime."""
+    """List the healthy fits of all seeds, then those of every regime."""
     for seed in sorted({*args.healthy_seeds, *args.seeds}):
         yield HEALTHY, seed
     for regime in args.regimes:
@@ -92,14 +92,14 @@ def wanted(args: argparse.Namespace) -> Iterator[tuple[str, int]]:
 
 
 def read() -> dict[str, dict[str, Any]]:
-    """All lines of the cache by key."""
+    """Read all lines of the cache by key."""
     if not FILE.exists():
         return {}
     return {row["key"]: row for row in map(json.loads, FILE.read_text().splitlines())}
 
 
 def write(key: str, row: dict[str, Any]) -> None:
-    """Append a line and show it."""
+    """Append a line to the cache and print it."""
     FILE.parent.mkdir(parents=True, exist_ok=True)
     with FILE.open("a") as file:
         file.write(json.dumps({"key": key, **row}) + "\n")
@@ -111,12 +111,12 @@ def write(key: str, row: dict[str, Any]) -> None:
 
 
 def sound(known: dict[str, dict[str, Any]], name: str, regime: str, seed: int) -> bool:
-    """Whether the verdict of a fit asks for nothing."""
+    """Return whether the verdict of a fit requires no action."""
     return known[f"{name}/{regime}/{seed}/asked"]["verdict"].startswith(("healthy", "unused"))
 
 
 def fit(name: str, regime: str, seed: int, pair: tuple[Any, Any], *, cured: bool) -> dict[str, Any]:
-    """One fit, as asked or with ``cure=True``, and what is measured of it."""
+    """Make one fit, plain or with ``cure=True``, and measure it."""
     import scanpy as sc
 
     import vxpress as vx
@@ -162,7 +162,7 @@ def fit(name: str, regime: str, seed: int, pair: tuple[Any, Any], *, cured: bool
 
 
 def report(known: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
-    """Part one, verdicts against what is so; part two, what the cures reach."""
+    """Make both tables: verdicts compared with the truth, and results of the cures."""
     rows = [row for row in known.values() if row["set"] in args.sets]
     reference = {(row["set"], row["seed"]): row for row in rows if row["regime"] == HEALTHY and not row["cured"]}
     table = []
@@ -188,7 +188,7 @@ def report(known: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
         )
     table = pd.DataFrame(table)
     asked = table[~table["cured"]]
-    print("\nverdicts; iwae in % of the healthy fit's, information and active units as shares of it (means)")
+    print("\nverdicts; IWAE in % of the healthy fit, information and active units as shares of the healthy fit (means)")
     groups = asked.groupby(["regime", "set"], sort=False)
     summary = groups.agg(
         n=("ill", "size"),
@@ -211,7 +211,7 @@ def report(known: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
     out: dict[str, Any] = {"fits": table.to_dict("records"), "missed": missed, "false": false}
     cured = table[table["cured"]]
     if len(cured):
-        print("\ncured; iwae in % of the healthy fit's, information and active units as shares of it")
+        print("\ncured; IWAE in % of the healthy fit, information and active units as shares of the healthy fit")
         before = asked.set_index(["regime", "set", "seed"])
         rows = cured.set_index(["regime", "set", "seed"]).join(
             before[["iwae", "information", "active"]], rsuffix="_before"

@@ -1,10 +1,10 @@
-"""Compare our fits with the peer's: parity of the reference preset, likelihood, clustering and mixing.
+"""Compare fits of vxpress and scvi-tools: parity of ``preset="scvi"``, likelihood, clustering and mixing.
 
     python benchmarks/fit_peer.py && python benchmarks/fit_ours.py && python benchmarks/compare.py
 
-Reads what those two wrote; prints tables and writes ``benchmarks/results/compare.json``.  Likelihoods are nats per test
-cell that no fit has seen, higher is better.  The interval of a likelihood is over cells (each cell's difference averaged
-over seeds), that of a clustering or mixing score over seeds (Student's t on paired differences).
+Reads the files of the other two scripts, prints tables and writes ``benchmarks/results/compare.json``. Likelihoods are in
+nats per test cell, which no fit has seen; higher is better. Intervals of likelihoods are over cells (the difference of
+each cell averaged over seeds), those of clustering and mixing scores over seeds (Student's t on paired differences).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ HERE = Path(__file__).parent
 
 @cache
 def result(folder: Path, model: str, name: str, seed: int) -> dict[str, np.ndarray]:
-    """One cached fit."""
+    """Read a cached fit."""
     with np.load(folder / f"{model}-{name}-{seed}.npz") as file:
         return {key: file[key] for key in file.files}
 
 
 def likelihood(folder: Path, ours: str, name: str, seeds: list[int], score: str) -> dict[str, float]:
-    """Mean score of both, and the gain in percent of the peer's with a paired 95 % interval over cells."""
+    """Compute the mean scores of both, and the gain in percent of scvi-tools with a paired 95 % interval over cells."""
     mine = np.mean([result(folder, ours, name, s)[score] for s in seeds], axis=0)
     peer = np.mean([result(folder, "scvi-zinb", name, s)[score] for s in seeds], axis=0)
     difference = mine - peer
@@ -47,7 +47,7 @@ def likelihood(folder: Path, ours: str, name: str, seeds: list[int], score: str)
 
 
 def structure(latent: np.ndarray, labels: pd.Series, batch: pd.Series | None) -> dict[str, float]:
-    """Leiden's agreement with the labels, mean over resolutions and two leiden seeds, and iLISI of the batches."""
+    """Compute the agreement of leiden clusters with labels, averaged over resolutions and two seeds, and iLISI of batches."""
     adata = ad.AnnData(np.zeros((len(latent), 1), dtype=np.float32), obsm={"Z": latent})
     sc.pp.neighbors(adata, use_rep="Z")
     known = labels.notna().to_numpy()
@@ -70,7 +70,7 @@ def structure(latent: np.ndarray, labels: pd.Series, batch: pd.Series | None) ->
 
 
 def paired(ours: list[float], peer: list[float]) -> dict[str, float]:
-    """Means of both and the paired 95 % interval of the difference over seeds."""
+    """Compute the means of both and the paired 95 % interval of the difference over seeds."""
     difference = np.array(ours) - np.array(peer)
     half = stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference)
     mean = difference.mean()
@@ -78,7 +78,7 @@ def paired(ours: list[float], peer: list[float]) -> dict[str, float]:
 
 
 def likelihood_table(folder: Path, ours: str, sets: list[str], seeds: list[int]) -> pd.DataFrame:
-    """ELBO and IWAE of every set."""
+    """Compare ELBO and IWAE on every data set."""
     rows = []
     for name in sets:
         ess = [float(np.median(result(folder, ours, name, s)["ess"])) for s in seeds]
@@ -90,7 +90,7 @@ def likelihood_table(folder: Path, ours: str, sets: list[str], seeds: list[int])
 
 
 def structure_table(folder: Path, ours: list[str], sets: list[str], seeds: list[int]) -> pd.DataFrame:
-    """Clustering and mixing of every set, each of our settings against the peer."""
+    """Compare clustering and mixing on every data set, each setting of vxpress with scvi-tools."""
     rows = []
     for name in sets:
         fit, _ = load(name)

@@ -1,10 +1,10 @@
-"""Counterfactual expression of simulated cells whose expression under treatment is known.
+"""Evaluate counterfactual expression of simulated cells whose expression under treatment is known.
 
     python benchmarks/counterfactual.py --seeds 0 1 2 --threads 1
 
-The batch of the simulator is taken for a condition, and the treated cells of one group are removed before fitting.
-``strong`` groups differ by twice the fold changes of the simulator's ``default`` ones, in twice as many genes.  Distance is
-the median over control cells and genes of the absolute log2 ratio to the true composition under treatment.
+The batch of the simulator is treated as a condition, and the treated cells of one group are removed before fitting.
+``strong`` groups differ by twice the fold changes of the simulator's ``default`` groups, in twice as many genes. The
+distance is the median over control cells and genes of the absolute log2 ratio to the true composition under treatment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FLOOR = 1e-12
 
 
 def one(effects: dict[str, float], seed: int) -> dict[str, list[float]]:
-    """Figures of the control cells of groups seen under treatment, and of the group never treated."""
+    """Compute the scores of control cells in groups seen under treatment, and in the group never treated."""
     import vxpress as vx
 
     adata = vx.datasets.simulate(

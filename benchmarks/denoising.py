@@ -1,25 +1,25 @@
-"""Denoising, by molecular cross-validation (Batson et al. 2019): predict molecules that no method was shown.
+"""Evaluate denoising by molecular cross-validation (Batson et al. 2019): predict held-out molecules.
 
     python benchmarks/denoising.py --sets pbmc3k kang pbmc_3studies --seeds 0 1 2
 
-The molecules of every cell are split binomially, nine tenths to train on and one tenth to test on; the genes are chosen on
-the training molecules by Pearson residuals.  A method turns training molecules into expected shares of the genes; these
-times the test library of the cell (its test molecules of those genes) are the expected test counts y^.  Scores, mean over
-cells and genes, lower is better:
+The molecules of every cell are split binomially, nine tenths for training and one tenth for testing. Genes are chosen on
+the training molecules by Pearson residuals. A method turns training molecules into expected shares of the genes. These,
+multiplied by the test library of the cell (its test molecules of those genes), are the expected test counts y^. Scores are
+means over cells and genes; lower is better:
 
     poisson   y^ - y log y^
     sqrt      (E[sqrt(Y)] - sqrt(y))^2 with Y ~ Poisson(y^), as in the code of Batson et al.
     plain     (sqrt(y^) - sqrt(y))^2; not proper: at a mean of 0.1 the prediction 0 beats the truth
 
-Methods: the training molecules as they are ("raw"), the mean of the nearest neighbours ("knn"), diffusion over scanpy's
-graph with an adaptive kernel as in MAGIC ("diffusion"; van Dijk et al. 2018), scvi-tools at its defaults, and ours.  raw,
-knn and diffusion are tuned for every set and seed, by splitting the training molecules once more, each with a share of the
-mean profile mixed in, without which a zero would cost infinitely much.  scvi-tools and ours are told the batch, decode each
-cell under its own, and average ten posterior draws; nothing of theirs is tuned here.  Ours stands with and without the
-cell's own counts (``vx.tl.denoise(own_counts=True)``), and averaged over batches, as the layer is that a fit writes.
+Methods: the training molecules themselves ("raw"), the mean of the nearest neighbours ("knn"), diffusion over scanpy's
+graph with an adaptive kernel as in MAGIC ("diffusion"; van Dijk et al. 2018), scvi-tools at its defaults, and vxpress. raw,
+knn and diffusion are tuned for every data set and seed by a second split of the training molecules. Each is mixed with a
+share of the mean profile, because otherwise the loss of a zero would be infinite. scvi-tools and vxpress receive the batch,
+decode each cell under its own batch, and average ten posterior draws; they are not tuned. vxpress is scored with and without
+the cell's own counts (``vx.tl.denoise(own_counts=True)``), and averaged over batches, as in the layer that a fit writes.
 
-Fits are kept in ``--out``, so that an interrupted run goes on.  Intervals are over cells, each cell's difference to
-``--reference`` averaged over seeds; the range of the mean difference over seeds stands beside them.
+Fits are stored in ``--out``, so that an interrupted run continues. Intervals are over cells, with the difference of each
+cell to ``--reference`` averaged over seeds. The table also gives the range of the mean difference over seeds.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Shares = np.ndarray
 
 
 def split_molecules(x: sparse.csr_matrix, share: float, rng: np.random.Generator) -> tuple[sparse.csr_matrix, ...]:
-    """Counts of a ``share`` of the molecules, and of the rest."""
+    """Split the molecules into a ``share`` and the rest, and return the counts of both."""
     train, test = x.copy(), x.copy()
     train.data = rng.binomial(x.data.astype(np.int64), share).astype(np.float32)
     test.data = x.data - train.data
@@ -67,7 +67,7 @@ def split_molecules(x: sparse.csr_matrix, share: float, rng: np.random.Generator
 
 
 def load(name: str, seed: int, n_cells: int, n_genes: int) -> tuple[ad.AnnData, sparse.csr_matrix]:
-    """Training molecules with their batches, and test molecules; the same cells for every seed."""
+    """Return training molecules with their batches, and test molecules; the same cells for every seed."""
     which = SETS[name]
     adata = ad.read_h5ad(DATA / f"{which.file}.h5ad")
     rows = np.sort(np.random.default_rng(0).permutation(adata.n_obs)[:n_cells])
@@ -94,17 +94,17 @@ def load(name: str, seed: int, n_cells: int, n_genes: int) -> tuple[ad.AnnData, 
 
 
 def expected_root(mean: np.ndarray) -> np.ndarray:
-    """E[sqrt(Y)] of Poisson counts, by linear interpolation between sums over the distribution."""
+    """Compute E[sqrt(Y)] of Poisson counts by linear interpolation between sums over the distribution."""
     counts = np.arange(4000)
     table = np.array([(stats.poisson.pmf(counts, root**2) * np.sqrt(counts)).sum() for root in ROOTS])
     return np.interp(np.sqrt(mean), ROOTS, table)
 
 
 def score(shares: Shares, test: sparse.csr_matrix) -> dict[str, np.ndarray]:
-    """Every score per cell, the mean over genes."""
+    """Compute every score per cell, averaged over genes."""
     y = test.toarray().astype(np.float64)
     mean = shares.astype(np.float64) / shares.sum(1, keepdims=True, dtype=np.float64) * y.sum(1, keepdims=True)
-    # a cell without test molecules expects none and loses nothing
+    # a cell without test molecules has expected counts and loss of zero
     logs = np.log(mean, out=np.zeros_like(mean), where=y > 0)
     return {
         "poisson": (mean - y * logs).mean(1),
@@ -114,7 +114,7 @@ def score(shares: Shares, test: sparse.csr_matrix) -> dict[str, np.ndarray]:
 
 
 def poisson(shares: Shares, test: sparse.csr_matrix) -> float:
-    """Mean Poisson loss; infinite where a molecule falls on a share of zero."""
+    """Compute the mean Poisson loss; infinite if a molecule has a share of zero."""
     y = test.tocoo()
     with np.errstate(divide="ignore"):
         logs = np.log(shares[y.row, y.col] / shares.sum(1)[y.row] * np.asarray(test.sum(1)).ravel()[y.row])
@@ -122,13 +122,13 @@ def poisson(shares: Shares, test: sparse.csr_matrix) -> float:
 
 
 def graphs(x: sparse.csr_matrix) -> Iterator[tuple[int, sparse.csr_matrix, sparse.csr_matrix]]:
-    """Neighbours (0 or 1) and connectivities of scanpy's graphs of several sizes, on principal components of log counts."""
+    """Yield neighbours (0 or 1) and connectivities of scanpy's graphs of several sizes, from principal components of log counts."""
     adata = ad.AnnData(x.copy())
     sc.pp.normalize_total(adata)
     sc.pp.log1p(adata)
     sc.pp.pca(adata, n_comps=min(N_PCS, min(x.shape) - 1))
     for k in NEIGHBORS:
-        # the kernel of MAGIC: Gaussian, its width that of each cell's neighbourhood
+        # the kernel of MAGIC: Gaussian, with the width of each cell's neighbourhood
         sc.pp.neighbors(adata, n_neighbors=k, method="gauss")
         near = adata.obsp["distances"].copy()
         near.data[:] = 1.0
@@ -136,12 +136,12 @@ def graphs(x: sparse.csr_matrix) -> Iterator[tuple[int, sparse.csr_matrix, spars
 
 
 def row_normalised(weights: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Rows that sum to one."""
+    """Divide rows by their sums."""
     return sparse.diags(1 / np.asarray(weights.sum(1)).ravel()) @ weights
 
 
 def candidates(x: sparse.csr_matrix) -> Iterator[tuple[str, tuple[object, ...], Shares]]:
-    """Shares by every method that smooths, with every setting but what is mixed in."""
+    """Yield shares by every smoothing method with every setting except the share of the mean profile."""
     dense = x.toarray()
     library = dense.sum(1, keepdims=True)
     yield "raw", (), dense / library
@@ -159,7 +159,7 @@ def candidates(x: sparse.csr_matrix) -> Iterator[tuple[str, tuple[object, ...], 
 
 
 def smoothers(x: sparse.csr_matrix, seed: int) -> dict[str, tuple[Shares, str]]:
-    """Every smoother at the settings that predict a tenth of the training molecules best, and these settings."""
+    """Run every smoother at the settings that best predict a tenth of the training molecules; return shares and settings."""
     inner, held_out = split_molecules(x, TRAIN_SHARE, np.random.default_rng([seed, 2]))
     some = np.asarray(inner.sum(1)).ravel() > 0
     inner, held_out = inner[some], held_out[some]
@@ -180,13 +180,13 @@ def smoothers(x: sparse.csr_matrix, seed: int) -> dict[str, tuple[Shares, str]]:
 
 
 def product_of(items: Iterator[tuple], others: tuple[float, ...]) -> Iterator[tuple[tuple, float]]:
-    """Pairs, without keeping the items."""
+    """Yield pairs without storing the items."""
     for item in items:
         yield from product((item,), others)
 
 
 def peer(adata: ad.AnnData, seed: int, epochs: int) -> dict[str, tuple[Shares, str]]:
-    """scvi-tools at its defaults, each cell under its own batch."""
+    """Fit scvi-tools at its defaults and decode each cell under its own batch."""
     import scvi
 
     scvi.settings.seed = seed
@@ -201,7 +201,7 @@ def peer(adata: ad.AnnData, seed: int, epochs: int) -> dict[str, tuple[Shares, s
 
 
 def ours(adata: ad.AnnData, seed: int, settings: dict[str, object]) -> dict[str, tuple[Shares, str]]:
-    """Each cell under its own batch, and, where there are batches, averaged over all of them, as the default layer is."""
+    """Fit vxpress; decode each cell under its own batch and, with batches, averaged over all, as in the default layer."""
     adata = adata.copy()
     batch = "batch" if "batch" in adata.obs else None
     start = time.perf_counter()
@@ -218,7 +218,7 @@ def ours(adata: ad.AnnData, seed: int, settings: dict[str, object]) -> dict[str,
 
 
 def kept(path: Path, make: Callable[[], dict[str, tuple[Shares, str]]], test: sparse.csr_matrix) -> pd.DataFrame:
-    """Scores per method and cell, from the file or made and written there."""
+    """Read scores per method and cell from the file, or compute and write them."""
     if not path.exists():
         rows = []
         for method, (shares, text) in make().items():
@@ -236,7 +236,7 @@ def kept(path: Path, make: Callable[[], dict[str, tuple[Shares, str]]], test: sp
 
 
 def summary(scores: pd.DataFrame, reference: str) -> list[dict[str, object]]:
-    """Per set, score and method: the mean, and its difference to the reference in percent of that."""
+    """Average per data set, score and method, with the difference from the reference in percent of the reference."""
     out: list[dict[str, object]] = []
     for (name, what), part in scores.melt(
         ["set", "seed", "method", "cell"], list(SCORES), var_name="score", value_name="loss"
@@ -256,7 +256,7 @@ def summary(scores: pd.DataFrame, reference: str) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Fit, score, print a table and write ``results/denoising.json``."""
+    """Fit and score all methods, print a table and write ``results/denoising.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=[k for k, v in SETS.items() if v.purpose == "report"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["smoothers", "vxpress", "scvi-tools"])
     parser.add_argument("--peer-epochs", type=int, default=400)
     parser.add_argument("--reference", default=f"{OURS}, own counts", help="method that the others are compared with")
-    parser.add_argument("--preset", default=None, help="preset of ours; the defaults if left out")
+    parser.add_argument("--preset", default=None, help="preset of vxpress (default: none)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=FOLDER)
     args = parser.parse_args()
@@ -287,7 +287,7 @@ def main() -> None:
             found.append(kept(path, make, test).assign(set=name, seed=seed))
     scores = pd.concat(found)
     if args.reference not in set(scores["method"]):
-        print(f"no table: {args.reference!r} is not among the methods")
+        print(f"no table: the reference {args.reference!r} is not among the methods")
         return
     table = pd.DataFrame(summary(scores, args.reference))
     with pd.option_context("display.width", 160):

@@ -1,12 +1,12 @@
-"""Differential expression: is it calibrated, what does it find, and how long does it take?
+"""Evaluate differential expression: calibration, power and time.
 
-    python benchmarks/differential_expression.py null    # random halves of one type of one donor
+    python benchmarks/differential_expression.py null    # random halves of one cell type of one donor
     python benchmarks/differential_expression.py truth   # genes thinned in one half; simulated groups
     python benchmarks/differential_expression.py speed   # 10 groups, 20,000 x 2,000
 
 Prints tables and writes ``benchmarks/results/differential_expression.json``.  The threshold and the weight of the model's
 expectation were chosen on kang_ctrl; these tables use the CD4 T cells of one donor of the CITE-seq set and simulated counts.
-Needs scvi-tools for ``truth`` and ``speed`` (``--no-peer`` leaves it out).
+``truth`` and ``speed`` need scvi-tools (``--no-peer`` leaves it out).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PEER_EPOCHS = 100
 
 
 def donor(n_others: int = 1_000) -> ad.AnnData:
-    """The CD4 T cells of one donor and some of the others, on 2,000 genes drawn from those in 30 cells or more."""
+    """Read the CD4 T cells of one donor and some other cells, on 2,000 genes drawn from those in 30 cells or more."""
     adata = ad.read_h5ad(DATA / "pbmc_cite_10k_5k.h5ad")
     adata = adata[adata.obs["batch"] == "PBMC10k"].copy()
     rng = np.random.default_rng(0)
@@ -44,7 +44,7 @@ def donor(n_others: int = 1_000) -> ad.AnnData:
 
 
 def halves(adata: ad.AnnData, size: int, rng: np.random.Generator) -> ad.AnnData:
-    """Two random halves of ``size`` CD4 T cells each, as ``obs["half"]``."""
+    """Draw two random halves of ``size`` CD4 T cells each, as ``obs["half"]``."""
     pick = rng.permutation(np.flatnonzero(adata.obs["cell_type"] == "CD4 T"))[: 2 * size]
     out = adata[pick].copy()
     out.obs["half"] = pd.Categorical(np.repeat(["a", "b"], size))
@@ -71,12 +71,12 @@ def spike(adata: ad.AnnData, rng: np.random.Generator, *, share: float = 0.1, ke
 
 
 def ranking(adata: ad.AnnData, group: str) -> pd.DataFrame:
-    """The stored result of a group, in the order of the genes."""
+    """Return the stored result of a group in the order of the genes."""
     return sc.get.rank_genes_groups_df(adata, group).set_index("names").loc[adata.var_names]
 
 
 def wilcoxon(adata: ad.AnnData, groupby: str, group: str, *, tie_correct: bool) -> pd.DataFrame:
-    """Scanpy's rank sum test on log-normalised counts."""
+    """Run scanpy's rank sum test on log-normalised counts."""
     out = adata.copy()
     sc.pp.normalize_total(out)
     sc.pp.log1p(out)
@@ -85,7 +85,7 @@ def wilcoxon(adata: ad.AnnData, groupby: str, group: str, *, tie_correct: bool) 
 
 
 def peer_fit(adata: ad.AnnData, seed: int, batch: str | None = None, max_epochs: int = PEER_EPOCHS):
-    """A fit of scvi-tools."""
+    """Fit scvi-tools."""
     import scvi
 
     scvi.settings.seed = seed
@@ -96,7 +96,7 @@ def peer_fit(adata: ad.AnnData, seed: int, batch: str | None = None, max_epochs:
 
 
 def score(calls: np.ndarray, evidence: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """FDP and power of the calls, and the power of the best list of genes with an FDP of at most .05."""
+    """Compute FDP and power of the calls, and the power of the longest list of genes with an FDP of at most .05."""
     order = np.argsort(-evidence, kind="stable")
     found = truth[order]
     fdp = np.cumsum(~found) / np.arange(1, len(found) + 1)
@@ -111,14 +111,14 @@ def score(calls: np.ndarray, evidence: np.ndarray, truth: np.ndarray) -> dict[st
 
 
 def score_frame(frame: pd.DataFrame, truth: np.ndarray, keep: np.ndarray | None = None) -> dict[str, float]:
-    """The same of a ranking."""
+    """Compute the same for a ranking."""
     rows = slice(None) if keep is None else keep
     z = stats.norm.isf(np.clip(frame["pvals"].to_numpy() / 2, 1e-300, 0.5)) + 1e-9 * np.abs(frame["scores"].to_numpy())
     return score((frame["pvals_adj"] < 0.05).to_numpy()[rows], z[rows], truth[rows])
 
 
 def null(args: argparse.Namespace) -> None:
-    """Share of random splits with any call, and how p-values are distributed."""
+    """Compute the share of random splits with any call, and the distribution of p-values."""
     adata = donor()
     vx.tl.fit_vae(adata, denoised=False)
     rows = []
@@ -141,7 +141,7 @@ def null(args: argparse.Namespace) -> None:
 
 
 def null_row(frame: pd.DataFrame) -> dict[str, float]:
-    """What one split says."""
+    """Evaluate one split."""
     called = (frame["pvals_adj"] < 0.05).mean()
     return {
         "any call": float(called > 0),
@@ -152,7 +152,7 @@ def null_row(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def truth(args: argparse.Namespace) -> None:
-    """FDP and power where the truth is known."""
+    """Compute FDP and power on data with known truth."""
     rows = []
     for seed in range(args.seeds):
         rows += thinned(seed, peer=args.peer) + simulated(seed, peer=args.peer)
@@ -163,7 +163,7 @@ def truth(args: argparse.Namespace) -> None:
 
 
 def thinned(seed: int, *, peer: bool) -> list[dict[str, object]]:
-    """Genes thinned in one half, tested on 50 to 1,000 cells a half."""
+    """Evaluate genes thinned in one half, with 50 to 1,000 cells per half."""
     adata = donor()
     true = spike(adata, np.random.default_rng(seed))
     vx.tl.fit_vae(adata, denoised=False, rng=seed)
@@ -191,7 +191,7 @@ def thinned(seed: int, *, peer: bool) -> list[dict[str, object]]:
 
 
 def simulated(seed: int, *, peer: bool) -> list[dict[str, object]]:
-    """Five simulated groups in two batches, each against the rest; genes that no group changes are the null."""
+    """Evaluate five simulated groups in two batches, each compared with the rest; genes that no group changes are the null."""
     adata = vx.datasets.simulate(
         2_000, 1_000, n_groups=5, n_batches=2, library_mean=700, de_fraction=0.3, de_log_fold_change=0.7, rng=seed
     )
@@ -222,7 +222,7 @@ def simulated(seed: int, *, peer: bool) -> list[dict[str, object]]:
 
 
 def speed(args: argparse.Namespace) -> None:
-    """Seconds of one call over ten groups."""
+    """Time one call over ten groups."""
     adata = vx.datasets.simulate(20_000, 2_000, n_groups=10, n_batches=2, library_mean=1_000, rng=0)
     adata.X = sparse.csr_matrix(adata.X, dtype=np.float32)
     vx.tl.fit_vae(adata, "batch", denoised=False, max_epochs=1)
@@ -254,14 +254,16 @@ def speed(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run one of the three."""
+    """Run one of the three parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["null", "truth", "speed"])
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-peer", dest="peer", action="store_false")
-    parser.add_argument("--wilcoxon", action="store_true", help="with null: the rank sum test on the same splits")
+    parser.add_argument(
+        "--wilcoxon", action="store_true", help="for null: also run the rank sum test on the same splits"
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -1,9 +1,9 @@
-"""Fit vxpress on the benchmark sets and keep what the comparisons need.
+"""Fit vxpress on the benchmark data sets and store the results for the comparisons.
 
     python benchmarks/fit_ours.py --settings default likelihood scvi --seeds 0 1 2 3 4
 
-The same files as ``fit_peer.py`` writes, from the public API: ``vx.tl.fit_vae`` on the cells and genes the peer was
-given, its library the sum over those genes.  ``scvi`` is ``preset="scvi"``.  Existing files are kept.
+Writes the same files as ``fit_peer.py``, with the public API: ``vx.tl.fit_vae`` on the same cells and genes as scvi-tools,
+with the sum over these genes as library. ``scvi`` is ``preset="scvi"``. Existing files are kept.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SETTINGS = {
 
 
 def judge_fit(fitted: AnnData, test: AnnData, key: str = "vae", n_samples: int = 100) -> tuple[Judgement, np.ndarray]:
-    """Scores of the test cells from the common judge, and their latent means."""
+    """Compute scores of the test cells by ``_judge.py``, and their latent means."""
     fit = find_fit(fitted, None, key)
     cells, _ = read_query(test, fit, None)
     model = fit.model
@@ -53,7 +53,7 @@ def judge_fit(fitted: AnnData, test: AnnData, key: str = "vae", n_samples: int =
 
 
 def fit(name: str, seed: int, setting: str, threads: int) -> dict[str, np.ndarray]:
-    """One fit of ours, judged."""
+    """Fit vxpress once and evaluate the fit."""
     torch.set_num_threads(threads)
     adata, test = load(name)
     start = time.perf_counter()
@@ -61,7 +61,7 @@ def fit(name: str, seed: int, setting: str, threads: int) -> dict[str, np.ndarra
     seconds = time.perf_counter() - start
     held_out = np.flatnonzero(adata.obs["vae_split"] == "validation")
     if not np.array_equal(held_out, split(name, adata)[1]):
-        msg = "the peer was given another split"
+        msg = "scvi-tools was fitted with another split"
         raise RuntimeError(msg)
     scores, latent_test = judge_fit(adata, test)
     return {
@@ -77,7 +77,7 @@ def fit(name: str, seed: int, setting: str, threads: int) -> dict[str, np.ndarra
 
 
 def main() -> None:
-    """Fit every set, setting and seed that is not in the cache yet."""
+    """Fit every data set, setting and seed that is not in the cache."""
     options = _cache.parser(__doc__.splitlines()[0])
     options.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     args = options.parse_args()

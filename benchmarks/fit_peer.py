@@ -1,9 +1,9 @@
-"""Fit scvi-tools at its defaults on the benchmark sets and keep what the comparisons need.
+"""Fit scvi-tools at its defaults on the benchmark data sets and store the results for the comparisons.
 
     python benchmarks/fit_peer.py --sets pbmc3k kang pbmc_3studies --seeds 0 1 2 3 4 --out benchmarks/cache
 
-Needs scvi-tools (``pip install ".[benchmark]"``).  One ``.npz`` per set, likelihood and seed: per-cell scores of the
-test cells from the common judge, latent means of fitted and test cells, and seconds.  Existing files are kept.
+Needs scvi-tools (``pip install ".[benchmark]"``). Writes one ``.npz`` per data set, likelihood and seed: per-cell scores of
+the test cells by ``_judge.py``, latent means of fitted and test cells, and seconds. Existing files are kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from _sets import SETS, load, split
 
 
 def fit(name: str, seed: int, likelihood: str, threads: int) -> dict[str, np.ndarray]:
-    """One peer fit, judged."""
+    """Fit scvi-tools once and evaluate the fit."""
     import scvi
 
     torch.set_num_threads(threads)
@@ -69,7 +69,7 @@ def fit(name: str, seed: int, likelihood: str, threads: int) -> dict[str, np.nda
 
 
 def main() -> None:
-    """Fit every set, likelihood and seed that is not in the cache yet."""
+    """Fit every data set, likelihood and seed that is not in the cache."""
     options = _cache.parser(__doc__.splitlines()[0])
     options.add_argument("--likelihoods", nargs="+", default=["zinb"])
     args = options.parse_args()

@@ -1,13 +1,13 @@
-"""Generated cells against real ones that no fit has seen.
+"""Compare generated cells with real cells that no fit has seen.
 
     python benchmarks/generation.py --sets pbmc3k kang pbmc_3studies --seeds 0 1 2 3 4
     python benchmarks/generation.py --table
     python benchmarks/generation.py --timing --threads 2
 
-Half of the cells are held out, the rest is fitted.  Generated cells are compared with held-out ones, pooled (1,000 against
-1,000, or as many as are held out) and within each type that has 200 held-out cells or more (200 against 200).  Beside them
-stand training cells (real against real, the floor) and counts of independent genes, negative binomial per type (the ceiling).
-Results are kept per set and seed, so that an interrupted run goes on.
+Half of the cells are held out, the rest is fitted. Generated cells are compared with held-out ones, pooled (1,000 of each, or
+as many as are held out) and within each type with 200 held-out cells or more (200 of each). For comparison, training cells
+(real against real, the best possible) and counts of independent genes, negative binomial per type (the worst), are scored.
+Results are stored per data set and seed, so that an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ BY_TYPE = ("type_auroc_counts", "type_auroc_normalized")
 
 @dataclass(frozen=True)
 class Row:
-    """A way to make cells: settings of the fit, the prior, and what labels do."""
+    """A way to generate cells: settings of the fit, prior, and use of labels."""
 
     fit: str
     prior: str | None = None
     by_type: bool = False
 
 
-# in "covariate" the type is a covariate of the decoder
+# with "covariate", the type is a covariate of the decoder
 FITS: dict[str, dict[str, Any]] = {
     "default": {},
     "narrow": {"n_hidden": 32},
@@ -67,7 +67,7 @@ FLOOR, RESAMPLED, CEILING = "real against real", "posterior resampling", "indepe
 
 
 def halves(name: str, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
-    """Training and held-out cells with a known type, on genes chosen on the former."""
+    """Return training and held-out cells with a known type, on genes chosen on the training cells."""
     adata = labelled(name)
     order = np.random.default_rng(seed).permutation(adata.n_obs)[:MAX_CELLS]
     train, held_out = (adata[np.sort(part)].copy() for part in np.array_split(order, 2))
@@ -83,13 +83,13 @@ def halves(name: str, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
 
 
 def normalized(x: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Counts per 10,000, not logged."""
+    """Normalise to counts per 10,000, without a logarithm."""
     total = np.asarray(x.sum(1)).reshape(-1)
     return (sparse.diags(1e4 / np.maximum(total, 1.0)) @ sparse.csr_matrix(x, dtype=np.float64)).tocsr()
 
 
 class Judge:
-    """What generated cells are compared with, fixed per set and seed."""
+    """Real cells that generated ones are compared with, fixed per data set and seed."""
 
     def __init__(self, train: ad.AnnData, held_out: ad.AnnData, seed: int, trees: int) -> None:
         self.train, self.held_out, self.seed, self.trees = train, held_out, seed, trees
@@ -104,7 +104,7 @@ class Judge:
         self.types = sorted(t for t in counts.index if counts[t] >= N_TYPE and in_train[t] >= N_TYPE)
 
     def pooled(self, x: sparse.csr_matrix, types: np.ndarray | None) -> dict[str, float]:
-        """Scores of at least ``n`` generated cells, whose types are found out where they were not asked for."""
+        """Score at least ``n`` generated cells; their types are predicted if they were not given."""
         rng = np.random.default_rng(self.seed)
         rows = rng.permutation(self.held_out.n_obs)[: self.n]
         real, x_norm = self.held_out.X[rows], normalized(x)
@@ -136,7 +136,7 @@ class Judge:
         return dict(zip(POOLED, map(float, found), strict=True))
 
     def by_type(self, make: Callable[[str], sparse.csr_matrix]) -> dict[str, dict[str, float]]:
-        """AUROC within each type."""
+        """Compute the AUROC within each type."""
         out = {}
         for name in self.types:
             rows = np.flatnonzero((self.held_out.obs["type"] == name).to_numpy())
@@ -148,10 +148,10 @@ class Judge:
         return out
 
     def floor(self) -> dict[str, Any]:
-        """Training cells in the place of generated ones.
+        """Score training cells instead of generated ones.
 
-        What is measured in principal components comes from two halves of the held-out cells: training cells, on which these
-        were fitted, lie further out in them than new cells of the same distribution.
+        Scores in principal components use two halves of the held-out cells instead. The components were fitted on the
+        training cells, which therefore vary more along them than new cells of the same distribution.
         """
         order = np.random.default_rng(self.seed + 1).permutation(self.train.n_obs)
         types = self.train.obs["type"].astype(str).to_numpy()
@@ -180,7 +180,7 @@ class Judge:
 
 
 def independent_genes(train: ad.AnnData, types: np.ndarray, seed: int) -> sparse.csr_matrix:
-    """Counts of genes that are independent within a type: negative binomial, moments of the training cells of the type."""
+    """Draw counts of genes that are independent within a type: negative binomial with the moments of its training cells."""
     rng = np.random.default_rng(seed)
     out = np.zeros((len(types), train.n_vars), dtype=np.float32)
     for name in np.unique(types):
@@ -196,14 +196,14 @@ def independent_genes(train: ad.AnnData, types: np.ndarray, seed: int) -> sparse
 
 
 class Maker:
-    """Fits, each made once, and cells from them."""
+    """Fits, each made once, and cells generated from them."""
 
     def __init__(self, train: ad.AnnData, seed: int) -> None:
         self.train, self.seed = train, seed
         self.fits: dict[str, ad.AnnData] = {}
 
     def fitted(self, name: str) -> ad.AnnData:
-        """The training cells with this fit."""
+        """Return the training cells with this fit."""
         if name not in self.fits:
             adata = self.train.copy()
             batch = "batch" if "batch" in adata.obs else None
@@ -212,7 +212,7 @@ class Maker:
         return self.fits[name]
 
     def with_prior(self, row: Row) -> ad.AnnData:
-        """The same with a learned prior."""
+        """Return the same with a learned prior."""
         adata = self.fitted(row.fit)
         if row.prior is None:
             return adata
@@ -220,7 +220,7 @@ class Maker:
         return vx.tl.fit_prior(adata, row.prior, condition_key=condition, rng=self.seed, copy=True)
 
     def cells(self, adata: ad.AnnData, row: Row, types: np.ndarray | None, n: int, n_neighbors: int | None) -> Any:
-        """Counts of new cells, given types where the row takes them."""
+        """Generate counts of new cells, by type if the row uses types."""
         if not row.by_type:
             return vx.tl.generate(adata, n, rng=self.seed, n_neighbors=n_neighbors).X
         asked = {"labels": types} if row.prior else {"covariates": {"type": types}}
@@ -228,13 +228,13 @@ class Maker:
 
 
 def run(name: str, seed: int, args: Namespace) -> dict[str, Any]:
-    """All rows of one set and seed."""
+    """Compute all rows of one data set and seed."""
     train, held_out = halves(name, seed)
     judge, maker = Judge(train, held_out, seed, args.trees), Maker(train, seed)
     path = args.out / f"{name}-{seed}.json"
     done = json.loads(path.read_text()) if path.exists() else {"rows": {}, "machine": machine()}
     done |= {"n_train": train.n_obs, "n": judge.n, "n_genes": train.n_vars, "trees": args.trees, "types": judge.types}
-    # the types of as many training cells
+    # types of the same number of training cells
     types = np.random.default_rng(seed).choice(train.obs["type"].astype(str).to_numpy(), judge.n)
 
     def keep(label: str, found: dict[str, Any], seconds: float) -> None:
@@ -266,7 +266,7 @@ def run(name: str, seed: int, args: Namespace) -> dict[str, Any]:
         else:
             row = ROWS[label]
             adata = maker.with_prior(row)
-            # by type, as the protocol has it: size factor and batch of any training cell of the type
+            # by type, as in the protocol: size factor and batch of any training cell of the type
             k = None if row.by_type else 15
             made = maker.cells(adata, row, types, judge.n, k)
             found = {"pooled": judge.pooled(made, types if row.by_type else None), "types": {}}
@@ -279,7 +279,7 @@ def run(name: str, seed: int, args: Namespace) -> dict[str, Any]:
 
 
 def table(out: Path) -> dict[str, Any]:
-    """Means over seeds per set with their intervals, and differences; what is printed is also returned."""
+    """Print and return means over seeds per data set with intervals, and differences."""
     summary: dict[str, Any] = {}
     files = sorted(out.glob("*.json"))
     for name in sorted({path.stem.rsplit("-", 1)[0] for path in files}):
@@ -300,7 +300,7 @@ def table(out: Path) -> dict[str, Any]:
     return summary
 
 
-# learned priors beside N(0, I) of the same model, and the type in the prior beside the type in the decoder
+# learned priors compared with N(0, I) of the same model, and the type in the prior with the type in the decoder
 COMPARED = {
     "default, mixture": "default, N(0,I)",
     "narrow, mixture": "narrow, N(0,I)",
@@ -309,9 +309,9 @@ COMPARED = {
 
 
 def differences(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """By how much one row is better than another, and AUROC further from the floor's, paired by seed.
+    """Compute by how much one row is better than another, and how far its AUROC is above real cells, paired by seed.
 
-    Better is positive: a lower AUROC, energy distance or share memorised, a higher LISI, a slope nearer to 1.
+    Positive is better: a lower AUROC, energy distance or share memorised, a higher LISI, a slope closer to 1.
     """
 
     def score(row: dict[str, Any], metric: str) -> float:
@@ -339,7 +339,7 @@ def differences(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _interval(values: list[float]) -> dict[str, Any]:
-    """Mean and the half-width of its 95 % interval over seeds."""
+    """Compute the mean and the half-width of its 95 % interval over seeds."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return {"mean": mean, "text": f"{mean:.3f}", "all": values}
@@ -348,7 +348,7 @@ def _interval(values: list[float]) -> dict[str, Any]:
 
 
 def timing() -> dict[str, float]:
-    """Seconds for 10,000 cells x 2,000 genes from each kind of prior; aim 10."""
+    """Time the generation of 10,000 cells x 2,000 genes from each kind of prior; aim: 10 s."""
     adata = vx.datasets.simulate(3_000, 2_000, rng=0)
     vx.tl.fit_vae(adata, denoised=False, device="cpu")
     seconds = {}
@@ -362,7 +362,7 @@ def timing() -> dict[str, float]:
 
 
 def main() -> None:
-    """Fill in what is missing, then print the table."""
+    """Compute missing results, then print the table."""
     options = ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument(
         "--sets", nargs="+", default=[k for k, v in SETS.items() if v.purpose == "report" and v.labels]
@@ -372,8 +372,8 @@ def main() -> None:
     options.add_argument("--trees", type=int, default=100)
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--out", type=Path, default=FOLDER)
-    options.add_argument("--table", action="store_true", help="print what is there and run nothing")
-    options.add_argument("--timing", action="store_true", help="only time the making of 10,000 cells")
+    options.add_argument("--table", action="store_true", help="only print the table of stored results")
+    options.add_argument("--timing", action="store_true", help="only time the generation of 10,000 cells")
     args = options.parse_args()
     warnings.filterwarnings("ignore")
     set_threads(args.threads)

@@ -1,13 +1,13 @@
-"""How many cells must stand out for a gene to be highly variable.
+"""Evaluate in how many cells a gene must be variable (``min_cells``).
 
-    python benchmarks/genes.py --sets paul15 cite kang_ctrl worm      # where the default was set
+    python benchmarks/genes.py --sets paul15 cite kang_ctrl worm      # for choosing the default
     python benchmarks/genes.py --sets pbmc3k kang pbmc_3studies
     python benchmarks/genes.py --sets pbmc3k --deal 8 --out genes_dealt       # a rare type spread over batches
 
-2,000 genes of at most 4,000 cells by ``vx.pp.highly_variable_genes(min_cells=...)``, a default fit on them, and leiden's
-agreement with the labels.  A gene is *lone* if one cell has ten molecules or more and all others less than a fifth of that.
-*rare* is the share that is chosen of the markers of types with 3 to 30 cells, wherever these lie: of the genes that half of
-the type's cells have, and at most a fifth of that share elsewhere, the 20 that are rarest elsewhere.
+2,000 genes of at most 4,000 cells by ``vx.pp.highly_variable_genes(min_cells=...)``, a default fit on them, and agreement of
+leiden clusters with the labels. A gene is *lone* if one cell has ten molecules or more and all others less than a fifth of
+that. *rare* is the chosen share of the markers of types with 3 to 30 cells. Markers are genes that half of the cells of the
+type express and at most a fifth of that share of other cells; of these, the 20 that are rarest in other cells.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_CELLS, N_GENES = 4_000, 2_000
 
 
 def cells_of(name: str, seed: int, deal: int = 0) -> ad.AnnData:
-    """Labelled cells of a set, all genes that are seen in three of them or more; ``deal`` makes that many batches of them."""
+    """Read labelled cells and all genes seen in three or more of them; ``deal`` assigns the cells to so many batches."""
     adata = labelled(name)
     order = np.random.default_rng(seed).permutation(adata.n_obs)
     adata = adata[np.sort(order[:MAX_CELLS])].copy()
@@ -41,13 +41,13 @@ def cells_of(name: str, seed: int, deal: int = 0) -> ad.AnnData:
 
 
 def n_lone(x: sparse.csr_matrix) -> int:
-    """Genes that one cell has ten molecules of or more, and every other less than a fifth as many."""
+    """Find genes with ten molecules or more in one cell and less than a fifth of that in every other cell."""
     second, first = np.partition(x.toarray(), -2, axis=0)[-2:]
     return int(((first >= 10) & (first > 5 * np.maximum(second, 1))).sum())
 
 
 def rare_markers(adata: ad.AnnData) -> np.ndarray:
-    """Names of the markers of types with few cells."""
+    """Find the markers of types with few cells."""
     seen = sparse.csr_matrix(adata.X > 0, dtype=np.float64)
     found: set[str] = set()
     for name, n in adata.obs["type"].value_counts().items():
@@ -61,7 +61,7 @@ def rare_markers(adata: ad.AnnData) -> np.ndarray:
 
 
 def run(name: str, seed: int, min_cells: int, deal: int) -> dict[str, float]:
-    """One choice of genes, one fit and its scores."""
+    """Choose genes, fit once and score the fit."""
     adata = cells_of(name, seed, deal)
     batch = "batch" if "batch" in adata.obs else None
     markers = rare_markers(adata)
@@ -76,7 +76,7 @@ def run(name: str, seed: int, min_cells: int, deal: int) -> dict[str, float]:
 
 
 def main(args: Namespace) -> None:
-    """Print a row per set and number of cells, and what changes from the first number; write the rows as JSON."""
+    """Print a row per data set and number of cells with the difference from the first number; write the rows as JSON."""
     warnings.filterwarnings("ignore")
     rows = []
     for name in args.sets:
@@ -98,7 +98,7 @@ if __name__ == "__main__":
     options.add_argument("--sets", nargs="+", default=[k for k, v in SETS.items() if v.labels])
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options.add_argument("--min-cells", nargs="+", type=int, default=[1, 2, 3, 5, 10])
-    options.add_argument("--deal", type=int, default=0, help="deal the cells into so many batches at random")
+    options.add_argument("--deal", type=int, default=0, help="assign the cells to this many batches at random")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--out", default="genes")
     main(options.parse_args())

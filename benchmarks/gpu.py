@@ -1,11 +1,11 @@
-"""Training throughput on a GPU against scvi-tools, on the same card in the same run, in turn.
+"""Compare training throughput on a GPU with scvi-tools, on the same card in the same run, in turn.
 
     python benchmarks/gpu.py
 
-Both train the same layers (one hidden layer of 128, 10 latent dimensions, batch norm) on the same simulated cells, ours
-at the peer's minibatch and at our default one, ours also step by step, without graphs, and with the counts on the host.
-A rate is that of the epochs after the first, which loads kernels and captures graphs; the first is given beside it.
-Without a GPU the script says so and ends.
+Both train the same layers (one hidden layer of 128, 10 latent dimensions, batch norm) on the same simulated cells. vxpress
+is timed with the minibatch size of scvi-tools and with its default, also without CUDA graphs, and with the counts on the
+host. Rates are those of the epochs after the first, which loads kernels and captures graphs; the first is listed separately.
+Without a GPU the script prints a message and ends.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PEER_BATCH = 128
 
 
 def as_cells(adata: AnnData) -> Cells:
-    """Counts and library in the core's terms."""
+    """Counts and library in the format of the core."""
     library = np.log(np.asarray(adata.X.sum(1)))
     nothing = Covariates(torch.zeros(adata.n_obs, 0, dtype=torch.int64), torch.zeros(adata.n_obs, 0))
     return Cells(Counts.from_scipy(adata.X), torch.tensor(library, dtype=torch.float32), nothing)
@@ -46,7 +46,7 @@ def as_cells(adata: AnnData) -> Cells:
 
 @dataclass
 class Clock:
-    """When each epoch began and ended, the device having caught up."""
+    """Start and end of each epoch, with the device synchronised."""
 
     seconds: list[float] = field(default_factory=list)
 
@@ -59,13 +59,13 @@ class Clock:
         self.seconds.append(time.perf_counter() - self.begun)
 
     def rate(self, n: int) -> float:
-        """Cells per second after the first epoch."""
+        """Compute the cells per second after the first epoch."""
         return n * (len(self.seconds) - 1) / sum(self.seconds[1:])
 
 
 @contextmanager
 def watched(clock: Clock, replays: list[Replay], *, captured: bool):
-    """Time the epochs of :func:`training.train`, and note how its steps were taken."""
+    """Time the epochs of :func:`training.train`, and record how its steps ran."""
     minibatches, replay = training.minibatches, training.Replay
 
     def timed(*args):
@@ -88,7 +88,7 @@ def watched(clock: Clock, replays: list[Replay], *, captured: bool):
 
 @dataclass
 class Ours:
-    """Trains a fresh model."""
+    """vxpress on these cells; every run trains a new model."""
 
     cells: Cells
     likelihood: str
@@ -99,7 +99,7 @@ class Ours:
     failure: str | None = None
 
     def __call__(self) -> float:
-        """Cells per second."""
+        """Measure the cells per second."""
         device = self.cells.log_library_n1.device
         rows, held_out = torch.arange(len(self.cells), device=device), torch.arange(0, device=device)
         config = ModelConfig(
@@ -129,7 +129,7 @@ class Peer:
     failure: str | None = None
 
     def __call__(self) -> float:
-        """Cells per second."""
+        """Measure the cells per second."""
         import scvi
         from lightning.pytorch import Callback
 
@@ -154,7 +154,7 @@ class Peer:
 
 
 def runs_of(adata: AnnData, likelihood: str, epochs: int) -> dict[str, Callable[[], float]]:
-    """What takes turns; ours and the peer's alternate."""
+    """List the calls that take turns; vxpress and scvi-tools alternate."""
     device = torch.device("cuda")
     cells = as_cells(adata)
     resident, beside = cells.to(device), streamed(cells, device)

@@ -1,11 +1,11 @@
-"""Identities that the terms of the objective must satisfy, on real fits.
+"""Check identities of the terms of the objective on real fits.
 
     python benchmarks/identities.py --sets pbmc3k kang pbmc_3studies --seeds 3
 
-Of every fit: the rate KL(q(z|x) || p(z)) in closed form and, of the same cells, from draws; the information I_q(x; z) and the
-prior gap KL(q(z) || p(z)), q(z) being the mean posterior of the cells, each from draws that the other knows nothing of, and
-what is left of rate - information - gap, which is 0 up to sampling error.  On test cells: the ELBO and the
-importance-weighted bound with 1, 10, 100 and 1,000 samples, with paired standard errors of each step.
+For every fit: the rate KL(q(z|x) || p(z)) in closed form and from draws of the same cells; the information I_q(x; z) and the
+prior gap KL(q(z) || p(z)), where q(z) is the mean posterior of the cells, each from independent draws; and the difference
+rate - information - gap, which is 0 up to sampling error. On test cells: the ELBO and the importance-weighted bound with
+1, 10, 100 and 1,000 samples, with paired standard errors of each step.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ SAMPLES = (1, 10, 100, 1000)
 
 
 def mean_se(values: list[float] | np.ndarray) -> tuple[float, float]:
-    """Mean of independent values and its standard error."""
+    """Compute the mean of independent values and its standard error."""
     values = np.asarray(values)
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def divergences(mean_nd: np.ndarray, var_nd: np.ndarray, n_draws: int, seed: int) -> dict[str, float]:
-    """Rate, information and prior gap of some cells in nats, with the standard error of what is sampled."""
+    """Compute rate, information and prior gap of some cells in nats, with standard errors of the sampled terms."""
     from vxpress.metrics import kl_per_dimension, log_aggregate_posterior, mutual_information
 
     def log_normal(z_nd: np.ndarray, loc: np.ndarray | float = 0.0, var: np.ndarray | float = 1.0) -> np.ndarray:
@@ -53,7 +53,7 @@ def divergences(mean_nd: np.ndarray, var_nd: np.ndarray, n_draws: int, seed: int
 
 
 def bounds(adata: object, test: object) -> dict[str, object]:
-    """ELBO and bounds of the test cells, and each step between them with its paired standard error."""
+    """Compute ELBO and bounds of the test cells, and each step between them with its paired standard error."""
     from vxpress.bridge.find import find_fit
     from vxpress.bridge.predictive import read_scored
     from vxpress.core.inference.importance import log_likelihoods
@@ -76,8 +76,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=["pbmc3k", "kang", "pbmc_3studies"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--draws", type=int, default=20, help="draws of every cell for each sampled term")
-    parser.add_argument("--cells", type=int, default=200, help="test cells for the bounds")
+    parser.add_argument("--draws", type=int, default=20, help="draws per cell for each sampled term")
+    parser.add_argument("--cells", type=int, default=200, help="number of test cells for the bounds")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")

@@ -1,10 +1,10 @@
-"""Compiled pieces against their plain forms, over minibatch sizes, genes and densities: what the rule rests on.
+"""Time compiled and plain versions over minibatch sizes, genes and densities: the basis of the rule that selects them.
 
     python benchmarks/kernels.py
 
-Likelihood: NB or ZINB value and all gradients, compiled loops against the plain distributions under autograd, both from the same
-features.  Input: the encoder's first product and its gradient from compressed rows against the dense float32 product
-(log1p and the writing of the dense minibatch counted).  Plain forms are skipped where their temporaries would not fit.
+Likelihood: NB or ZINB value and all gradients, by compiled loops and by the plain distributions under autograd, both from
+the same features. Input: the encoder's first product and its gradient, from compressed rows and as a dense float32 product
+(including log1p and writing the dense minibatch). Plain versions are skipped if their temporaries would not fit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HIDDEN, MOST_PLAIN_ENTRIES = 128, 6_000_000
 
 
 def cells_of(n: int, g: int, density: float) -> Cells:
-    """Cells with this share of entries not zero, counts mostly 1 and 2 as in real data."""
+    """Draw cells with this share of nonzero entries; counts are mostly 1 and 2, as in real data."""
     rng = np.random.default_rng(0)
     x = sparse.random(n, g, density, format="csr", dtype=np.float32, random_state=0)
     x.data = rng.geometric(0.6, x.nnz).astype(np.float32)
@@ -43,7 +43,7 @@ def cells_of(n: int, g: int, density: float) -> Cells:
 
 
 def timed(function: Callable[[], object]) -> Callable[[], float]:
-    """Milliseconds of a call."""
+    """Measure the milliseconds of a call."""
 
     def call() -> float:
         start = time.perf_counter()
@@ -54,14 +54,14 @@ def timed(function: Callable[[], object]) -> Callable[[], float]:
 
 
 def likelihood(model: VAE, batch: Batch) -> None:
-    """Value and gradients from fixed features."""
+    """Compute value and gradients from fixed features."""
     z = torch.zeros(len(batch.rows), model.config.n_latent)
     model.log_likelihood(z, batch, batch.log_library_n1).mean().backward()
     model.zero_grad()
 
 
 def dense_input(batch: Batch, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    """The dense first product, there and back."""
+    """Compute the dense first product, forward and backward."""
     x = batch.counts.dense(batch.rows).log1p()
     torch.nn.functional.linear(x, weight, bias).sum().backward()
     weight.grad = None
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def measured(functions: dict[str, Callable[[], None]], label: str, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each, warm."""
+    """Measure the median milliseconds of each after a warm-up."""
     for function in functions.values():
         function()
     times = alternate({name: timed(function) for name, function in functions.items()}, repeats)

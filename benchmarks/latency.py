@@ -1,11 +1,10 @@
-"""How long until the first result: imports, the first fit ever, and the first fit of a later process.
+"""Time to the first result: imports, the very first fit, and the first fit of a later process.
 
     python benchmarks/latency.py --threads 2
 
-Every figure comes from fresh processes.  Imports: ``import scanpy`` and ``import scanpy, vxpress`` take turns.  Fits: the
-embedded demo data, once with an empty folder for compiled code (``NUMBA_CACHE_DIR``) and once more with what the first
-left there; ``call`` is from ``vx.tl.fit_vae`` being typed to its return, imports of torch and the like included, ``fit`` the
-same without these imports.
+Every measurement uses new processes. Imports: ``import scanpy`` and ``import scanpy, vxpress`` take turns. Fits: the
+embedded demo data, once with an empty cache of compiled code (``NUMBA_CACHE_DIR``) and once with the cache of the first
+process. ``call`` is the time of ``vx.tl.fit_vae`` including imports such as torch, ``fit`` the time without these imports.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ print(json.dumps({"call": end - start, "fit": end - ready, "elbo_validation": el
 
 
 def child(code: str, threads: int, **environment: str) -> dict[str, float]:
-    """What a fresh Python prints last, as JSON, and the seconds it took in all."""
+    """Run code in a new Python; return its last line as JSON, and the total seconds."""
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
     start = time.perf_counter()
     done = subprocess.run(
@@ -53,7 +52,7 @@ def child(code: str, threads: int, **environment: str) -> dict[str, float]:
 
 
 def imports(args: argparse.Namespace) -> dict:
-    """Seconds of both imports, and the difference of their medians."""
+    """Time both imports, and return the difference of their medians."""
     loads_torch = child(IMPORT.format(modules="vxpress"), args.threads)["torch"]
     found = alternate(
         {
@@ -71,7 +70,7 @@ def imports(args: argparse.Namespace) -> dict:
 
 
 def fits(args: argparse.Namespace) -> dict:
-    """First and second process, with a folder of their own each time."""
+    """Time the first and second process, each time with a new cache folder."""
     runs: dict[str, list[dict[str, float]]] = {"first": [], "second": []}
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as folder:

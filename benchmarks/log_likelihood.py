@@ -1,10 +1,11 @@
-"""The importance-weighted bound: against an independent judge in double precision, and its speed beside scvi-tools.
+"""Compare the importance-weighted bound with an independent float64 implementation, and its speed with scvi-tools.
 
     python benchmarks/log_likelihood.py --sets kang pbmc3k --threads 1
 
-Each set is fitted once at the defaults.  On its test cells ``vx.tl.log_likelihood`` and the judge, which writes the distribution
-out term by term in float64 and draws noise of its own, estimate the same bound with the same number of samples.  Then the
-peer is fitted to the same cells for a few epochs (quality is not the question) and both score the test cells in turns.
+Each data set is fitted once at the defaults. On its test cells, ``vx.tl.log_likelihood`` and ``_judge.py`` estimate the same
+bound with the same number of samples. ``_judge.py`` computes the distribution term by term in float64 and draws its own
+noise. Then scvi-tools is fitted to the same cells for a few epochs, because quality does not matter here, and both packages
+score the test cells in turn.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from vxpress.core.inference.importance import CellProposal, importance_bound
 
 
 class Judged(CellProposal):
-    """Our samples, the likelihood as the judge writes it: what is left is rounding."""
+    """Score the same samples with the likelihood of ``_judge.py``; the remaining difference is rounding."""
 
     def weigh(self, eps_knd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         k, n = eps_knd.shape[:2]
@@ -34,7 +35,7 @@ class Judged(CellProposal):
         distribution = self.model.likelihood(z_knd.flatten(0, 1).float(), batch.covariates, batch.log_library_n1)
         base = getattr(distribution, "base", distribution)
         gate = distribution.gate_logits.double() if base is not distribution else None
-        # of the logarithms, whose exponentials are taken in double precision
+        # of the logarithms, whose exponentials are computed in double precision
         mean, theta = base.log_mean.double().exp(), base.log_theta.double().exp()
         value = zinb_log_prob(batch.x_ng.double(), mean, theta, gate).sum(-1)
         return value.view(k, n), super().weigh(eps_knd)[1]
@@ -45,12 +46,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=["kang", "pbmc3k"])
     parser.add_argument("--samples", type=int, default=100)
-    parser.add_argument("--cells", type=int, default=400, help="test cells that are scored")
+    parser.add_argument("--cells", type=int, default=400, help="number of test cells to score")
     parser.add_argument("--likelihood", default="nb", choices=["nb", "zinb"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peer-epochs", type=int, default=3)
-    parser.add_argument("--no-peer", action="store_true", help="compare with the judge only")
+    parser.add_argument("--no-peer", action="store_true", help="compare only with _judge.py")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
 
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def compare(name: str, args: argparse.Namespace) -> dict[str, object]:
-    """One set: our bound, the judge's, and the seconds of ours and the peer's."""
+    """Compute both bounds for one data set, and the seconds of vxpress and scvi-tools."""
     import vxpress as vx
 
     set_threads(args.threads)

@@ -1,10 +1,10 @@
-"""Labels carried over from a reference to a batch it has not seen: ``vx.tl.encode`` against scvi-tools' scArches.
+"""Transfer labels from a reference to an unseen batch: ``vx.tl.encode`` compared with scArches in scvi-tools.
 
     python benchmarks/mapping_peer.py && python benchmarks/mapping.py
 
-The reference is all but one batch; 15 nearest reference cells in the latent space give each query cell its label.  Seconds
-are of processor time of the query step (encode, or load, train and encode), at one thread.  Prints a table and writes
-``benchmarks/results/mapping.json``.  The interval is of the mean difference over seeds (Student's t).
+The reference contains all batches except one. The 15 nearest reference cells in the latent space determine the label of a
+query cell. Seconds are processor time of the query step (encode, or load, train and encode) with one thread. Prints a table
+and writes ``benchmarks/results/mapping.json``. Intervals are of the mean difference over seeds (Student's t).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import vxpress as vx
 
 HERE = Path(__file__).parent
 ENCODED = vx.tl.FitOptions(encode_covariates=True)
-# the encoder of a default fit sees no covariate, so that fine-tuning changes what is decoded, not where cells lie
+# the encoder of a default fit sees no covariate, so fine-tuning changes what is decoded but not the latent space
 MODELS: dict[str, tuple[dict[str, object], tuple[bool, ...]]] = {
     "default": ({}, (False,)),
     "covariates encoded": ({"options": ENCODED}, (False, True)),
@@ -36,7 +36,7 @@ MODELS: dict[str, tuple[dict[str, object], tuple[bool, ...]]] = {
 
 
 def ours(name: str, held_out: str, seed: int, folder: Path) -> list[dict[str, object]]:
-    """One reference of each kind, mapped to; kept as files, so that an interrupted run goes on."""
+    """Map to one reference of each kind; results are stored as files, so that an interrupted run continues."""
     rows: list[dict[str, object]] = []
     for model, (arguments, ways) in MODELS.items():
         path = folder / f"mapping-{model}-{name}-{held_out.replace('/', '_')}-{seed}.json"
@@ -51,7 +51,7 @@ def _map(
     reference: ad.AnnData, query: ad.AnnData, seed: int, model: str, arguments: dict, ways: tuple[bool, ...]
 ) -> list[dict[str, object]]:
     vx.tl.fit_vae(reference, "batch", denoised=False, rng=seed, **arguments)
-    vx.tl.encode(query, reference, copy=True, fine_tune=1)  # what is compiled is compiled
+    vx.tl.encode(query, reference, copy=True, fine_tune=1)  # compile before timing
     rows = []
     for fine_tune in ways:
         start = time.process_time()
@@ -64,7 +64,7 @@ def _map(
 
 
 def peer(name: str, held_out: str, seed: int, folder: Path) -> list[dict[str, object]]:
-    """What the peer's script kept."""
+    """Read the results of ``mapping_peer.py``."""
     path = folder / f"scarches-{name}-{held_out.replace('/', '_')}-{seed}.npz"
     if not path.exists():
         return []
@@ -77,7 +77,7 @@ def peer(name: str, held_out: str, seed: int, folder: Path) -> list[dict[str, ob
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds of every way, and the paired difference to the peer where there are three seeds."""
+    """Average every method over seeds, with the paired difference from scArches if there are three seeds."""
     rows = []
     for (name, held_out, way), part in runs.groupby(["set", "held out", "way"], sort=False):
         row = {"set": name, "held out": held_out, "way": way, "seeds": len(part)}

@@ -1,9 +1,10 @@
-"""Map a held-out batch with scvi-tools' scArches and keep the latents, for ``benchmarks/mapping.py``.
+"""Map a held-out batch with scArches in scvi-tools and store the latent means for ``benchmarks/mapping.py``.
 
     python benchmarks/mapping_peer.py --seeds 0 1 2 --threads 1
 
-Needs scvi-tools (``pip install ".[benchmark]"``).  Architecture and query training as scvi-tools' scArches tutorial has
-them; the reference is trained for ``--epochs``.  One ``.npz`` per set, batch and seed; existing files are kept.
+Needs scvi-tools (``pip install ".[benchmark]"``).  Architecture and query training are those of the scArches
+tutorial of scvi-tools; the reference is trained for ``--epochs``. Writes one ``.npz`` per data set, batch and seed; existing
+files are kept.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False}
 
 
 def fit(name: str, held_out: str, seed: int, epochs: int, query_epochs: int) -> dict[str, np.ndarray]:
-    """One reference, one query."""
+    """Fit one reference and map one query."""
     import scvi
 
     scvi.settings.seed = seed
@@ -55,7 +56,7 @@ def fit(name: str, held_out: str, seed: int, epochs: int, query_epochs: int) -> 
 
 
 def main() -> None:
-    """Fit every set, batch and seed that has no file yet."""
+    """Fit every data set, batch and seed without a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=list(HELD_OUT))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

@@ -1,12 +1,13 @@
-"""Half of the genes hidden from cells no fit has seen: ``vx.tl.encode`` without them against zeros in their place.
+"""Hide half of the genes in test cells: ``vx.tl.encode`` without them compared with zeros instead.
 
     python benchmarks/masked_genes.py
 
-A cell's 30 nearest fitted cells are found from its latent with all genes; the table has the share of these that is found
-again without the hidden genes.  Every seed fits anew and hides other genes; the interval is of the mean gain over seeds
-(Student's t).  ``variance`` is the posterior variance over that with all genes, ``calibration`` the squared distance
-between the two means over the variance gained (1 where it is neither too wide nor too narrow), ``library`` the median
-ratio of the estimated to the true library.  Seconds are processor time.  Writes ``benchmarks/results/masked_genes.json``.
+The 30 nearest fitted cells of a cell are found from its latent mean with all genes. The table gives the share of these that
+is found again without the hidden genes. Every seed makes a new fit and hides other genes; intervals are of the mean gain
+over seeds (Student's t). ``variance`` is the posterior variance divided by that with all genes, ``calibration`` the squared
+distance between the two means divided by the variance added (1 if it is neither too wide nor too narrow), ``library`` the
+median ratio of the estimated to the true library. Seconds are processor time. Writes
+``benchmarks/results/masked_genes.json``.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ N_NEIGHBORS = 30
 
 
 def recovered(reference_nd: np.ndarray, true_nd: np.ndarray, found_nd: np.ndarray) -> float:
-    """Share of the neighbours of the first latent among those of the second."""
+    """Compute the share of neighbours by the first latent space that are neighbours by the second."""
     near = NearestNeighbors(n_neighbors=N_NEIGHBORS).fit(reference_nd)
     pairs = zip(*(near.kneighbors(z, return_distance=False) for z in (true_nd, found_nd)), strict=True)
     return float(np.mean([len(np.intersect1d(a, b)) for a, b in pairs]) / N_NEIGHBORS)
 
 
 def run(name: str, seed: int, hidden: float) -> dict[str, object]:
-    """One fit and one set of hidden genes."""
+    """Make one fit and hide one set of genes."""
     reference, query = load(name)
     vx.tl.fit_vae(reference, "batch" if SETS[name].batch else None, denoised=False, rng=seed)
     order = np.random.default_rng(seed).permutation(query.n_vars)
@@ -53,7 +54,7 @@ def run(name: str, seed: int, hidden: float) -> dict[str, object]:
     seconds = time.process_time() - start
     z_ref, z_full, z_masked = (part.obsm["X_vae"] for part in (reference, query, masked))
     v_full, v_masked = query.obsm["X_vae_var"], masked.obsm["X_vae_var"]
-    # dimensions that carry nothing gain nothing
+    # dimensions without information do not count
     used = v_full.mean(0) < 0.9
     moved = np.square(z_masked - z_full)[:, used].mean(0) / (v_masked - v_full)[:, used].mean(0)
     return {
@@ -69,7 +70,7 @@ def run(name: str, seed: int, hidden: float) -> dict[str, object]:
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, and the interval of the gain."""
+    """Compute means over seeds, and the interval of the gain."""
     rows = []
     for name, part in runs.groupby("set", sort=False):
         gain = (part["masked"] - part["zeros"]).to_numpy()

@@ -1,25 +1,25 @@
-"""Which distance between posteriors finds the neighbours that other molecules of the same cells confirm.
+"""Compare distances between posteriors by neighbours that other molecules of the same cells confirm.
 
-    python benchmarks/neighbors.py --sets paul15 cite kang_ctrl      # chosen on these
-    python benchmarks/neighbors.py                                   # reported on these
+    python benchmarks/neighbors.py --sets paul15 cite kang_ctrl      # for choosing
+    python benchmarks/neighbors.py                                   # reported
 
-Half of the cells of a set, drawn anew for every seed, are fitted; every molecule of the others goes to one of two
-halves by the toss of a coin, and each half is encoded by itself.  Judged on those others, per distance:
+Half of the cells of a data set, drawn again for every seed, are fitted. Every molecule of the other cells is assigned to one
+of two halves at random, and each half is encoded separately. The other cells are then scored, per distance:
 
-- ``shared``: share of the neighbours that the two halves have in common.  A distance that ties cells of like depth
-  together, or makes some cells everybody's neighbour, looks good here for no good reason: the halves share depth.
+- ``shared``: share of the neighbours that the two halves have in common. The halves share sequencing depth, so a distance
+  that connects cells of similar depth, or makes some cells the neighbour of many, scores well without being better.
 - ``molecules``: log-likelihood of a cell's second half, in nats per molecule, under the pooled first halves of its
-  neighbours: molecules that neither chose the neighbours nor are the neighbours' own.
-- ``label``: balanced accuracy of the vote of the neighbours (first half) for the cell type.
+  neighbours. These molecules neither selected the neighbours nor belong to them.
+- ``label``: balanced accuracy of the majority of the neighbours (first half) for the cell type.
 - ``purity``: share of the neighbours with the cell's type, mean over types.
-- ``hub``: the largest number of cells that have the same cell among their neighbours, over k.
+- ``hub``: the largest number of cells that have the same cell among their neighbours, divided by k.
 - ``halves``, ``types``: adjusted Rand index of Leiden clusters (scanpy's graph and its resolution of 1) with those of
   the other half, and with the cell types.
 
-Then, on the chosen distance, whether ``vx.tl.cluster_stability`` on the first half tells the cells that the second
-half puts into another cluster (clusters matched one to one by their overlap): area under the ROC curve, with draws,
-with Euclidean draws, from the one graph without draws, and by sequencing depth.  Differences and areas come with
-intervals of 95% over seeds (Student's t).  Fits are kept in ``benchmarks/cache``.
+Then, for the chosen distance, whether ``vx.tl.cluster_stability`` on the first half identifies the cells that are in another
+cluster in the second half (clusters are matched one to one by their overlap): area under the ROC curve, with draws,
+with Euclidean draws, from one graph without draws, and by sequencing depth. Differences and areas have 95 % intervals over
+seeds (Student's t). Fits are stored in ``benchmarks/cache``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Found = tuple[np.ndarray, np.ndarray]
 
 
 def prepare(name: str, seed: int) -> tuple[ad.AnnData, ad.AnnData, ad.AnnData]:
-    """Cells to fit on, and the others twice: with either half of their molecules."""
+    """Return the cells to fit, and the others twice: with each half of their molecules."""
     parts = load(name)
     cells = ad.concat(parts, merge="same")
     cells.obs = cells.obs[[c for c in ("batch", SETS[name].labels) if c in cells.obs]]
@@ -69,7 +69,7 @@ def prepare(name: str, seed: int) -> tuple[ad.AnnData, ad.AnnData, ad.AnnData]:
 
 
 def posteriors(name: str, seed: int, data: tuple[ad.AnnData, ad.AnnData, ad.AnnData]) -> list[Posterior]:
-    """Posterior mean and variance of both halves, from the cache where they are there."""
+    """Compute posterior mean and variance of both halves, or read them from the cache."""
     path = FOLDER / f"neighbors-{name}-{seed}.npz"
     if not path.exists():
         fit, *halves = data
@@ -85,7 +85,7 @@ def posteriors(name: str, seed: int, data: tuple[ad.AnnData, ad.AnnData, ad.AnnD
 
 
 def of_matrix(squared_nn: np.ndarray, k: int) -> Found:
-    """The k nearest others and their squared distances, nearest first."""
+    """Find the k nearest other cells and their squared distances, nearest first."""
     np.fill_diagonal(squared_nn, np.inf)
     index_nk = np.argsort(squared_nn, axis=1, kind="stable")[:, :k]
     return index_nk, np.take_along_axis(squared_nn, index_nk, 1)
@@ -97,7 +97,7 @@ def squared(a_nd: np.ndarray) -> np.ndarray:
 
 
 def pairwise(m: np.ndarray, v: np.ndarray, term) -> np.ndarray:
-    """Sum over dimensions of ``term(m_i, v_i, m_j, v_j)``."""
+    """Sum ``term(m_i, v_i, m_j, v_j)`` over dimensions."""
     return sum(term(m[:, d, None], v[:, d, None], m[None, :, d], v[None, :, d]) for d in range(m.shape[1]))
 
 
@@ -106,12 +106,12 @@ def likelihood(m, v, k):
 
 
 def without_own_variance(m, v, k):
-    """The likelihood distance, were all cells known equally well."""
+    """Compute the likelihood distance as if all posteriors had the same variance."""
     return likelihood(m, np.tile(v.mean(0), (len(v), 1)), k)
 
 
 def posterior_as_likelihood(m, v, k):
-    """The likelihood distance without the prior taken out."""
+    """Compute the likelihood distance without removing the prior."""
     return nearest(m, 1 / v, m, v, k, 0)
 
 
@@ -151,7 +151,7 @@ def correlation(m, v, k):
 
 
 def same_state(m, v, k):
-    """Minus twice the log of how much likelier both cells are with one state than with one each, drawn from all cells'."""
+    """Compute -2 log Bayes factor of one common state for both cells over one state each, drawn from those of all cells."""
     centre, spread = m.mean(0), np.sqrt(m.var(0) + v.mean(0))
     m, v = (m - centre) / spread, np.minimum(v / spread**2, 0.999)
 
@@ -183,7 +183,7 @@ DISTANCES = {
 
 
 def leiden(found: Found) -> np.ndarray:
-    """Leiden clusters of scanpy's graph of these neighbours."""
+    """Compute Leiden clusters of scanpy's graph of these neighbours."""
     n = len(found[0])
     cells = ad.AnnData(obs=pd.DataFrame(index=np.arange(n).astype(str)), obsm={"X": np.zeros((n, 1))})
     sc.pp.neighbors(cells, found[0].shape[1] + 1, use_rep="X", transformer=_Found(*found))
@@ -192,14 +192,14 @@ def leiden(found: Found) -> np.ndarray:
 
 
 def judge(first: Found, second: Found, halves: list[ad.AnnData], type_n: np.ndarray) -> dict[str, float]:
-    """Every criterion for the neighbours found in the two halves; ``type_n`` is -1 where it is not known."""
+    """Compute every score of the neighbours found in the two halves; ``type_n`` is -1 if unknown."""
     a, b = first[0], second[0]
     n, k = a.shape
     graph, other = (sparse.csr_matrix((np.ones(n * k), i.ravel(), np.arange(0, n * k + 1, k)), (n, n)) for i in (a, b))
     x, y = (sparse.csr_matrix(half.X, dtype=np.float64) for half in halves)
     share_g = np.asarray(x.sum(0)).ravel() + 0.5
     share_g /= share_g.sum()
-    pooled, prior = (graph @ x).tocsr(), 50.0  # molecules that the mean profile counts for
+    pooled, prior = (graph @ x).tocsr(), 50.0  # weight of the mean profile in molecules
     y = y.tocoo()
     mean = (np.asarray(pooled[y.row, y.col]).ravel() + prior * share_g[y.col]) / (
         np.asarray(pooled.sum(1)).ravel()[y.row] + prior
@@ -222,7 +222,7 @@ def judge(first: Found, second: Found, halves: list[ad.AnnData], type_n: np.ndar
 
 
 def stability(q: list[Posterior], depth_n: np.ndarray, k: int, n_draws: int) -> dict[str, float]:
-    """Areas under the ROC curve for the cells that change their cluster from one half to the other."""
+    """Compute areas under the ROC curve for cells that change cluster between the halves."""
     m, v = q[0]
     found = likelihood(m, v, k)
     before, after = leiden(found), leiden(likelihood(*q[1], k))
@@ -248,7 +248,7 @@ def stability(q: list[Posterior], depth_n: np.ndarray, k: int, n_draws: int) -> 
 
 
 def interval(values) -> tuple[float, float]:
-    """Mean, and half the width of its 95% interval over seeds."""
+    """Compute the mean and half the width of its 95 % interval over seeds."""
     values = np.asarray(values)
     return values.mean(), stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
 

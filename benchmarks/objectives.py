@@ -1,10 +1,10 @@
-"""What objectives, floors and decoders are worth: held-out likelihood, active dimensions, information, and time.
+"""Compare objectives, floors and decoders: held-out likelihood, active dimensions, information, and time.
 
     python benchmarks/objectives.py
 
-Fits 800 cells x 1,000 genes of each of three sets kept for tuning, by every option and with three seeds, on one thread,
-and scores 200 cells no fit has seen by the importance-weighted bound with 100 samples. Time is processor time of
-``fit_vae`` without the layer of denoised expression. About six minutes on a core of its own.
+Fits 800 cells x 1,000 genes of each of three tuning data sets with every option and three seeds, on one thread,
+and scores 200 cells that no fit has seen by the importance-weighted bound with 100 samples. Time is processor time of
+``fit_vae`` without the layer of denoised expression. Takes about six minutes on a free core.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FITS: dict[str, dict[str, Any]] = {
 
 
 def measure(fit: Any, test: Any, batch: str | None, settings: dict[str, Any], seed: int) -> dict[str, float]:
-    """One fit, timed, and its scores on the test cells."""
+    """Time one fit and score the test cells."""
     adata, query = fit.copy(), test.copy()
     start = time.process_time()
     vx.tl.fit_vae(adata, batch, mask_var=None, denoised=False, rng=seed, device="cpu", **settings)
@@ -59,7 +59,7 @@ def measure(fit: Any, test: Any, batch: str | None, settings: dict[str, Any], se
 
 
 def main() -> None:
-    """Measure, print, save."""
+    """Run the benchmark, print the table and save the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=N_SEEDS)
     parser.add_argument("--sets", nargs="+", default=list(NAMES), choices=list(SETS))
@@ -72,7 +72,7 @@ def main() -> None:
         _sets.SETS[name] = replace(SETS[name], max_cells=N_CELLS, n_genes=N_GENES)
         fit, test = load(name)
         batch = "batch" if SETS[name].batch is not None else None
-        # compiled pieces are compiled before anything is timed
+        # compile before timing
         measure(fit, test, batch, {"max_epochs": 2}, 0)
         for label in arguments.fits:
             runs = [measure(fit, test, batch, FITS[label], seed) for seed in range(arguments.seeds)]
@@ -80,7 +80,7 @@ def main() -> None:
             print(name, label, row(runs, found[name].get("elbo")), flush=True)
     save("objectives", {"sets": found})
     print(
-        "\n| fit | iwae - elbo's, nats (95 % interval) | active of 10 | information | time, s |\n|---|---|---|---|---|"
+        "\n| fit | IWAE minus that of elbo, nats (95 % interval) | active of 10 | information | time, s |\n|---|---|---|---|---|"
     )
     for label in arguments.fits:
         runs = [run for name in arguments.sets for run in found[name][label]]
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def row(runs: list[dict[str, float]], base: list[dict[str, float]] | None) -> list[str]:
-    """Cells of the table; the interval is Student's over sets and seeds, paired with the plain fits."""
+    """Format a row; the interval (Student's t) is over data sets and seeds, paired with the plain fits."""
     difference = np.array([a["iwae"] - b["iwae"] for a, b in zip(runs, base or runs, strict=True)])
     half = stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference) if len(difference) > 1 else np.nan
     means = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
@@ -102,7 +102,7 @@ def row(runs: list[dict[str, float]], base: list[dict[str, float]] | None) -> li
 
 
 def quiet() -> None:
-    """No warnings of verdicts between the rows."""
+    """Suppress warnings about verdicts between the rows."""
     import scanpy as sc
 
     sc.settings.verbosity = 0

@@ -1,15 +1,17 @@
-"""Outliers: are the p-values calibrated, is the false discovery rate kept, and are odd cells found?
+"""Evaluate outliers: calibration of p-values, false discovery rate, and detection of unusual cells.
 
     python benchmarks/outliers.py
 
-Per set and seed, 60 % of the cells are fitted, 20 % calibrate and 20 % are tested; genes are chosen on the fitted cells
-alone. Odd cells: a cell type left out of all three (every type with 30 cells or more in turn), doublets (sums of two test
-cells of different types from one batch), the same thinned to the depth of the deeper one, and cells half of whose
-molecules are replaced by draws from the pooled profile. The plain score is the reconstruction error -log p(x | z, s, l).
+Per data set and seed, 60 % of the cells are fitted, 20 % are for calibration and 20 % for testing; genes are chosen on the
+fitted cells alone. Unusual cells: a cell type left out of all three parts (every type with 30 cells or more in turn),
+doublets (sums of two test cells of different types from one batch), the same thinned to the depth of the deeper cell, and
+cells in which half of the molecules are replaced by draws from the pooled profile. The plain score is the reconstruction
+error -log p(x | z, s, l).
 
-Clean cells: Kolmogorov-Smirnov distance of p-values with ties broken at random from uniform, over all test cells, per
-batch and per third of depth, against 1.36 sqrt(1 / n_cal + 1 / n_test), a test at the 5 % level; and Spearman's rho of
-score and log depth. False discoveries at 0.1 where 10 % or 30 % of the tested cells are odd, over 20 draws of these.
+Other cells: Kolmogorov-Smirnov distance of p-values (ties broken at random) from the uniform distribution, over all test
+cells, per batch and per third of depth, with a bound of 1.36 sqrt(1 / n_cal + 1 / n_test), a test at the 5 % level; and
+Spearman's rho of score and log depth. False discoveries at 0.1 with 10 % or 30 % unusual cells among those tested, over
+20 draws.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ MIN_TYPE, MOST_ODD = 30, 300
 
 
 def load(name: str, max_cells: int) -> ad.AnnData:
-    """Labelled cells of one set."""
+    """Read the labelled cells of one data set."""
     which = SETS[name]
     adata = ad.read_h5ad(DATA / f"{which.file}.h5ad")
     adata = adata[adata.obs[which.labels].notna().to_numpy()].copy()
@@ -55,7 +57,7 @@ def load(name: str, max_cells: int) -> ad.AnnData:
 
 
 def fitted(reference: ad.AnnData, name: str, n_genes: int, seed: int) -> ad.AnnData:
-    """The reference on its own highly variable genes, with a fit."""
+    """Choose highly variable genes on the reference and fit it."""
     batch = "batch" if SETS[name].batch else None
     sc.pp.filter_genes(reference, min_cells=3)
     if reference.n_vars > n_genes:
@@ -68,13 +70,13 @@ def fitted(reference: ad.AnnData, name: str, n_genes: int, seed: int) -> ad.AnnD
 
 
 def thin(x: sparse.csr_matrix, share_n: np.ndarray, rng: np.random.Generator) -> sparse.csr_matrix:
-    """Every molecule kept with the probability of its cell."""
+    """Keep every molecule with the probability of its cell."""
     kept = rng.binomial(x.data.astype(np.int64), np.repeat(share_n, np.diff(x.indptr))).astype(np.float32)
     return sparse.csr_matrix((kept, x.indices, x.indptr), shape=x.shape)
 
 
 def simulate(test: ad.AnnData, reference: ad.AnnData, rng: np.random.Generator) -> dict[str, ad.AnnData]:
-    """Doublets, doublets at the depth of one cell, and cells with half their molecules from the pooled profile."""
+    """Make doublets, doublets at the depth of one cell, and cells with half their molecules from the pooled profile."""
     x = test.X.tocsr().astype(np.float32)
     label, batch = test.obs["label"].to_numpy(), test.obs["batch"].to_numpy()
     pairs = []
@@ -101,7 +103,7 @@ def simulate(test: ad.AnnData, reference: ad.AnnData, rng: np.random.Generator) 
 
 @torch.no_grad()
 def plain_error(adata: ad.AnnData, reference: ad.AnnData) -> np.ndarray:
-    """-log p(x | z, s, l) at the posterior mean."""
+    """Compute -log p(x | z, s, l) at the posterior mean."""
     fit = find_fit(reference, None, "vae")
     cells, _ = read_query(adata, fit, None)
     parts = []
@@ -112,7 +114,7 @@ def plain_error(adata: ad.AnnData, reference: ad.AnnData) -> np.ndarray:
 
 
 def score(adata: ad.AnnData, reference: ad.AnnData, calibration: ad.AnnData, **kwargs) -> pd.DataFrame:
-    """What vx.tl.outliers writes, and the plain score beside it."""
+    """Run vx.tl.outliers, and add the plain score to its results."""
     adata = adata[:, reference.var_names].copy()
     vx.tl.outliers(adata, reference, calibration=calibration, **kwargs)
     out = adata.obs.copy()
@@ -122,7 +124,7 @@ def score(adata: ad.AnnData, reference: ad.AnnData, calibration: ad.AnnData, **k
 
 
 def clean_rows(test: pd.DataFrame, calibration: ad.AnnData) -> list[dict]:
-    """Calibration of clean cells: all, per batch, per third of depth."""
+    """Evaluate the calibration of cells like those of the fit: all, per batch, per third of depth."""
     calibration_depth = np.log(np.maximum(np.asarray(calibration.X.sum(1)).ravel(), 1))
     edges = np.quantile(calibration_depth, [1 / 3, 2 / 3])
     groups = {"all": (np.ones(len(test), bool), len(calibration))}
@@ -150,7 +152,7 @@ def clean_rows(test: pd.DataFrame, calibration: ad.AnnData) -> list[dict]:
 
 
 def odd_rows(kind: str, test: pd.DataFrame, odd: pd.DataFrame, rng: np.random.Generator) -> dict:
-    """Ranking of odd against clean cells, and discoveries where a tenth is odd."""
+    """Evaluate the ranking of unusual cells above the others, and discoveries among mixtures of both."""
     truth = np.r_[np.zeros(len(test)), np.ones(len(odd))]
     row = {"what": "odd", "kind": kind, "n_odd": len(odd)}
     for name, column in (("auroc", "vae_outlier_score"), ("auroc_plain", "plain")):
@@ -171,7 +173,7 @@ def odd_rows(kind: str, test: pd.DataFrame, odd: pd.DataFrame, rng: np.random.Ge
 
 
 def run(name: str, seeds: list[int], max_cells: int, n_genes: int) -> list[dict]:
-    """All rows of one set."""
+    """Compute all rows of one data set."""
     adata = load(name, max_cells)
     sizes = adata.obs["label"].value_counts()
     rows = []
@@ -202,18 +204,18 @@ def run(name: str, seeds: list[int], max_cells: int, n_genes: int) -> list[dict]
 
 
 def report(table: pd.DataFrame) -> None:
-    """Print what the targets ask for."""
+    """Print the scores that have targets."""
     ks = table[table["what"] == "ks"].copy()
     ks["kept"] = ks["ks"] <= ks["bound"]
     ks["group"] = ks["group"].str.replace(r" \S+$", "", regex=True)
-    print("\nKS within its bound, share of tests (0.95 or so is expected of uniform p-values)")
+    print("\nKS within its bound, share of tests (about 0.95 is expected for uniform p-values)")
     print(
         ks.groupby(["set", "group"])[["kept", "ks", "bound"]]
         .agg({"kept": ["mean", "size"], "ks": "max", "bound": "mean"})
         .round(3)
     )
     rho = table[table["what"] == "rho"].assign(rho=lambda t: t["rho"].abs())
-    print("\n|rho(score, log depth)| of clean test cells, mean and largest over seeds")
+    print("\n|rho(score, log depth)| of test cells like those of the fit, mean and largest over seeds")
     print(rho.groupby(["set", "group"])["rho"].agg(["mean", "max"]).round(3))
     odd = table[table["what"] == "odd"].copy()
     columns = [
@@ -229,9 +231,9 @@ def report(table: pd.DataFrame) -> None:
     per_seed["ratio"] = (1 - per_seed["auroc"]) / (1 - per_seed["auroc_plain"])
     mean.insert(3, "sd", per_seed.groupby(["set", "kind"])["ratio"].std())
     print(
-        "\nOdd cells: AUROC, means over seeds and types; ratio of 1 - AUROC and its sd over seeds; share with p <= 0.05;"
+        "\nUnusual cells: AUROC, means over seeds and types; ratio of 1 - AUROC and its sd over seeds; share with p <= 0.05;"
     )
-    print("false discovery proportion and power at 0.1 where 10 % and 30 % of the tested cells are odd")
+    print("false discovery proportion and power at 0.1 with 10 % and 30 % unusual cells among those tested")
     print(mean.round(3).to_string())
     print("\nLeft-out types")
     print(by_type.xs("left-out type", level="kind").round(3).to_string())
@@ -240,12 +242,12 @@ def report(table: pd.DataFrame) -> None:
         total = fdp.groupby("kind")[f"fdp {share:.0%}"].agg(["mean", "std", "size"])
         total["s.e."] = total["std"] / np.sqrt(total["size"])
         total["limit"] = ALPHA + 2 * total["s.e."]
-        print(f"\nRealised false discovery rate at 0.1, {share:.0%} odd, over sets and seeds")
+        print(f"\nRealised false discovery rate at 0.1, {share:.0%} unusual cells, over data sets and seeds")
         print(total[["mean", "s.e.", "limit", "size"]].round(3).to_string())
 
 
 def main() -> None:
-    """Run what is not in the results yet, and print the tables."""
+    """Compute missing results, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=[k for k, v in SETS.items() if v.purpose == "report"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

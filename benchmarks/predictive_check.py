@@ -1,9 +1,9 @@
-"""Calibration of the posterior predictive distribution on cells no fit has seen: simulated counts of the model's family, and real ones.
+"""Check the calibration of the posterior predictive distribution on test cells, simulated and real.
 
     python benchmarks/predictive_check.py --seeds 0 1 2 --threads 1
 
-``simulated`` are negative binomial counts, so that the distribution "nb" is of the right family and "poisson" is wrong on purpose.
-Coverage is that of the entries expected to be expressed; a range is over seeds of the fit (and of the simulation).
+``simulated`` are negative binomial counts, so "nb" is the correct family and "poisson" a deliberate misfit.
+Coverage is that of entries expected to be expressed; ranges are over seeds of the fit (and of the simulation).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from _speed import machine, save, set_threads
 
 
 def cells_of(name: str, seed: int) -> tuple[object, object, str | None]:
-    """Cells to fit on, test cells and the batch column."""
+    """Return the cells to fit, the test cells and the batch column."""
     import vxpress as vx
 
     if name != "simulated":
@@ -28,13 +28,13 @@ def cells_of(name: str, seed: int) -> tuple[object, object, str | None]:
 
 
 def main() -> None:
-    """Fit, check, print a table and write ``results/predictive_check.json``."""
+    """Fit and check, print a table and write ``results/predictive_check.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=["simulated", "kang", "pbmc3k"])
     parser.add_argument("--distributions", nargs="+", default=["nb", "poisson"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--cells", type=int, default=500, help="test cells that are checked")
+    parser.add_argument("--cells", type=int, default=500, help="number of test cells to check")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")

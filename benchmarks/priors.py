@@ -1,12 +1,12 @@
-"""Learned priors: the likelihood of test cells with each of them against N(0, I), and how long they take.
+"""Compare learned priors with N(0, I): likelihood of test cells, and time.
 
     python benchmarks/priors.py --sets pbmc3k kang pbmc_3studies --seeds 0 1 2 3 4
     python benchmarks/priors.py --only timing
 
-For every set and seed one fit at the defaults is scored under its standard normal prior and under each prior that
-``vx.tl.fit_prior`` learns on it afterwards ("after"); and the same fit is made again with each prior learned together with
-the rest ("joint", ``fit_vae(prior=...)``).  The score is the importance-weighted bound of ``vx.tl.log_likelihood`` on test
-cells that no fit has seen.  Every result is kept as a file, and a rerun goes on where the last one stopped.
+For every data set and seed, one fit at the defaults is scored under its standard normal prior and under each prior that
+``vx.tl.fit_prior`` learns on it afterwards ("after"). The same fit is repeated with each prior learned together with
+the model ("joint", ``fit_vae(prior=...)``). The score is the importance-weighted bound of ``vx.tl.log_likelihood`` on test
+cells that no fit has seen. Every result is stored as a file, and a rerun continues where the last one stopped.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ TARGET_SECONDS = 90.0
 
 
 def score(test: AnnData, fitted: AnnData, key: str, samples: int) -> dict[str, np.ndarray]:
-    """Bound of the test cells."""
+    """Compute the bound of the test cells."""
     vx.tl.log_likelihood(test, fitted, key=key, n_samples=samples, device="cpu")
     names = {"iwae": "log_likelihood", "elbo": "elbo", "ess": "log_likelihood_ess"}
     return {name: test.obs[f"{key}_{column}"].to_numpy() for name, column in names.items()}
 
 
 def measure(args: object) -> None:
-    """Fill the cache with what it lacks."""
+    """Compute results that are not in the cache."""
     for seed in args.seeds:
         for name in args.sets:
             missing = [v for v in variants(args) if not path_of(args, name, v, seed).exists()]
@@ -57,7 +57,7 @@ def measure(args: object) -> None:
                     vx.tl.fit_prior(adata, kind, key_added=key, rng=seed, device="cpu")
                 seconds = time.perf_counter() - start
                 kept = key in adata.uns
-                # a prior that was refused leaves the fit as it was
+                # a prior that was refused does not change the fit
                 found = score(test, adata, key if kept else "vae", args.samples)
                 record = adata.uns[key].get("prior", {}) if kept else {}
                 for left in ("after", "joint"):
@@ -77,17 +77,17 @@ def measure(args: object) -> None:
 
 
 def variants(args: object) -> list[str]:
-    """The reference, and each prior in each form."""
+    """List the reference, and each prior learned afterwards and jointly."""
     return ["normal", *(f"{form}-{kind}" for form in args.forms for kind in args.priors)]
 
 
 def path_of(args: object, name: str, variant: str, seed: int) -> object:
-    """Where a result is kept."""
+    """Return the file of a result."""
     return args.out / f"prior-{variant}-{name}-{seed}.npz"
 
 
 def report(args: object) -> dict[str, object]:
-    """Gain over N(0, I) per set, mean over seeds and cells, with its 95 % interval over seeds."""
+    """Compute the gain over N(0, I) per data set, averaged over seeds and cells, with its 95 % interval over seeds."""
     out: dict[str, object] = {}
     print(f"\nIWAE over N(0, I), nats per test cell (and %), {len(args.seeds)} seed(s)")
     print(f"{'':<22}" + "".join(f"{name:>28}" for name in args.sets) + f"{'mean %':>10}")
@@ -116,7 +116,7 @@ def report(args: object) -> dict[str, object]:
 
 
 def interval(values: np.ndarray) -> float:
-    """Half of the 95 % interval of a mean (Student's t); NaN for one value."""
+    """Compute half the width of the 95 % interval of a mean (Student's t); NaN for one value."""
     from scipy import stats
 
     n = len(values)
@@ -124,12 +124,12 @@ def interval(values: np.ndarray) -> float:
 
 
 def timing(args: object) -> dict[str, object]:
-    """Each prior on 10,000 latents of ten dimensions, judged by 1,000 more; and draws and densities of as many."""
+    """Time each prior on 10,000 latent vectors of ten dimensions, scored on 1,000 more; also draws and densities."""
     from vxpress.core.config import PriorConfig
     from vxpress.core.priors import DiagonalNormal
     from vxpress.core.priors.fitting import build_prior, learn
 
-    # clumps of unequal size and shape, with posteriors as wide as those of fits
+    # clusters of unequal size and shape, with posteriors as wide as in fits
     rng = np.random.default_rng(0)
     clump = rng.choice(12, size=10_000, p=rng.dirichlet(np.ones(12)))
     loc = rng.normal(size=(12, 10))[clump] + 0.3 * rng.normal(size=(10_000, 10)) * rng.gamma(2.0, 0.5, (12, 10))[clump]
@@ -164,11 +164,11 @@ def timing(args: object) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure what is missing, print tables and write ``results/priors.json``."""
+    """Compute missing results, print tables and write ``results/priors.json``."""
     options = _cache.parser(__doc__.splitlines()[0])
     options.add_argument("--priors", nargs="+", default=list(PRIORS), choices=list(PRIORS))
     options.add_argument("--forms", nargs="+", default=["after", "joint"], choices=["after", "joint"])
-    options.add_argument("--cells", type=int, default=300, help="test cells that are scored")
+    options.add_argument("--cells", type=int, default=300, help="number of test cells to score")
     options.add_argument("--samples", type=int, default=100)
     options.add_argument("--only", choices=["quality", "timing"])
     args = options.parse_args()

@@ -1,10 +1,10 @@
-"""Genes left out of the modelled subset: our readout against modelling them, and against the batch mean.
+"""Evaluate the readout of genes outside the modelled subset, compared with modelling them and with the batch mean.
 
     python benchmarks/readout.py
 
-Per set, 1,000 highly variable genes are modelled and 1,000 further genes left to the readout; the other fit models all
-2,000.  Held-out Poisson loss per gene and test cell, ``mean - x log mean``, at the cell's library, lower is better; the
-baseline is the mean share of the gene in the cell's batch.  The interval is over cells, paired.
+Per data set, 1,000 highly variable genes are modelled and 1,000 further genes are read out; the other fit models all
+2,000. The score is the held-out Poisson loss per gene and test cell, ``mean - x log mean``, at the cell's library; lower is
+better. The baseline is the mean share of the gene in the cell's batch. Intervals are over cells, paired.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ HERE = Path(__file__).parent
 
 
 def poisson_loss(x: np.ndarray, share: np.ndarray, library: np.ndarray) -> np.ndarray:
-    """Mean over genes of ``m - x log m`` per cell, m = library x share."""
+    """Average ``m - x log m`` over genes for every cell, with m = library x share."""
     mean = np.maximum(share * library[:, None], 1e-12)
     return (mean - x * np.log(mean)).mean(1)
 
 
 def denoised_share(reference: AnnData, test: AnnData) -> np.ndarray:
-    """Share of every gene in the test cells, decoded under their own batch."""
+    """Decode the share of every gene in the test cells under their own batch."""
     query = test.copy()
     vx.tl.encode(query, reference)
     batches = reference.obs["batch"].cat.categories if "batch" in reference.obs else [None]
@@ -48,7 +48,7 @@ def denoised_share(reference: AnnData, test: AnnData) -> np.ndarray:
 
 
 def batch_mean(fit: AnnData, test: AnnData) -> np.ndarray:
-    """Mean share of each gene over the training molecules of the test cell's batch."""
+    """Compute the mean share of each gene over the training molecules of the test cell's batch."""
     codes = fit.obs["batch"].astype(str) if "batch" in fit.obs else pd.Series("all", fit.obs_names)
     own = test.obs["batch"].astype(str) if "batch" in test.obs else pd.Series("all", test.obs_names)
     table = {}
@@ -59,7 +59,7 @@ def batch_mean(fit: AnnData, test: AnnData) -> np.ndarray:
 
 
 def one(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per-cell losses of readout, direct model and batch mean on the genes left out."""
+    """Compute per-cell losses of readout, direct model and batch mean on the genes that are not modelled."""
     fit, test = load(name)
     batch = "batch" if SETS[name].batch else None
     if batch is None:

@@ -58,13 +58,13 @@ SUFFIXES = (".h5ad", ".zarr", ".safetensors")
 
 
 def fingerprint(adata: ad.AnnData) -> str:
-    """A hash of all that an AnnData holds."""
+    """Compute a hash of everything in an AnnData."""
     slots = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "layers", "uns")}
     return str(joblib.hash((adata.X.data, adata.obs, adata.var, slots)))
 
 
 def global_state() -> dict[str, Any]:
-    """What a call may borrow of the process and has to give back."""
+    """Return the state of the process that a call may change but must restore."""
     return {
         "torch generator": joblib.hash(torch.get_rng_state().numpy()),
         "numpy generator": joblib.hash(np.random.get_state()),  # noqa: NPY002
@@ -78,7 +78,7 @@ def global_state() -> dict[str, Any]:
 
 
 def cells(n: int = 400, *, fitted: bool = False, seed: int = 0) -> ad.AnnData:
-    """Simulated cells in two batches, with a fit where one is asked for."""
+    """Simulate cells in two batches, with a fit if requested."""
     adata = vx.datasets.simulate(n, 60, n_groups=3, n_batches=2, library_mean=300, rng=seed)
     if fitted:
         vx.tl.fit_vae(adata, "batch", **SHORT)
@@ -124,7 +124,7 @@ class Interrupter:
 
 
 def calls() -> dict[str, tuple[Callable[[], ad.AnnData], Callable[[ad.AnnData], Any]]]:
-    """Long calls by name: what makes their AnnData, and the call."""
+    """List long calls by name, with the function that makes their AnnData."""
     plain, fitted, larger, few = cells(), cells(fitted=True), cells(600), cells(120)
     other = cells(200, seed=1)
     two = fitted.copy()
@@ -176,7 +176,7 @@ def one_call(
         else:
             counts[ended] += 1
         counts["state of the process changed"] += global_state() != state
-        torch.set_grad_enabled(True)  # the next trial is one of its own
+        torch.set_grad_enabled(True)  # the next trial is independent
     again = make()
     call(again)
     counts["works as before"] = int(_results(again) == _results(reference))
@@ -185,7 +185,7 @@ def one_call(
 
 
 def _results(adata: ad.AnnData) -> str:
-    """A hash of what a call wrote, but for what tells the time."""
+    """Compute a hash of what a call wrote, without times."""
     uns = {name: value for name, value in adata.uns.items() if name != "vae"} | {
         "weights": adata.uns.get("vae", {}).get("weights")
     }
@@ -376,7 +376,7 @@ def full_disk(n: int, *_: Any) -> dict[str, Any]:
 
 
 def read_only(*_: Any) -> dict[str, Any]:
-    """A folder that may not be written to, as a user who is not root."""
+    """Write to a read-only folder, as a user who is not root."""
     out, adata = {}, cells(60, fitted=True)
     for suffix in SUFFIXES:
         with tempfile.TemporaryDirectory() as name:
@@ -601,7 +601,7 @@ def _leaks_table(results: dict[str, Any]) -> list[str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without progress and remarks."""
+    """Suppress progress and log messages."""
     sc.settings.verbosity = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -609,7 +609,7 @@ def quiet() -> Iterator[None]:
 
 
 def main() -> None:
-    """Run one trial or all of them, each in a process of its own."""
+    """Run one trial or all of them, each in a new process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trial", choices=[*TRIALS, "all", "page"])
     parser.add_argument("--n", type=int, help="repetitions (default: 40; 60 for leaks)")

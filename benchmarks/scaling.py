@@ -1,11 +1,11 @@
-"""How a fit grows with the number of cells, on a processor, counts in memory.
+"""Measure time and memory of a fit by number of cells, on a CPU with the counts in memory.
 
     python benchmarks/scaling.py --parts epochs memory whole --threads 2
 
-``epochs``: seconds per epoch of training, validation included, at several numbers of cells, and the growth against
-linear.  ``memory``: the peak of a fit above the process that already holds the counts and has fitted a few cells before,
-in a process of its own, beside the bytes of the counts.  ``whole``: one fit at the defaults, wall time from the call to
-its return.  Held-out ELBO beside each, nats per cell; see ``_speed.simulated`` for what held-out means here.
+``epochs``: seconds per epoch of training, including validation, at several numbers of cells, and the growth relative to
+linear. ``memory``: the peak of a fit in a new process, above the memory of the process that holds the counts and has
+fitted a few cells before, and the bytes of the counts. ``whole``: one fit at the defaults, wall time from the call to
+its return. Each with the held-out ELBO in nats per cell; see ``_speed.simulated`` for the meaning of held-out here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from _speed import alternate, machine, save, set_threads, simulated, spread
 
 
 def warm_up(args: argparse.Namespace) -> None:
-    """Compile, or load what was compiled, outside of what is timed."""
+    """Compile, or load compiled code, before timing."""
     import vxpress as vx
 
     set_threads(args.threads)
@@ -34,12 +34,12 @@ def warm_up(args: argparse.Namespace) -> None:
 
 
 def held_out(adata: Any) -> float:
-    """Validation ELBO of the last epoch."""
+    """Return the validation ELBO of the last epoch."""
     return float(adata.uns["vae"]["history"]["elbo_validation"][-1])
 
 
 def epochs(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds per epoch at each size, the sizes taking turns."""
+    """Time an epoch at each size, with the sizes in turn."""
     import vxpress as vx
     from vxpress.bridge import run as carried_out
 
@@ -78,7 +78,7 @@ def epochs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _resident() -> int:
-    """Bytes of this process that lie in memory now, or its peak where the system does not say."""
+    """Return the resident memory of this process in bytes, or its peak if the system does not report it."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -86,7 +86,7 @@ def _resident() -> int:
 
 
 def _peak() -> int:
-    """Largest resident memory so far, or since :func:`_forget_peak`, in bytes."""
+    """Return the largest resident memory so far, or since :func:`_forget_peak`, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -95,14 +95,14 @@ def _peak() -> int:
 
 
 def _forget_peak() -> None:
-    """Let the peak start from now, where the system can (Linux)."""
+    """Reset the peak, if the system supports it (Linux)."""
     file = Path("/proc/self/clear_refs")
     if file.exists():
         file.write_text("5")
 
 
 def memory_child(args: argparse.Namespace) -> None:
-    """One fit; its peak as JSON on the last line."""
+    """Run one fit and print its peak as JSON on the last line."""
     import vxpress as vx
 
     warm_up(args)
@@ -120,7 +120,7 @@ def memory_child(args: argparse.Namespace) -> None:
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Peak memory of fresh processes."""
+    """Measure the peak memory of new processes."""
     command = [
         sys.executable, __file__, "--child", "--memory-cells", str(args.memory_cells), "--genes", str(args.genes),
         "--threads", str(args.threads), "--epochs", str(args.epochs),
@@ -141,7 +141,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def whole(args: argparse.Namespace) -> dict[str, Any]:
-    """One fit at the defaults."""
+    """Run one fit at the defaults."""
     import vxpress as vx
 
     adata = simulated(args.whole_cells, args.genes)
@@ -164,7 +164,7 @@ PARTS = {"epochs": epochs, "memory": memory, "whole": whole}
 
 
 def main() -> None:
-    """Run the parts asked for, print their tables and write ``results/scaling.json``."""
+    """Run the requested parts, print their tables and write ``results/scaling.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--cells", nargs="+", type=int, default=[10_000, 100_000, 1_000_000])

@@ -1,9 +1,9 @@
-"""The search behind the defaults, on sets that no comparison reports.
+"""Search for the defaults on the tuning data sets.
 
     python benchmarks/search.py --sets paul15 cite kang_ctrl --seeds 0
 
-Held-out IWAE bound (nats per test cell), leiden's agreement with the labels, mixing of the batches and steps, for the
-defaults and one change at a time.
+Computes the held-out IWAE bound (nats per test cell), the agreement of leiden clusters with the labels, mixing of batches
+and steps, for the defaults and one change at a time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CHANGES: dict[str, dict] = {
 
 
 def run(name: str, change: dict, seed: int) -> dict[str, float]:
-    """One fit and its scores."""
+    """Fit once and compute the scores."""
     adata, test = load(name)
     batch = "batch" if SETS[name].batch else None
     arguments = change | {"options": vx.tl.FitOptions(**change.get("options", {}))}
@@ -55,7 +55,7 @@ def run(name: str, change: dict, seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print a row per change and set, and write them as JSON."""
+    """Print a row per change and data set, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=["paul15", "cite", "kang_ctrl"])
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))

@@ -1,14 +1,14 @@
-"""How many cells a batch needs to be learned: what is decoded under it, against leaving it out.
+"""Evaluate how many cells a batch needs: decoding under it compared with leaving it out.
 
     python benchmarks/small_batches.py
 
-A batch of a real set is cut down to a few cells, the others are left as they are, and the model is fitted at its
-defaults with all of them.  All cells are then decoded under that batch.  The truth is what the fit of the whole set decodes
-under the whole batch, averaged over three seeds, and the error is the share of the molecules that are on another gene (half
-the sum of absolute differences of shares, averaged over cells).  Compared are
+A batch of a real data set is reduced to a few cells, the others are unchanged, and the model is fitted at its defaults with
+all of them. All cells are then decoded under that batch. The truth is the decoding of a fit of the whole data set under the
+whole batch, averaged over three seeds. The error is the share of the molecules that are on another gene (half the sum of
+absolute differences of shares, averaged over cells). Three cases are compared:
 
-* ``own``: the small batch itself;
-* ``others``: the average over the other batches of the same fit, which is what leaving it out of the average means;
+* ``own``: decoding under the small batch itself;
+* ``others``: the average over the other batches of the same fit, which equals leaving the small batch out;
 * ``floor``: the whole batch, fitted with another seed.
 """
 
@@ -33,7 +33,7 @@ N_GENES = 1_000
 
 
 def decoded(adata: AnnData, cells: AnnData, under: list[str]) -> np.ndarray:
-    """Shares of every gene in some cells, decoded under these batches by the fit in ``adata``."""
+    """Decode the shares of every gene in some cells under these batches with the fit in ``adata``."""
     query = cells.copy()
     vx.tl.encode(query, adata)
     vx.tl.denoise(query, transform_batch=under, target_sum=1.0)
@@ -41,19 +41,19 @@ def decoded(adata: AnnData, cells: AnnData, under: list[str]) -> np.ndarray:
 
 
 def error(shares: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the molecules on another gene, averaged over cells."""
+    """Compute the share of molecules on another gene, averaged over cells."""
     return float(np.abs(shares - truth).sum(1).mean() / 2)
 
 
 def fitted(adata: AnnData, seed: int) -> AnnData:
-    """A fit at the defaults."""
+    """Fit at the defaults."""
     adata = adata.copy()
     vx.tl.fit_vae(adata, "batch", rng=seed, denoised=False)
     return adata
 
 
 def measure(name: str, n_batches: int, seeds: list[int]) -> list[dict[str, object]]:
-    """Errors of one set, a record per batch, size and seed."""
+    """Compute the errors of one data set, a record per batch, size and seed."""
     whole, cells = load(name)
     dense = np.asarray(whole.X.sum(0)).ravel()
     genes = np.sort(np.argsort(-dense)[:N_GENES])
@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=["pbmc_3studies", "kang_ctrl"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--batches", type=int, default=2, help="batches to cut down, the largest first")
+    parser.add_argument("--batches", type=int, default=2, help="number of batches to reduce, largest first")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     sc.settings.verbosity = 0

@@ -1,12 +1,13 @@
-"""Wall time to the quality the peer ends with.
+"""Measure the wall time to the final quality of scvi-tools.
 
     python benchmarks/time_to_elbo.py --sets pbmc3k kang pbmc_3studies
 
-Both fit at their defaults in one run, in turn, with the same threads and the same cells held out for validation.  States
-are kept as training goes (the clock stands still meanwhile) and judged afterwards on test cells that neither saw, by
-the common judge.  Three questions: (a) our time to the peer's final ELBO against the peer's whole fit; (b) the same
-value, against the peer's time when it first reached it; (c) the best value the peer passed, against its time there.
-Our time counts all of ``fit_vae`` before training too; the whole call, with latent, denoising and diagnostics, stands beside.
+Both fit at their defaults in one run, in turn, with the same threads and the same cells held out for validation. States
+are stored during training (with the clock stopped) and scored afterwards by ``_judge.py`` on test cells that neither has
+seen. Three ratios: (a) the time of the whole fit of scvi-tools over that of vxpress to the same final ELBO; (b) the time of
+scvi-tools when it first reached that value, over that of vxpress; (c) the same for the best value of scvi-tools. The time of
+vxpress includes everything that ``fit_vae`` does before training; the time of the whole call, with latent space, denoising
+and diagnostics, is also reported.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ import vxpress as vx
 from vxpress.bridge.seal import sealed
 from vxpress.core import training
 
-# trajectories are judged on some of the test cells, with few samples and fixed noise; ours at every fourth epoch
+# trajectories are scored on some of the test cells, with few samples and fixed noise; vxpress at every fourth epoch
 SAMPLES, JUDGED, EVERY = 10, 200, 4
 
 
 class Clock:
-    """Seconds since the start, less those it was stopped."""
+    """Return the seconds since the start, without pauses."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -46,14 +47,14 @@ class Clock:
         return time.perf_counter() - self.start
 
     def without(self, work: Callable[[], None]) -> None:
-        """Do something off the clock."""
+        """Pause the clock."""
         before = time.perf_counter()
         work()
         self.start += time.perf_counter() - before
 
 
 def peer(adata: AnnData, test: AnnData, batch: str | None, seed: int, keep_every: float) -> dict[str, list[float]]:
-    """Seconds and ELBO of scvi-tools along its fit; states are kept at every factor of ``keep_every`` in time."""
+    """Measure seconds and ELBO of scvi-tools during its fit; states are stored at every factor of ``keep_every`` in time."""
     import scvi
     from lightning.pytorch import Callback
 
@@ -110,7 +111,7 @@ def peer(adata: AnnData, test: AnnData, batch: str | None, seed: int, keep_every
 
 
 def ours(adata: AnnData, test: AnnData, batch: str | None, seed: int) -> dict[str, list[float]]:
-    """Seconds and ELBO after every epoch of ``vx.tl.fit_vae`` at its defaults."""
+    """Measure seconds and ELBO after every epoch of ``vx.tl.fit_vae`` at its defaults."""
     adata = adata.copy()
     seconds, states, epochs = [], [], []
     plain = training.evaluate
@@ -139,7 +140,7 @@ def ours(adata: AnnData, test: AnnData, batch: str | None, seed: int) -> dict[st
     for state in states:
         adata.uns["vae"] = sealed(adata.uns["vae"] | {"weights": {name: state[name].numpy() for name in weights}})
         elbo.append(float(judge_fit(adata, some, n_samples=SAMPLES)[0].elbo_n.mean()))
-    # what the call leaves behind is the best of these, at the end
+    # the call keeps the best of these states
     return {
         "seconds": [*seconds, whole],
         "elbo": [*elbo, float(final.elbo_n.mean())],
@@ -148,12 +149,12 @@ def ours(adata: AnnData, test: AnnData, batch: str | None, seed: int) -> dict[st
 
 
 def reached(run: dict[str, list[float]], value: float) -> float:
-    """First time at which a run was at least this good, or infinity."""
+    """Return the first time at which a run was at least this good, or infinity."""
     return next((s for s, e in zip(run["seconds"], run["elbo"], strict=True) if e >= value), math.inf)
 
 
 def questions(mine: dict[str, list[float]], peers: dict[str, list[float]]) -> dict[str, float]:
-    """The three ratios, peer over ours, and what they are made of."""
+    """Compute the three ratios of times, scvi-tools over vxpress, and their terms."""
     final, best = peers["elbo"][-1], max(peers["elbo"])
     whole = peers["seconds"][-1]
     return {
@@ -174,12 +175,14 @@ def questions(mine: dict[str, list[float]], peers: dict[str, list[float]]) -> di
 
 
 def main() -> None:
-    """Print a row per set, and write all runs as JSON."""
+    """Print a row per data set, and write all runs as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=[k for k, v in SETS.items() if v.purpose == "report"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--peer-seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--keep-every", type=float, default=1.3, help="factor in time between kept states of the peer")
+    parser.add_argument(
+        "--keep-every", type=float, default=1.3, help="factor in time between stored states of scvi-tools"
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -191,7 +194,7 @@ def main() -> None:
         batch = "batch" if SETS[name].batch else None
         warm = adata[:300].copy()
         vx.tl.fit_vae(warm, batch, max_epochs=1)
-        # ours on both sides of the peer's run, which is long: what else the machine does meets both
+        # vxpress runs before and after the long run of scvi-tools, so that other load of the machine affects both
         found: dict[str, list] = {"ours": [], "peer": []}
         for i, seed in enumerate(args.seeds):
             set_threads(args.threads)

@@ -1,13 +1,13 @@
-"""Training throughput against scvi-tools and against the floor of the work no step can do without.
+"""Compare training throughput with scvi-tools and with the floor, the time of the necessary arithmetic.
 
     python benchmarks/training_speed.py
 
 Both train the same layers (one hidden layer of 128, 10 latent dimensions, batch norm) on the same simulated cells in
-the same run, in turn, with the same threads; ours at the peer's minibatch and at our default one.  The IWAE bound that
-each reached on test cells stands beside.  The floor is measured in the same run too, piece by piece, each piece by the
-faster of torch's and our own routine: the products of the input and output layers there and back (bfloat16 where the
-processor has it), one exp and one log per cell and gene (three for ZINB), and the optimizer's pass over the weights.  Last, the whole of ``vx.tl.fit_vae`` beside
-scanpy's PCA of the same cells.
+the same run, in turn, with the same threads; vxpress with the minibatch size of scvi-tools and with its default. The IWAE
+bound that each reached on test cells is reported. The floor is measured in the same run, part by part, each by the faster
+of the routines of torch and vxpress: the products of the input and output layers forward and backward (bfloat16 if the
+processor supports it), one exp and one log per cell and gene (three for ZINB), and the optimizer's pass over the weights.
+Last, the whole call of ``vx.tl.fit_vae`` is compared with scanpy's PCA of the same cells.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ HIDDEN, LATENT = 128, 10
 
 
 def as_cells(adata: AnnData) -> Cells:
-    """Counts and library in the core's terms."""
+    """Counts and library in the format of the core."""
     library = np.log(np.asarray(adata.X.sum(1)))
     nothing = Covariates(torch.zeros(adata.n_obs, 0, dtype=torch.int64), torch.zeros(adata.n_obs, 0))
     return Cells(Counts.from_scipy(adata.X), torch.tensor(library, dtype=torch.float32), nothing)
 
 
 class Ours:
-    """Trains a fresh model; the last one is kept to be judged."""
+    """vxpress on the same cells. Every run trains a new model; the last one is kept for scoring."""
 
     def __init__(self, cells: Cells, likelihood: str, batch_size: int, epochs: int, *, plain: bool = False) -> None:
         self.cells, self.epochs, self.plain = cells, epochs, plain
@@ -59,7 +59,7 @@ class Ours:
         self.model: VAE | None = None
 
     def __call__(self) -> float:
-        """Cells per second."""
+        """Measure the cells per second."""
         rows, held_out = torch.arange(len(self.cells)), torch.arange(0)
         config = TrainConfig(max_epochs=self.epochs, batch_size=self.batch_size)
         self.model = build(self.config, 0)
@@ -73,7 +73,7 @@ class Ours:
         return self.epochs * len(rows) / (time.perf_counter() - start)
 
     def iwae(self, test: AnnData) -> float:
-        """Nats per test cell."""
+        """Compute the bound in nats per test cell."""
         cells, model = as_cells(test), self.model
 
         def posterior(rows: np.ndarray):
@@ -97,7 +97,7 @@ class Peer:
         self.adata, self.likelihood, self.epochs = adata.copy(), likelihood, epochs
 
     def __call__(self) -> float:
-        """Cells per second, of the epochs alone."""
+        """Measure the cells per second of the epochs alone."""
         import scvi
         from lightning.pytorch import Callback
 
@@ -120,7 +120,7 @@ class Peer:
         return self.epochs * self.adata.n_obs / sum(seconds)
 
     def iwae(self, test: AnnData) -> float:
-        """Nats per test cell."""
+        """Compute the bound in nats per test cell."""
         module = self.model.module.eval()
         library = torch.log(torch.from_numpy(np.asarray(test.X.sum(1), dtype=np.float32)))
 
@@ -141,7 +141,7 @@ class Peer:
 
 
 def milliseconds(function: Callable[[], object], repeats: int = 60) -> float:
-    """Median time of a call, warm."""
+    """Measure the median time of a call after a warm-up."""
     for _ in range(5):
         function()
     times = []
@@ -167,7 +167,7 @@ def _log(x, out):
 
 
 def floor(cells: Cells, n: int, likelihood: str, threads: int) -> dict[str, float]:
-    """Milliseconds of the unavoidable pieces of a step of ``n`` cells."""
+    """Measure the milliseconds of the necessary parts of a step of ``n`` cells."""
     g = cells.counts.n_genes
     dtype = rule.product_dtype(n, HIDDEN, g, training=True)
     f, w, x = torch.randn(n, HIDDEN).to(dtype), torch.randn(g, HIDDEN).to(dtype), torch.randn(n, g).to(dtype)
@@ -258,9 +258,9 @@ def main() -> None:
             "ours without compiled loops, 128": Ours(cells, likelihood, 128, 1, plain=True),
         }
         Ours(cells, likelihood, 128, 1)(), Ours(cells, likelihood, default, 1)()
-        print(f"{likelihood}: {args.repeats} rounds, some {20 * args.epochs // 6 + 5} s each", flush=True)
+        print(f"{likelihood}: {args.repeats} rounds, about {20 * args.epochs // 6 + 5} s each", flush=True)
         speeds = alternate(runs, args.repeats)
-        # a model that was warmed up by one epoch says nothing of quality
+        # the model of the one-epoch warm-up is not scored
         floors = {n: floor(cells, n, likelihood, args.threads) for n in {128, default}}
         for name, run in runs.items():
             n = int(name.rsplit(", ", 1)[1])
@@ -303,7 +303,7 @@ def main() -> None:
 
 
 def instead(adata: AnnData, repeats: int) -> dict[str, dict[str, object]]:
-    """Seconds of our whole call at its defaults beside scanpy's PCA, which is what a user would run instead."""
+    """Time the whole call at its defaults, and scanpy's PCA of the same cells for comparison."""
     import scanpy as sc
 
     import vxpress as vx

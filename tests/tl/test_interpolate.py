@@ -91,7 +91,7 @@ def test_empty_space_is_flagged_and_named(warned: list[str]) -> None:
     empty = path.obs["empty"].to_numpy()
     assert empty[4:7].any()
     assert not empty[[0, 1, -2, -1]].any()
-    assert any("cross space where hardly a cell lies" in text and "fit_prior" in text for text in warned)
+    assert any("cross regions with hardly any cells" in text and "fit_prior" in text for text in warned)
     warned.clear()
     inside = adata.obs["group"] == adata.obs["group"].cat.categories[0]
     halves = [inside & (np.arange(adata.n_obs) % 2 == k) for k in (0, 1)]
@@ -136,7 +136,7 @@ def test_gaussian_fits_give_log_values(adata: ad.AnnData, quick: dict) -> None:
         ({"groupby": None}, KeyError, "If it is a group.*groupby="),
         ({"groupby": None, "source": np.ones(3, dtype=bool)}, ValueError, "boolean array of shape"),
         ({"groupby": None, "source": []}, ValueError, "selects no cell"),
-        ({"target": "group_0"}, ValueError, "the same place"),
+        ({"target": "group_0"}, ValueError, "are identical"),
         ({"n_steps": 1}, ValueError, "n_steps=1"),
         ({"method": "straight"}, ValueError, "method='straight' is not known"),
         ({"method": "flow"}, ValueError, r"fit_prior\(adata, prior='flow'\)"),

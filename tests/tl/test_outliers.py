@@ -169,7 +169,7 @@ def test_cells_of_the_fit_cannot_calibrate(parts):
         vx.tl.outliers(query, reference, calibration=reference)
     # also where nothing says that they are
     bare = ad.AnnData(reference.X, obs=reference.obs[["batch"]], var=reference.var)
-    with pytest.raises(ValueError, match="lie exactly where a cell of the fit does"):
+    with pytest.raises(ValueError, match="have the same latent state as a cell of the fit"):
         vx.tl.outliers(query, reference, calibration=bare)
     assert not set(COLUMNS) & set(query.obs.columns)
 

@@ -1,4 +1,4 @@
-"""``vx.tl.cluster_stability``: how surely each cell belongs to its cluster."""
+"""``vx.tl.cluster_stability``: stability of cluster assignments under the posterior."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cluster_stability(
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Write how surely each cell belongs to its cluster, given how surely the cells are known.
+    r"""Compute how stable the cluster of each cell is under the uncertainty of its latent state.
 
     The stability of cell i is the share of its neighbours that are in its own cluster, averaged over draws of all cells
     from their posteriors:
@@ -31,10 +31,11 @@ def cluster_stability(
 
         s_i = \sum_j f_{ij} \, [c_j = c_i] \Big/ \sum_j f_{ij},
 
-    with f the edge frequencies that :func:`vxpress.pp.neighbors` writes. Near 1 the cell is well inside its cluster
-    wherever its true state lies; cells of low stability are those that another sample of their molecules would put into
-    another cluster (measured, see the guide). It judges cells, not whether clusters are real: cutting a homogeneous
-    population in two leaves low stability along the cut only.
+    where f are the edge frequencies that :func:`vxpress.pp.neighbors` writes. A value near 1 means that the cell is
+    well inside its cluster for every plausible latent state. Cells of low stability are those that another sample of
+    their molecules would put into another cluster (measured, see the guide). The score judges cells. It does not say
+    whether clusters are real: if a homogeneous population is cut in two, only the cells along the cut have a low
+    stability.
 
     Parameters
     ----------
@@ -43,9 +44,9 @@ def cluster_stability(
     cluster_key
         Column of ``obs`` with the clusters, or any other annotation.
     neighbors_key
-        Name of the graph in ``uns``, where :func:`vxpress.pp.neighbors` was given ``key_added``.
+        Name of the graph in ``uns``: the ``key_added`` of :func:`vxpress.pp.neighbors`, if one was given.
     key_added
-        Name of the column; by default that of the clusters and ``"_stability"``.
+        Name of the column; by default the name of the cluster column followed by ``"_stability"``.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -54,9 +55,9 @@ def cluster_stability(
     Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
 
     ``adata.obs[f"{cluster_key}_stability" | key_added]`` : ``float64``
-        From 0 to 1; NaN where the cell has no cluster. Neighbours without a cluster are not counted.
+        From 0 to 1; NaN if the cell has no cluster. Neighbours without a cluster are not counted.
     ``adata.uns[f"{cluster_key}_stability" | key_added]`` : :class:`dict`
-        ``params``, by which the next call knows that it may replace the column.
+        ``params``. The next call uses this record to recognise a column that it may replace.
 
     Raises
     ------
@@ -82,7 +83,7 @@ def cluster_stability(
     name = f"{cluster_key}_stability" if key_added is None else key_added
     check_name("key_added", name)
     if name == cluster_key:
-        msg = f"key_added={name!r} names the clusters themselves. Choose another name."
+        msg = f"key_added={name!r} is the column with the clusters. Choose another name."
         raise ValueError(msg)
     check_replaceable(adata, name, ours=lambda stored: has_params(stored, "cluster_key"), obs=[name])
     frequency_nn = _edge_frequency(adata, neighbors_key)
@@ -104,10 +105,10 @@ def cluster_stability(
 
 
 def _edge_frequency(adata: AnnData, neighbors_key: str | None) -> sparse.csr_matrix:
-    """The edge frequencies of the graph, or an error that names the call that writes them."""
+    """Return the edge frequencies of the graph, or raise an error that names the call that writes them."""
     name = "edge_frequency" if neighbors_key is None else f"{neighbors_key}_edge_frequency"
     if name not in adata.obsp:
-        stem = "" if neighbors_key is None else f", key_added={neighbors_key!r}"
-        msg = f"adata.obsp lacks {name!r}. Write it with vx.pp.neighbors(adata, n_draws=20{stem})."
+        named = "" if neighbors_key is None else f", key_added={neighbors_key!r}"
+        msg = f"adata.obsp has no {name!r}. Write it with vx.pp.neighbors(adata, n_draws=20{named})."
         raise KeyError(msg)
     return sparse.csr_matrix(adata.obsp[name])

@@ -1,4 +1,4 @@
-"""``vx.tl.compare``: which of several fits expects unseen cells best."""
+"""``vx.tl.compare``: rank fits by held-out likelihood."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vxpress.core.inference.comparison import LEVEL, Scores, difference, ranking
 from vxpress.core.inference.importance import Bound, log_likelihoods
 from vxpress.core.progress import stage
 
-# share of the samples that the bound is also given with
+# the bound is also computed with one FEWER-th of the samples
 FEWER = 10
 
 
@@ -46,49 +46,52 @@ def compare(
 ) -> AnnData | None:
     r"""Rank fits by the likelihood of cells that none of them was trained on.
 
-    Every fit gives each of these cells the importance-weighted bound on its log likelihood (:cite:t:`Burda2016`; see
-    :func:`log_likelihood`) with :math:`K` samples, and, from the first tenth of them, with :math:`K / 10`.  Fits with equal
-    settings and different seeds are one model.  The difference between a model and the best one is averaged over the cells,
-    pair by pair, and its interval covers
+    Each fit scores every cell with the importance-weighted bound on its log likelihood (:cite:t:`Burda2016`; see
+    :func:`log_likelihood`), once with :math:`K` samples and once with the first tenth of them, :math:`K / 10`.  Fits
+    with equal settings and different seeds count as one model.  The paired difference between a model and the best one
+    is averaged over cells. Its variance is
 
     .. math::
 
         \frac{\mathrm{Var}_n(d_n)}{N} + \frac{\mathrm{Var}_s(\bar L_{as})}{S_a} + \frac{\mathrm{Var}_s(\bar L_{bs})}{S_b},
         \qquad d_n = \bar L_{an} - \bar L_{bn},
 
-    cells as a sample of :math:`N` cells and, of models with several fits, seeds (Student's t with degrees of freedom after
-    Welch and Satterthwaite).  A model is *worse* if the interval leaves 0 out and the difference exceeds what either bound
-    still gained from :math:`K / 10` to :math:`K`; else the two are *undecided*.
+    so the interval accounts for the sampling of the :math:`N` cells and, for models with several fits, of the seeds
+    (Student's t with degrees of freedom after Welch and Satterthwaite).  A model is *worse* if the interval does not
+    contain 0 and the difference exceeds what either bound still gained from :math:`K / 10` to :math:`K` samples.
+    Otherwise the two are *undecided*.
 
     Parameters
     ----------
     adata
         Cells with raw counts of the genes of the fits, and with their covariates in ``obs``.
     models
-        What to compare: a list of names of fits in ``adata``, AnnDatas, ``.h5ad``, zarr or ``.safetensors`` files, and
-        pairs ``(AnnData or file, name)``; or a mapping from names to these. ``None`` takes every fit in ``adata``.
+        Fits to compare: a list, or a mapping from names to fits. A fit is the name of a fit in ``adata``, an AnnData,
+        an ``.h5ad``, zarr or ``.safetensors`` file, or a pair ``(AnnData or file, name)``. ``None`` compares all fits
+        in ``adata``.
     cells
-        Cells to compare on: a boolean array or column of ``obs``, none of them trained on. Left out, those that every fit
-        says it held out. Fits in other places know cells by their ``obs_names``; where these hold all cells a fit was trained
-        on, a cell of another name was not among them, unless a part was only added to the name, as concatenation does. A file
-        of weights knows no cells, so this is needed.
+        Cells to compare on: a boolean array or a boolean column of ``obs``. None of them may be a training cell. By
+        default the cells that every fit has recorded as held out. Fits in other places recognise cells by their
+        ``obs_names``. If such a place holds all cells that a fit was trained on, a cell of another name was not among
+        them, unless only a part was added to its name, as concatenation does. A file of weights has no record of cells,
+        so ``cells`` is required for it.
     layer
-        Layer that holds the counts; left out, the one that the fits read.
+        Layer with the counts, or ``None`` for ``adata.X``; by default the layer that the fits read.
     n_samples
-        Samples per cell, :math:`K`. At 1,000 a fit takes about 20 seconds for 1,000 cells and 2,000 genes on one core; one with a
-        diffusion or flow-matching prior, whose density is integrated for every sample, about a millisecond a sample more, and
-        as much again for every condition: quarters of an hour, so take 100.
+        Samples per cell, :math:`K`. With 1,000 samples a fit takes about 20 seconds for 1,000 cells and 2,000 genes on
+        one core. The density of a diffusion or flow-matching prior is integrated for every sample, which adds about a
+        millisecond per sample, and as much again for every condition. This can take quarters of an hour, so use 100.
     n_cells
-        Cells used at most, drawn by ``rng``.
+        Maximum number of cells used, drawn with ``rng``.
     rng
         Seed of cells and samples, or a numpy generator.
     device
-        ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        ``"auto"`` uses CUDA if it is available, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     key_added
         Name of the entry of ``uns``.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -97,22 +100,28 @@ def compare(
     Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following field:
 
     ``adata.uns["vae_compare"]``
-        ``table``, a :class:`pandas.DataFrame` with a row per model, the best first, and ``params``. Columns: ``rank``;
-        ``fits``, their names, and ``n_fits``; ``likelihood``, ``n_latent`` and ``prior``; ``log_likelihood``, nats per cell
-        with ``n_samples`` samples, and ``se`` over cells and seeds; ``log_likelihood_fewer`` with a tenth of them;
-        ``ess_median``, the effective sample size, of ``n_samples``; ``difference`` from the best with ``ci_low`` and ``ci_high`` at
-        95 %; ``gap``, which it must exceed (the larger of the two gains from more samples); and ``verdict``: ``"best"``,
-        ``"worse"`` or ``"undecided"``.
+        ``table``, a :class:`pandas.DataFrame` with one row per model, the best first, and ``params``. The columns are
+
+        - ``rank``;
+        - ``n_fits``, and ``fits``, their names;
+        - ``likelihood``, ``n_latent`` and ``prior``;
+        - ``log_likelihood``, in nats per cell with ``n_samples`` samples, and ``se``, its standard error over cells and
+          seeds;
+        - ``log_likelihood_fewer``, the same with a tenth of the samples;
+        - ``ess_median``, the median effective sample size, out of ``n_samples``;
+        - ``difference`` from the best model, with ``ci_low`` and ``ci_high`` at 95 %;
+        - ``gap``, which the difference must exceed (the larger of the two gains from more samples);
+        - ``verdict``: ``"best"``, ``"worse"`` or ``"undecided"``.
 
     Raises
     ------
     ValueError
-        If the likelihoods do not compare (different genes, library or observation: counts, log values, detection), fewer than
-        200 cells are held out by all, or a fit was trained on a cell of ``cells``.
+        If the likelihoods are not comparable (different genes, library or observation: counts, log values, detection),
+        fewer than 200 cells are held out by all fits, or a fit was trained on a cell of ``cells``.
     KeyError
-        If there is no such fit, or a column of ``obs`` that one needs is missing.
+        If there is no such fit, or a column of ``obs`` that a fit needs is missing.
     TypeError
-        If ``models`` is neither list nor mapping of places where fits can be.
+        If ``models`` is neither a list nor a mapping of places where fits can be.
 
     See Also
     --------
@@ -120,10 +129,11 @@ def compare(
 
     Notes
     -----
-    Cells held out by :func:`fit_vae` also chose the epoch that was kept, of every fit alike. With one fit per model the
-    interval says nothing of seeds, and a warning says so: the verdict is on these fits, and another seed of the same settings
-    can turn it (measured, see the guide). ``gap`` is the scale of what the bounds still lack and not a bound on it.
-    Densities given a covariate compare with those given none, as predictions made with and without it.
+    In :func:`fit_vae`, the held-out cells also chose the epoch that was kept; this holds for every fit. With one fit
+    per model, the interval does not cover the variation between seeds, and a warning is raised: the verdict is about
+    these fits, and another seed with the same settings can reverse it (measured, see the guide). ``gap`` indicates the
+    size of what the bounds still lack; it is not an upper limit. Likelihoods given a covariate and likelihoods without
+    it are comparable, as predictions made with and without that covariate.
 
     Examples
     --------
@@ -188,8 +198,8 @@ def compare(
     alone = list(table.index[table["n_fits"] == 1])
     if alone:
         logg.warning(
-            f"One fit stands for each of {alone}: the intervals say nothing of what another seed would have given, and equal "
-            "models can be found to differ. Fit each with two more seeds (rng=1, rng=2, under names of their own) and compare again."
+            f"There is only one fit of each of {alone}: the intervals do not cover the variation between seeds, so equal models "
+            "can be found to differ. Fit each with two more seeds (rng=1, rng=2, with a key_added= for each) and compare again."
         )
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
@@ -198,7 +208,7 @@ def compare(
 def _read(
     adata: AnnData, candidates: list[Candidate], rows: np.ndarray, layer: str | Unset | None
 ) -> list[tuple[Cells, np.ndarray]]:
-    """The cells as each fit reads them, and which of them have counts."""
+    """Read the cells as each fit needs them; also return which of them have counts."""
     part = adata[rows]
     scored: list[tuple[Cells, np.ndarray]] = []
     for candidate in candidates:
@@ -216,7 +226,7 @@ def _read(
 
 
 def _table(candidates: list[Candidate], found: list[tuple[Bound, ...]]) -> pd.DataFrame:
-    """A row per model, the best first."""
+    """Build the table: one row per model, the best first."""
     models = groups(candidates)
     scores = [
         Scores(*(np.stack([found[i][which].log_likelihood_n for i in members]) for which in (1, 0)))

@@ -52,95 +52,102 @@ def counterfactual(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Decode every cell under another value of a covariate, its place in the latent space and its library kept.
+    r"""Decode every cell under another value of a covariate, with its latent state and size factor unchanged.
 
     .. math::
 
         \hat y_{ng}(c) = s_n \, \mathbb{E}_{q(z \mid x_n)}[\rho_g(z, c, u_n)]
 
-    with :math:`\rho` the shares that the decoder gives the genes :cite:p:`Sohn2015,Lopez2018`, :math:`c` the value,
-    :math:`u_n` the other covariates of the cell and :math:`s_n` the ``target_sum``. The counts are not needed.
+    where :math:`\rho` are the shares of the genes that the decoder returns :cite:p:`Sohn2015,Lopez2018`, :math:`c` the
+    value, :math:`u_n` the other covariates of the cell and :math:`s_n` the ``target_sum``. The counts are not needed.
 
-    The decoder answers for any cell and any value, also where it has seen nothing of the kind. So every cell gets a
-    support score, the weight of the value among its neighbours relative to all cells:
+    The decoder returns a result for any cell and any value, even if the model has seen no similar cell with that value.
+    Each cell therefore gets a support score, the weight of the value among its neighbours relative to all cells:
 
     .. math::
 
         \mathrm{support}_n = \frac{\frac{1}{k} \sum_{m \in N_k(n)} w_m}{\max(\frac{1}{N} \sum_m w_m, \frac{1}{N})}
 
-    where :math:`N_k(n)` are the ``n_neighbors`` nearest cells of ``adata`` in ``obsm["X_vae"]``, the cell itself left out.
-    For a category :math:`w_m` is 1 for its cells and 0 for others. For a number it is a Gaussian kernel of the distance of
-    the cell's own value to the one asked for, 1 where they are equal, with the bandwidth of :cite:t:`Silverman1986`. A
-    score of 1 says that the condition is as common near this cell as overall, 0 that it does not occur there.
+    where :math:`N_k(n)` are the ``n_neighbors`` nearest cells of ``adata`` in ``obsm["X_vae"]``, without the cell
+    itself. For a category, :math:`w_m` is 1 for its cells and 0 for other cells. For a number, it is a Gaussian kernel
+    of the distance between the cell's own value and ``value``, 1 if they are equal, with the bandwidth of
+    :cite:t:`Silverman1986`. A score of 1 means that the condition is as common near this cell as overall, 0 that it
+    does not occur there.
 
     Parameters
     ----------
     adata
         Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it), genes of the fit in any order, and
-        its covariates in ``obs``. Support is judged by these cells: pass those of the condition too.
+        its covariates in ``obs``. Support is computed from these cells: include the cells of the condition.
     key_covariate
         Covariate to change: the batch, a categorical or a continuous covariate of the fit.
     value
-        Category, or number in the units of the column, under which all cells are decoded.
+        Category, or number in the units of the column, under which all cells are decoded. A category that is a number
+        in ``obs`` may be given as a number.
     model
-        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+        Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
     genes
         Genes to return instead of writing a layer, as in :func:`denoise`. ``None`` writes the layer of all genes.
     transform_batch
-        As in :func:`denoise`: by default the average over the batches of the fit, so that the layer compares with
-        ``adata.layers["vae_normalized"]``; ``"observed"`` leaves each cell in its own. Not with the batch as
-        ``key_covariate``, which decodes all cells under the one batch: compare with
-        ``vx.tl.denoise(adata, transform_batch="observed", key_added=...)``.
+        As in :func:`denoise`: by default the average over the batches of the fit, so that the layer is comparable with
+        ``adata.layers["vae_normalized"]``; ``"observed"`` decodes each cell under its own batch. Not available if
+        ``key_covariate`` is the batch, because all cells are then decoded under ``value``; compare with
+        ``vx.tl.denoise(adata, transform_batch="observed", key_added=...)``. A category that is a number in ``obs`` may
+        be given as a number.
     target_sum
-        As in :func:`denoise`: by default that of the fit; ``"library"`` for expected counts at each cell's own size factor.
+        As in :func:`denoise`: by default that of the fit; ``"library"`` gives expected counts at each cell's own size
+        factor.
     n_neighbors
-        Neighbours of the support score. By default as many as five cells of the condition are expected among, but at
-        least 30 and, beyond these, at most a twentieth of the cells.
+        Neighbours of the support score. By default enough to expect five cells of the condition among them, but at
+        least 30 and, above that, at most a twentieth of the cells.
     n_draws
-        Posterior draws per cell, dealt out evenly over the batches.
+        Posterior draws per cell, spread evenly over the batches.
     rng
-        Seed of the draws, or a numpy generator; the default draws as :func:`denoise` does, so that differences between the
-        two layers are those of the condition.
+        Seed of the draws, or a numpy generator. By default the draws are those of :func:`denoise`, so that the two
+        layers differ only by the condition.
     key_added
-        Name of the layer; by default ``"vae_counterfactual"`` for the default fit. Not with ``genes``. An earlier
-        counterfactual of that name is replaced, anything else is not.
+        Name of the layer; by default ``"vae_counterfactual"`` for the default fit. Not available with ``genes``. An
+        earlier counterfactual of that name is replaced; anything else is not.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
-        Return a copy instead of writing to ``adata``. Not with ``genes``, which writes nothing.
+        Return a copy instead of writing to ``adata``. Not available with ``genes``, which writes nothing.
 
     Returns
     -------
-    With ``genes``, an ``AnnData`` object, cells x ``genes``, with copies of ``obs``, the support score added, and ``obsm``.
+    With ``genes``, an ``AnnData`` object, cells x ``genes``, with copies of ``obs`` (and the support score) and
+    ``obsm``.
 
     Otherwise returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
 
     ``adata.layers["vae_counterfactual" | key_added]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Expected expression under the condition, n_obs x n_vars, on the scale of ``target_sum``, not log-transformed.
     ``adata.obs["vae_counterfactual_support" | key_added + "_support"]`` : :class:`pandas.Series` (dtype ``float64``)
-        Support score. A warning counts the cells of other conditions that lie below 0.2.
+        Support score. A warning gives the number of cells of other conditions with a score below 0.2.
     ``adata.uns["vae_counterfactual" | key_added]`` : :class:`dict`
         ``"params"``: the covariate, the value and the settings.
 
     Raises
     ------
     KeyError
-        If there is no such fit or posterior, the covariate is not one of the fit, or a gene of ``genes`` is unknown to it.
+        If there is no such fit or posterior, the covariate does not belong to the fit, or a gene of ``genes`` is
+        unknown to it.
     ValueError
-        If the fit has not seen the category, ``value`` is no number for a continuous covariate, ``transform_batch`` is
-        given while the batch is changed, none of the genes of the fit is there, or the name is taken.
+        If the fit has not seen the category, ``value`` is not a number for a continuous covariate, ``transform_batch``
+        is given while the batch is changed, no gene of the fit is present, or the name is taken.
 
     Notes
     -----
-    What is said is what the model holds likely for a cell of that place in the latent space, not what an intervention
-    would do: whatever differs between conditions and is not in the latent space is put down to the condition.
+    The result is what the model predicts for a cell with this latent state under the condition. It is not the effect of
+    an intervention: the model attributes to the condition all differences between conditions that the latent space does
+    not hold.
 
     See Also
     --------
-    vxpress.tl.denoise : the same under the conditions that were observed.
+    vxpress.tl.denoise : the same under the observed conditions.
 
     Examples
     --------
@@ -231,8 +238,8 @@ def _warn_unsupported(change: Intervention, weight_n: np.ndarray, support_n: np.
     what = f"{change.key} = {change.value}"
     if weight_n.sum() < 1:
         logg.warning(
-            f"No cell of adata is at or near {what}, so that no cell has support for it. Support is judged by the cells of "
-            "adata: pass those of the condition too, or take the result for extrapolation."
+            f"No cell of adata is at or near {what}, so no cell has support for it. Support is computed from the cells of "
+            "adata: include the cells of the condition, or treat the result as extrapolation."
         )
         return
     others = weight_n < 1 if change.categorical else np.ones(len(weight_n), dtype=bool)
@@ -240,6 +247,6 @@ def _warn_unsupported(change: Intervention, weight_n: np.ndarray, support_n: np.
     if low:
         logg.warning(
             f"{low} of {int(others.sum())} cells{' of other conditions' if change.categorical else ''} have a support below "
-            f"{LOW_SUPPORT:g} for {what}: among their neighbours it is less than a fifth as common as overall, and what "
-            "is decoded for them is extrapolation. The score of every cell is in adata.obs."
+            f"{LOW_SUPPORT:g} for {what}: among their neighbours this value is less than a fifth as common as overall, so their "
+            "decoded expression is extrapolation. The score of every cell is in adata.obs."
         )

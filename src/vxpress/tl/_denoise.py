@@ -1,4 +1,4 @@
-"""``vx.tl.denoise``: expression as the model sees it."""
+"""``vx.tl.denoise``: denoised expression."""
 
 from __future__ import annotations
 
@@ -57,96 +57,101 @@ def denoise(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Write denoised expression, decoded from the stored posterior in chunks; the counts are not needed.
+    r"""Compute denoised expression from the stored posterior, in chunks; the counts are not needed.
 
     .. math::
 
         \hat y_{ng} = s_n \, \frac{1}{|B|} \sum_{b \in B} \mathbb{E}_{q(z \mid x_n)}[\rho_g(z, b)]
 
-    with :math:`\rho` the shares that the decoder gives the genes :cite:p:`Lopez2018`, :math:`B` the batches of
-    ``transform_batch`` and :math:`s_n` the ``target_sum``.
+    where :math:`\rho` are the shares of the genes that the decoder returns :cite:p:`Lopez2018`, :math:`B` the batches
+    of ``transform_batch`` and :math:`s_n` the ``target_sum``.
 
-    For some genes of a large matrix, name them: they come back as an AnnData of their own and nothing is written, so
-    that the dense matrix of all genes is never built.  A layer of all genes of many cells takes half the memory with
-    ``dtype="float16"``, and less still with ``drop_below``.
+    To get a few genes of a large matrix, name them with ``genes``: they are returned as a new AnnData, nothing is
+    written, and the dense matrix of all genes is never built.  A layer of all genes takes half the memory with
+    ``dtype="float16"``, and still less with ``drop_below``.
 
     Parameters
     ----------
     adata
         Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it) and genes of the fit, in any order.
     model
-        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+        Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
     genes
-        Genes to return instead of writing a layer: names, or a boolean array over ``adata.var``. Any genes of the fit can
-        be named, whether ``adata`` still holds them or not. ``None`` writes the layer of all genes.
+        Genes to return instead of writing a layer: names, or a boolean array over ``adata.var``. Any gene of the fit
+        can be named, even if ``adata`` no longer holds it. ``None`` writes the layer of all genes.
     transform_batch
-        Batch, or batches to average over, under which every cell is decoded; by default all batches of the fit
-        that have 30 training cells or more (all, where most cells are in smaller ones; a warning names those left out), so that
-        cells of different batches compare. ``"observed"`` decodes each cell under its own batch, which is the best guess
-        of that cell's counts; a batch that is called so is named by ``["observed"]``.
+        Batch, or batches to average over, under which every cell is decoded. By default all batches of the fit with 30
+        training cells or more, so that cells of different batches are comparable (all batches, if most cells are in
+        smaller ones; a warning names those left out). ``"observed"`` decodes each cell under its own batch, which
+        predicts its counts best; if a batch has the name "observed", pass ``["observed"]`` for that batch. A category
+        that is a number in ``obs`` may be given as a number.
     target_sum
         Sum that each cell is scaled to, over all genes that the size factor counts; by default that of the fit.
-        ``"library"`` scales each cell to its own size factor, ``adata.obs["vae_library"]``: the values are expected
-        counts (of a zero-inflated fit, before any count is lost to the inflation).
+        ``"library"`` scales each cell to its own size factor, ``adata.obs["vae_library"]``: the values are then
+        expected counts (for a zero-inflated fit, before any counts are lost to the inflation).
     own_counts
-        Whether to combine what the model expects with the counts of the cell itself, which are then read from ``layer``:
-        the expectation is multiplied by :math:`(\theta_g + x_{ng}) / (\theta_g + \mu_{ng})`, the mean of the gamma distribution
-        behind the negative binomial given the count, as in SAVER :cite:p:`Huang2018`. :math:`\mu` is the cell's own mean
-        under its own batch. A latent space of a few dimensions cannot hold what is particular to one cell; this puts
-        back as much as the dispersion of the gene allows. Better for predicting the molecules of this very cell, noisier
-        for plots; rows no longer sum exactly to ``target_sum``. Only of fits with ``likelihood="nb"`` and a dispersion
-        per gene, or per gene and batch; genes that are read out stay as they are.
+        Whether to combine the expectation of the model with the counts of the cell itself, read from ``layer``. The
+        expectation is multiplied by :math:`(\theta_g + x_{ng}) / (\theta_g + \mu_{ng})`, the mean of the gamma
+        distribution behind the negative binomial given the count, as in SAVER :cite:p:`Huang2018`. :math:`\mu` is the
+        cell's own mean under its own batch. A latent space of a few dimensions cannot represent what is particular to
+        one cell; this option restores as much of it as the dispersion of the gene allows. It is better for predicting
+        the molecules of this cell and noisier in plots; rows no longer sum exactly to ``target_sum``. Only for fits
+        with ``likelihood="nb"`` and a dispersion per gene, or per gene and batch; genes outside the model are not
+        changed.
     layer
-        With ``own_counts``, where the counts are: by default as for the fit, ``None`` for ``adata.X``.
+        With ``own_counts``, the layer with the counts, or ``None`` for ``adata.X``; by default the layer that the fit
+        read.
     interval
-        Probability of an equal-tailed credible interval, such as 0.9, written beside the mean. ``None`` writes none.
+        Probability of an equal-tailed credible interval, such as 0.9, written in addition to the mean. ``None`` writes
+        none.
     n_draws
-        Posterior draws per cell; by default 10, dealt out evenly over the batches (at least one for each). With
-        ``interval`` 100, each decoded under every batch and averaged over them, before quantiles are taken.
+        Posterior draws per cell; by default 10, spread evenly over the batches (at least one for each). With
+        ``interval`` 100; each draw is decoded under every batch and averaged over them before quantiles are taken.
     dtype
         ``"float32"``, or ``"float16"`` for half the memory: three digits, from 6e-5 to 65,504.
     drop_below
-        Write a sparse CSR matrix without the entries below this value, which is on the scale of the result (0.1 of a
+        Write a sparse CSR matrix without the entries below this value, which is on the scale of the result (0.1 with a
         ``target_sum`` of 10,000 is a share of 1e-5). The share of the sum that was dropped is logged. ``None`` keeps
-        everything, dense: decoded expression is never exactly zero.
+        all entries in a dense matrix: decoded expression is never exactly zero.
     rng
         Seed of the draws, or a numpy generator; the default gives the layer that :func:`fit_vae` writes.
     key_added
-        Name of the layer; by default ``"vae_normalized"`` for the default fit, which is replaced, as is what an earlier call
-        wrote under this name. Not with ``genes``.
+        Name of the layer; by default ``"vae_normalized"`` for the default fit. This layer, or one that an earlier call
+        wrote under ``key_added``, is replaced. Not available with ``genes``.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
-        Return a copy instead of writing to ``adata``. Not with ``genes``, which writes nothing.
+        Return a copy instead of writing to ``adata``. Not available with ``genes``, which writes nothing.
 
     Returns
     -------
-    With ``genes``, an ``AnnData`` object, cells x ``genes`` in the order given, ready to plot: in ``X`` the columns that
-    the layer would have, with copies of ``obs`` and ``obsm``, and with ``interval`` the ends in ``layers["lower"]`` and
-    ``layers["upper"]``; ``adata`` stays as it is.
+    With ``genes``, an ``AnnData`` object, cells x ``genes`` in the order given, ready to plot. ``X`` holds the columns
+    that the layer would have, next to copies of ``obs`` and ``obsm``. With ``interval``, the ends of the interval are
+    in ``layers["lower"]`` and ``layers["upper"]``. ``adata`` is not changed.
 
     Otherwise returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
 
     ``adata.layers["vae_normalized" | key_added]`` : :class:`numpy.ndarray` | :class:`scipy.sparse.csr_matrix` (dtype ``dtype``)
-        E_q[rho] x ``target_sum``, n_obs x n_vars, not log-transformed (of a Gaussian fit the expected log value).
+        E_q[rho] x ``target_sum``, n_obs x n_vars, not log-transformed (for a Gaussian fit the expected log value).
     ``adata.uns[key_added]``
-        With ``key_added``, ``params``, by which the next call knows that it may replace the layer.
+        With ``key_added``, ``params``. The next call uses this record to recognise a layer that it may replace.
     ``adata.layers["vae_normalized_lower" | key_added + "_lower"]``, and the same with ``_upper``
-        With ``interval``, the ends of the interval of rho under q(z | x), on the same scale. They tell how well the cell's
-        place in the latent space is known, given the model. They are no interval for counts, which vary around their
-        expectation, and do not hold what is uncertain in the fitted model itself.
+        With ``interval``, the ends of the interval of rho under q(z | x), on the same scale. They show how precisely
+        the latent state of the cell is known, given the model. They are not an interval for counts, which vary around
+        their expectation, and they do not include the uncertainty of the fitted model itself.
 
     Raises
     ------
     KeyError
         If there is no such fit or posterior, or a gene of ``genes`` is unknown to the fit.
     ValueError
-        If a batch is unknown to the fit, none of its genes is there, another layer has that name, ``genes`` names a gene
-        twice or comes with ``key_added`` or ``copy``, ``n_draws`` are too few for ``interval``, ``drop_below`` comes with
-        ``dtype="float16"``, which sparse matrices do not hold, or a value is beyond the ``dtype``.
+        If a batch is unknown to the fit, no gene of the fit is present, another layer has that name, ``genes`` names a
+        gene twice or is given with ``key_added`` or ``copy``, ``n_draws`` is too small for ``interval``, ``drop_below``
+        is given with ``dtype="float16"``, which sparse matrices do not support, or a value is out of range for
+        ``dtype``.
 
     See Also
     --------
@@ -161,7 +166,7 @@ def denoise(
     >>> adata.layers["vae_normalized"].shape
     (700, 765)
 
-    Two genes only, without the layer, as expected counts with an interval:
+    Two genes only, as expected counts with an interval; no layer is written:
 
     >>> few = vx.tl.denoise(adata, genes=["CD8A", "NKG7"], target_sum="library", interval=0.9)
     >>> few.shape
@@ -174,7 +179,7 @@ def denoise(
     fit = cells.fit
     wanted = None if genes is None else requested_genes(adata, fit, genes, key_added=key_added, copy=copy)
     chosen, columns = genes_present(adata, fit) if wanted is None else (wanted, None)
-    n_draws = _asked_draws(n_draws, interval)
+    n_draws = _checked_draws(n_draws, interval)
     _check_form(fit, dtype, drop_below)
     scale = scale_from(adata, cells, target_sum)
     counts = _own_counts(adata, cells, layer, interval) if own_counts else None
@@ -218,18 +223,18 @@ def denoise(
     return adata if copy else None
 
 
-def _asked_draws(n_draws: int | None, interval: float | None) -> int:
-    """How many draws per cell, enough for the interval if there is one."""
+def _checked_draws(n_draws: int | None, interval: float | None) -> int:
+    """Return the number of draws per cell, after checking that it is enough for the interval."""
     if n_draws is None:
         n_draws = DENOISING_DRAWS if interval is None else INTERVAL_DRAWS
     check_range("n_draws", n_draws, 1, 100_000, integer=True)
     if interval is not None:
         check_range("interval", interval, 0.01, 0.999)
-        # one draw beyond either end, on average
+        # one draw beyond each end, on average
         least = int(np.ceil(2 / (1 - interval) - 1e-9))
         if n_draws < least:
             msg = (
-                f"n_draws={n_draws} are too few for interval={interval:g}: their extremes lie within it. Pass "
+                f"n_draws={n_draws} is too small for interval={interval:g}: even the extreme draws are inside this interval. Pass "
                 f"n_draws={least} or more."
             )
             raise ValueError(msg)
@@ -237,21 +242,21 @@ def _asked_draws(n_draws: int | None, interval: float | None) -> int:
 
 
 def _own_counts(adata: AnnData, stored: StoredCells, layer: str | Unset | None, interval: float | None) -> Cells:
-    """The counts to combine with, where the distribution of the fit allows it."""
+    """Read the counts to combine with, or raise an error if the likelihood of the fit does not allow it."""
     fit, config = stored.fit, stored.fit.params.model
     if not LIKELIHOODS[config.likelihood].gamma_rate or config.dispersion not in {"gene", "gene-batch"}:
         msg = (
             f"own_counts=True needs a fit with likelihood='nb' and a dispersion per gene, or per gene and batch; this one "
-            f"has {config.likelihood!r} and {config.dispersion!r}. Leave it out, or fit again."
+            f"has {config.likelihood!r} and {config.dispersion!r}. Leave own_counts= out, or fit again."
         )
         raise ValueError(msg)
     if interval is not None:
-        msg = f"own_counts=True and interval={interval:g} were given; the interval is one of rho alone. Leave one of the two out."
+        msg = f"own_counts=True and interval={interval:g} were given, but an interval is available for rho alone. Leave one of the two out."
         raise ValueError(msg)
     counts = read_query(adata, fit, layer)[0]
     if not config.latent_library:
         return counts
-    # the size factor that was inferred is no sum of counts, and mu is of it
+    # mu refers to the inferred size factor, which is not a sum of counts
     return replace(counts, log_library_n1=log_library(stored_library(adata, stored.keys)))
 
 
@@ -261,15 +266,15 @@ def _check_form(fit: Fit, dtype: FloatName, drop_below: float | None) -> None:
         return
     check_range("drop_below", drop_below, 1e-12, 1e12)
     if dtype != "float32":
-        msg = f"drop_below={drop_below!r} writes a sparse matrix, which does not hold {dtype}. Leave dtype= or drop_below= out."
+        msg = f"drop_below={drop_below!r} writes a sparse matrix, which does not support {dtype}. Leave dtype= or drop_below= out."
         raise ValueError(msg)
     if fit.params.scale != "composition":
-        msg = f"drop_below={drop_below!r}: the values of a Gaussian fit are expected log values, of either sign. Leave it out."
+        msg = f"drop_below={drop_below!r}: the values of a Gaussian fit are expected log values, which may be negative. Leave it out."
         raise ValueError(msg)
 
 
 def _names(adata: AnnData, keys: Keys, key_added: str | None, interval: float | None) -> list[str]:
-    """Names of the layers to write; one that is not ours to replace is refused."""
+    """Return the names of the layers to write, or raise an error if one of them must not be replaced."""
     layer = keys.normalized if key_added is None else key_added
     check_name("key_added", layer)
     names = [layer] if interval is None else [layer, *keys.bounds(layer)]
@@ -277,11 +282,11 @@ def _names(adata: AnnData, keys: Keys, key_added: str | None, interval: float | 
         check_replaceable(adata, layer, ours=lambda stored: has_params(stored, "denoised"), layers=[layer])
         taken = [f"layers[{name!r}]" for name in names[1:] if name in adata.layers]
         if taken and not _with_interval(adata.uns.get(layer, {})):
-            msg = f"adata holds {', '.join(taken)} already, and not from an earlier call. Choose another key_added=, or delete it first."
+            msg = f"adata already holds {', '.join(taken)}, which an earlier call did not write. Choose another key_added=, or delete it first."
             raise ValueError(msg)
     return names
 
 
 def _with_interval(stored: Mapping[str, Any]) -> bool:
-    """Whether this is the record of a layer of our own whose interval was written too."""
+    """Return whether this is the record of an earlier call that wrote a layer and its interval."""
     return has_params(stored, "denoised", "interval")

@@ -1,4 +1,4 @@
-"""``vx.tl.diagnose``: is the latent space sound?"""
+"""``vx.tl.diagnose``: check the latent space of a fit."""
 
 from __future__ import annotations
 
@@ -34,66 +34,72 @@ def diagnose(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    """Judge the latent space of the cells at hand: collapse, overfitting, prior gap, unused dimensions.
+    """Check the latent space of the cells in ``adata``: collapse, overfitting, prior gap, unused dimensions.
 
-    :func:`fit_vae` does this for its own cells, with fewer looked at one by one; call it for the gaps, after :func:`encode`,
-    or on a subset of cells.
+    :func:`fit_vae` runs this check on its own cells, with fewer cells refined one by one. Call ``diagnose`` for more
+    precise gaps, after :func:`encode`, or for a subset of the cells.
 
     Parameters
     ----------
     adata
         Cells with a stored posterior.
     model
-        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+        Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
     gaps
-        Whether to compute what needs counts. ``None`` does where ``adata`` holds them, and otherwise keeps what the fit
-        knows from its own cells; ``True`` raises where there are none.
+        Whether to compute the quantities that need counts. ``None`` computes them if ``adata`` has the counts;
+        otherwise the values that the fit has of its own cells are kept. ``True`` raises an error if there are no
+        counts.
     n_cells
-        Cells, held-out ones where there are any, whose own posterior is sought for the gaps: about a second per hundred.
+        Number of cells whose posterior is refined for the gaps, held-out cells if there are any: about a second per
+        hundred cells.
     layer
-        Layer that holds the counts; left out, the one that the fit read.
+        Layer with the counts, or ``None`` for ``adata.X``; by default the layer that the fit read.
     rng
         Seed of these cells and of the noise, or a numpy generator.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
     Returns
     -------
-    Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following field, and logs the verdict:
+    Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Logs the verdict and sets the following
+    field:
 
     ``adata.uns["vae"]["diagnostics"]``
-        All in nats per cell unless said otherwise, of held-out cells where there are any:
+        Values are in nats per cell unless noted otherwise, and of held-out cells if there are any:
 
         ``verdict``
-            A sentence that begins with healthy, unused dimensions, prior gap, overfitted, collapsed or under-trained, with
-            the cure. Do not use a collapsed or under-trained fit. Of an overfitted one clusters are fine and what is said of
-            new cells is weaker; a prior gap matters for cells drawn from the prior only.
+            A sentence that begins with healthy, unused dimensions, prior gap, overfitted, collapsed or under-trained,
+            and names a remedy. Do not use a collapsed or under-trained fit. Clusters of an overfitted fit are fine, but
+            its predictions for new cells are less accurate. A prior gap matters only for cells drawn from the prior.
         ``kl_per_dim`` (n_latent,), ``kl``, ``kl_se``
-            Divergence of the posterior from the prior, which the dimensions sum to. Under a prior other than N(0, I) a dimension
-            has no divergence of its own, and ``kl_per_dim`` is that from the normal distribution with the mean and variance of the
-            aggregate posterior in that dimension; ``kl`` is then sampled, with the standard error ``kl_se``, else 0.
+            Divergence of the posterior from the prior; ``kl`` is the sum over dimensions. Under a prior other than N(0,
+            I) a single dimension has no divergence of its own. ``kl_per_dim`` is then the divergence from the normal
+            distribution with the mean and variance of the aggregate posterior in that dimension, and ``kl`` is sampled,
+            with the standard error ``kl_se``. Otherwise ``kl_se`` is 0.
         ``active`` (n_latent,), ``active_units``, ``active_units_kl``
-            Dimensions in which the posterior mean varies by more than 0.01 over cells (Burda et al. 2016), and the number
-            whose ``kl_per_dim`` exceeds 0.01.
+            Dimensions in which the posterior mean varies by more than 0.01 over cells (Burda et al. 2016), their
+            number, and the number of dimensions whose ``kl_per_dim`` exceeds 0.01.
         ``mutual_information``, ``mutual_information_cap``
-            Information of z about the cell (Hoffman & Johnson 2016), which no estimate shows beyond the log of the number of cells.
+            Mutual information of z and the cell (Hoffman & Johnson 2016), and the largest value that can be estimated:
+            the log of the number of cells.
         ``prior_gap_per_dim``, ``prior_gap_per_dim_low``
             Divergence of the aggregate posterior from the prior, per dimension, and its lower 95 % bound; see
             :func:`vxpress.metrics.prior_gap`.
         ``decoder_response`` (n_latent,)
-            Share of a cell's molecules that go to other genes as the dimension moves from 2 sd below its mean to 2 sd above.
+            Share of a cell's molecules that moves to other genes when the dimension goes from 2 sd below its mean to 2
+            sd above it.
         ``generalisation_gap``, ``generalisation_gap_share``, ``generalisation_gap_low``
-            By how much held-out cells are described worse than training cells of like depth; as a share of the held-out
-            ELBO; and the lower 95 % bound of that share.
+            How much worse the model describes held-out cells than training cells of similar depth; the same as a share
+            of the held-out ELBO; and the lower 95 % bound of that share.
         ``elbo``, ``amortisation_gap``, ``inference_gap``, ``kl_encoder``, ``kl_refined``, ``n_probed``
-            Of ``n_probed`` cells: their ELBO; by how much it rises as the posterior of every cell is improved by itself, 100
-            steps of Adam with the decoder held fixed (Cremer et al. 2018); IWAE with 100 samples less ELBO; and the divergence
-            from the prior of the encoder's posterior and of the improved one.
+            For ``n_probed`` cells: their ELBO; its increase when the posterior of each cell is refined separately, by
+            100 steps of Adam with the decoder fixed (Cremer et al. 2018); IWAE with 100 samples minus ELBO; and the
+            divergence from the prior of the encoder's posterior and of the refined one.
 
     Raises
     ------
@@ -144,7 +150,7 @@ def diagnose(
             known=fit.diagnostics,
             seed=seed,
         )
-    # what came of a cure is told of the fit, not of these cells
+    # the record of a cure belongs to the fit, not to these cells
     found |= {name: fit.diagnostics[name] for name in ("cure", "before_cure") if name in fit.diagnostics}
     adata = own(adata, copy=copy)
     Results(uns={keys.uns: fit.to_uns() | {"diagnostics": found}}).write(adata)
@@ -153,7 +159,7 @@ def diagnose(
 
 
 def _cells(adata: AnnData, stored: StoredCells, layer: str | Unset | None, *, gaps: bool | None) -> Cells | None:
-    """The cells with their counts; None where these are not asked for or not there."""
+    """Read the cells with their counts; None if the counts are not requested or not available."""
     if gaps is False:
         return None
     try:
@@ -161,5 +167,5 @@ def _cells(adata: AnnData, stored: StoredCells, layer: str | Unset | None, *, ga
     except (ValueError, KeyError) as error:
         if gaps:
             raise
-        logg.info(f"    what needs counts is taken from the fit: {error}")
+        logg.info(f"    the quantities that need counts are kept from the fit: {error}")
         return None

@@ -1,4 +1,4 @@
-"""``vx.tl.encode``: new cells in a fitted model."""
+"""``vx.tl.encode``: encode new cells with a fitted model."""
 
 from __future__ import annotations
 
@@ -37,39 +37,41 @@ def encode(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    """Put cells into the latent space of a fitted model, which stays as it is.
+    """Encode cells with a fitted model, without changing the model.
 
-    Any cells will do. A batch, or a category of another covariate, that the fit has not seen is taken for the average of
-    those it knows. Modelled genes that are missing are taken as not measured, not as zeros: what the model expects of them,
-    E[log1p x], is filled in and the cell encoded again, four times, and the posterior is widened by the share of the Fisher
-    information that they would have brought. Either is said in a warning.
+    Any cells can be encoded. A batch, or a category of another covariate, that the fit has not seen is treated as the
+    average of the categories that it knows. Modelled genes that are missing in ``adata`` count as not measured, not as
+    zero: their expected value under the model, E[log1p x], is filled in and the cell is encoded again, four times. The
+    posterior is widened by the share of the Fisher information that these genes would have contributed. Both cases
+    raise a warning.
 
     Parameters
     ----------
     adata
         Cells with raw counts of genes of the fit, in any order, and with its covariates in ``obs``. At least 5 % of the
-        modelled genes have to be there.
+        modelled genes must be present.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
-        Name of the fit; of a ``.safetensors`` file, which holds one fit, the name that is written.
+        Name of the fit: the ``key_added`` of the call that made it. A ``.safetensors`` file holds a single fit; ``key``
+        is then the name under which the results are written.
     layer
-        Layer that holds the counts; left out, the one that the fit read.
+        Layer with the counts, or ``None`` for ``adata.X``; by default the layer that the fit read.
     fine_tune
-        Whether the weights of new categories are then trained on their cells, all others frozen (scArches; Lotfollahi et
-        al. 2022): ``True`` for up to 10 epochs, or a number of these; a tenth of the cells is held out, and the best state
-        for them is kept. It brings what is decoded closer to the new batch. It moves cells only where the encoder sees
-        covariates (``FitOptions(encode_covariates=True)``), and labels were transferred no better by it in our
-        measurements, so the default is ``False``.
+        Whether to train the weights of new categories on their cells, with all other weights frozen (scArches;
+        Lotfollahi et al. 2022): ``True`` for up to 10 epochs, or a number of epochs. A tenth of the cells is held out,
+        and the state that is best for them is kept. Fine-tuning brings decoded expression closer to the new batch. It
+        moves cells in the latent space only if the encoder sees covariates (``FitOptions(encode_covariates=True)``). It
+        did not improve label transfer in our measurements, so the default is ``False``.
     rng
         Seed of the fine-tuning, or a numpy generator.
     device
-        ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        ``"auto"`` uses CUDA if it is available, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     key_added
-        Name under which the results are written; by default that of the fit.
+        Name under which the results are written; by default the name of the fit.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -80,18 +82,19 @@ def encode(
     ``adata.obsm["X_vae"]``, ``adata.obsm["X_vae_var"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Posterior mean and variance, n_obs x n_latent.
     ``adata.obs["vae_library"]`` : ``float64``
-        Size factor of each cell in molecules, taken as the fit took its own. Where that was a sum over genes of which some
-        are missing, the molecules that were counted over the share that their genes have in the decoded cell.
+        Size factor of each cell in molecules, computed as for the cells of the fit. If the size factor is a sum over
+        genes and some of these genes are missing, it is the number of counted molecules divided by the share that the
+        counted genes have in the decoded cell.
     ``adata.uns["vae"]``
-        The fit, with room for the new categories, so that every later call works on these cells alone.
+        The fit, extended by the new categories, so that later calls need only these cells.
 
     Raises
     ------
     KeyError
         If there is no such fit, or a column of ``obs`` that it needs is missing.
     ValueError
-        If fewer than 5 % of the modelled genes are there, a covariate is missing in some cells, the matrix does not hold
-        counts, or fewer than 4 cells have a new category to ``fine_tune``.
+        If fewer than 5 % of the modelled genes are present, a covariate is missing in some cells, the matrix does not
+        hold counts, or ``fine_tune`` finds fewer than 4 cells with a new category.
 
     References
     ----------
@@ -109,7 +112,7 @@ def encode(
     >>> query.obsm["X_vae"].shape
     (100, 10)
 
-    Half of the genes measured:
+    With half of the genes:
 
     >>> panel = adata[600:, ::2].copy()
     >>> vx.tl.encode(panel, model=reference)
@@ -145,7 +148,7 @@ def encode(
 
 
 def _epochs(fine_tune: bool | int) -> int:  # noqa: FBT001 - the value of a keyword
-    """Epochs of fine-tuning at most, 0 for none."""
+    """Return the maximum number of epochs of fine-tuning, 0 for none."""
     if isinstance(fine_tune, bool):
         return FINE_TUNE_EPOCHS if fine_tune else 0
     if not isinstance(fine_tune, Integral):
@@ -156,13 +159,13 @@ def _epochs(fine_tune: bool | int) -> int:  # noqa: FBT001 - the value of a keyw
 
 
 def _check_no_other_fit(adata: AnnData, model: Model, keys: Keys) -> None:
-    """Raise rather than replace the fit of these very cells by another one."""
+    """Raise an error if another fit would replace the fit of these cells."""
     split_n = stored_split(adata, keys)
     fitted_here = keys.uns in adata.uns and split_n is not None and (split_n == "train").any()
     if model is None or model is adata or not fitted_here:
         return
     msg = (
-        f"adata holds a fit of its own under {keys.uns!r}, which the one of model= would replace. Choose another name with "
-        f"key_added=, or drop it first: del adata.uns[{keys.uns!r}], adata.obs[{keys.split!r}]."
+        f"adata holds a fit of its own named {keys.uns!r}, which the fit of model= would replace. Choose another name with "
+        f"key_added=, or delete it first: del adata.uns[{keys.uns!r}], adata.obs[{keys.split!r}]."
     )
     raise ValueError(msg)

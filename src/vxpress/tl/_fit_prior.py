@@ -1,4 +1,4 @@
-"""``vx.tl.fit_prior``: learn where cells lie, with the model left as it is."""
+"""``vx.tl.fit_prior``: learn the prior of a fitted model."""
 
 from __future__ import annotations
 
@@ -45,44 +45,48 @@ def fit_prior(
 ) -> AnnData | None:
     r"""Learn the prior of a fitted model from its cells: p(z), or p(z | condition).
 
-    A variational autoencoder is trained as if cells lay in its latent space as :math:`N(0, I)` does.  They do not: what is
-    drawn from there may be no cell.  This fits a density to where the cells of the fit do lie, the mean of their posteriors
-    :math:`q(z \mid x)` (a second stage: :cite:t:`Dai2019`), by maximum likelihood on fresh draws of the training cells.
-    Encoder and decoder stay as they are, to the bit, and so do the posteriors; what changes is
-    :func:`log_likelihood`, every score that rests on it, and cells drawn from the prior.
+    A variational autoencoder is trained as if the latent states of cells were distributed as :math:`N(0, I)`.  They are
+    not: a draw from :math:`N(0, I)` may be unlike any cell.  This function fits a density to the actual distribution of
+    the cells, the mean of their posteriors :math:`q(z \mid x)` (a second stage: :cite:t:`Dai2019`), by maximum
+    likelihood on fresh draws of the training cells.  Encoder, decoder and posteriors stay exactly as they are.  What
+    changes is :func:`log_likelihood`, every score that depends on it, and cells drawn from the prior.
 
-    The new prior is kept only if the mean of :math:`\log p(z)` over draws of the validation cells, which it was not fitted
-    to, rises by more than its standard error.  Else the fit stays as it was, and a warning says so.
+    The new prior is kept only if the mean of :math:`\log p(z)` over draws of the validation cells, which it was not
+    fitted to, rises by more than its standard error.  Otherwise the fit stays as it was and a warning is raised.
 
     Parameters
     ----------
     adata
-        The cells of the fit, or some of them, with their posteriors and split as :func:`fit_vae` wrote them. No counts are read.
+        The cells of the fit, or some of them, with their posteriors and split as :func:`fit_vae` wrote them. Counts are
+        not read.
     prior
-        ``"flow"`` (a neural spline flow), ``"mixture"`` (of Gaussians), ``"vamp"`` (a mixture of the posteriors of cells
-        chosen by k-means, widened), ``"diffusion"``, ``"flow_matching"``, or ``"normal"``, which is :math:`N(0, I)` again.
+        ``"flow"`` (a neural spline flow), ``"mixture"`` (of Gaussians), ``"vamp"`` (a mixture of the posteriors of
+        cells chosen by k-means, widened), ``"diffusion"``, ``"flow_matching"``, or ``"normal"``, which restores
+        :math:`N(0, I)`.
     model
-        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+        Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     condition_key
-        Column of ``obs`` with labels, one prior being learned for each: :math:`p(z \mid c)`. The fit need not know them. Cells
-        without a label are given a condition of their own, which has no name. Without a condition, as in
-        :func:`log_likelihood`, the prior is then the mixture :math:`\sum_c \pi_c p(z \mid c)` with the shares of the training cells.
+        Column of ``obs`` with labels. One prior is learned for each label, :math:`p(z \mid c)`. The labels need not be
+        known to the fit. Cells without a label get a condition of their own, which has no name. Where no condition is
+        given, as in :func:`log_likelihood`, the prior is the mixture :math:`\sum_c \pi_c p(z \mid c)` with the shares
+        of the training cells.
     n_components
-        Components of ``"mixture"`` and ``"vamp"``; by default as many as the cells can feed, up to 50, 500 for ``"vamp"``.
+        Components of ``"mixture"`` and ``"vamp"``; by default as many as the number of cells supports, up to 50, or 500
+        for ``"vamp"``.
     max_steps
-        Gradient steps of 512 cells; by default some hundreds to thousands, which depend on the kind. The state that is
-        best for a tenth of the training cells is kept, so that more steps do not fit worse.
+        Gradient steps of 512 cells; by default some hundreds to thousands, depending on the kind of prior. The state
+        that is best for a tenth of the training cells is kept, so more steps do not give a worse fit.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
     key_added
-        Name under which the fit with its new prior is written; by default that of the fit, whose prior is replaced.
+        Name under which the fit with its new prior is written; by default the name of the fit, whose prior is replaced.
     rng
         Seed, or a numpy generator.
     device
-        ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        ``"auto"`` uses CUDA if it is available, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -91,27 +95,36 @@ def fit_prior(
     Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
 
     ``adata.uns["vae"]``
-        The fit with its new prior. ``uns["vae"]["prior"]`` holds ``kind``; ``log_prob_before`` and ``log_prob_after``, the means
-        of log p(z) over validation cells, in nats; ``gain``, their difference, and ``gain_se``, its standard error over cells;
-        ``kl``, the mean divergence of the posteriors from the new prior, and ``kl_se``, the standard error of its sampling;
-        ``n_cells`` and ``n_draws`` these rest on; ``n_steps``, ``best_step``; and with ``condition_key`` that,
-        ``categories`` and ``unlabelled``. ``uns["vae"]["diagnostics"]`` is made anew; its ``elbo``, ``amortisation_gap`` and
-        ``inference_gap`` go, for which :func:`diagnose` needs counts, and what else it knows from counts is of the prior that the
-        networks were trained with. A prior that was not kept leaves the same under ``uns["vae"]["prior"]["refused"]``, and nothing else.
+        The fit with its new prior. ``uns["vae"]["prior"]`` holds
+
+        - ``kind``;
+        - ``log_prob_before`` and ``log_prob_after``, the means of log p(z) over validation cells, in nats;
+        - ``gain``, their difference, and ``gain_se``, its standard error over cells;
+        - ``kl``, the mean divergence of the posteriors from the new prior, and ``kl_se``, the standard error of its
+          sampling;
+        - ``n_cells`` and ``n_draws``, on which these values are based;
+        - ``n_steps`` and ``best_step``;
+        - with ``condition_key``, that column, ``categories`` and ``unlabelled``.
+
+        ``uns["vae"]["diagnostics"]`` is computed again. Its ``elbo``, ``amortisation_gap`` and ``inference_gap`` are
+        removed; :func:`diagnose` recomputes them from counts. The other values that need counts are those of the prior
+        that the networks were trained with. If the new prior is not kept, its record is written to
+        ``uns["vae"]["prior"]["refused"]`` and nothing else changes.
     ``adata.obsm["k"]``, ``adata.obsm["k_var"]``, ``adata.obs["k_split"]``, ``adata.obs["k_library"]``
-        With ``key_added="k"``: the posteriors, split and size factors of the fit, so that it can be used under its new name.
+        With ``key_added="k"``: the posteriors, split and size factors of the fit, so that it can be used under its new
+        name.
 
     Raises
     ------
     KeyError
-        If there is no such fit, posterior or column, or no split, since the cells are not those of the fit.
+        If there is no such fit, posterior or column, or no split because the cells are not those of the fit.
     ValueError
-        If too few cells are left to learn from or to judge by, no training cell has a label, or a name is taken.
+        If too few cells are left to learn from or to evaluate on, no training cell has a label, or a name is taken.
 
     See Also
     --------
     vxpress.tl.fit_vae : ``prior=`` learns it together with the rest.
-    vxpress.tl.log_likelihood : what the new prior is good for.
+    vxpress.tl.log_likelihood : measure the effect of the new prior on the likelihood.
 
     Examples
     --------
@@ -154,14 +167,14 @@ def fit_prior(
 
 
 def _task(adata: AnnData, stored: StoredCells, condition_key: str | None) -> Task:
-    """Who is learned from and who judges, checked."""
+    """Return the cells to learn from and to evaluate on, after checking them."""
     train_n, validation_n = learning_split(adata, stored.keys)
     conditions = None if condition_key is None else Conditions.read(adata.obs, condition_key, train_n)
     return Task(stored.mean_nd, stored.var_nd, train_n, validation_n, conditions)
 
 
 def _diagnosed(stored: StoredCells, fit: Fit, task: Task) -> dict[str, Any]:
-    """The diagnosis of the fit with its new prior; what counts tell of the networks holds as it was, bounds do not."""
+    """Diagnose the fit with its new prior; keep the values that were computed from counts, except the bounds."""
     known = {name: value for name, value in fit.diagnostics.items() if name not in OF_THE_PRIOR}
     held_out = np.zeros(len(stored.mean_nd), dtype=bool)
     held_out[task.validation_n] = True
@@ -186,17 +199,17 @@ def _results(adata: AnnData, stored: StoredCells, fit: Fit, record: dict[str, An
         results.obs = {to.split: pd.Categorical(find_column(adata.obs, keys.split))}
         if keys.library in adata.obs:
             results.obs[to.library] = find_column(adata.obs, keys.library).to_numpy()
-        # of an earlier fit under that name
+        # layers of an earlier fit with that name
         results.stale = [("layers", name) for name in (to.normalized, *to.bounds())]
     return results
 
 
 def _refusal(adata: AnnData, stored: StoredCells, record: dict[str, Any]) -> Results:
-    """The fit as it was, with a note of what was tried."""
+    """Return the unchanged fit with a record of the prior that was not kept."""
     name = stored.keys.uns
     here = adata.uns.get(name)
     if not is_fit(here) or Fit.from_uns(here).to_uns()[NAME] != stored.fit.to_uns()[NAME]:
-        return Results()  # the fit lies elsewhere, and nothing of it is written here
+        return Results()  # the fit is in another place, which is not written to
     return Results(uns={name: replace(stored.fit, prior={**stored.fit.prior, "refused": record}).to_uns()})
 
 

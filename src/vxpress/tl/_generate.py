@@ -49,84 +49,89 @@ def generate(
     rng: int | np.random.Generator | None = 0,
     progress: bool | None = None,
 ) -> AnnData:
-    r"""Draw new cells from the prior: cells that nobody measured.
+    r"""Generate new cells by drawing latent states from the prior and counts from the decoder.
 
     .. math::
 
         z_m \sim p(z \mid c_m), \qquad x_{mg} \sim p(\,\cdot \mid z_m, s_m, l_m)
 
-    with the label :math:`c` where the prior knows labels, covariates :math:`s` and size factor :math:`l`
-    :cite:p:`Kingma2014,Lopez2018`.  This is **generation**: :math:`z` comes from the prior, not from the posterior of a cell
-    at hand.  :func:`sample` does the latter, resampling cells around where they lie.
+    with the label :math:`c` if the prior is conditional on labels, covariates :math:`s` and size factor :math:`l`
+    :cite:p:`Kingma2014,Lopez2018`.  This is **generation**: :math:`z` comes from the prior, not from the posterior of a
+    cell.  To resample existing cells around their latent states, use :func:`sample`.
 
-    How good new cells are hangs on the prior. That of a plain fit is N(0, I), which covers places between cell types where
-    no cell lies; learn one first, which takes seconds and leaves the fit as it is: ``vx.tl.fit_prior(adata)``, or
-    ``vx.tl.fit_prior(adata, condition_key="cell_type")`` to ask for cells of a type.
+    The quality of generated cells depends on the prior. The prior of a plain fit is N(0, I), which also covers the
+    empty space between cell types. Learn a better prior first; this takes seconds and leaves encoder and decoder as
+    they are: ``vx.tl.fit_prior(adata)``, or ``vx.tl.fit_prior(adata, condition_key="cell_type")`` to generate cells of
+    a given type.
 
-    Size factor and covariates that are not given are those of a real cell, drawn for each new one among the
-    ``n_neighbors`` nearest to its :math:`z` that have its label and the categories given: cell types differ in both, so that
-    drawing them regardless of :math:`z` would give cells away.
+    If size factor or covariates are not given, each new cell copies them from a real cell, drawn among the
+    ``n_neighbors`` nearest to its :math:`z` that have its label and the given categories. Cell types differ in both, so
+    generated cells would be easy to recognise if these values were drawn without regard to :math:`z`.
 
     Parameters
     ----------
     adata
-        The cells that were fitted, with their posterior and size factors; a model without cells
-        (:func:`~vxpress.load_model`) will do where ``library`` and all covariates are given.
+        The cells of the fit, with their posterior and size factors. A model without cells (:func:`~vxpress.load_model`)
+        is enough if ``library`` and all covariates are given.
     n_obs
-        Number of new cells: 1,000, if ``labels`` does not say.
+        Number of new cells; 1,000 by default, unless ``labels`` determines it.
     labels
-        Which cells, if the prior was learnt given labels: one label for all; a label for each cell; or the number for
-        each, ``{"B cell": 500, "NK cell": 200}``, also as ``adata.obs["cell_type"].value_counts()``. Left out, labels are
-        drawn with their shares among the cells of the fit.
+        Labels of the new cells, if the prior was learned with labels: one label for all cells; one label per cell; or
+        the number of cells per label, ``{"B cell": 500, "NK cell": 200}`` or ``adata.obs["cell_type"].value_counts()``.
+        By default labels are drawn with their shares among the cells of the fit. A category that is a number in ``obs``
+        may be given as a number.
     covariates
-        Values of covariates of the fit, by column: one for all new cells, or an array with one for each.
+        Values of covariates of the fit, by column: one value for all new cells, or an array with one value per cell.
+        A category that is a number in ``obs`` may be given as a number.
     library
-        Size factor, in molecules: one for all, or one for each. ``"prior"``, of a fit with ``library="latent"`` only,
-        draws it from its log-normal prior; this is what a model without cells does by default.
+        Size factor, in molecules: one for all cells, or one per cell. ``"prior"`` draws it from its log-normal prior,
+        only for a fit with ``library="latent"``; this is the default for such a model without cells.
     n_neighbors
-        How many nearest real cells size factor and covariates are drawn from; ``None`` for all with the same label and
-        categories, however far.
+        Number of nearest real cells from which size factor and covariates are drawn. ``None`` uses all cells with the
+        same label and categories, at any distance.
     model
-        Where the fit is, if not in ``adata``: an AnnData or a file.
+        Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
     rng
         Seed of all draws, or a numpy generator.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
 
     Returns
     -------
-    An ``AnnData`` object of ``n_obs`` new cells and the **modelled genes** (of the others the fit knows a mean, not a distribution):
+    An ``AnnData`` object with ``n_obs`` new cells and the **modelled genes** (for other genes the fit knows a mean, but
+    no distribution):
 
     ``X`` : :class:`scipy.sparse.csr_matrix` (dtype ``float32``)
-        Counts; of a Bernoulli fit 0 and 1. Of a Gaussian fit a dense array of values of log(1 + 10,000 x / l), **no counts**:
-        ``uns`` says so under ``"scale"``.
+        Counts; 0 and 1 for a Bernoulli fit. For a Gaussian fit a dense array with values of log(1 + 10,000 x / l),
+        **not counts**; ``uns`` records this under ``"scale"``.
     ``obs["vae_library"]``
-        Size factor. Where the fit models some of the genes it counts the molecules of all, so that it exceeds the row sums.
+        Size factor. If only some of the genes are modelled, it counts the molecules of all genes and exceeds the row
+        sums.
     ``obs["vae_split"]``
-        ``"generated"``, which still tells new cells from those of the fit after :func:`anndata.concat`.
+        ``"generated"``, which still marks the new cells after :func:`anndata.concat` with the cells of the fit.
     ``obs``
         A column for each covariate of the fit, and for the labels of the prior.
     ``obsm["X_vae"]`` : :class:`numpy.ndarray`
-        The :math:`z` drawn, ready for ``sc.pp.neighbors(use_rep="X_vae")``. It is no posterior mean: posterior means of real
-        cells spread a little less.
+        The drawn :math:`z`, ready for ``sc.pp.neighbors(use_rep="X_vae")``. These are draws, not posterior means:
+        posterior means of real cells spread a little less.
     ``uns["vae_generate"]``
         ``"params"``: ``drawn_from="prior"``, the kind of prior, and the settings.
 
     Raises
     ------
     KeyError
-        If there is no such fit, the cells lack posterior or size factors, or a covariate is not one of the fit.
+        If there is no such fit, the cells lack posterior or size factors, or a covariate does not belong to the fit.
     ValueError
-        If the prior has no labels, a label or category is unknown, numbers of cells disagree, or there are no cells to draw
-        size factors or covariates from.
+        If the prior has no labels, a label or category is unknown, numbers of cells disagree, or there are no cells to
+        draw size factors or covariates from.
 
     See Also
     --------
-    sample : counts drawn around the cells at hand.
-    vxpress.metrics.two_sample_auroc : can a classifier tell new cells from real ones?
+    sample : draw counts around the cells of ``adata``.
+    vxpress.metrics.two_sample_auroc : test whether a classifier can distinguish new cells from real ones.
 
     Examples
     --------
@@ -139,8 +144,8 @@ def generate(
     """
     if not isinstance(adata, AnnData):
         msg = (
-            f"An AnnData is expected as first argument; found {type(adata).__name__}. Of a file, anndata.read_h5ad(path) "
-            "gives one, or vx.load_model(path) where it is of weights alone (.safetensors)."
+            f"An AnnData is expected as first argument; found {type(adata).__name__}. Read a file with anndata.read_h5ad(path), "
+            "or with vx.load_model(path) if it holds only weights (.safetensors)."
         )
         raise TypeError(msg)
     fit, keys = find_fit(adata, model, key), Keys.of(key)
@@ -153,7 +158,7 @@ def generate(
     n, code_n = asked_labels(labels, n_obs, condition_key, names, _hint(columns))
     given = asked_covariates(covariates, columns, n)
     if condition_key in given:
-        msg = f"covariates= names {condition_key!r}, the label of the prior. Give it as labels=, which sets both."
+        msg = f"covariates= names {condition_key!r}, which is the label of the prior. Give it as labels=, which sets both."
         raise ValueError(msg)
     from_prior = _library_from_prior(library, adata, fit)
     library_n = None if from_prior else asked_library(library, n)
@@ -174,7 +179,7 @@ def generate(
 
         obs = pd.DataFrame(given, index=[f"{GENERATED}-{i}" for i in range(n)])
         if condition_key is not None:
-            # the condition behind the named ones is that of cells without a label
+            # the condition after the named ones is that of cells without a label
             obs[condition_key] = np.array([*names, NO_NAME], dtype=object)[code_n]
         missing = [name for name in columns.names if name not in obs]
         known = columns.categories | ({} if condition_key is None else {condition_key: names})
@@ -223,7 +228,7 @@ def generate(
 
 def _hint(columns: Columns) -> str:
     covariate = (
-        f" Labels that are covariates of the fit ({', '.join(columns.categories)}) go into covariates=."
+        f" Pass labels that are covariates of the fit ({', '.join(columns.categories)}) as covariates=."
         if columns.categories
         else ""
     )
@@ -231,14 +236,14 @@ def _hint(columns: Columns) -> str:
 
 
 def _library_from_prior(library: object, adata: AnnData, fit: Fit) -> bool:
-    """Whether size factors come from their own prior."""
+    """Return whether size factors are drawn from their own prior."""
     latent = fit.params.model.latent_library
     if isinstance(library, str):
         if library != "prior":
             msg = f"library={library!r} was given; a number, an array or 'prior' is expected."
             raise ValueError(msg)
         if not latent:
-            msg = "library='prior' needs a fit with library='latent'; this one observed its size factors. Leave it out, or give numbers."
+            msg = "library='prior' needs a fit with library='latent'; the size factors of this fit were observed. Leave library= out, or give numbers."
             raise ValueError(msg)
         return True
     return library is None and latent and adata.n_obs == 0

@@ -32,7 +32,7 @@ from vxpress.core.inference.posterior import Draws
 from vxpress.metrics._latent import log_aggregate_posterior
 
 Method = Literal["linear", "spherical", "flow"]
-# cells whose density under the prior is asked for where it comes from an integration
+# number of cells whose density under the prior is computed if it needs a numerical integration
 N_COSTLY = 300
 
 
@@ -55,74 +55,79 @@ def interpolate(
     rng: int | np.random.Generator | None = 0,
     progress: bool | None = None,
 ) -> AnnData:
-    r"""Walk from one population or cell to another through the latent space, and decode every step.
+    r"""Decode a path through the latent space from one cell or group of cells to another.
 
-    The ends are means of posterior means. Between them, at :math:`t` from 0 to 1,
+    The ends are the mean posterior means of the cells. Between them, at :math:`t` from 0 to 1, the path is
 
     - ``"linear"``: :math:`z(t) = (1 - t) z_0 + t z_1`;
     - ``"spherical"``: the arc around the origin on which direction and norm change evenly :cite:p:`Shoemake1985`;
-    - ``"flow"``: the straight line in the base space of a learnt flow :math:`f`, mapped back,
-      :math:`f^{-1}((1 - t) f(z_0) + t f(z_1))`. What the flow has learnt to be dense is wide there, so the path bends along
-      where cells lie. It needs a fit whose prior is a flow: ``vx.tl.fit_prior(adata, prior="flow")``.
+    - ``"flow"``: the straight line in the base space of a learned flow :math:`f`, mapped back,
+      :math:`f^{-1}((1 - t) f(z_0) + t f(z_1))`. The flow stretches regions where it has learned a high density, so the
+      path bends to follow the cells. It needs a fit whose prior is a flow: ``vx.tl.fit_prior(adata, prior="flow")``.
 
-    Nothing keeps a path from crossing places where no cell lies, and the decoder answers there too. So every step has its
-    density under the aggregate posterior :math:`\frac{1}{N} \sum_n q(z \mid x_n)` of the cells of ``adata``, and a
-    percentile: the cells of the ends are moved along, :math:`z_n + z(t) - z(0)`, and the density around them, without their
-    own posterior, is compared with that around the cells of both ends where they lie (of all cells, where an end has fewer
-    than 20). The median over moved cells counts. Comparing the path itself would flag too little: the mean of a population
-    lies where it is denser than around any typical cell, the more so the more latent dimensions. Steps below
-    ``min_percentile`` are flagged, and a warning names them.
+    A path may cross regions without any cells, and the decoder returns expression there too. Each step therefore has
+    its density under the aggregate posterior :math:`\frac{1}{N} \sum_n q(z \mid x_n)` of the cells of ``adata``, and a
+    percentile. For the percentile, the cells of the two ends are moved along the path, :math:`z_n + z(t) - z(0)`. The
+    density around each moved cell, without its own posterior, is compared with the density around the unmoved cells of
+    both ends (around all cells, if an end has fewer than 20), and the median over moved cells is taken. Comparing the
+    path itself would flag too few steps: the density at the mean of a group is higher than around any typical cell, the
+    more so the more latent dimensions there are. Steps below ``min_percentile`` are flagged, and a warning names them.
 
     Parameters
     ----------
     adata
-        Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it). They say where cells lie: pass all.
+        Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it). They define where cells are in the
+        latent space: pass all of them.
     source, target
-        Where the path starts and ends: a group of ``obs[groupby]``; without ``groupby`` the name of a cell, names of cells,
-        or a boolean array over cells.
+        Start and end of the path: a group of ``obs[groupby]``; without ``groupby`` the name of a cell, names of cells,
+        or a boolean array over cells. A category that is a number in ``obs`` may be given as a number.
     groupby
-        Column of ``obs`` whose groups are the ends.
+        Column of ``obs`` with the groups that ``source`` and ``target`` name.
     n_steps
-        Points on the path, its ends among them.
+        Points on the path, including its ends.
     method
-        Kind of path.
+        Kind of path: ``"linear"``, ``"spherical"`` or ``"flow"``.
     genes
         Genes to decode, by name; by default all genes of the fit.
     transform_batch
-        Batches under which steps are decoded: by default the average over all, as in :func:`denoise`.
+        Batches under which steps are decoded; by default the average over all batches, as in :func:`denoise`.
+        A category that is a number in ``obs`` may be given as a number.
     covariates
-        Values of other covariates of the fit, by column. By default those most frequent among the cells of the two ends
-        (of a number the mean), the same at every step, so that what changes along the path is :math:`z` alone.
+        Values of other covariates of the fit, by column. By default the most frequent category among the cells of the
+        two ends (the mean of a number). They are the same at every step, so that only :math:`z` changes along the path.
+        A category that is a number in ``obs`` may be given as a number.
     target_sum
-        What shares are multiplied with: by default the ``target_sum`` of the fit; a size factor gives expected counts.
+        Factor that shares are multiplied with; by default the ``target_sum`` of the fit. With a size factor the
+        result is expected counts.
     min_percentile
-        Steps at which more than half of the cells moved along would lie thinner than all but this percentage of the cells.
+        A step is flagged if its density percentile is below this value: more than half of the moved cells would then be
+        at a lower density than all cells except this percentage of them.
     model
-        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+        Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
     rng
-        Seed of the cells that stand for all in the density, 10,000, and of those moved along, 200 of each end, where there
-        are more. Paths are not random.
+        Seed of the subsamples: 10,000 cells for the density, and 200 cells of each end that are moved, if there are
+        more. The paths themselves are not random.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
 
     Returns
     -------
-    An ``AnnData`` object with a row for each step, ready for :func:`vxpress.pl.trajectory` and ``sc.pl.heatmap``:
+    An ``AnnData`` object with one row per step, ready for :func:`vxpress.pl.trajectory` and ``sc.pl.heatmap``:
 
     ``X`` : :class:`numpy.ndarray` (dtype ``float32``)
-        Expected expression, n_steps x genes, on the scale of ``target_sum``, not log-transformed (of a Gaussian fit expected
-        log values).
+        Expected expression, n_steps x genes, on the scale of ``target_sum``, not log-transformed (for a Gaussian fit
+        expected log values).
     ``obs["position"]``
         :math:`t`, from 0 to 1.
     ``obs["log_density"]``, ``obs["density_percentile"]``
         Log density of the step under the aggregate posterior in nats, and the percentile described above.
     ``obs["prior_log_density"]``, ``obs["prior_percentile"]``
-        Log density of the step under the prior of the fit, and the percentage of cells with less, without bearing on the
-        flag: N(0, I) is dense between clusters too. The density of a diffusion or flow-matching prior takes milliseconds a
-        cell and condition, so that 300 cells stand for all.
+        Log density of the step under the prior of the fit, and the percentage of cells with a lower one. They do not
+        affect the flag, because N(0, I) is dense between clusters too. The density of a diffusion or flow-matching
+        prior takes milliseconds per cell and condition, so it is compared with that of 300 cells only.
     ``obs["empty"]``
         Whether the step is flagged.
     ``obsm["X_vae"]`` : :class:`numpy.ndarray`
@@ -133,14 +138,15 @@ def interpolate(
     Raises
     ------
     KeyError
-        If there is no such fit or posterior, a cell, gene or covariate is unknown.
+        If there is no such fit or posterior, or a cell, gene or covariate is unknown.
     ValueError
-        If a group has no cells, the ends are the same, or the prior has no map that ``method="flow"`` needs.
+        If a group has no cells, the ends are the same, or the prior lacks the invertible map that ``method="flow"``
+        needs.
 
     Notes
     -----
-    A path is a picture of what the model holds for the cells in between. It is no time course: cells need not go that way,
-    and distance along it is distance in the latent space.
+    A path shows what the model predicts for latent states between the cells. It is not a time course: cells need not
+    develop along it, and distance along it is distance in the latent space.
 
     Examples
     --------
@@ -163,9 +169,7 @@ def interpolate(
     mean_nd, var_nd = cells.mean_nd.astype(np.float64), cells.var_nd.astype(np.float64)
     start_d, end_d = (mean_nd[rows].mean(0) for rows in ends)
     if np.array_equal(start_d, end_d):
-        msg = (
-            f"source= and target= are the same place ({len(ends[0])} and {len(ends[1])} cells): there is no way to go."
-        )
+        msg = f"source= and target= are identical ({len(ends[0])} and {len(ends[1])} cells). Choose two different groups or cells."
         raise ValueError(msg)
     wanted = None if genes is None else _known_genes(adata, fit, genes)
     scale = _scale(fit, target_sum)
@@ -173,7 +177,7 @@ def interpolate(
     batches = fit.covariates.decoding_batches(transform_batch)
     generator = seed_of(rng)
     if adata.n_obs < 3:
-        msg = f"adata has {adata.n_obs} cells, which say nothing of where cells lie. Pass all cells of the fit."
+        msg = f"adata has {adata.n_obs} cells, too few to estimate the density of cells in the latent space. Pass all cells of the fit."
         raise ValueError(msg)
 
     start = logg.info(f"interpolating ({method})")
@@ -223,11 +227,11 @@ def _path(fit: Fit, method: Method, start_d: np.ndarray, end_d: np.ndarray, posi
     if not prior.invertible or prior.config.n_conditions:
         kind = f"{prior.config.name!r}" + (f" given {fit.condition_key!r}" if prior.config.n_conditions else "")
         msg = (
-            f"method='flow' needs a prior that maps the latent space to N(0, I) and back; that of this fit is {kind}. Learn one: "
-            "vx.tl.fit_prior(adata, prior='flow')."
+            f"method='flow' needs a prior that maps the latent space to N(0, I) and back; the prior of this fit is {kind}. Learn a "
+            "flow: vx.tl.fit_prior(adata, prior='flow')."
         )
         raise ValueError(msg)
-    # single precision would leave the ends where they are to three digits only
+    # in single precision the ends would be recovered to three digits only
     prior = copy.deepcopy(prior).double()
     base = prior.to_base(torch.from_numpy(np.stack([start_d, end_d]))).numpy()
     path_sd: np.ndarray = prior.from_base(torch.from_numpy(linear_path(base[0], base[1], position_s))).numpy()
@@ -238,7 +242,7 @@ def _path(fit: Fit, method: Method, start_d: np.ndarray, end_d: np.ndarray, posi
 
 
 def _density(fit: Fit, path_sd: np.ndarray, position_s: np.ndarray, crowd: Crowd) -> dict[str, np.ndarray]:
-    """Densities of the steps, and how many cells lie at thinner places, in per cent."""
+    """Compute the densities of the steps, and the percentage of cells at a lower density."""
     prior, mean_nd = fit.model.prior, crowd.mean_nd
     if not prior.cheap and len(mean_nd) > N_COSTLY:
         mean_nd = mean_nd[np.linspace(0, len(mean_nd) - 1, N_COSTLY).astype(int)]
@@ -258,7 +262,7 @@ def _known_genes(adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarr
     names = named_genes(adata, genes)
     position = pd.Index(fit.genes, dtype=object).get_indexer(names)
     if (position < 0).any() or not len(names):
-        msg = f"genes= names {list(names[position < 0][:3])}, unknown to the fit; it knows adata.uns[key]['genes']['names']."
+        msg = f"genes= names {list(names[position < 0][:3])}, unknown to the fit. Its genes are in adata.uns[key]['genes']['names']."
         raise KeyError(msg)
     return np.asarray(position, dtype=np.int64)
 
@@ -266,7 +270,7 @@ def _known_genes(adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarr
 def _scale(fit: Fit, target_sum: float | None) -> np.float32:
     if fit.params.scale != "composition":
         if target_sum is not None:
-            msg = f"target_sum={target_sum!r}: the values of a Gaussian fit are expected log values and have no sum to scale to."
+            msg = f"target_sum={target_sum!r}: the values of a Gaussian fit are expected log values and have no sum to scale to. Leave it out."
             raise ValueError(msg)
         return np.float32(1.0)
     target_sum = fit.params.target_sum if target_sum is None else target_sum
@@ -277,7 +281,7 @@ def _scale(fit: Fit, target_sum: float | None) -> np.float32:
 def _conditions(
     adata: AnnData, fit: Fit, covariates: Mapping[str, Any] | None, rows: np.ndarray, n_steps: int
 ) -> pd.DataFrame:
-    """Covariates of the steps, one value throughout: given, or that of the cells of the ends."""
+    """Return the covariates of the steps, the same for all: given, or taken from the cells of the ends."""
     table = fit.covariates
     columns = Columns(dict(table.categorical), tuple(name for name, _ in table.continuous))
     given = asked_covariates(covariates, columns, n_steps)
@@ -308,9 +312,9 @@ def _warn_empty(empty_s: np.ndarray, position_s: np.ndarray, names: list[str], m
     more = (
         ""
         if method == "flow"
-        else " A path that bends along the cells: vx.tl.fit_prior(adata, prior='flow'), then method='flow'."
+        else " For a path that follows the cells, call vx.tl.fit_prior(adata, prior='flow') and use method='flow'."
     )
     logg.warning(
-        f"{len(steps)} of {len(empty_s)} steps from {names[0]} to {names[1]} cross space where hardly a cell lies (position {where}; "
-        f"obs['empty']). What is decoded there is invented.{more}"
+        f"{len(steps)} of {len(empty_s)} steps from {names[0]} to {names[1]} cross regions with hardly any cells (position {where}; "
+        f"obs['empty']). Expression decoded there is not supported by data.{more}"
     )

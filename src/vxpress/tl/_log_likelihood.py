@@ -1,4 +1,4 @@
-"""``vx.tl.log_likelihood``: how probable the model finds each cell."""
+"""``vx.tl.log_likelihood``: the likelihood of each cell under the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vxpress.core.config import check_range
 from vxpress.core.inference.importance import Bound
 from vxpress.core.inference.importance import log_likelihood as importance_log_likelihood
 
-# below this median effective sample size the bound hangs on a few samples
+# below this median effective sample size the bound depends on a few samples
 MIN_ESS = 5.0
 
 
@@ -38,39 +38,41 @@ def log_likelihood(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Score every cell by the importance-weighted bound on its log likelihood.
+    r"""Compute the importance-weighted bound on the log likelihood of each cell.
 
     .. math::
 
         \log p(x_n \mid s_n, l_n) \;\ge\; \mathbb{E} \Big[ \log \frac1K \sum_{k=1}^K w_{nk} \Big], \qquad
         w_{nk} = \frac{p(x_n \mid z_k, s_n, l_n)\, p(z_k)}{q(z_k \mid x_n, s_n)}, \qquad z_k \sim q
 
-    (:cite:t:`Burda2016`, eq. 8), in nats summed over the modelled genes, all constants included.  Its expectation is the
-    ELBO at :math:`K = 1` and rises towards the log likelihood with :math:`K`.  Weights are summed in double precision and
-    in passes, so that memory does not grow with :math:`K`.  A latent size factor is sampled beside :math:`z`.
+    (:cite:t:`Burda2016`, eq. 8), in nats, summed over the modelled genes and including all constants.  Its expectation
+    is the ELBO at :math:`K = 1` and rises towards the log likelihood with :math:`K`.  Weights are summed in double
+    precision and in passes, so memory does not grow with :math:`K`.  A latent size factor is sampled together with
+    :math:`z`.
 
     Parameters
     ----------
     adata
-        Cells with raw counts of the genes of the fit, in any order, and with its covariates in ``obs``; a posterior need not
-        be stored. A fit with a dispersion per label needs the labels too.
+        Cells with raw counts of the genes of the fit, in any order, and with its covariates in ``obs``. A stored
+        posterior is not needed. A fit with a dispersion per label also needs the labels.
     model
-        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+        Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
     layer
-        Layer that holds the counts; left out, the one that the fit read.
+        Layer with the counts, or ``None`` for ``adata.X``; by default the layer that the fit read.
     n_samples
-        Samples per cell, :math:`K`. 100 order fits and cells; for the number itself raise it until it stands still.
+        Samples per cell, :math:`K`. 100 samples are enough to rank fits and cells. For the value itself, increase the
+        number until the value no longer changes.
     rng
         Seed of the samples, or a numpy generator.
     device
-        ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        ``"auto"`` uses CUDA if it is available, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     key_added
-        Name under which the results are written; by default that of the fit.
+        Name under which the results are written; by default the name of the fit.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -81,17 +83,19 @@ def log_likelihood(
     ``adata.obs["vae_log_likelihood"]``
         The bound of each cell, in nats.
     ``adata.obs["vae_log_likelihood_se"]``
-        Its standard error from the samples, by the delta method: relative error of the mean weight. NaN for one sample.
+        Its standard error from the samples by the delta method: the relative error of the mean weight. NaN for one
+        sample.
     ``adata.obs["vae_log_likelihood_ess"]``
-        Effective sample size :math:`(\sum w)^2 / \sum w^2`, from 1 to ``n_samples``. Near 1 one sample carries the bound,
-        which is then loose, and its standard error too small.
+        Effective sample size :math:`(\sum w)^2 / \sum w^2`, from 1 to ``n_samples``. Near 1, the bound depends on a
+        single sample: it is then loose, and its standard error too small.
     ``adata.obs["vae_elbo"]``, ``adata.obs["vae_reconstruction"]``
-        The evidence lower bound, and :math:`\mathbb{E}_q \log p(x \mid z)`, from the same samples; the divergence between
-        them is exact where it has a closed form, as with the standard normal prior.
+        The evidence lower bound, and :math:`\mathbb{E}_q \log p(x \mid z)`, from the same samples. Their difference,
+        the divergence, is exact if it has a closed form, as with the standard normal prior.
     ``adata.uns["vae_log_likelihood"]``
-        ``summary``, a :class:`pandas.DataFrame` with a row for all cells and, where the fit is one of these cells, one for
-        each part of ``obs["vae_split"]``: ``n_cells``, means of the above, ``se`` of the mean over cells as a sample of
-        cells, ``se_sampling`` of it from the importance samples alone, and ``ess_median``; and ``params``.
+        ``summary`` and ``params``. ``summary`` is a :class:`pandas.DataFrame` with a row for all cells and, if these
+        cells belong to the fit, a row for each part of ``obs["vae_split"]``. Its columns are ``n_cells``, the means of
+        the above, ``se``, the standard error of the mean over cells as a sample of cells, ``se_sampling``, the standard
+        error from the importance samples alone, and ``ess_median``.
 
     Raises
     ------
@@ -102,8 +106,9 @@ def log_likelihood(
 
     Notes
     -----
-    Cells that the model trained on score higher than cells it has not seen; compare models on held-out cells, on the same
-    genes and with the same size factors.  A Gaussian fit gives a density of log values, which compares with no count distribution.
+    Training cells score higher than cells that the model has not seen. Compare models on held-out cells, on the same
+    genes and with the same size factors.  A Gaussian fit gives a density of log values, which is not comparable with
+    the likelihood of a count distribution.
 
     Examples
     --------
@@ -119,9 +124,9 @@ def log_likelihood(
     """
     check_adata(adata, copy=copy)
     fit = find_fit(adata, model, key)
-    keys, stem = Keys.of(key), Keys.of(key if key_added is None else key_added).uns
-    name = f"{stem}_log_likelihood"
-    columns = [name, f"{name}_se", f"{name}_ess", f"{stem}_elbo", f"{stem}_reconstruction"]
+    keys, prefix = Keys.of(key), Keys.of(key if key_added is None else key_added).uns
+    name = f"{prefix}_log_likelihood"
+    columns = [name, f"{name}_se", f"{name}_ess", f"{prefix}_elbo", f"{prefix}_reconstruction"]
     check_range("n_samples", n_samples, 1, 10_000_000, integer=True)
     check_own(adata, name, obs=columns)
     seed = int(seed_of(rng).integers(2**62))
@@ -131,7 +136,7 @@ def log_likelihood(
         cells = read_scored(adata, fit, layer).to(torch_device)
         found = importance_log_likelihood(fit.model.to(torch_device), cells, n_samples, seed=seed)
     fit.model.cpu()
-    # a fit found elsewhere says nothing of the split of these cells if they have one of their own
+    # if these cells have a fit of their own, their split belongs to that fit and not to one found elsewhere
     own_fit = model is None or model is adata or keys.uns not in adata.uns
     summary = _summary(found, split_of(adata, keys, own_fit=own_fit))
     record = params_of(fit, key, n_samples=int(n_samples), rng=int(rng) if isinstance(rng, int) else None)
@@ -144,9 +149,9 @@ def log_likelihood(
     low = float(summary.loc["all", "ess_median"])
     if n_samples > 1 and low < MIN_ESS:
         logg.warning(
-            f"In half of the cells the effective sample size is {low:.1f} of {n_samples} or less: their bound hangs on a few "
-            "samples, is loose, and has a standard error that says too little. It compares models at the same n_samples=; "
-            "raise n_samples= for the number itself."
+            f"In half of the cells the effective sample size is {low:.1f} of {n_samples} or less: their bound depends on a few "
+            "samples, is loose, and its standard error is too small. Models can be compared at the same n_samples=; for the "
+            "value itself, increase n_samples=."
         )
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
@@ -163,7 +168,7 @@ def _columns(found: Bound) -> dict[str, np.ndarray]:
 
 
 def _summary(found: Bound, split_n: np.ndarray | None) -> pd.DataFrame:
-    """Means over all cells and over each part of the split."""
+    """Compute means over all cells and over each part of the split."""
     cells = pd.DataFrame(_columns(found))
     parts = {"all": cells}
     if split_n is not None:

@@ -27,7 +27,7 @@ from vxpress.core.inference.anomaly import MAX_REFERENCE, PARTS, Evidence, evide
 from vxpress.core.inference.conformal import Circumstances, Score, cross_fitted, p_values, strata
 
 MIN_CALIBRATION = 50
-# nearer than this to a cell of the fit is that cell, encoded again; so many of them are no coincidence
+# a cell nearer than SAME to a cell of the fit is that cell, encoded again; a share above MANY is not a coincidence
 SAME, MANY = 1e-4, 0.1
 RECIPE = (
     "Hold cells out of the fit: held = np.random.default_rng(0).random(adata.n_obs) < 0.2; reference, calibration = "
@@ -53,11 +53,12 @@ def outliers(
 ) -> AnnData | None:
     """Find cells unlike those of the fit: unseen types, doublets, damaged or contaminated cells.
 
-    Four things are looked at: the distance to the nearest training cells in the latent space, the surprise
-    -log p(x | z, s, l), the part of it on few genes, and the width of the posterior. All of them depend on depth, and on
-    the batch, in perfectly good cells. So depth and batch are taken out by regression on *calibration cells*, which were
-    kept from the fit, and the score of a cell is ranked among theirs. That makes the p-value valid whatever the model is
-    worth: of cells like the calibration cells a share of at most ``p`` gets a p-value of at most ``p``.
+    Four quantities are computed for each cell: the distance to the nearest training cells in the latent space, the
+    surprise -log p(x | z, s, l), the part of it that comes from few genes, and the width of the posterior. All of them
+    depend on depth and batch even in good cells. Depth and batch are therefore removed by regression on *calibration
+    cells*, which were not part of the fit, and the score of each cell is ranked among the scores of the calibration
+    cells. This makes the p-value valid even if the model is poor: among cells like the calibration cells, a share of at
+    most ``p`` gets a p-value of at most ``p``.
 
     Parameters
     ----------
@@ -65,33 +66,35 @@ def outliers(
         Cells to test, with raw counts of the genes of the fit and with its covariates in ``obs``. They need not be
         encoded. Cells that the fit was trained on or stopped by (``obs["vae_split"]``) get no p-value.
     model
-        Where the fit and its training cells are: the AnnData that was fitted, its ``.h5ad`` or zarr file, or ``None`` for
-        ``adata`` itself. A ``.safetensors`` file holds no cells and does not do.
+        Where the fit and its training cells are: the AnnData that was fitted, its ``.h5ad`` or zarr file, or ``None``
+        for ``adata`` itself. A ``.safetensors`` file holds no cells and is not enough.
     calibration
-        Cells like those of the fit, on which it was neither trained nor stopped: an AnnData with raw counts, or a boolean
-        column of ``adata.obs``, or a boolean array over its cells. A few hundred or more; at least 50. Outliers among them
-        cost power, not validity.
+        Cells like those of the fit that were not part of the fit, neither for training nor for stopping: an AnnData
+        with raw counts, a boolean column of ``adata.obs``, or a boolean array over the cells of ``adata``. At least 50;
+        a few hundred or more are better. Outliers among them reduce power, not validity.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
     layer
-        Layer that holds the counts, in ``adata`` and in the calibration cells; left out, the one that the fit read.
+        Layer with the counts in ``adata`` and in the calibration cells, or ``None`` for ``X``; by default the layer
+        that the fit read.
     alpha
-        False discovery rate at which cells are marked as outliers: the share of the marked cells that is expected to be
-        like the calibration cells.
+        False discovery rate at which cells are marked as outliers: the expected share of the marked cells that are like
+        the calibration cells.
     min_stratum
-        Batches with at least so many calibration cells are ranked among their own, all others among all calibration
-        cells. Smaller strata would make the smallest p-value, 1 / (1 + cells), too large to stand a correction.
+        Cells of a batch with at least this many calibration cells are ranked among the calibration cells of that batch,
+        all others among all calibration cells. With smaller strata the smallest p-value, 1 / (1 + cells), would be too
+        large to survive the correction.
     randomize_ties
-        Break ties at random, that of a cell with itself among them. The p-values of cells like the calibration cells are
-        then exactly uniform, where they are at least so by default; for checks.
+        Break ties at random, including the tie of a cell with itself. The p-values of cells like the calibration cells
+        are then exactly uniform; by default they may be larger. Use it for checks.
     rng
-        Seed of the folds of the calibration cells, of the training cells drawn where there are more than 20,000, and of
-        broken ties; or a numpy generator.
+        Seed of the folds of the calibration cells, of the sample of training cells if there are more than 20,000, and
+        of broken ties; or a numpy generator.
     key_added
-        Name under which the results are written; by default that of the fit and ``"_outlier"``.
+        Name under which the results are written; by default the name of the fit followed by ``"_outlier"``.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -100,16 +103,16 @@ def outliers(
     Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
 
     ``adata.obs["vae_outlier_score"]`` : ``float64``
-        Score, higher is odder; about 0 in mean and 1 in standard deviation over calibration cells of any depth and batch.
-        NaN for cells without p-value.
+        Outlier score; higher is more unusual. Mean about 0 and standard deviation about 1 over calibration cells of any
+        depth and batch. NaN for cells without a p-value.
     ``adata.obs["vae_outlier_pval"]`` : ``float64``
         Conformal p-value. NaN for cells of the fit, calibration cells, and cells without counts.
     ``adata.obs["vae_outlier_pval_adj"]`` : ``float64``
-        Adjusted by Benjamini-Hochberg over all cells with a p-value.
+        The p-value adjusted by Benjamini-Hochberg over all cells with a p-value.
     ``adata.obs["vae_outlier"]`` : ``bool``
-        Whether that is at most ``alpha``.
+        Whether the adjusted p-value is at most ``alpha``.
     ``adata.obs["vae_outlier_genes"]`` : ``str``
-        The three genes counted above their mean that surprise most; fewer where fewer are.
+        The three genes with the largest surprise among those counted above their mean; fewer if there are fewer.
     ``adata.uns["vae_outlier"]``
         ``params``; numbers of cells; ``smallest_pval``; ``rho_log_depth``, Spearman's correlation of the score with log
         depth over the calibration cells, which should be about 0; and the ``strata`` with their ``strata_sizes``.
@@ -119,18 +122,18 @@ def outliers(
     KeyError
         If there is no such fit, its training cells cannot be found, or a column is missing.
     ValueError
-        If there are no calibration cells, too few of them, or cells of the fit among them; if no cell is left to test; or
-        if the matrix does not hold counts.
+        If there are no or too few calibration cells, or cells of the fit among them; if no cell is left to test; or if
+        the matrix does not hold counts.
     TypeError
-        If ``adata`` is not an AnnData, or ``calibration`` nothing that names cells.
+        If ``adata`` is not an AnnData, or ``calibration`` is of a type that does not select cells.
 
     Notes
     -----
-    With u the four quantities less their expectation given log depth (a natural cubic spline) and batch, over their scale
-    given the same, the score is min(2, u_distance) + clip(u_surprise, 0, 2) + clip(u_peak, 0, 2) + max(0, u_width), put in
-    units in the same way once more (and 0.001 times the first three, so that nothing beyond 2 ties). Scores of calibration
-    cells come from regressions without them (ten folds). The p-value is (1 + #{calibration scores >= score}) /
-    (1 + #calibration cells).
+    Each of the four quantities is standardised to u: its expectation given log depth (a natural cubic spline) and batch
+    is subtracted, and the result is divided by its scale given the same. The score is min(2, u_distance) +
+    clip(u_surprise, 0, 2) + clip(u_peak, 0, 2) + max(0, u_width), standardised once more in the same way (plus 0.001
+    times the first three, so that values beyond 2 are not tied). Scores of calibration cells come from regressions
+    without them (ten folds). The p-value is (1 + #{calibration scores >= score}) / (1 + #calibration cells).
 
     References
     ----------
@@ -149,13 +152,13 @@ def outliers(
     """
     check_adata(adata, copy=copy)
     fit, keys = find_fit(adata, model, key), Keys.of(key)
-    stem = f"{key}_outlier" if key_added is None else key_added
-    check_name("key_added", stem)
-    _check_free(adata, stem)
+    name = f"{key}_outlier" if key_added is None else key_added
+    check_name("key_added", name)
+    _check_free(adata, name)
     check_range("alpha", alpha, 1e-12, 1.0)
     check_range("min_stratum", min_stratum, 1, 1_000_000_000, integer=True)
     generator = seed_of(rng)
-    usual, usual_n, test_n = _who(adata, calibration, fit, keys)
+    usual, usual_n, test_n = _choose_cells(adata, calibration, fit, keys)
     training_md, validation_md = training_latent(adata, model, fit, keys)
     start = logg.info("looking for outliers")
     if len(training_md) > MAX_REFERENCE:
@@ -180,11 +183,11 @@ def outliers(
     )
     adjusted_n = false_discovery_control(pval_n)
     adata = own(adata, copy=copy)
-    columns = {f"{stem}_score": score_n, f"{stem}_pval": pval_n, f"{stem}_pval_adj": adjusted_n}
+    columns = {f"{name}_score": score_n, f"{name}_pval": pval_n, f"{name}_pval_adj": adjusted_n}
     results = Results(
-        obs={name: _spread(values, tested.rows, adata.n_obs) for name, values in columns.items()},
+        obs={column: _spread(values, tested.rows, adata.n_obs) for column, values in columns.items()},
         uns={
-            stem: _record(known, tested, known_score_n, adjusted_n, fit, alpha=alpha, min_stratum=min_stratum, key=key)
+            name: _record(known, tested, known_score_n, adjusted_n, fit, alpha=alpha, min_stratum=min_stratum, key=key)
         },
     )
     marked_n = np.zeros(adata.n_obs, dtype=bool)
@@ -192,7 +195,7 @@ def outliers(
     genes = np.full(adata.n_obs, "", dtype=object)
     names = fit.genes[fit.modelled_g][tested.found.genes_nk]
     genes[tested.rows] = [", ".join(row[odd]) for row, odd in zip(names, tested.found.genes_nk >= 0, strict=True)]
-    results.obs |= {stem: marked_n, f"{stem}_genes": genes}
+    results.obs |= {name: marked_n, f"{name}_genes": genes}
     results.write(adata)
     logg.info(
         f"    {int(marked_n.sum())} of {len(score_n)} cells are outliers at a false discovery rate of {alpha:g}; finished",
@@ -204,9 +207,9 @@ def outliers(
 
 @dataclass(frozen=True)
 class _Read:
-    """Cells with counts among some rows of an AnnData: which, their evidence, and their circumstances.
+    """Cells with counts among some rows of an AnnData: their rows, evidence, and depth and batch.
 
-    ``fit`` has room for their categories; other cells read with it get codes that compare.
+    ``fit`` includes their categories, so other cells that are read with it get comparable codes.
     """
 
     fit: Fit
@@ -224,8 +227,8 @@ class _Read:
         query = read_any_query(part, fit, layer, labels=fit.params.model.dispersion == "gene-label")
         if query.missing is not None:
             msg = (
-                f"{int((~query.missing.observed_g).sum())} of the {len(query.missing.observed_g)} modelled genes are missing, and how odd "
-                "a cell is rests on all of them. Pass the full matrix, or fit again on the shared genes."
+                f"{int((~query.missing.observed_g).sum())} of the {len(query.missing.observed_g)} modelled genes are missing, but the "
+                "outlier score needs all of them. Pass the full matrix, or fit again on the shared genes."
             )
             raise ValueError(msg)
         fit, cells, library_n = query.fit, query.cells, query.observed_n
@@ -238,18 +241,16 @@ class _Read:
         return cls(fit, rows[counted], found, at[counted])
 
 
-def _who(
+def _choose_cells(
     adata: AnnData, calibration: AnnData | str | np.ndarray | None, fit: Fit, keys: Keys
 ) -> tuple[AnnData, np.ndarray, np.ndarray]:
-    """The AnnData with the calibration cells, which of its cells they are, and which cells of ``adata`` are tested."""
+    """Return the AnnData with the calibration cells, the mask that selects them, and the mask of the cells to test."""
     fitted_n = fitted_cells(adata, fit, keys)
     if calibration is None:
         msg = f"calibration= is missing: p-values need cells that the fit was neither trained nor stopped on. {RECIPE}"
         raise ValueError(msg)
     if calibration is adata:
-        msg = (
-            f"calibration= is adata itself; the cells to test and those that calibrate must be different ones. {RECIPE}"
-        )
+        msg = f"calibration= is adata itself; the cells to test and the calibration cells must be different. {RECIPE}"
         raise ValueError(msg)
     if isinstance(calibration, AnnData):
         check_adata(calibration, copy=False)
@@ -261,13 +262,13 @@ def _who(
     if n_fitted:
         msg = (
             f"{n_fitted} of the {int(usual_n.sum())} calibration cells have obs[{keys.split!r}] 'train' or 'validation': the fit "
-            f"was trained on or stopped by them, so they are less odd to it than any other cell. {RECIPE}"
+            f"was trained on or stopped by them, so they look less unusual to it than other cells. {RECIPE}"
         )
         raise ValueError(msg)
     if not test_n.any():
         msg = (
-            f"No cell of adata is left to test: {int(fitted_n.sum())} of {adata.n_obs} belong to the fit, the others calibrate. "
-            f"Cells get a p-value from a fit that has not seen them. {RECIPE}"
+            f"No cell of adata is left to test: {int(fitted_n.sum())} of {adata.n_obs} belong to the fit, the others are calibration "
+            f"cells. A p-value needs a fit that has not seen the cell. {RECIPE}"
         )
         raise ValueError(msg)
     return usual, usual_n, test_n
@@ -288,43 +289,43 @@ def _mask(adata: AnnData, calibration: str | np.ndarray) -> np.ndarray:
 
 def _check_calibration(known: _Read, fitted_md: np.ndarray) -> None:
     if len(known.rows) < MIN_CALIBRATION:
-        msg = f"{len(known.rows)} calibration cells with counts were found; at least {MIN_CALIBRATION} are expected, better some hundred. {RECIPE}"
+        msg = f"{len(known.rows)} calibration cells with counts were found; at least {MIN_CALIBRATION} are expected, and some hundred are better. {RECIPE}"
         raise ValueError(msg)
     _, nearest_n = neighbor_distance(known.found.mean_nd, fitted_md)
     same = nearest_n < SAME
     if same.mean() > MANY:
         msg = (
-            f"{int(same.sum())} of the {len(same)} calibration cells lie exactly where a cell of the fit does: they are cells "
+            f"{int(same.sum())} of the {len(same)} calibration cells have the same latent state as a cell of the fit: they are cells "
             f"that it was trained on or stopped by. {RECIPE}"
         )
         raise ValueError(msg)
 
 
 def _warn(known: _Read, tested: _Read, training_md: np.ndarray, alpha: float, min_stratum: int) -> None:
-    """Say what the p-values cannot be used for."""
+    """Warn about limitations of the p-values."""
     _, nearest_n = neighbor_distance(tested.found.mean_nd, training_md)
     if (nearest_n < SAME).mean() > MANY:
         logg.warning(
-            f"{int((nearest_n < SAME).sum())} of the {len(nearest_n)} cells to test lie exactly where a training cell does. "
-            "Cells that the fit has seen look too usual to be found."
+            f"{int((nearest_n < SAME).sum())} of the {len(nearest_n)} cells to test have the same latent state as a training cell. "
+            "Outliers among cells that the fit has seen cannot be detected, because these cells look normal to it."
         )
     unseen = np.setdiff1d(tested.at.batch_n, known.at.batch_n)
     if len(unseen):
         n_cells = int(np.isin(tested.at.batch_n, unseen).sum())
         logg.warning(
-            f"{n_cells} cell(s) to test are of a batch without calibration cells and are judged as of an average one: their "
-            "p-values are no better than that likeness."
+            f"{n_cells} cell(s) to test are of a batch without calibration cells and are treated as cells of an average batch: their "
+            "p-values are valid only as far as the batch resembles that average."
         )
     n_needed = _n_needed(known, tested, alpha, min_stratum)
     if n_needed > max(1, 0.1 * len(tested.rows)):
         logg.warning(
             f"With {len(known.rows)} calibration cells the smallest p-value is so large that no cell can be marked unless "
-            f"{n_needed} of {len(tested.rows)} or more are. More calibration cells, or a larger min_stratum=, make it smaller."
+            f"{n_needed} of {len(tested.rows)} or more are. Use more calibration cells, or a larger min_stratum=, to make it smaller."
         )
 
 
 def _smallest(known: _Read, tested: _Read, min_stratum: int) -> np.ndarray:
-    """Smallest p-value that each cell can get."""
+    """Return the smallest p-value that each cell can get."""
     sizes = pd.Series(known.at.batch_n).value_counts()
     sizes = sizes[np.isin(sizes.index, strata(known.at.batch_n, min_stratum))]
     among_n = pd.Series(tested.at.batch_n).map(sizes).fillna(len(known.rows)).to_numpy()
@@ -332,7 +333,7 @@ def _smallest(known: _Read, tested: _Read, min_stratum: int) -> np.ndarray:
 
 
 def _n_needed(known: _Read, tested: _Read, alpha: float, min_stratum: int) -> int:
-    """Fewest outliers that Benjamini-Hochberg can mark."""
+    """Return the smallest number of outliers that Benjamini-Hochberg can mark."""
     smallest = np.sort(_smallest(known, tested, min_stratum))
     enough = np.flatnonzero(smallest <= alpha * np.arange(1, len(smallest) + 1) / len(smallest))
     return int(enough[0]) + 1 if len(enough) else len(smallest) + 1
@@ -376,6 +377,6 @@ def _spread(values: np.ndarray, rows: np.ndarray, n_obs: int) -> np.ndarray:
     return out
 
 
-def _check_free(adata: AnnData, stem: str) -> None:
-    names = [stem, *(f"{stem}_{part}" for part in ("score", "pval", "pval_adj", "genes"))]
-    check_replaceable(adata, stem, ours=lambda stored: "n_calibration" in stored, obs=names)
+def _check_free(adata: AnnData, name: str) -> None:
+    columns = [name, *(f"{name}_{part}" for part in ("score", "pval", "pval_adj", "genes"))]
+    check_replaceable(adata, name, ours=lambda stored: "n_calibration" in stored, obs=columns)

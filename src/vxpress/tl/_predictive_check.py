@@ -1,4 +1,4 @@
-"""``vx.tl.predictive_check``: are the counts such as the model would draw?"""
+"""``vx.tl.predictive_check``: compare counts with what the model would draw."""
 
 from __future__ import annotations
 
@@ -32,35 +32,36 @@ def predictive_check(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Compare the counts with the posterior predictive distribution of the same cells: moments, zeros, and interval coverage.
+    r"""Compare counts with their posterior predictive distribution: means, variances, zeros and interval coverage.
 
-    Per gene over cells and per cell over genes, the observed mean, variance and share of zeros stand beside the expected
-    ones of counts drawn anew (:func:`sample`).  Given :math:`z` these are exact, so that only :math:`z` is drawn.
+    For each gene over cells and for each cell over genes, the observed mean, variance and share of zeros are written
+    next to the values expected of counts drawn from the model (:func:`sample`).  Given :math:`z` the expected values
+    are exact, so only :math:`z` is drawn.
 
-    Coverage is the share of counts inside the central 50 % and 90 % interval of their own predictive distribution, mixed over the
-    draws of :math:`z`.  Since no set of whole numbers holds exactly 90 % of a distribution, a count :math:`x` stands for the stretch
-    from :math:`F(x - 1)` to :math:`F(x)`, and what is counted is the part of the stretch inside 0.05 to 0.95: the expected
-    value of the randomised transform (:cite:t:`Czado2009`).  A calibrated distribution covers 50 % and 90 %; one with too little
-    spread covers less.
+    Coverage is the share of counts inside the central 50 % and 90 % intervals of their own predictive distribution,
+    averaged over the draws of :math:`z`.  No set of whole numbers holds exactly 90 % of a distribution. A count
+    :math:`x` therefore represents the interval from :math:`F(x - 1)` to :math:`F(x)`, and the part of this interval
+    inside 0.05 to 0.95 is counted: the expected value of the randomised transform (:cite:t:`Czado2009`).  A calibrated
+    distribution covers 50 % and 90 %; a distribution with too little spread covers less.
 
     Parameters
     ----------
     adata
-        Cells with raw counts of the genes of the fit, in any order, and with its covariates in ``obs``; a posterior need not
-        be stored. A fit with a dispersion per label needs the labels too.
+        Cells with raw counts of the genes of the fit, in any order, and with its covariates in ``obs``. A stored
+        posterior is not needed. A fit with a dispersion per label also needs the labels.
     model
-        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+        Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
     layer
-        Layer that holds the counts; left out, the one that the fit read.
+        Layer with the counts, or ``None`` for ``adata.X``; by default the layer that the fit read.
     n_draws
-        Draws of :math:`z` per cell (and of a latent size factor). Nothing but :math:`z` is random, hence few are enough.
+        Draws of :math:`z` per cell (and of a latent size factor). Only :math:`z` is random, so a few are enough.
     rng
         Seed of the draws, or a numpy generator.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -71,11 +72,11 @@ def predictive_check(
     ``adata.uns["vae_predictive_check"]`` : :class:`dict`
         ``genes`` and ``cells``, each a :class:`pandas.DataFrame` of the modelled genes or the cells, with ``mean``,
         ``variance``, ``zero_fraction``, the same with ``_predicted``, ``coverage_50`` and ``coverage_90``;
-        ``coverage``, a :class:`pandas.DataFrame` with the rows ``50`` and ``90`` (per cent) and the columns ``nominal``,
-        ``all`` entries, and ``expressed`` entries, which have a predicted chance of a zero below one half;
-        ``pit``, the histogram of the transform of the expressed entries in twentieths, 1 throughout under a calibrated
-        distribution; ``n_expressed``, their number; and ``params``.
-        Units are molecules, of a Gaussian fit :math:`\log(1 + 10^4 x / l)`, of a Bernoulli fit detections.
+        ``coverage``, a :class:`pandas.DataFrame` with the rows ``50`` and ``90`` (per cent) and the columns
+        ``nominal``, ``all`` entries, and ``expressed`` entries, those with a predicted probability of a zero below one
+        half; ``pit``, the histogram of the transform of the expressed entries in twentieths, which is 1 throughout for
+        a calibrated distribution; ``n_expressed``, their number; and ``params``. Units are molecules; for a Gaussian
+        fit :math:`\log(1 + 10^4 x / l)`, for a Bernoulli fit detections.
 
     Raises
     ------
@@ -86,14 +87,14 @@ def predictive_check(
 
     Notes
     -----
-    A cell's posterior has seen its counts, so that coverage may lie slightly above nominal under a true model, the more so
-    the fewer genes are modelled. Most entries are zeros that every distribution expects and that are covered whatever the model:
-    read the coverage of expressed entries.  Where the size factor is the sum of the modelled genes, the predicted mean of a
-    cell equals the observed one by construction.
+    The posterior of a cell has been computed from the same counts. Coverage may therefore be slightly above nominal
+    even for a true model, the more so the fewer genes are modelled. Most entries are zeros that any distribution
+    expects and covers: read the coverage of expressed entries.  If the size factor is the sum of the modelled genes,
+    the predicted mean of a cell equals the observed mean by construction.
 
     See Also
     --------
-    vxpress.pl.predictive_check : draws it.
+    vxpress.pl.predictive_check : plot the result.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""``vx.tl.sample``: counts drawn anew for every cell."""
+"""``vx.tl.sample``: draw counts for every cell from its posterior."""
 
 from __future__ import annotations
 
@@ -39,55 +39,59 @@ def sample(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Draw counts anew for every cell, from its stored posterior; the counts themselves are not needed.
+    r"""Draw new counts for every cell from its stored posterior; the original counts are not needed.
 
     .. math::
 
         z_n \sim q(z \mid x_n, s_n), \qquad x'_{ng} \sim p(\,\cdot \mid z_n, s_n, l_n)
 
-    with the cell's own covariates :math:`s` and size factor :math:`l` (the posterior predictive of :cite:t:`Lopez2018`).
-    This is **posterior resampling** of the cells at hand, each drawn close to where it lies; no new kind of cell arises, and
-    nothing is drawn from the prior: :func:`generate` does that.  It has nothing to do with ``sc.pp.sample``, which picks a subset of cells.
+    with the cell's own covariates :math:`s` and size factor :math:`l` (the posterior predictive of
+    :cite:t:`Lopez2018`). This is **posterior resampling** of the cells in ``adata``: every draw is close to its cell,
+    and no new kind of cell can arise.  To draw new cells from the prior, use :func:`generate`.  ``sc.pp.sample`` is
+    something else: it picks a subset of the cells.
 
     Parameters
     ----------
     adata
         Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it) and genes of the fit, in any order.
     model
-        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+        Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
     n_samples
-        Draws per cell. One is written as a layer; more come back as an AnnData of their own.
+        Draws per cell. One draw is written as a layer; several are returned as a new AnnData.
     genes
         Modelled genes to return instead of writing a layer: names, or a boolean array over ``adata.var``. Any modelled
-        gene can be named, whether ``adata`` still holds it or not.
+        gene can be named, even if ``adata`` no longer holds it.
     transform_batch
-        Batch under which every cell is decoded; by default its own.
+        Batch under which every cell is decoded; by default its own. A category that is a number in ``obs`` may be given
+        as a number.
     rng
-        Seed of the draws, or a numpy generator. The first of several draws is the one that ``n_samples=1`` gives.
+        Seed of the draws, or a numpy generator. The first of several draws equals the draw of ``n_samples=1``.
     key_added
-        Name of the layer; by default ``"vae_sample"``. Not where an AnnData is returned.
+        Name of the layer; by default ``"vae_sample"``. Not available if an AnnData is returned.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
-        Return a copy instead of writing to ``adata``. Not where an AnnData is returned.
+        Return a copy instead of writing to ``adata``. Not available if an AnnData is returned.
 
     Returns
     -------
-    With ``genes`` or ``n_samples`` above 1, an ``AnnData`` object of n_obs x ``n_samples`` cells and the modelled genes
-    (``genes`` in the order given, else those of ``adata``): all cells of the first draw, then those of the second.  ``obs``
-    is that of the cells, with the cell's name in ``"source"`` and the number of the draw in ``"draw"``; nothing is written.
+    With ``genes`` or ``n_samples`` above 1, an ``AnnData`` object with n_obs x ``n_samples`` cells and the modelled
+    genes (``genes`` in the order given, else those of ``adata``): all cells of the first draw, then those of the
+    second.  ``obs`` is that of the cells, with the cell's name in ``"source"`` and the number of the draw in
+    ``"draw"``; nothing is written.
 
     Otherwise returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
 
     ``adata.layers["vae_sample" | key_added]`` : :class:`scipy.sparse.csr_matrix` (dtype ``float32``)
-        Counts (0 and 1 of a Bernoulli fit). **Genes that are not modelled are empty in it**, which a warning says: the fit
-        knows their mean, not their distribution. Of a Gaussian fit a dense array of log values, NaN for these genes.
+        Counts (0 and 1 for a Bernoulli fit). **Genes that are not modelled are empty**, and a warning is raised: the
+        fit knows their mean, not their distribution. For a Gaussian fit, a dense array of log values, NaN for these
+        genes.
     ``adata.uns["vae_sample" | key_added]``
-        ``genes``, the names of the genes that were drawn, so that ``adata[:, adata.uns["vae_sample"]["genes"]]`` picks
-        them, and ``params`` with ``drawn_from="posterior"``. An AnnData that is returned has ``params`` too.
+        ``genes``, the names of the genes that were drawn (``adata[:, adata.uns["vae_sample"]["genes"]]`` selects them),
+        and ``params`` with ``drawn_from="posterior"``. A returned AnnData has ``params`` too.
 
     Raises
     ------
@@ -98,12 +102,12 @@ def sample(
 
     Notes
     -----
-    Where the size factor was inferred (``library="latent"``), its stored posterior mean is taken.
+    If the size factor was inferred (``library="latent"``), its stored posterior mean is used.
 
     See Also
     --------
-    generate : new cells, from the prior.
-    predictive_check : are the draws like the counts?
+    generate : draw new cells from the prior.
+    predictive_check : compare the draws with the counts.
 
     Examples
     --------
@@ -128,7 +132,7 @@ def sample(
     returned = genes is not None or n_samples > 1
     if returned and (key_added is not None or copy):
         given = f"key_added={key_added!r}" if key_added is not None else "copy=True"
-        msg = f"{given} was given with genes= or n_samples= above 1, which return an AnnData and write no layer. Leave one of the two out."
+        msg = f"{given} is not available with genes= or with n_samples= above 1, which return an AnnData and write no layer. Leave one of the two out."
         raise ValueError(msg)
     names = _present(adata, fit) if genes is None else _named(adata, fit, genes)
     if not returned:
@@ -137,14 +141,14 @@ def sample(
     if transform_batch is not None:
         codes = fit.covariates.batch_codes(transform_batch)
         if len(codes) != 1 or isinstance(transform_batch, list):
-            msg = f"transform_batch={transform_batch!r} was given; the name of one batch is expected, for a draw is made under one."
+            msg = f"transform_batch={transform_batch!r} was given; the name of one batch is expected, because each draw is made under one batch."
             raise ValueError(msg)
         (code,) = codes
         covariates = covariates.with_batch(code)
         transform_batch = fit.covariates.batches[code]
     log_library_n1 = log_library_of(stored_library(adata, keys))
     start = logg.info("drawing counts")
-    # where the wanted genes lie among the modelled ones
+    # positions of the requested genes among the modelled ones
     columns = torch.from_numpy(pd.Index(fit.genes[fit.modelled_g], dtype=object).get_indexer(names))
     draws = predictive_draws(
         fit.model,
@@ -174,8 +178,8 @@ def sample(
     if len(names) < adata.n_vars:
         how = "empty" if sparse.issparse(matrix) else "NaN"
         logg.warning(
-            f"{adata.n_vars - len(names)} of the {adata.n_vars} genes of adata are not modelled by the fit and {how} in "
-            f"layers[{layer!r}]; adata[:, adata.uns[{layer!r}]['genes']] picks the others."
+            f"{adata.n_vars - len(names)} of the {adata.n_vars} genes of adata are not modelled by the fit and are {how} in "
+            f"layers[{layer!r}]; adata[:, adata.uns[{layer!r}]['genes']] selects the others."
         )
     adata = own(adata, copy=copy)
     results = Results(
@@ -188,30 +192,30 @@ def sample(
 
 
 def _present(adata: AnnData, fit: Fit) -> pd.Index:
-    """Names of the modelled genes that ``adata`` holds, in its order."""
+    """Return the names of the modelled genes in ``adata``, in its order."""
     check_gene_names(adata)
     names = adata.var_names[adata.var_names.isin(fit.genes[fit.modelled_g])]
     if not len(names):
         msg = (
-            f"None of the {adata.n_vars} genes of adata is modelled by the fit, which alone can be drawn (for example "
-            f"{list(fit.genes[fit.modelled_g][:3])}). Name such genes: vx.tl.sample(adata, genes=[...])."
+            f"None of the {adata.n_vars} genes of adata is modelled by the fit, and only modelled genes can be drawn (for example "
+            f"{list(fit.genes[fit.modelled_g][:3])}). Name modelled genes: vx.tl.sample(adata, genes=[...])."
         )
         raise ValueError(msg)
     return names
 
 
 def _named(adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray) -> pd.Index:
-    """Names of the genes asked for, all of them modelled."""
+    """Return the names of the requested genes, after checking that all of them are modelled."""
     names = named_genes(adata, genes)
     if not len(names):
-        msg = "genes= names no gene; name at least one, or leave it out for all genes."
+        msg = "genes= names no gene; name at least one, or leave genes= out for all genes."
         raise ValueError(msg)
     unknown = names[~names.isin(fit.genes[fit.modelled_g])]
     if len(unknown):
         msg = (
             f"{len(unknown)} of the {len(names)} genes of genes= are not modelled by the fit (for example {list(unknown[:3])}), "
-            "which knows no distribution of their counts. It models adata.uns[key]['genes']['names'] where ['modelled'] is True; "
-            "vx.tl.denoise gives the mean of the others."
+            "which therefore has no distribution of their counts. It models adata.uns[key]['genes']['names'] where ['modelled'] is "
+            "True; vx.tl.denoise gives the mean of the others."
         )
         raise KeyError(msg)
     return names
@@ -222,7 +226,7 @@ def _stored(x_ng: torch.Tensor, *, discrete: bool) -> sparse.csr_matrix | np.nda
 
 
 def _place(matrix: sparse.csr_matrix | np.ndarray, position: np.ndarray, n_vars: int) -> sparse.csr_matrix | np.ndarray:
-    """The matrix over all genes of ``adata``, of which it holds those at ``position``, in rising order."""
+    """Expand the matrix to all genes of ``adata``; its columns belong at ``position``, in increasing order."""
     if isinstance(matrix, np.ndarray):
         out = np.full((len(matrix), n_vars), np.nan, dtype=np.float32)
         out[:, position] = matrix
@@ -232,7 +236,7 @@ def _place(matrix: sparse.csr_matrix | np.ndarray, position: np.ndarray, n_vars:
 
 
 def _as_adata(matrix: sparse.csr_matrix | np.ndarray, adata: AnnData, names: pd.Index, n_samples: int) -> AnnData:
-    """Draws as cells of their own."""
+    """Return the draws as an AnnData with one row per cell and draw."""
     obs = pd.concat([adata.obs] * n_samples)
     obs["source"] = np.tile(adata.obs_names.to_numpy(dtype=object), n_samples)
     obs["draw"] = np.repeat(np.arange(n_samples), adata.n_obs)

@@ -183,7 +183,7 @@ def test_a_costly_prior_is_asked_for_some_cells_only(fitted: ad.AnnData, monkeyp
         return log_prob(prior, z)
 
     monkeypatch.setattr(GaussianPath, "log_prob", counted)
-    monkeypatch.setitem(vx.tl.interpolate.__globals__, "N_COSTLY", 10)
+    monkeypatch.setattr("vxpress.tl._interpolate.N_COSTLY", 10)
     path = vx.tl.interpolate(fitted, *_groups(fitted), groupby="group", n_steps=4)
     assert asked == [4, 10]
     assert (path.obs["prior_percentile"] % 10 == 0).all()

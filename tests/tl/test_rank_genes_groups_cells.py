@@ -106,8 +106,8 @@ def test_cells_in_neither_set_take_no_part(trained: ad.AnnData) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ({}, TypeError, "Which groups"),
-        ({"reference_cells": [0]}, TypeError, "Which groups"),
+        ({}, TypeError, "Neither groupby= nor cells="),
+        ({"reference_cells": [0]}, TypeError, "Neither groupby= nor cells="),
         ({"groupby": "group", "cells": [0, 1]}, ValueError, "one of the two"),
         ({"groupby": "group", "reference_cells": [0, 1]}, ValueError, "one of the two"),
         ({"cells": [0, 1], "reference": "group_1"}, ValueError, "reference_cells="),

@@ -1,4 +1,4 @@
-"""Fitting a model and asking it."""
+"""Tools: fit a model and use it."""
 
 from vxpress.core.presets import FitOptions
 from vxpress.core.training import TrainingError

@@ -1,4 +1,4 @@
-"""``vx.tl.fit_vae``: one call from raw counts to a fitted model."""
+"""``vx.tl.fit_vae``: fit a model to raw counts in one call."""
 
 from __future__ import annotations
 
@@ -89,117 +89,125 @@ def fit_vae(
 ) -> AnnData | None:
     """Fit a conditional variational autoencoder to raw counts.
 
-    Cells become points in a latent space of a few dimensions from which a neural network decodes the distribution of their
-    counts (Lopez et al. 2018), given batch and other covariates, so that the latent space need not carry those.
-    ``sc.pp.neighbors(adata, use_rep="X_vae")`` goes on from here. What was read is logged at scanpy's
-    verbosity "info" (``sc.settings.verbosity = 2``).
+    The model gives each cell a position in a latent space of a few dimensions, from which a neural network decodes the
+    distribution of the cell's counts (Lopez et al. 2018). The decoder also receives batch and other covariates, so the
+    latent space need not represent them. Continue with ``sc.pp.neighbors(adata, use_rep="X_vae")``. With scanpy's
+    verbosity "info" (``sc.settings.verbosity = 2``), the input that was read is logged.
 
     Parameters
     ----------
     adata
         Annotated data with raw counts, n_obs x n_vars: whole numbers up to 2^24, dense or sparse, in memory or backed.
     batch_key
-        Column of ``obs`` with the batches to correct for.
+        Column of ``obs`` with the batches to correct for. Categories may be numbers.
     layer
-        Layer that holds the counts; ``None`` reads ``adata.X``.
+        Layer with the counts; ``None`` reads ``adata.X``.
     mask_var
-        Genes to model: a boolean column of ``var`` or a boolean array. Left out, ``var["highly_variable"]`` where it
-        exists, as :func:`scanpy.pp.pca` does; ``None`` models all genes. Genes left out of the model get denoised values too.
+        Genes to model: a boolean column of ``var`` or a boolean array. By default ``var["highly_variable"]`` if it
+        exists, as in :func:`scanpy.pp.pca`; ``None`` models all genes. Genes outside the model get denoised values too.
     categorical_covariate_keys
-        Further categorical columns of ``obs`` that the decoder is given.
+        Further categorical columns of ``obs`` that the decoder receives. Categories may be numbers.
     continuous_covariate_keys
-        Numeric columns of ``obs`` that the decoder is given, standardised.
+        Numeric columns of ``obs`` that the decoder receives, standardised.
     labels_key
-        Column of ``obs`` with labels, for ``dispersion="gene-label"`` only.
+        Column of ``obs`` with labels, only for ``dispersion="gene-label"``. Labels may be numbers.
     library
-        Size factor of a cell. ``"observed"``: molecules per cell, ``obs["library_size"]`` where it exists (see
-        :func:`vxpress.pp.library_size`), so that it may count genes outside ``adata``, else the sum of the genes present.
-        ``"latent"``: log-normal, inferred. Any other string: a column of ``obs``; where that is not a molecule count it is
-        rescaled to the mean library.
+        Size factor of a cell. ``"observed"``: molecules per cell, from ``obs["library_size"]`` if it exists (see
+        :func:`vxpress.pp.library_size`), which may include genes outside ``adata``, else the sum over the genes
+        present. ``"latent"``: log-normal, inferred. Any other string: a column of ``obs``; if it does not hold molecule
+        counts, it is rescaled to the mean library.
     likelihood
-        Distribution of the counts: ``"nb"`` (default; UMI counts need no extra zeros), ``"zinb"``, ``"poisson"``, ``"gaussian"``
-        (of log1p(1e4 x / l)) or ``"bernoulli"`` (of detection, x > 0). ``"auto"`` fits ``"nb"`` and ``"zinb"`` from the
-        same seeds and keeps ``"zinb"`` only if the held-out cells find it decidedly better, as :func:`compare` judges: it
-        takes twice the time, and 20 seconds per 1,000 held-out cells and 2,000 genes for each distribution (1,000 cells at most).
-        With ``cure=True`` it is ``"nb"`` that is cured, and both are fitted with the settings that came of it.
+        Distribution of the counts: ``"nb"`` (default; UMI counts need no extra zeros), ``"zinb"``, ``"poisson"``,
+        ``"gaussian"`` (of log1p(1e4 x / l)) or ``"bernoulli"`` (of detection, x > 0). ``"auto"`` fits ``"nb"`` and
+        ``"zinb"`` from the same seeds and keeps ``"zinb"`` only if it describes held-out cells clearly better, as
+        judged by :func:`compare`. It takes twice the time, plus 20 seconds per 1,000 held-out cells and 2,000 genes for
+        each distribution (1,000 cells at most). With ``cure=True``, the ``"nb"`` fit is repaired and both are fitted
+        with the resulting settings.
     dispersion
-        What the dispersion of the likelihood depends on: ``"gene"``, ``"gene-batch"``, ``"gene-label"``, ``"gene-cell"``.
+        What the dispersion of the likelihood depends on: ``"gene"``, ``"gene-batch"``, ``"gene-label"``,
+        ``"gene-cell"``.
     n_latent
         Dimensions of the latent space; 10 by default, 20 with ``preset="likelihood"``.
     n_hidden
         Units of each hidden layer; 128 by default.
     n_layers
-        Hidden layers of encoder and of decoder; 1 by default: deeper is no better on data of this size (Svensson 2020).
+        Hidden layers of encoder and decoder each; 1 by default, because deeper networks are no better on data of this
+        size (Svensson 2020).
     prior
-        What is believed of a cell's place before it is seen: ``"normal"`` (default), ``"mixture"``, ``"vamp"``, ``"flow"``,
-        ``"diffusion"`` or ``"flow_matching"``, learned with the rest; :func:`fit_prior` learns one afterwards.
+        Prior distribution of the latent state of a cell: ``"normal"`` (default), ``"mixture"``, ``"vamp"``, ``"flow"``,
+        ``"diffusion"`` or ``"flow_matching"``. It is learned together with the rest; :func:`fit_prior` learns one
+        afterwards.
     objective
-        What is maximised: ``"elbo"`` (default), the evidence lower bound; or, with several samples per cell
-        (``FitOptions(n_samples=)``), the tighter importance-weighted bound, with plain gradients (``"iwae"``, Burda et al. 2016)
-        or doubly reparameterised ones (``"dreg"``, Tucker et al. 2019), of which the encoder's stay useful at many samples.
+        Objective that is maximised. ``"elbo"`` (default) is the evidence lower bound. The other two use several samples
+        per cell (``FitOptions(n_samples=)``) and the tighter importance-weighted bound: ``"iwae"`` with plain gradients
+        (Burda et al. 2016), ``"dreg"`` with doubly reparameterised ones (Tucker et al. 2019), whose encoder gradients
+        stay useful with many samples.
     beta
-        Final weight of the divergence from the prior; 1 is the evidence lower bound. Above 1 it lets go of detail, down
-        to an empty latent space; below 1 cells are told apart better and draws from the prior resemble them less. With
-        ``"iwae"`` and ``"dreg"`` it stands before log p(z) - log q(z|x) in the importance weights.
+        Final weight of the divergence from the prior; 1 gives the evidence lower bound. Values above 1 discard detail,
+        down to an empty latent space. Values below 1 separate cells better, but draws from the prior resemble cells
+        less. With ``"iwae"`` and ``"dreg"``, it multiplies log p(z) - log q(z|x) in the importance weights.
     kl_warmup
-        Share of all steps over which that weight rises from 0 to ``beta``; 0.3 by default. With ``preset="scvi"``, epochs.
-        ``FitOptions(kl_schedule=)`` has other ways to rise.
+        Share of all steps over which that weight rises from 0 to ``beta``; 0.3 by default. With ``preset="scvi"``, a
+        number of epochs. See ``FitOptions(kl_schedule=)`` for other schedules.
     free_bits
-        Nats per latent dimension that the divergence is not pushed below; 0 by default. 0.02 to 0.5 keep dimensions alive
-        that the prior would empty; see ``FitOptions(free_bits_form=)``. Epochs are then judged by the floored objective.
+        Nats per latent dimension below which the divergence is not reduced; 0 by default. Values from 0.02 to 0.5 keep
+        dimensions in use that the prior would empty; see ``FitOptions(free_bits_form=)``. Epochs are then compared by
+        the objective with this floor.
     max_epochs
-        Passes over the training cells; by default a budget of visits, 184,320 up to 5,000 cells and growing with the
-        root of their number, and at most 100 epochs: few cells are overfitted beyond that.
+        Passes over the training cells. The default corresponds to 184,320 visits of cells for up to 5,000 cells,
+        growing with the square root of the number of cells, and at most 100 epochs: more would overfit small data.
     batch_size
-        Cells per step; by default 512, or 256 where fewer than 1,500 cells are trained on, and 128 with
-        ``preset="scvi"``. The learning rate follows, see :class:`FitOptions`.
+        Cells per step; by default 512, or 256 with fewer than 1,500 training cells, or 128 with ``preset="scvi"``. The
+        default learning rate depends on it, see :class:`FitOptions`.
     validation_fraction
-        Share of the cells held out to choose the best state and to judge the fit; 0 trains on all and judges nothing.
-        Every batch, and every other category within it, gives its share; categories of fewer than 1 / ``validation_fraction``
-        cells are trained on whole.
+        Share of the cells held out to choose the best state and to check the fit. With 0, all cells are used for
+        training and the fit is not checked on held-out cells. The share is taken from every batch, and from every other
+        category within it; all cells of a category with fewer than 1 / ``validation_fraction`` cells are used for
+        training.
     early_stopping
         Whether to stop when the validation objective no longer improves; by default yes.
     preset
-        ``"scvi"`` reproduces the defaults of scvi-tools for comparison (its KL weight rises over 400 epochs and may
-        end below 1). ``"likelihood"`` (20 dimensions, dropout 0.3, layer norm, covariates at the decoder's output too) gives a
-        better held-out likelihood than the defaults and coarser agreement with cell types: for denoising and imputation
-        rather than clustering.
+        ``"scvi"`` reproduces the defaults of scvi-tools for comparison (its KL weight rises over 400 epochs and may end
+        below 1). ``"likelihood"`` (20 dimensions, dropout 0.3, layer norm, covariates also at the decoder's output)
+        gives a better held-out likelihood than the defaults, but agrees less closely with cell types: use it for
+        denoising and imputation rather than clustering.
     options
         Further settings, see :class:`FitOptions`.
     cure
-        Whether a fit that is found ill (under-trained, collapsed, overfitted, prior gap) is fitted again with what may cure
-        it. One setting is changed at a time, causes first (``beta`` above 1 becomes 1, a missing warm-up the default one), then
-        as the verdict asks: a longer warm-up, free bits, a decoder that sees z in every layer, more steps of the encoder,
-        fewer dimensions, a smaller network, more dropout, a learned prior. A change is kept if the importance-weighted
-        likelihood of held-out cells does not fall, and the search ends as soon as the fit is healthy. Every attempt is another
-        fit, and is recorded in ``uns["vae"]["diagnostics"]["cure"]``, of which ``pandas.DataFrame`` makes a table. A fit that
-        is healthy is left as it is.
+        Whether to refit with adjusted settings if the fit fails its checks (under-trained, collapsed, overfitted, prior
+        gap). One setting is changed at a time. Known causes come first: ``beta`` above 1 is set to 1, and a missing
+        warm-up to the default. The next changes depend on the verdict: a longer warm-up, free bits, a decoder that
+        receives z in every layer, more steps of the encoder, fewer dimensions, a smaller network, more dropout, a
+        learned prior. A change is kept if the importance-weighted likelihood of held-out cells does not fall. The
+        search ends as soon as the fit is healthy; a healthy fit is not changed. Each attempt takes the time of a fit
+        and is recorded in ``uns["vae"]["diagnostics"]["cure"]``, which ``pandas.DataFrame`` turns into a table.
     denoised
-        Whether to write the dense layer of denoised expression. ``None`` writes it up to 1 GB, and says so above.
+        Whether to write the dense layer of denoised expression. ``None`` writes it up to a size of 1 GB, and logs that
+        it is left out above.
     target_sum
-        Sum that denoised expression is scaled to, per cell over all genes that the size factor counts: where these are
-        more than ``adata`` holds, as in :func:`vxpress.datasets.pbmc68k_reduced`, the genes present sum to less.
+        Sum that denoised expression is scaled to, per cell and over all genes that the size factor counts. If ``adata``
+        holds only some of these genes, as in :func:`vxpress.datasets.pbmc68k_reduced`, the genes present sum to less.
     device
-        ``"auto"`` takes CUDA where there is one, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        ``"auto"`` uses CUDA if it is available, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     rng
-        Seed of order, initialisation, dropout and noise, or a numpy generator; ``None`` takes a new one. The same seed gives the same bits on the same machine, versions
-        and number of threads.
+        Seed of order, initialisation, dropout and noise, or a numpy generator; ``None`` uses a new seed. The same seed
+        gives the same bits on the same machine, with the same versions and number of threads.
     split_rng
-        Seed of the held-out cells, apart from ``rng``, so that fits with different seeds hold out the same cells.
+        Seed of the held-out cells, separate from ``rng`` so that fits with different seeds hold out the same cells.
     key_added
-        Name under which the results are written; see below. An earlier fit of that name is replaced, which a warning says; what is
-        no fit is not.
+        Name of the fit, under which the results are written; see below. An earlier fit of that name is replaced and a
+        warning is raised; anything else of that name is not replaced.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
     Returns
     -------
-    Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields (with ``key_added="k"``:
-    ``obsm["k"]``, ``obsm["k_var"]``, ``layers["k_normalized"]``, ``obs["k_split"]``, ``obs["k_library"]``, ``varm["k_loadings"]``,
-    ``uns["k"]``):
+    Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields (with
+    ``key_added="k"``: ``obsm["k"]``, ``obsm["k_var"]``, ``layers["k_normalized"]``, ``obs["k_split"]``,
+    ``obs["k_library"]``, ``varm["k_loadings"]``, ``uns["k"]``):
 
     ``adata.obsm["X_vae"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Posterior mean of each cell, n_obs x n_latent.
@@ -207,32 +215,38 @@ def fit_vae(
         Posterior variance, same shape.
     ``adata.layers["vae_normalized"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Denoised expression of every gene, n_obs x n_vars: the expected share of a cell's molecules, averaged over the
-        batches of the fit, times ``target_sum``; not log-transformed (``likelihood="gaussian"``: the expected log value).
+        batches of the fit, times ``target_sum``; not log-transformed (``likelihood="gaussian"``: the expected log
+        value).
     ``adata.obs["vae_split"]`` : categorical
         ``"train"``, ``"validation"``, or ``"query"`` for cells without counts, which are left out.
     ``adata.obs["vae_library"]`` : ``float64``
         Size factor used.
     ``adata.varm["X_vae_loadings"]`` : :class:`numpy.ndarray` (dtype ``float32``)
-        With ``options=FitOptions(decoder="linear")`` only: how fast the logit of a gene's share (``likelihood="gaussian"``: its
-        log value) rises with each latent dimension, n_vars x n_latent; NaN for genes that are not modelled. Shares sum to
-        one, so the differences between genes say something, not the level.
+        Only with ``options=FitOptions(decoder="linear")``: the slope of the logit of a gene's share
+        (``likelihood="gaussian"``: of its log value) along each latent dimension, n_vars x n_latent; NaN for genes that
+        are not modelled. Shares sum to one, so only differences between genes are meaningful, not the level.
     ``adata.uns["vae"]``
-        ``params``, ``history`` (per epoch), ``diagnostics`` (with a ``verdict``), and what is needed to use the model
-        again: ``covariates``, ``genes``, ``weights``. ``params["dispersion_gain"]`` is what the dispersions gained that were fitted
-        once more after training, in nats of the importance-weighted bound per validation cell (0 where they were not, or
-        gained nothing); ``history`` is of the time before. With ``likelihood="auto"`` also ``choice``: the ``likelihood`` taken,
-        the mean ``log_likelihood`` of each of the ``candidates`` on ``n_cells`` held-out cells with ``n_samples`` importance
-        samples and with fewer, and their ``difference`` (zinb - nb) with its 95 % interval and the ``gap`` that it must exceed.
-        Where the prior was learned, ``prior`` holds its ``kind`` and ``kl``, the mean divergence of held-out posteriors from
-        it, with ``kl_se``, the standard error of its sampling.
+        The fit:
+
+        - ``params``, the settings. ``params["dispersion_gain"]`` is the gain from refitting the dispersions after
+          training, in nats of the importance-weighted bound per validation cell (0 if they were not refitted, or
+          nothing was gained);
+        - ``history``, the values of each epoch, from before that refit;
+        - ``diagnostics``, with a ``verdict``; see :func:`diagnose`;
+        - ``covariates``, ``genes`` and ``weights``, which are needed to use the model again;
+        - with ``likelihood="auto"``, ``choice``: the selected ``likelihood``, the mean ``log_likelihood`` of each of
+          the ``candidates`` on ``n_cells`` held-out cells with ``n_samples`` importance samples and with fewer, and
+          their ``difference`` (zinb - nb) with its 95 % interval and the ``gap`` that it must exceed;
+        - with a learned prior, ``prior``: its ``kind``, and ``kl``, the mean divergence of held-out posteriors from it,
+          with ``kl_se``, the standard error of its sampling.
 
     Raises
     ------
     ValueError
-        If the matrix does not hold counts, a covariate has missing values, a setting is out of range, a name is taken by
-        something else, or the device is absent.
+        If the matrix does not hold counts, a covariate has missing values, a setting is out of range, a name is taken
+        by something else, or the device is not available.
     KeyError
-        If a column or layer that was named does not exist.
+        If a named column or layer does not exist.
     TypeError
         If ``adata`` is not an AnnData.
     TrainingError
@@ -240,10 +254,10 @@ def fit_vae(
 
     See Also
     --------
-    vxpress.tl.encode : put new cells into the fitted model.
+    vxpress.tl.encode : encode new cells with the fitted model.
     vxpress.tl.compare : rank fits by held-out likelihood.
     vxpress.tl.denoise : denoised expression, in chunks.
-    vxpress.pl.kl : what the latent dimensions carry.
+    vxpress.pl.kl : plot the divergence of each latent dimension.
 
     References
     ----------
@@ -262,7 +276,7 @@ def fit_vae(
     check_single_process()
     keys = Keys.of(key_added)
     check_free(adata, keys)
-    asked = check_arguments(
+    checked = check_arguments(
         labels_key=labels_key,
         likelihood=likelihood,
         dispersion=dispersion,
@@ -287,7 +301,7 @@ def fit_vae(
         rng=rng,
         split_rng=split_rng,
     )
-    settings = asked.settings
+    settings = checked.settings
     request = Request(
         layer,
         mask_var,
@@ -303,7 +317,7 @@ def fit_vae(
             adata,
             request,
             validation_fraction=validation_fraction,
-            split_rng=asked.split_rng,
+            split_rng=checked.split_rng,
             library_of_modelled_genes=settings.library_of_modelled_genes,
         )
         logg.info(f"    library: {prepared.library.source}")
@@ -317,8 +331,8 @@ def fit_vae(
         )
         runner = Runner(
             prepared,
-            rng=asked.rng,
-            device=asked.device,
+            rng=checked.rng,
+            device=checked.device,
             start_from_data=settings.start_from_data,
             describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
         )
@@ -327,8 +341,8 @@ def fit_vae(
         if cure:
             fitted, diagnosis = walk_ladder(runner, fitted, diagnosis, lambda tried: diagnosis_of(prepared, tried))
         choice: dict[str, Any] = {}
-        if asked.choosing:
-            # after a cure: what an ill fit cannot say of cells, extra zeros would have to explain
+        if checked.choosing:
+            # after a cure: with an unsound fit, zero inflation would have to explain what the latent space misses
             simplest = fitted
             fitted, choice = choose_likelihood(runner, simplest)
             if fitted is not simplest:
@@ -357,7 +371,7 @@ def fit_vae(
                 preset=preset,
                 rng=_seed_of(rng),
                 split_rng=_seed_of(split_rng),
-                device=str(asked.device),
+                device=str(checked.device),
                 stopped=fitted.outcome.stopped,
                 best_epoch=fitted.outcome.best_epoch,
                 n_steps=fitted.outcome.n_steps,
@@ -381,8 +395,8 @@ def fit_vae(
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Arguments of a fit that were found to be sound."""
+class CheckedArguments:
+    """Arguments of a fit, after their checks."""
 
     device: torch.device
     rng: np.random.Generator
@@ -416,8 +430,8 @@ def check_arguments(
     device: str | torch.device = "auto",
     rng: int | np.random.Generator | None = 0,
     split_rng: int | np.random.Generator | None = 0,
-) -> Asked:
-    """Check what can be checked without the data; the arguments, and what they raise, are those of :func:`fit_vae`."""
+) -> CheckedArguments:
+    """Check the arguments of :func:`fit_vae` as far as possible without the data; raises the same errors."""
     torch_device = resolve_device(device)
     generator, split_generator = seed_of(rng), seed_of(split_rng, "split_rng")
     settings = resolve(
@@ -449,19 +463,19 @@ def check_arguments(
         msg = f"cure={cure!r} was given; True or False is expected."
         raise ValueError(msg)
     if cure and validation_fraction == 0:
-        msg = "cure=True judges by held-out cells, and validation_fraction=0 leaves none. Pass validation_fraction=0.1."
+        msg = "cure=True needs held-out cells, but validation_fraction=0 leaves none. Pass validation_fraction=0.1."
         raise ValueError(msg)
     _check_ranges(settings, beta, max_epochs)
-    return Asked(torch_device, generator, split_generator, settings, choosing)
+    return CheckedArguments(torch_device, generator, split_generator, settings, choosing)
 
 
 def _check_ranges(settings: Settings, beta: float, max_epochs: int | None) -> None:
-    """Raise for a number out of its range, before any count is read."""
+    """Raise an error if a number is out of range, before any count is read."""
     few = settings.sized(2)
     n_epochs = few.max_epochs(2, 0) if max_epochs is None else max_epochs
     TrainConfig(max_epochs=n_epochs, **{**settings_for(TrainConfig, few), "beta": beta})
     prior = PriorConfig(settings.prior, settings.prior_components)
-    # as many genes as can be: how many there are is not known yet
+    # the largest possible number of genes, because the actual number is not known yet
     ModelConfig(n_genes=10_000_000, prior=prior, **settings_for(ModelConfig, settings))
 
 
@@ -469,8 +483,8 @@ def _check_objective(settings: Settings) -> None:
     check_choice("prior", settings.prior, PriorName)
     if settings.objective != "elbo" and not PRIORS[settings.prior].cheap:
         msg = (
-            f"objective={settings.objective!r} needs the density of the prior in every step, which prior={settings.prior!r} is "
-            "too slow for. Use objective='elbo', or learn that prior afterwards: vx.tl.fit_prior(adata, ...)."
+            f"objective={settings.objective!r} needs the density of the prior in every step, which is too slow with "
+            f"prior={settings.prior!r}. Use objective='elbo', or learn that prior afterwards: vx.tl.fit_prior(adata, ...)."
         )
         raise ValueError(msg)
 
@@ -479,7 +493,7 @@ def _check_arguments(labels_key: str | None, dispersion: str, validation_fractio
     check_choice("dispersion", dispersion, Dispersion)
     if labels_key is not None and dispersion != "gene-label":
         msg = (
-            f"labels_key={labels_key!r} has no use here: labels enter with dispersion='gene-label' only. Leave it out."
+            f"labels_key={labels_key!r} has no effect unless you pass dispersion='gene-label'. Leave it out otherwise."
         )
         raise ValueError(msg)
     check_range("validation_fraction", validation_fraction, 0.0, 0.99)
@@ -489,7 +503,7 @@ def _check_arguments(labels_key: str | None, dispersion: str, validation_fractio
 def _check_choosing(validation_fraction: float) -> None:
     if validation_fraction == 0:
         msg = (
-            "likelihood='auto' chooses by held-out cells, and validation_fraction=0 holds none out. Pass "
+            "likelihood='auto' needs held-out cells, but validation_fraction=0 leaves none. Pass "
             "validation_fraction=0.1, or name the likelihood, for example likelihood='nb'."
         )
         raise ValueError(msg)
@@ -517,7 +531,7 @@ def _model_config(
 
 
 def _report(fit: Fit) -> None:
-    """What the user should know even at the default verbosity."""
+    """Log interruptions, voided steps and the verdict."""
     params = fit.params
     if params.stopped == INTERRUPTED:
         logg.warning(f"The fit was interrupted; the state of epoch {params.best_epoch + 1} is kept.")

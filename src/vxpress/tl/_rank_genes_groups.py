@@ -53,61 +53,67 @@ def rank_genes_groups(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Rank genes by the posterior of their log fold change between groups, written as :func:`scanpy.tl.rank_genes_groups` does.
+    r"""Rank genes by the posterior of their log fold change between groups.
 
-    The question is that of the change mode of :cite:t:`Boyeau2023`: is the log2 fold change of the mean expression beyond
-    ``delta``?  Cells are drawn from each group before anything is decoded, and decoded once for all comparisons.  What the
-    model expects of a group is a prior worth ten molecules; the counts, where they are there, say the rest.  They are
-    weighted by the model's dispersion, compared within batches, and their uncertainty is measured between cells, or
-    between samples.  See the guide for every formula.
+    The result has the format of :func:`scanpy.tl.rank_genes_groups`, so scanpy's plots and functions can use it.
+
+    The test is the change mode of :cite:t:`Boyeau2023`: is the log2 fold change of the mean expression beyond
+    ``delta``? Cells are drawn from each group and decoded once for all comparisons.  The expectation of the model for a
+    group is a prior with the weight of ten molecules; the counts, if available, provide the rest of the evidence.  Counts
+    are weighted by the model's dispersion and compared within batches. Their uncertainty is measured between cells, or
+    between samples.  See the guide for all formulas.
 
     Parameters
     ----------
     adata
         Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it) and any of the genes of the fit.
     groupby
-        Column of ``adata.obs`` with the groups.  Categories without cells and cells without a category take no part.
-        Left out where ``cells`` names them.
+        Column of ``adata.obs`` with the groups.  Categories without cells and cells without a category are ignored.
+        Leave it out if ``cells`` is given.
     model
-        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+        Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
     groups
-        Groups to test, or ``"all"``.  With ``reference="rest"`` the other groups still belong to the rest.
+        Groups to test, or ``"all"``.  With ``reference="rest"``, the groups that are not tested still belong to the
+        rest. A category that is a number in ``obs`` may be given as a number.
     reference
-        ``"rest"`` compares each group with all other cells; a group is compared with each of the others instead.
+        ``"rest"`` compares each group with all other cells; the name of a group compares each of the other groups with
+        it. A category that is a number in ``obs`` may be given as a number.
     cells
-        Any set of cells to test, instead of ``groupby``: a boolean array over cells, their positions, their names
+        A set of cells to test, instead of ``groupby``: a boolean array over cells, their positions, their names
         (``adata.obs_names``), or the name of a boolean column of ``adata.obs``.  The group is called ``"cells"`` in the
-        result; ``cells={"naive": ...}`` gives it a name, and several entries are several groups, which share no cell.
+        result; ``cells={"naive": ...}`` gives it a name, and several entries are several groups, which must not
+        overlap.
     reference_cells
-        The set of cells that ``cells`` are compared with, given likewise and called ``"reference_cells"`` unless it has a
-        name; left out, all other cells.  Cells in neither set take no part.
+        The set of cells that ``cells`` are compared with, given in the same way and called ``"reference_cells"`` unless
+        it has a name; by default all other cells.  Cells in neither set are ignored.
     delta
-        Threshold on the absolute log2 fold change.  The default, 0.1 or 7 %, is above what a difference in composition
-        or a residual batch effect does to genes that do not change; 0 asks for any difference.
+        Threshold on the absolute log2 fold change.  The default, 0.1 or 7 %, is above the effect of differences in
+        composition and of residual batch effects on genes that do not change; 0 tests for any difference.
     relative_to
-        What counts as no change.  ``"library"``: an unchanged share of the size factor, that is of all molecules.  Shares
-        sum to one, so where few genes take many molecules of a group all its other genes go down; a warning names these
-        genes.  ``"median"``: the median log2 fold change over genes with 50 molecules or more, which assumes that fewer
-        than half of the genes change, as TMM in edgeR does (:cite:t:`Robinson2010`).  A list of genes: these genes together do
-        not change.
+        What counts as no change.  ``"library"``: an unchanged share of the size factor, that is, of all molecules.
+        Shares sum to one, so if few genes take many molecules of a group, all its other genes go down; a warning names
+        these genes.  ``"median"``: the median log2 fold change over genes with 50 molecules or more, which assumes that
+        fewer than half of the genes change, as TMM in edgeR does (:cite:t:`Robinson2010`).  A list of genes: together,
+        these genes do not change.
     n_cells
-        Cells decoded per group; the counts of all cells are read whatever it is.  The mean over 500 cells is far better
-        known than the ten molecules that it is worth.
+        Cells decoded per group. The counts of all cells are read in any case.  The mean over 500 cells is much more
+        precise than a prior with the weight of ten molecules needs.
     n_draws
         Posterior draws per decoded cell.
     batch_key
-        Column of ``adata.obs`` within whose categories groups are compared; by default the batch of the fit, ``None`` for
-        none.  Groups that share no batch are compared as the model corrects for it, with a warning.
+        Column of ``adata.obs`` within whose categories groups are compared; by default the batch of the fit, ``None``
+        for none.  Groups that share no batch are compared with the model's batch correction, and a warning is raised.
     sample_key
-        Column of ``adata.obs`` with the units of replication, such as donors.  Without it cells count as replicates, and a
-        difference between groups says nothing of other donors.
+        Column of ``adata.obs`` with the units of replication, such as donors.  Without it cells count as replicates,
+        and the result does not generalise to other donors.
     layer
-        Layer that holds the counts; left out, the one that the fit read.
+        Layer with the counts, or ``None`` for ``adata.X``; by default the layer that the fit read.
     use_counts
-        ``None`` takes the counts where they are there and warns where not (after ``X`` was normalised in place); ``True``
-        insists on them; ``False`` compares what the model expects, as uncertain as the counts would be.
+        ``None`` uses the counts if available and raises a warning if not (for example if ``X`` was normalised in
+        place); ``True`` requires them; ``False`` compares the expectations of the model, with the uncertainty that
+        counts would have.
     n_genes
         Genes to write per group; by default all.
     key_added
@@ -115,8 +121,8 @@ def rank_genes_groups(
     rng
         Seed of the cells drawn and of the posterior draws, or a numpy generator.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -125,31 +131,30 @@ def rank_genes_groups(
     Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
 
     ``adata.uns["rank_genes_groups" | key_added]["names"]`` : structured :class:`numpy.ndarray` (dtype ``object``)
-        Genes, one field per group, ordered by ``scores``, up first.
+        Genes, one field per group, ordered by ``scores``, genes that are up first.
     ``adata.uns[...]["scores"]`` : structured :class:`numpy.ndarray` (dtype ``float32``)
-        Normal quantile of the posterior tail beyond ``delta`` (towards no change), positive for genes that are up, 0 where
-        either side of the threshold is as likely.
+        Normal quantile of the posterior tail beyond ``delta`` (towards no change), positive for genes that are up, 0 if
+        both sides of the threshold are equally likely.
     ``adata.uns[...]["logfoldchanges"]`` : structured :class:`numpy.ndarray` (dtype ``float32``)
-        log2 fold change of the mean expression, drawn towards what the model expects where counts are few.
+        log2 fold change of the mean expression, shrunk towards the expectation of the model if there are few counts.
     ``adata.uns[...]["pvals"]`` : structured :class:`numpy.ndarray` (dtype ``float64``)
-        Twice the posterior probability that the change is not beyond ``delta`` in the direction of the score, at most 1.
-        Where the true change is within ``delta`` it falls below any ``p`` about as often as ``p`` says, or less.
+        Twice the posterior probability that the change is not beyond ``delta`` in the direction of the score, at most
+        1. If the true change is within ``delta``, it falls below any ``p`` about as often as ``p`` says, or less.
     ``adata.uns[...]["pvals_adj"]`` : structured :class:`numpy.ndarray` (dtype ``float64``)
         The same after Benjamini and Hochberg, over all ranked genes of the group.
     ``adata.uns[...]["params"]`` : :class:`dict`
-        scanpy's entries, ``"counts"`` (whether counts were used) and the arguments; with ``relative_to``, ``"shift"`` is the
-        log2 fold change of every group that counts as none.
+        scanpy's entries, ``"counts"`` (whether counts were used) and the arguments; with ``relative_to``, ``"shift"``
+        is the log2 fold change of every group that counts as none.
 
     Raises
     ------
     KeyError
-        If there is no such fit, posterior or column of ``obs``, no layer that ``layer`` names, or no gene that
-        ``relative_to`` names.
+        If there is no such fit, posterior, column of ``obs``, layer, or gene of ``relative_to``.
     ValueError
-        If a group is unknown, only one has cells, sets of cells overlap or are empty, ``use_counts=True`` and there are
-        none, the fit is Gaussian, or something else stands under ``key_added``.
+        If a group is unknown, only one group has cells, sets of cells overlap or are empty, ``use_counts=True`` and
+        there are no counts, the fit is Gaussian, or something else is stored under ``key_added``.
     TypeError
-        If neither ``groupby`` nor ``cells`` is given, or a set of cells is of a type that names none.
+        If neither ``groupby`` nor ``cells`` is given, or a set of cells is of a type that does not select cells.
 
     Examples
     --------
@@ -164,15 +169,15 @@ def rank_genes_groups(
     >>> bool((ranked["scores"]["CD19+ B"][:-1] >= ranked["scores"]["CD19+ B"][1:]).all())
     True
 
-    Markers are up more than twofold. ``sc.tl.filter_rank_genes_groups(adata)`` keeps those that many cells of the group hold, and
-    ``sc.pl.rank_genes_groups_matrixplot(adata, n_genes=3, key="rank_genes_groups_filtered", layer="vae_normalized",
-    standard_scale="var")`` shows them, where the fit wrote that layer.
+    Markers are up more than twofold. ``sc.tl.filter_rank_genes_groups(adata)`` keeps those that are detected in many
+    cells of the group. If the fit wrote the layer, ``sc.pl.rank_genes_groups_matrixplot(adata, n_genes=3,
+    key="rank_genes_groups_filtered", layer="vae_normalized", standard_scale="var")`` shows them.
 
     >>> vx.tl.rank_genes_groups(adata, "bulk_labels", delta=1)
     >>> "CD79A" in adata.uns["rank_genes_groups"]["names"]["CD19+ B"][:3]
     True
 
-    Any two sets of cells, here by their names and by a mask:
+    Any two sets of cells, here given by names and by a mask:
 
     >>> naive = adata.obs_names[adata.obs["bulk_labels"] == "CD4+/CD45RA+/CD25- Naive T"]
     >>> vx.tl.rank_genes_groups(
@@ -201,21 +206,21 @@ def rank_genes_groups(
     batch = stored.fit.params.batch_key if isinstance(batch_key, Unset) else batch_key
     where = stored.fit.params.layer if isinstance(layer, Unset) else layer
     if isinstance(layer, str):
-        # a layer that was asked for is no matter of taking the counts where they are there
+        # a layer that the user names must exist, even if the use of counts is optional
         get_matrix(adata, layer)
-    _check_asked(
+    _check_sets(
         groupby, cells, reference_cells, default=isinstance(groups, str) and groups == "all" and reference == "rest"
     )
     if groupby is not None:
-        asked = Groups.read(adata, groupby, groups, reference)
+        compared = Groups.read(adata, groupby, groups, reference)
     else:
-        asked = Groups.of_cells(adata, cells, reference_cells)
-    question = Question(asked, float(delta), n_cells, n_draws, batch, sample_key, asked_relative_to(relative_to))
+        compared = Groups.of_cells(adata, cells, reference_cells)
+    question = Question(compared, float(delta), n_cells, n_draws, batch, sample_key, asked_relative_to(relative_to))
     start = logg.info("ranking genes")
     with progress_bar("rank_genes_groups", progress):
         answer = ask(adata, stored, question, layer=where, use_counts=use_counts, rng=generator)
     params: dict[str, Any] = {
-        # scanpy's plots ask for it; sets of cells are no column, and plots by group want groupby= named
+        # required by scanpy's plots; sets of cells are not a column, so plots by group need an explicit groupby=
         "groupby": "cells" if groupby is None else groupby,
         "reference": question.groups.reference_name,
         "method": "vae",
@@ -241,21 +246,21 @@ def rank_genes_groups(
     return adata if copy else None
 
 
-def _check_asked(groupby: Any, cells: Any, reference_cells: Any, *, default: bool) -> None:
-    """Raise unless the groups are those of a column, or sets of cells."""
+def _check_sets(groupby: Any, cells: Any, reference_cells: Any, *, default: bool) -> None:
+    """Raise an error unless either groups of a column or sets of cells are given."""
     if groupby is None and cells is None:
-        msg = "Which groups? Name a column of adata.obs, groupby='leiden', or give sets of cells, cells=..., reference_cells=..."
+        msg = "Neither groupby= nor cells= was given. Name a column of adata.obs, groupby='leiden', or give sets of cells, cells=..., reference_cells=..."
         raise TypeError(msg)
     if groupby is not None and (cells is not None or reference_cells is not None):
-        msg = "groupby= names groups, and cells= and reference_cells= are sets of cells; give one of the two."
+        msg = "groupby= names groups, while cells= and reference_cells= are sets of cells; give one of the two."
         raise ValueError(msg)
     if groupby is None and not default:
-        msg = "groups= and reference= name groups of groupby=, which was not given; cells= are compared with reference_cells=."
+        msg = "groups= and reference= name groups of groupby=, which was not given. Pass groupby=, or compare cells= with reference_cells=."
         raise ValueError(msg)
 
 
 def _layout(genes: np.ndarray, comparisons: Mapping[str, Comparison], n_genes: int | None) -> dict[str, np.ndarray]:
-    """One record array per statistic, one field per group, best first."""
+    """Build one record array per statistic, with one field per group, best first."""
     columns: dict[str, list[np.ndarray]] = {name: [] for name in DTYPES}
     for found in comparisons.values():
         order = np.lexsort((-found.lfc_g, -found.score_g))[:n_genes]

@@ -64,7 +64,7 @@ def test_a_library_prior_without_batches() -> None:
 
 
 def test_an_observed_library_has_no_posterior(make_cells: MakeCells) -> None:
-    with pytest.raises(RuntimeError, match="observes its library"):
+    with pytest.raises(RuntimeError, match="observed library size"):
         build(CONFIG, 0).library_posterior(make_cells(4).batch(torch.arange(4)))
 
 

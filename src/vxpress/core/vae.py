@@ -21,8 +21,8 @@ class VAE(nn.Module):
     """A conditional variational autoencoder of counts.
 
     ``library_log_mean_b`` and ``library_log_var_b`` are the parameters of the log-normal prior of a latent library,
-    one per batch. ``outside_share`` is the share that the genes of the readout have of the molecules outside the model
-    (those may fall on genes that are not in the data), or, in a model without remainder, of all molecules.
+    one per batch. ``outside_share`` is the share of the readout's genes in the molecules outside the model, which may also
+    come from genes that are not in the data. In a model without remainder it is their share in all molecules.
     """
 
     library_log_mean_b: Tensor
@@ -48,18 +48,18 @@ class VAE(nn.Module):
             self.register_buffer("outside_share", torch.zeros(()))
 
     def posterior(self, batch: Batch, noise: Noise | None = None) -> DiagonalNormal:
-        """q(z | x, s)."""
+        """Return the posterior q(z | x, s)."""
         return self.encoder(batch, self._encoder_condition(batch.covariates), noise)
 
     def library_posterior(self, batch: Batch, noise: Noise | None = None) -> DiagonalNormal:
-        """q(log l | x, s), (n, 1); only of a model with a latent library."""
+        """Return the posterior q(log l | x, s), (n, 1), of a model with a latent library."""
         if self.library_encoder is None:
-            msg = "This model observes its library."
+            msg = "This model has an observed library size, so there is no posterior of the library."
             raise RuntimeError(msg)
         return self.library_encoder(batch, self._encoder_condition(batch.covariates), noise)
 
     def library_prior(self, covariates: Covariates) -> tuple[Tensor, Tensor]:
-        """Mean and variance of log l per cell, each (n, 1)."""
+        """Return the prior mean and variance of log l per cell, each (n, 1)."""
         code = (
             covariates.categorical_nk[:, 0]
             if self.config.has_batch
@@ -70,11 +70,11 @@ class VAE(nn.Module):
     def likelihood(
         self, z_nd: Tensor, covariates: Covariates, log_library_n1: Tensor, noise: Noise | None = None
     ) -> Likelihood:
-        """p(x | z, s, l)."""
+        """Return the distribution p(x | z, s, l)."""
         return self.decoder(z_nd, self.conditioner(covariates), covariates, log_library_n1, noise)
 
     def log_likelihood(self, z_nd: Tensor, batch: Batch, log_library_n1: Tensor, noise: Noise | None = None) -> Tensor:
-        """Log p(x | z, s, l) of a minibatch, summed over genes, (n,)."""
+        """Compute log p(x | z, s, l) of a minibatch, summed over genes, (n,)."""
         return self.decoder.log_likelihood(z_nd, self.conditioner(batch.covariates), batch, log_library_n1, noise)
 
     def _encoder_condition(self, covariates: Covariates) -> Tensor | None:
@@ -82,9 +82,9 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def start_from(self, cells: Cells, rows: Tensor) -> None:
-        """Start the decoder at the mean profile of the data and, for distributions with one, at a moderate dispersion.
+        """Initialise the decoder at the mean profile of the data, with a moderate dispersion if the likelihood has one.
 
-        A decoder that has to learn the mean profile first spends a large share of its steps on it.
+        Otherwise the decoder would spend a large share of its steps on learning the mean profile.
         """
         counts, library = cells.counts, cells.log_library_n1[rows].exp().double()
         sums_g = counts.gene_sums(rows)
@@ -92,7 +92,7 @@ class VAE(nn.Module):
         if not distribution.composition:
             _start_gaussian(self, cells, rows)
             return
-        # a gene without a molecule gets the share of half of one
+        # a gene without molecules gets the share of half a molecule
         profile = (sums_g.clamp_min(0.5) / library.sum()).float()
         bias = profile.log()
         if self.config.remainder:
@@ -110,7 +110,7 @@ class VAE(nn.Module):
 
 
 def _start_gaussian(model: VAE, cells: Cells, rows: Tensor) -> None:
-    """Mean and variance of log1p(1e4 x / l) per gene, over at most 4,096 cells."""
+    """Initialise at mean and variance of log1p(1e4 x / l) per gene, over 4,096 to 8,191 cells if there are more."""
     some = rows[:: max(1, len(rows) // 4096)]
     batch = cells.batch(some)
     y_ng = log_cp10k(batch.x_ng, batch.log_library_n1.exp())
@@ -122,14 +122,14 @@ def _start_gaussian(model: VAE, cells: Cells, rows: Tensor) -> None:
 
 
 def build(config: ModelConfig, seed: int) -> VAE:
-    """A freshly initialised model; the seed decides, and no global random state is read or changed."""
+    """Build a newly initialised model from a seed; no global random state is read or changed."""
     with interrupts_held(), seeded(seed):
         return VAE(config)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight of such a model, found out without allocating any."""
-    # some modules draw on the processor even so
-    # a Ctrl-C on the way in or out would leave torch making tensors without data for the rest of the process
+    """Return name and shape of every weight of such a model, without allocating them."""
+    # seeded, because some modules draw random numbers on the CPU even on the meta device;
+    # interrupts are held, because a Ctrl-C on entry or exit could leave torch creating meta tensors in this process
     with interrupts_held(), seeded(0), on_device("meta"):
         return {name: tuple(value.shape) for name, value in VAE(config).state_dict().items()}

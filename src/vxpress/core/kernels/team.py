@@ -1,8 +1,8 @@
-"""How compiled loops share torch's processors: as many threads as torch may use, never more.
+"""Threads of the compiled loops: as many as torch may use, never more.
 
-Numba keeps its own threads beside torch's; both wait for work by spinning, so they must take turns and never be more
-than the cores.  How many there are is torch's number (``torch.set_num_threads``), so one setting rules both and a fit
-with one thread never wakes numba's.
+Numba has its own threads in addition to torch's. Both wait for work by spinning, so they must take turns and never
+outnumber the cores.  Their number is that of torch (``torch.set_num_threads``): one setting controls both, and a fit
+with one thread never starts numba's threads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SETTINGS: dict[str, Any] = vars(numba_config)
 
 
 def _can_cache() -> bool:
-    """Whether numba finds a place for compiled code; without one it refuses to define a cached function."""
+    """Whether numba finds a directory for compiled code; without one it cannot define a cached function."""
     try:
         numba.njit(cache=True)(_nothing)
     except (RuntimeError, OSError):
@@ -39,20 +39,20 @@ def _nothing() -> None:
 
 
 CACHED: dict[str, Any] = {"cache": _can_cache()}
-# layers that hold up when two Python threads fit at once
+# threading layers that two Python threads can use at the same time
 SAFE_LAYERS = ("omp", "tbb")
 
 
 @functools.lru_cache(maxsize=256)
 def cut(n: int, threads: int) -> np.ndarray:
-    """Bounds of as many equal runs of ``n`` as there are threads."""
+    """Return the bounds of ``n`` items divided evenly among threads."""
     return np.linspace(0, n, min(threads, max(n, 1)) + 1).astype(np.int64)
 
 
 def run(serial: Callable[..., Any], parallel: Callable[..., Any], cuts: np.ndarray, *args: Any) -> None:
-    """Run a compiled loop over the runs between ``cuts``: side by side where that is safe, else one after the other.
+    """Run a compiled loop over the parts between ``cuts``: in parallel if that is safe, else one after another.
 
-    The result is the same to the last bit either way: what is summed with what depends on the cuts alone.
+    The result is the same to the last bit in both cases, because the order of summation depends only on the cuts.
     """
     if len(cuts) <= 2 or not _parallel_is_safe():
         serial(cuts, *args)
@@ -70,7 +70,7 @@ _starting = threading.Lock()
 
 
 def _after_fork() -> None:
-    """A forked child cannot use its parent's threads: OpenMP would end it, whoever had started them."""
+    """Forbid parallel loops in a forked process: it cannot use its parent's threads, and OpenMP would terminate it."""
     global _safe, _starting
     _safe, _starting = False, threading.Lock()
 
@@ -80,8 +80,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def _parallel_is_safe() -> bool:
-    """Start numba's threads once and see which layer they are; torch's own number of threads is left as it was."""
-    global _safe  # noqa: PLW0603 - found out once per process
+    """Start numba's threads once and check their layer; torch's own number of threads does not change."""
+    global _safe  # noqa: PLW0603 - determined once per process
     if _safe is not None:
         return _safe
     with _starting:
@@ -97,8 +97,8 @@ def _parallel_is_safe() -> bool:
         _safe = layer in SAFE_LAYERS
         if not _safe:
             msg = (
-                f"numba's threads are of the kind {layer!r}, which two Python threads cannot share: compiled loops run on one "
-                "processor. OpenMP (the system's libgomp) or the package tbb lets them use all."
+                f"numba uses the threading layer {layer!r}, which two Python threads cannot share, so compiled loops run on one "
+                "core. Install OpenMP (the system's libgomp) or the package tbb to use all cores."
             )
             warnings.warn(msg, RuntimeWarning, stacklevel=2)
     return _safe

@@ -1,4 +1,4 @@
-"""A prior learned by itself, from the posteriors of cells that a model has encoded."""
+"""Fit a prior alone to the posteriors of cells that a model has encoded."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ BATCH = 512
 END_SHARE = 0.01
 WARM_UP, MAX_NORM = 0.05, 5.0
 AVERAGING = 0.99
-# share of the training cells, and how many at most, on which the best of so many states is chosen
+# share of the training cells on which the best state is chosen, and their largest number
 CHOOSING_FRACTION, MAX_CHOOSING = 0.1, 2_000
-# how often they are looked at, and how often in vain before it ends
+# number of checks on these cells, and number of checks without improvement after which the fit ends
 CHECKS, PATIENCE = 20, 5
 CHOOSING_DRAWS = 4
 
 
 @dataclass(frozen=True)
 class Learned:
-    """Steps taken until the state that was kept, and all; mean loss on the cells it was chosen by, at every check."""
+    """Step of the kept state, number of all steps, and mean loss at every check on the cells used for the choice."""
 
     best_step: int
     n_steps: int
@@ -35,7 +35,7 @@ class Learned:
 
 
 def build_prior(config: PriorConfig, n_latent: int, seed: int) -> Prior:
-    """A freshly initialised prior, to be learned by itself; no global random state is read or changed."""
+    """Build a newly initialised prior to be learned alone; no global random state is read or changed."""
     config = PRIORS[config.name].alone(config)
     with seeded(seed):
         return PRIORS[config.name](config, n_latent)
@@ -50,10 +50,11 @@ def learn(
     n_steps: int | None = None,
     learning_rate: float | None = None,
 ) -> Learned:
-    """Fit ``prior`` to the mean of posteriors ``q`` (n, d), every step on fresh draws; in evaluation mode after.
+    """Fit ``prior`` to the mean of posteriors ``q`` (n, d), with new draws in every step; leave it in evaluation mode.
 
-    Adam with a short rise and a cosine fall of the learning rate; what is kept is a running mean of the weights
-    (Polyak & Juditsky 1992), at the state that is best for a tenth of the cells.  Those take no part in the steps.
+    The optimizer is Adam with a short rise and a cosine decay of the learning rate. The result is a running mean of the
+    weights (Polyak & Juditsky 1992), at the step with the lowest loss on a tenth of the cells, which are not used in the
+    steps.
     """
     n_steps = prior.n_steps if n_steps is None else n_steps
     learning_rate = prior.learning_rate if learning_rate is None else learning_rate
@@ -89,7 +90,7 @@ def learn(
         norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
         if bool(torch.isfinite(norm + loss.detach())):
             optimizer.step()
-        # of a step early on the mean is of those so far
+        # early on, the mean covers the steps so far
         share = min(AVERAGING, step / (step + 10))
         torch._foreach_lerp_(averages, [p.detach() for p in parameters], 1.0 - share)
         if step % every == 0 or step == n_steps:
@@ -106,7 +107,7 @@ def learn(
 
 
 def _rate(step: int, n_steps: int) -> float:
-    """Share of the learning rate at a step."""
+    """Compute the learning rate at a step as a share of its peak."""
     rise = max(1.0, WARM_UP * n_steps)
     if step <= rise:
         return step / rise
@@ -130,7 +131,7 @@ def _loss_with(
     *,
     seed: int,
 ) -> float:
-    """Mean loss at other weights, with the same noise every time."""
+    """Compute the mean loss with other weights, with the same noise in every call."""
     before = [p.detach().clone() for p in parameters]
     _put(parameters, weights)
     generator = torch.Generator(device=z_nd.device).manual_seed(seed)

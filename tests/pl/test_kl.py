@@ -37,7 +37,7 @@ def test_the_history_of_the_dimensions_sums_to_that_of_the_divergence(used):
 def test_a_fit_without_that_history_says_so(used):
     del used.uns["vae"]["history"]["kl_per_dim"]
     used.uns["vae"] = sealed(used.uns["vae"])
-    with pytest.raises(ValueError, match="no divergence per dimension over training"):
+    with pytest.raises(ValueError, match="no record of the divergence per dimension"):
         pl.kl(used, over_training=True)
 
 

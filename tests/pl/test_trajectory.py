@@ -83,9 +83,9 @@ def test_axes_and_figures_are_handed_back_as_scanpy_does(path: ad.AnnData, fitte
 
 
 def test_what_is_no_path_is_refused(path: ad.AnnData, fitted: ad.AnnData) -> None:
-    with pytest.raises(KeyError, match="This is no path"):
+    with pytest.raises(KeyError, match="This is not a path"):
         vx.pl.trajectory(fitted)
-    with pytest.raises(KeyError, match="pass key= as to"):
+    with pytest.raises(KeyError, match="the same key= as to"):
         vx.pl.trajectory(path, key="other")
     with pytest.raises(TypeError, match="interpolate"):
         vx.pl.trajectory(path.to_df())
@@ -96,5 +96,5 @@ def test_what_is_no_path_is_refused(path: ad.AnnData, fitted: ad.AnnData) -> Non
     with pytest.raises(KeyError, match="lacks 'X_vae'"):
         vx.pl.trajectory(path, cells=bare)
     bare.obsm["X_vae"] = np.zeros((bare.n_obs, 2))
-    with pytest.raises(ValueError, match="different fits"):
+    with pytest.raises(ValueError, match="but the path has"):
         vx.pl.trajectory(path, cells=bare)

@@ -1,4 +1,4 @@
-"""Looking at a fit."""
+"""Figures of a fit and of its results."""
 
 from vxpress.pl._history import history
 from vxpress.pl._kl import kl

@@ -1,4 +1,4 @@
-"""Colours that readers with any kind of colour vision can tell apart, on light and dark backgrounds."""
+"""Colours that are distinguishable with any kind of colour vision, on light and dark backgrounds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MAIN = "#2a6f97"
 SOFT = "#86b0cc"
 SECOND = "#c8553d"
 
-# The first ten are Petroff's (arXiv 2107.02270). Each of the others is the colour farthest from those before it and from
+# The first ten are Petroff's (arXiv 2107.02270). Each further colour is the one farthest from those before it and from
 # the light grey of missing values, by its smallest distance in CAM02-UCS over normal, deuteranopic, protanopic and
-# tritanopic vision (Machado 2009). The closest two of the first 10, 20 and all 24 lie 14.5, 11.1 and 9.4 apart in the
-# worst of the four; those of scanpy's defaults for 10 and 20 categories 4.3 and 0.6.
+# tritanopic vision (Machado 2009). In the worst of the four, the closest two of the first 10, 20 and all 24 colours have
+# distances of 14.5, 11.1 and 9.4; those of scanpy's defaults for 10 and 20 categories have 4.3 and 0.6.
 PALETTE = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
     *("#6d1831", "#3d3d61", "#923d49", "#496186", "#b6b6ff", "#e7ce86", "#860000", "#7949ff", "#9e86aa", "#610092"),
@@ -37,7 +37,7 @@ class Shades:
 
     @classmethod
     def of(cls, ax: Axes) -> Shades:
-        """Greys that show on these axes, whether dark or light."""
+        """Choose greys that are visible on these axes, dark or light."""
         face = _behind(ax)
         luminance = float(np.dot(face, [0.299, 0.587, 0.114]))
         opposite = np.zeros(3) if luminance > 0.5 else np.ones(3)
@@ -46,7 +46,7 @@ class Shades:
 
 
 def _behind(ax: Axes) -> np.ndarray:
-    """The colour that the axes, or where they are transparent their figure, are filled with."""
+    """Return the background colour of the axes or, if they are transparent, of their figure."""
     for colour in (ax.get_facecolor(), ax.figure.get_facecolor(), ax.figure.figure.get_facecolor()):  # type: ignore[attr-defined]
         *rgb, alpha = to_rgba(colour)
         if alpha > 0.5:
@@ -55,14 +55,14 @@ def _behind(ax: Axes) -> np.ndarray:
 
 
 def few_colours(n: int) -> list[str]:
-    """``n`` colours for lines: those of the palette, or of a colour map where there are more."""
+    """Return ``n`` colours for lines: those of the palette or, for larger ``n``, of a colour map."""
     if n <= len(PALETTE):
         return list(PALETTE[:n])
     return [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0.0, 0.9, n))]
 
 
 def is_categorical(values: pd.Series) -> bool:
-    """Whether scanpy draws a column of ``obs`` as categories: strings and switches too."""
+    """Whether scanpy draws a column of ``obs`` as categories, which includes strings and booleans."""
     dtype = values.dtype
     return bool(
         isinstance(dtype, pd.CategoricalDtype)
@@ -73,9 +73,9 @@ def is_categorical(values: pd.Series) -> bool:
 
 
 def ensure_colours(adata: AnnData, column: str) -> None:
-    """Write colours of a categorical column into ``uns``, where scanpy looks for them; those already there stay.
+    """Write colours of a categorical column to ``uns``, where scanpy reads them; existing colours are kept.
 
-    Beyond 24 categories nothing is written, and scanpy chooses.
+    With more than 24 categories nothing is written, and scanpy chooses the colours.
     """
     if not is_categorical(adata.obs[column]):
         return

@@ -1,4 +1,4 @@
-"""``vx.pl.history``: how the training went."""
+"""``vx.pl.history``: the course of the training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vxpress.bridge.fit import Fit
 from vxpress.pl._colours import MAIN, SECOND, Shades
 from vxpress.pl._shared import check_switches, finish, fit_of, panels, plain, put_legend
 
-# the first epochs lie far below the rest; the view starts at this quantile of the curves
+# the first epochs are far below the others; the view starts at this quantile of the curves
 LOW_QUANTILE = 0.05
 
 
@@ -28,22 +28,22 @@ def history(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
-    """Draw the evidence lower bound per epoch, of training and held-out cells, with the weight of the divergence.
+    """Draw the evidence lower bound (ELBO) per epoch, of training and held-out cells, with the KL weight.
 
-    Both curves are at weight 1, whatever the weight that was trained with, so they may fall while that weight rises.
-    Training cells are averaged over the epoch, with dropout; held-out cells are judged at its end, without.
+    Both curves have KL weight 1, independent of the weight used in training, so they may fall while that weight rises.
+    Training cells are averaged over the epoch, with dropout. Held-out cells are evaluated at its end, without dropout.
     The vertical line marks the epoch whose weights were kept.
 
     Parameters
     ----------
     adata
-        Holds a fit of :func:`~vxpress.tl.fit_vae`.
+        Annotated matrix with a fit of :func:`~vxpress.tl.fit_vae`.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     figsize
         Width and height of the new figure in inches; by default (6, 3.6).
     ax
-        Axes to draw on; by default those of a new figure. The weight is drawn on a twin of them.
+        Axes to draw on; by default those of a new figure. The KL weight is drawn on a twin of these axes.
     show
         Whether to show the figure; by default ``sc.settings.autoshow``.
     return_fig
@@ -52,21 +52,21 @@ def history(
     Returns
     -------
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the :class:`~matplotlib.axes.Axes`
-    with the two curves: epochs from 1 against nats per cell, higher being better (no curve of held-out cells where the fit
-    held out none). The view leaves out the lowest values, those of the first epochs. The weight has no unit.
+    with the two curves: nats per cell against epochs from 1; higher is better. There is no curve of held-out cells if the
+    fit held out none. The view leaves out the lowest values, which are those of the first epochs. The weight has no unit.
 
     Raises
     ------
     KeyError
-        If ``adata`` holds no fit with this name.
+        If ``adata`` has no fit with this name.
     TypeError
-        If ``ax`` is no axes.
+        If ``ax`` is not an axes.
     ValueError
-        If ``figsize`` is no size, or ``ax`` holds more than one.
+        If ``figsize`` is not a valid size, or ``ax`` has more than one axes.
 
     See Also
     --------
-    vxpress.pl.kl : what came of it.
+    vxpress.pl.kl : divergence of each latent dimension of the fit.
 
     Examples
     --------
@@ -98,7 +98,7 @@ def _draw(ax: Axes, fit: Fit) -> None:
     twin.grid(visible=False)
     twin.spines[["top", "left"]].set_visible(False)
     twin.spines["right"].set_color(shades.quiet)
-    # the curves lie above the weight, which is the background
+    # draw the curves on top of the weight
     ax.set_zorder(twin.get_zorder() + 1)
     ax.patch.set_visible(False)
 

@@ -1,4 +1,4 @@
-"""``vx.pl.kl``: what each latent dimension carries."""
+"""``vx.pl.kl``: the information in each latent dimension."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from vxpress.pl._shared import (
 )
 
 MAX_LABELS = 40
-# the axis reaches at least this far, in nats, so that collapsed dimensions look it
+# least upper end of the axis, in nats, so that collapsed dimensions look collapsed
 LEAST_TOP = 0.1
 
 
@@ -52,10 +52,10 @@ def kl(
 ) -> Axes | Figure | None:
     """Draw the divergence of the posterior from the prior, per latent dimension, with its spread over cells.
 
-    A dimension whose bar is at 0 carries nothing: the posterior of every cell lies on the prior.
-    Bars and spread are those of the cells in ``adata``; active dimensions, and the verdict in the title, are those of the
-    stored diagnosis, whose ``kl_per_dim`` is that of the held-out cells. Where ``fit_vae(..., cure=True)`` changed the fit, a
-    line shows what its dimensions carried before.
+    A dimension with a bar at 0 carries no information: the posterior of every cell equals the prior.
+    Bars and spread are computed from the cells in ``adata``. Active dimensions, and the verdict in the title, are those of
+    the stored diagnosis, whose ``kl_per_dim`` is computed on the held-out cells. If ``fit_vae(..., cure=True)`` changed the
+    fit, a line shows the divergence per dimension before.
 
     Parameters
     ----------
@@ -64,11 +64,11 @@ def kl(
     key
         Name of the fit: the ``key_added`` of the call that made it.
     over_training
-        Whether to draw the divergence of every dimension over the epochs instead, of held-out cells.
+        Whether to draw the divergence of every dimension over the epochs instead, for held-out cells.
     compare_key
-        Name of another fit, drawn as a line: its dimensions, the highest first, of its own held-out cells.
+        Name of another fit, drawn as a line: its dimensions, the highest first, from its own held-out cells.
     figsize
-        Width and height of the new figure in inches; by default by the number of dimensions.
+        Width and height of the new figure in inches; by default chosen from the number of dimensions.
     ax
         Axes to draw on; by default those of a new figure.
     show
@@ -79,26 +79,27 @@ def kl(
     Returns
     -------
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the :class:`~matplotlib.axes.Axes`.
-    Bars are sorted, the highest first, and labelled with the column of ``obsm``; heights are means over cells in nats,
-    lines reach from the first to the third quartile over cells, and dots are medians. Under a prior other than N(0, I)
-    dimensions have no divergence of their own, and what is drawn is that from the normal distribution with the mean and
-    variance of all cells in that dimension. With ``over_training``, an image: a row per dimension, the highest at the end on top, a
-    column per epoch, and a line at the epoch that was kept.
+    Bars are sorted, the highest first, and labelled with the column of ``obsm``. Heights are means over cells in nats,
+    lines extend from the first to the third quartile over cells, and dots are medians. Only the prior N(0, I) has a
+    divergence per dimension. Under any other prior, the bars show the divergence from the normal distribution with the
+    mean and variance of all cells in that dimension. With ``over_training``, the axes have an image with one row per
+    dimension (on top the one with the highest divergence at the kept epoch), one column per epoch, and a line at the kept
+    epoch.
 
     Raises
     ------
     KeyError
-        If ``adata`` holds no such fit or posterior.
+        If ``adata`` has no such fit or posterior.
     ValueError
-        If the stored posterior belongs to another fit, or the fit did not record what ``over_training`` draws; if ``figsize``
-        or the number of axes is wrong.
+        If the stored posterior belongs to another fit; if the fit has no record for ``over_training``; if ``figsize`` or
+        the number of axes is wrong.
     TypeError
-        If ``ax`` is no axes.
+        If ``ax`` is not an axes.
 
     See Also
     --------
-    vxpress.tl.diagnose : the verdict, for the cells at hand.
-    vxpress.pl.posterior : the posteriors behind the highest and the lowest bar.
+    vxpress.tl.diagnose : compute the verdict for the cells in ``adata``.
+    vxpress.pl.posterior : posteriors in the dimensions with the highest and the lowest bar.
 
     References
     ----------
@@ -160,12 +161,12 @@ def _draw_bars(
 
 
 def _label_step(n: int, inches: float) -> int:
-    """Every how many ticks a label fits: two digits take a fifth of an inch."""
+    """Return the distance of labelled ticks, so that labels fit: two digits need a fifth of an inch."""
     return -(-n // min(MAX_LABELS, max(2, int(inches / 0.19))))
 
 
 def _other(adata: AnnData, fit: Fit, compare_key: str | None) -> tuple[np.ndarray, str] | None:
-    """Divergence per dimension, the highest first, of the fit to compare with, and its name in the legend."""
+    """Return the divergence per dimension, the highest first, of the fit to compare with, and its label in the legend."""
     if compare_key is not None:
         diagnostics, name = fit_of(adata, compare_key).diagnostics, compare_key
     elif "before_cure" in fit.diagnostics and len(np.atleast_1d(fit.diagnostics["cure"]["kept"])) > 1:
@@ -177,19 +178,20 @@ def _other(adata: AnnData, fit: Fit, compare_key: str | None) -> tuple[np.ndarra
 
 
 def _recorded(fit: Fit) -> np.ndarray:
-    """Divergence per epoch and dimension, (epochs, d)."""
+    """Return the recorded divergence per epoch and dimension, (epochs, d)."""
     found = fit.history.get("kl_per_dim")
     if found is None or np.ndim(found) != 2 or not np.isfinite(found).all():
         msg = (
-            "The fit holds no divergence per dimension over training: it was stored by an earlier version, held out no cells, "
-            "or has a prior under which dimensions have none of their own. Fit again with vx.tl.fit_vae(adata), whose prior is N(0, I)."
+            "The fit has no record of the divergence per dimension over training: it was stored by an earlier version, held out "
+            "no cells, or has a prior without a divergence per dimension. Fit again with vx.tl.fit_vae(adata), whose prior is "
+            "N(0, I)."
         )
         raise ValueError(msg)
     return np.asarray(found)
 
 
 def _draw_over_training(ax: Axes, fit: Fit, found: np.ndarray) -> None:
-    """An image of the divergence: dimensions by epochs."""
+    """Draw an image of the divergence, dimensions by epochs."""
     kept = fit.params.best_epoch
     order = np.argsort(-found[kept], kind="stable")
     n_epochs, d = found.shape

@@ -1,4 +1,4 @@
-"""Names next to points and lines, none on top of another."""
+"""Labels of points and lines that do not overlap."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from scipy.optimize import isotonic_regression
 from vxpress.pl._colours import Shades
 
 LINE = 1.15  # height of a line of text, in font sizes
-FARTHEST = 0.3  # of the figure, from a point to its name
-# with more names the search for places without crossing lines takes seconds
+FARTHEST = 0.3  # largest distance from a point to its label, as a share of the figure
+# with more labels the search for positions without crossing lines takes seconds
 MAX_UNCROSSED = 60
 
 
 def label_points(ax: Axes, xy_n2: np.ndarray, names: Sequence[str], avoid_m2: np.ndarray) -> list[Text]:
-    """Write names next to points, off each other and the other points, with a line to the point where a name had to move.
+    """Write labels next to points, without overlap with each other or other points; lines connect labels that moved.
 
-    The limits of the axes and the size of the figure should be final.
+    Call it when the limits of the axes and the size of the figure are final.
     """
     if not names:
         return []
     root, shades = ax.figure.figure, Shades.of(ax)
     root.draw_without_rendering()
-    # places are searched on axes of the whole figure, in the place of ours: textalloc does not know subfigures
+    # positions are searched on temporary axes of the whole figure, because textalloc does not support subfigures
     place = ax.get_window_extent().transformed(root.transFigure.inverted())
     engine = root.get_layout_engine()
     root.set_layout_engine("none")
@@ -47,7 +47,7 @@ def label_points(ax: Axes, xy_n2: np.ndarray, names: Sequence[str], avoid_m2: np
             y_scatter=avoid_m2[:, 1],
             textsize=float(Text(fontsize="small").get_fontsize()),
             max_distance=FARTHEST,
-            # without lines it fails on the second name
+            # without lines, textalloc fails on the second label
             draw_lines=True,
             avoid_crossing_label_lines=len(names) <= MAX_UNCROSSED,
             avoid_label_lines_overlap=len(names) <= MAX_UNCROSSED,
@@ -69,13 +69,13 @@ def label_points(ax: Axes, xy_n2: np.ndarray, names: Sequence[str], avoid_m2: np
 
 
 def label_ends(ax: Axes, lines: Sequence[Line2D]) -> list[Annotation]:
-    """Write the names of lines to their right, as close to where they end as the height of a line of text allows."""
+    """Write the labels of lines on their right, as close to their ends as possible without overlap."""
     if not lines:
         return []
     ax.figure.figure.draw_without_rendering()
     curves = [ax.transData.transform(line.get_xydata()) * 72 / ax.figure.figure.dpi for line in lines]
     ends = np.array([curve[-1, 1] for curve in curves])
-    # lines that end at one height are named in the order in which they run
+    # labels of lines that end at the same height follow the order of the mean heights of the lines
     ends += 1e-6 * np.array([curve[:, 1].mean() for curve in curves])
     box, line = ax.get_window_extent(), LINE * float(Text(fontsize="small").get_fontsize())
     low, high = (y * 72 / ax.figure.figure.dpi for y in (box.y0, box.y1))
@@ -106,9 +106,9 @@ def label_ends(ax: Axes, lines: Sequence[Line2D]) -> list[Annotation]:
 
 
 def spread(wanted_n: np.ndarray, least: float, low: float, high: float) -> np.ndarray:
-    """Places at least ``least`` apart, in the order wanted and as close to the places wanted as that allows.
+    """Compute positions at least ``least`` apart, in the order of ``wanted_n`` and as close to it as possible.
 
-    They lie from ``low`` to ``high`` where all of them fit.
+    They are between ``low`` and ``high`` if all of them fit.
     """
     order = np.argsort(wanted_n, kind="stable")
     steps = least * np.arange(len(order))

@@ -1,4 +1,4 @@
-"""``vx.pl.latent``: the cells in the latent space."""
+"""``vx.pl.latent``: cells in the latent space."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from vxpress.pl._shared import (
 
 UMAP = "umap"
 PANEL = (3.1, 2.9)  # inches, without the legend
-PAGE = 13.0  # inches that a row of panels may take
+PAGE = 13.0  # largest width of a row of panels, in inches
 MAX_POINT = 30.0  # square points
-SCANPYS_AREA = 18.0  # square inches of the axes of scanpy's default figure
-MAX_LABEL = 30  # letters in a line of a legend
-# arguments of scanpy's that take one value per panel
+SCANPYS_AREA = 18.0  # area of the axes in scanpy's default figure, in square inches
+MAX_LABEL = 30  # characters per line of a legend
+# arguments of scanpy that take one value per panel
 PER_PANEL = ("vmin", "vmax", "vcenter", "norm", "title")
 NOT_TAKEN = {
-    "components": "name two latent dimensions with dimensions=(0, 1)",
-    "projection": "two dimensions are drawn",
-    "save": "save the figure: vx.pl.latent(adata, return_fig=True).savefig('latent.pdf')",
-    "basis": "the fit decides what is drawn; use sc.pl.embedding for another one",
+    "components": "choose two latent dimensions with dimensions=(0, 1)",
+    "projection": "always two dimensions are drawn",
+    "save": "save the figure with vx.pl.latent(adata, return_fig=True).savefig('latent.pdf')",
+    "basis": "the fit determines what is drawn; use sc.pl.embedding for another embedding",
 }
 
 
@@ -66,29 +66,31 @@ def latent(
     return_fig: bool = False,
     **kwargs: Any,
 ) -> Axes | list[Axes] | Figure | None:
-    """Draw the cells in the latent space, coloured by annotations or genes.
+    """Draw cells in the latent space, coloured by annotations or genes.
 
-    Where ``obsm["X_umap"]`` was made from this fit (``sc.pp.neighbors(adata, use_rep="X_vae")``, then ``sc.tl.umap``), that
-    is drawn. Otherwise, the two latent dimensions with the highest divergence from the prior, which say most about cells.
+    If ``obsm["X_umap"]`` was computed from this fit (``sc.pp.neighbors(adata, use_rep="X_vae")``, then ``sc.tl.umap``),
+    the UMAP is drawn. Otherwise the two latent dimensions with the highest divergence from the prior are drawn, which
+    carry the most information about cells.
 
     Parameters
     ----------
     adata
         Cells with a stored posterior and a fit of :func:`~vxpress.tl.fit_vae`.
     color
-        Columns of ``obs`` or genes; a panel for each. Colours of categories are read from ``uns[f"{color}_colors"]``, as
-        :func:`scanpy.pl.embedding` does. Where there are none for up to 24 categories, colours that readers with any kind
-        of colour vision can tell apart are written there; beyond that, scanpy's.
+        Columns of ``obs`` or genes, one panel for each. Colours of categories are read from ``uns[f"{color}_colors"]``, as
+        in :func:`scanpy.pl.embedding`. If there are none, colours that are distinguishable with any kind of colour vision
+        are written there for up to 24 categories; with more categories, scanpy's colours.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     layer
-        Layer that genes are coloured by, for example ``"vae_normalized"``; by default what :func:`scanpy.pl.embedding` takes.
+        Layer for the colours of genes, for example ``"vae_normalized"``; by default that of :func:`scanpy.pl.embedding`.
     dimensions
-        Two columns of ``obsm["X_vae"]`` to draw, counted from 0, whether or not there is a UMAP.
+        Two columns of ``obsm["X_vae"]`` to draw, counted from 0, even if there is a UMAP.
     ncols
-        Panels in a row; by default as many as fit on 13 inches, or on the width of ``figsize``.
+        Number of panels per row; by default as many as fit on 13 inches, or on the width of ``figsize``.
     figsize
-        Width and height of the new figure in inches; by default by the number of panels and the lengths of their legends.
+        Width and height of the new figure in inches; by default chosen from the number of panels and the widths of their
+        legends.
     ax
         Axes to draw on, one for each panel; by default those of a new figure.
     show
@@ -96,7 +98,7 @@ def latent(
     return_fig
         Whether to return the figure, without showing it.
     **kwargs
-        Passed on to :func:`scanpy.pl.embedding`, for example ``size=5``, ``legend_loc="on data"``, ``vmax="p99"``.
+        Passed to :func:`scanpy.pl.embedding`, for example ``size=5``, ``legend_loc="on data"``, ``vmax="p99"``.
 
     Returns
     -------
@@ -107,12 +109,13 @@ def latent(
     Raises
     ------
     KeyError
-        If ``adata`` holds no such fit, posterior, column, gene or layer.
+        If ``adata`` has no such fit, posterior, column, gene or layer.
     ValueError
-        If the stored posterior belongs to another fit, the dimensions do not exist, or there is only one and no UMAP; if the
-        number of axes or ``figsize`` is wrong.
+        If the stored posterior belongs to another fit, the dimensions do not exist, or there is only one dimension and no
+        UMAP; if the number of axes or ``figsize`` is wrong.
     TypeError
-        If ``color`` holds no names, ``ax`` no axes, or :func:`scanpy.pl.embedding` does not know an argument.
+        If ``color`` is not a name or names, ``ax`` is not an axes or axes, or :func:`scanpy.pl.embedding` does not accept an
+        argument.
 
     See Also
     --------
@@ -148,10 +151,10 @@ def latent(
                 ensure_colours(adata, str(name))
             size = {} if {"size", "s"} & set(kwargs) else {"size": _size(panel, adata.n_obs)}
             own = size | {k: _nth(v, i, len(colors)) if k in PER_PANEL else v for k, v in kwargs.items()}
-            # scanpy reads a column of obs as it is: a layer is for genes
+            # scanpy reads columns of obs directly: a layer is for genes
             scanpys = {"colorbar_loc": None} | own
             sc.pl.embedding(adata, color=name, layer=layer, ax=panel, show=False, **arguments, **scanpys)
-            # a new figure has room on the right
+            # a new figure has space on the right
             _tidy(panel, labels, own, side="right" if ax is None and figsize is None else None)
         return finish(axes if len(axes) > 1 else axes[0], show=show, return_fig=return_fig)
 
@@ -159,7 +162,7 @@ def latent(
 def _what(
     adata: AnnData, mean_nd: np.ndarray, var_nd: np.ndarray, dimensions: tuple[int, int] | None, keys: Keys
 ) -> tuple[tuple[str, str] | None, dict[str, Any]]:
-    """Labels of the two axes, ``None`` for a UMAP, and what scanpy has to draw."""
+    """Return the labels of the two axes (``None`` for a UMAP) and the arguments of scanpy that select what is drawn."""
     if dimensions is None and f"X_{UMAP}" in adata.obsm and umap_is_of(adata.uns, keys):
         return None, {"basis": UMAP}
     kl_d = kl_per_cell(mean_nd, var_nd).mean(0)
@@ -169,7 +172,7 @@ def _what(
 
 
 def _drawable(adata: AnnData, colors: tuple[str | None, ...], layer: str | None, kwargs: Mapping[str, Any]) -> AnnData:
-    """The AnnData, or of a view a copy with the genes asked for: scanpy writes colours, which would turn it into a copy."""
+    """Return the AnnData or, for a view, a copy with the requested genes: scanpy writes colours, which would copy a view."""
     if not adata.is_view:
         return adata
     symbols = kwargs.get("gene_symbols")
@@ -178,12 +181,12 @@ def _drawable(adata: AnnData, colors: tuple[str | None, ...], layer: str | None,
 
 
 def _nth(value: Any, i: int, n: int) -> Any:
-    """The value for one panel, where there is one for each."""
+    """Return the value for one panel if there is one value per panel, else the value itself."""
     return value[i] if n > 1 and isinstance(value, list | tuple) and len(value) == n else value
 
 
 def _legend_width(adata: AnnData, name: str | None, kwargs: Mapping[str, Any]) -> float:
-    """Inches that the legend or the colour bar next to a panel takes."""
+    """Estimate the width in inches of the legend or the colour bar next to a panel."""
     if name is None or kwargs.get("legend_loc", "right margin") != "right margin":
         return 0.3
     if name not in adata.obs or not is_categorical(adata.obs[name]):
@@ -197,13 +200,13 @@ def _wrapped(label: str) -> str:
 
 
 def _size(ax: Axes, n_obs: int) -> float:
-    """Area of a point, in square points: scanpy's rule for its default figure, by the area of these axes."""
+    """Compute the area of a point in square points: scanpy's rule for its default figure, scaled by the area of the axes."""
     width, height = inches_of(ax)
     return float(min(MAX_POINT, 120_000 / n_obs * width * height / SCANPYS_AREA))
 
 
 def _tidy(ax: Axes, labels: tuple[str, str] | None, own: Mapping[str, Any], *, side: str | None) -> None:
-    """Name the axes, wrap the title, and place the legend or the colour bar where there is room."""
+    """Label the axes, wrap the title, and place the legend or the colour bar where there is space."""
     if labels is not None:
         ax.set_xlabel(labels[0])
         ax.set_ylabel(labels[1])
@@ -213,7 +216,7 @@ def _tidy(ax: Axes, labels: tuple[str, str] | None, own: Mapping[str, Any], *, s
         titled(ax, title)
     drawn = [points for points in ax.collections if points.get_array() is not None]
     if drawn and "colorbar_loc" not in own:
-        # within the axes' own space, so that it stays next to them in a column with wide legends
+        # inset of the axes, so that it stays next to them in a column with wide legends
         ax.figure.colorbar(drawn[-1], cax=ax.inset_axes((1.03, 0.0, 0.04, 1.0)))
     found = ax.get_legend()
     if found is None or own.get("legend_loc", "right margin") != "right margin":
@@ -226,16 +229,16 @@ def _tidy(ax: Axes, labels: tuple[str, str] | None, own: Mapping[str, Any], *, s
 
 
 def umap_is_of(uns: Mapping[str, Any], keys: Keys) -> bool:
-    """Whether the graph that scanpy's UMAP is laid out from was made from the latent of this fit."""
+    """Whether the neighbour graph, from which scanpy computes a UMAP, was made from the latent space of this fit."""
     params = uns.get("neighbors", {}).get("params", {})
     return bool(params.get("use_rep") == keys.latent)
 
 
 def _check_arguments(kwargs: Mapping[str, Any]) -> None:
-    """Refuse what scanpy, or the scatter plot that it draws, would not take."""
+    """Raise ``TypeError`` for arguments that neither scanpy nor its scatter plot accept."""
     for name, instead in NOT_TAKEN.items():
         if name in kwargs:
-            msg = f"{name}= is not taken by vx.pl.latent: {instead}."
+            msg = f"{name}= is not an argument of vx.pl.latent: {instead}."
             raise TypeError(msg)
     known = {*inspect.signature(sc.pl.embedding).parameters, *inspect.signature(Axes.scatter).parameters}
     known |= {*ArtistInspector(PathCollection).get_setters()}
@@ -266,8 +269,8 @@ def _two_dimensions(kl_d: np.ndarray, dimensions: tuple[int, int] | None, keys: 
     d = len(kl_d)
     if d < 2:
         msg = (
-            f"The fit has one latent dimension, which no plane shows. Draw a UMAP: sc.pp.neighbors(adata, use_rep={keys.latent!r}); "
-            "sc.tl.umap(adata). vx.pl.posterior(adata) shows the one dimension."
+            "The fit has one latent dimension; two are needed for a scatter plot. Compute a UMAP: sc.pp.neighbors(adata, "
+            f"use_rep={keys.latent!r}); sc.tl.umap(adata). vx.pl.posterior(adata) shows the single dimension."
         )
         raise ValueError(msg)
     if dimensions is None:

@@ -1,4 +1,4 @@
-"""``vx.pl.posterior``: a used and a collapsed latent dimension, side by side."""
+"""``vx.pl.posterior``: posteriors in the most and the least used latent dimension."""
 
 from __future__ import annotations
 
@@ -49,27 +49,26 @@ def posterior(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> list[Axes] | Figure | None:
-    """Draw posteriors of a few cells, and all of them together, against the prior, in the most and in the least used latent dimension.
+    """Draw posteriors of a few cells and of all cells together with the prior, in the most and the least used dimension.
 
-    These are the two pictures of a variational autoencoder: where a dimension is used, each cell has a narrow posterior of
-    its own, and only their mixture over cells resembles the prior; where it has collapsed, every posterior is the prior.
-    The titles say which of the two each panel shows, also where both are of one kind.
+    In a used dimension each cell has its own narrow posterior, and only their mixture over all cells resembles the prior.
+    In a collapsed dimension every posterior equals the prior. The title of each panel says which case it shows.
 
     Parameters
     ----------
     adata
         Cells with a stored posterior and a fit of :func:`~vxpress.tl.fit_vae`.
     cells
-        Cells whose posteriors are drawn, at most 24: their names, their positions, a boolean array over all cells, or the name
-        of a boolean column of ``obs``; by default five, spread evenly over the most used dimension.
+        Cells whose posteriors are drawn, at most 24: their names, their positions, a boolean array over all cells, or the
+        name of a boolean column of ``obs``. By default five cells, spread evenly over the most used dimension.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     ncols
-        Panels in a row; by default both, or one where ``figsize`` is narrow.
+        Number of panels per row; by default two, or one if ``figsize`` is narrow.
     figsize
         Width and height of the new figure in inches; by default (9.4, 3.6).
     ax
-        Two axes to draw on (one, if the fit has one dimension); by default those of a new figure.
+        Two axes to draw on (one if the fit has one dimension); by default those of a new figure.
     show
         Whether to show the figure; by default ``sc.settings.autoshow``.
     return_fig
@@ -78,18 +77,19 @@ def posterior(
     Returns
     -------
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the list of
-    :class:`~matplotlib.axes.Axes`: the dimension with the highest, then that with the lowest mean divergence over cells.
-    Curves are densities (per unit of the latent dimension) of N(mean, variance) per cell; the filled one is their mean over all cells (over 5,000 at most). A
-    learned prior is drawn as the density of 5,000 draws of it in that dimension, smoothed by Scott's rule.
+    :class:`~matplotlib.axes.Axes`: first the dimension with the highest, then that with the lowest mean divergence over
+    cells. Curves are densities (per unit of the latent dimension) of N(mean, variance) per cell. The filled curve is their
+    mean over all cells (over 5,000 at most). A learned prior is drawn as the density of 5,000 draws from it in that
+    dimension, with the bandwidth of Scott's rule.
 
     Raises
     ------
     KeyError
-        If ``adata`` holds no such fit, posterior or cell.
+        If ``adata`` has no such fit, posterior or cell.
     ValueError
         If the stored posterior belongs to another fit; if the number of axes or of cells, or ``figsize`` is wrong.
     TypeError
-        If ``cells`` are no cells or ``ax`` no axes.
+        If ``cells`` does not select cells, or ``ax`` is not axes.
 
     See Also
     --------
@@ -112,7 +112,7 @@ def posterior(
     order = [int(kl_d.argmax()), int(kl_d.argmin())] if len(kl_d) > 1 else [0]
     rows = _spread(mean_nd[:, order[0]]) if cells is None else select_cells(adata, cells, "cells", in_order=True)
     if len(rows) > MAX_CELLS:
-        msg = f"cells selects {len(rows)} cells; at most {MAX_CELLS} curves can be drawn. Name fewer."
+        msg = f"cells= selects {len(rows)} cells; at most {MAX_CELLS} curves can be drawn. Select fewer."
         raise ValueError(msg)
     names = [str(name) for name in adata.obs_names[rows]]
     draws_md = None if analytic else _prior_draws(fit)
@@ -128,13 +128,13 @@ def posterior(
             panel.set_xlabel(f"latent dimension {i}")
             panel.set_ylabel("density")
             plain(panel)
-        # a new figure has room on the right
+        # a new figure has space on the right
         put_legend(axes[-1], handles, side="right" if ax is None and figsize is None and ncols is None else None)
         return finish(axes, show=show, return_fig=return_fig)
 
 
 def _comment(active: np.ndarray, i: int, sd: float, prior_sd: float, *, highest: bool) -> str:
-    """What this panel shows, in words that hold whatever the fit; ``sd`` is that of a typical posterior."""
+    """Describe what this panel shows, for any fit; ``sd`` is that of a typical posterior."""
     if active[i]:
         kind = "most used" if highest else "least used, none collapsed" if active.all() else "least used, not collapsed"
     else:
@@ -143,14 +143,14 @@ def _comment(active: np.ndarray, i: int, sd: float, prior_sd: float, *, highest:
 
 
 def _spread(mean_n: np.ndarray) -> np.ndarray:
-    """Rows of a few cells, spread evenly over a dimension, by rising posterior mean."""
+    """Choose rows of a few cells, spread evenly over a dimension, by increasing posterior mean."""
     k = min(N_CELLS, len(mean_n))
     ranks = np.round((np.arange(k) + 0.5) / k * len(mean_n) - 0.5).astype(int)
     return np.asarray(np.argsort(mean_n, kind="stable")[ranks])
 
 
 def _draw(ax: Axes, mean_n: np.ndarray, sd_n: np.ndarray, rows: np.ndarray, names: list[str]) -> list[Artist]:
-    """Aggregate posterior and the posteriors of ``rows``, over a range that shows all of them."""
+    """Draw the aggregate posterior and the posteriors of ``rows``, over a range that shows all of them."""
     ends = [np.quantile(mean_n - 3 * sd_n, 0.01), (mean_n[rows] - 3 * sd_n[rows]).min()]
     tops = [np.quantile(mean_n + 3 * sd_n, 0.99), (mean_n[rows] + 3 * sd_n[rows]).max()]
     z = np.linspace(min(-3.5, *ends), max(3.5, *tops), N_GRID)
@@ -166,13 +166,13 @@ def _draw(ax: Axes, mean_n: np.ndarray, sd_n: np.ndarray, rows: np.ndarray, name
 
 @torch.no_grad()
 def _prior_draws(fit: Fit) -> np.ndarray:
-    """Draws of a learned prior, (5,000, d)."""
+    """Draw from a learned prior, (5,000, d)."""
     draws: np.ndarray = fit.model.prior.sample(MAX_AGGREGATE, torch.Generator().manual_seed(0)).double().numpy()
     return draws
 
 
 def _draw_prior(ax: Axes, draws_m: np.ndarray | None) -> list[Line2D]:
-    """N(0, 1), or where there are draws of a learned prior their density."""
+    """Draw the density of the prior: of N(0, 1), or of the draws of a learned prior."""
     z = np.linspace(*ax.get_xlim(), N_GRID)
     density = norm.pdf(z) if draws_m is None else gaussian_kde(draws_m)(z)
     name = "prior N(0, 1)" if draws_m is None else "prior, learned"

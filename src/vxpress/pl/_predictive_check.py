@@ -1,4 +1,4 @@
-"""``vx.pl.predictive_check``: observed against posterior predictive counts."""
+"""``vx.pl.predictive_check``: observed and posterior predictive counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vxpress.pl._colours import MAIN, SECOND, SOFT, Shades
 from vxpress.pl._shared import check_adata, check_switches, finish, panels, plain, put_legend, titled
 
 N_PANELS = 6
-# a scatter of more points is a blot, and a large file
+# with more points a scatter plot is unreadable and its file large
 MAX_POINTS = 20_000
 
 
@@ -33,20 +33,20 @@ def predictive_check(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> list[Axes] | Figure | None:
-    """Draw what :func:`~vxpress.tl.predictive_check` found: counts against what the model would draw for the same cells.
+    """Draw the results of :func:`~vxpress.tl.predictive_check`: observed counts against the model's predictions.
 
-    Points on the dashed line agree. A variance above its prediction, or a histogram high at both ends, says that the
-    count distribution has too little spread (a Poisson distribution on overdispersed counts); a histogram high in the
-    middle, that it has too much.
+    Observation and prediction agree for points on the dashed line. If the variance is above its prediction, or the
+    histogram is high at both ends, the count distribution has too little spread (for example, a Poisson distribution on
+    overdispersed counts). If the histogram is high in the middle, it has too much spread.
 
     Parameters
     ----------
     adata
-        Cells on which :func:`~vxpress.tl.predictive_check` was run.
+        Annotated matrix with results of :func:`~vxpress.tl.predictive_check`.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     ncols
-        Panels in a row; by default three, or as many as fit on the width of ``figsize``.
+        Number of panels per row; by default three, or as many as fit on the width of ``figsize``.
     figsize
         Width and height of the new figure in inches; by default (10.5, 6.6).
     ax
@@ -59,18 +59,18 @@ def predictive_check(
     Returns
     -------
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the list of six
-    :class:`~matplotlib.axes.Axes`: mean, variance and share of zeros of every gene, share of zeros of every cell, the
-    transform of the counts that the model expects to be there, with the coverage of its intervals in the title, and the
-    coverage of every gene against its mean. Zeros do not show on logarithmic axes.
+    :class:`~matplotlib.axes.Axes`: mean, variance and share of zeros of every gene; share of zeros of every cell; the
+    probability integral transform of the entries that the model expects to be expressed, with the coverage of its
+    intervals in the title; and the coverage of every gene against its mean. Zeros are not shown on logarithmic axes.
 
     Raises
     ------
     KeyError
-        If :func:`~vxpress.tl.predictive_check` was not run.
+        If there are no results of :func:`~vxpress.tl.predictive_check`.
     ValueError
         If the number of axes or ``figsize`` is wrong.
     TypeError
-        If ``ax`` holds anything but axes.
+        If ``ax`` is not a sequence of axes.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def predictive_check(
     """
     check_switches(show=show, return_fig=return_fig)
     found = _found(adata, key)
-    # a density has values of both signs, and so no logarithm
+    # values of a density can be negative, so their axes are linear
     scale = "log" if LIKELIHOODS[str(found["params"]["likelihood"])].discrete else "linear"
     columns = 3 if ncols is None and figsize is None else ncols
     with panels(ax, N_PANELS, size=(3.5, 3.3), figsize=figsize, ncols=columns, least_width=2.6) as axes:
@@ -110,13 +110,13 @@ def _found(adata: AnnData, key: str) -> Mapping[str, Any]:
     found = adata.uns.get(name)
     if not isinstance(found, Mapping) or "genes" not in found:
         call = "vx.tl.predictive_check(adata)" if key == DEFAULT_KEY else f"vx.tl.predictive_check(adata, key={key!r})"
-        msg = f"adata.uns[{name!r}] is not there. Compute it first: {call}."
+        msg = f"adata.uns[{name!r}] does not exist. Compute it first: {call}."
         raise KeyError(msg)
     return found
 
 
 def _identity(ax: Axes, table: pd.DataFrame, name: str, title: str, *, scale: str, unit: str = "") -> None:
-    """Observed against predicted, and the line where they agree."""
+    """Draw predicted against observed values, and the line where they agree."""
     x, y = table[name].to_numpy(), table[f"{name}_predicted"].to_numpy()
     some = np.isfinite(x) & np.isfinite(y)
     if scale == "log":
@@ -136,7 +136,7 @@ def _identity(ax: Axes, table: pd.DataFrame, name: str, title: str, *, scale: st
 
 
 def _transform(ax: Axes, found: Mapping[str, Any]) -> None:
-    """Histogram of the probability integral transform, and coverage in the title."""
+    """Draw a histogram of the probability integral transform, with coverage in the title."""
     pit, coverage = np.asarray(found["pit"]), found["coverage"]
     if not int(found["n_expressed"]):
         ax.text(
@@ -155,7 +155,7 @@ def _transform(ax: Axes, found: Mapping[str, Any]) -> None:
 
 
 def _coverage(ax: Axes, genes: pd.DataFrame, scale: str) -> None:
-    """Coverage of every gene against its mean."""
+    """Draw the coverage of every gene against its mean."""
     mean = genes["mean"].to_numpy()
     handles = []
     for level, colour in ((50, SECOND), (90, MAIN)):
@@ -172,7 +172,7 @@ def _coverage(ax: Axes, genes: pd.DataFrame, scale: str) -> None:
         handles.append(points)
         ax.axhline(level / 100, color=Shades.of(ax).quiet, linewidth=1.0, linestyle="--")
     if scale == "log":
-        # genes without a count have no place on the axis
+        # genes without counts cannot be drawn on a logarithmic axis
         ax.set_xscale("log", nonpositive="mask")
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("observed mean (counts)" if scale == "log" else "observed mean")

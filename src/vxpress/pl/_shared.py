@@ -1,4 +1,4 @@
-"""What the figures have in common: the fit they read, where they are drawn, their legends, and how they are handed back."""
+"""Shared code of the figures: reading the fit, axes, legends, and return values."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from vxpress.bridge.find import find_fit
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.stored import stored_posterior
 
-# an average letter is about this much of the font size wide
+# width of an average letter, in font sizes
 LETTER = 0.56
 LEGEND_ROW = 1.35  # height of a line of a legend, in font sizes
-# next to its axes a legend may take so much that this share of their width is left, whatever it would take below
+# a legend is placed on the right if this share of the width of the axes is left, even if below it would leave more
 ROOMY = 0.6
-# a smaller font is used where less of the axes would be left
+# a smaller font is used if less of the axes would be left
 LEAST_LEFT = 0.4
-NARROW = 3.0  # inches; titles of narrower axes are smaller
+NARROW = 3.0  # inches; narrower axes have smaller titles
 MAX_INCHES = 100.0
 
 AnyAxes = TypeVar("AnyAxes", bound=Axes | list[Axes])
@@ -40,56 +40,56 @@ AnyAxes = TypeVar("AnyAxes", bound=Axes | list[Axes])
 def check_adata(adata: object) -> None:
     """Raise ``TypeError`` unless this is an AnnData."""
     if not isinstance(adata, AnnData):
-        msg = f"An AnnData is expected as first argument; found {type(adata).__name__}."
+        msg = f"An AnnData is expected as the first argument; found {type(adata).__name__}."
         raise TypeError(msg)
 
 
 def fit_of(adata: AnnData, key: str) -> Fit:
-    """The fit with this name in ``adata``; a ``KeyError`` names the call that writes one."""
+    """Return the fit with this name in ``adata``; if there is none, a ``KeyError`` names the call that writes one."""
     check_adata(adata)
     return find_fit(adata, None, key)
 
 
 def posterior_of(adata: AnnData, key: str) -> tuple[Fit, np.ndarray, np.ndarray]:
-    """The fit, and the posterior mean and variance of the cells at hand, float64 (n, d)."""
+    """Return the fit, and the posterior mean and variance of the cells in ``adata``, float64 (n, d)."""
     fit = fit_of(adata, key)
     mean_nd, var_nd = stored_posterior(adata, fit, Keys.of(key))
     if adata.n_obs == 0:
-        msg = "adata has no cells; there is nothing to draw. Pass cells with a stored posterior."
+        msg = "adata has no cells, so there is nothing to draw. Pass cells with a stored posterior."
         raise ValueError(msg)
     return fit, mean_nd.astype(np.float64), var_nd.astype(np.float64)
 
 
 def aggregate_of(mean_nd: np.ndarray, var_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of all cells' posteriors together, per dimension, each (d,)."""
+    """Compute mean and variance of all posteriors together, per dimension, each (d,)."""
     return mean_nd.mean(0), mean_nd.var(0) + var_nd.mean(0)
 
 
 def active_of(fit: Fit) -> np.ndarray:
-    """Which dimensions the stored diagnosis, to which the verdict belongs, calls active, (d,)."""
+    """Return which dimensions are active according to the stored diagnosis, (d,)."""
     return np.asarray(fit.diagnostics["active"], dtype=bool)
 
 
 def headline(diagnostics: Mapping[str, Any], width: int = 66) -> str:
-    """The verdict up to its first stop, wrapped; numbers such as 0.5 do not end it."""
+    """Return the verdict up to its first full stop or semicolon, wrapped; the point of a number does not end it."""
     text = str(diagnostics["verdict"])
     text = text.split(". ", 1)[0].split("; ", 1)[0].rstrip(".")
     return "\n".join(textwrap.wrap(text, width))
 
 
 def names_of(argument: str, value: object, what: str) -> tuple[str, ...]:
-    """A name or several, given as a string or as any sequence or array of strings; ``what`` they name, in the plural."""
+    """Return names that are given as a string or as a sequence or array of strings; ``what`` they name, in the plural."""
     if isinstance(value, str):
         return (value,)
     found = listed(value)
     if not found or not all(isinstance(name, str) for name in found):
-        msg = f"{argument}={short(value)} was given; {what} are expected: a name, or a list of at least one."
+        msg = f"{argument}={short(value)} was given; {what} are expected: a name, or a list of at least one name."
         raise (ValueError if found == [] else TypeError)(msg)
     return tuple(str(name) for name in found)
 
 
 def listed(value: Any) -> list[Any] | None:
-    """The elements of a list, tuple, index, series or array; ``None`` for anything else, and for a single value."""
+    """Return the elements of a list, tuple, index, series or array; ``None`` for anything else and for a single value."""
     if isinstance(value, list | tuple | pd.Index | pd.Series):
         return list(value)
     if isinstance(value, np.ndarray) and value.ndim:
@@ -102,7 +102,7 @@ def short(value: object, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-# --- where a figure is drawn
+# --- axes
 
 
 @contextmanager
@@ -116,10 +116,10 @@ def panels(
     least_width: float = 2.4,
     why: str = "",
 ) -> Iterator[list[Axes]]:
-    """``n`` axes to draw on: those given, or those of a new figure, which is closed if drawing fails or is interrupted.
+    """Provide ``n`` axes: those given, or those of a new figure, which is closed if drawing fails or is interrupted.
 
-    ``size`` is that of one panel of a new figure, in inches; ``figsize`` that of all of it, where the user chose one.
-    Panels wrap: a row holds ``ncols``, by default as many as are ``least_width`` inches wide.
+    ``size`` is the size of one panel of a new figure in inches; ``figsize`` is the size of the whole figure if the user
+    chose one. A row has ``ncols`` panels, by default as many as have a width of at least ``least_width`` inches.
     """
     _check_figsize(figsize, ax)
     columns = _columns(ncols, n, figsize, least_width)
@@ -141,7 +141,7 @@ def _check_figsize(figsize: object, ax: object) -> None:
     if figsize is None:
         return
     if ax is not None:
-        msg = "figsize= is the size of a new figure, and ax= names axes of an existing one. Leave one of the two out."
+        msg = "figsize= is the size of a new figure, but ax= gives axes of an existing one. Leave one of the two out."
         raise ValueError(msg)
     found = listed(figsize)
     numbers = found is not None and all(
@@ -185,13 +185,13 @@ def _given_axes(ax: object, n: int, why: str) -> list[Axes]:
 
 
 def inches_of(ax: Axes) -> tuple[float, float]:
-    """Width and height of the axes, before a layout engine makes room for what surrounds them."""
+    """Return width and height of the axes, before a layout engine makes space for labels and legends."""
     box, dpi = ax.get_window_extent(), ax.figure.figure.dpi
     return float(box.width / dpi), float(box.height / dpi)
 
 
 def wrapped(text: str, inches: float, fontsize: str | float) -> str:
-    """The text in lines of this length at most; a longer word keeps its line."""
+    """Wrap text to lines of this length at most; longer words are not broken."""
     letters = max(8, int(inches * 72 / (LETTER * _points(fontsize))))
     lines = [textwrap.wrap(line, letters, break_long_words=False, break_on_hyphens=False) for line in text.splitlines()]
     return "\n".join(part for line in lines for part in line)
@@ -202,27 +202,27 @@ def _points(fontsize: str | float) -> float:
 
 
 def titled(ax: Axes, title: str, loc: Literal["left", "center"] = "center") -> None:
-    """Write a title, wrapped to the width of the axes, so that it touches no other."""
+    """Write a title, wrapped to the width of the axes, so that titles do not overlap."""
     width = inches_of(ax)[0]
     fontsize = "medium" if width > NARROW else "small"
     ax.set_title(wrapped(title, width, fontsize), fontsize=fontsize, loc=loc)
 
 
 def wrap_labels(ax: Axes) -> None:
-    """Wrap the labels of both axes to the length of these."""
+    """Wrap the labels of both axes to the lengths of the axes."""
     for axis, inches in zip((ax.xaxis, ax.yaxis), inches_of(ax), strict=True):
         axis.label.set_text(wrapped(axis.label.get_text(), inches, axis.label.get_fontsize()))
 
 
 def plain(ax: Axes) -> None:
-    """Two spines, no grid, which scanpy's style sheets would otherwise decide for us; labels that fit."""
+    """Draw two spines and no grid, independent of scanpy's style sheets, and wrap labels so that they fit."""
     ax.grid(visible=False)
     ax.spines[["top", "right"]].set_visible(False)
     wrap_labels(ax)
 
 
 def legend_size(labels: Sequence[str], height: float, fontsize: str | float) -> tuple[int, float]:
-    """Columns of a legend no higher than ``height`` inches, and the width of all of them, in inches."""
+    """Return the number of columns of a legend at most ``height`` inches high, and its width in inches."""
     row = LEGEND_ROW * _points(fontsize) / 72
     lines = sum(label.count("\n") + 1 for label in labels)
     columns = max(1, int(np.ceil(lines * row / max(height, 2 * row))))
@@ -230,7 +230,7 @@ def legend_size(labels: Sequence[str], height: float, fontsize: str | float) -> 
 
 
 def _entry(labels: Sequence[str], fontsize: str | float) -> float:
-    """Width in inches of the widest entry of a legend, with its sign."""
+    """Estimate the width in inches of the widest entry of a legend, with its marker."""
     longest = max((len(line) for label in labels for line in label.splitlines()), default=0)
     return (LETTER * longest + 3.5) * _points(fontsize) / 72
 
@@ -238,7 +238,7 @@ def _entry(labels: Sequence[str], fontsize: str | float) -> float:
 def put_legend(
     ax: Axes, handles: Sequence[Artist], *, side: str | None = None, fontsize: str | float | None = None, **kwargs: Any
 ) -> Legend | None:
-    """A legend outside the axes: above them where asked for, else to their right or below, wherever it leaves them more room."""
+    """Add a legend outside the axes: on the given ``side``, or on the right or below, where it leaves more space."""
     if not handles:
         return None
     wrap_labels(ax)
@@ -258,18 +258,18 @@ def put_legend(
         return ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), **common)
     if best == "above":
         return ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), **common)
-    # below the label of the axis, however far that is; in inches, for the height of the axes may still change
+    # below the label of the x axis; in inches, because the height of the axes may still change
     box = ax.xaxis.get_tightbbox(ax.figure.figure.canvas.get_renderer())  # type: ignore[attr-defined]
     depth = 0.0 if box is None else max(0.0, ax.get_window_extent().y0 - box.y0)
     down = ScaledTranslation(0, -depth / ax.figure.figure.dpi - 0.04, ax.figure.figure.dpi_scale_trans)
     return ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), bbox_transform=ax.transAxes + down, **common)
 
 
-# --- handing back
+# --- return values
 
 
 def check_switches(*, show: object, return_fig: object) -> None:
-    """Raise ``TypeError`` unless these are what :func:`finish` knows."""
+    """Raise ``TypeError`` unless these are values that :func:`finish` accepts."""
     for name, value, known in (("show", show, "True, False or None"), ("return_fig", return_fig, "True or False")):
         if not isinstance(value, bool | np.bool_) and not (name == "show" and value is None):
             msg = f"{name}={short(value)} was given; {known} is expected."
@@ -277,9 +277,9 @@ def check_switches(*, show: object, return_fig: object) -> None:
 
 
 def finish(axes: AnyAxes, *, show: bool | None, return_fig: bool) -> AnyAxes | Figure | None:
-    """Hand back the figure, or show it, or hand back the axes, as scanpy does."""
+    """Return the figure, or show it, or return the axes, as scanpy does."""
     if return_fig:
-        # the first figure may be a subfigure, whose own is the whole one
+        # the figure of axes may be a subfigure, whose ``figure`` is the whole figure
         return (axes[0] if isinstance(axes, list) else axes).figure.figure
     if settings.autoshow if show is None else show:
         plt.show()

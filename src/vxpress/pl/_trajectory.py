@@ -21,7 +21,7 @@ from vxpress.pl._shared import check_switches, finish, listed, panels, plain, pu
 
 N_GENES = 8
 MAX_GENES = 24  # more lines cannot be distinguished
-EMPTY = "hardly a cell here"
+EMPTY = "almost no cells here"
 SHOWN = ("source", "target", "target_sum")  # settings of the path that are written on the axes
 COLUMNS = ("position", "density_percentile", "empty")
 
@@ -40,27 +40,27 @@ def trajectory(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> list[Axes] | Figure | None:
-    """Draw expression along a path, and the path among the cells, with the steps that cross empty space marked.
+    """Draw expression along a path, and the path among the cells; steps through empty space are marked.
 
     Parameters
     ----------
     adata
-        A path: what :func:`vxpress.tl.interpolate` returned.
+        A path: the result of :func:`vxpress.tl.interpolate`.
     genes
-        Genes to draw, at most 24, each labelled at the end of its line; by default the eight whose expression changes most along the path, by largest over smallest value after
-        adding a hundredth of the largest value of all.
+        Genes to draw, at most 24, each labelled at the end of its line. By default the eight genes whose expression changes
+        most along the path: by the ratio of largest to smallest value, after adding a hundredth of the largest value of all.
     cells
-        The AnnData with the cells that were fitted, for a second panel: the path in a plane of the latent space. Its
-        horizontal axis is the direction from source to target, so that the path is drawn at full length. Its vertical axis is
-        the direction at right angles to it in which the cells vary most. Both are in units of the latent space, in which the
-        prior has a standard deviation of 1.
+        The AnnData with the fitted cells, for a second panel: the path in a plane of the latent space. The horizontal axis
+        is the direction from source to target, so the path is drawn at full length. The vertical axis is the direction at
+        right angles to it in which the cells vary most. Both are in units of the latent space, in which the prior has a
+        standard deviation of 1.
     relative
-        Draw every gene as a share of its largest value on the path, so that genes of any level are seen; otherwise as it is,
-        on the scale of the ``target_sum`` of :func:`vxpress.tl.interpolate`.
+        Whether to draw every gene as a share of its largest value on the path, so that genes of all expression levels are
+        visible. Otherwise values have the scale of the ``target_sum`` of :func:`vxpress.tl.interpolate`.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     ncols
-        Panels in a row; by default both, or one where ``figsize`` is narrow.
+        Number of panels per row; by default two, or one if ``figsize`` is narrow.
     figsize
         Width and height of the new figure in inches; by default (5.4, 3.8), twice as wide with ``cells``.
     ax
@@ -73,21 +73,22 @@ def trajectory(
     Returns
     -------
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the list of
-    :class:`~matplotlib.axes.Axes`. Steps flagged by :func:`vxpress.tl.interpolate` are shaded,
-    and crosses in the plane.
+    :class:`~matplotlib.axes.Axes`. Steps that :func:`vxpress.tl.interpolate` flagged as empty are shaded in the first
+    panel, and drawn as crosses in the second.
 
     Raises
     ------
     KeyError
-        If ``adata`` is no path, a gene is not in it, or ``cells`` lack the posterior.
+        If ``adata`` is not a path, a gene is not in it, or ``cells`` has no posterior.
     ValueError
-        If there are more than 24 genes, the number of axes or ``figsize`` is wrong, or the cells are of a fit with another number of latent dimensions.
+        If there are more than 24 genes, the number of axes or ``figsize`` is wrong, or the cells belong to a fit with
+        another number of latent dimensions.
     TypeError
-        If ``genes`` are no names or ``ax`` no axes.
+        If ``genes`` are not names, or ``ax`` is not axes.
 
     See Also
     --------
-    vxpress.tl.interpolate : makes the path.
+    vxpress.tl.interpolate : compute a path.
 
     Examples
     --------
@@ -114,15 +115,15 @@ def trajectory(
 
 def _check(path: AnnData, keys: Keys) -> None:
     if not isinstance(path, AnnData):
-        msg = f"The AnnData that vx.tl.interpolate returned is expected as first argument; found {type(path).__name__}."
+        msg = f"The AnnData that vx.tl.interpolate returned is expected as the first argument; found {type(path).__name__}."
         raise TypeError(msg)
     missing = [name for name in COLUMNS if name not in path.obs]
     if not missing and path.n_obs > 1 and keys.latent not in path.obsm:
-        msg = f"The path has no obsm[{keys.latent!r}] (found: {list(path.obsm)}): pass key= as to vx.tl.interpolate."
+        msg = f"The path has no obsm[{keys.latent!r}] (found: {list(path.obsm)}). Pass the same key= as to vx.tl.interpolate."
         raise KeyError(msg)
     if missing or path.n_obs < 2:
         what = f"obs lacks {missing}" if missing else f"it has {path.n_obs} step(s)"
-        msg = f"This is no path ({what}). Make one: path = vx.tl.interpolate(adata, source, target, groupby=...)."
+        msg = f"This is not a path ({what}). Make one: path = vx.tl.interpolate(adata, source, target, groupby=...)."
         raise KeyError(msg)
 
 
@@ -134,10 +135,10 @@ def _known(path: AnnData, genes: str | Sequence[str]) -> list[str]:
     names = named_genes(path, genes)
     unknown = names[~names.isin(path.var_names)]
     if len(unknown) or not len(names):
-        msg = f"genes={list(unknown[:3])} are not in the path, which holds {path.n_vars} genes (for example {list(path.var_names[:3])})."
+        msg = f"genes={list(unknown[:3])} are not in the path, which has {path.n_vars} genes (for example {list(path.var_names[:3])})."
         raise KeyError(msg)
     if len(names) > MAX_GENES:
-        msg = f"genes= names {len(names)} genes; at most {MAX_GENES} lines can be drawn. Name fewer, or draw sc.pl.heatmap of the path."
+        msg = f"genes= has {len(names)} genes; at most {MAX_GENES} lines can be drawn. Pass fewer, or draw sc.pl.heatmap of the path."
         raise ValueError(msg)
     return list(names)
 
@@ -145,13 +146,13 @@ def _known(path: AnnData, genes: str | Sequence[str]) -> list[str]:
 def _most_changing(path: AnnData) -> list[str]:
     x = np.nan_to_num(np.asarray(path.X, dtype=np.float64))
     high, low = x.max(0), x.min(0)
-    # log values, of a Gaussian fit, may be negative and are compared by their difference
+    # log values of a Gaussian fit may be negative and are compared by their difference
     change = high - low if (low < 0).any() else np.log((high + 0.01 * high.max()) / (low + 0.01 * high.max()))
     return [str(path.var_names[i]) for i in np.argsort(-change, kind="stable")[:N_GENES]]
 
 
 def _edges(position_s: np.ndarray) -> np.ndarray:
-    """Ends of the stretch that each step stands for."""
+    """Return the ends of the interval that each step represents."""
     middle = 0.5 * (position_s[1:] + position_s[:-1])
     return np.concatenate(([position_s[0]], middle, [position_s[-1]]))
 
@@ -167,7 +168,7 @@ def _draw_expression(ax: Axes, path: AnnData, genes: list[str], *, relative: boo
         y = y / largest if relative and largest > 0 else y
         lines += ax.plot(position_s, y, color=colour, linewidth=1.6, label=name)
     params = _params(path)
-    # no line ends within a name
+    # non-breaking spaces, so that names are not wrapped
     ends = [f"{i}: {params[name]}".replace(" ", "\u00a0") for i, name in enumerate(("source", "target")) if params]
     ax.set_xlabel(f"position on the path ({', '.join(ends)})" if ends else "position on the path")
     ax.set_ylabel("expression (share of each gene's largest)" if relative else _unit(path))
@@ -178,7 +179,7 @@ def _draw_expression(ax: Axes, path: AnnData, genes: list[str], *, relative: boo
 
 
 def _unit(path: AnnData) -> str:
-    """What expression is measured in: the sum that it was scaled to is among the settings of the path."""
+    """Return the label with the unit of expression, from the target sum in the settings of the path."""
     target_sum = _params(path).get("target_sum", "")
     try:
         return f"expected expression (counts per {float(target_sum):,.5g})"
@@ -193,12 +194,15 @@ def _params(path: AnnData) -> dict[str, str]:
 
 def _latent(cells: AnnData, path: AnnData, keys: Keys) -> np.ndarray:
     if keys.latent not in cells.obsm:
-        msg = f"cells.obsm lacks {keys.latent!r}. Pass the AnnData that was fitted, or write it with vx.tl.encode(cells, model=...)."
+        msg = f"cells.obsm has no {keys.latent!r}. Pass the AnnData that was fitted, or write it with vx.tl.encode(cells, model=...)."
         raise KeyError(msg)
     mean_nd = get_array(cells, keys.latent, "Write it again: vx.tl.encode(cells, model=...).").astype(np.float64)
     d = get_array(path, keys.latent, "Make the path again: vx.tl.interpolate.").shape[1]
     if mean_nd.shape[1] != d or not len(mean_nd):
-        msg = f"cells.obsm[{keys.latent!r}] has shape {mean_nd.shape}, the path {d} dimensions: they are of different fits."
+        msg = (
+            f"cells.obsm[{keys.latent!r}] has shape {mean_nd.shape}, but the path has {d} dimensions. Pass the AnnData of the fit "
+            "from which the path was made."
+        )
         raise ValueError(msg)
     return mean_nd
 
@@ -226,7 +230,7 @@ def _draw_plane(ax: Axes, path: AnnData, mean_nd: np.ndarray, keys: Keys) -> Non
     halo = [withStroke(linewidth=2.5, foreground=shades.face)]
     for name, at, side in (("source", 0, -1), ("target", -1, 1)):
         if params:
-            # one below and one above the path, so that they do not touch where it is short
+            # one label below and one above the path, so that they do not overlap if the path is short
             end: Any = path_s2[at]
             place: dict[str, Any] = {"xytext": (0, 7 * side), "textcoords": "offset points", "zorder": 4}
             align: dict[str, Any] = {"ha": "left" if side < 0 else "right", "va": "top" if side < 0 else "bottom"}

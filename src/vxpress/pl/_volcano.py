@@ -1,4 +1,4 @@
-"""``vx.pl.volcano``: how much, and how surely, the genes of a group differ."""
+"""``vx.pl.volcano``: fold changes of the genes of a group against their significance."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vxpress.pl._colours import MAIN, SECOND, Shades
 from vxpress.pl._labels import label_points
 from vxpress.pl._shared import check_adata, check_switches, finish, panels, plain, put_legend, titled
 
-# p-values of 0, below what a number can hold, are drawn this far above the others
+# p-values of 0 (below the smallest float) are drawn this far above the others
 HEADROOM = 1.06
-# changes beyond so many times the 99th percentile of those coloured are drawn at the edge: in scanpy's ranking a gene
-# without a single count in one group changes by a factor of 2^20 and more, and would squeeze all others into a line
+# fold changes beyond this multiple of the 99th percentile of the coloured ones are drawn at the edge: in scanpy's ranking
+# a gene without counts in one group changes by a factor of 2^20 and more, and would compress all others to a line
 FAR = 1.25
-MAX_AVOIDED = 300  # points near the top that names keep off
+MAX_AVOIDED = 300  # number of points near the top that labels avoid
 
 
 @entry
@@ -45,29 +45,30 @@ def volcano(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
-    """Draw log fold changes of the genes of a group against how sure they are, and name the surest.
+    """Draw log fold changes of the genes of a group against their significance, and label the most significant ones.
 
-    Reads what :func:`scanpy.tl.rank_genes_groups` writes, whichever function wrote it there. Height is -log10 of the
-    adjusted p-value where there is one, else of the p-value, else the size of the score.
+    The function reads a ranking in the format of :func:`scanpy.tl.rank_genes_groups`, written by any function. The height
+    of a gene is -log10 of the adjusted p-value; without one, -log10 of the p-value; without p-values, the absolute score.
 
     Parameters
     ----------
     adata
         Cells with a ranking of genes in ``uns``.
     group
-        Group of the ranking; may be left out where there is one only.
+        Group of the ranking; can be left out if there is only one.
     key
         Name of the ranking in ``uns``.
     n_genes
-        Genes to name: the highest of those beyond both thresholds, the larger fold change first where heights are equal.
+        Number of genes to label: the highest of those beyond both thresholds. If heights are equal, the gene with the
+        larger fold change is first.
     max_pval
-        Largest (adjusted) p-value that is coloured; 0.05 is custom. Without meaning where the ranking holds no p-values.
+        Largest (adjusted) p-value that is coloured; 0.05 is conventional. No effect if the ranking has no p-values.
     min_score
-        Smallest size of a score that is coloured where the ranking holds no p-values; by default scores are not judged.
+        Smallest absolute score that is coloured if the ranking has no p-values; by default there is no such threshold.
     min_logfoldchange
-        Smallest size of a log2 fold change that is coloured; 1 is a factor of two.
+        Smallest absolute log2 fold change that is coloured; 1 is a factor of two.
     gene_symbols
-        Column of ``var`` with the names to write; by default those of the ranking.
+        Column of ``var`` with the labels of genes; by default the names in the ranking.
     figsize
         Width and height of the new figure in inches; by default (6, 4.4).
     ax
@@ -80,18 +81,18 @@ def volcano(
     Returns
     -------
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the :class:`~matplotlib.axes.Axes`.
-    Fold changes are log2, p-values -log10, so that neither has a unit. Triangles are p-values of 0, too small for a number
-    to hold, and fold changes beyond 1.25 times the 99th percentile of those coloured, which are drawn at the edge. Genes whose
-    fold change is not finite are left out. The numbers of both are written below the axis.
+    Fold changes are log2 and p-values -log10, so neither has a unit. Triangles mark p-values of 0 (below the smallest
+    float) and fold changes beyond 1.25 times the 99th percentile of the coloured ones, which are drawn at the edge. Genes
+    without a finite fold change are left out. The numbers of genes at the edge and left out are written below the axis.
 
     Raises
     ------
     KeyError
-        If ``uns`` holds no such ranking, group or column.
+        If ``uns`` has no such ranking, group or column.
     ValueError
-        If there are several groups and none is named, no finite fold change, or an argument is out of its range.
+        If there are several groups and ``group`` is missing, there is no finite fold change, or an argument is out of range.
     TypeError
-        If ``ax`` is no axes.
+        If ``ax`` is not an axes.
 
     Examples
     --------
@@ -117,7 +118,7 @@ def volcano(
     n_left_out = int((~np.isfinite(table["change"]) | table["height"].isna()).sum())
     table = table[np.isfinite(table["change"]) & table["height"].notna()].reset_index(drop=True)
     if table.empty:
-        msg = f"adata.uns[{key!r}] holds no finite log fold change for the group {group!r}; there is nothing to draw."
+        msg = f"adata.uns[{key!r}] has no finite log fold change for the group {group!r}; there is nothing to draw."
         raise ValueError(msg)
     if gene_symbols is not None:
         table["gene"] = _symbols(adata, table["gene"], gene_symbols)
@@ -128,7 +129,7 @@ def volcano(
     passed = (table["change"].abs() >= min_logfoldchange) & (table["height"] >= (threshold or 0.0))
 
     edge = _edge(table["change"], passed)
-    notes = [f"{n_left_out:,} genes without a finite one are left out"] if n_left_out else []
+    notes = [f"{n_left_out:,} genes without a finite value are left out"] if n_left_out else []
     if n_far := int((table["change"].abs() > edge).sum()):
         notes.append(f"{n_far:,} beyond ±{edge:.3g} are drawn at the edge")
     reference = ranking.get("params", {}).get("reference", "rest")
@@ -144,13 +145,13 @@ def volcano(
         plain(panel)
         _legend(panel, table["change"], passed)
         places = np.column_stack([table["change"].clip(-edge, edge), table["height"]])
-        chosen, high = _surest(table[passed], n_genes), table["height"].nlargest(MAX_AVOIDED)
+        chosen, high = _most_significant(table[passed], n_genes), table["height"].nlargest(MAX_AVOIDED)
         label_points(panel, places[chosen.index], list(chosen["gene"]), places[high.index])
         return finish(panel, show=show, return_fig=return_fig)
 
 
 def _edge(change: pd.Series, passed: pd.Series) -> float:
-    """Size of a fold change from which on it is drawn at the edge."""
+    """Return the absolute fold change beyond which genes are drawn at the edge."""
     size = change.abs()
     far = FAR * float(size[passed if passed.any() else slice(None)].quantile(0.99))
     return far if 0 < far < float(size.max()) else float(size.max())
@@ -161,7 +162,7 @@ def _line(ax: Axes) -> dict[str, Any]:
 
 
 def _draw(ax: Axes, table: pd.DataFrame, passed: pd.Series, beyond: pd.Series, edge: float) -> None:
-    """Points, coloured by side; triangles point to where the numbers lie that do not fit."""
+    """Draw points coloured by side; triangles point in the direction of values outside the axes."""
     far, change, height = table["change"].abs() > edge, table["change"].clip(-edge, edge), table["height"]
     colors = np.where(passed, np.where(change > 0, SECOND, MAIN), Shades.of(ax).pale)
     markers = (
@@ -185,13 +186,13 @@ def _ranking(adata: AnnData, key: str) -> Mapping[str, Any]:
     ranking = adata.uns.get(key)
     if not isinstance(ranking, Mapping) or "names" not in ranking:
         msg = (
-            f"adata.uns[{key!r}] holds no ranking of genes. Make one with vx.tl.rank_genes_groups(adata, 'column of obs'), "
-            "or name another with key=."
+            f"adata.uns[{key!r}] is not a ranking of genes. Make one with vx.tl.rank_genes_groups(adata, 'column of obs'), "
+            "or choose another with key=."
         )
         raise KeyError(msg)
     if "logfoldchanges" not in ranking:
         msg = (
-            f"adata.uns[{key!r}] holds no log fold changes (found: {sorted(ranking)}); method='logreg' writes none. "
+            f"adata.uns[{key!r}] has no log fold changes (found: {sorted(ranking)}); method='logreg' writes none. "
             "Rank with method='t-test' or 'wilcoxon'."
         )
         raise KeyError(msg)
@@ -199,12 +200,12 @@ def _ranking(adata: AnnData, key: str) -> Mapping[str, Any]:
 
 
 def _group(ranking: Mapping[str, Any], group: Hashable, key: str) -> str:
-    """The group named, or the only one."""
+    """Return the given group, or the only one."""
     groups = list(ranking["names"].dtype.names)
     if group is None and len(groups) == 1:
         return str(groups[0])
     if group is None:
-        msg = f"adata.uns[{key!r}] ranks {len(groups)} groups; name one of {groups} with group=."
+        msg = f"adata.uns[{key!r}] ranks {len(groups)} groups; choose one of {groups} with group=."
         raise ValueError(msg)
     name = find_name(group, groups)
     if name is None:
@@ -214,7 +215,7 @@ def _group(ranking: Mapping[str, Any], group: Hashable, key: str) -> str:
 
 
 def _table(ranking: Mapping[str, Any], group: str, key: str) -> tuple[pd.DataFrame, str]:
-    """Gene, change and height of every gene of the group, and what height is."""
+    """Return name, fold change and height of every gene of the group, and what the height is."""
     change = np.asarray(ranking["logfoldchanges"][group], dtype=np.float64)
     gene = np.asarray(ranking["names"][group]).astype(str)
     for name, label in (("pvals_adj", "adjusted p-value"), ("pvals", "p-value")):
@@ -224,19 +225,19 @@ def _table(ranking: Mapping[str, Any], group: str, key: str) -> tuple[pd.DataFra
                 height = -np.log10(np.asarray(ranking[name][group], dtype=np.float64)) + 0.0
             return pd.DataFrame({"gene": gene, "change": change, "height": height}), label
     if "scores" not in ranking:
-        msg = f"adata.uns[{key!r}] holds neither p-values nor scores (found: {sorted(ranking)})."
+        msg = f"adata.uns[{key!r}] has neither p-values nor scores (found: {sorted(ranking)})."
         raise KeyError(msg)
     height = np.abs(np.asarray(ranking["scores"][group], dtype=np.float64))
     return pd.DataFrame({"gene": gene, "change": change, "height": height}), "score"
 
 
 def _symbols(adata: AnnData, genes: pd.Series, column: str) -> np.ndarray:
-    """Names to write; those of the ranking where ``var`` does not hold the gene (it may be of ``raw``)."""
+    """Return the labels of genes; genes that are not in ``var`` (perhaps from ``raw``) keep the name in the ranking."""
     known = find_column(adata.var, column, argument="gene_symbols", of="var").astype(str).to_dict()
     return np.array([known.get(gene, gene) for gene in genes], dtype=object)
 
 
-def _surest(table: pd.DataFrame, n_genes: int) -> pd.DataFrame:
+def _most_significant(table: pd.DataFrame, n_genes: int) -> pd.DataFrame:
     order = np.lexsort((-table["change"].abs(), -table["height"]))
     return table.iloc[order[:n_genes]]
 

@@ -1,4 +1,4 @@
-"""Before a fit, library size and highly variable genes; after it, the graph of neighbors."""
+"""Preprocessing: library size and highly variable genes before a fit, the neighborhood graph after it."""
 
 from __future__ import annotations
 

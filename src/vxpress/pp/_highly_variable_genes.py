@@ -1,4 +1,4 @@
-"""Highly variable genes from raw counts, in row blocks, batch by batch."""
+"""Highly variable genes from raw counts, read in blocks of rows, per batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vxpress.pp._shared import batch_codes
 Flavor = Literal["nb", "pearson_residuals", "seurat_v3", "seurat_v3_paper", "seurat", "cell_ranger"]
 THETA = 100.0
 MIN_CELLS = 3
-# of var, written here or by scanpy
+# columns of var, written by this function or by scanpy's
 COLUMNS = (
     "highly_variable",
     "highly_variable_rank",
@@ -52,52 +52,52 @@ def highly_variable_genes(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Select the genes that vary most beyond what depth and counting noise explain.
+    r"""Select the genes with the most variation beyond sequencing depth and counting noise.
 
-    The default flavour ranks genes by the variance of negative-binomial Pearson residuals :cite:p:`Lause2021`,
+    The default flavour ranks genes by the variance of negative binomial Pearson residuals :cite:p:`Lause2021`,
 
     .. math::
 
         r_{ng} = \frac{x_{ng} - \mu_{ng}}{\sqrt{\mu_{ng} + \mu_{ng}^2 / \theta}}, \qquad
         \mu_{ng} = \frac{\sum_{g'} x_{ng'} \, \sum_{n'} x_{n'g}}{\sum_{n'g'} x_{n'g'}},
 
-    clipped to :math:`\pm\sqrt{n}`, the number of cells, and from above to the third largest of the gene, or to 0 where
-    fewer are positive (``min_cells``).
-    With ``batch_key`` the residuals and their variance are those within each batch, :math:`n` included, and the third
-    largest is that of all batches together; genes are then ranked by the number of batches in which they are among the
-    top ones, and by their median rank there.
-    It needs no loess fit and reads raw counts in blocks of rows, from memory or from a backed file.
+    Residuals are clipped to :math:`\pm\sqrt{n}`, where :math:`n` is the number of cells. They are also clipped from above
+    to the third largest residual of the gene, or to 0 if fewer are positive (``min_cells``).
+    With ``batch_key``, residuals, their variance and :math:`n` are those of each batch, and the third largest residual is
+    that of all batches together. Genes are then ranked by the number of batches in which they are among the top genes, and
+    by their median rank in these batches.
+    This needs no loess fit. Raw counts are read in blocks of rows, from memory or from a backed file.
 
     Parameters
     ----------
     adata
         Annotated matrix, cells by genes, with raw counts (``"seurat"`` and ``"cell_ranger"``: log-normalised values).
     n_top_genes
-        Genes to select; the default is the number most tutorials use.
+        Number of genes to select; the default is that of most tutorials.
     layer
         Layer to read; ``None`` reads ``adata.X``.
     batch_key
-        Column of ``adata.obs`` that names the batch; genes that differ only between batches are then not selected.
+        Column of ``adata.obs`` with the batch of each cell. Genes that differ only between batches are then not selected.
     flavor
         ``"nb"`` is described above.
         ``"pearson_residuals"`` calls :func:`scanpy.experimental.pp.highly_variable_genes`, which agrees with ``"nb"``
-        at ``min_cells=1`` up to the clipping of batches of unequal size, and the others call
+        at ``min_cells=1`` except for the clipping of batches of different sizes. All others call
         :func:`scanpy.pp.highly_variable_genes`.
     theta
         Inverse overdispersion of the null model (variance ``mu + mu**2 / theta``), for ``"nb"`` and
         ``"pearson_residuals"``.
-        The default is that of the paper: what technical control data show; ``inf`` gives Poisson residuals.
+        The default is that of the paper, based on technical control data; ``inf`` gives Poisson residuals.
     min_cells
-        Cells that must stand out for a gene to vary, for ``"nb"``: a residual counts no more than the ``min_cells``-th
-        largest of its gene. ``None`` is 3, that of :func:`scanpy.pp.filter_genes` in most tutorials, and at most a tenth
-        of the cells. Tens of molecules in one cell of a gene that others hardly have are an artefact more often than
-        biology; by the paper's variance, which is ``min_cells=1``, a third of the 2,000 genes chosen on the 2,700 PBMCs
-        of 10x Genomics are of that kind.
+        Number of cells that must stand out for a gene to be variable, for ``"nb"``: residuals are clipped to the
+        ``min_cells``-th largest of their gene. ``None`` means 3, as in :func:`scanpy.pp.filter_genes` in most tutorials,
+        and at most a tenth of the cells. If a gene has tens of molecules in one cell and almost none in the others, this is
+        more often an artefact than biology. With the variance of the paper, ``min_cells=1``, a third of the 2,000 genes
+        selected on the 2,700 PBMCs of 10x Genomics are of this kind.
     subset
         Whether to keep only the selected genes.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one after five seconds, unless scanpy's verbosity is 0; ``True``
+        shows it immediately, ``False`` never.
     copy
         Whether to return a copy instead of writing to ``adata``.
 
@@ -109,24 +109,24 @@ def highly_variable_genes(
     `adata.var['highly_variable']` : :class:`pandas.Series` (dtype `bool`)
         Whether the gene is selected.
     `adata.var['highly_variable_rank']` : :class:`pandas.Series` (dtype `float32`)
-        Rank by residual variance, 0 the most variable; the median over the batches that select the gene; NaN outside
-        the top genes.
+        Rank by residual variance, 0 for the most variable gene. With batches, the median over the batches that select the
+        gene. NaN outside the top genes.
     `adata.var['means']`, `adata.var['variances']` : :class:`pandas.Series` (dtype `float64`)
         Mean and variance (divisor n - 1) of the counts.
     `adata.var['residual_variances']` : :class:`pandas.Series` (dtype `float64`)
         Variance of the residuals, averaged over batches.
     `adata.var['highly_variable_nbatches']`, `adata.var['highly_variable_intersection']` : :class:`pandas.Series`
-        With ``batch_key``: the number of batches that select the gene, and whether all do.
+        With ``batch_key``: the number of batches that select the gene, and whether all of them do.
     `adata.uns['hvg']` : :class:`dict`
-        The flavour and the matrix that was read.
+        The flavour, and the matrix that was read.
 
     Raises
     ------
     KeyError
         If the layer or the batch column does not exist.
     ValueError
-        If the matrix does not hold counts, if batches are missing, if an argument is out of its range, or if a column is taken
-        and there is no ``uns["hvg"]`` to say that this function or scanpy's wrote it; what these wrote is replaced.
+        If the matrix does not contain counts, if batches are missing, if an argument is out of range, or if a column already
+        exists and ``uns["hvg"]`` does not show that this function or scanpy's wrote it. Their own columns are replaced.
     ImportError
         If the flavour needs scikit-misc and it is not installed.
 
@@ -154,7 +154,7 @@ def highly_variable_genes(
     codes, batches = batch_codes(adata, batch_key)
     _check_supported(adata, flavor, subset=subset)
     if n_top > adata.n_vars:
-        msg = f"n_top_genes={n_top} is more than the {adata.n_vars} genes of adata; all of them are selected."
+        msg = f"n_top_genes={n_top} is more than the {adata.n_vars} genes of adata, so all of them are selected."
         warnings.warn(msg, UserWarning, stacklevel=3)
         n_top = adata.n_vars
 
@@ -170,7 +170,7 @@ def highly_variable_genes(
                 check=lambda block: check_counts(block, place(layer), adata),
             )
         if not moments.eligible_bg.any():
-            msg = "No batch has two cells with counts, so no gene varies; the first ones are selected. Leave batch_key= out."
+            msg = "No batch has two cells with counts, so no gene varies, and the first genes are selected. Leave batch_key= out."
             warnings.warn(msg, UserWarning, stacklevel=3)
         table = _rank(moments.residual_variances_bg, moments.eligible_bg, n_top)
         table.insert(0, "variances", moments.variances_g)
@@ -197,13 +197,13 @@ def highly_variable_genes(
         "    finished",
         time=start,
         deep="added\n    'highly_variable', boolean vector (adata.var)\n"
-        "    'highly_variable_rank', 'means', 'variances' and the like (adata.var)",
+        "    'highly_variable_rank', 'means', 'variances' and related columns (adata.var)",
     )
     return adata if copy else None
 
 
 def _check_replaceable(adata: AnnData) -> None:
-    """Raise if a column is taken and ``uns["hvg"]`` does not say that a selection of genes wrote it, ours or scanpy's."""
+    """Raise if a column exists and ``uns["hvg"]`` does not show that this function or scanpy's wrote it."""
     taken = [name for name in COLUMNS if name in adata.var]
     check_replaceable(
         adata,
@@ -236,7 +236,7 @@ def _whole(name: str, value: int) -> int:
 
 
 def _check_supported(adata: AnnData, flavor: Flavor, *, subset: bool) -> None:
-    """Raise where this flavour cannot run here, before anything is computed."""
+    """Raise if this flavour cannot run, before anything is computed."""
     if flavor.startswith("seurat_v3") and find_spec("skmisc") is None:
         msg = (
             f"flavor={flavor!r} needs scikit-misc for its loess fit: pip install scikit-misc. "
@@ -245,14 +245,14 @@ def _check_supported(adata: AnnData, flavor: Flavor, *, subset: bool) -> None:
         raise ImportError(msg)
     if adata.isbacked and (subset or flavor != "nb"):
         what = "subset=True" if subset else f"flavor={flavor!r}"
-        msg = f"{what} needs the matrix in memory, and adata is backed. Pass adata.to_memory()"
+        msg = f"{what} needs the matrix in memory, but adata is backed. Pass adata.to_memory()"
         raise ValueError(msg + ("." if subset else ", or flavor='nb', which reads the file in blocks."))
 
 
 def _rank(residual_variances_bg: np.ndarray, eligible_bg: np.ndarray, n_top: int) -> pd.DataFrame:
     """Rank genes within each batch, then by the number of batches that select them and their median rank there.
 
-    As scanpy does, but for genes that a batch cannot judge (not expressed there): they take no place in its list.
+    This is the method of scanpy, except that genes without expression in a batch are not ranked in it.
     """
     n_batches, n_genes = residual_variances_bg.shape
     rank_bg = np.full((n_batches, n_genes), np.nan, dtype=np.float32)
@@ -283,8 +283,8 @@ def _warn_counts(matrix: Any, flavor: Flavor, where: str) -> None:
     _, block = next(row_blocks(matrix))
     if block.data.size and (block.data == np.rint(block.data)).all():
         msg = (
-            f"flavor={flavor!r} expects log-normalised values, and {where} holds whole numbers. "
-            "Pass layer= to name the normalised layer, or flavor='nb' for counts."
+            f"flavor={flavor!r} expects log-normalised values, but {where} contains whole numbers. "
+            "Pass the normalised layer with layer=, or use flavor='nb' for counts."
         )
         warnings.warn(msg, UserWarning, stacklevel=4)
 

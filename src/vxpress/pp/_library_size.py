@@ -1,4 +1,4 @@
-"""Molecules per cell over all genes, and their log-normal parameters per batch."""
+"""Library sizes (molecules per cell over all genes), and their log-normal parameters per batch."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ def library_size(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    """Count the molecules of each cell over all genes present.
+    """Count the molecules of each cell over all genes in the matrix.
 
-    Run it on the full matrix, before genes are selected: :func:`vxpress.tl.fit_vae` then uses the size of the whole
-    cell even where it models a subset of the genes.
-    Works on dense and sparse matrices, in memory or backed, one block of rows at a time.
+    Call it on the full matrix, before genes are selected: :func:`vxpress.tl.fit_vae` then uses the library size of the
+    whole cell even if it models a subset of the genes.
+    Matrices may be dense or sparse, in memory or backed; they are read in blocks of rows.
 
     Parameters
     ----------
     adata
         Annotated matrix with raw counts, cells by genes.
     layer
-        Layer that holds the counts; ``None`` reads ``adata.X``.
+        Layer with the counts; ``None`` reads ``adata.X``.
     batch_key
-        Column of ``adata.obs`` that names the batch; the log-normal parameters are then those of each batch, since
-        sequencing depth differs between them.
+        Column of ``adata.obs`` with the batch of each cell. The log-normal parameters are then estimated per batch,
+        because sequencing depth differs between batches.
         ``None`` treats all cells as one batch named ``"all"``.
     key_added
         Name of the column in ``adata.obs`` and of the entry in ``adata.uns``.
-        The default is the one that the fit looks for.
+        The default is the name that the fit reads.
     overwrite
-        Whether to replace an entry of this name that another call did not write, or wrote of more genes than are there now;
-        off by default, since a column that came with the data may count genes that are no longer in the matrix. What an
-        earlier call wrote of the same number of genes is replaced in any case.
+        Whether to replace an existing entry with this name that no earlier call wrote, or that an earlier call wrote for
+        another number of genes. Off by default, because a column that came with the data may count genes that are no
+        longer in the matrix. An entry from an earlier call with the same number of genes is always replaced.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one after five seconds, unless scanpy's verbosity is 0; ``True``
+        shows it immediately, ``False`` never.
     copy
         Whether to return a copy instead of writing to ``adata``.
 
@@ -77,8 +77,8 @@ def library_size(
     KeyError
         If the layer or the batch column does not exist.
     ValueError
-        If the entry exists, not from an earlier call of the same number of genes, and ``overwrite`` is off, if the matrix does not hold counts, if batches are missing, or
-        if a batch holds no molecule at all.
+        If the entry exists, is not from an earlier call with the same number of genes, and ``overwrite`` is off; if the
+        matrix does not contain counts; if batches are missing; or if a batch has no molecules.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def library_size(
     log_mean, log_var = _log_normal(library_n, codes, batches)
     n_empty = int((library_n == 0).sum())
     if n_empty:
-        msg = f"{n_empty} cell(s) hold no molecule in {place(layer)}; sc.pp.filter_cells(adata, min_counts=1) removes them."
+        msg = f"{n_empty} cell(s) have no molecules in {place(layer)}; sc.pp.filter_cells(adata, min_counts=1) removes them."
         warnings.warn(msg, UserWarning, stacklevel=3)
 
     adata = own(adata, copy=copy)
@@ -124,7 +124,7 @@ def library_size(
 
 
 def _check_replaceable(adata: AnnData, name: str) -> None:
-    """Raise unless an earlier call on as many genes wrote the entry, or there is none."""
+    """Raise unless the entry does not exist, or an earlier call with the same number of genes wrote it."""
     check_replaceable(
         adata,
         name,
@@ -135,8 +135,8 @@ def _check_replaceable(adata: AnnData, name: str) -> None:
     n_vars = adata.uns.get(name, {}).get("params", {}).get("n_vars", adata.n_vars)
     if n_vars != adata.n_vars:
         msg = (
-            f"adata.obs[{name!r}] counts the molecules of {n_vars} genes, and adata has {adata.n_vars} by now. Keep it, or pass "
-            "overwrite=True to count those that are left, or key_added= to choose another name."
+            f"adata.obs[{name!r}] counts the molecules of {n_vars} genes, but adata now has {adata.n_vars} genes. Keep it, or pass "
+            "overwrite=True to count the genes in adata, or key_added= to choose another name."
         )
         raise ValueError(msg)
 
@@ -146,7 +146,7 @@ def _is_record(stored: Mapping[str, Any]) -> bool:
 
 
 def _molecules(adata: AnnData, layer: str | None) -> NDArray[np.float64]:
-    """Row sums in double precision of a matrix that is checked to hold counts."""
+    """Compute row sums in double precision, and check that the matrix contains counts."""
     sums = []
     for (rows, block), progress in parts(row_blocks(get_matrix(adata, layer)), "reading counts", adata.n_obs):
         progress.done = rows.start
@@ -158,15 +158,15 @@ def _molecules(adata: AnnData, layer: str | None) -> NDArray[np.float64]:
 def _log_normal(
     library_n: NDArray[np.float64], codes: NDArray[np.intp], batches: list[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and variance of the log library of the non-empty cells of each batch."""
+    """Compute mean and variance of the log library size of the non-empty cells of each batch."""
     filled = library_n > 0
     log_n, codes = np.log(library_n[filled]), codes[filled]
     n_b = np.bincount(codes, minlength=len(batches))
     if not n_b.all():
         empty = [name for name, n in zip(batches, n_b, strict=True) if n == 0]
         msg = (
-            f"No cell of batch {', '.join(map(repr, empty))} holds a molecule, so its library has no log. Remove the "
-            "empty cells with sc.pp.filter_cells(adata, min_counts=1), or pass layer= to name the counts."
+            f"No cell of batch {', '.join(map(repr, empty))} has any molecules, so the log of its library size does not exist. "
+            "Remove empty cells with sc.pp.filter_cells(adata, min_counts=1), or pass the layer with counts as layer=."
         )
         raise ValueError(msg)
     mean_b = np.bincount(codes, weights=log_n, minlength=len(batches)) / n_b

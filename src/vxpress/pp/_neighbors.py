@@ -1,4 +1,4 @@
-"""``vx.pp.neighbors``: a graph of cells that accounts for posterior variance."""
+"""``vx.pp.neighbors``: a neighborhood graph of cells that accounts for posterior variance."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def neighbors(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Build the graph of neighbouring cells from posteriors, written as :func:`scanpy.pp.neighbors` writes its own.
+    r"""Compute the neighborhood graph of cells from their posteriors, in the format of :func:`scanpy.pp.neighbors`.
 
-    The neighbours of a cell are those whose states best explain its counts. Cell i has the posterior N(m, v) in each
+    The neighbours of a cell are the cells whose states explain its counts best. Cell i has the posterior N(m, v) in each
     latent dimension, and all cells together have the mean :math:`\bar m` and the variance
-    :math:`s^2 = \mathrm{Var}(m) + \overline{v}`. Without what all cells say, the counts of cell i leave a likelihood of z
-    with precision r / v and its peak at :math:`\bar m + (m - \bar m) / r`, where :math:`r = 1 - v / s^2` is the share of
-    the variance that the cell has resolved. The squared distance from i to j is twice the log-likelihood that cell i is
-    expected to lose, from its peak, were its state that of cell j:
+    :math:`s^2 = \mathrm{Var}(m) + \overline{v}`. With this population distribution divided out, the counts of cell i give
+    a likelihood of z with precision r / v and peak :math:`\bar m + (m - \bar m) / r`, where :math:`r = 1 - v / s^2` is the
+    share of the variance that the cell resolves. The squared distance from i to j is twice the expected decrease of the
+    log-likelihood of cell i, from its peak, if its state were that of cell j:
 
     .. math::
 
@@ -57,68 +57,69 @@ def neighbors(
                  = \sum_d \frac{r_{id}}{v_{id}} \Big[ \Big(m_{jd} - \bar m_d - \frac{m_{id} - \bar m_d}{r_{id}}\Big)^2
                    + v_{jd} \Big].
 
-    So a dimension counts by how well the cell itself is known there, the pull of the prior on cells with few counts is
-    undone, and cells known poorly come last. Where every posterior is equally narrow the graph is that of scanpy on
-    posterior means. What it gains over distances between means was measured, see the guide. :func:`scanpy.tl.leiden`,
-    :func:`~scanpy.tl.umap`, :func:`~scanpy.tl.paga` and :func:`~scanpy.tl.diffmap` go on from the graph.
+    So a dimension is weighted by the precision of the cell itself, the shrinkage of cells with few counts towards the prior
+    is removed, and uncertain cells are the last neighbours. If all posteriors are equally narrow, the graph is that of
+    scanpy on posterior means. The guide shows the measured gain over distances between means. The graph is the input of
+    :func:`scanpy.tl.leiden`, :func:`~scanpy.tl.umap`, :func:`~scanpy.tl.paga` and :func:`~scanpy.tl.diffmap`.
 
     Parameters
     ----------
     adata
-        Cells with a stored posterior (:func:`~vxpress.tl.fit_vae` and :func:`~vxpress.tl.encode` write it).
+        Cells with a stored posterior (from :func:`~vxpress.tl.fit_vae` or :func:`~vxpress.tl.encode`).
     n_neighbors
-        Size of the neighbourhood, the cell itself counted, as in scanpy, whose default it is.
+        Size of the neighbourhood, including the cell itself, as in scanpy. The default is scanpy's.
     key
         Name of the fit.
     model
-        Where the fit is: an AnnData, a file, or ``None`` for ``adata`` itself.
+        Location of the fit: an AnnData, a file, or ``None`` for ``adata`` itself.
     distance
-        ``"likelihood"`` is described above. ``"euclidean"``, between posterior means, gives what
-        ``sc.pp.neighbors(adata, use_rep="X_vae")`` gives.
+        ``"likelihood"`` is described above. ``"euclidean"`` is the distance between posterior means, with the same result as
+        ``sc.pp.neighbors(adata, use_rep="X_vae")``.
     method
-        How scanpy turns distances into connectivities: ``"umap"``, ``"gauss"`` or what else it knows.
+        How scanpy computes connectivities from distances: ``"umap"``, ``"gauss"`` or another method of scanpy.
     n_draws
-        Draws of all cells from their posteriors; with some, the graph is found again in each, and how often every edge was
-        met is written. 20 tell shares apart to about 0.1. By default none, since each takes as long as the graph itself.
+        Number of posterior draws of all cells. The graph is computed again for each draw, and the frequency of every edge is
+        written. 20 draws distinguish frequencies that differ by about 0.1. The default is 0, because each draw takes as long
+        as the graph itself.
     rng
         Seed of the draws and of approximate searches, or a numpy generator.
     key_added
         Name under which the results are written, as in scanpy.
     progress
-        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's verbosity
-        is 0; ``True`` shows it at once, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one after five seconds, unless scanpy's verbosity is 0; ``True``
+        shows it immediately, ``False`` never.
     copy
-        Return a copy instead of writing to ``adata``.
+        Whether to return a copy instead of writing to ``adata``.
 
     Returns
     -------
     Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:
 
     ``adata.obsp["distances" | f"{key_added}_distances"]`` : :class:`scipy.sparse.csr_matrix`
-        Distances d_ij to the ``n_neighbors - 1`` nearest others; not symmetric.
+        Distances d_ij to the ``n_neighbors - 1`` nearest other cells; not symmetric.
     ``adata.obsp["connectivities" | f"{key_added}_connectivities"]`` : :class:`scipy.sparse.csr_matrix` (dtype ``float32``)
         Weights of the graph.
     ``adata.obsp["edge_frequency" | f"{key_added}_edge_frequency"]`` : :class:`scipy.sparse.csr_matrix` (dtype ``float32``)
-        With ``n_draws``: share of draws in which j is among the ``n_neighbors - 1`` nearest of i; rows sum to that number.
-        Without, one of an earlier call is dropped.
+        With ``n_draws``: share of draws in which j is among the ``n_neighbors - 1`` nearest cells of i; rows sum to
+        ``n_neighbors - 1``. Without ``n_draws``, the matrix of an earlier call is removed.
     ``adata.uns["neighbors" | key_added]`` : :class:`dict`
-        Names and parameters, as scanpy writes them, and beside them ``distance`` and ``n_draws`` (and
-        ``edge_frequency_key``). ``use_rep`` is that of the posterior means, and ``metric`` is ``"euclidean"``: what
-        scanpy's functions read where they go back from the graph to coordinates, which are posterior means.
+        Names and parameters, as scanpy writes them, and in addition ``distance`` and ``n_draws`` (and
+        ``edge_frequency_key``). ``use_rep`` is that of the posterior means and ``metric`` is ``"euclidean"``, for functions
+        of scanpy that need coordinates in addition to the graph.
 
     Raises
     ------
     KeyError
         If there is no such fit or posterior.
     ValueError
-        If ``n_neighbors`` is not from 2 to one less than the number of cells, another argument is out of its range, or the
-        name is taken by something else than a graph of neighbours, of this function or of scanpy's, which is replaced.
+        If ``n_neighbors`` is not from 2 to one less than the number of cells, if another argument is out of range, or if the
+        name belongs to something that is not a neighborhood graph. Graphs of this function or of scanpy's are replaced.
     RuntimeError
         If this process was forked after numba had started its threads.
 
     See Also
     --------
-    vxpress.tl.cluster_stability : how surely each cell belongs to its cluster, from the edge frequencies.
+    vxpress.tl.cluster_stability : how certain the cluster of each cell is, from the edge frequencies.
 
     Examples
     --------
@@ -137,7 +138,7 @@ def neighbors(
     fit, keys = find_fit(adata, model, key), Keys.of(key)
     mean_nd, var_nd = stored_posterior(adata, fit, keys)
     if adata.n_obs < 3:
-        msg = f"adata has {adata.n_obs} cells; at least 3 are expected, for each to have neighbours to choose from."
+        msg = f"adata has {adata.n_obs} cells; at least 3 are expected, so that each can have neighbours."
         raise ValueError(msg)
     check_range("n_neighbors", n_neighbors, 2, adata.n_obs - 1, integer=True)
     if key_added is not None:
@@ -184,7 +185,7 @@ def neighbors(
 
 
 def _check_replaceable(adata: AnnData, key_added: str | None) -> None:
-    """Raise if a name is taken by anything but a graph, of this function or of scanpy's."""
+    """Raise if a name belongs to anything except a graph of this function or of scanpy's."""
     stem = "" if key_added is None else f"{key_added}_"
     check_replaceable(
         adata,
@@ -196,7 +197,7 @@ def _check_replaceable(adata: AnnData, key_added: str | None) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep scanpy from announcing what it writes to an AnnData that nobody sees."""
+    """Silence scanpy's messages about what it writes to a temporary AnnData."""
     before = sc.settings.verbosity
     sc.settings.verbosity = min(int(before), 1)
     try:
@@ -206,7 +207,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Found:
-    """Neighbours already found, in the shape that scanpy asks a search for them."""
+    """Neighbours that were already found, with the interface of a transformer that scanpy expects."""
 
     def __init__(self, index_nk: np.ndarray, squared_nk: np.ndarray) -> None:
         n, k = index_nk.shape

@@ -1,8 +1,8 @@
-"""Variance of negative-binomial Pearson residuals without ever forming them for the zeros.
+"""Variance of negative binomial Pearson residuals, without computing them for each zero.
 
-The residual of a zero depends on the cell through its library alone.  Its sums over cells are therefore taken once
+The residual of a zero depends on the cell only through its library size.  Sums over cells are therefore computed once
 per distinct library size, as if every count were zero, and corrected at the non-zeros while the matrix is read.
-The largest residuals of a gene are kept beside them, so that a few cells do not make it vary.
+The largest residuals of each gene are kept too, so that a few cells alone do not make it variable.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from vxpress.core.progress import parts
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
-# raises where a block of the matrix does not hold counts
+# raises if a block of the matrix does not contain counts
 Check: TypeAlias = Callable[[sparse.csr_matrix], None]
 
-# entries of a matrix block; some ten double-precision temporaries of its non-zeros are held at once
+# entries of a matrix block; about ten double-precision temporaries of its non-zeros exist at once
 READ_ENTRIES = 2**23
-# entries of a block of zeros' residuals: stays within the processor's cache
+# entries of a block of residuals of zeros: fits in the cache of the processor
 ZERO_ENTRIES = 2**17
-# cells whose residuals are held back, of all cells at most
+# largest share of cells whose residuals are clipped by min_cells
 MAX_SHARE = 0.1
 
 
@@ -35,7 +35,7 @@ MAX_SHARE = 0.1
 class Moments:
     """Moments of the counts over all cells, and of their residuals within each batch.
 
-    ``eligible_bg`` marks the genes a batch can judge: expressed there, in a batch of at least two cells.
+    ``eligible_bg`` marks the genes that can be ranked in a batch: those expressed in it, if it has at least two cells.
     """
 
     means_g: Floats
@@ -46,7 +46,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class _Null:
-    """What the residuals are measured against: ``mu = library x share``, ``var = mu + mu^2 / theta``, clipped."""
+    """The null model of the residuals: ``mu = library x share``, ``var = mu + mu^2 / theta``, and the clipping limits."""
 
     library_n: Floats
     share_bg: Floats
@@ -57,10 +57,10 @@ class _Null:
 def residual_moments(
     matrix: Any, codes_n: Codes, n_batches: int, *, theta: float, min_cells: int = 1, check: Check
 ) -> Moments:
-    """Clipped Pearson residual variances of each gene in each batch (Lause, Berens & Kobak 2021), in two passes.
+    """Compute clipped Pearson residual variances of each gene in each batch (Lause, Berens & Kobak 2021), in two passes.
 
-    A gene's residuals are clipped from above to the ``min_cells``-th largest over all batches as well, or to 0 if that is
-    less, so that cells of a rare type count together wherever they lie.
+    Residuals of a gene are also clipped from above to the ``min_cells``-th largest over all batches, or to 0 if that is
+    negative, so that cells of a rare type count together even if they are in different batches.
     """
     library_n, sums_bg, squares_g = _sums(matrix, codes_n, n_batches, check)
     n_b = np.bincount(codes_n, minlength=n_batches)
@@ -101,14 +101,14 @@ class _Nonzeros:
     n_genes: int
 
     def sum_by_gene(self, weights: Floats) -> Floats:
-        """Sums over the cells of each batch that occurs, ``len(present)`` x ``n_genes``."""
+        """Sum weights over the cells of each batch that occurs, ``len(present)`` x ``n_genes``."""
         shape = (self.present.size, self.n_genes)
         sums = np.bincount(self.bin, weights=weights, minlength=shape[0] * shape[1])
         return np.asarray(sums, dtype=np.float64).reshape(shape)
 
 
 def _nonzeros(matrix: Any, codes_n: Codes, check: Check | None = None) -> Iterator[_Nonzeros]:
-    """Read the matrix in blocks, each of which ``check`` may refuse."""
+    """Read the matrix in blocks; ``check`` may raise an error for a block."""
     n_genes = matrix.shape[1]
     what = "computing residuals" if check is None else "reading counts"
     blocks = row_blocks(matrix, max(1, READ_ENTRIES // n_genes))
@@ -123,7 +123,7 @@ def _nonzeros(matrix: Any, codes_n: Codes, check: Check | None = None) -> Iterat
 
 
 def _sums(matrix: Any, codes_n: Codes, n_batches: int, check: Check) -> tuple[Floats, Floats, Floats]:
-    """Molecules per cell, per gene in each batch, and the sum of squared counts per gene."""
+    """Sum molecules per cell and per gene in each batch, and squared counts per gene."""
     n_genes = matrix.shape[1]
     library_n = np.zeros(codes_n.size)
     sums_bg = np.zeros((n_batches, n_genes))
@@ -137,9 +137,9 @@ def _sums(matrix: Any, codes_n: Codes, n_batches: int, check: Check) -> tuple[Fl
 
 
 def _sums_if_all_zero(null: _Null, codes_n: Codes) -> tuple[Floats, Floats]:
-    """Sums of the residuals and of their squares over cells, were every count zero.
+    """Sum the residuals and their squares over cells, as if every count were zero.
 
-    The squared residual of a zero is ``mu^2 / (mu + mu^2/theta) = 1 / (1/mu + 1/theta)``; an empty cell has none.
+    The squared residual of a zero is ``mu^2 / (mu + mu^2/theta) = 1 / (1/mu + 1/theta)``; empty cells are left out.
     """
     first_bg, second_bg = np.zeros_like(null.share_bg), np.zeros_like(null.share_bg)
     order = np.argsort(codes_n, kind="stable")
@@ -161,7 +161,7 @@ def _sums_if_all_zero(null: _Null, codes_n: Codes) -> tuple[Floats, Floats]:
 
 
 def _residuals(null: _Null, block: _Nonzeros, codes_n: Codes) -> tuple[Floats, Floats]:
-    """The residuals of the non-zeros of a block, and what they were counted with as zeros."""
+    """Compute the residuals of the non-zeros of a block, and the residuals with which they were counted as zeros."""
     batch = codes_n[block.cell]
     clip = null.clip_b[batch]
     mu = null.library_n[block.cell] * null.share_bg[batch, block.gene]
@@ -170,21 +170,21 @@ def _residuals(null: _Null, block: _Nonzeros, codes_n: Codes) -> tuple[Floats, F
 
 
 class _Largest:
-    """The ``n_kept`` largest residuals above 0 of each gene over all batches, in falling order, and their batches."""
+    """The ``n_kept`` largest residuals above 0 of each gene over all batches, in decreasing order, and their batches."""
 
     def __init__(self, n_kept: int, n_genes: int) -> None:
         self.values_kg = np.zeros((n_kept, n_genes))
         self.batch_kg = np.zeros((n_kept, n_genes), dtype=np.intp)
 
     def see(self, block: _Nonzeros, residual: Floats, codes_n: Codes) -> None:
-        """Take in the residuals of a block."""
+        """Update the largest residuals with those of a block."""
         depth = len(self.values_kg)
         if depth == 1:
             return
         new = np.flatnonzero(residual > self.values_kg[-1, block.gene])
         order = new[np.lexsort((-residual[new], block.gene[new]))]
         genes, start = np.unique(block.gene[order], return_index=True)
-        # the rank of each within its gene
+        # rank of each residual within its gene
         rank = np.arange(order.size) - np.repeat(start, np.diff(start, append=order.size))
         order, rank = order[rank < depth], rank[rank < depth]
         column = np.searchsorted(genes, block.gene[order])
@@ -199,7 +199,7 @@ class _Largest:
         return self.values_kg, self.batch_kg
 
     def excess(self, n_batches: int) -> tuple[Floats, Floats]:
-        """By how much the sums of the residuals and of their squares in each batch exceed what clipping to the last leaves."""
+        """Compute the excess of the sums of residuals and of their squares in each batch over those clipped to the last one."""
         last_g = self.values_kg[-1]
         first_bg, second_bg = np.zeros((2, n_batches, last_g.size))
         gene = np.arange(last_g.size)

@@ -1,4 +1,4 @@
-"""Batches of the cells, for functions that treat each on its own."""
+"""Batches of cells, for functions that treat each batch separately."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vxpress.bridge.columns import get_categories
 
 
 def batch_codes(adata: AnnData, batch_key: str | None) -> tuple[NDArray[np.intp], list[str]]:
-    """Batch index of each cell and the names of the batches; a single batch ``"all"`` without a key."""
+    """Return the batch index of each cell and the names of the batches; without a key, a single batch ``"all"``."""
     if batch_key is None:
         return np.zeros(adata.n_obs, dtype=np.intp), ["all"]
     found = get_categories(adata.obs, batch_key, argument="batch_key")

@@ -93,7 +93,7 @@ def test_what_is_no_path_is_refused(path: ad.AnnData, fitted: ad.AnnData) -> Non
         vx.pl.trajectory(path, ["nope"])
     bare = fitted.copy()
     del bare.obsm["X_vae"]
-    with pytest.raises(KeyError, match="lacks 'X_vae'"):
+    with pytest.raises(KeyError, match="has no 'X_vae'"):
         vx.pl.trajectory(path, cells=bare)
     bare.obsm["X_vae"] = np.zeros((bare.n_obs, 2))
     with pytest.raises(ValueError, match="but the path has"):

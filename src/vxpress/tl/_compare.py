@@ -47,8 +47,8 @@ def compare(
     r"""Rank fits by the likelihood of cells that none of them was trained on.
 
     Each fit scores every cell with the importance-weighted bound on its log likelihood (:cite:t:`Burda2016`; see
-    :func:`log_likelihood`), once with :math:`K` samples and once with the first tenth of them, :math:`K / 10`.  Fits
-    with equal settings and different seeds count as one model.  The paired difference between a model and the best one
+    :func:`log_likelihood`), once with :math:`K` samples and once with the first tenth of them, :math:`K / 10`. Fits
+    with equal settings and different seeds count as one model. The paired difference between a model and the best one
     is averaged over cells. Its variance is
 
     .. math::
@@ -57,7 +57,7 @@ def compare(
         \qquad d_n = \bar L_{an} - \bar L_{bn},
 
     so the interval accounts for the sampling of the :math:`N` cells and, for models with several fits, of the seeds
-    (Student's t with degrees of freedom after Welch and Satterthwaite).  A model is *worse* if the interval does not
+    (Student's t with degrees of freedom after Welch and Satterthwaite). A model is *worse* if the interval does not
     contain 0 and the difference exceeds what either bound still gained from :math:`K / 10` to :math:`K` samples.
     Otherwise the two are *undecided*.
 

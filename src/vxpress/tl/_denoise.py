@@ -67,7 +67,7 @@ def denoise(
     of ``transform_batch`` and :math:`s_n` the ``target_sum``.
 
     To get a few genes of a large matrix, name them with ``genes``: they are returned as a new AnnData, nothing is
-    written, and the dense matrix of all genes is never built.  A layer of all genes takes half the memory with
+    written, and the dense matrix of all genes is never built. A layer of all genes takes half the memory with
     ``dtype="float16"``, and still less with ``drop_below``.
 
     Parameters

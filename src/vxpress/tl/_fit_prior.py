@@ -45,14 +45,14 @@ def fit_prior(
 ) -> AnnData | None:
     r"""Learn the prior of a fitted model from its cells: p(z), or p(z | condition).
 
-    A variational autoencoder is trained as if the latent states of cells were distributed as :math:`N(0, I)`.  They are
-    not: a draw from :math:`N(0, I)` may be unlike any cell.  This function fits a density to the actual distribution of
+    A variational autoencoder is trained as if the latent states of cells were distributed as :math:`N(0, I)`. They are
+    not: a draw from :math:`N(0, I)` may be unlike any cell. This function fits a density to the actual distribution of
     the cells, the mean of their posteriors :math:`q(z \mid x)` (a second stage: :cite:t:`Dai2019`), by maximum
-    likelihood on fresh draws of the training cells.  Encoder, decoder and posteriors stay exactly as they are.  What
+    likelihood on fresh draws of the training cells. Encoder, decoder and posteriors stay exactly as they are. What
     changes is :func:`log_likelihood`, every score that depends on it, and cells drawn from the prior.
 
     The new prior is kept only if the mean of :math:`\log p(z)` over draws of the validation cells, which it was not
-    fitted to, rises by more than its standard error.  Otherwise the fit stays as it was and a warning is raised.
+    fitted to, rises by more than its standard error. Otherwise the fit stays as it was and a warning is raised.
 
     Parameters
     ----------

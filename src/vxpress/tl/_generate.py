@@ -56,8 +56,8 @@ def generate(
         z_m \sim p(z \mid c_m), \qquad x_{mg} \sim p(\,\cdot \mid z_m, s_m, l_m)
 
     with the label :math:`c` if the prior is conditional on labels, covariates :math:`s` and size factor :math:`l`
-    :cite:p:`Kingma2014,Lopez2018`.  This is **generation**: :math:`z` comes from the prior, not from the posterior of a
-    cell.  To resample existing cells around their latent states, use :func:`sample`.
+    :cite:p:`Kingma2014,Lopez2018`. This is **generation**: :math:`z` comes from the prior, not from the posterior of a
+    cell. To resample existing cells around their latent states, use :func:`sample`.
 
     The quality of generated cells depends on the prior. The prior of a plain fit is N(0, I), which also covers the
     empty space between cell types. Learn a better prior first; this takes seconds and leaves encoder and decoder as

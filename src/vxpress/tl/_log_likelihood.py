@@ -45,9 +45,9 @@ def log_likelihood(
         \log p(x_n \mid s_n, l_n) \;\ge\; \mathbb{E} \Big[ \log \frac1K \sum_{k=1}^K w_{nk} \Big], \qquad
         w_{nk} = \frac{p(x_n \mid z_k, s_n, l_n)\, p(z_k)}{q(z_k \mid x_n, s_n)}, \qquad z_k \sim q
 
-    (:cite:t:`Burda2016`, eq. 8), in nats, summed over the modelled genes and including all constants.  Its expectation
-    is the ELBO at :math:`K = 1` and rises towards the log likelihood with :math:`K`.  Weights are summed in double
-    precision and in passes, so memory does not grow with :math:`K`.  A latent size factor is sampled together with
+    (:cite:t:`Burda2016`, eq. 8), in nats, summed over the modelled genes and including all constants. Its expectation
+    is the ELBO at :math:`K = 1` and rises towards the log likelihood with :math:`K`. Weights are summed in double
+    precision and in passes, so memory does not grow with :math:`K`. A latent size factor is sampled together with
     :math:`z`.
 
     Parameters
@@ -107,7 +107,7 @@ def log_likelihood(
     Notes
     -----
     Training cells score higher than cells that the model has not seen. Compare models on held-out cells, on the same
-    genes and with the same size factors.  A Gaussian fit gives a density of log values, which is not comparable with
+    genes and with the same size factors. A Gaussian fit gives a density of log values, which is not comparable with
     the likelihood of a count distribution.
 
     Examples

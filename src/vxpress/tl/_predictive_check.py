@@ -35,13 +35,13 @@ def predictive_check(
     r"""Compare counts with their posterior predictive distribution: means, variances, zeros and interval coverage.
 
     For each gene over cells and for each cell over genes, the observed mean, variance and share of zeros are written
-    next to the values expected of counts drawn from the model (:func:`sample`).  Given :math:`z` the expected values
+    next to the values expected of counts drawn from the model (:func:`sample`). Given :math:`z` the expected values
     are exact, so only :math:`z` is drawn.
 
     Coverage is the share of counts inside the central 50 % and 90 % intervals of their own predictive distribution,
-    averaged over the draws of :math:`z`.  No set of whole numbers holds exactly 90 % of a distribution. A count
+    averaged over the draws of :math:`z`. No set of whole numbers holds exactly 90 % of a distribution. A count
     :math:`x` therefore represents the interval from :math:`F(x - 1)` to :math:`F(x)`, and the part of this interval
-    inside 0.05 to 0.95 is counted: the expected value of the randomised transform (:cite:t:`Czado2009`).  A calibrated
+    inside 0.05 to 0.95 is counted: the expected value of the randomised transform (:cite:t:`Czado2009`). A calibrated
     distribution covers 50 % and 90 %; a distribution with too little spread covers less.
 
     Parameters
@@ -89,7 +89,7 @@ def predictive_check(
     -----
     The posterior of a cell has been computed from the same counts. Coverage may therefore be slightly above nominal
     even for a true model, the more so the fewer genes are modelled. Most entries are zeros that any distribution
-    expects and covers: read the coverage of expressed entries.  If the size factor is the sum of the modelled genes,
+    expects and covers: read the coverage of expressed entries. If the size factor is the sum of the modelled genes,
     the predicted mean of a cell equals the observed mean by construction.
 
     See Also

@@ -58,55 +58,55 @@ def rank_genes_groups(
     The result has the format of :func:`scanpy.tl.rank_genes_groups`, so scanpy's plots and functions can use it.
 
     The test is the change mode of :cite:t:`Boyeau2023`: is the log2 fold change of the mean expression beyond
-    ``delta``? Cells are drawn from each group and decoded once for all comparisons.  The expectation of the model for a
-    group is a prior with the weight of ten molecules; the counts, if available, provide the rest of the evidence.  Counts
+    ``delta``? Cells are drawn from each group and decoded once for all comparisons. The expectation of the model for a
+    group is a prior with the weight of ten molecules; the counts, if available, provide the rest of the evidence. Counts
     are weighted by the model's dispersion and compared within batches. Their uncertainty is measured between cells, or
-    between samples.  See the guide for all formulas.
+    between samples. See the guide for all formulas.
 
     Parameters
     ----------
     adata
         Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it) and any of the genes of the fit.
     groupby
-        Column of ``adata.obs`` with the groups.  Categories without cells and cells without a category are ignored.
+        Column of ``adata.obs`` with the groups. Categories without cells and cells without a category are ignored.
         Leave it out if ``cells`` is given.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     groups
-        Groups to test, or ``"all"``.  With ``reference="rest"``, the groups that are not tested still belong to the
+        Groups to test, or ``"all"``. With ``reference="rest"``, the groups that are not tested still belong to the
         rest. A category that is a number in ``obs`` may be given as a number.
     reference
         ``"rest"`` compares each group with all other cells; the name of a group compares each of the other groups with
         it. A category that is a number in ``obs`` may be given as a number.
     cells
         A set of cells to test, instead of ``groupby``: a boolean array over cells, their positions, their names
-        (``adata.obs_names``), or the name of a boolean column of ``adata.obs``.  The group is called ``"cells"`` in the
+        (``adata.obs_names``), or the name of a boolean column of ``adata.obs``. The group is called ``"cells"`` in the
         result; ``cells={"naive": ...}`` gives it a name, and several entries are several groups, which must not
         overlap.
     reference_cells
         The set of cells that ``cells`` are compared with, given in the same way and called ``"reference_cells"`` unless
-        it has a name; by default all other cells.  Cells in neither set are ignored.
+        it has a name; by default all other cells. Cells in neither set are ignored.
     delta
-        Threshold on the absolute log2 fold change.  The default, 0.1 or 7 %, is above the effect of differences in
+        Threshold on the absolute log2 fold change. The default, 0.1 or 7 %, is above the effect of differences in
         composition and of residual batch effects on genes that do not change; 0 tests for any difference.
     relative_to
-        What counts as no change.  ``"library"``: an unchanged share of the size factor, that is, of all molecules.
+        What counts as no change. ``"library"``: an unchanged share of the size factor, that is, of all molecules.
         Shares sum to one, so if few genes take many molecules of a group, all its other genes go down; a warning names
-        these genes.  ``"median"``: the median log2 fold change over genes with 50 molecules or more, which assumes that
-        fewer than half of the genes change, as TMM in edgeR does (:cite:t:`Robinson2010`).  A list of genes: together,
+        these genes. ``"median"``: the median log2 fold change over genes with 50 molecules or more, which assumes that
+        fewer than half of the genes change, as TMM in edgeR does (:cite:t:`Robinson2010`). A list of genes: together,
         these genes do not change.
     n_cells
-        Cells decoded per group. The counts of all cells are read in any case.  The mean over 500 cells is much more
+        Cells decoded per group. The counts of all cells are read in any case. The mean over 500 cells is much more
         precise than a prior with the weight of ten molecules needs.
     n_draws
         Posterior draws per decoded cell.
     batch_key
         Column of ``adata.obs`` within whose categories groups are compared; by default the batch of the fit, ``None``
-        for none.  Groups that share no batch are compared with the model's batch correction, and a warning is raised.
+        for none. Groups that share no batch are compared with the model's batch correction, and a warning is raised.
     sample_key
-        Column of ``adata.obs`` with the units of replication, such as donors.  Without it cells count as replicates,
+        Column of ``adata.obs`` with the units of replication, such as donors. Without it cells count as replicates,
         and the result does not generalise to other donors.
     layer
         Layer with the counts, or ``None`` for ``adata.X``; by default the layer that the fit read.

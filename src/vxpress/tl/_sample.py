@@ -47,7 +47,7 @@ def sample(
 
     with the cell's own covariates :math:`s` and size factor :math:`l` (the posterior predictive of
     :cite:t:`Lopez2018`). This is **posterior resampling** of the cells in ``adata``: every draw is close to its cell,
-    and no new kind of cell can arise.  To draw new cells from the prior, use :func:`generate`.  ``sc.pp.sample`` is
+    and no new kind of cell can arise. To draw new cells from the prior, use :func:`generate`. ``sc.pp.sample`` is
     something else: it picks a subset of the cells.
 
     Parameters
@@ -80,7 +80,7 @@ def sample(
     -------
     With ``genes`` or ``n_samples`` above 1, an ``AnnData`` object with n_obs x ``n_samples`` cells and the modelled
     genes (``genes`` in the order given, else those of ``adata``): all cells of the first draw, then those of the
-    second.  ``obs`` is that of the cells, with the cell's name in ``"source"`` and the number of the draw in
+    second. ``obs`` is that of the cells, with the cell's name in ``"source"`` and the number of the draw in
     ``"draw"``; nothing is written.
 
     Otherwise returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields:

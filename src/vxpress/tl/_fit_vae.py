@@ -182,8 +182,8 @@ def fit_vae(
         search ends as soon as the fit is healthy; a healthy fit is not changed. Each attempt takes the time of a fit
         and is recorded in ``uns["vae"]["diagnostics"]["cure"]``, which ``pandas.DataFrame`` turns into a table.
     denoised
-        Whether to write the dense layer of denoised expression. ``None`` writes it up to a size of 1 GB, and logs that
-        it is left out above.
+        Whether to write the dense layer of denoised expression. ``None`` writes it up to a size of 1 GB. Above,
+        the layer is left out and a warning is raised.
     target_sum
         Sum that denoised expression is scaled to, per cell and over all genes that the size factor counts. If ``adata``
         holds only some of these genes, as in :func:`vxpress.datasets.pbmc68k_reduced`, the genes present sum to less.

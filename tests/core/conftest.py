@@ -1,4 +1,4 @@
-"""Small sets of cells in the core's own terms."""
+"""Small simulated data sets as objects of the core."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _cells(n: int = 120, n_genes: int = 20, *, signal: float = 1.5, theta: float
 
 @pytest.fixture
 def make_cells() -> Callable[..., Cells]:
-    """The maker of simulated cells."""
+    """Return the function that simulates cells."""
     return _cells
 
 
@@ -44,5 +44,5 @@ def _global_noise_untouched() -> Iterator[None]:
 
 @pytest.fixture
 def global_noise_untouched() -> Callable[[], AbstractContextManager[None]]:
-    """A context that fails where the block draws from torch's or numpy's global state."""
+    """Return a context that fails if its block uses the global random state of torch or numpy."""
     return _global_noise_untouched

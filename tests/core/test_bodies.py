@@ -1,4 +1,4 @@
-"""What decoders make of z: shapes, slopes and sums."""
+"""Decoder bodies: shapes, slopes and sums."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _logits(model: VAE, z_nd: Tensor, batch: int = 1) -> Tensor:
 
 @pytest.mark.parametrize("remainder", [False, True])
 @pytest.mark.parametrize("condition_output", [False, True])
-def test_a_linear_decoder_s_weights_are_slopes(remainder: bool, condition_output: bool) -> None:
+def test_weights_of_a_linear_decoder_are_slopes(remainder: bool, condition_output: bool) -> None:
     model = _model("linear", remainder=remainder, condition_output=condition_output)
     z_nd, step = _z(), 0.7
     for d in range(D):
@@ -55,7 +55,7 @@ def test_a_linear_decoder_s_weights_are_slopes(remainder: bool, condition_output
             slope = (_logits(model, z_nd + step * torch.eye(D)[d], batch) - _logits(model, z_nd, batch)) / step
             expected = model.decoder.location.weight[:, d].detach().expand_as(slope)
             torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-5)
-    # covariates enter it linearly, whatever is asked of other decoders' output
+    # covariates enter linearly, independent of condition_output
     shift = _logits(model, z_nd, 1) - _logits(model, z_nd, 0)
     torch.testing.assert_close(shift, shift[:1].expand_as(shift), rtol=1e-3, atol=1e-5)
     assert float(shift.abs().max()) > 1e-3
@@ -64,19 +64,19 @@ def test_a_linear_decoder_s_weights_are_slopes(remainder: bool, condition_output
 
 @pytest.mark.parametrize("norm", get_args(Norm))
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
-def test_a_split_decoder_adds_up_what_each_dimension_says(norm: Norm, n_layers: int) -> None:
+def test_a_split_decoder_adds_functions_of_each_dimension(norm: Norm, n_layers: int) -> None:
     model = _model("split", norm=norm, n_layers=n_layers)
     z_nd, zero = _z(), torch.zeros(7, D)
     alone = [_logits(model, z_nd * torch.eye(D)[d]) - _logits(model, zero) for d in range(D)]
     torch.testing.assert_close(_logits(model, z_nd), _logits(model, zero) + sum(alone), rtol=1e-4, atol=1e-5)
     assert all(float(part.abs().max()) > 1e-3 for part in alone)
-    # and is no straight line
+    # the function is not linear
     assert not torch.allclose(_logits(model, 2 * z_nd), 2 * _logits(model, z_nd) - _logits(model, zero), atol=1e-3)
     assert model.decoder.location.in_features == D * MIN_SPLIT_WIDTH + 2
 
 
 @pytest.mark.parametrize("norm", get_args(Norm))
-def test_training_keeps_the_dimensions_apart(make_cells: MakeCells, norm: Norm) -> None:
+def test_training_keeps_the_dimensions_separate(make_cells: MakeCells, norm: Norm) -> None:
     model = _model("split", norm=norm, n_layers=2).train()
     cells = make_cells(40, G, n_batches=2)
     optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=0.05, weight_decay=0.1)
@@ -91,13 +91,13 @@ def test_training_keeps_the_dimensions_apart(make_cells: MakeCells, norm: Norm) 
     with torch.no_grad():
         h = [model.decoder.body(z, torch.eye(2)[[0] * D], None).view(D, D, -1) for z in (one, moved)]
     change = (h[0] - h[1]).abs().amax(-1)
-    # moving dimension d moves the units of network d and no others
+    # a change of dimension d changes the units of network d and no others
     assert bool((change.diagonal() > 0).any())
     torch.testing.assert_close(change - torch.diag(change.diagonal()), torch.zeros(D, D))
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
-def test_a_skip_decoder_sees_z_at_every_layer_and_at_the_output(n_layers: int) -> None:
+def test_a_skip_decoder_receives_z_in_every_layer_and_at_the_output(n_layers: int) -> None:
     model = _model("skip", n_layers=n_layers, condition_output=True, likelihood="zinb", n_readout=4)
     decoder = model.decoder
     widths = [linear.weight.shape[1] for linear in decoder.body.linears]  # type: ignore[union-attr]
@@ -115,8 +115,8 @@ def test_a_skip_decoder_sees_z_at_every_layer_and_at_the_output(n_layers: int) -
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_where_the_condition_stands_is_known(decoder: str) -> None:
-    """Weights named by ``conditioned`` see the condition in their last columns, and no others see it at all."""
+def test_columns_of_the_condition_are_named(decoder: str) -> None:
+    """Weights named by ``conditioned`` have the condition in their last columns; all other weights do not depend on it."""
     model = _model(decoder, n_layers=2, condition_output=decoder == "split", likelihood="zinb")
     names = set(model.decoder.conditioned())
     s_nc = torch.zeros(7, 2, requires_grad=True)
@@ -157,7 +157,7 @@ def test_compiled_and_plain_likelihood_agree(
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_a_start_at_the_data_is_the_mean_profile(make_cells: MakeCells, decoder: str) -> None:
+def test_the_initial_decoder_returns_the_mean_profile(make_cells: MakeCells, decoder: str) -> None:
     cells, model = make_cells(100, G, n_batches=2), _model(decoder, norm="batch")
     start = model.decoder.location.bias.detach().clone()
     model.start_from(cells, torch.arange(100))
@@ -166,7 +166,7 @@ def test_a_start_at_the_data_is_the_mean_profile(make_cells: MakeCells, decoder:
     assert not torch.equal(start, model.decoder.location.bias)
 
 
-def test_the_other_settings_stay() -> None:
+def test_the_other_settings_do_not_change() -> None:
     config = ModelConfig(n_genes=G, n_latent=D, decoder="split")
     assert replace(config, decoder="mlp") == ModelConfig(n_genes=G, n_latent=D)
     with pytest.raises(ValueError, match="decoder='deep'"):

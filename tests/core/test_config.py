@@ -53,12 +53,12 @@ def test_a_training_setting_out_of_range_is_named(name: str, value: object) -> N
         TrainConfig(**settings)
 
 
-def test_the_error_names_what_is_possible() -> None:
+def test_the_error_names_the_valid_choices() -> None:
     with pytest.raises(ValueError, match="'nb', 'zinb', 'poisson', 'gaussian', 'bernoulli'"):
         ModelConfig(n_genes=50, likelihood="normal")  # type: ignore[arg-type]
 
 
-def test_warmup_in_epochs_may_outlast_the_training() -> None:
+def test_warmup_in_epochs_can_be_longer_than_training() -> None:
     assert TrainConfig(max_epochs=5, kl_warmup=400.0, warmup_unit="epochs").kl_warmup == 400
 
 
@@ -75,12 +75,12 @@ def test_a_dispersion_needs_the_groups_it_varies_over() -> None:
         ModelConfig(n_genes=20, dispersion="gene-label")
 
 
-def test_the_first_covariate_is_the_batch_only_where_there_is_one() -> None:
+def test_the_first_covariate_is_the_batch_only_with_has_batch() -> None:
     assert ModelConfig(n_genes=20, n_categories=(3, 2), has_batch=True).n_batches == 3
     assert ModelConfig(n_genes=20, n_categories=(3, 2)).n_batches == 1
 
 
-def test_settings_are_values() -> None:
+def test_settings_are_compared_by_value() -> None:
     config = ModelConfig(n_genes=20, n_categories=(3,))
     assert config == dataclasses.replace(config, n_latent=3 + 7)
     assert hash(config) == hash(dataclasses.replace(config))

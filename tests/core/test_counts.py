@@ -12,7 +12,7 @@ from vxpress.core.covariates import Covariates
 def _matrix(n: int = 60, g: int = 17) -> sparse.csr_matrix:
     rng = np.random.default_rng(3)
     x = rng.poisson(0.4, (n, g)).astype(np.float32)
-    x[::7] = 0  # cells without a molecule, the first and runs of others among them
+    x[::7] = 0  # cells without molecules: the first one and others
     x[30:33] = 0
     x[:, 5] = 0
     return sparse.csr_matrix(x)
@@ -39,7 +39,7 @@ def test_random_rows() -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (0, 3), (1, 1)])
-def test_a_matrix_without_a_molecule(shape: tuple[int, int]) -> None:
+def test_a_matrix_without_molecules(shape: tuple[int, int]) -> None:
     counts = Counts.from_scipy(sparse.csr_matrix(shape, dtype=np.float32))
     assert len(counts) == shape[0]
     np.testing.assert_array_equal(counts.dense(torch.arange(shape[0])).numpy(), np.zeros(shape))
@@ -60,8 +60,8 @@ def test_gene_sums() -> None:
     np.testing.assert_array_equal(counts.gene_sums(rows).numpy(), x.toarray()[rows].sum(0))
 
 
-def test_gene_sums_count_beyond_float32() -> None:
-    # 2**24 + 1 is the first whole number that float32 lacks
+def test_gene_sums_are_exact_beyond_float32() -> None:
+    # 2**24 + 1 is the smallest whole number that float32 cannot represent
     x = sparse.csr_matrix(np.array([[2.0**24], [1.0], [1.0]], dtype=np.float32))
     assert float(Counts.from_scipy(x).gene_sums()) == 2**24 + 2
 

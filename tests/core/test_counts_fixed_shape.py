@@ -1,4 +1,4 @@
-"""Counts as a GPU reads them: every row padded to one length."""
+"""Counts as read on a GPU: all rows padded to the same length."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_padded_rows_are_the_matrix(rows: list[int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (1, 1)])
-def test_padded_rows_of_a_matrix_without_a_molecule(shape: tuple[int, int]) -> None:
+def test_padded_rows_of_a_matrix_without_molecules(shape: tuple[int, int]) -> None:
     counts = Counts.from_scipy(sparse.csr_matrix(shape, dtype=np.float32))
     assert counts.max_row == 0
     np.testing.assert_array_equal(counts.padded_dense(torch.arange(shape[0])).numpy(), np.zeros(shape))

@@ -32,7 +32,7 @@ def test_an_embedding_has_one_row_per_category_and_its_own_width() -> None:
     assert not torch.equal(s_nc[0, 2:7], s_nc[1, 2:7])
 
 
-def test_nothing_to_condition_on_is_none() -> None:
+def test_without_covariates_the_condition_is_none() -> None:
     for config in (ModelConfig(n_genes=20), ModelConfig(n_genes=20, n_categories=(1, 1), has_batch=True)):
         conditioner = Conditioner(config)
         assert conditioner.width == 0

@@ -42,31 +42,31 @@ TRAIN = TrainConfig(max_epochs=4, batch_size=32, early_stopping=False)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-# where the data lie
+# placement of the data
 
 
-def test_data_stay_where_there_is_room() -> None:
+def test_data_are_resident_if_they_fit() -> None:
     assert residency(0, 0) == residency(1, 10) == "resident"
     assert residency(10, 10) == residency(1, 0) == "streamed"
     verdicts = [residency(needed, 1000) for needed in range(0, 1001, 50)]
     assert verdicts == sorted(verdicts)
 
 
-def test_bytes_are_those_of_every_tensor(make_cells: MakeCells) -> None:
+def test_bytes_needed_include_every_tensor(make_cells: MakeCells) -> None:
     cells = make_cells(60)
     n_stored = len(cells.counts.data)
     # row ends, gene and value of every entry, log library, one covariate, order
     assert bytes_needed(cells) == 8 * 61 + 8 * n_stored + 4 * 60 + 8 * 60 + 8 * 60
 
 
-def test_a_processor_keeps_everything(make_cells: MakeCells) -> None:
+def test_everything_is_resident_on_a_cpu(make_cells: MakeCells) -> None:
     cells = make_cells(30)
     placed = place(cells, CPU)
     assert type(placed.counts) is Counts
     assert placed.counts.data is cells.counts.data
 
 
-def test_streamed_counts_answer_as_resident_ones(make_cells: MakeCells) -> None:
+def test_streamed_counts_give_the_same_results_as_resident_ones(make_cells: MakeCells) -> None:
     cells = make_cells(60)
     beside, rows = streamed(cells, CPU), torch.tensor([5, 59, 0, 5])
     assert isinstance(beside.counts, StreamedCounts)
@@ -113,7 +113,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_step_of_a_device_trains_as_the_plain_one(
+def test_the_device_step_trains_like_the_plain_step(
     make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     cells = make_cells(n_batches=2)
@@ -138,7 +138,7 @@ OTHERWISE: dict[str, dict] = {
 
 @pytest.mark.parametrize("name", OTHERWISE)
 @pytest.mark.parametrize("stream", [False, True])
-def test_so_it_does_whatever_is_asked_for(
+def test_the_device_step_trains_like_the_plain_step_with_any_settings(
     make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch, name: str, stream: bool
 ) -> None:
     cells, config = make_cells(n_batches=2), replace(TRAIN, **OTHERWISE[name])
@@ -155,17 +155,17 @@ def test_so_it_does_whatever_is_asked_for(
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("name", OTHERWISE)
-def test_whatever_is_asked_for_is_captured(make_cells: MakeCells, name: str) -> None:
+def test_steps_with_any_settings_are_captured(make_cells: MakeCells, name: str) -> None:
     cells, config = make_cells(400), replace(TRAIN, **OTHERWISE[name])
     _, captured = _on_gpu(cells, config)
     with rule.plain():
         _, eager = _on_gpu(cells, config)
     assert captured.history["lr"] == eager.history["lr"]
-    # noise is drawn in another order
+    # noise is drawn in a different order
     assert captured.history["elbo_validation"][-1] == pytest.approx(eager.history["elbo_validation"][-1], rel=0.05)
 
 
-def test_streamed_training_is_resident_training(make_cells: MakeCells) -> None:
+def test_streamed_and_resident_training_are_equal(make_cells: MakeCells) -> None:
     cells = make_cells()
     for context in (rule.plain, nullcontext):
         with context():
@@ -175,7 +175,7 @@ def test_streamed_training_is_resident_training(make_cells: MakeCells) -> None:
         assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
 
 
-def test_without_a_gpu_every_step_is_taken_as_it_comes() -> None:
+def test_without_a_gpu_no_graph_is_used() -> None:
     seen: list[int] = []
     replay = Replay(lambda rows, _: seen.append(len(rows)), Noise(0), CPU)
     for n in (3, 3, 3, 3, 3, 2):
@@ -185,7 +185,7 @@ def test_without_a_gpu_every_step_is_taken_as_it_comes() -> None:
 
 
 class _Stream:
-    """What streams, events and graphs are asked, written down instead of done."""
+    """Records calls of streams, events and graphs instead of executing them."""
 
     def __init__(self, *_: object) -> None:
         self.asked: list[str] = []
@@ -195,7 +195,7 @@ class _Stream:
 
 
 class _Graph:
-    """Replays what was recorded in its context, which runs nothing."""
+    """Replays what was captured in its context, in which nothing runs."""
 
     recording: _Graph | None = None
 
@@ -224,7 +224,7 @@ def _recording(graph: _Graph, **_: object) -> Iterator[None]:
 
 @pytest.fixture
 def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.cuda's streams and graphs replaced, so that what calls them runs on a processor."""
+    """Replace streams and graphs of torch.cuda, so that code that uses them runs on a CPU."""
     monkeypatch.setattr(rule, "captured_step", lambda _: True)
     current = _Stream()
     for name, value in {
@@ -239,7 +239,7 @@ def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_streams")
-def test_every_size_is_warmed_up_captured_once_and_replayed_on_the_rows_given() -> None:
+def test_every_minibatch_size_is_warmed_up_captured_once_and_replayed() -> None:
     seen: list[tuple[str, list[int]]] = []
 
     def step(rows: Tensor, _: Tensor | None) -> None:
@@ -260,7 +260,7 @@ def test_every_size_is_warmed_up_captured_once_and_replayed_on_the_rows_given() 
 
 
 @pytest.mark.usefixtures("no_streams")
-def test_a_failed_capture_costs_no_step_and_no_noise() -> None:
+def test_a_failed_capture_loses_neither_a_step_nor_noise() -> None:
     noise, seen = Noise(0), []
 
     def step(rows: Tensor, x_ng: Tensor | None) -> None:
@@ -286,7 +286,7 @@ def test_a_failed_capture_costs_no_step_and_no_noise() -> None:
 
 
 @pytest.mark.usefixtures("no_streams")
-def test_memory_of_a_minibatch_is_written_again_only_when_it_is_free(make_cells: MakeCells) -> None:
+def test_memory_of_a_minibatch_is_reused_only_when_it_is_free(make_cells: MakeCells) -> None:
     cells = make_cells(30)
     counts = streamed(cells, CPU).counts
     assert isinstance(counts, StreamedCounts)
@@ -312,13 +312,13 @@ def _on_gpu(cells: Cells, config: TrainConfig = TRAIN, model: ModelConfig = CONF
 @needs_cuda
 @pytest.mark.parametrize("where", ["resident", "streamed"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_gpu_trains_as_a_processor(make_cells: MakeCells, name: str, where: str) -> None:
+def test_training_on_a_gpu_gives_the_results_of_a_cpu(make_cells: MakeCells, name: str, where: str) -> None:
     cells, gpu = make_cells(2000, n_batches=2), torch.device("cuda")
     config = replace(TRAIN, max_epochs=12, batch_size=64)
     _, reference = _fit(cells, config, MODELS[name])
     moved = cells.to(gpu) if where == "resident" else streamed(cells, gpu)
     model, outcome = _fit(moved, config, MODELS[name], gpu)
-    # other noise, same data and schedule
+    # different noise, same data and schedule
     mine, theirs = (o.history["elbo_validation"][-1] for o in (outcome, reference))
     assert mine == pytest.approx(theirs, rel=0.03)
     assert outcome.n_voided == 0
@@ -328,7 +328,7 @@ def test_a_gpu_trains_as_a_processor(make_cells: MakeCells, name: str, where: st
 
 @pytest.mark.gpu
 @needs_cuda
-def test_a_captured_step_is_the_step(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_captured_step_equals_the_plain_step(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
     cells, replays = make_cells(400), []
 
     class Recorded(Replay):
@@ -354,9 +354,7 @@ def test_a_captured_step_is_the_step(make_cells: MakeCells, monkeypatch: pytest.
 
 @pytest.mark.gpu
 @needs_cuda
-def test_a_step_that_cannot_be_captured_is_taken_all_the_same(
-    make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_cannot_be_captured_still_runs(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
     take = training._Step.take
 
     def waiting(self: training._Step, *args: object) -> None:

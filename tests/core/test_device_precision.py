@@ -1,4 +1,4 @@
-"""Where a device may round: in gradient steps, and nowhere else."""
+"""Reduced precision on a device: only in gradient steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 CONFIG = ModelConfig(n_genes=20, n_latent=3, n_hidden=16)
 
 
-def test_precision_is_lowered_in_training_only_and_where_it_is_native() -> None:
+def test_precision_is_lowered_only_in_training_and_on_hardware_that_supports_it() -> None:
     for capability in ((7, 5), (8, 0), (9, 0), (12, 0)):
         native = capability >= (8, 0)
         assert rule.tensor_float32(capability, torch.float32, training=True) == native
@@ -36,7 +36,7 @@ def test_only_a_gpu_captures_steps() -> None:
         assert not rule.captured_step(torch.device("cuda:1"))
 
 
-def test_torchs_flag_is_given_back() -> None:
+def test_the_flag_of_torch_is_restored() -> None:
     flags = torch.backends.cuda.matmul
     name = "fp32_precision" if hasattr(flags, "fp32_precision") else "allow_tf32"
     before = getattr(flags, name)
@@ -45,7 +45,7 @@ def test_torchs_flag_is_given_back() -> None:
     assert getattr(flags, name) == before
 
 
-def test_output_layers_are_rounded_within_the_block_only() -> None:
+def test_output_layers_are_rounded_only_within_the_block() -> None:
     decoder = build(replace(CONFIG, likelihood="zinb"), 0).decoder
     f_nf = torch.randn(5, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
     layers = [decoder.location, decoder.heads["gate"]]

@@ -1,4 +1,4 @@
-"""Dispersions fitted anew."""
+"""Refit of the dispersions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from vxpress.core.vae import VAE, build
 def _model(n_genes: int, **settings: object) -> VAE:
     model = build(ModelConfig(n_genes=n_genes, n_latent=2, n_hidden=8, **settings), seed=0)
     with torch.no_grad():
-        # what is decoded does not hang on z
+        # decoded expression does not depend on z
         model.decoder.location.weight.zero_()
         model.decoder.location.bias.zero_()
         model.decoder.log_dispersion.zero_()
@@ -43,7 +43,7 @@ def _model(n_genes: int, **settings: object) -> VAE:
 
 
 def _fitted(model: VAE, cells: Cells) -> np.ndarray:
-    """Most likely dispersions, of all cells."""
+    """Compute the most likely dispersions over all cells."""
     return most_likely(model, cells, _drawn(model, cells)).exp().numpy()
 
 
@@ -78,7 +78,7 @@ def test_theta_is_the_maximum_of_each_genes_likelihood(
     assert found.mean() == pytest.approx(theta, rel=0.15)
 
 
-def test_batches_get_their_own(make_cells: Callable[..., Cells]) -> None:
+def test_batches_have_their_own_dispersions(make_cells: Callable[..., Cells]) -> None:
     rng, n = np.random.default_rng(1), 3000
     cells = make_cells(n, 3, n_batches=2)
     theta = np.where(np.arange(n) % 2, 20.0, 1.0)[:, None]
@@ -91,7 +91,7 @@ def test_batches_get_their_own(make_cells: Callable[..., Cells]) -> None:
     np.testing.assert_allclose(found.mean(1), [1.0, 20.0], rtol=0.12)
 
 
-def test_genes_without_a_count_keep_theirs(make_cells: Callable[..., Cells]) -> None:
+def test_genes_without_counts_keep_their_dispersion(make_cells: Callable[..., Cells]) -> None:
     cells = replace(make_cells(60, 3), counts=Counts.from_scipy(sparse.csr_matrix((60, 3), dtype=np.float32)))
     model = _model(3)
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_genes_without_a_count_keep_theirs(make_cells: Callable[..., Cells]) -> 
     np.testing.assert_allclose(np.log(_fitted(model, cells)[0, :2]), [1.0, -1.0], atol=1e-3)
 
 
-def test_zero_inflation_is_taken_into_account(make_cells: Callable[..., Cells]) -> None:
+def test_zero_inflation_is_accounted_for(make_cells: Callable[..., Cells]) -> None:
     rng, n = np.random.default_rng(2), 4000
     x = rng.poisson(rng.gamma(8.0, 60.0 / 8.0, size=(n, 2))) * (rng.random((n, 2)) > 0.3)
     cells = replace(
@@ -116,12 +116,12 @@ def test_zero_inflation_is_taken_into_account(make_cells: Callable[..., Cells]) 
     np.testing.assert_allclose(_fitted(model, cells)[0], 8.0, rtol=0.15)
 
 
-def test_a_climb_ends_on_the_top_uphill_or_at_the_bound() -> None:
+def test_climb_ends_at_the_maximum_or_at_the_bound() -> None:
     top = torch.tensor([-3.0, 0.2, 1.0, 6.5, 40.0, -40.0, 2.0])
     start = torch.tensor([2.0, 0.0, 1.0, -3.9, 0.0, 1.0, -1.0])
 
     def slope(t: torch.Tensor) -> torch.Tensor:
-        # steep on one side and flat on the other, as that of a likelihood is; the last has no slope
+        # steep on one side and flat on the other, as for a likelihood; the last one has no slope
         out = 50.0 * (top - t) / (1.0 + (t + 5.0).exp())
         return torch.cat((out[:-1], torch.full((1,), torch.nan)))
 
@@ -130,7 +130,7 @@ def test_a_climb_ends_on_the_top_uphill_or_at_the_bound() -> None:
 
 
 @pytest.mark.parametrize("lost", [0.5, 1.5, 3.5])
-def test_a_slope_that_is_lost_on_the_way_leaves_a_number(lost: float) -> None:
+def test_a_slope_that_becomes_nan_gives_a_finite_result(lost: float) -> None:
     def slope(t: torch.Tensor) -> torch.Tensor:
         return torch.where(t > lost, torch.nan, 2.9 - t)
 
@@ -148,9 +148,7 @@ def _overdispersed(make_cells: Callable[..., Cells], n: int) -> Cells:
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_the_shift_is_the_one_that_the_cells_are_most_likely_under(
-    make_cells: Callable[..., Cells], *, plain: bool
-) -> None:
+def test_the_shift_maximises_the_likelihood_of_the_cells(make_cells: Callable[..., Cells], *, plain: bool) -> None:
     model, cells = _model(4), _overdispersed(make_cells, 300)
     with torch.no_grad():
         model.decoder.log_dispersion.copy_(torch.tensor([[3.0, 2.0, 4.0, 3.5]]))
@@ -169,7 +167,7 @@ def test_the_shift_is_the_one_that_the_cells_are_most_likely_under(
     assert shift[0, 0] == pytest.approx(best.x, abs=0.02)
 
 
-def test_genes_are_shifted_with_those_that_are_expressed_as_strongly(make_cells: Callable[..., Cells]) -> None:
+def test_genes_of_similar_expression_are_shifted_together(make_cells: Callable[..., Cells]) -> None:
     # 60 genes with means of 2 and theta 0.5, 60 with means of 40 and theta 8
     rng, n = np.random.default_rng(3), 200
     theta, mean = np.repeat([0.5, 8.0], 60), np.repeat([2.0, 40.0], 60)
@@ -203,14 +201,14 @@ def test_a_shift_ends_at_the_bounds(make_cells: Callable[..., Cells], distributi
     assert float((found - bound).abs().max()) < 0.6
 
 
-def test_a_refit_gains_on_held_out_cells_and_touches_nothing_else(make_cells: Callable[..., Cells]) -> None:
+def test_a_refit_improves_held_out_cells_and_changes_only_dispersions(make_cells: Callable[..., Cells]) -> None:
     model, cells = _model(4), _overdispersed(make_cells, 400)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     gain = refit(model, cells, torch.arange(300), torch.arange(300, 400), seed=0)
     np.testing.assert_allclose(model.decoder.log_dispersion.detach().exp().numpy(), 3.0, rtol=0.25)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"decoder.log_dispersion"}
-    # z says nothing here, so that the bound is the likelihood itself
+    # z has no information here, so the bound is the likelihood itself
     x = cells.counts.dense(torch.arange(300, 400)).numpy()
     theta = model.decoder.log_dispersion.detach().exp().numpy()
     here, there = (stats.nbinom.logpmf(x, t, t / (t + 60)).sum(1).mean() for t in (theta, 1.0))
@@ -221,14 +219,14 @@ def test_a_refit_gains_on_held_out_cells_and_touches_nothing_else(make_cells: Ca
 
 
 @pytest.mark.parametrize("n_validation", [0, 19])
-def test_few_held_out_cells_leave_dispersions_alone(make_cells: Callable[..., Cells], n_validation: int) -> None:
+def test_with_few_held_out_cells_dispersions_do_not_change(make_cells: Callable[..., Cells], n_validation: int) -> None:
     model, cells = _model(4), _overdispersed(make_cells, 300)
     assert refit(model, cells, torch.arange(200), torch.arange(200, 200 + n_validation), seed=0) == 0
     assert not model.decoder.log_dispersion.any()
 
 
 @pytest.mark.parametrize("trouble", ["worse", "nan", "interrupted"])
-def test_what_held_out_cells_do_not_gain_by_is_undone(
+def test_a_refit_without_gain_on_held_out_cells_is_undone(
     make_cells: Callable[..., Cells], monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     model, cells = _model(4), _overdispersed(make_cells, 200)
@@ -244,8 +242,8 @@ def test_what_held_out_cells_do_not_gain_by_is_undone(
     assert not model.decoder.log_dispersion.any()
 
 
-def test_broad_posteriors_do_not_pass_for_noise(make_cells: Callable[..., Cells]) -> None:
-    """Where a draw of q says little about a cell, the bound tells that counts scatter less than about the draw."""
+def test_broad_posteriors_do_not_count_as_noise(make_cells: Callable[..., Cells]) -> None:
+    """If a draw of q has little information about a cell, the bound shows that counts scatter less than about the draw."""
     model, cells = _model(4, latent_library=True), _overdispersed(make_cells, 200)
     before = log_likelihood(model, cells, 500, seed=1).log_likelihood_n.mean()
     refit(model, cells, torch.arange(150), torch.arange(150, 200), seed=0)

@@ -1,4 +1,4 @@
-"""Steps of the encoder alone: whom they touch, what they bring, and when they end."""
+"""Steps of the encoder alone: which weights they change, what they gain, and when they end."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _trained(model: VAE, name: str) -> bool:
 
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
-def test_leading_weights_keep_moments_and_counts_of_their_own(plain: bool, kind: OptimizerName) -> None:
-    """As two optimizers of torch, of which one takes more steps."""
+def test_leading_weights_have_separate_moments_and_step_counts(plain: bool, kind: OptimizerName) -> None:
+    """Compare with two optimizers of torch, one of which takes more steps."""
     config = TrainConfig(
         max_epochs=1, optimizer=kind, schedule="constant", learning_rate=0.05, weight_decay=0.01, adam_eps=1e-3
     )
@@ -82,7 +82,7 @@ def test_leading_weights_keep_moments_and_counts_of_their_own(plain: bool, kind:
                 behind.step()
             for p, q in zip(mine, theirs, strict=True):
                 torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
-        # trouble is seen in the leading weights alone, and moves nothing
+        # a NaN in the leading weights is detected, and the step changes nothing
         held = [p.detach().clone() for p in mine]
         for bad, voided in ((2, 0.0), (0, 1.0)):
             mine[bad].grad.fill_(float("nan"))  # type: ignore[union-attr]
@@ -108,7 +108,7 @@ def test_early_information_is_higher(make_cells: MakeCells) -> None:
     assert min(ahead) > max(plain)
 
 
-def test_they_end_for_good_once_information_no_longer_grows(
+def test_encoder_steps_end_once_information_no_longer_grows(
     make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = iter([1.0, 2.0, 1.9, 1.95, 2.1, 2.0, 2.1, 0.1])
@@ -116,12 +116,12 @@ def test_they_end_for_good_once_information_no_longer_grows(
     cells, rows = make_cells(120), torch.arange(120)
     config = TrainConfig(max_epochs=10, batch_size=32, encoder_steps=2, early_stopping=False)
     outcome = train(build(CONFIG, 0), cells, rows[20:], rows[:20], config, seed=0)
-    # the number of an epoch is that of its steps
+    # epochs are numbered by their steps
     assert outcome.history["encoder_steps"] == [2.0] * 8 + [0.0] * 2
     assert outcome.n_steps == 10 * 4
 
 
-def test_not_a_number_is_no_growth(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_counts_as_no_growth(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder_ahead, "held_out_information", lambda *_: float("nan"))
     ahead = EncoderAhead(3, torch.arange(10), torch.arange(0), seed=0)
     for _ in range(encoder_ahead.PATIENCE):
@@ -129,7 +129,7 @@ def test_not_a_number_is_no_growth(make_cells: MakeCells, monkeypatch: pytest.Mo
     assert ahead.n_steps == 0
 
 
-def test_without_held_out_cells_training_cells_are_judged() -> None:
+def test_without_held_out_cells_training_cells_are_used() -> None:
     ahead = EncoderAhead(3, torch.arange(10, 20), torch.arange(0), seed=0)
     assert sorted(ahead.judged_rows.tolist()) == list(range(10, 20))
     rows = ahead.rows(500)
@@ -137,7 +137,7 @@ def test_without_held_out_cells_training_cells_are_judged() -> None:
 
 
 class _Known(nn.Module):
-    """A model whose posteriors are given."""
+    """A model with given posteriors."""
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
         super().__init__()

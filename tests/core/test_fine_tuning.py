@@ -26,7 +26,7 @@ CONFIGS = [
 
 
 def _start(make_cells: Callable[..., Cells], **settings: Any) -> tuple[VAE, Cells]:
-    """A model of two batches with room for a third, and cells of the third whose first genes are three times as high."""
+    """Return a model of two batches extended by a third, and cells of the third whose first genes are three times as high."""
     cells = make_cells(200, n_batches=2)
     settings = {"norm": "layer", "condition_output": True} | settings
     model = build(ModelConfig(20, n_latent=2, n_hidden=8, n_categories=(2,), has_batch=True, **settings), 0)
@@ -44,7 +44,7 @@ def _run(model: VAE, cells: Cells, **arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize("settings", CONFIGS)
-def test_only_the_new_weights_move_and_they_help(
+def test_only_the_new_weights_change_and_the_bound_improves(
     make_cells: Callable[..., Cells], global_noise_untouched: Callable[[], AbstractContextManager[None]], settings: dict
 ) -> None:
     model, cells = _start(make_cells, **settings)
@@ -63,7 +63,7 @@ def test_only_the_new_weights_move_and_they_help(
     assert all(value.grad is None for value in model.parameters())
 
 
-def test_it_repeats(make_cells: Callable[..., Cells]) -> None:
+def test_results_repeat_with_the_seed(make_cells: Callable[..., Cells]) -> None:
     states = []
     for _ in range(2):
         model, cells = _start(make_cells, encode_covariates=True)
@@ -72,11 +72,11 @@ def test_it_repeats(make_cells: Callable[..., Cells]) -> None:
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def test_where_nothing_is_gained_nothing_is_changed(make_cells: Callable[..., Cells]) -> None:
+def test_without_gain_nothing_is_changed(make_cells: Callable[..., Cells]) -> None:
     model, cells = _start(make_cells)
     _run(model, cells)
     tuned = {name: value.clone() for name, value in model.state_dict().items()}
-    # held-out cells that the trained ones say nothing of
+    # held-out cells that training cells have no information about
     x = cells.counts.dense(torch.arange(200)).numpy()
     x[160:, :8], x[160:, 8:] = 0, x[160:, 8:] * 50
     other = replace(cells, counts=Counts.from_scipy(sparse.csr_matrix(x)))
@@ -87,7 +87,7 @@ def test_where_nothing_is_gained_nothing_is_changed(make_cells: Callable[..., Ce
         assert outcome.after > outcome.before
 
 
-def test_genes_that_were_not_measured_are_not_learned_from(make_cells: Callable[..., Cells]) -> None:
+def test_unmeasured_genes_do_not_affect_the_result(make_cells: Callable[..., Cells]) -> None:
     model, cells = _start(make_cells, dispersion="gene-batch")
     observed = torch.from_numpy(np.arange(20) % 2 == 0)
     x = cells.counts.dense(torch.arange(200)).numpy() * observed.numpy()

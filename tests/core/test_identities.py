@@ -1,4 +1,4 @@
-"""What rate, information, prior gap and bounds must satisfy: against quadrature, closed forms and each other."""
+"""Identities of rate, information, prior gap and bounds, compared with quadrature, closed forms and each other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Moments = tuple[np.ndarray, np.ndarray]
 
 
 def draws(mean_nd: np.ndarray, var_nd: np.ndarray, seed: int, n_draws: int = 1) -> np.ndarray:
-    """Points of every posterior, (n_draws, n, d)."""
+    """Draw points from every posterior, (n_draws, n, d)."""
     noise = np.random.default_rng(seed).normal(size=(n_draws, *mean_nd.shape))
     return mean_nd + np.sqrt(var_nd) * noise
 
@@ -35,13 +35,13 @@ def rate(mean_nd: np.ndarray, var_nd: np.ndarray) -> float:
 
 
 def information(mean_nd: np.ndarray, var_nd: np.ndarray, n_draws: int) -> tuple[float, float]:
-    """Mean and standard error of I_q(x; z) from draws of its own."""
+    """Estimate I_q(x; z) and its standard error from separate draws."""
     values = [mutual_information(mean_nd, var_nd, rng=seed) for seed in range(n_draws)]
     return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(n_draws))
 
 
 def prior_gap(mean_nd: np.ndarray, var_nd: np.ndarray, n_draws: int) -> tuple[float, float]:
-    """KL(q(z) || p(z)) from draws of the mixture q(z) that the information knows nothing of."""
+    """Estimate KL(q(z) || p(z)) from draws of the mixture q(z), independent of those for the information."""
     z_knd = draws(mean_nd, var_nd, 1000, n_draws)
     log_p_kn = stats.norm.logpdf(z_knd).sum(-1)
     values = [
@@ -52,7 +52,7 @@ def prior_gap(mean_nd: np.ndarray, var_nd: np.ndarray, n_draws: int) -> tuple[fl
 
 @pytest.fixture(scope="module")
 def bimodal() -> Moments:
-    """60 posteriors on a line, in two clumps, some narrow and some wide."""
+    """Return 60 posteriors on a line, in two clusters, some narrow and some wide."""
     rng = np.random.default_rng(3)
     mean_n = np.where(np.arange(60) % 3 == 0, 2.5, -0.7) + 0.4 * rng.normal(size=60)
     return mean_n[:, None], rng.uniform(0.05, 0.8, (60, 1))
@@ -95,14 +95,14 @@ def test_information_and_prior_gap_are_the_integrals(bimodal: Moments) -> None:
         assert error < 0.03 * exact
 
 
-def test_the_rate_of_a_fit_is_information_and_prior_gap(real: ad.AnnData) -> None:
+def test_the_rate_of_a_fit_is_the_sum_of_information_and_prior_gap(real: ad.AnnData) -> None:
     moments = real.obsm["X_vae"].astype(np.float64), real.obsm["X_vae_var"].astype(np.float64)
     known, known_error = information(*moments, 25)
     gap, gap_error = prior_gap(*moments, 25)
     error = np.hypot(known_error, gap_error)
     assert abs(known + gap - rate(*moments)) < 4 * error
     assert error < 0.01 * rate(*moments)
-    # neither term is a formality
+    # both terms are substantial
     assert min(known, gap) > 10 * error
 
 
@@ -141,7 +141,7 @@ class TrueProposal:
 
 
 def same(proposal: TrueProposal, _: torch.Tensor) -> TrueProposal:
-    """The proposal of all rows at once."""
+    """Return the same proposal for all rows."""
     return proposal
 
 
@@ -159,7 +159,7 @@ class LinearModel:
         self.log_p_n = stats.multivariate_normal(self.b, self.w @ self.w.T + NOISE**2 * np.eye(G)).logpdf(self.x)
 
 
-def test_a_linear_gaussian_model_is_its_closed_form() -> None:
+def test_a_linear_gaussian_model_agrees_with_its_closed_form() -> None:
     model = LinearModel()
     var_nd = np.broadcast_to(model.var_d, model.mean_nd.shape)
     kl_n = 0.5 * (var_nd + model.mean_nd**2 - 1 - np.log(var_nd)).sum(1)
@@ -186,9 +186,9 @@ def test_a_linear_gaussian_model_is_its_closed_form() -> None:
     np.testing.assert_allclose(reconstruction_n - kl_n, model.log_p_n, atol=1e-10)
 
 
-def test_fewer_samples_are_the_first_of_the_more() -> None:
+def test_smaller_numbers_of_samples_use_the_first_samples() -> None:
     model = LinearModel()
-    model.mean_nd = model.mean_nd + 0.3  # a posterior that is off: bounds differ
+    model.mean_nd = model.mean_nd + 0.3  # a shifted posterior, so that bounds differ
     few, many = importance_bounds(partial(TrueProposal, model), 50, (7, 40), rows_per_pass=2000, seed=3)
     (alone,) = importance_bounds(partial(TrueProposal, model), 50, (7,), rows_per_pass=2000, seed=3)
     assert (few.log_likelihood_n != many.log_likelihood_n).all()
@@ -210,6 +210,6 @@ def test_a_prior_without_a_closed_form_has_its_divergence_sampled() -> None:
         importance_bounds(partial(same, p), 50, (4000,), rows_per_pass=50 * 16, seed=0)[0] for p in (proposal, sampled)
     )
     np.testing.assert_array_equal(exact.log_likelihood_n, found.log_likelihood_n)
-    # with the true posterior every weight is the marginal, so the sampled bound has no noise at all
+    # with the true posterior every weight is the marginal, so the sampled bound has no noise
     np.testing.assert_allclose(found.elbo_n, model.log_p_n[:50], atol=1e-9)
     assert np.abs(exact.elbo_n - model.log_p_n[:50]).max() < 0.2

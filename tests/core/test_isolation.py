@@ -1,4 +1,4 @@
-"""Draws, default device and shared settings that concern nobody else."""
+"""Random draws, default device and shared settings do not affect the rest of the process."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _switches_often() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_draws_are_those_of_the_global_generator_which_is_not_touched(name: str):
+def test_draws_equal_those_of_the_global_generator_which_does_not_change(name: str):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         expected = DRAWS[name]()
@@ -65,7 +65,7 @@ def test_draws_are_those_of_the_global_generator_which_is_not_touched(name: str)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_generator_that_is_named_stays():
+def test_a_given_generator_is_used():
     with seeded(0):
         found = torch.randn(5, generator=torch.Generator().manual_seed(3))
         gamma = torch._standard_gamma(torch.ones(5), torch.Generator().manual_seed(3))
@@ -74,7 +74,7 @@ def test_a_generator_that_is_named_stays():
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_models_built_in_threads_are_those_built_alone(prior: str):
+def test_models_built_in_threads_equal_those_built_alone(prior: str):
     config = ModelConfig(n_genes=9, n_latent=3, n_hidden=8, prior=PriorConfig(name=prior))
 
     def weights(seed: int) -> list[Tensor]:
@@ -89,12 +89,12 @@ def test_models_built_in_threads_are_those_built_alone(prior: str):
     assert torch.equal(torch.random.get_rng_state(), before)
     for found, expected in zip(together, alone * 2, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    # and seeds differ, or the above would say nothing
+    # different seeds give different weights, so the comparison above is meaningful
     assert not torch.equal(alone[0][0], alone[1][0])
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_shapes_are_found_out_without_a_draw(prior: str):
+def test_expected_shapes_draw_no_random_numbers(prior: str):
     config = ModelConfig(n_genes=9, n_latent=3, n_hidden=8, prior=PriorConfig(name=prior))
     before = torch.random.get_rng_state()
     shapes = expected_shapes(config)
@@ -102,7 +102,7 @@ def test_shapes_are_found_out_without_a_draw(prior: str):
     assert shapes == {name: tuple(value.shape) for name, value in build(config, 0).state_dict().items()}
 
 
-def test_the_device_is_of_one_thread_and_the_innermost_block_decides():
+def test_the_default_device_belongs_to_one_thread_and_the_innermost_block():
     elsewhere: list[str] = []
     with on_device("meta"):
         thread = threading.Thread(target=lambda: elsewhere.append(torch.zeros(2).device.type))
@@ -116,7 +116,7 @@ def test_the_device_is_of_one_thread_and_the_innermost_block_decides():
     assert torch.arange(2).device.type == "cpu"
 
 
-def test_a_default_device_of_the_user_is_overruled_and_kept():
+def test_the_users_default_device_is_overridden_and_restored():
     with torch.device("meta"):
         with on_device("cpu"):
             made = [
@@ -132,7 +132,7 @@ def test_a_default_device_of_the_user_is_overruled_and_kept():
 
 
 class Value:
-    """A setting that counts how often it is written."""
+    """A setting that records how often it is written."""
 
     def __init__(self, value: str) -> None:
         self.value, self.n_written = value, 0
@@ -144,7 +144,7 @@ class Value:
         self.value, self.n_written = value, self.n_written + 1
 
 
-def test_the_last_one_out_puts_a_shared_setting_back():
+def test_the_last_holder_restores_a_shared_setting():
     value = Value("theirs")
     setting = value.setting()
     setting.take("a")
@@ -159,21 +159,21 @@ def test_the_last_one_out_puts_a_shared_setting_back():
 
 
 @pytest.mark.parametrize("found", ["ours", "as good"])
-def test_a_shared_setting_that_is_as_it_should_be_is_never_written(found: str):
+def test_a_shared_setting_with_the_right_value_is_never_written(found: str):
     value = Value(found)
     with value.setting("as good").held():
         assert value.value == found
     assert value.n_written == 0
 
 
-def test_who_sets_a_shared_setting_meanwhile_has_the_last_word():
+def test_a_value_set_by_others_in_the_meantime_is_kept():
     value = Value("theirs")
     with value.setting().held():
         value.value = "another"
     assert value.value == "another"
 
 
-def test_a_shared_setting_is_put_back_after_an_error_and_between_threads():
+def test_a_shared_setting_is_restored_after_an_error_and_between_threads():
     value = Value("theirs")
     setting = value.setting()
 

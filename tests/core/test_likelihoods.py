@@ -35,7 +35,7 @@ def f64(values: object) -> Tensor:
 
 @cache
 def _hostile(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Counts, log means and log thetas of ``dtype``, and the exact log NB and log Poisson of these very numbers."""
+    """Return extreme counts, log means and log thetas of ``dtype``, with the exact log NB and log Poisson of these numbers."""
     grid = torch.tensor(list(product(COUNTS, MEANS, THETAS)), dtype=torch.float64)
     x, log_mean, log_theta = grid[:, 0].to(dtype), grid[:, 1].log().to(dtype), grid[:, 2].log().to(dtype)
     nb, poisson = [], []
@@ -52,20 +52,20 @@ def _relative(value: Tensor, exact: Tensor) -> float:
     return float(((value.double() - exact).abs() / (1 + exact.abs())).max())
 
 
-def test_float64_is_exact_over_the_hostile_range() -> None:
+def test_float64_is_exact_over_the_extreme_range() -> None:
     x, log_mean, log_theta, nb, poisson = _hostile(torch.float64)
     assert _relative(NegativeBinomial(log_mean, log_theta).log_prob(x), nb) < 5e-14
     assert _relative(Poisson(log_mean).log_prob(x), poisson) < 5e-14
 
 
-def test_float32_values_keep_five_digits_over_the_hostile_range() -> None:
+def test_float32_values_keep_five_digits_over_the_extreme_range() -> None:
     x, log_mean, log_theta, nb, poisson = _hostile(torch.float32)
     assert _relative(NegativeBinomial(log_mean, log_theta).log_prob(x), nb) < 1e-5
     assert _relative(Poisson(log_mean).log_prob(x), poisson) < 1e-5
 
 
 @pytest.mark.parametrize("gate", [None, -50.0, 0.0, 50.0])
-def test_float32_gradients_stay_close_to_float64_over_the_hostile_range(gate: float | None) -> None:
+def test_float32_gradients_are_close_to_float64_over_the_extreme_range(gate: float | None) -> None:
     x, log_mean, log_theta, *_ = _hostile(torch.float32)
 
     def gradients(dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -136,7 +136,7 @@ def test_negative_binomial_tends_to_poisson(mean: float) -> None:
 
 
 @pytest.mark.parametrize("log_rate", [-200.0, -30.0, -8.0, -1.0, 0.0, 3.0])
-def test_bernoulli_is_the_chance_of_any_poisson_count(log_rate: float) -> None:
+def test_bernoulli_is_the_probability_of_any_poisson_count(log_rate: float) -> None:
     distribution, poisson = Bernoulli(f64([log_rate])), Poisson(f64([log_rate]))
     exact = float(mp.log(-mp.expm1(-mp.exp(mp.mpf(log_rate)))))
     assert float(distribution.log_prob(f64([1.0]))) == pytest.approx(exact, rel=1e-13)
@@ -194,7 +194,7 @@ def test_samples_have_the_moments_within_sampling_error(name: str) -> None:
     assert ((((draws == 0).double().mean(0) - p[0]) / zero_error).abs() < 4.5).all()
 
 
-def test_every_distribution_states_what_it_needs() -> None:
+def test_every_likelihood_declares_what_it_needs() -> None:
     decoded = Decoded(f64([[-1.0, -2.0]]), f64([[3.0]]), f64([[0.0, 0.0]]), {"gate": f64([[0.0, 0.0]])})
     for distribution in LIKELIHOODS.values():
         needed = Decoded(

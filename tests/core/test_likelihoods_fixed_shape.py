@@ -1,4 +1,4 @@
-"""The form of a distribution whose shapes do not depend on the counts, as a GPU takes it, against the one that gathers non-zeros."""
+"""The form of a likelihood with fixed shapes, as used on GPUs, compared with the one that gathers non-zeros."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vxpress.core.likelihoods import NegativeBinomial, Poisson, ZeroInflated
 
 
 def _hostile(dtype: torch.dtype, *, zeros: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts, log means and log thetas: every combination of the extremes and points between."""
+    """Return all combinations of extreme and intermediate counts, log means and log thetas."""
     counts = [0.0, 1.0, 2.0, 17.0, 1e3, 1e6] if zeros else [1.0, 2.0, 17.0, 1e3, 1e6]
     means, thetas = torch.logspace(-8, 5, 9, dtype=dtype), torch.logspace(-3, 6, 10, dtype=dtype)
     grid = torch.cartesian_prod(torch.tensor(counts, dtype=dtype), means.log(), thetas.log())
@@ -30,7 +30,7 @@ def _evaluate(
     x: Tensor,
     parameters: list[Tensor],
 ) -> list[Tensor]:
-    """Values and gradients of a distribution with one of the two forms."""
+    """Compute values and gradients of a likelihood with one of the two forms."""
     monkeypatch.setattr(likelihoods, "_where_counted", form)
     leaves = [parameter.clone().requires_grad_() for parameter in parameters]
     value = distribution(*leaves).log_prob(x)
@@ -43,7 +43,7 @@ def _zinb(log_mean: Tensor, log_theta: Tensor, gate: Tensor) -> ZeroInflated:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["nb", "zinb", "poisson"])
-def test_the_distribution_everywhere_is_the_distribution_at_the_non_zeros(
+def test_both_forms_give_the_same_values_and_gradients(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, name: str
 ) -> None:
     x, log_mean, log_theta = _hostile(dtype, zeros=True)
@@ -57,7 +57,7 @@ def test_the_distribution_everywhere_is_the_distribution_at_the_non_zeros(
     selected = _evaluate(monkeypatch, likelihoods._where_counted_selected, distribution, x, parameters)
     for mine, reference in zip(selected, gathered, strict=True):
         assert bool(torch.isfinite(mine).all())
-        # the same operations, of which a processor rounds some otherwise in a vector's tail
+        # the operations are the same, but a CPU may round differently at the end of a vector
         torch.testing.assert_close(mine, reference, rtol=100 * torch.finfo(dtype).eps, atol=1e-5)
 
 
@@ -71,7 +71,7 @@ def test_a_dispersion_per_gene_is_shared_by_both_forms(monkeypatch: pytest.Monke
         torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
 
 
-def test_counts_that_are_not_whole_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fractional_counts_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     x, zero = torch.tensor([[0.0, 0.25, 1.5]], dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64)
     forms = likelihoods._where_counted_gathered, likelihoods._where_counted_selected
     gathered, selected = (_evaluate(monkeypatch, form, NegativeBinomial, x, [zero, zero]) for form in forms)

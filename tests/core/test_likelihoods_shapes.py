@@ -1,4 +1,4 @@
-"""Broadcasting, gradients and noise of the distributions."""
+"""Broadcasting, gradients and random draws of the likelihoods."""
 
 from __future__ import annotations
 

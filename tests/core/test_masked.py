@@ -36,7 +36,7 @@ def _train(make_cells: Callable[..., Cells]) -> Trained:
 
 @pytest.fixture
 def trained(make_cells: Callable[..., Cells]) -> Trained:
-    """A model of 40 genes with two latent dimensions, and the 300 cells it was trained on."""
+    """Return a model of 40 genes with two latent dimensions, and its 300 training cells."""
     return _train(make_cells)
 
 
@@ -55,7 +55,7 @@ def _half(seed: int = 0, n: int = 40) -> np.ndarray:
 
 @torch.no_grad()
 def _exact_mean(model: VAE, cells: Cells, observed: np.ndarray) -> np.ndarray:
-    """E[z | counts of the observed genes] by importance sampling from the prior."""
+    """Compute E[z | counts of the observed genes] by importance sampling from the prior."""
     z = torch.randn(5_000, 2, generator=torch.Generator().manual_seed(0))
     out = []
     for i in range(len(cells)):
@@ -83,7 +83,7 @@ def test_expected_log_counts_are_those_of_scipy(theta: float) -> None:
         np.testing.assert_allclose(distribution.expected_log1p(log_library)[0].numpy(), expected, rtol=0.007)
 
 
-def test_with_every_gene_measured_it_is_the_encoder(trained: Trained) -> None:
+def test_with_all_genes_measured_the_posterior_is_the_encoders(trained: Trained) -> None:
     everything = Missing(torch.ones(40, dtype=torch.bool), library_known=False)
     masked, plain = encode_masked(trained.model, trained.cells, everything), encode(trained.model, trained.cells)
     np.testing.assert_array_equal(masked.encoded.mean_nd, plain.mean_nd)
@@ -92,7 +92,7 @@ def test_with_every_gene_measured_it_is_the_encoder(trained: Trained) -> None:
 
 
 @pytest.mark.parametrize("keep_library", [True, False])
-def test_it_lies_nearer_to_the_exact_posterior_than_zeros_put_it(trained: Trained, keep_library: bool) -> None:
+def test_it_is_closer_to_the_exact_posterior_than_with_zeros(trained: Trained, keep_library: bool) -> None:
     observed = _half()
     rows = torch.arange(30)
     some = Cells(
@@ -107,7 +107,7 @@ def test_it_lies_nearer_to_the_exact_posterior_than_zeros_put_it(trained: Traine
     assert np.square(masked - exact).mean() < 0.4 * np.square(zeros - exact).mean()
 
 
-def test_the_library_is_estimated_from_what_was_measured(trained: Trained) -> None:
+def test_the_library_is_estimated_from_the_measured_genes(trained: Trained) -> None:
     hidden, missing = _hide(trained.cells, _half())
     found = encode_masked(trained.model, hidden, missing).log_library_n1
     truth = trained.cells.counts.dense(torch.arange(300)).sum(1, keepdim=True).log()
@@ -116,7 +116,7 @@ def test_the_library_is_estimated_from_what_was_measured(trained: Trained) -> No
     assert torch.equal(encode_masked(trained.model, known, missing).log_library_n1, trained.cells.log_library_n1)
 
 
-def test_the_more_is_hidden_the_wider_the_posterior(trained: Trained) -> None:
+def test_the_posterior_widens_with_the_number_of_missing_genes(trained: Trained) -> None:
     order = np.random.default_rng(1).permutation(40)
     variances = []
     for n_hidden in (0, 10, 20, 30, 36):
@@ -141,7 +141,9 @@ def test_the_share_of_information_is_that_of_the_gradients(trained: Trained) -> 
     np.testing.assert_allclose(found, information_gd[observed].sum(0) / information_gd.sum(0), rtol=0.02)
 
 
-def test_it_needs_no_global_noise_and_repeats(trained: Trained, global_noise_untouched: Callable[[], object]) -> None:
+def test_it_uses_no_global_random_state_and_repeats(
+    trained: Trained, global_noise_untouched: Callable[[], object]
+) -> None:
     hidden, missing = _hide(trained.cells, _half())
     with global_noise_untouched():  # type: ignore[attr-defined]
         one, two = (encode_masked(trained.model, hidden, missing).encoded for _ in range(2))

@@ -59,7 +59,7 @@ def test_the_mean_is_the_library_times_the_composition(remainder: bool) -> None:
     torch.testing.assert_close(distribution.mean, LOG_LIBRARY.exp() * log_rho_ng.exp())
 
 
-def test_log_values_are_no_composition() -> None:
+def test_log_values_are_not_a_composition() -> None:
     decoder = _decoder(likelihood="gaussian", remainder=True)
     location_ng, rest = decoder.locate(decoder.features(_z(), None))
     assert rest is None
@@ -110,7 +110,7 @@ def _batch(x_ng: torch.Tensor) -> Batch:
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
-def test_each_row_is_encoded_on_its_own_in_evaluation(norm: Norm) -> None:
+def test_each_row_is_encoded_independently_in_evaluation(norm: Norm) -> None:
     encoder = Encoder(_config(norm=norm, n_layers=2, dropout=0.5), 0, D).eval()
     x_ng = torch.rand(N, G, generator=torch.Generator().manual_seed(3))
     whole, alone = encoder(_batch(x_ng), None, Noise(0)), encoder(_batch(x_ng[2:3]), None, Noise(9))
@@ -154,7 +154,7 @@ def test_the_decoder_has_no_dropout() -> None:
     assert torch.equal(still, decoder.train()(_z(), None, COVARIATES, LOG_LIBRARY, Noise(1)).mean)
 
 
-def test_noise_is_standard_normal_and_apart_from_the_global_state(
+def test_noise_is_standard_normal_and_independent_of_the_global_state(
     global_noise_untouched: Callable[[], AbstractContextManager[None]],
 ) -> None:
     with global_noise_untouched():

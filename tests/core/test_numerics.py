@@ -22,12 +22,12 @@ def _exact_tail(a: float) -> float:
 
 
 @pytest.mark.parametrize("a", [1e-3, 0.3, 1.0, 5.0, 15.999999, 16.0, 16.000001, 40.0, 1e3, 1e6, 1e12])
-def test_stirling_tail_is_what_stirling_leaves_out(a: float) -> None:
+def test_stirling_tail_is_the_error_of_stirlings_formula(a: float) -> None:
     value = float(stirling_tail(torch.tensor(a, dtype=torch.float64)))
     assert value == pytest.approx(_exact_tail(a), abs=2e-14, rel=2e-14)
 
 
-def test_stirling_tail_keeps_relative_digits_where_the_textbook_form_has_none() -> None:
+def test_stirling_tail_is_accurate_where_the_textbook_form_is_not() -> None:
     a = torch.tensor([1e4, 1e6, 1e8])
     exact = torch.tensor([_exact_tail(float(v)) for v in a])
     torch.testing.assert_close(stirling_tail(a), exact, rtol=1e-6, atol=0)
@@ -91,7 +91,7 @@ def test_gradients_of_the_saddle_point_forms() -> None:
 
 
 def test_negative_binomial_of_a_whole_theta_counts_failures() -> None:
-    # the chance of x failures before the 3rd success, from binomial coefficients
+    # the probability of x failures before the 3rd success, from binomial coefficients
     p, x = 0.3, torch.arange(1.0, 40.0, dtype=torch.float64)
     exact = torch.tensor(
         [float(mp.binomial(int(k) + 2, int(k)) * mp.mpf(p) ** 3 * (1 - mp.mpf(p)) ** int(k)) for k in x]

@@ -27,7 +27,7 @@ def _batch(make_cells: MakeCells) -> Batch:
     return cells.batch(torch.arange(30))
 
 
-def test_value_weighs_the_divergence_of_z_alone() -> None:
+def test_beta_weighs_only_the_divergence_of_z() -> None:
     terms = Elbo(torch.tensor([-10.0, -20.0]), torch.tensor([[1.0, 2.0], [0.0, 0.5]]))
     assert terms.value().tolist() == [-13.0, -20.5]
     assert terms.value(4.0).tolist() == [-22.0, -22.0]
@@ -125,7 +125,7 @@ def test_the_bound_is_the_log_evidence_where_the_posterior_is_exact() -> None:
     evidence = stats.multivariate_normal.logpdf(np.log1p(x_ng.numpy()), mean_g, covariance)
     np.testing.assert_allclose((bounds[0] + bounds[1]) / 2, evidence, rtol=1e-8)
 
-    with torch.no_grad():  # and below it for any other posterior
+    with torch.no_grad():  # the bound is lower for any other posterior
         model.encoder.mean.bias.add_(0.1)
         bounds = [elbo(model, batch, Noise(0), torch.full((7, 1), e, dtype=torch.float64)).value() for e in (-1.0, 1.0)]
     assert (((bounds[0] + bounds[1]) / 2).numpy() < evidence - 1e-4).all()

@@ -1,4 +1,4 @@
-"""Bounds of several samples and what replaces the divergence: against closed forms and each other's expectations."""
+"""Bounds from several samples and replacements of the divergence, compared with closed forms and with each other."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _objective(model: VAE, **settings: object) -> Objective:
 
 
 def _toy(n: int, *, latent_library: bool = False) -> tuple[VAE, Batch]:
-    """A small model in double precision, and the same cell ``n`` times."""
+    """Return a small model in double precision, and the same cell ``n`` times."""
     config = ModelConfig(
         n_genes=4, n_latent=2, n_hidden=3, norm="none", dropout=0.0, likelihood="poisson", latent_library=latent_library
     )
@@ -81,7 +81,7 @@ def test_doubly_reparameterised_gradients_have_the_mean_of_plain_ones(weight: fl
         difference = (plain.mean(0) - double.mean(0)).abs()
         assert bool((difference <= 5.0 * error + 1e-9).all()), key
         if key.startswith("decoder"):
-            # the same samples weigh the same there
+            # the samples and weights are the same
             torch.testing.assert_close(plain, double, rtol=1e-8, atol=1e-10)
 
 
@@ -94,12 +94,12 @@ def _signal_to_noise(name: str, k: int) -> float:
     return float((flat.mean(0).square() / flat.var(0))[used].mean())
 
 
-def test_the_encoder_s_gradient_is_clearer_with_many_samples() -> None:
+def test_the_encoders_gradient_has_less_noise_with_many_samples() -> None:
     assert _signal_to_noise("dreg", 64) > 5 * _signal_to_noise("iwae", 64)
 
 
 def _linear_gaussian(slope_g: np.ndarray, mean_g: np.ndarray, variance_g: np.ndarray) -> VAE:
-    """Y = slope z + mean + noise, with the exact posterior as encoder: relu(. + 1000) is linear."""
+    """Build y = slope z + mean + noise, with the exact posterior as encoder: relu(. + 1000) is linear."""
     g, far = len(slope_g), 1e3
     config = ModelConfig(n_genes=g, n_latent=1, n_hidden=1, likelihood="gaussian", norm="none", dropout=0.0)
     model = build(config, 0).double().eval()
@@ -142,7 +142,7 @@ def test_against_the_gradient_of_the_exact_evidence() -> None:
     torch.testing.assert_close(terms.value().detach(), evidence.detach().expand(n), rtol=1e-8, atol=1e-8)
     gradients = _gradients(model, batch, objective, 1.0, 1)
     for name, gradient in gradients.items():
-        if name.startswith("encoder"):  # nothing to learn, and no noise says otherwise
+        if name.startswith("encoder"):  # there is nothing to learn, and no noise in the gradient
             assert float(gradient.abs().max()) < 1e-7, name
     assert bias.grad is not None
     torch.testing.assert_close(-gradients["decoder.location.bias"], bias.grad, rtol=0.05, atol=0.02)
@@ -156,7 +156,7 @@ def test_against_the_gradient_of_the_exact_evidence() -> None:
 @pytest.mark.parametrize("likelihood", ["nb", "gaussian", "bernoulli"])
 @pytest.mark.parametrize("latent_library", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
-def test_one_sample_is_the_elbo_s_estimate(
+def test_one_sample_is_the_estimate_of_the_elbo(
     make_cells: MakeCells, likelihood: str, latent_library: bool, beta: float
 ) -> None:
     config = replace(CONFIG, likelihood=likelihood, latent_library=latent_library)  # type: ignore[arg-type]
@@ -227,14 +227,14 @@ def test_training_on_a_bound_reports_elbo_and_bound(
     assert history["objective_validation"][-1] > history["objective_validation"][0] + 5
 
 
-# what stands in place of the weighted divergence
+# replacements of the weighted divergence
 
 
 def _terms(kl_nd: Tensor) -> Elbo:
     return Elbo(torch.full((len(kl_nd),), -100.0), kl_nd)
 
 
-def test_hard_free_bits_leave_what_lies_below_without_gradient() -> None:
+def test_hard_free_bits_give_no_gradient_below_the_floor() -> None:
     kl_nd = torch.tensor([[0.1, 0.2, 4.0, 0.0], [0.3, 0.8, 2.0, 0.0]], requires_grad=True)
     objective = _objective(build(CONFIG, 0), free_bits=0.4, free_bits_form="hard")
     loss = objective.loss(_terms(kl_nd), 2.0, 0.0)
@@ -257,7 +257,7 @@ def test_soft_free_bits_weigh_each_dimension_and_keep_its_gradient() -> None:
     loss.backward()
     assert kl_nd.grad is not None
     assert kl_nd.grad[0].tolist() == pytest.approx([3.0 * share for share in shares])
-    # back up to the full weight and no further; what is not a number moves nothing
+    # the weight rises up to the full weight; NaN changes nothing
     for _ in range(5):
         objective.loss(_terms(torch.full((1, 4), SOFT_BAND + 0.01)), 3.0, 0.0)
     assert objective.share_d.tolist() == [1.0] * 4
@@ -266,7 +266,7 @@ def test_soft_free_bits_weigh_each_dimension_and_keep_its_gradient() -> None:
     assert objective.share_d.tolist() == pytest.approx([MIN_SOFT_WEIGHT, 1.0, MIN_SOFT_WEIGHT, MIN_SOFT_WEIGHT])
 
 
-def test_tied_dimensions_share_one_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dimensions_of_a_joint_divergence_share_one_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(CONFIG, 0)
     monkeypatch.setattr(type(model.prior), "analytic", False)
     objective = _objective(model, free_bits=0.5, free_bits_form="hard")
@@ -286,7 +286,7 @@ def test_final_objectives() -> None:
 
 
 def _fit(cells: Cells, **settings: object) -> tuple[VAE, dict[str, np.ndarray], np.ndarray]:
-    """Model, history and held-out divergence per dimension, trained without dropout."""
+    """Train without dropout; return the model, the history and the held-out divergence per dimension."""
     config = ModelConfig(n_genes=20, n_latent=4, n_hidden=16, norm_eps=1e-5, dropout=0.0)
     model, rows = build(config, 0), torch.arange(len(cells))
     model.start_from(cells, rows[100:])
@@ -298,7 +298,7 @@ def _fit(cells: Cells, **settings: object) -> tuple[VAE, dict[str, np.ndarray], 
     return model, {k: np.array(v) for k, v in outcome.history.items()}, kl_d
 
 
-def test_free_bits_keep_alive_what_collapses_without(make_cells: MakeCells) -> None:
+def test_free_bits_prevent_a_collapse(make_cells: MakeCells) -> None:
     cells, beta = make_cells(600, 20), 50.0
     _, history, kl_d = _fit(cells, beta=beta)
     assert kl_d.max() < 0.01
@@ -306,7 +306,7 @@ def test_free_bits_keep_alive_what_collapses_without(make_cells: MakeCells) -> N
         _, floored, kl_d = _fit(cells, beta=beta, free_bits=0.3, free_bits_form=form)
         assert kl_d.sum() == pytest.approx(4 * 0.3, rel=0.2), form
         assert ((kl_d > 0.15) & (kl_d < 0.45)).all(), (form, kl_d)
-        # what is reported is the plain bound, whatever was trained on
+        # the reported bound is the plain one for every training objective
         np.testing.assert_allclose(
             floored["elbo_validation"], floored["reconstruction_validation"] - floored["kl_validation"]
         )

@@ -1,4 +1,4 @@
-"""Adam from torch's operations, as a device runs it, against torch's own; voided updates."""
+"""Adam in torch operations, as used on devices, compared with torch's own; voided updates."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_adam_is_torchs(kind: OptimizerName, max_norm: float) -> None:
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
 @pytest.mark.parametrize("max_norm", [0.0, 0.5])
 @pytest.mark.parametrize("trouble", ["nan", "inf", "loss"])
-def test_a_voided_update_is_as_if_it_had_not_been(kind: OptimizerName, max_norm: float, trouble: str) -> None:
+def test_a_voided_update_has_no_effect(kind: OptimizerName, max_norm: float, trouble: str) -> None:
     config = TrainConfig(max_epochs=1, optimizer=kind, weight_decay=0.03, max_grad_norm=max_norm)
 
     def run(void_at: tuple[int, ...]) -> Tensor:

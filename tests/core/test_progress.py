@@ -1,4 +1,4 @@
-"""Stages of a computation, as a watcher sees them."""
+"""Stages of a computation, as reported to a watcher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vxpress.core.progress import Stage, parts, stage, steps, watched
 
 
 class Log:
-    """Writes down what it is given."""
+    """Records the stages."""
 
     def __init__(self) -> None:
         self.open: list[Stage] = []
@@ -24,7 +24,7 @@ class Log:
         self.open.remove(stage)
 
 
-def test_steps_count_what_is_done_and_end_with_the_last():
+def test_steps_count_finished_items_and_end_with_the_last():
     log = Log()
     with watched(log):
         done = [log.open[0].done for _ in steps(range(3), "counting")]
@@ -33,7 +33,7 @@ def test_steps_count_what_is_done_and_end_with_the_last():
     assert log.open == []
 
 
-def test_a_stage_ends_when_its_loop_is_left_early_or_fails():
+def test_a_stage_ends_if_its_loop_ends_early_or_fails():
     log = Log()
     with watched(log):
         for i in steps(range(3), "left"):
@@ -48,7 +48,7 @@ def test_a_stage_ends_when_its_loop_is_left_early_or_fails():
     assert log.open == []
 
 
-def test_a_generator_without_a_length_has_no_total_and_parts_count_for_themselves():
+def test_a_generator_without_length_has_no_total_and_parts_count_their_own_steps():
     log = Log()
     with watched(log):
         assert list(steps(iter("ab"), "reading")) == ["a", "b"]
@@ -57,7 +57,7 @@ def test_a_generator_without_a_length_has_no_total_and_parts_count_for_themselve
     assert [(s.what, s.total, s.done) for s in log.seen] == [("reading", None, 2), ("cells", 5, 5)]
 
 
-def test_nobody_watches_outside_the_block_nor_in_another_thread():
+def test_a_watcher_sees_only_its_block_and_thread():
     log = Log()
     with watched(log):
         thread = threading.Thread(target=lambda: list(steps(range(2), "elsewhere")))
@@ -71,7 +71,7 @@ def test_nobody_watches_outside_the_block_nor_in_another_thread():
 
 def test_compilation_is_a_stage():
     numba = pytest.importorskip("numba")
-    from vxpress.core.kernels import team  # noqa: F401 - listens to numba from now on
+    from vxpress.core.kernels import team  # noqa: F401 - its import registers a listener with numba
 
     @numba.njit
     def inner(x):
@@ -87,7 +87,7 @@ def test_compilation_is_a_stage():
         assert outer(2) == 6
     assert [s.what for s in log.seen] == ["compiling"]
     assert log.open == []
-    # of a module of the package
+    # a function of a module of this package
     inner.py_func.__module__ = outer.py_func.__module__ = "vxpress.core.kernels.some"
     with watched(log):
         assert outer(1.0) == 4.0

@@ -13,7 +13,7 @@ from vxpress.core.kernels import rule
 def _problem(n: int, g: int, h: int) -> tuple[torch.nn.Linear, torch.Tensor, Counts, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x_ng = torch.poisson(torch.rand(n, g, generator=generator) * 0.3, generator=generator)
-    # a cell without a molecule has no say
+    # a cell without molecules has no effect
     x_ng[1] = 0.0
     layer = torch.nn.Linear(h, g)
     with torch.no_grad():
@@ -24,7 +24,9 @@ def _problem(n: int, g: int, h: int) -> tuple[torch.nn.Linear, torch.Tensor, Cou
 
 
 @pytest.mark.parametrize(("n", "g", "h", "tolerance"), [(9, 30, 5, 1e-6), (64, 400, 64, 1e-6), (64, 400, 64, 2e-2)])
-def test_the_gradient_is_autograds(monkeypatch: pytest.MonkeyPatch, n: int, g: int, h: int, tolerance: float) -> None:
+def test_the_gradient_equals_that_of_autograd(
+    monkeypatch: pytest.MonkeyPatch, n: int, g: int, h: int, tolerance: float
+) -> None:
     coarse = tolerance > 1e-3
     monkeypatch.setattr(rule, "native_bfloat16", lambda: coarse)
     layer, f_nf, counts, x_ng = _problem(n, g, h)

@@ -1,4 +1,4 @@
-"""The curves of weight and target over training."""
+"""Schedules of weight and target over training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_a_cyclical_weight_rises_over_half_of_each_cycle_and_ends_at_beta(cycles
     n_steps, length = 2400 * cycles, 1200 * cycles
     config = TrainConfig(max_epochs=1, beta=beta, kl_schedule="cyclical", kl_cycles=cycles, kl_warmup=0.5)
     weights = np.array([kl_weight(config, step, 0, n_steps) for step in range(n_steps)])
-    # at step s the share that lies behind is that of s + 1 steps
+    # at step s, s + 1 steps count as complete
     at = (np.arange(1, length) / 1200) % 1.0
     np.testing.assert_allclose(weights[: length - 1], beta * np.minimum(1.0, 2 * at), atol=1e-9)
     assert (weights[length - 1 :] == beta).all()
@@ -39,7 +39,7 @@ def test_a_capacity_rises_linearly_under_a_constant_weight() -> None:
 
 @pytest.mark.parametrize("schedule", ["linear", "cyclical", "capacity"])
 @pytest.mark.parametrize("warmup", [0.01, 0.3, 1.0])
-def test_nothing_changes_once_it_is_settled(schedule: str, warmup: float) -> None:
+def test_weight_and_target_are_constant_once_settled(schedule: str, warmup: float) -> None:
     config = TrainConfig(max_epochs=1, beta=3.0, kl_schedule=schedule, kl_capacity=5.0, kl_warmup=warmup)  # type: ignore[arg-type]
     now = [(kl_weight(config, s, 0, 97), kl_target(config, s, 0, 97), settled(config, s, 0, 97)) for s in range(97)]
     first = next(i for i, (*_, done) in enumerate(now) if done)
@@ -49,7 +49,7 @@ def test_nothing_changes_once_it_is_settled(schedule: str, warmup: float) -> Non
         assert {target for _, target, _ in now[first:]} == {5.0}
 
 
-def test_without_a_divergence_there_is_nothing_to_wait_for() -> None:
+def test_without_a_divergence_the_schedule_is_settled() -> None:
     assert settled(TrainConfig(max_epochs=1, beta=0.0), 0, 0, 100)
 
 
@@ -60,7 +60,7 @@ def test_without_a_divergence_there_is_nothing_to_wait_for() -> None:
         ({"kl_schedule": "capacity", "kl_capacity": 5.0}, "beta=1 cannot hold"),
         (
             {"kl_schedule": "capacity", "kl_capacity": 5.0, "beta": 9.0, "objective": "iwae"},
-            "objective='iwae' has none",
+            "objective='iwae' has no such term",
         ),
         ({"kl_schedule": "capacity", "kl_capacity": 5.0, "beta": 9.0, "free_bits": 0.1}, "free_bits=0.1"),
         ({"free_bits": 0.1, "objective": "dreg"}, "objective='dreg'"),
@@ -75,6 +75,6 @@ def test_without_a_divergence_there_is_nothing_to_wait_for() -> None:
         ({"free_bits_form": "weak"}, "soft"),
     ],
 )
-def test_choices_that_make_no_sense_are_refused(settings: dict, match: str) -> None:
+def test_settings_that_cannot_be_combined_are_refused(settings: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         TrainConfig(max_epochs=1, **settings)

@@ -18,7 +18,7 @@ def test_the_split_is_a_partition(n: int, fraction: float, n_validation: int) ->
     assert (np.diff(validation_rows) > 0).all()
 
 
-def test_the_split_follows_its_generator_and_favours_no_cell() -> None:
+def test_the_split_depends_on_its_generator_and_all_cells_are_equally_likely() -> None:
     splits = [split_cells(20, 0.25, np.random.default_rng(seed))[1] for seed in range(2000)]
     np.testing.assert_array_equal(splits[3], split_cells(20, 0.25, np.random.default_rng(3))[1])
     counts = np.bincount(np.concatenate(splits), minlength=20)
@@ -26,7 +26,7 @@ def test_the_split_follows_its_generator_and_favours_no_cell() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
-def test_the_split_leaves_a_cell_to_train_on(n: int) -> None:
+def test_the_split_keeps_a_training_cell(n: int) -> None:
     for fraction in (0.1, 0.5, 0.9):
         assert len(split_cells(n, fraction, np.random.default_rng(0))[0]) >= 1
 
@@ -41,14 +41,14 @@ def _codes(sizes: tuple[int, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_batch_gives_its_share_and_rare_ones_are_trained_on_whole(seed: int) -> None:
+def test_every_batch_has_its_share_and_rare_ones_are_only_trained_on(seed: int) -> None:
     codes = _codes(SIZES)
     n = len(codes)
     train, held_out = split_cells(n, 0.1, np.random.default_rng(seed), codes)
     assert len(held_out) == round(0.1 * n)
     found = np.bincount(codes[held_out, 0], minlength=len(SIZES))
     assert (found[4:] == 0).all()
-    # one cell of each batch is kept for training, whatever comes
+    # one cell of each batch is always kept for training
     common = np.array(SIZES[:4]) - 1
     assert (np.abs(found[:4] - len(held_out) * common / common.sum()) < 1).all()
     np.testing.assert_array_equal(np.sort(np.concatenate((train, held_out))), np.arange(n))
@@ -65,7 +65,7 @@ def test_every_category_keeps_a_training_cell(fraction: float, n_categories: tup
         np.testing.assert_array_equal(np.unique(code_n[train]), np.unique(code_n))
 
 
-def test_categories_within_a_batch_give_their_share_too() -> None:
+def test_categories_within_a_batch_have_their_share_too() -> None:
     batch, donor = np.repeat([0, 1], [400, 600]), np.tile(np.arange(4), 250)
     codes = np.stack((batch, donor), axis=1)
     _, held_out = split_cells(1000, 0.1, np.random.default_rng(0), codes)
@@ -80,7 +80,7 @@ def test_mostly_rare_categories_do_not_use_up_the_common_one() -> None:
     assert (codes[held_out, 0] == 0).sum() < 20
 
 
-def test_cells_that_are_each_a_category_of_their_own_are_split_all_the_same() -> None:
+def test_cells_that_each_have_their_own_category_are_still_split() -> None:
     train, held_out = split_cells(20, 0.1, np.random.default_rng(0), np.arange(20)[:, None])
     assert (len(train), len(held_out)) == (18, 2)
 

@@ -54,7 +54,7 @@ def _of(make_cells: Callable[..., Cells], *codes: int) -> Cells:
 
 @torch.no_grad()
 def _seen(model: VAE, cells: Cells) -> list[torch.Tensor]:
-    """All that a model says of some cells."""
+    """Compute all outputs of a model for some cells."""
     batch = cells.batch(torch.arange(len(cells)))
     q = model.posterior(batch)
     distribution = model.likelihood(q.loc, batch.covariates, batch.log_library_n1)
@@ -66,9 +66,7 @@ def _seen(model: VAE, cells: Cells) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("settings", CONFIGS)
-def test_known_cells_get_what_they_got_and_the_model_is_untouched(
-    make_cells: Callable[..., Cells], settings: dict
-) -> None:
+def test_results_of_known_cells_and_the_model_do_not_change(make_cells: Callable[..., Cells], settings: dict) -> None:
     model = _model(**settings)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     new = extend(model, ADDED)
@@ -82,7 +80,7 @@ def test_known_cells_get_what_they_got_and_the_model_is_untouched(
 
 
 @pytest.mark.parametrize("settings", CONFIGS)
-def test_new_categories_are_alike_and_one_without_a_column_changes_nothing(
+def test_new_categories_are_equal_and_one_without_a_column_has_no_effect(
     make_cells: Callable[..., Cells], settings: dict
 ) -> None:
     new = extend(_model(**settings), ADDED)
@@ -135,9 +133,7 @@ def test_the_new_embedding_is_the_mean_of_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("settings", CONFIGS)
-def test_what_belongs_to_new_categories_is_what_only_their_cells_feel(
-    make_cells: Callable[..., Cells], settings: dict
-) -> None:
+def test_weights_of_new_categories_affect_only_their_cells(make_cells: Callable[..., Cells], settings: dict) -> None:
     new = extend(_model(**settings), ADDED)
     known, unknown = _of(make_cells, 2, 1, 0), _of(make_cells, 4, 1, 1)
     before = _seen(new, known), _seen(new, unknown)
@@ -149,11 +145,11 @@ def test_what_belongs_to_new_categories_is_what_only_their_cells_feel(
     for a, b in zip(before[0], _seen(new, known), strict=True):
         torch.testing.assert_close(a, b)
     assert not torch.allclose(before[1][2], _seen(new, unknown)[2], rtol=1e-3)
-    # the decoder's output of genes outside the model is fitted apart
+    # the output for genes outside the model is fitted separately
     assert not any("readout" in name for name in masks)
 
 
-def test_a_model_that_forgot_its_labels_has_their_mean_dispersion(make_cells: Callable[..., Cells]) -> None:
+def test_a_model_without_labels_has_the_mean_dispersion(make_cells: Callable[..., Cells]) -> None:
     model = _model(dispersion="gene-label", n_labels=4)
     without = forget_labels(model)
     cells = _of(make_cells, 0, 0, 0)

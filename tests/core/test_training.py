@@ -1,4 +1,4 @@
-"""The loop: schedule, split, determinism, selection."""
+"""The training loop: schedule, determinism, learning, selection."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def _fit(
 
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 5, 10, 97, 100_000])
 @pytest.mark.parametrize("beta", [0.5, 1.0, 4.0])
-def test_warmup_in_steps_is_over_by_a_third_and_never_falls(n_steps: int, beta: float) -> None:
+def test_warmup_in_steps_ends_after_a_third_and_never_decreases(n_steps: int, beta: float) -> None:
     config = TrainConfig(max_epochs=1, beta=beta)
     weights = [kl_weight(config, step, 0, n_steps) for step in range(n_steps)]
     assert weights == sorted(weights)
     assert all(0 <= weight <= beta for weight in weights)
-    # step s is reached when s steps lie behind, and the weight holds from the step that ends the third
+    # step s starts after s steps, and the final weight is reached at the step that completes the third
     assert set(weights[math.ceil(n_steps / 3) :]) <= {beta}
     assert weights[-1] == beta
 
@@ -62,7 +62,7 @@ def test_warmup_in_epochs_is_the_rule_of_scvi_tools() -> None:
     assert kl_weight(config, 0, 400, 200) == kl_weight(config, 0, 1000, 200) == 2.0
 
 
-def test_no_warmup_is_beta_at_once() -> None:
+def test_without_warmup_the_weight_is_beta_from_the_start() -> None:
     for unit in ("steps", "epochs"):
         config = TrainConfig(max_epochs=3, beta=0.7, kl_warmup=0.0, warmup_unit=unit)  # type: ignore[arg-type]
         assert kl_weight(config, 0, 0, 30) == 0.7
@@ -87,7 +87,7 @@ def test_the_weight_in_the_history_is_the_weight_used(make_cells: MakeCells) -> 
         (replace(CONFIG, likelihood="zinb", norm="batch"), True),
     ],
 )
-def test_a_seed_means_bits(
+def test_the_same_seed_gives_the_same_bits(
     make_cells: MakeCells,
     model: ModelConfig,
     without_tape: bool,
@@ -105,8 +105,8 @@ def test_a_seed_means_bits(
     assert not torch.equal(first.decoder.location.weight, other.decoder.location.weight)
 
 
-def test_neighbouring_seeds_share_no_stream(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The noise of one seed must not be the validation noise or the order of another."""
+def test_neighbouring_seeds_share_no_random_stream(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noise of one seed must not equal the validation noise or the order of another seed."""
     used: list[int] = []
 
     class Recorder(torch.Generator):
@@ -120,7 +120,7 @@ def test_neighbouring_seeds_share_no_stream(make_cells: MakeCells, monkeypatch: 
         used.clear()
         _fit(make_cells(), replace(TRAIN, max_epochs=1), seed=seed)
         seen.append(set(used))
-    # what every training uses whatever its seed is a constant
+    # streams that every training uses for any seed are constants
     constant = set.intersection(*seen)
     assert all(len(own - constant) >= 2 for own in seen)
     assert seen[0] & seen[1] == constant
@@ -139,7 +139,7 @@ def test_training_finds_the_structure_the_data_were_simulated_with(make_cells: M
     train(model, cells, rows[80:], rows[:80], TrainConfig(max_epochs=60, batch_size=64), seed=0)
     end = evaluate(model, cells, rows[:80], eps_nd)
     assert float(end[0] - end[1]) > float(start[0] - start[1]) + 10
-    # held out, it beats the best distribution without z: the mean profile with the theta of largest likelihood per gene
+    # on held-out cells it beats the best model without z: the mean profile with the most likely theta per gene
     x, library = cells.counts.dense(rows).double().numpy(), cells.log_library_n1.double().exp().numpy()
     mean = library * x[80:].sum(0) / library[80:].sum()
     profile = np.max([stats.nbinom.logpmf(x, t, t / (t + mean)).mean(0) for t in np.geomspace(0.02, 50, 60)], axis=0)
@@ -150,7 +150,7 @@ def test_training_finds_the_structure_the_data_were_simulated_with(make_cells: M
 
 
 def _states(monkeypatch: pytest.MonkeyPatch, script: list[float] | None = None) -> list[dict[str, Tensor]]:
-    """Collects the weights at every validation; a script replaces the validation's result."""
+    """Collect the weights at every validation; ``script`` replaces the results of validation."""
     states: list[dict[str, Tensor]] = []
     plain = training.evaluate
 
@@ -163,7 +163,7 @@ def _states(monkeypatch: pytest.MonkeyPatch, script: list[float] | None = None) 
         return torch.tensor([script[len(states) - 1], 0.0, 0.0], dtype=torch.float64)
 
     monkeypatch.setattr(training, "evaluate", spy)
-    # which would move the dispersions after that
+    # refitting would change the dispersions afterwards
     monkeypatch.setattr(training, "refit", lambda *_, **__: 0.0)
     return states
 
@@ -186,10 +186,10 @@ def test_the_kept_state_is_the_best_epoch_after_the_warmup(
     assert not model.training
 
 
-def test_an_epoch_before_the_end_of_the_warmup_is_no_candidate(
+def test_epochs_before_the_end_of_the_warmup_are_not_kept(
     make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 10 epochs, warm-up over in the fifth: the great first epochs saw no divergence
+    # 10 epochs, warm-up ends in the fifth: the high values of the first epochs are without divergence
     states = _states(monkeypatch, [-1.0, -2.0, -3.0, -4.0, -9.0, -8.0, -7.0, -7.5, -8.0, -9.0])
     model, outcome = _fit(make_cells(), TrainConfig(max_epochs=10, batch_size=32, kl_warmup=0.45, patience=5))
     assert outcome.best_epoch == 6
@@ -207,7 +207,7 @@ def test_early_stopping_after_patience(make_cells: MakeCells, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("n_validation", [0, 20])
-def test_without_validation_or_choice_the_last_state_stays(
+def test_without_validation_or_keep_best_the_last_state_is_kept(
     make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch, n_validation: int
 ) -> None:
     states = _states(monkeypatch, [-1.0, -2.0, -3.0, -4.0])

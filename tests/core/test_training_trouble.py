@@ -1,4 +1,4 @@
-"""The loop when something goes wrong: steps that are not finite, an interrupt, batches of one cell."""
+"""The training loop in case of trouble: steps that are not finite, interrupts, minibatches of one cell."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _train(cells: Cells, config: TrainConfig = TRAIN, model: ModelConfig = CONFI
 
 
 def _at_step(monkeypatch: pytest.MonkeyPatch, act: Callable[[int, VAE, Batch], Batch]) -> None:
-    """Let ``act`` see, and change, the minibatch of every training step."""
+    """Pass the minibatch of every training step through ``act``."""
     plain, step = training._gradient, iter(range(10_000))
 
     def spy(model: VAE, cells: Cells, noise: Noise, objective: Objective) -> training.Gradient:
@@ -78,14 +78,14 @@ def test_a_step_that_is_not_finite_changes_nothing(
     assert np.isfinite(outcome.history["elbo_train"]).all()
 
 
-def test_a_voided_step_leaves_the_training_mean_per_cell_in_scale(
+def test_a_voided_step_does_not_change_the_scale_of_the_mean_per_cell(
     make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = make_cells()
     _, clean = _train(cells, replace(TRAIN, learning_rate=1e-9))
     _at_step(monkeypatch, lambda step, _, batch: _with_library(batch, math.inf) if step == 1 else batch)
     _, voided = _train(cells, replace(TRAIN, learning_rate=1e-9))
-    # a third of the cells gave no number; the mean is over the others, not over all
+    # a third of the cells gave no finite value; the mean is over the others, not over all
     assert voided.history["elbo_train"][0] == pytest.approx(clean.history["elbo_train"][0], rel=0.2)
 
 
@@ -108,13 +108,13 @@ def test_persistent_trouble_names_the_cell(make_cells: MakeCells) -> None:
         _train(cells, replace(TRAIN, batch_size=500))
 
 
-def test_a_validation_cell_that_is_not_finite_never_passes_for_a_good_epoch(make_cells: MakeCells) -> None:
+def test_a_validation_cell_that_is_not_finite_never_gives_a_best_epoch(make_cells: MakeCells) -> None:
     cells = make_cells()
     _, clean = _train(cells)
     try:
         _, outcome = _train(_bad_cell(cells, 3))
     except TrainingError as error:
-        assert "[3]" in str(error)  # noqa: PT017 - refusing with the cell's name is as good as recording it
+        assert "[3]" in str(error)  # noqa: PT017 - an error that names the cell is as good as a record
         return
     recorded = np.array(outcome.history["elbo_validation"])
     assert (~np.isfinite(recorded) | (recorded < 0.5 * np.array(clean.history["elbo_validation"]))).all()
@@ -157,7 +157,7 @@ def test_an_interrupt_before_the_first_epoch_ends_is_an_interrupt(
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
 @pytest.mark.parametrize(("n", "batch_size"), [(3, 2), (33, 32)])
-def test_a_batch_of_one_cell_trains(make_cells: MakeCells, norm: Norm, n: int, batch_size: int) -> None:
+def test_training_avoids_minibatches_of_one_cell(make_cells: MakeCells, norm: Norm, n: int, batch_size: int) -> None:
     model = build(replace(CONFIG, norm=norm), 0)
     before = model.decoder.location.weight.detach().clone()
     config = replace(TRAIN, batch_size=batch_size, max_epochs=2)

@@ -20,7 +20,7 @@ def _moved(batch: Batch, code: int) -> Batch:
     return replace(batch, covariates=batch.covariates.with_batch(code))
 
 
-def test_a_seed_means_bits_and_leaves_the_global_state(
+def test_the_same_seed_gives_the_same_bits_and_does_not_change_the_global_state(
     global_noise_untouched: Callable[[], AbstractContextManager[None]],
 ) -> None:
     with global_noise_untouched():
@@ -31,7 +31,7 @@ def test_a_seed_means_bits_and_leaves_the_global_state(
     assert not torch.equal(first["decoder.location.weight"], other["decoder.location.weight"])
 
 
-def test_the_encoder_sees_covariates_only_when_asked(make_cells: MakeCells) -> None:
+def test_the_encoder_receives_covariates_only_if_requested(make_cells: MakeCells) -> None:
     batch = make_cells(8, n_batches=3).batch(torch.arange(8))
     blind, seeing = build(CONFIG, 0).eval(), build(replace(CONFIG, encode_covariates=True), 0).eval()
     assert torch.equal(blind.posterior(_moved(batch, 0)).loc, blind.posterior(_moved(batch, 2)).loc)
@@ -57,7 +57,7 @@ def test_the_library_prior_is_the_one_of_the_batch() -> None:
 def test_a_library_prior_without_batches() -> None:
     model = build(ModelConfig(n_genes=20, latent_library=True, n_categories=(2,)), 0)
     model.library_log_mean_b.fill_(6.0)
-    # the first covariate is no batch here, and its codes index nothing
+    # the first covariate is not a batch here, so its codes are not used as an index
     mean_n1, var_n1 = model.library_prior(Covariates(torch.tensor([[1], [0]]), torch.zeros(2, 0)))
     assert mean_n1.tolist() == [[6.0], [6.0]]
     assert var_n1.tolist() == [[1.0], [1.0]]
@@ -74,7 +74,7 @@ def test_training_starts_at_the_mean_profile(make_cells: MakeCells, likelihood: 
     cells = make_cells()
     rows = torch.arange(0, len(cells), 2)
     sums_g = cells.counts.gene_sums(rows).clamp_min(0.5)
-    if remainder:  # two molecules in three fall on genes outside the model
+    if remainder:  # two of three molecules are from genes outside the model
         library_n1 = 3 * cells.counts.dense(torch.arange(len(cells))).sum(1, keepdim=True)
         cells = replace(cells, log_library_n1=library_n1.log())
     model = build(replace(CONFIG, likelihood=likelihood, remainder=remainder), 0).eval()  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ def test_a_gaussian_starts_at_mean_and_variance_of_the_log_values(make_cells: Ma
     torch.testing.assert_close(distribution.variance[0], y_ng.var(0), rtol=0.02, atol=2e-3)
 
 
-def test_a_silent_gene_starts_finite(make_cells: MakeCells) -> None:
+def test_a_gene_without_counts_has_finite_initial_values(make_cells: MakeCells) -> None:
     cells = make_cells()
     silent = replace(cells.counts, n_genes=21)
     model = build(replace(CONFIG, n_genes=21), 0)

@@ -11,7 +11,7 @@ import torch
 from vxpress.core.whole_import import import_for_optimizers
 
 assert "torch._dynamo" not in sys.modules
-# while the import is under way
+# during the import
 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
     import_for_optimizers()

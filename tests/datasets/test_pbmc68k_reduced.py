@@ -19,13 +19,13 @@ def adata():
     return vx.datasets.pbmc68k_reduced()
 
 
-def test_every_value_lies_near_a_whole_number(source) -> None:
+def test_every_value_is_near_a_whole_number(source) -> None:
     counts, distance = _recover(source)
     assert distance < 0.12
     assert counts.nnz == source.raw.X.nnz
 
 
-def test_normalising_the_counts_gives_scanpy_s_values_back(source, adata) -> None:
+def test_normalising_the_counts_returns_scanpys_values(source, adata) -> None:
     scale = 1e4 / adata.obs["library_size"].to_numpy()
     again = np.log1p(adata.X.toarray() * scale[:, None])
     assert np.abs(again - source.raw.X.toarray()).max() < 0.05
@@ -47,13 +47,13 @@ def test_shape_and_slots(source, adata) -> None:
     assert not list(adata.obsp)
 
 
-def test_the_genes_hold_a_part_of_each_cell(adata) -> None:
+def test_the_genes_have_a_part_of_the_molecules_of_each_cell(adata) -> None:
     share = adata.X.sum(axis=1).A1 / adata.obs["library_size"]
     assert share.min() > 0.10
     assert share.max() < 0.29
 
 
-def test_two_calls_share_nothing(adata) -> None:
+def test_two_calls_share_no_memory(adata) -> None:
     other = vx.datasets.pbmc68k_reduced()
     assert (other.X != adata.X).nnz == 0
     assert not np.shares_memory(other.X.data, adata.X.data)

@@ -1,4 +1,4 @@
-"""Simulated blood cells in batches: what is real in them, and what is said of the rest."""
+"""Simulated blood cells in batches: agreement with real cells, and the documented batch effects."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_types_have_the_composition_of_real_cells():
         assert likeness[name] > 0.9
 
 
-def test_batches_lie_apart_in_pca():
+def test_batches_are_separate_in_pca():
     adata = vx.datasets.pbmc_batches(900)
     sc.pp.normalize_total(adata)
     sc.pp.log1p(adata)
@@ -52,7 +52,7 @@ def test_batches_lie_apart_in_pca():
     assert mixing(adata.obsm["X_pca"], codes) < 0.3
 
 
-def test_mixing_is_one_where_batches_do_not_matter_and_zero_where_nothing_else_does():
+def test_mixing_is_one_without_batch_effect_and_zero_if_only_batches_differ():
     rng = np.random.default_rng(0)
     z_nd, batch_n = rng.normal(size=(3000, 3)), rng.choice(3, 3000, p=[0.2, 0.3, 0.5])
     assert mixing(z_nd, batch_n) == pytest.approx(1.0, abs=0.02)

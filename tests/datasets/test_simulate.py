@@ -19,7 +19,7 @@ def adata():
 
 
 def log2_means(adata, rows) -> tuple[np.ndarray, np.ndarray]:
-    """log2 of the mean true share among these cells of genes that the state does not move."""
+    """Compute log2 of the mean true share in these cells, for genes that the state does not change."""
     still = (adata.var["state_log_fold_change_true"] == 0).to_numpy()
     return np.log2(adata.layers["rho_true"][rows][:, still].mean(axis=0, dtype=np.float64)), still
 
@@ -49,7 +49,7 @@ def test_batch_effects_are_exact_in_every_group(adata) -> None:
     assert (np.abs(truth) > 0).all()
 
 
-def test_state_moves_only_its_genes_and_as_told(adata) -> None:
+def test_the_state_changes_only_its_genes_by_the_recorded_loadings(adata) -> None:
     loading = adata.var["state_log_fold_change_true"].to_numpy()
     state = adata.obsm["latent_true"][:, -1]
     same = (adata.obs["group"] == "group_0") & (adata.obs["batch"] == "batch_0")
@@ -82,7 +82,7 @@ def test_counts_follow_the_negative_binomial(dispersion: float) -> None:
     assert np.abs(chi2 - 1).max() < 0.6
 
 
-def test_library_is_as_asked() -> None:
+def test_library_sizes_have_the_requested_distribution() -> None:
     adata = vx.datasets.simulate(5000, 20, library_mean=800, library_sd=0.5)
     library = adata.obs["library_size_true"]
     assert abs(library.mean() / 800 - 1) < 0.05
@@ -96,7 +96,7 @@ def test_groups_and_batches_are_balanced(adata) -> None:
     np.testing.assert_array_equal(adata.obsm["latent_true"][:, :3].argmax(axis=1), adata.obs["group"].cat.codes)
 
 
-def test_a_seed_means_the_same_data(adata) -> None:
+def test_the_same_seed_gives_the_same_data(adata) -> None:
     state = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
     again = vx.datasets.simulate(600, 80, **BATCHED, rng=0)
     assert (again.X != adata.X).nnz == 0
@@ -126,7 +126,7 @@ def test_blocks_cover_every_row(monkeypatch) -> None:
     np.testing.assert_allclose(adata.layers["rho_true"].sum(axis=1), 1, atol=1e-5)
 
 
-def test_survives_the_file(adata, tmp_path) -> None:
+def test_data_are_the_same_after_a_file_round_trip(adata, tmp_path) -> None:
     adata.write_h5ad(tmp_path / "a.h5ad")
     back = ad.read_h5ad(tmp_path / "a.h5ad")
     np.testing.assert_array_equal(back.varm["log_fold_change_true"], adata.varm["log_fold_change_true"])

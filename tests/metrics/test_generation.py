@@ -1,4 +1,4 @@
-"""Two samples of cells, told apart or not."""
+"""Metrics of two samples of cells, distinguishable or not."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def test_auroc_of_one_distribution_is_a_half_and_rises_with_the_difference(rng: 
     near, same = x[:300] + np.array([0.7, 0, 0, 0]), x[:300]
     scores = [vx.metrics.two_sample_auroc(x[300:], y, n_trees=50) for y in (same, near)]
     assert abs(scores[0] - 0.5) < 0.07
-    # a shift of .7 sd: no classifier does better than the normal distribution allows
+    # a shift of .7 sd: the best possible area follows from the normal distribution
     best = stats.norm.cdf(0.7 / np.sqrt(2))
     assert 0.58 < scores[1] < best + 0.05
 
 
-def test_auroc_agrees_with_sklearn_cross_validation_pooled(rng: np.random.Generator) -> None:
+def test_auroc_agrees_with_pooled_cross_validation_of_sklearn(rng: np.random.Generator) -> None:
     x, y = rng.poisson(3.0, size=(200, 5)), rng.poisson([3.0, 3.0, 3.0, 4.0, 5.0], size=(200, 5))
     both, of_y = np.concatenate([x, y]), np.repeat([0, 1], 200)
     votes = cross_val_predict(RandomForestClassifier(100, random_state=1), both, of_y, cv=5, method="predict_proba")[
@@ -43,7 +43,7 @@ def test_auroc_agrees_with_sklearn_cross_validation_pooled(rng: np.random.Genera
     assert sparse_score == vx.metrics.two_sample_auroc(x, y, n_trees=20)
 
 
-def test_lisi_of_mixed_samples_is_what_a_finite_neighbourhood_allows(rng: np.random.Generator) -> None:
+def test_lisi_of_mixed_samples_is_the_maximum_of_a_finite_neighbourhood(rng: np.random.Generator) -> None:
     x = rng.normal(size=(3000, 3))
     mixed = vx.metrics.mixing_lisi(x[:1500], x[1500:])
     weight_nk = _perplexity_weights(NearestNeighbors(n_neighbors=91).fit(x).kneighbors(x)[0][:, 1:], 30.0)
@@ -53,7 +53,7 @@ def test_lisi_of_mixed_samples_is_what_a_finite_neighbourhood_allows(rng: np.ran
     assert 1.2 < vx.metrics.mixing_lisi(x[:1500], x[1500:] + np.array([1.5, 0, 0])) < 1.85
 
 
-def test_lisi_weights_have_the_perplexity_asked_for(rng: np.random.Generator) -> None:
+def test_lisi_weights_have_the_requested_perplexity(rng: np.random.Generator) -> None:
     distance_nk = np.sort(rng.gamma(2.0, size=(50, 90)) * rng.uniform(0.01, 100, size=(50, 1)), axis=1)
     weight_nk = _perplexity_weights(distance_nk, 30.0)
     np.testing.assert_allclose(weight_nk.sum(1), 1.0)
@@ -61,7 +61,7 @@ def test_lisi_weights_have_the_perplexity_asked_for(rng: np.random.Generator) ->
     assert (np.diff(weight_nk, axis=1) <= 0).all()
 
 
-def test_lisi_of_cells_at_one_place_is_finite() -> None:
+def test_lisi_of_identical_cells_is_finite() -> None:
     assert 1.0 <= vx.metrics.mixing_lisi(np.zeros((60, 2)), np.zeros((60, 2))) <= 2.0
 
 
@@ -70,13 +70,13 @@ def test_energy_distance_agrees_with_its_definition_and_with_scipy_in_one_dimens
     within = sum(cdist(z, z).sum() / (len(z) * (len(z) - 1)) for z in (x, y))
     assert vx.metrics.energy_distance(x, y) == pytest.approx(2 * cdist(x, y).mean() - within)
     a, b = rng.normal(size=4000), rng.normal(1.0, 2.0, size=4000)
-    # scipy gives the square root, with the distance of a point to itself
+    # scipy returns the square root, including the distance of a point to itself
     assert vx.metrics.energy_distance(a[:, None], b[:, None]) == pytest.approx(
         stats.energy_distance(a, b) ** 2, abs=5e-3
     )
 
 
-def test_energy_distance_sees_shape_where_means_agree(rng: np.random.Generator) -> None:
+def test_energy_distance_detects_shape_if_means_are_equal(rng: np.random.Generator) -> None:
     x, y = rng.normal(size=(1000, 2)), rng.normal(scale=2.0, size=(1000, 2))
     assert vx.metrics.energy_distance(x, y - y.mean(0) + x.mean(0)) > 0.1
     assert abs(vx.metrics.energy_distance(x[:500], x[500:])) < 0.02
@@ -100,7 +100,7 @@ def fresh_share(train: np.ndarray, held_out: np.ndarray, generated: np.ndarray) 
     return float((cdist(generated, train).min(1) < limit).mean())
 
 
-def test_fold_change_slope_finds_the_attenuation_put_in(rng: np.random.Generator) -> None:
+def test_fold_change_slope_recovers_a_known_attenuation(rng: np.random.Generator) -> None:
     base, change = rng.gamma(2.0, 10.0, size=60), rng.normal(0, 2.0, size=60)
     groups = np.repeat(["a", "b"], 400)
 
@@ -133,7 +133,7 @@ def test_fold_change_slope_chooses_as_welch_and_benjamini_hochberg(rng: np.rando
     assert n_genes == 2 * n
 
 
-def test_without_a_gene_that_differs_the_slope_is_nan(rng: np.random.Generator) -> None:
+def test_without_differing_genes_the_slope_is_nan(rng: np.random.Generator) -> None:
     x = rng.poisson(5.0, size=(40, 6))
     slope, n_genes = vx.metrics.fold_change_slope(x, ["a"] * 20 + ["b"] * 20, x, ["a"] * 20 + ["b"] * 20)
     assert np.isnan(slope)

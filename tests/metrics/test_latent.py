@@ -1,4 +1,4 @@
-"""Metrics of a latent space against closed forms."""
+"""Metrics of a latent space, compared with closed forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prior gap against closed forms."""
+"""The prior gap, compared with closed forms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_gap_of_a_normal_aggregate(center: float, scale: float) -> None:
     mean_nd = RNG.normal(center, np.sqrt(scale**2 - sd**2), (3000, 2))
     gap, low = vx.metrics.prior_gap(mean_nd, np.full((3000, 2), sd**2), HELD)
     exact = 2 * 0.5 * (center**2 + scale**2 - 1.0 - 2 * np.log(scale))
-    # three standard errors, and what a mixture fitted to so many cells lacks
+    # three standard errors, and the loss of a mixture fitted to this number of cells
     assert abs(gap - exact) < 1.5 * (gap - low) + 0.05
     assert low < gap
 
@@ -31,7 +31,7 @@ def test_gap_of_a_mixture_is_found_by_a_mixture() -> None:
     np.testing.assert_allclose(gap, np.trapezoid(q * np.log(q / p), grid), rtol=0.06)
 
 
-def test_a_prior_may_be_given() -> None:
+def test_a_prior_can_be_given() -> None:
     mean_nd = RNG.normal(2.0, 0.5, (3000, 3))
     gap, low = vx.metrics.prior_gap(
         mean_nd,
@@ -43,7 +43,7 @@ def test_a_prior_may_be_given() -> None:
     assert abs(gap) < 0.1
 
 
-def test_nothing_is_held_out_and_many_dimensions() -> None:
+def test_without_held_out_cells_and_with_many_dimensions() -> None:
     mean_nd = RNG.normal(0, np.sqrt(0.75), (500, 60))
     gap, low = vx.metrics.prior_gap(mean_nd, np.full((500, 60), 0.25))
     assert low < 0.0 < 60 * 0.05 + gap
@@ -51,7 +51,7 @@ def test_nothing_is_held_out_and_many_dimensions() -> None:
     assert again == (gap, low)
 
 
-def test_few_cells_claim_nothing() -> None:
+def test_few_cells_give_no_lower_bound_above_zero() -> None:
     one, three = (vx.metrics.prior_gap(np.full((n, 1), 5.0), np.ones((n, 1))) for n in (1, 3))
     assert np.isnan(one).all()
     assert not three[1] > 0

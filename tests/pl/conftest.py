@@ -1,4 +1,4 @@
-"""A fit in use and a collapsed one, on small simulated counts."""
+"""A fit with used dimensions and a collapsed one, on small simulated counts."""
 
 from __future__ import annotations
 

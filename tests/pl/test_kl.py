@@ -34,7 +34,7 @@ def test_the_history_of_the_dimensions_sums_to_that_of_the_divergence(used):
     np.testing.assert_allclose(history["kl_per_dim"][kept], held_out, rtol=1e-4)
 
 
-def test_a_fit_without_that_history_says_so(used):
+def test_a_fit_without_this_history_is_refused(used):
     del used.uns["vae"]["history"]["kl_per_dim"]
     used.uns["vae"] = sealed(used.uns["vae"])
     with pytest.raises(ValueError, match="no record of the divergence per dimension"):
@@ -54,7 +54,7 @@ def test_another_fit_is_a_line_of_its_dimensions_highest_first(used, collapsed):
 
 
 class _Shifted(Prior):
-    """N(2, 0.25) in every dimension, as a prior without a closed form of its own."""
+    """N(2, 0.25) in every dimension, as a prior without a closed form."""
 
     def log_prob(self, z: torch.Tensor, condition_n: torch.Tensor | None = None) -> torch.Tensor:
         return -0.5 * ((z - 2.0).square() / 0.25 + math.log(2 * math.pi * 0.25)).sum(-1)
@@ -72,7 +72,7 @@ def test_a_learned_prior_is_drawn_as_its_density(used, monkeypatch):
         x, y = line.get_data()
         assert abs(x[y.argmax()] - 2.0) < 0.25
         np.testing.assert_allclose(y.max(), 1 / np.sqrt(2 * np.pi * 0.25), rtol=0.1)
-    # without a closed form, the bars are of the distribution that all cells make together
+    # without a closed form, bars are relative to the distribution of all cells together
     bars_ax: Any = pl.kl(used, show=False)
     bars = bars_ax.patches
     mean_nd, var_nd = used.obsm["X_vae"].astype(float), used.obsm["X_vae_var"].astype(float)

@@ -1,4 +1,4 @@
-"""Figures hold the numbers they claim to; artists are read, images are not compared."""
+"""Figures show the right numbers: artists are read, images are not compared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vxpress.pl._shared import headline
 
 PALE = "#d9d9d9"
 
-# each returns one of three things, which the tests know
+# typed as Any, because return values are unions of types
 pl: Any = vx.pl
 
 FUNCTIONS = [pl.history, pl.kl, pl.latent, pl.posterior]
@@ -40,11 +40,11 @@ def test_the_divergence_drawn_is_that_of_the_metrics(used):
     np.testing.assert_allclose(heights, np.sort(expected)[::-1])
 
 
-# what holds of all of them
+# properties of all figures
 
 
 @every
-def test_returns_axes_a_figure_or_nothing(used, plot, monkeypatch):
+def test_returns_axes_or_a_figure_or_none(used, plot, monkeypatch):
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(True))
     axes = plot(used, show=False)
@@ -85,7 +85,7 @@ def test_without_a_posterior_names_the_call(used, plot):
 
 
 @every
-def test_leaves_the_data_alone(used, plot):
+def test_the_data_do_not_change(used, plot):
     before = used.copy()
     plot(used, show=False)
     assert list(used.uns) == list(before.uns)
@@ -94,7 +94,7 @@ def test_leaves_the_data_alone(used, plot):
 
 
 @every
-def test_takes_the_key_of_another_fit(used, plot):
+def test_the_key_selects_another_fit(used, plot):
     vx.tl.fit_vae(used, n_latent=2, max_epochs=2, denoised=False, key_added="other")
     del used.uns["vae"]
     assert plot(used, key="other", show=False) is not None
@@ -177,7 +177,7 @@ def test_kl_per_cell_has_the_mean_that_metrics_reports(used):
     assert np.allclose(kl_per_cell(mean, var).mean(0), vx.metrics.kl_per_dimension(mean, var))
 
 
-def test_kl_marks_active_dimensions_and_says_the_verdict(used, collapsed):
+def test_kl_marks_active_dimensions_and_shows_the_verdict(used, collapsed):
     for adata, colour in ((used, SOFT), (collapsed, PALE)):
         ax = pl.kl(adata, show=False)
         assert {bar.get_facecolor() for bar in ax.patches} == {to_rgba(colour)}
@@ -185,12 +185,12 @@ def test_kl_marks_active_dimensions_and_says_the_verdict(used, collapsed):
         assert verdict.startswith(ax.get_title(loc="left").replace("\n", " "))
 
 
-def test_kl_of_a_collapsed_fit_looks_flat(collapsed):
+def test_kl_of_a_collapsed_fit_has_low_bars_on_a_fixed_axis(collapsed):
     ax = pl.kl(collapsed, show=False)
     assert max(bar.get_height() for bar in ax.patches) < 0.1 * ax.get_ylim()[1]
 
 
-def test_kl_of_many_dimensions_thins_its_labels(used):
+def test_kl_of_many_dimensions_labels_some_ticks(used):
     vx.tl.fit_vae(used, n_latent=70, max_epochs=1, denoised=False)
     ax = pl.kl(used, show=False)
     assert len(ax.patches) == 70
@@ -226,8 +226,8 @@ def test_latent_draws_the_umap_of_this_fit_only(used):
     assert pl.latent(used, dimensions=(1, 0), show=False).get_xlabel().startswith("dimension 1")
 
 
-def test_umap_is_known_by_what_scanpy_records(used):
-    # neither needs umap, whose compilation takes half a minute
+def test_umap_is_recognised_by_the_record_of_scanpy(used):
+    # this needs no UMAP, whose compilation takes half a minute
     sc.pp.neighbors(used, use_rep="X_vae", transformer="sklearn", method="gauss")
     assert umap_is_of(used.uns, Keys.of())
     assert not umap_is_of(used.uns, Keys.of("other"))
@@ -245,7 +245,7 @@ def test_latent_colours_by_category_number_and_gene(used):
     assert "depth_colors" not in used.uns
 
 
-def test_latent_takes_axes_layer_and_what_scanpy_takes(used):
+def test_latent_accepts_axes_layer_and_arguments_of_scanpy(used):
     gene = str(used.var_names[0])
     used.layers["twice"] = 2 * used.X
     ax = plt.figure().add_subplot()
@@ -278,7 +278,7 @@ def test_posterior_curves_are_the_posteriors_of_the_named_cells(used):
         for line, n in zip(cells, (3, 1), strict=True):
             mean, var = used.obsm["X_vae"][n, i], used.obsm["X_vae_var"][n, i]
             assert np.allclose(line.get_ydata(), norm.pdf(line.get_xdata(), mean, np.sqrt(var)))
-            # all of the curve is in view
+            # the whole curve is in view
             assert np.trapezoid(line.get_ydata(), line.get_xdata()) == pytest.approx(1.0, abs=0.01)
         assert np.allclose(prior.get_ydata(), norm.pdf(prior.get_xdata()))
         assert ax.get_title().startswith(f"dimension {i}: KL {kl_d[i]:.2f} nats per cell\n")
@@ -299,7 +299,7 @@ def test_posterior_chooses_cells_across_the_dimension(used):
     assert means[-1] - means[0] > used.obsm["X_vae"][:, kl_of(used).mean(0).argmax()].std()
 
 
-def test_posterior_says_whether_anything_collapsed(used, collapsed):
+def test_posterior_titles_show_whether_dimensions_collapsed(used, collapsed):
     high, low = (ax.get_title() for ax in pl.posterior(used, show=False))
     assert "most used" in high
     assert "none collapsed" in low

@@ -17,7 +17,7 @@ def checked(used: AnnData) -> AnnData:
     return used
 
 
-def test_panels_hold_the_numbers_computed(checked: AnnData) -> None:
+def test_panels_show_the_computed_numbers(checked: AnnData) -> None:
     axes = vx.pl.predictive_check(checked, show=False)
     assert isinstance(axes, list)
     found = checked.uns["vae_predictive_check"]
@@ -35,7 +35,7 @@ def test_panels_hold_the_numbers_computed(checked: AnnData) -> None:
     np.testing.assert_allclose(shown, found["genes"][["coverage_50", "coverage_90"]].to_numpy().T)
 
 
-def test_returns_axes_a_figure_or_nothing(checked: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_returns_axes_or_a_figure_or_none(checked: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(True))
     assert isinstance(vx.pl.predictive_check(checked, return_fig=True), Figure)

@@ -1,4 +1,4 @@
-"""What every figure does with wrong input, other people's axes, interrupts and styles."""
+"""Behaviour of all figures with invalid input, given axes, interrupts and styles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = ("history", "kl", "latent", "posterior", "predictive_check", "trajectory
 
 @pytest.fixture(scope="session")
 def _everything(_used: AnnData) -> AnnData:
-    """A fit with all that any of the figures reads."""
+    """Return a fit with all results that the figures read."""
     adata = _used.copy()
     vx.tl.predictive_check(adata, n_draws=2)
     path = vx.tl.interpolate(adata, "group_0", "group_1", groupby="group", n_steps=5)
@@ -39,7 +39,7 @@ def _everything(_used: AnnData) -> AnnData:
 
 @pytest.fixture
 def draw(_everything: AnnData) -> Any:
-    """``draw("kl", ax=3)`` calls ``vx.pl.kl`` on data that suits it."""
+    """Return a function such that ``draw("kl", ax=3)`` calls ``vx.pl.kl`` on suitable data."""
 
     def call(name: str, *, adata: AnnData | None = None, **kwargs: Any) -> Any:
         if adata is None:
@@ -52,7 +52,7 @@ def draw(_everything: AnnData) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_no_axes_is_refused_and_leaves_no_figure(draw, name):
+def test_invalid_axes_are_refused_and_no_figure_is_left_open(draw, name):
     figure, one = plt.subplots()
     for ax in ("x", 3, {"a": one}, [one, "x"], figure):
         with pytest.raises(TypeError, match=r"plt\.subplots"):
@@ -77,7 +77,7 @@ def test_what_is_no_axes_is_refused_and_leaves_no_figure(draw, name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "volcano"])
 @pytest.mark.parametrize("key", [3, "", "a/b", ["vae"]])
-def test_a_key_that_can_name_no_fit_is_refused(draw, name, key):
+def test_an_invalid_key_is_refused(draw, name, key):
     with pytest.raises(ValueError, match="key="):
         draw(name, key=key)
     assert not plt.get_fignums()
@@ -93,7 +93,7 @@ def test_ncols_is_a_whole_number(draw, name, ncols):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_figure_of_ours_is_closed_when_drawing_fails_and_one_of_others_is_not(draw, name, error, monkeypatch):
+def test_on_failure_a_new_figure_is_closed_and_the_users_figure_is_not(draw, name, error, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise error
 
@@ -109,7 +109,7 @@ def test_a_figure_of_ours_is_closed_when_drawing_fails_and_one_of_others_is_not(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_half_a_page_keeps_all_text_inside_the_figure(draw, name):
+def test_all_text_is_inside_a_figure_of_half_a_page(draw, name):
     height = {"predictive_check": 12.0, "posterior": 5.0}.get(name, 2.8)
     figure = draw(name, figsize=(3.5, height), return_fig=True)
     assert isinstance(figure, Figure)
@@ -124,7 +124,7 @@ def test_half_a_page_keeps_all_text_inside_the_figure(draw, name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("settings", ["dark_background", {"font.size": 18, "axes.grid": True}, "scanpy"])
-def test_draws_in_any_style_and_leaves_it(draw, name, settings):
+def test_draws_in_any_style_and_does_not_change_it(draw, name, settings):
     with plt.rc_context():
         if settings == "scanpy":
             sc.set_figure_params(dpi=60, figsize=(3, 3))
@@ -147,7 +147,7 @@ def test_draws_into_a_grid_with_and_without_constrained_layout(draw, name):
     assert draw(name, ax=part, return_fig=True) is part.figure.figure
 
 
-def test_ink_shows_on_dark_axes():
+def test_greys_are_visible_on_dark_axes():
     with plt.style.context("dark_background"):
         shades = Shades.of(plt.figure().add_subplot())
     assert sum(to_rgb(shades.ink)) > 2
@@ -159,7 +159,7 @@ def test_ink_shows_on_dark_axes():
 # cells and colours
 
 
-def test_cells_are_names_rows_or_a_mask(used):
+def test_cells_can_be_names_positions_or_a_mask(used):
     names = list(used.obs_names[[3, 1]])
     mask = np.isin(np.arange(used.n_obs), [1, 3])
     label = lambda cells: [line.get_label() for line in pl.posterior(used, cells=cells, show=False)[0].lines[:-1]]
@@ -186,7 +186,7 @@ def test_cells_are_names_rows_or_a_mask(used):
         (np.ones(200, dtype=bool), ValueError),
     ],
 )
-def test_other_cells_are_refused(used, cells, error):
+def test_invalid_cells_are_refused(used, cells, error):
     with pytest.raises(error, match="cells"):
         pl.posterior(used, cells=cells, show=False)
     assert not plt.get_fignums()
@@ -209,7 +209,7 @@ def test_other_cells_are_refused(used, cells, error):
         ({"projection": "3d"}, TypeError, "projection"),
     ],
 )
-def test_latent_names_what_it_cannot_use(used, kwargs, error, words):
+def test_latent_names_invalid_arguments(used, kwargs, error, words):
     with pytest.raises(error, match=words):
         pl.latent(used, **kwargs, show=False)
     assert not plt.get_fignums()
@@ -223,7 +223,7 @@ def test_genes_of_a_path_are_names(draw, genes, error):
         draw("trajectory", genes=np.arange(80) < 25)
 
 
-def test_colours_of_the_user_stay_and_ours_are_written_where_there_are_none(used):
+def test_existing_colours_are_kept_and_missing_ones_are_written(used):
     used.obs["own"] = used.obs["group"]
     used.uns["own_colors"] = ["#000001", "#000002", "#000003", "#000004"][: used.obs["group"].nunique()]
     before = list(used.uns["own_colors"])
@@ -287,7 +287,7 @@ def test_one_cell_is_drawn(used):
 
 
 def _seen(colours: list[str], matrix: list[list[float]]) -> np.ndarray:
-    """Colours in CIELAB as seen with a deficiency (Machado, Oliveira & Fernandes 2009, severity 1)."""
+    """Compute colours in CIELAB as seen with a deficiency (Machado, Oliveira & Fernandes 2009, severity 1)."""
     rgb = np.array([to_rgb(colour) for colour in colours])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     linear = np.clip(linear @ np.array(matrix).T, 0, 1)
@@ -334,7 +334,7 @@ def test_panels_wrap(used):
     assert pl.latent(used, color=genes[:2], ax=given, show=False) == list(given)
 
 
-def test_titles_of_neighbours_do_not_touch(used):
+def test_titles_of_neighbouring_panels_do_not_overlap(used):
     for figure in (
         pl.posterior(used, return_fig=True),
         pl.latent(
@@ -353,7 +353,7 @@ def test_spread_keeps_the_order_and_the_least_distance():
     places = spread(wanted, 2.0, 0.0, 40.0)
     order = np.argsort(wanted, kind="stable")
     assert np.diff(places[order]).min() >= 2.0 - 1e-9
-    # names with room stay where they are; the three in the way of each other move by as little as possible
+    # labels with enough space do not move; the three that overlap move as little as possible
     assert places[[2, 4]] == pytest.approx([1.0, 30.0])
     assert places[[0, 1, 3]].mean() == pytest.approx(wanted[[0, 1, 3]].mean())
     squeezed = spread(np.full(5, 39.0), 2.0, 0.0, 40.0)
@@ -361,7 +361,7 @@ def test_spread_keeps_the_order_and_the_least_distance():
     assert squeezed.min() == pytest.approx(32.0)
 
 
-def test_the_lines_of_a_path_are_named_at_their_ends(draw):
+def test_the_lines_of_a_path_are_labelled_at_their_ends(draw):
     (ax,) = draw("trajectory", genes=["gene_1", "gene_2"])
     named = {text.get_text(): text.arrow_patch.get_edgecolor() for text in ax.texts}
     assert named == {line.get_label(): to_rgba(line.get_color()) for line in ax.lines}

@@ -40,7 +40,7 @@ def path(fitted: ad.AnnData) -> ad.AnnData:
     return path
 
 
-def test_lines_are_the_expression_and_bands_the_flagged_steps(path: ad.AnnData) -> None:
+def test_lines_show_expression_and_bands_the_flagged_steps(path: ad.AnnData) -> None:
     names = list(path.var_names[[3, 1]])
     (ax,) = _axes(path, names, relative=False)
     assert [line.get_label() for line in ax.lines] == names
@@ -64,7 +64,7 @@ def test_the_genes_drawn_by_default_change_most(path: ad.AnnData) -> None:
     assert min(ratio[name] for name in labels) >= max(v for name, v in ratio.items() if name not in labels) - 1e-9
 
 
-def test_the_way_is_drawn_at_full_length_among_the_cells(path: ad.AnnData, fitted: ad.AnnData) -> None:
+def test_the_path_is_drawn_at_full_length_among_the_cells(path: ad.AnnData, fitted: ad.AnnData) -> None:
     _, plane = _axes(path, cells=fitted)
     drawn, z = plane.lines[0].get_xydata(), path.obsm["X_vae"]
     steps = [np.linalg.norm(np.diff(points, axis=0), axis=1) for points in (drawn, z)]
@@ -74,7 +74,7 @@ def test_the_way_is_drawn_at_full_length_among_the_cells(path: ad.AnnData, fitte
     assert {"group_0", "group_1"} <= {text.get_text() for text in plane.texts}
 
 
-def test_axes_and_figures_are_handed_back_as_scanpy_does(path: ad.AnnData, fitted: ad.AnnData) -> None:
+def test_axes_and_figures_are_returned_as_in_scanpy(path: ad.AnnData, fitted: ad.AnnData) -> None:
     assert isinstance(vx.pl.trajectory(path, return_fig=True), Figure)
     _, axes = plt.subplots(1, 2)
     assert vx.pl.trajectory(path, cells=fitted, ax=axes, show=False) == list(axes)
@@ -82,7 +82,7 @@ def test_axes_and_figures_are_handed_back_as_scanpy_does(path: ad.AnnData, fitte
         vx.pl.trajectory(path, cells=fitted, ax=axes[0], show=False)
 
 
-def test_what_is_no_path_is_refused(path: ad.AnnData, fitted: ad.AnnData) -> None:
+def test_data_that_are_not_a_path_are_refused(path: ad.AnnData, fitted: ad.AnnData) -> None:
     with pytest.raises(KeyError, match="This is not a path"):
         vx.pl.trajectory(fitted)
     with pytest.raises(KeyError, match="the same key= as to"):

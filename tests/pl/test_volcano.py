@@ -1,4 +1,4 @@
-"""The volcano plot holds the numbers of the ranking, whoever wrote it."""
+"""The volcano plot shows the numbers of the ranking, written by any function."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def colors(ax: Axes) -> np.ndarray:
 
 
 def hand_made(change: list[float], **fields: list[float]) -> AnnData:
-    """A ranking of the group "a" in scanpy's layout."""
+    """Build a ranking of the group "a" in scanpy's format."""
     adata = AnnData(np.zeros((2, len(change)), dtype=np.float32))
     names = [f"g{i}" for i in range(len(change))]
     record = lambda values, kind: np.rec.fromarrays([np.array(values)], dtype=[("a", kind)])
@@ -65,7 +65,7 @@ def test_points_are_scanpys_numbers(ranked):
     assert ax.get_ylabel() == "-log10 adjusted p-value"
 
 
-def test_what_passes_both_thresholds_is_coloured_by_its_side():
+def test_genes_beyond_both_thresholds_are_coloured_by_side():
     adata = hand_made([2, -2, 2, 0.5], pvals_adj=[1e-3, 1e-4, 0.2, 1e-9])
     ax = volcano(adata, show=False)
     np.testing.assert_allclose(colors(ax), [to_rgba(c) for c in (SECOND, MAIN, PALE, PALE)])
@@ -75,7 +75,7 @@ def test_what_passes_both_thresholds_is_coloured_by_its_side():
     assert len(everything.texts) == 4
 
 
-def test_the_highest_are_named_and_the_larger_change_breaks_ties():
+def test_the_highest_genes_are_labelled_and_the_larger_change_breaks_ties():
     adata = hand_made([2, 3, 4, 5], pvals_adj=[1e-9, 1e-3, 1e-9, 1e-2])
     ax = volcano(adata, n_genes=1, show=False)
     assert [text.get_text() for text in ax.texts] == ["g2"]
@@ -106,7 +106,7 @@ def test_changes_that_are_not_finite_are_left_out_and_counted():
     assert "2 genes" in ax.get_xlabel()
 
 
-def test_names_overlap_neither_each_other_nor_lie_far_from_their_points():
+def test_labels_do_not_overlap_and_are_near_their_points():
     rng = np.random.default_rng(0)
     change, height = rng.normal(3.0, 0.5, 25), rng.uniform(1e-12, 1e-10, 25)
     ax = volcano(hand_made(list(change), pvals_adj=list(height)), n_genes=25, show=False)
@@ -114,7 +114,7 @@ def test_names_overlap_neither_each_other_nor_lie_far_from_their_points():
     boxes = [Text.get_window_extent(text) for text in ax.texts]
     assert len(boxes) == 25
     for one, other in itertools.combinations(boxes, 2):
-        # the box of a line of text is a little larger than its letters
+        # the bounding box of text is slightly larger than its letters
         width = min(one.x1, other.x1) - max(one.x0, other.x0)
         height_of_both = min(one.y1, other.y1) - max(one.y0, other.y0)
         assert width <= 2 or height_of_both <= 0.35 * one.height
@@ -126,7 +126,7 @@ def test_names_overlap_neither_each_other_nor_lie_far_from_their_points():
 
 
 @pytest.mark.parametrize("changes", [[2.0] * 8, [2.0], [-3.0, 3.0]])
-def test_every_gene_is_named_once(changes):
+def test_every_gene_is_labelled_once(changes):
     ax = volcano(hand_made(changes, pvals_adj=[1e-9] * len(changes)), show=False)
     assert sorted(text.get_text() for text in ax.texts) == [f"g{i}" for i in range(len(changes))]
 
@@ -139,7 +139,7 @@ def test_a_change_far_beyond_the_others_is_drawn_at_the_edge_and_counted():
     assert len(ax.collections) == 2
 
 
-def test_genes_can_be_named_by_a_column(ranked):
+def test_genes_can_be_labelled_by_a_column(ranked):
     ranked.var["symbol"] = [f"S{i}" for i in range(ranked.n_vars)]
     ax = volcano(ranked, groups(ranked)[0], gene_symbols="symbol", max_pval=1.0, min_logfoldchange=0.0, show=False)
     known = set(ranked.var["symbol"])
@@ -147,7 +147,7 @@ def test_genes_can_be_named_by_a_column(ranked):
     assert {text.get_text() for text in ax.texts} <= known
 
 
-def test_draws_on_the_axes_given_and_returns_as_scanpy_does(ranked, monkeypatch):
+def test_draws_on_the_given_axes_and_returns_as_scanpy_does(ranked, monkeypatch):
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(True))
     group = groups(ranked)[0]

@@ -18,7 +18,7 @@ from vxpress.pp import _highly_variable_genes as module
 from vxpress.pp import _residuals
 from vxpress.pp._residuals import residual_moments
 
-# scanpy and anndata on their own account, under pandas 3.1
+# warnings from scanpy and anndata themselves, with pandas 3.1
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The 'mode.chained_assignment' option is deprecated:DeprecationWarning"),
@@ -102,21 +102,21 @@ def test_the_largest_residuals_count_no_more_than_the_next(min_cells: int, read_
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_of_few_cells_a_tenth_may_be_held_back() -> None:
+def test_with_few_cells_at_most_a_tenth_is_clipped() -> None:
     x = np.random.default_rng(1).negative_binomial(0.05, 0.01, (25, 40)).astype(np.float64)
     expected = by_definition(x, 100.0, min_cells=2)
     np.testing.assert_allclose(moments(x, min_cells=5).residual_variances_bg, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_cells_of_a_rare_type_count_together_wherever_they_lie() -> None:
+def test_cells_of_a_rare_type_count_together_across_batches() -> None:
     x = np.random.default_rng(0).poisson(0.3, (800, 150))
-    x[::100, :10] = 25  # ten markers of a type with one cell in each of eight batches
+    x[::100, :10] = 25  # ten markers of a type that has one cell in each of eight batches
     adata = AnnData(sparse.csr_matrix(x), obs={"batch": np.repeat(list("abcdefgh"), 100)})
     vx.pp.highly_variable_genes(adata, n_top_genes=10, batch_key="batch")
     assert adata.var["highly_variable"].to_numpy()[:10].all()
 
 
-def test_nothing_to_choose_by_is_said() -> None:
+def test_a_warning_is_raised_if_no_gene_varies() -> None:
     adata = data(n_obs=5, n_batches=1)
     adata.obs["batch"] = list("abcde")
     with pytest.warns(UserWarning, match="No batch has two cells"):
@@ -155,7 +155,7 @@ def test_renaming_batches_changes_nothing() -> None:
     pd.testing.assert_frame_equal(adata.var, other.var)
 
 
-def test_blocks_are_invisible(monkeypatch) -> None:
+def test_blocks_do_not_change_the_result(monkeypatch) -> None:
     adata = data(n_obs=120)
     whole = vx.pp.highly_variable_genes(adata, n_top_genes=30, batch_key="batch", copy=True)
     monkeypatch.setattr(_residuals, "READ_ENTRIES", 7 * adata.n_vars)
@@ -201,11 +201,11 @@ def test_the_matrix_is_never_changed() -> None:
     np.testing.assert_array_equal(x.indices, indices_before)
 
 
-def test_genes_never_seen_come_last() -> None:
+def test_genes_without_counts_are_ranked_last() -> None:
     adata = data(n_vars=60)
     x = adata.X.toarray()
     x[:, ::2] = 0
-    x[adata.obs["batch"] == "batch_0", 1:40:2] = 0  # so few genes in this batch that scanpy would list unseen ones
+    x[adata.obs["batch"] == "batch_0", 1:40:2] = 0  # so few genes in this batch that scanpy would rank unexpressed ones
     adata.X = x
     vx.pp.highly_variable_genes(adata, n_top_genes=25, batch_key="batch")
     assert adata.var["highly_variable"].sum() == 25
@@ -215,7 +215,7 @@ def test_genes_never_seen_come_last() -> None:
     assert adata.var["highly_variable"].to_numpy()[1::2].all()
 
 
-def test_a_batch_of_one_cell_has_no_say() -> None:
+def test_a_batch_of_one_cell_has_no_effect() -> None:
     adata = data(n_obs=100, n_batches=1)
     adata.obs["batch"] = ["single"] + ["many"] * 99
     vx.pp.highly_variable_genes(adata, n_top_genes=20, batch_key="batch", min_cells=1)
@@ -231,7 +231,7 @@ def test_more_genes_than_there_are_selects_all_with_a_warning() -> None:
     assert adata.var["highly_variable"].all()
 
 
-def test_finds_the_genes_that_differ() -> None:
+def test_differing_genes_are_selected() -> None:
     adata = vx.datasets.simulate(1500, 400, de_fraction=0.2, de_log_fold_change=2.5, library_mean=2000, dispersion=100)
     vx.pp.highly_variable_genes(adata, n_top_genes=50)
     varies = adata.var["de_true"] | (adata.var["state_log_fold_change_true"].abs() > 0)
@@ -255,17 +255,17 @@ def test_layer_subset_copy_and_view() -> None:
     assert "highly_variable" not in adata.var
 
 
-def test_a_view_of_what_is_no_counts_stays_a_view() -> None:
+def test_a_view_without_counts_stays_a_view() -> None:
     adata = data()
     adata.X = adata.X * 0.5
     view = adata[:, :100]
-    # without the warning that a copy is made
+    # no warning about a copy
     with pytest.raises(ValueError, match="not whole numbers"):
         vx.pp.highly_variable_genes(view, n_top_genes=20)
     assert view.is_view
 
 
-def test_a_view_is_cut_to_the_selected_genes() -> None:
+def test_a_view_is_subset_to_the_selected_genes() -> None:
     adata = data()
     view = adata[10:, :100]
     expected = vx.pp.highly_variable_genes(adata[10:, :100].copy(), n_top_genes=20, subset=True, copy=True)
@@ -292,7 +292,7 @@ def test_delegates_to_scanpy() -> None:
     np.testing.assert_array_equal(adata.var["highly_variable"], direct["highly_variable"])
 
 
-def test_a_missing_extra_is_named(monkeypatch) -> None:
+def test_a_missing_dependency_is_named(monkeypatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install scikit-misc.*flavor='nb'"):
         vx.pp.highly_variable_genes(data(), n_top_genes=30, flavor="seurat_v3")

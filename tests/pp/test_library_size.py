@@ -53,7 +53,7 @@ def test_backed(kind: str, tmp_path) -> None:
     adata.file.close()
 
 
-def test_view_is_made_actual_and_its_parent_stays() -> None:
+def test_a_view_becomes_actual_and_its_parent_does_not_change() -> None:
     parent = AnnData(counts())
     view = parent[5:25]
     with pytest.warns(UserWarning, match="view"):
@@ -64,16 +64,16 @@ def test_view_is_made_actual_and_its_parent_stays() -> None:
     np.testing.assert_array_equal(view.obs["library_size"], parent.X[5:25].sum(axis=1))
 
 
-def test_a_view_of_what_is_no_counts_stays_a_view() -> None:
+def test_a_view_without_counts_stays_a_view() -> None:
     parent = AnnData(counts() + 0.5)
     view = parent[5:25]
-    # without the warning that a copy is made
+    # no warning about a copy
     with pytest.raises(ValueError, match="not whole numbers"):
         vx.pp.library_size(view)
     assert view.is_view
 
 
-def test_sums_stay_exact_where_single_precision_would_not() -> None:
+def test_sums_are_exact_beyond_single_precision() -> None:
     adata = AnnData(np.array([[2.0**24, 1.0, 2.0], [1.0, 0.0, 0.0]], dtype=np.float32))
     vx.pp.library_size(adata)
     assert adata.obs["library_size"].tolist() == [2.0**24 + 3, 1.0]
@@ -113,7 +113,7 @@ def test_empty_cells_count_as_zero_and_not_in_the_prior() -> None:
     np.testing.assert_allclose(adata.uns["library_size"]["log_mean"], [np.log(filled).mean()])
 
 
-def test_an_entry_is_replaced_only_when_asked() -> None:
+def test_an_entry_is_replaced_only_on_request() -> None:
     adata = AnnData(counts())
     adata.obs["library_size"] = 1.0
     with pytest.raises(ValueError, match=r"overwrite=True.*key_added="):
@@ -134,7 +134,7 @@ def test_copy_leaves_the_original() -> None:
     assert "library_size" not in adata.obs
 
 
-def test_unused_categories_are_no_batches() -> None:
+def test_unused_categories_are_not_batches() -> None:
     adata = batched(counts(), "a", "c")
     adata.obs["batch"] = adata.obs["batch"].cat.set_categories(["a", "b", "c"])
     vx.pp.library_size(adata, batch_key="batch")
@@ -167,7 +167,7 @@ def test_bad_input_is_named_and_nothing_is_written(change, options, error, messa
 
 
 @pytest.mark.parametrize("writer", ["h5ad", "zarr"])
-def test_what_is_written_survives_the_file(writer: str, tmp_path) -> None:
+def test_results_are_the_same_after_a_file_round_trip(writer: str, tmp_path) -> None:
     if writer == "zarr":
         pytest.importorskip("zarr")
     adata = batched(counts(), "a", "b")

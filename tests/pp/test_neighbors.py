@@ -1,4 +1,4 @@
-"""The graph is laid out as scanpy's, so that scanpy goes on from it."""
+"""The graph has scanpy's format, so that scanpy's functions can use it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def of_scanpy(fitted: ad.AnnData) -> ad.AnnData:
 
 
 @pytest.mark.parametrize("key_added", [None, "post"])
-def test_the_layout_is_that_of_scanpy(fitted, key_added):
+def test_results_are_written_in_the_format_of_scanpy(fitted, key_added):
     plain = fitted.copy()
     sc.pp.neighbors(plain, 12, use_rep="X_vae", key_added=key_added)
     vx.pp.neighbors(fitted, 12, key_added=key_added)
@@ -69,7 +69,7 @@ def test_with_equally_narrow_posteriors_the_graph_is_that_of_scanpy(fitted, of_s
 
 
 @pytest.mark.parametrize("key_added", [None, "post"])
-def test_scanpy_goes_on_from_it(fitted, key_added):
+def test_scanpys_functions_use_the_graph(fitted, key_added):
     vx.pp.neighbors(fitted, n_draws=2, key_added=key_added)
     sc.tl.leiden(fitted, neighbors_key=key_added, flavor="igraph", n_iterations=2)
     sc.tl.umap(fitted, neighbors_key=key_added, maxiter=5)
@@ -101,7 +101,7 @@ def test_edge_frequencies(fitted, distance):
     assert "edge_frequency_key" not in fitted.uns["neighbors"]
 
 
-def test_draws_leave_the_graph_as_it_is_and_repeat_with_the_seed(fitted):
+def test_draws_do_not_change_the_graph_and_repeat_with_the_seed(fitted):
     graphs = []
     for rng in (0, 0, 1):
         vx.pp.neighbors(fitted, n_draws=3, rng=rng)
@@ -134,7 +134,7 @@ def test_cells_alone_suffice_without_counts_or_covariates(fitted):
     assert (bare.obsp["distances"] != fitted.obsp["distances"]).nnz == 0
 
 
-def test_a_view_becomes_actual_and_the_verbosity_stays(fitted):
+def test_a_view_becomes_actual_and_the_verbosity_does_not_change(fitted):
     before = sc.settings.verbosity
     part = fitted[:50]
     with pytest.warns(UserWarning, match="view"):

@@ -1,4 +1,4 @@
-"""What a model finds odd about a cell, against plain computations."""
+"""Measures of unusual cells, compared with plain computations."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_distances_are_those_of_a_tree():
 
 
 @pytest.mark.parametrize("likelihood", ["zinb", "poisson", "gaussian", "bernoulli"])
-def test_every_distribution_is_understood(make_cells, likelihood):
+def test_every_likelihood_is_supported(make_cells, likelihood):
     found = evidence(_model(likelihood), make_cells(10), np.zeros((20, 2), np.float32))
     assert np.isfinite(found.parts_nk).all()
 

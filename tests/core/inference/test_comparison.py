@@ -1,4 +1,4 @@
-"""Differences of held-out likelihoods: their intervals cover, and what is too small is left undecided."""
+"""Differences of held-out likelihoods: intervals have their coverage, and small differences stay undecided."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vxpress.core.inference.comparison import Scores, difference, ranking, verdi
 def scores(
     rng: np.random.Generator, mean: float, *, n_fits: int, n: int, seed_sd: float, cells_n: np.ndarray
 ) -> Scores:
-    """Fits whose seeds shift all cells, on cells that are easy or hard for every model."""
+    """Simulate fits whose seeds shift all cells, on cells that are easy or hard for every model."""
     many = mean + cells_n + seed_sd * rng.normal(size=(n_fits, 1)) + rng.normal(size=(n_fits, n))
     return Scores(many, many - 0.01)
 
 
 @pytest.mark.parametrize(("n_a", "n_b", "seed_sd"), [(1, 1, 0.0), (3, 3, 0.2), (5, 2, 0.1), (4, 4, 0.0)])
-def test_the_interval_covers_seeds_and_cells(n_a: int, n_b: int, seed_sd: float) -> None:
+def test_the_interval_covers_variation_between_seeds_and_cells(n_a: int, n_b: int, seed_sd: float) -> None:
     rng, n, truth, hits, runs = np.random.default_rng(0), 200, 0.3, 0, 1500
     for _ in range(runs):
         cells_n = 50 * rng.normal(size=n)
@@ -26,7 +26,7 @@ def test_the_interval_covers_seeds_and_cells(n_a: int, n_b: int, seed_sd: float)
         b = scores(rng, 0.0, n_fits=n_b, n=n, seed_sd=seed_sd, cells_n=cells_n)
         found = difference(a, b)
         hits += found.low <= truth <= found.high
-    # at least what is promised, within the noise of the runs, and not much more than that with the cells alone
+    # at least the nominal coverage, within the noise of the runs, and not much more if only cells vary
     assert hits / runs > 0.95 - 3 * np.sqrt(0.95 * 0.05 / runs)
     assert hits / runs < (0.97 if n_a == 1 else 1)
 
@@ -49,7 +49,7 @@ def test_seeds_alone_are_welchs_t_test() -> None:
     np.testing.assert_allclose([found.low, found.high], [expected.low, expected.high], rtol=1e-9)
 
 
-def test_what_the_bounds_lack_is_undecided() -> None:
+def test_differences_below_the_gap_of_the_bounds_are_undecided() -> None:
     rng = np.random.default_rng(3)
     base_n = rng.normal(size=(1, 400))
     tight, loose = Scores(base_n, base_n - 0.1), Scores(base_n - 1, base_n - 3)
@@ -62,7 +62,7 @@ def test_what_the_bounds_lack_is_undecided() -> None:
     assert verdict(difference(noisy, tight)) == "undecided"
 
 
-def test_equals_single_cells_and_impossible_cells_decide_nothing() -> None:
+def test_equal_scores_single_cells_and_infinite_scores_are_undecided() -> None:
     values = np.array([[1.0, 2.0, 3.0]])
     same = Scores(values, values)
     found = difference(same, same)

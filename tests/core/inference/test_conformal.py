@@ -1,4 +1,4 @@
-"""p-values by rank among held-out cells, and what is regressed out before."""
+"""P-values from ranks among held-out cells, and the regression before."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _circumstances(n: int, rng: np.random.Generator, n_batches: int = 1) -> Circ
 
 
 def _parts(at: Circumstances, rng: np.random.Generator) -> np.ndarray:
-    """Skewed quantities whose location and scale depend on depth and batch, and which are correlated."""
+    """Draw skewed, correlated quantities whose location and scale depend on depth and batch."""
     n = len(at.log_depth_n)
     noise = rng.gamma(2.0, size=(n, len(PARTS))) + rng.gamma(2.0, size=(n, 1)) - 4.0
     location = 3.0 * at.log_depth_n - 0.3 * at.log_depth_n**2 + 2.0 * at.batch_n
@@ -23,7 +23,7 @@ def _parts(at: Circumstances, rng: np.random.Generator) -> np.ndarray:
     return location[:, None] + scale[:, None] * noise
 
 
-def test_p_values_count_what_is_at_least_as_odd():
+def test_p_values_count_scores_that_are_at_least_as_high():
     calibration = np.array([1.0, 2.0, 2.0, 3.0])
     zeros = np.zeros(4, dtype=int)
     score = np.array([0.0, 2.0, 2.5, 9.0])
@@ -33,7 +33,7 @@ def test_p_values_count_what_is_at_least_as_odd():
     np.testing.assert_allclose(found, plain)
 
 
-def test_ties_broken_at_random_lie_between_the_bounds():
+def test_p_values_with_random_ties_are_between_the_bounds():
     calibration, zeros = np.array([1.0, 2.0, 2.0, 3.0]), np.zeros(4, dtype=int)
     many = np.full(4000, 2.0)
     found = p_values(many, np.zeros(4000, int), calibration, zeros, smallest=200, rng=np.random.default_rng(0))
@@ -43,7 +43,7 @@ def test_ties_broken_at_random_lie_between_the_bounds():
 
 
 def test_exchangeable_scores_give_uniform_p_values():
-    """Over many calibrations: rank p-values are uniform on 1 / (n + 1) ... 1, whatever the distribution of the scores."""
+    """Over many calibrations, rank p-values are uniform on 1 / (n + 1) ... 1 for any distribution of the scores."""
     rng = np.random.default_rng(0)
     one = np.zeros(1, dtype=int)
     found = np.array(
@@ -54,7 +54,7 @@ def test_exchangeable_scores_give_uniform_p_values():
     assert ((counts - 400) ** 2 / 400).sum() < 27.9  # chi-square with 9 degrees of freedom, 0.1 %
 
 
-def test_batches_with_enough_cells_are_ranked_among_their_own():
+def test_batches_with_enough_cells_are_ranked_within_the_batch():
     batch = np.repeat([0, 1, 2], [300, 200, 199])
     assert strata(batch, 200).tolist() == [0, 1]
     calibration = np.concatenate([np.linspace(0, 1, 300), np.linspace(10, 11, 200), np.linspace(20, 21, 199)])
@@ -64,7 +64,7 @@ def test_batches_with_enough_cells_are_ranked_among_their_own():
     np.testing.assert_allclose(unseen, 400 / 700)
 
 
-def test_regression_takes_depth_and_batch_out_of_location_and_scale():
+def test_regression_removes_depth_and_batch_from_location_and_scale():
     rng = np.random.default_rng(1)
     seen, new = _circumstances(4000, rng, 3), _circumstances(4000, rng, 3)
     model = Regression.fit(_parts(seen, rng), seen)
@@ -88,7 +88,7 @@ def test_regression_recovers_what_it_can_express():
     np.testing.assert_allclose(model.apply(line + 1.0, at_new), 1.0, atol=0.2)
 
 
-def test_depths_never_seen_count_as_the_nearest_and_a_batch_never_seen_as_the_mean():
+def test_unseen_depths_use_the_nearest_depth_and_unseen_batches_the_mean():
     rng = np.random.default_rng(3)
     at = _circumstances(600, rng, 2)
     model = Regression.fit(_parts(at, rng), at)
@@ -99,15 +99,15 @@ def test_depths_never_seen_count_as_the_nearest_and_a_batch_never_seen_as_the_me
     assert np.isfinite(unseen).all()
 
 
-def test_one_depth_and_constant_parts_are_borne():
+def test_one_depth_and_constant_parts_give_finite_scores():
     at = Circumstances(np.full(60, 7.0), np.zeros(60, int))
     values = np.tile(np.arange(60.0)[:, None], (1, len(PARTS)))
     values[:, 2] = 5.0
     assert np.isfinite(Score.fit(values, at).apply(values, at)).all()
 
 
-def test_the_whole_way_is_calibrated_in_every_batch_and_depth():
-    """Scores of calibration cells are cross-fitted, so those of new cells compare with them."""
+def test_p_values_are_calibrated_in_every_batch_and_depth():
+    """Scores of calibration cells are cross-fitted, so they are comparable with those of new cells."""
     ranks, rng = [], np.random.default_rng(4)
     for _ in range(15):
         seen, new = _circumstances(400, rng, 3), _circumstances(200, rng, 3)
@@ -117,7 +117,7 @@ def test_the_whole_way_is_calibrated_in_every_batch_and_depth():
         p = p_values(score, new.batch_n, calibration, seen.batch_n, smallest=200, rng=rng)
         ranks.append(np.stack([p, new.batch_n, new.log_depth_n], axis=1))
     p, batch, depth = np.concatenate(ranks).T
-    # one calibration is shared by 200 cells, so the distance is that of some hundred independent ones
+    # 200 cells share one calibration, so the distance is that of about a hundred independent cells
     bound = 1.36 * np.sqrt(1 / (15 * 400) + 1 / len(p))
     assert kstest(p, "uniform").statistic < bound
     for part in [batch == 0, batch == 1, batch == 2, depth < 6.7, depth > 7.3]:
@@ -138,7 +138,7 @@ def test_cross_fitting_leaves_each_cell_out():
     assert after == pytest.approx(alone, rel=0.3)
 
 
-def test_little_surprise_does_not_make_up_for_distance():
+def test_low_surprise_does_not_compensate_for_distance():
     units = np.array([[1.5, -5.0, -5.0, -5.0], [1.5, 0.0, 0.0, 0.0], [1.5, 1.0, -2.0, 2.0], [9.0, 9.0, 9.0, 9.0]])
     np.testing.assert_allclose(combined(units), [1.5, 1.5, 4.5, 15.0], atol=0.03)
     assert combined(np.array([[9.0, 0, 0, 0]])) > combined(np.array([[8.0, 0, 0, 0]]))

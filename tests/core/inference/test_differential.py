@@ -1,4 +1,4 @@
-"""Posterior of a fold change: closed forms, scipy's tests, calibration under a null."""
+"""Posterior of a fold change, compared with closed forms, scipy's tests and calibration under a null."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def zeros(n: int) -> np.ndarray:
     return np.zeros(n, dtype=np.int64)
 
 
-def test_sums_are_those_of_a_plain_loop():
+def test_sums_equal_those_of_a_plain_loop():
     rng = np.random.default_rng(0)
     library = rng.lognormal(6, 0.5, 150)
     x = rng.poisson(library[:, None] * rng.uniform(1e-4, 1e-2, 7))
@@ -70,7 +70,7 @@ def test_sums_are_those_of_a_plain_loop():
 
 
 def test_without_a_prior_the_tail_is_that_of_the_binomial_test(monkeypatch):
-    # Poisson counts of equal cells: given the total, the share is binomial; the mid-p value is the posterior's
+    # Poisson counts of equal cells: given the total, the share is binomial; the posterior gives the mid-p value
     monkeypatch.setattr(differential, "PRIOR_COUNTS", 1.0)
     n_up, n_down = 40_000, 60_000
     counts = np.array([[3.0, 40.0, 90.0], [12.0, 60.0, 60.0]])
@@ -88,7 +88,7 @@ def test_without_a_prior_the_tail_is_that_of_the_binomial_test(monkeypatch):
     assert (np.sign(found.score_g) == [-1, 1, 1])[[0, 2]].all()
 
 
-def test_many_molecules_leave_the_fold_change_of_the_counts_and_few_that_of_the_model():
+def test_many_molecules_give_the_fold_change_of_the_counts_and_few_that_of_the_model():
     units = Units.of(codes((0, 50_000), (1, 50_000)), zeros(100_000), zeros(100_000))
     exposure = np.full((2, 2), 1000.0)
     many = Evidence(units, np.array([[4e6, 0.0], [1e6, 0.0]]), exposure, np.array([[4e6, 0.0], [1e6, 0.0]]), ones(2))
@@ -96,15 +96,15 @@ def test_many_molecules_leave_the_fold_change_of_the_counts_and_few_that_of_the_
         many, Contrast.of(units, 0, 1), Prior(np.array([1.0, 8.0]), ones(2), np.zeros(2)), delta=0.1, by_sample=False
     )
     np.testing.assert_allclose(found.lfc_g, [2.0, 3.0], atol=1e-4)
-    assert found.score_g[0] > 37  # beyond what a float can hold as a tail
-    # without a molecule the model speaks alone, the less the fewer cells it was asked of
+    assert found.score_g[0] > 37  # the tail probability underflows
+    # without molecules the result is that of the model alone; with fewer decoded cells it is more uncertain
     unsure = compare(
         many, Contrast.of(units, 0, 1), Prior(np.array([1.0, 8.0]), ones(2), ones(2)), delta=0.1, by_sample=False
     )
     assert 0.3 > unsure.pval_g[1] > 5 * found.pval_g[1]
 
 
-def test_both_directions_mirror_each_other():
+def test_swapped_groups_give_the_opposite_result():
     rng = np.random.default_rng(1)
     x, library = rng.negative_binomial(1, 0.3, (120, 20)), rng.uniform(500, 1500, 120)
     units = Units.of(codes((0, 50), (1, 70)), rng.integers(0, 3, 120), zeros(120))
@@ -137,8 +137,8 @@ def test_p_values_of_random_halves_are_uniform_or_larger():
     assert (pvals < 1e-3).mean() < 2e-3
 
 
-def test_a_batch_effect_is_no_difference_between_groups():
-    # the batch with more of group 0 has tenfold expression: pooled, every gene differs
+def test_a_batch_effect_does_not_appear_as_a_difference_between_groups():
+    # the batch with more cells of group 0 has tenfold expression: with pooled batches, every gene differs
     rng = np.random.default_rng(3)
     stratum = codes((0, 200), (1, 200))
     group = np.concatenate([codes((0, 150), (1, 50)), codes((0, 50), (1, 150))])
@@ -166,7 +166,7 @@ def test_samples_that_differ_are_the_units_of_replication(paired):
     n_samples, n_genes = 8, 400
     sample = np.repeat(np.arange(n_samples), 60)
     group = (np.tile([0, 1], 30 * n_samples) if paired else sample % 2).astype(np.int64)
-    # each sample has its own level; where samples hold both groups, its own difference as well
+    # each sample has its own level; if samples have both groups, also its own difference
     level = rng.lognormal(0, 0.5, (n_samples, n_genes))
     own = rng.lognormal(0, 0.5, (n_samples, n_genes)) if paired else np.ones((n_samples, n_genes))
     mean = 3 * level[sample] * np.where(group[:, None] == 0, own[sample], 1.0)
@@ -183,7 +183,7 @@ def test_samples_that_differ_are_the_units_of_replication(paired):
 
 
 def test_the_threshold_is_the_boundary_of_the_null():
-    # a true change of exactly delta is called in one direction about half as often as alpha says
+    # a true change of exactly delta is called in one direction about half as often as alpha
     rng = np.random.default_rng(5)
     n = 200
     x = np.concatenate([rng.poisson(20 * 2**0.5, (n, 3000)), rng.poisson(20.0, (n, 3000))])
@@ -201,7 +201,7 @@ def test_groups_that_share_no_stratum_are_compared_over_all():
     assert Contrast.of(units, 0, None).confounded
     assert Contrast.of(units, 0, None).stratum_m.max() == 0
     assert not Contrast.of(units, 1, 2).confounded
-    # strata without one of the two say nothing and are left out
+    # strata without one of the two groups are left out
     assert (units.group_m[Contrast.of(units, 1, None).unit_m] != 0).all()
 
 
@@ -220,7 +220,7 @@ def test_the_models_expectation_alone_is_as_uncertain_as_counts_would_be():
     assert result.pval_g[1] > 0.99
 
 
-def test_a_gene_without_molecules_and_a_cell_alone_give_finite_numbers():
+def test_a_gene_without_molecules_and_a_single_cell_give_finite_numbers():
     units = Units.of(codes((0, 1), (1, 30)), zeros(31), zeros(31))
     x = np.zeros((31, 3), dtype=int)
     x[0, 1], x[5, 2] = 4, 30
@@ -232,7 +232,7 @@ def test_a_gene_without_molecules_and_a_cell_alone_give_finite_numbers():
         assert found.pval_g[[0, 2]].min() > 0.2
 
 
-def test_a_burst_in_one_cell_is_no_difference():
+def test_high_counts_in_one_cell_are_not_significant():
     x = np.zeros((100, 2), dtype=int)
     x[7, 0] = 200
     units = Units.of(codes((0, 50), (1, 50)), zeros(100), zeros(100))
@@ -246,8 +246,8 @@ def test_a_burst_in_one_cell_is_no_difference():
     assert found.pval_g[0] > 0.05
 
 
-def test_the_prior_counts_as_a_stratum_of_its_own():
-    # the more it is worth, the nearer the fold change is to the model's
+def test_the_prior_acts_as_an_additional_stratum():
+    # the larger its weight, the closer the fold change is to the model's
     units = Units.of(codes((0, 10), (1, 10)), zeros(20), zeros(20))
     evidence = Evidence(units, np.array([[10.0], [10.0]]), np.full((2, 1), 10.0), np.array([[10.0], [10.0]]), ones(1))
     contrast = Contrast.of(units, 0, 1)

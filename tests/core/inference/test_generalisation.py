@@ -40,8 +40,8 @@ def test_an_overfitted_model_describes_new_cells_worse(overfitted: ad.AnnData) -
     assert abs(halves.gap) < 3 * halves.se
 
 
-def test_depth_is_not_taken_for_overfitting() -> None:
-    """Deep cells have a far lower ELBO; deep and shallow training cells of one kind show no such gap."""
+def test_differences_in_depth_are_not_reported_as_overfitting() -> None:
+    """Deep cells have a much lower ELBO, but deep and shallow training cells of the same type have no gap."""
     adata = vx.datasets.simulate(600, 60, n_groups=2, library_mean=300, rng=0)
     vx.tl.fit_vae(adata, max_epochs=25, n_latent=2, n_hidden=16, denoised=False)
     fit = find_fit(adata, None, "vae")
@@ -56,13 +56,13 @@ def test_depth_is_not_taken_for_overfitting() -> None:
     assert abs(found.gap) < 0.15 * (elbo_n[~deep].mean() - elbo_n[deep].mean())
 
 
-def test_too_few_cells_say_nothing(fitted: ad.AnnData) -> None:
+def test_too_few_cells_give_no_result(fitted: ad.AnnData) -> None:
     fit = find_fit(fitted, None, "vae")
     cells = read_query(fitted, fit, None)[0]
     assert generalisation(fit.model, cells, np.arange(100), np.arange(100, 110), seed=0) is None
 
 
-def test_rows_of_counts_are_taken_in_the_order_asked(fitted: ad.AnnData) -> None:
+def test_rows_of_counts_are_returned_in_the_requested_order(fitted: ad.AnnData) -> None:
     cells = read_query(fitted, find_fit(fitted, None, "vae"), None)[0]
     rows = torch.tensor([7, 3, 3, 150])
     assert (cells.take(rows).counts.dense(torch.arange(4)) == cells.counts.dense(rows)).all()

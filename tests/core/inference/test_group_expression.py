@@ -1,4 +1,4 @@
-"""Decoded expression of groups against the plain means of decoded cells."""
+"""Decoded expression of groups, compared with plain means of decoded cells."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_sums_over_units_are_those_of_decoded_cells():
         np.testing.assert_allclose(found.variance_mg[m], cells.var((0, 1)), rtol=1e-2, atol=1e-8)
 
 
-def test_an_unsure_posterior_adds_to_the_variance():
+def test_posterior_variance_adds_to_the_variance():
     model, n = model_of(), 400
     mean_nd, unit_n = torch.zeros(n, 3), np.zeros(n, dtype=np.int64)
     sure, unsure = (

@@ -1,4 +1,4 @@
-"""The importance-weighted bound against marginals known in closed form or by quadrature."""
+"""The importance-weighted bound, compared with marginals from closed forms or quadrature."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LinearGaussian:
 
     @torch.no_grad()
     def model(self, shift: float = 0.0, widen: float = 1.0) -> VAE:
-        """The model, its posterior moved by ``shift`` standard deviations and widened."""
+        """Return the model with its posterior shifted by ``shift`` standard deviations and widened."""
         config = ModelConfig(n_genes=G, n_latent=D, n_hidden=4, likelihood="gaussian", norm="none", dropout=0.0)
         model = build(config, 0).double().eval()
         bodies = model.encoder.body, cast("MLP", model.decoder.body)
@@ -94,11 +94,11 @@ def test_with_the_true_posterior_every_sample_gives_the_exact_marginal(linear: L
         assert found.se_n.max() < 1e-4
 
 
-def test_the_elbo_lacks_the_divergence_from_the_true_posterior(linear: LinearGaussian) -> None:
+def test_the_elbo_is_lower_by_the_divergence_from_the_true_posterior(linear: LinearGaussian) -> None:
     shift, widen, n_samples = 0.8, 1.5, 4000
     found = log_likelihood(linear.model(shift, widen), linear.cells, n_samples, seed=0)
     gap = D * 0.5 * (widen + shift**2 - 1 - np.log(widen))
-    # the average over cells of estimates whose own errors are independent
+    # mean over cells of estimates with independent errors
     np.testing.assert_allclose((linear.exact_n - found.elbo_n).mean(), gap, rtol=0.01)
     assert (found.reconstruction_n > found.elbo_n).all()
     sd_d = np.sqrt(linear.var_d)
@@ -108,7 +108,7 @@ def test_the_elbo_lacks_the_divergence_from_the_true_posterior(linear: LinearGau
 
 
 def test_the_bound_is_below_the_marginal_and_rises_with_the_samples(linear: LinearGaussian) -> None:
-    # narrower than the truth: the hard case, weights without a bound
+    # narrower than the true posterior: the difficult case, with unbounded weights
     model = linear.model(1.0, 0.5)
     means, errors = [], []
     for n_samples in (1, 4, 16, 64):
@@ -128,13 +128,13 @@ def test_the_bound_is_below_the_marginal_and_rises_with_the_samples(linear: Line
 def test_the_standard_error_is_that_of_the_estimate(linear: LinearGaussian) -> None:
     model = linear.model(0.3, 1.3)
     found = log_likelihood(model, linear.cells, 1000, seed=0)
-    # each cell's estimate against the known answer, in units of its own standard error
+    # the error of each cell's estimate in units of its standard error
     score_n = (found.log_likelihood_n - linear.exact_n) / found.se_n
     assert 0.85 < score_n.std() < 1.15
     assert abs(score_n.mean()) < 4 / np.sqrt(N)
 
 
-def test_memory_for_more_or_fewer_rows_gives_the_same_answer(linear: LinearGaussian) -> None:
+def test_rows_per_pass_do_not_change_the_result_beyond_noise(linear: LinearGaussian) -> None:
     model = linear.model(0.5, 1.5)
     few, many = (
         importance_bound(lambda rows: CellProposal(model, linear.cells, rows), N, 500, rows_per_pass=rows, seed=1)
@@ -145,7 +145,7 @@ def test_memory_for_more_or_fewer_rows_gives_the_same_answer(linear: LinearGauss
     assert log_likelihood(model, linear.cells, 50, seed=3).log_likelihood_n.shape == (N,)
 
 
-def test_streamed_sums_are_the_sums() -> None:
+def test_streamed_sums_equal_the_direct_sums() -> None:
     rng = np.random.default_rng(0)
     reconstruction, ratio = rng.normal(-5000, 40, (60, 9)), rng.normal(0, 3, (60, 9))
     reconstruction[:, 0] = -np.inf
@@ -161,7 +161,7 @@ def test_streamed_sums_are_the_sums() -> None:
     np.testing.assert_allclose(found.se_n[1:], w.std(0, ddof=1) / w.mean(0) / np.sqrt(60), rtol=1e-10)
     np.testing.assert_allclose(found.reconstruction_n[2:], reconstruction[:, 2:].mean(0))
     np.testing.assert_allclose(found.elbo_n[2:], reconstruction[:, 2:].mean(0) - np.arange(2, 9))
-    # a cell that no sample can explain
+    # a cell with zero weight in all samples
     assert found.log_likelihood_n[0] == -np.inf
 
 
@@ -222,7 +222,9 @@ def test_single_precision_keeps_the_bound(make_cells: MakeCells, likelihood: str
     np.testing.assert_allclose(single.ess_n, double.ess_n, rtol=0.01)
 
 
-def test_noise_is_its_own_and_seeded(make_cells: MakeCells, global_noise_untouched: Callable) -> None:
+def test_noise_is_seeded_and_independent_of_the_global_state(
+    make_cells: MakeCells, global_noise_untouched: Callable
+) -> None:
     cells, model = make_cells(40), build(ModelConfig(n_genes=20, n_latent=3, n_hidden=16), 0)
     with global_noise_untouched():
         one, again = (log_likelihood(model, cells, 10, seed=4) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Nearest cells under uncertainty, against the sums written out and against Bayes' rule on a grid."""
+"""Nearest cells under uncertainty, compared with direct sums and with Bayes' rule on a grid."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_likelihood_times_population_is_the_posterior(cells):
         np.testing.assert_allclose(product / product.sum() / (z[1] - z[0]), norm.pdf(z, m, np.sqrt(v)), atol=1e-6)
 
 
-def test_a_distance_is_the_log_likelihood_that_is_expected_to_be_lost(cells):
+def test_a_distance_is_the_expected_loss_of_log_likelihood(cells):
     mean_nd, var_nd = cells(12, 2)
     peak_nd, precision_nd = likelihood_of(mean_nd, var_nd)
     index_nk, squared_nk = nearest(peak_nd, precision_nd, mean_nd, var_nd, 11, 0)
@@ -52,7 +52,7 @@ def test_a_distance_is_the_log_likelihood_that_is_expected_to_be_lost(cells):
 
 
 @pytest.mark.parametrize(("n", "d", "k"), [(300, 10, 14), (50, 1, 3), (20, 3, 19), (4, 2, 1)])
-def test_nearest_are_those_of_all_pairs_written_out(cells, n, d, k):
+def test_nearest_cells_equal_those_from_all_pairs(cells, n, d, k):
     mean_nd, var_nd = cells(n, d)
     peak_nd, precision_nd = likelihood_of(mean_nd, var_nd)
     squared_nn = all_pairs(peak_nd, precision_nd, mean_nd, var_nd)
@@ -61,7 +61,7 @@ def test_nearest_are_those_of_all_pairs_written_out(cells, n, d, k):
     np.testing.assert_allclose(squared_nk, np.sort(squared_nn, axis=1)[:, :k], rtol=1e-10)
 
 
-def test_far_from_the_origin_and_in_small_blocks_as_well(cells, monkeypatch):
+def test_nearest_cells_far_from_the_origin_and_in_small_blocks(cells, monkeypatch):
     mean_nd, var_nd = cells(200, 4)
     expected, _ = nearest(*likelihood_of(mean_nd, var_nd), mean_nd, var_nd, 5, 0)
     monkeypatch.setattr(module, "BLOCK_ENTRIES", 200 * 7)
@@ -96,7 +96,7 @@ def test_few_cells_in_many_clusters_still_have_all_their_neighbours(cells, monke
     assert np.mean(found == exact) > 0.2
 
 
-def test_collapsed_dimensions_and_identical_cells_are_no_trouble():
+def test_collapsed_dimensions_and_identical_cells_are_supported():
     mean_nd = np.zeros((30, 3), dtype=np.float32)
     var_nd = np.ones((30, 3), dtype=np.float32)
     index_nk, squared_nk = nearest(*likelihood_of(mean_nd, var_nd), mean_nd, var_nd, 5, 0)

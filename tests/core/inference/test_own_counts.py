@@ -31,7 +31,7 @@ def _moments(model: VAE, cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_update_is_the_mean_of_the_rate_given_the_count() -> None:
-    """Against numerical integration of Poisson times gamma."""
+    """Compare with numerical integration of Poisson times gamma."""
     theta, mean, rate = 1.7, 3.2, np.linspace(1e-4, 80, 400_000)
     for x in (0, 1, 9):
         weight = stats.poisson.pmf(x, rate) * stats.gamma.pdf(rate, theta, scale=mean / theta)
@@ -41,7 +41,7 @@ def test_the_update_is_the_mean_of_the_rate_given_the_count() -> None:
 
 @pytest.mark.parametrize("dispersion", ["gene", "gene-batch"])
 @pytest.mark.parametrize(("remainder", "n_readout"), [(True, 0), (True, 7), (False, 7)])
-def test_it_is_the_factor_of_the_own_mean_times_what_is_decoded(
+def test_it_is_the_factor_of_the_own_mean_times_the_decoded_expression(
     make_cells: Callable[..., Cells], dispersion: Dispersion, remainder: bool, n_readout: int
 ) -> None:
     cells, model = make_cells(n_batches=2), _model(dispersion, remainder=remainder, n_readout=n_readout)
@@ -64,7 +64,7 @@ def test_it_is_the_factor_of_the_own_mean_times_what_is_decoded(
         torch.testing.assert_close(part, found[:, [4, 0]])
 
 
-def test_without_overdispersion_the_counts_say_nothing_and_with_all_of_it_everything(
+def test_without_overdispersion_counts_have_no_effect_and_with_infinite_overdispersion_they_decide(
     make_cells: Callable[..., Cells],
 ) -> None:
     cells, model = make_cells(n_batches=2), _model()

@@ -1,4 +1,4 @@
-"""Paths in the latent space, and how dense it is along them."""
+"""Paths in the latent space, and the density along them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vxpress.metrics import log_aggregate_posterior
 POSITION = np.linspace(0, 1, 9)
 
 
-def test_linear_path_is_a_straight_line_at_even_pace() -> None:
+def test_linear_path_is_a_straight_line_with_even_steps() -> None:
     start, end = np.array([1.0, -2.0, 0.5]), np.array([0.0, 3.0, 1.0])
     path = linear_path(start, end, POSITION)
     np.testing.assert_array_equal(path[[0, -1]], [start, end])
     np.testing.assert_allclose(np.diff(path, 2, axis=0), 0.0, atol=1e-12)
 
 
-def test_spherical_path_turns_and_grows_evenly() -> None:
+def test_spherical_path_changes_angle_and_norm_evenly() -> None:
     rng = np.random.default_rng(0)
     start, end = rng.normal(size=(2, 6)) * [[1.0], [3.0]]
     path = spherical_path(start, end, POSITION)
@@ -43,14 +43,14 @@ def test_spherical_path_that_does_not_exist_is_refused(end: list[float], message
 
 
 def _crowd(gap: float, d: int = 8, n: int = 600) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Two round clusters, ``gap`` of their standard deviations apart."""
+    """Simulate two round clusters at a distance of ``gap`` standard deviations."""
     rng = np.random.default_rng(1)
     mean_nd = rng.normal(size=(n, d)) * 0.9
     mean_nd[n // 2 :, 0] += gap
     return mean_nd, np.full((n, d), 0.19), [np.arange(n // 2), np.arange(n // 2, n)]
 
 
-def test_own_density_is_that_of_the_other_cells() -> None:
+def test_own_density_uses_only_the_other_cells() -> None:
     mean_nd, var_nd, ends = _crowd(3.0, n=40)
     crowd = Crowd.choose(mean_nd, var_nd, ends, np.random.default_rng(0))
     rows = np.array([3, 25])
@@ -61,13 +61,13 @@ def test_own_density_is_that_of_the_other_cells() -> None:
         assert found[i] == pytest.approx(expected[0])
 
 
-def test_empty_space_between_two_clusters_is_thin_and_a_bridge_is_not() -> None:
+def test_density_is_low_between_two_clusters_but_not_on_a_bridge() -> None:
     for gap, empty in ((10.0, True), (2.0, False)):
         mean_nd, var_nd, ends = _crowd(gap)
         crowd = Crowd.choose(mean_nd, var_nd, ends, np.random.default_rng(0))
         path = linear_path(mean_nd[ends[0]].mean(0), mean_nd[ends[1]].mean(0), POSITION)
         share = crowd.percentiles(path, POSITION)
-        # at the ends the cells moved are the cells themselves
+        # at the ends the moved cells are the cells themselves
         np.testing.assert_allclose(share[[0, -1]], 50.0, atol=8.0)
         assert (share[3:6] < 5.0).all() == empty
         if not empty:
@@ -75,7 +75,7 @@ def test_empty_space_between_two_clusters_is_thin_and_a_bridge_is_not() -> None:
 
 
 def test_the_middle_of_a_population_alone_would_hide_the_gap() -> None:
-    # why cells are moved: the mean path between well separated clusters is denser than around a typical cell
+    # the reason for moving cells: density on the mean path between separate clusters is higher than around a typical cell
     mean_nd, var_nd, ends = _crowd(6.0, d=20)
     crowd = Crowd.choose(mean_nd, var_nd, ends, np.random.default_rng(0))
     middle = linear_path(mean_nd[ends[0]].mean(0), mean_nd[ends[1]].mean(0), POSITION)
@@ -84,7 +84,7 @@ def test_the_middle_of_a_population_alone_would_hide_the_gap() -> None:
     assert crowd.percentiles(middle, POSITION)[4] < 30.0
 
 
-def test_large_sets_are_thinned_and_keep_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_data_are_subsampled_with_the_cells_of_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vxpress.core.inference.paths.MAX_CELLS", 100)
     mean_nd, var_nd, ends = _crowd(3.0)
     crowd = Crowd.choose(mean_nd, var_nd, [np.array([7]), ends[1]], np.random.default_rng(0))
@@ -93,7 +93,7 @@ def test_large_sets_are_thinned_and_keep_the_ends(monkeypatch: pytest.MonkeyPatc
     assert np.isfinite(crowd.percentiles(mean_nd[[7, 400]], np.array([0.0, 1.0]))).all()
 
 
-def test_percentile_counts_what_lies_below() -> None:
+def test_percentile_counts_values_below() -> None:
     np.testing.assert_allclose(
         percentile_among(np.array([0.0, 2.5, 9.0]), np.array([3.0, 1.0, 2.0, 4.0])), [0, 50, 100]
     )

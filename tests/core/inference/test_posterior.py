@@ -34,7 +34,7 @@ def _model(likelihood: LikelihoodName, *, remainder: bool, n_readout: int) -> VA
 
 @torch.no_grad()
 def _plain(model: VAE, mean_nd: torch.Tensor, var_nd: torch.Tensor, cells: Cells) -> tuple[torch.Tensor, ...]:
-    """Term by term, all cells at once."""
+    """Compute expression term by term, for all cells at once."""
     generator = torch.Generator().manual_seed(DRAWS.seed)
     inside, outside = [], []
     for code in DRAWS.per_cell():

@@ -1,4 +1,4 @@
-"""Draws and checks of a model whose predictive distribution is known: the decoder ignores z."""
+"""Predictive draws and checks of a model with known predictive distribution, because its decoder ignores z."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_draws_follow_the_distribution(likelihood: Any) -> None:
     np.testing.assert_allclose((x == 0).mean((0, 1)), zero.mean(0), atol=0.02)
 
 
-def test_the_first_draw_stays_whatever_follows() -> None:
+def test_the_first_draw_does_not_depend_on_the_number_of_draws() -> None:
     model = _model("nb")
     np.testing.assert_array_equal(_draws(model, 1)[0], _draws(model, 3)[0])
     assert (_draws(model, 1) != _draws(model, 1, seed=1)).any()
@@ -90,7 +90,7 @@ def test_data_of_the_model_itself_are_covered_as_stated(likelihood: Any) -> None
     x = _draws(model, 1)[0].astype(np.float64)
     cells = _cells(x)
     if likelihood == "gaussian":
-        # the core takes counts; these are the ones whose log values were drawn
+        # the core takes counts; these have the drawn log values
         model.decoder.location.bias.data += 8.0
         x = _draws(model, 1)[0].astype(np.float64)
         cells = _cells(np.expm1(x) * cells.log_library_n1.exp().numpy() / 1e4)
@@ -104,7 +104,7 @@ def test_data_of_the_model_itself_are_covered_as_stated(likelihood: Any) -> None
     np.testing.assert_allclose(found.pit.sum(), 1.0)
 
 
-def test_too_narrow_and_too_wide_distributions_are_told_apart() -> None:
+def test_too_narrow_and_too_wide_distributions_are_distinguished() -> None:
     x = _draws(_model("nb"), 1)[0]
     narrow = predictive_check(_model("poisson"), _cells(x), n_draws=1, seed=0)
     assert narrow.expressed_coverage[1] < 0.75
@@ -136,7 +136,7 @@ def test_one_cell_and_no_expressed_entry() -> None:
     np.testing.assert_allclose(found.coverage, [0.5, 0.9], atol=1e-6)
 
 
-def test_a_stretch_is_the_mean_of_its_random_points() -> None:
+def test_the_share_below_a_threshold_is_the_mean_over_random_points() -> None:
     low, high = torch.tensor([0.0, 0.2, 0.7, 0.4]), torch.tensor([0.9, 0.3, 1.0, 0.4])
     u = low + (high - low) * torch.linspace(0, 1, 20_001)[:, None]
     for t in (0.05, 0.25, 0.75, 0.95):
@@ -164,7 +164,7 @@ def test_distribution_functions_of_counts_are_those_of_scipy(log_theta: float) -
         expected = stats.nbinom(theta, 1 / (1 + mean / theta))
         tolerance = 1e-9
     else:
-        # scipy's argument has no digits left; the distributions agree
+        # scipy's parameter has no digits left here, but the distributions agree with Poisson's
         expected, tolerance = stats.poisson(mean), 1e-11
     low, high = _steps(distribution, x)
     np.testing.assert_allclose(low, expected.cdf(x - 1), atol=tolerance)
@@ -192,7 +192,7 @@ def test_distribution_functions_of_the_other_distributions() -> None:
 
 
 @pytest.mark.parametrize("likelihood", CANDIDATES)
-def test_entries_of_a_distribution_are_its_entries(likelihood: Any) -> None:
+def test_selected_entries_have_the_same_distribution(likelihood: Any) -> None:
     distribution = _distribution(_model(likelihood))
     rows, columns = torch.tensor([0, 5, 399]), torch.tensor([3, 3, 24])
     some = distribution.at(rows, columns)

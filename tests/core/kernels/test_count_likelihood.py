@@ -1,4 +1,4 @@
-"""The fast forms of the NB and ZINB likelihood against its plain form in float64, over ranges that hurt."""
+"""Fast implementations of the NB and ZINB likelihood, compared with the plain one in float64 over extreme ranges."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _problem(
 
 
 def _plain(f: Tensor, layers: OutputLayers, log_library: Tensor, x: Tensor) -> Tensor:
-    """The distribution of the house in float64, from the same numbers."""
+    """Compute the plain likelihood in float64 from the same numbers."""
     log_rho = F.log_softmax(f @ layers.weight.T + layers.bias, dim=-1)[:, : x.shape[1]]
     theta = layers.log_theta[layers.theta_row_n]
     if layers.gate_weight is None:
@@ -67,7 +67,7 @@ def _plain(f: Tensor, layers: OutputLayers, log_library: Tensor, x: Tensor) -> T
 
 
 def _dense(f: Tensor, layers: OutputLayers, log_library: Tensor, x: Tensor) -> Tensor:
-    """The closed form of devices, on a processor."""
+    """Compute the closed form for devices, on a CPU."""
     logits = F.linear(f, layers.weight, layers.bias)
     theta = layers.log_theta if len(layers.log_theta) == 1 else layers.log_theta[layers.theta_row_n]
     gate = None if layers.gate_weight is None else F.linear(f, layers.gate_weight, layers.gate_bias)
@@ -75,7 +75,7 @@ def _dense(f: Tensor, layers: OutputLayers, log_library: Tensor, x: Tensor) -> T
 
 
 def _leaves(f: Tensor, layers: OutputLayers, log_library: Tensor) -> tuple[list[Tensor], OutputLayers]:
-    """Copies in float64, to be differentiated."""
+    """Copy tensors in float64, for differentiation."""
     names = ("weight", "bias", "log_theta", "gate_weight", "gate_bias")
     parts = {name: getattr(layers, name) for name in names}
     copies = {name: None if t is None else t.detach().double().requires_grad_() for name, t in parts.items()}
@@ -95,7 +95,7 @@ FORMS: dict[str, Form] = {
 def _both(
     f: Tensor, layers: OutputLayers, batch: Batch, weight_n: Tensor, form: Form = FORMS["compiled"]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Value and gradients of a fast form and of the plain one: value, features, library, then the layers in order."""
+    """Compute value and gradients of a fast and of the plain form: value, features, library, then the layers in order."""
     log_library = batch.log_library_n1.clone().requires_grad_()
     value = form(f, layers, log_library, batch)
     inputs = [f, log_library, layers.weight, layers.bias, layers.log_theta, layers.gate_weight, layers.gate_bias]
@@ -123,7 +123,7 @@ def test_value_and_gradients_of_any_shape(n: int, g: int, gate: bool, form: str)
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("gate", [False, True])
-def test_cells_may_weigh_differently(gate: bool, form: str) -> None:
+def test_cells_can_have_different_weights(gate: bool, form: str) -> None:
     f, layers, batch = _problem(12, 80, gate=gate)
     _assert_close(*_both(f, layers, batch, torch.linspace(-1, 2, 12), FORMS[form]))
 
@@ -150,14 +150,14 @@ def test_hostile_ranges(gate: bool, log_theta: float, log_library: float, larges
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-3)
 
 
-def test_broken_counts_take_gamma_functions() -> None:
+def test_fractional_counts_use_gamma_functions() -> None:
     f, layers, batch = _problem(5, 30, gate=False)
     x = batch.x_ng.numpy() * 0.37
     _assert_close(*_both(f, layers, _batch(x, batch.log_library_n1), torch.ones(5)))
 
 
 @pytest.mark.parametrize("gate", [False, True])
-def test_zeros_may_be_stored(gate: bool) -> None:
+def test_explicit_zeros_are_supported(gate: bool) -> None:
     f, layers, batch = _problem(5, 30, gate=gate)
     counts = batch.counts
     data = counts.data.clone()
@@ -185,7 +185,7 @@ def test_bfloat16_products_change_the_gradient_by_their_rounding_only(
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_does_not_pass_for_a_number(bad: float) -> None:
+def test_values_that_are_not_finite_propagate(bad: float) -> None:
     f, layers, batch = _problem(5, 30, gate=False)
     broken = f.detach().clone()
     broken[2, 0] = bad
@@ -194,7 +194,7 @@ def test_what_is_not_finite_does_not_pass_for_a_number(bad: float) -> None:
     assert torch.isfinite(value[[0, 1, 3, 4]]).all()
 
 
-def test_two_graphs_at_once_do_not_share_memory() -> None:
+def test_two_autograd_graphs_do_not_share_memory() -> None:
     f, layers, batch = _problem(16, 50, gate=True)
     alone = torch.autograd.grad(
         count_log_likelihood(f, layers, batch.log_library_n1, batch, training=False).sum(), layers.weight
@@ -205,7 +205,7 @@ def test_two_graphs_at_once_do_not_share_memory() -> None:
     assert not torch.equal(torch.autograd.grad(second.sum(), layers.weight)[0], alone)
 
 
-def test_threads_cut_cells_and_change_sums_by_rounding_only() -> None:
+def test_number_of_threads_changes_sums_only_by_rounding() -> None:
     f, layers, batch = _problem(50, 90, gate=True)
     torch.set_num_threads(1)
     one, exact = _both(f, layers, batch, torch.ones(50))
@@ -218,7 +218,7 @@ def test_threads_cut_cells_and_change_sums_by_rounding_only() -> None:
     assert all(torch.equal(a, b) for a, b in zip(two, again, strict=True))
 
 
-def test_buffers_come_back() -> None:
+def test_buffers_are_reused() -> None:
     count_likelihood._Buffer.shelf.clear()
     f, layers, batch = _problem(10, 40, gate=False)
     for _ in range(5):
@@ -227,14 +227,14 @@ def test_buffers_come_back() -> None:
     assert {key: len(kept) for key, kept in count_likelihood._Buffer.shelf.items()}[10, 40, torch.float32] == 1
 
 
-def test_a_buffer_goes_back_to_the_shelf_when_it_is_gone() -> None:
+def test_a_deleted_buffer_returns_to_the_shelf() -> None:
     first, second = (_Buffer(37, 11, torch.float32) for _ in range(2))
     where = {first.tensor.data_ptr(), second.tensor.data_ptr()}
     assert len(where) == 2
     del first, second
     again = [_Buffer(37, 11, torch.float32) for _ in range(3)]
     assert where < {buffer.tensor.data_ptr() for buffer in again}
-    # one that is too large to keep is not held by anything
+    # a tensor that is too large to keep is freed
     large = _Buffer(1, _Buffer.most_bytes, torch.float32)
     gone = weakref.ref(large.tensor)
     del large
@@ -242,7 +242,7 @@ def test_a_buffer_goes_back_to_the_shelf_when_it_is_gone() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="timers of POSIX")
-def test_no_interrupt_is_lost_at_the_end_of_a_buffer() -> None:
+def test_no_interrupt_is_lost_when_a_buffer_is_deleted() -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 

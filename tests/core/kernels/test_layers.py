@@ -1,4 +1,4 @@
-"""Input product, hidden layer, whole step and optimizer against torch."""
+"""Input product, hidden layer, training step and optimizer, compared with torch."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_without_a_tape_leaves_the_same_gradient(make_cells: MakeCells, name: str) -> None:
+def test_a_step_without_autograd_gives_the_same_gradient(make_cells: MakeCells, name: str) -> None:
     cells = make_cells(60, 20, n_batches=3)
     cells = replace(cells, counts=_sparser(cells))
     config = ModelConfig(n_genes=20, n_latent=3, n_hidden=12, norm="batch", **{"condition_output": False} | STEPS[name])  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ def test_a_step_without_a_tape_leaves_the_same_gradient(make_cells: MakeCells, n
 
 
 def _sparser(cells: Cells):
-    """The same counts with most genes silent, so that the sparse form runs."""
+    """Return the same counts with most genes set to zero, so that the sparse form runs."""
     from scipy import sparse
 
     from vxpress.core.counts import Counts
@@ -124,7 +124,7 @@ def _sparser(cells: Cells):
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_compiled_optimizer_is_torch_s(kind: OptimizerName, max_grad_norm: float, threads: int) -> None:
+def test_the_compiled_optimizer_equals_torchs(kind: OptimizerName, max_grad_norm: float, threads: int) -> None:
     config = TrainConfig(
         max_epochs=1, optimizer=kind, learning_rate=0.05, weight_decay=0.01, adam_eps=1e-3, max_grad_norm=max_grad_norm
     )
@@ -158,7 +158,7 @@ def test_the_compiled_optimizer_is_torch_s(kind: OptimizerName, max_grad_norm: f
     assert mine[0].untyped_storage().nbytes() == mine[0].numel() * 4
 
 
-def test_both_optimizers_void_a_step_that_is_not_finite() -> None:
+def test_both_optimizers_discard_a_step_that_is_not_finite() -> None:
     for plain in (False, True):
         p = nn.Parameter(torch.ones(3))
         with rule.plain() if plain else torch.enable_grad():
@@ -170,7 +170,7 @@ def test_both_optimizers_void_a_step_that_is_not_finite() -> None:
             assert not p.grad.any()  # type: ignore[union-attr]
 
 
-def test_one_cycle_is_torch_s() -> None:
+def test_one_cycle_equals_torchs() -> None:
     p = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.Adam([p], lr=0.3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=101)
@@ -184,7 +184,7 @@ def test_one_cycle_is_torch_s() -> None:
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb"])
-def test_training_with_compiled_pieces_ends_where_the_plain_one_does(make_cells: MakeCells, likelihood: str) -> None:
+def test_compiled_and_plain_training_give_the_same_model(make_cells: MakeCells, likelihood: str) -> None:
     cells = make_cells(200, 20)
     cells = replace(cells, counts=_sparser(cells))
     rows, ends = torch.arange(200), []
@@ -200,13 +200,13 @@ def test_training_with_compiled_pieces_ends_where_the_plain_one_does(make_cells:
     np.testing.assert_allclose(*ends, rtol=2e-3)
 
 
-def test_masks_keep_their_share() -> None:
+def test_dropout_masks_keep_the_expected_share() -> None:
     mask = Noise(0).dropout(torch.empty(1000, 100), 0.9)
     assert mask.unique().tolist() == [0.0, pytest.approx((1 << 16) / keep_limit(0.9))]
     assert float(mask.mean()) == pytest.approx(1.0, abs=0.01)
 
 
-def test_the_rule_looks_at_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rule_does_not_measure_time(monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
     monkeypatch.setattr(time, "perf_counter", lambda: pytest.fail("asked for the time"))

@@ -27,7 +27,7 @@ def _round_trip(x: np.ndarray, bits: np.ndarray, out: np.ndarray) -> None:
         out[i] = from_bfloat16(bits[i])  # type: ignore[call-arg]
 
 
-def test_exp_to_the_last_digits() -> None:
+def test_exp_is_accurate_to_the_last_digits() -> None:
     x = np.linspace(-87, 88, 100_001, dtype=np.float32)
     out = np.empty_like(x)
     _exp(x, out)
@@ -42,7 +42,7 @@ def test_exp_beyond_its_range_stays_finite_and_keeps_nan() -> None:
     assert np.isnan(out[4])
 
 
-def test_log1p_keeps_its_digits_near_zero_and_far_from_it() -> None:
+def test_log1p_is_accurate_near_zero_and_far_from_it() -> None:
     x = np.concatenate((np.geomspace(1e-30, 1e37, 100_000), np.linspace(0, 4, 100_000))).astype(np.float32)
     out = np.empty_like(x)
     _log1p(x, out)

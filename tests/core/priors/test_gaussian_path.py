@@ -16,7 +16,7 @@ SPREAD = 0.4
 
 
 class GaussianVelocity(gp.Velocity):
-    """The best prediction where z is N(0, SPREAD^2 I): E[v | x] = cov(v, x) / var(x) x, in closed form."""
+    """The optimal prediction if z is N(0, SPREAD^2 I): E[v | x] = cov(v, x) / var(x) x, in closed form."""
 
     def context(self, phi: torch.Tensor, condition_n: torch.Tensor | None) -> torch.Tensor:
         return phi.double()[:, None]
@@ -43,14 +43,14 @@ def _log_normal(z: torch.Tensor, sd: float) -> torch.Tensor:
 def test_the_exact_network_of_a_normal_distribution_gives_its_density_and_its_draws(kind: str) -> None:
     prior = _gaussian(kind, 3)
     z = SPREAD * torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    # what is left is the error of the solver, and the noise of 1.1 % at the near end
+    # the remaining difference is the error of the solver, and the noise of 1.1 % at the near end
     torch.testing.assert_close(prior.log_prob(z), _log_normal(z, SPREAD), rtol=0.0, atol=0.02)
     drawn = prior.sample(20_000, torch.Generator().manual_seed(1))
     assert drawn.std(0).tolist() == pytest.approx([SPREAD] * 3, rel=0.03)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_at_the_start_it_is_the_standard_normal(kind: str) -> None:
+def test_the_initial_prior_is_the_standard_normal(kind: str) -> None:
     prior = build_prior(PriorConfig(kind), 4, 0)
     z = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(prior.log_prob(z), _log_normal(z, 1.0), rtol=1e-6, atol=1e-6)
@@ -69,7 +69,7 @@ def test_the_bound_is_tight_for_the_best_network(kind: str, exact: bool) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_bound_lies_above_the_divergence(kind: str) -> None:
+def test_the_bound_is_above_the_divergence(kind: str) -> None:
     prior: Any = build_prior(PriorConfig(kind), 2, 0)
     generator = torch.Generator().manual_seed(0)
     q = DiagonalNormal(
@@ -102,7 +102,7 @@ def test_the_divergence_of_the_network_is_the_trace_of_its_jacobian() -> None:
 
 
 def test_velocity_of_flow_matching_in_its_own_coordinates() -> None:
-    # |u - u_hat|^2 of the linear path is |v - f|^2 / (t^2 + (1 - t)^2), whatever f is
+    # |u - u_hat|^2 of the linear path is |v - f|^2 / (t^2 + (1 - t)^2) for any f
     generator = torch.Generator().manual_seed(0)
     z, eps, f = torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
     kind: Any = PRIORS["flow_matching"]

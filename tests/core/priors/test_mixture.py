@@ -31,7 +31,7 @@ def test_log_prob_against_scipy() -> None:
     np.testing.assert_allclose(prior.log_prob(torch.from_numpy(z)).detach().numpy(), np.log(density), rtol=1e-9)
 
 
-def test_narrow_components_far_away_lose_no_digits() -> None:
+def test_narrow_components_far_from_the_origin_are_accurate() -> None:
     loc = torch.tensor([[50.0, -40.0], [50.001, -40.0]])
     scale = torch.full((2, 2), 0.01)
     z = torch.tensor([[50.0005, -40.01]], dtype=torch.float64)
@@ -48,12 +48,12 @@ def test_one_component_has_the_divergence_of_its_closed_form() -> None:
     found = sampled_kl(prior, q, 300, seed=0)
     assert np.abs((found.kl_n - exact) / found.se_n).max() < 4.5
     assert abs(found.mean - exact.mean()) < 4 * found.se
-    # the standard error is that of repetitions
+    # the standard error is estimated from repetitions
     means = [sampled_kl(prior, q, 30, seed=s).mean for s in range(60)]
     assert np.std(means) == pytest.approx(sampled_kl(prior, q, 30, seed=0).se, rel=0.4)
 
 
-def test_conditions_weigh_the_same_components() -> None:
+def test_conditions_share_components_with_separate_weights() -> None:
     prior = _mixture(4, 2, n_conditions=3)
     prior.set_shares(torch.tensor([0, 0, 1, 2, 2, 2]))
     z = torch.randn(5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -62,7 +62,7 @@ def test_conditions_weigh_the_same_components() -> None:
     torch.testing.assert_close(prior.log_prob(z).exp(), (share * parts.exp()).sum(0), rtol=1e-6, atol=0.0)
 
 
-def test_k_means_finds_clumps_and_serves_every_condition() -> None:
+def test_k_means_finds_clusters_in_every_condition() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.tensor([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
     label = torch.randint(3, (300,), generator=generator)

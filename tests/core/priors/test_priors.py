@@ -1,4 +1,4 @@
-"""What holds for every prior."""
+"""Properties of all priors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMPONENTS = 6
 
 
 def posteriors(d: int, n: int = 600, seed: int = 0) -> DiagonalNormal:
-    """Cells in two clumps, of which one is narrow."""
+    """Simulate posteriors in two clusters, one of them narrow."""
     rng = np.random.default_rng(seed)
     clump = rng.integers(2, size=n)
     mean = rng.normal(size=(n, d)) * np.where(clump, 0.2, 0.6)[:, None] + np.where(clump, 1.5, -1.0)[:, None]
@@ -30,7 +30,7 @@ def posteriors(d: int, n: int = 600, seed: int = 0) -> DiagonalNormal:
 
 @functools.cache
 def learned(kind: str, d: int, n_conditions: int = 0) -> Prior:
-    """A prior with something learned, so that nothing is tried on a start that is a normal distribution."""
+    """Return a trained prior, because initial priors are normal distributions and would not test enough."""
     return _learn(kind, d, n_conditions)
 
 
@@ -72,7 +72,7 @@ def test_each_condition_has_a_density_and_their_mixture_is_the_marginal(kind: st
     assert prior.log_share_c.exp().tolist() == pytest.approx([1 - share, share], abs=1e-6)
     by_hand = (parts.exp() * torch.tensor([[1 - share], [share]])).sum(0)
     torch.testing.assert_close(marginal.exp(), by_hand, rtol=1e-4, atol=1e-6)
-    # the conditions differ, as their cells do
+    # the conditions differ like their cells
     assert float((parts[0].exp() * z[:, 0]).sum() * cell) < 0 < float((parts[1].exp() * z[:, 0]).sum() * cell)
 
 
@@ -99,7 +99,7 @@ def test_samples_in_two_dimensions_have_the_entropy_of_the_density(kind: str) ->
 
 
 @pytest.mark.parametrize("kind", LEARNED)
-def test_conditional_samples_lie_where_their_condition_does(kind: str) -> None:
+def test_conditional_samples_are_near_their_condition(kind: str) -> None:
     prior = learned(kind, 2, n_conditions=2)
     code = torch.arange(2).repeat(500)
     z = prior.sample(1000, torch.Generator().manual_seed(0), code)
@@ -119,7 +119,7 @@ def test_variance_is_that_of_the_samples(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", LEARNED)
-def test_learning_finds_what_a_normal_distribution_misses_and_hangs_on_its_seed_alone(kind: str) -> None:
+def test_learning_beats_a_normal_distribution_and_depends_only_on_its_seed(kind: str) -> None:
     state = torch.random.get_rng_state()
     first, again = learned(kind, 2), _learn(kind, 2)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
@@ -140,7 +140,7 @@ def test_gradients_of_the_density(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_divergence_agrees_with_the_density(kind: str) -> None:
-    # KL(q || p) = E_q [log q - log p], by draws with their own error
+    # KL(q || p) = E_q [log q - log p], estimated from draws with standard error
     prior = learned(kind, 2)
     q = DiagonalNormal(torch.tensor([[0.4, -1.0], [1.5, 1.4]]), torch.tensor([[0.5, 0.8], [0.2, 0.3]]))
     found = sampled_kl(prior, q, 300, seed=1)
@@ -170,7 +170,7 @@ def test_leading_axes_and_precision(kind: str) -> None:
         assert prior.log_prob(z.float()).dtype == torch.float32
 
 
-def test_weights_of_every_prior_are_numbers_of_known_shape_on_no_device_at_all() -> None:
+def test_weights_of_every_prior_have_known_shapes_on_the_meta_device() -> None:
     for kind in KINDS:
         config = ModelConfig(n_genes=7, n_latent=3, norm="layer", prior=PriorConfig(kind, COMPONENTS, 2))
         from vxpress.bridge.fit import expected_shapes

@@ -18,7 +18,7 @@ def test_gaussian_kl_against_torch() -> None:
     torch.testing.assert_close(gaussian_kl(q, loc, scale.square()), exact, rtol=1e-13, atol=1e-15)
 
 
-def test_the_divergence_from_itself_is_zero_and_else_positive() -> None:
+def test_the_divergence_is_zero_for_equal_distributions_and_positive_otherwise() -> None:
     q = _q()
     itself = gaussian_kl(q, q.loc, q.scale.square())
     torch.testing.assert_close(itself, torch.zeros_like(itself), rtol=0, atol=1e-15)

@@ -49,15 +49,15 @@ def _model(**settings: Any) -> tuple[Any, Cells]:
 
 @pytest.mark.parametrize("encode_covariates", [False, True])
 @pytest.mark.parametrize("code", ["one-hot", "embedding"])
-def test_it_is_the_mean_of_the_posteriors_of_its_pseudo_inputs(encode_covariates: bool, code: str) -> None:
+def test_density_is_the_mean_of_the_posteriors_of_pseudo_inputs(encode_covariates: bool, code: str) -> None:
     model, cells = _model(encode_covariates=encode_covariates, covariate_code=code)
-    # in training too the encoder is that of evaluation
+    # in training mode, too, the encoder runs as in evaluation
     model.train()
     z = torch.randn(7, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     found = model.prior.log_prob(z).detach().numpy()
     assert model.encoder.training
     model.eval()
-    # by hand: each pseudo-input is a cell; its posterior at the average covariates, dimensions summed before components
+    # direct computation: posterior of each pseudo-input at average covariates, dimensions summed before components
     rows = torch.randperm(N, generator=torch.Generator().manual_seed(0))[:K]
     inputs = cells.batch(rows).x_ng.log1p()
     s = None
@@ -72,7 +72,7 @@ def test_it_is_the_mean_of_the_posteriors_of_its_pseudo_inputs(encode_covariates
     np.testing.assert_allclose(found, logsumexp(parts, axis=1) - np.log(K), rtol=1e-5)
 
 
-def test_a_cell_that_is_every_pseudo_input_has_no_divergence() -> None:
+def test_a_cell_equal_to_all_pseudo_inputs_has_no_divergence() -> None:
     model, cells = _model()
     model.eval()
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_a_cell_that_is_every_pseudo_input_has_no_divergence() -> None:
     assert abs(sampled_kl(model.prior, q, 20).mean) < 1e-4
 
 
-def test_the_encoder_is_part_of_the_model_once_and_follows_its_copies() -> None:
+def test_the_encoder_is_registered_once_and_copies_use_their_own() -> None:
     model, _ = _model()
     assert not any(name.startswith("prior.") and "encoder" in name for name in model.state_dict())
     assert len({id(p) for p in model.parameters()}) == len(list(model.parameters()))
@@ -95,8 +95,8 @@ def test_the_encoder_is_part_of_the_model_once_and_follows_its_copies() -> None:
     assert not torch.equal(twin.prior.log_prob(z), before)
 
 
-def test_gradients_of_both_parts_reach_the_optimizer() -> None:
-    # the compiled first layer writes its gradient itself: that of the pseudo-inputs comes beside it
+def test_gradients_of_model_and_prior_reach_the_optimizer() -> None:
+    # the compiled first layer writes its gradient itself, and the gradient of the pseudo-inputs is added
     def gradient(*, plain: bool) -> torch.Tensor:
         model, cells = _model(dropout=0.0)
         model.train()
@@ -111,14 +111,14 @@ def test_gradients_of_both_parts_reach_the_optimizer() -> None:
     assert float((found - exact).norm() / exact.norm()) < 1e-4
 
 
-def test_room_for_new_batches_leaves_the_prior_as_it_was() -> None:
+def test_added_batches_do_not_change_the_prior() -> None:
     for settings in ({}, {"encode_covariates": True}, {"encode_covariates": True, "covariate_code": "embedding"}):
         model, _ = _model(**settings)
         model.eval()
         z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
         wider = extend(model, [2])
         torch.testing.assert_close(wider.prior.log_prob(z), model.prior.log_prob(z), rtol=1e-4, atol=1e-4)
-        # nor does what is learned of them move it, also of a model that was stored in between
+        # learning new categories does not change it either, even if the model was stored in between
         again = build(wider.config, 5)
         again.load_state_dict(wider.state_dict())
         with torch.no_grad():
@@ -128,7 +128,7 @@ def test_room_for_new_batches_leaves_the_prior_as_it_was() -> None:
         torch.testing.assert_close(again.prior.log_prob(z), model.prior.log_prob(z), rtol=1e-4, atol=1e-4)
 
 
-def test_from_cells_it_is_the_widened_posteriors_of_cells() -> None:
+def test_components_from_cells_are_widened_posteriors() -> None:
     from vxpress.core.priors.fitting import build_prior
 
     prior: Any = build_prior(PriorConfig("vamp", 4), 2, 0)

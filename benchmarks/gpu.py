@@ -157,7 +157,7 @@ def runs_of(adata: AnnData, likelihood: str, epochs: int) -> dict[str, Callable[
     """List the calls that take turns; vxpress and scvi-tools alternate."""
     device = torch.device("cuda")
     cells = as_cells(adata)
-    resident, beside = cells.to(device), streamed(cells, device)
+    resident, on_host = cells.to(device), streamed(cells, device)
     default = PRESETS[None].batch_size
     return {
         f"scvi-tools, {PEER_BATCH}": Peer(adata.copy(), likelihood, PEER_BATCH, epochs),
@@ -165,7 +165,7 @@ def runs_of(adata: AnnData, likelihood: str, epochs: int) -> dict[str, Callable[
         f"scvi-tools, {default}": Peer(adata.copy(), likelihood, default, epochs),
         f"ours, {default}": Ours(resident, likelihood, default, epochs),
         f"ours without graphs, {PEER_BATCH}": Ours(resident, likelihood, PEER_BATCH, epochs, captured=False),
-        f"ours from the host, {PEER_BATCH}": Ours(beside, likelihood, PEER_BATCH, epochs),
+        f"ours from the host, {PEER_BATCH}": Ours(on_host, likelihood, PEER_BATCH, epochs),
     }
 
 

@@ -119,7 +119,7 @@ def test_types_that_read_alike_are_refused(values: list, categorical: bool) -> N
     column = pd.Series(values, dtype=object)
     if categorical:
         column = pd.Series(pd.Categorical(column, categories=[v for v in values if v == v]))
-    with pytest.raises(ValueError, match=r"read alike.*astype\(str\)"):
+    with pytest.raises(ValueError, match=r"with the same name but different types.*astype\(str\)"):
         Names.of(column, "adata.obs['t']")
 
 
@@ -132,7 +132,7 @@ def test_python_takes_one_and_true_for_the_same_but_their_names_differ() -> None
 def test_the_empty_string_and_lists_are_refused() -> None:
     with pytest.raises(ValueError, match=r"empty string in 2 of 3 cells.*replace"):
         Names.of(pd.Series(["", "b", ""]), "adata.obs['t']")
-    with pytest.raises(ValueError, match=r"name no category.*astype\(str\)"):
+    with pytest.raises(ValueError, match=r"cannot name a category.*astype\(str\)"):
         Names.of(pd.Series([[1], [2]]), "adata.obs['t']")
 
 

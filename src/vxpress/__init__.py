@@ -1,4 +1,4 @@
-"""Variational models of single-cell counts as plain scanpy steps."""
+"""Variational autoencoders of single-cell counts as scanpy steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MODULES = ("datasets", "metrics", "pl", "pp", "tl")
 
 
 def __getattr__(name: str) -> Any:
-    # torch and scanpy are imported when something that needs them is first asked for
+    # torch and scanpy are imported only when something that needs them is used
     if name in _MODULES:
         return import_module(f"vxpress.{name}")
     if name in ("load_model", "save_model"):

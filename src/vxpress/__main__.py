@@ -1,4 +1,4 @@
-"""``python -m vxpress``."""
+"""Run the command line by ``python -m vxpress``."""
 
 from __future__ import annotations
 

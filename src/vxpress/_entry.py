@@ -1,7 +1,7 @@
-"""What every public call does first and last: take the settings of torch and numpy that it needs, and put back those it found.
+"""Settings of torch and numpy around every public call: set those that the call needs, and restore the previous ones.
 
-Code around a call may have switched off gradients, changed the default dtype or the default device, or let numpy raise.
-None of it changes what a call computes, and nothing of it is lost, not even by an error or an interrupt.
+The calling code may have switched off gradients, changed the default dtype or the default device, or made numpy raise.
+This does not change what a call computes, and all settings are restored, also after an error or an interrupt.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _NUMPY_DEFAULT = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
-# those of which the settings are kept for each device type
+# device types that have their own autocast settings
 _AUTOCAST = ("cpu", "cuda")
 
 
 def _float32_precisions() -> list[SharedSetting[Any]]:
-    """Whether float32 products may be rounded, on a processor and on a GPU."""
+    """Return the settings that allow rounding in float32 products, on a CPU and on a GPU."""
     flags = [torch.backends.mkldnn, torch.backends.cuda]
     matmuls = [cast("Any", flag).matmul for flag in flags if hasattr(flag, "matmul")]
     if all(hasattr(matmul, "fp32_precision") for matmul in matmuls) and len(matmuls) == len(flags):
@@ -41,7 +41,7 @@ def _float32_precisions() -> list[SharedSetting[Any]]:
             )
             for matmul in matmuls
         ]
-    # torch before 2.9 has one for all devices
+    # torch before 2.9 has one setting for all devices
     return [SharedSetting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest")]
 
 
@@ -61,12 +61,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
-    """What numpy does about floating-point errors unless asked otherwise; what was to be ignored stays ignored."""
+    """Return numpy's default handling of floating-point errors; kinds that are ignored stay ignored."""
     return {kind: "ignore" if found[kind] == "ignore" else how for kind, how in _NUMPY_DEFAULT.items()}
 
 
 class _Settings:
-    """The settings that were found, of this thread and of the process."""
+    """The settings of this thread and of the process before a call."""
 
     def __init__(self) -> None:
         self.gradients = torch.is_grad_enabled()
@@ -75,13 +75,13 @@ class _Settings:
         self.modes = ExitStack()
 
     def take(self) -> None:
-        """Take our own."""
+        """Apply the settings of the package."""
         if use_one_thread_if_forked():
             from scanpy import logging as logg
 
             logg.info(
-                "This process was forked: one thread is used. With multiprocessing.get_context('spawn'), or joblib's default "
-                "backend, each process may use several."
+                "This process was forked, so one thread is used. With multiprocessing.get_context('spawn') or joblib's default "
+                "backend, each process can use several threads."
             )
         if torch.get_num_threads() > 1:
             let_idle_threads_sleep()
@@ -97,7 +97,7 @@ class _Settings:
         torch.set_grad_enabled(True)
 
     def put_back(self) -> None:
-        """Put back what was found; doing so twice does no harm."""
+        """Restore the previous settings; a second call has no effect."""
         for setting in _SHARED:
             setting.release(self)
         self.modes.close()
@@ -108,7 +108,7 @@ class _Settings:
 
 
 def entry(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a public function run with settings of its own."""
+    """Run a public function with the settings of the package."""
 
     @functools.wraps(function)
     def with_own_settings(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -120,7 +120,7 @@ def entry(function: Callable[P, R]) -> Callable[P, R]:
             try:
                 settings.put_back()
             except BaseException:
-                # an interrupt in the middle of it
+                # interrupted while restoring
                 settings.put_back()
                 raise
 

@@ -1,4 +1,4 @@
-"""What an AnnData file holds, by name, without reading any of it."""
+"""Names of the parts of an AnnData file, without reading the data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FileNames:
-    """Columns of ``obs`` and ``var``, layers, and whether there is an ``X``."""
+    """Columns of ``obs`` and ``var``, layers, and whether ``X`` exists."""
 
     obs: tuple[str, ...]
     var: tuple[str, ...]
@@ -18,7 +18,7 @@ class FileNames:
 
     @classmethod
     def of(cls, path: Path) -> FileNames:
-        """Those of a file; ``ValueError`` where it is no AnnData."""
+        """Read the names of a file; raises ``ValueError`` if it is not an AnnData."""
         try:
             if path.suffix == ".zarr":
                 import zarr
@@ -29,7 +29,7 @@ class FileNames:
             with h5py.File(path, "r") as file:
                 return cls._read(file)
         except Exception as error:
-            # what h5py and zarr raise on a damaged file has no common type
+            # errors of h5py and zarr on a damaged file have no common type
             msg = f"{path} cannot be read as an AnnData: {error}"
             raise ValueError(msg) from error
 
@@ -40,7 +40,7 @@ class FileNames:
 
 
 def _columns(frame: Any) -> tuple[str, ...]:
-    """Columns of a stored data frame, as anndata wrote it since 0.7, or before."""
+    """Read the columns of a stored data frame, in the format of anndata 0.7 and later, or earlier."""
     if hasattr(frame, "dtype") and frame.dtype.names:
         return tuple(map(str, frame.dtype.names[1:]))
     return tuple(map(str, frame.attrs["column-order"]))

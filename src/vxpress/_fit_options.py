@@ -1,6 +1,6 @@
 """The options of ``vxpress fit``: the arguments of ``fit_vae`` and the fields of ``FitOptions``, read from their source.
 
-Read, not imported: help and a wrong command line need not wait for torch.
+The source is read and not imported, so that help and errors on the command line do not wait for torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, get_args
 from vxpress.core import config
 
 ROOT = Path(__file__).parent
-# what a command line has no use for, and what it says otherwise
+# arguments without a meaning on the command line, or given in another way
 LEFT_OUT = ("adata", "options", "copy")
 UNITS = {"str": "TEXT", "int": "N", "float": "X"}
 METAVARS = {
@@ -29,13 +29,13 @@ METAVARS = {
     "device": "DEVICE",
 }
 NOTHING = "none"
-# letters of a help text beyond its first sentence
+# maximum length of a help text with further sentences after the first
 ROOM = 300
 
 
 @dataclass(frozen=True)
 class Option:
-    """A keyword of the call: its annotation as it is written, whether ``None`` may be asked for, and what is said of it."""
+    """A keyword of the call: its annotation in the source, whether ``None`` is a valid value, and its description."""
 
     name: str
     annotation: str
@@ -44,11 +44,11 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """The option on the command line."""
+        """The name of the option on the command line."""
         return "--" + self.name.replace("_", "-")
 
     def add_to(self, parser: argparse._ArgumentGroup) -> None:
-        """Add the option; nothing is set where it is not given, so that the call's own defaults hold."""
+        """Add the option. It sets nothing if it is not given, so that the defaults of the call apply."""
         shared: dict[str, Any] = {"dest": self.name, "default": argparse.SUPPRESS, "help": self.text.replace("%", "%%")}
         kinds = [part.strip() for part in self.annotation.split("|")]
         choices = [value for kind in kinds for value in _choices(kind)]
@@ -64,7 +64,7 @@ class Option:
 
 
 def fit_options() -> list[Option]:
-    """The arguments of ``fit_vae``, in their order."""
+    """List the arguments of ``fit_vae`` in order."""
     function = _definition(ROOT / "tl" / "_fit_vae.py", "fit_vae")
     assert isinstance(function, ast.FunctionDef)  # noqa: S101 - it is one
     texts = _texts(function)
@@ -77,11 +77,11 @@ def fit_options() -> list[Option]:
 
 
 def further_options() -> list[Option]:
-    """The fields of ``FitOptions``."""
+    """List the fields of ``FitOptions``."""
     found = _definition(ROOT / "core" / "presets.py", "FitOptions")
     texts = _texts(found)
     fields = [node for node in found.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
-    # None leaves the choice to the preset, and is no value of its own
+    # None leaves the choice to the preset and is not a separate value
     return [
         Option(node.target.id, ast.unparse(node.annotation), nullable=False, text=texts[node.target.id])
         for node in fields
@@ -91,7 +91,7 @@ def further_options() -> list[Option]:
 
 def _option(name: str, annotation: ast.expr | None, text: str) -> Option:
     written = "str" if annotation is None else ast.unparse(annotation)
-    # an argument that may be left out has None for another meaning
+    # None has a meaning of its own only for arguments that can be unset
     nullable = "None" in written and ("Unset" in written or "Generator" in written)
     return Option(name, written, nullable, text + (f" {NOTHING!r} is None." if nullable else ""))
 
@@ -105,7 +105,7 @@ def _definition(path: Path, name: str) -> ast.FunctionDef | ast.ClassDef:
 
 
 def _texts(definition: ast.FunctionDef | ast.ClassDef) -> dict[str, str]:
-    """What the docstring says of each parameter, shortened."""
+    """Return the shortened description of each parameter from the docstring."""
     section = re.search(
         r"^Parameters\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|\Z)", ast.get_docstring(definition) or "", flags=re.M | re.S
     )
@@ -115,7 +115,7 @@ def _texts(definition: ast.FunctionDef | ast.ClassDef) -> dict[str, str]:
 
 
 def _shortened(text: str) -> str:
-    """The text without markup: its first sentence, and those after it as far as there is room."""
+    """Remove markup, and keep the first sentence and as many others as fit."""
     plain = re.sub(r":[\w:]+:`~?([^`]*)`", r"\1", " ".join(text.split())).replace("``", "")
     sentences = re.split(r"(?<=\.)\s+(?=[A-Z\"])", plain)
     kept = sentences[0]
@@ -127,7 +127,7 @@ def _shortened(text: str) -> str:
 
 
 def _choices(kind: str) -> tuple[str, ...]:
-    """The words of a ``Literal``, written out or by its name."""
+    """Return the values of a ``Literal``, given directly or by name."""
     if kind.startswith("Literal["):
         return tuple(map(str, ast.literal_eval(f"[{kind[len('Literal[') : -1]}]")))
     found = get_args(getattr(config, kind, None))
@@ -135,7 +135,7 @@ def _choices(kind: str) -> tuple[str, ...]:
 
 
 def _reader(kind: str, *, nullable: bool) -> Callable[[str], Any]:
-    """What reads the text of an option; ranges are the call's own matter."""
+    """Return a function that parses the text of an option; the call checks ranges."""
 
     def read(text: str) -> Any:
         if nullable and text == NOTHING:
@@ -152,7 +152,7 @@ def _reader(kind: str, *, nullable: bool) -> Callable[[str], Any]:
 
 
 def given(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options that were given, for ``fit_vae`` and for ``FitOptions``."""
+    """Return the options that were given, for ``fit_vae`` and for ``FitOptions``."""
 
     def of(options: list[Option]) -> Iterator[tuple[str, Any]]:
         for option in options:

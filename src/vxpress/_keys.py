@@ -1,4 +1,4 @@
-"""Every name under which the package writes into an AnnData."""
+"""All names under which the package writes into an AnnData."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ LIBRARY_SIZE = "library_size"
 def check_name(argument: str, name: object) -> None:
     """Raise ``ValueError`` unless ``name`` can name a slot, also in a file.
 
-    There ``/`` separates folders, ``.`` and ``..`` are folders themselves, and AnnData keeps ``_index`` to itself.
+    In files ``/`` separates groups, ``.`` and ``..`` are groups, and AnnData reserves ``_index``.
     """
     if not isinstance(name, str) or not name.strip(". ") or "/" in name or "\0" in name or name == "_index":
         msg = (
-            f"{argument}={name!r} cannot name what is written, in a file least of all; a string without '/' that is not empty, "
-            "not made of dots and not '_index' is expected."
+            f"{argument}={name!r} cannot name a result, especially not in a file. Pass a non-empty string without '/' that does "
+            "not consist of dots and is not '_index'."
         )
         raise ValueError(msg)
 
@@ -35,7 +35,7 @@ class Keys:
 
     @classmethod
     def of(cls, key: str | None = None) -> Keys:
-        """Slots of the fit of this name, as scanpy names them: ``None`` and ``"vae"`` mean the default names."""
+        """Return the slots of the fit of this name, as scanpy names them. ``None`` and ``"vae"`` mean the default names."""
         if key is not None:
             check_name("key", key)
         if key is None or key == DEFAULT_KEY:
@@ -44,6 +44,6 @@ class Keys:
         return cls(key, f"{key}_var", f"{key}_normalized", f"{key}_split", f"{key}_library", f"{key}_loadings", key)
 
     def bounds(self, layer: str | None = None) -> tuple[str, str]:
-        """Layers of the ends of a credible interval of ``layer``, by default the denoised one."""
-        stem = self.normalized if layer is None else layer
-        return f"{stem}_lower", f"{stem}_upper"
+        """Return the layers of the ends of a credible interval of ``layer``, by default the denoised layer."""
+        name = self.normalized if layer is None else layer
+        return f"{name}_lower", f"{name}_upper"

@@ -1,7 +1,7 @@
 """Names of categories: one rule for columns of ``obs``, arguments, stored fits and other cells.
 
-A category is known by its name, a string, wherever it comes from: a column of integers becomes one of floats when
-AnnDatas are merged, a categorical in a file, text in a table.
+A category is identified by its name, a string, because its type can change: a column of integers becomes floats when
+AnnDatas are merged, a categorical in a file, and text in a table.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import pandas as pd
 
 # a float this close to a whole number, in units of its rounding error, is that number
 ROUNDING = 8
-# and never farther from it than this, however large it is
+# and never farther from it than this, for any size
 FARTHEST = 1e-3
 _WHOLE_TEXT = re.compile(r"-?\d+(\.0)?")
 
 
 def name_of(value: Any) -> str:
-    """The name of one value.
+    """Return the name of one value.
 
-    Whole numbers are written without a point, whatever their type and within the rounding error of floats: 3, 3.0 and
-    7.999999999999999 are ``"3"``, ``"3"`` and ``"8"``.  Other floats are the shortest text that gives them back in their
-    own type, dates are as ISO 8601 writes them, and bytes are UTF-8.  Raises ``ValueError`` for what has no name: missing
-    and infinite values, and floats too large to tell whole numbers apart.
+    Whole numbers of any type are written without a decimal point, within the rounding error of floats: 3, 3.0 and
+    7.999999999999999 are ``"3"``, ``"3"`` and ``"8"``. Other floats are the shortest text that reproduces them in their
+    type, dates are in ISO 8601, and bytes are UTF-8. Raises ``ValueError`` for values without a name: missing and infinite
+    values, and floats too large to distinguish whole numbers.
     """
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
@@ -41,7 +41,7 @@ def name_of(value: Any) -> str:
     if pd.api.types.is_scalar(value) and pd.isna(value):
         msg = "a missing value"
         raise ValueError(msg)
-    # before whole numbers, of which numpy takes it for one
+    # before whole numbers, because numpy treats it as one
     if isinstance(value, (timedelta, np.timedelta64)):
         return str(pd.Timedelta(value))
     if isinstance(value, Integral):
@@ -63,14 +63,14 @@ def name_of(value: Any) -> str:
 
 
 def _name_of_number(value: Any) -> str:
-    # anything but numpy's own small floats is judged in double precision
+    # all but numpy's smaller floats are compared in double precision
     eps = float(np.finfo(type(value) if isinstance(value, np.floating) else np.float64).eps)
     number = float(value)
     if not np.isfinite(number):
         msg = "an infinite value"
         raise ValueError(msg)
     if abs(number) > 2 / eps:
-        msg = f"{number:g}, a float above {2 / eps:.0f}, from where on floats leave out whole numbers"
+        msg = f"{number:g}, a float above {2 / eps:.0f}, where floats leave out whole numbers"
         raise ValueError(msg)
     nearest = round(number)
     if abs(number - nearest) <= min(ROUNDING * eps * max(1.0, abs(number)), FARTHEST):
@@ -79,10 +79,10 @@ def _name_of_number(value: Any) -> str:
 
 
 def find_name(value: Any, known: Sequence[str]) -> str | None:
-    """Which of the names in ``known`` a value has; None if it has none of them.
+    """Find the name in ``known`` that a value has, or return None.
 
-    Where a number is not known as :func:`name_of` writes it, it is looked for as text and other types write it: 3 as
-    ``"3.0"``, and a number of single precision as the same number in double precision.
+    If the result of :func:`name_of` is not in ``known``, other spellings of the same number are tried: 3 as ``"3.0"``, and
+    a number in single precision as the same number in double precision.
     """
     try:
         return next((name for name in _spellings(value) if name in known), None)
@@ -91,7 +91,7 @@ def find_name(value: Any, known: Sequence[str]) -> str | None:
 
 
 def find_names(values: Sequence[Any], known: Sequence[str]) -> list[str | None]:
-    """:func:`find_name` of many values, few of which differ."""
+    """Apply :func:`find_name` to many values, of which few differ."""
     seen: dict[tuple[type, Any], str | None] = {}
     out: list[str | None] = []
     for given in values:
@@ -101,7 +101,7 @@ def find_names(values: Sequence[Any], known: Sequence[str]) -> list[str | None]:
             if key not in seen:
                 seen[key] = find_name(value, known)
             out.append(seen[key])
-        except TypeError:  # a list or the like, which is no category
+        except TypeError:  # a list, for example, which is not a category
             out.append(None)
     return out
 
@@ -124,10 +124,10 @@ def _spellings(value: Any) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Names:
-    """The categories of a column by name, and of every cell the number of its own, int64 (n,), -1 where it has none.
+    """The names of the categories of a column, and the index of each cell's category, int64 (n,), -1 if it is missing.
 
-    The order is that of a categorical; numbers are in rising order, other values sorted by name.  ``fractional`` are the
-    names that are no whole numbers where the column is one of floats, and not of categories.
+    The order is that of a categorical; otherwise numbers are in increasing order, and other values are sorted by name.
+    ``fractional`` are the names that are not whole numbers if the column holds floats and is not categorical.
     """
 
     names: tuple[str, ...]
@@ -137,7 +137,7 @@ class Names:
 
     @classmethod
     def of(cls, column: pd.Series, where: str = "the column") -> Names:
-        """Those of a column, which ``where`` names in messages; raises ``ValueError`` where its categories have no names."""
+        """Make the names of a column, called ``where`` in messages; raises ``ValueError`` if a category has no valid name."""
         values, code_n = _distinct(column, where)
         categorical = isinstance(column.dtype, pd.CategoricalDtype)
         first: dict[str, Any] = {}
@@ -146,20 +146,20 @@ class Names:
             try:
                 name = name_of(value)
             except ValueError as error:
-                msg = f"{where} holds {error}; categories are expected. Make them text: {where}.astype(str)."
+                msg = f"{where} holds {error}, which cannot name a category. Convert it to text: {where}.astype(str)."
                 raise ValueError(msg) from error
             other = first.setdefault(name, value)
             if _kind(other) != _kind(value):
                 msg = (
-                    f"{where} has categories that read alike, {other!r} and {value!r}, but are of different types. Make them "
+                    f"{where} has categories with the same name but different types: {other!r} and {value!r}. Make them "
                     f"one type: {where} = {where}.astype(str)."
                 )
                 raise ValueError(msg)
             named.append(name)
         if "" in first:
             msg = (
-                f"{where} holds the empty string in {int((code_n == named.index('')).sum())} of {len(code_n)} cells, and a "
-                f"category needs a name. Give it one: {where} = {where}.astype(object).replace('', 'unknown')."
+                f"{where} holds the empty string in {int((code_n == named.index('')).sum())} of {len(code_n)} cells, but a "
+                f"category needs a name. Replace it: {where} = {where}.astype(object).replace('', 'unknown')."
             )
             raise ValueError(msg)
         names = list(first)
@@ -173,7 +173,7 @@ class Names:
         return cls(tuple(names), place[code_n], tuple(first[name] for name in names), fractional)
 
     def among(self, known: Sequence[str]) -> np.ndarray:
-        """Position of every category in ``known``, int64, -1 where it is not there; no two categories share one."""
+        """Return the position of every category in ``known``, int64, -1 if absent; no two categories share a position."""
         place = {name: i for i, name in enumerate(known)}
         at = np.array([place.get(name, -1) for name in self.names], dtype=np.int64)
         free = set(known) - set(self.names)
@@ -185,12 +185,12 @@ class Names:
         return at
 
     def labels(self, missing: str) -> np.ndarray:
-        """The name of every cell, object (n,), ``missing`` where it has none."""
+        """Return the name of every cell's category, object (n,), or ``missing``."""
         return np.array([*self.names, missing], dtype=object)[self.code_n]
 
 
 def each_value(values: Any) -> list[Any]:
-    """The values of a sequence, an array or a column, each in its own type; a single value gives a list of one."""
+    """List the values of a sequence, an array or a column, each in its own type; a single value gives a list of one."""
     if isinstance(values, np.ndarray) and values.ndim == 0:
         return [values[()]]
     if isinstance(values, (pd.Series, pd.Index, pd.Categorical)):
@@ -201,7 +201,7 @@ def each_value(values: Any) -> list[Any]:
 
 
 def _distinct(column: pd.Series, where: str) -> tuple[list[Any], np.ndarray]:
-    """Distinct values, and of every cell the number of its own, -1 where there is none."""
+    """Return the distinct values, and the index of the value of each cell, -1 if missing."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         used = column.cat.remove_unused_categories().cat
         return _items(used.categories), used.codes.to_numpy().astype(np.int64)
@@ -210,15 +210,13 @@ def _distinct(column: pd.Series, where: str) -> tuple[list[Any], np.ndarray]:
             return _distinct_by_type(column)
         code_n, found = pd.factorize(column)
     except TypeError as error:
-        msg = (
-            f"{where} holds values that name no category ({error}); text or numbers are expected: {where}.astype(str)."
-        )
+        msg = f"{where} holds values that cannot name a category ({error}). Use text or numbers: {where}.astype(str)."
         raise ValueError(msg) from error
     return _items(found), code_n.astype(np.int64)
 
 
 def _distinct_by_type(column: pd.Series) -> tuple[list[Any], np.ndarray]:
-    """The same where types are mixed: Python takes 1 and True for one value."""
+    """Do the same for mixed types, because Python treats 1 and True as one value."""
     seen: dict[tuple[type, Any], int] = {}
     missing_n = column.isna().to_numpy()
     values = column.to_numpy(dtype=object)
@@ -229,7 +227,7 @@ def _distinct_by_type(column: pd.Series) -> tuple[list[Any], np.ndarray]:
 
 
 def _items(values: Any) -> list[Any]:
-    """One by one in their own type; pandas itself hands out single precision as double."""
+    """List values in their own type; iterating over pandas converts single precision to double."""
     if isinstance(getattr(values, "dtype", None), pd.CategoricalDtype):
         categories = _items(values.cat.categories if isinstance(values, pd.Series) else values.categories)
         codes = values.cat.codes if isinstance(values, pd.Series) else values.codes

@@ -1,4 +1,4 @@
-"""The progress bar of a call: which stage it is in, and how far that has come."""
+"""The progress bar of a call: its present stage and how far this has progressed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", TqdmWarning)
     from tqdm.auto import tqdm
 
-# seconds after which a call shows what it does, and between two looks at how far it has come
+# seconds until the bar appears, and between two updates
 DELAY, REDRAW = 5.0, 0.2
-# the same where lines cannot be drawn over, as in a log file
+# the same if lines cannot be overwritten, as in a log file
 DELAY_OF_LINES, EVERY_LINE = 30.0, 30.0
 WITH_TOTAL = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 WITHOUT_TOTAL = "{desc} {elapsed}{postfix}"
@@ -32,11 +32,11 @@ WITHOUT_TOTAL = "{desc} {elapsed}{postfix}"
 def progress_bar(call: str, progress: bool | None) -> Iterator[None]:  # noqa: FBT001 - the value of a keyword
     """Show the stages of this block under the name of the call.
 
-    ``progress`` is what the user asked for: ``None`` shows a bar once the block has taken five seconds, unless scanpy's
-    verbosity is 0; ``True`` shows it at once, ``False`` never.
+    ``progress`` is the argument of the user: ``None`` shows a bar after five seconds, unless scanpy's verbosity is 0;
+    ``True`` shows it at once, ``False`` never.
     """
     if not (progress is None or isinstance(progress, bool)):
-        msg = f"progress={progress!r} was given; True, False or None is expected."
+        msg = f"progress={progress!r} was given; pass True, False or None."
         raise ValueError(msg)
     stream = sys.stderr
     if progress is False or (progress is None and settings.verbosity < 1) or stream is None:
@@ -53,10 +53,11 @@ def progress_bar(call: str, progress: bool | None) -> Iterator[None]:  # noqa: F
 
 
 class Display:
-    """One line on ``stream``, or a widget in a notebook, drawn by a thread of its own so that long steps show too.
+    """One line on ``stream``, or a widget in a notebook, drawn by a separate thread so that it updates during long steps.
 
-    Shown are the stages down to the first that counts its steps, with its bar, or, while it waits for one that does not count
-    them, such as compilation, that one.  Between stages the line is cleared, so that log messages do not run into it.
+    The line names the stages down to the first that counts its steps, and shows its bar. While this stage waits for a stage
+    that does not count steps, such as compilation, that stage is shown. Between stages the line is cleared, so that it does
+    not mix with log messages.
     """
 
     def __init__(self, call: str, stream: TextIO, *, at_once: bool) -> None:
@@ -66,17 +67,17 @@ class Display:
         self.lock, self.over = threading.Lock(), threading.Event()
         self.bar: Any = None
         self.counted: Stage | None = None
-        # the streams of a notebook draw over lines too, though they are no terminal
+        # streams of a notebook can overwrite lines, although they are not terminals
         self.in_place = stream.isatty() or type(stream).__module__.startswith("ipykernel.")
         self.every = REDRAW if self.in_place else EVERY_LINE
         self.delay = 0.0 if at_once else DELAY if self.in_place else DELAY_OF_LINES
 
     def start(self) -> None:
-        """Begin to draw, from another thread."""
+        """Start drawing in another thread."""
         threading.Thread(target=self._run, name="vxpress-progress", daemon=True).start()
 
     def close(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         self.over.set()
         with self.lock, suppress(Exception):
             if self.bar is not None:
@@ -90,7 +91,7 @@ class Display:
     def end(self, stage: Stage) -> None:
         """Forget a stage, and clear the line if it was the one shown."""
         since = next((since for entry, since in self.stages if entry is stage), time.time())
-        # what a stage waited for without counting it, such as compilation, says nothing of how fast its steps are
+        # time spent in stages without a count, such as compilation, does not belong to the steps of the outer stage
         waited = time.time() - since if stage.total is None else 0.0
         self.stages = [(entry, begun + waited) for entry, begun in self.stages if entry is not stage]
         if self.bar is not None and (stage is self.counted or not self.stages):
@@ -101,7 +102,7 @@ class Display:
     def _run(self) -> None:
         if self.over.wait(self.delay):
             return
-        # a display that fails, on a stream that was closed for example, ends; the computation goes on
+        # if drawing fails, for example on a closed stream, it stops; the computation continues
         with suppress(Exception):
             while not self.over.is_set():
                 with self.lock:
@@ -110,7 +111,7 @@ class Display:
                 self.over.wait(self.every)
 
     def draw(self) -> None:
-        """Draw the line as things stand."""
+        """Draw the line for the present state."""
         stages = list(self.stages)
         if not stages and self.bar is not None:
             return
@@ -131,7 +132,7 @@ class Display:
             self.stream.flush()
             return
         if self.bar is None:
-            # a delay keeps it from drawing itself before it knows what it shows
+            # the delay prevents a first drawing without content
             self.bar = tqdm(
                 total=total or 1, leave=False, dynamic_ncols=True, file=self.stream, bar_format=bar_format, delay=1e-9
             )
@@ -145,5 +146,5 @@ class Display:
 
 
 def _is_widget(kind: type) -> bool:
-    """Whether a kind of bar is drawn by a notebook."""
+    """Return whether a kind of bar is a notebook widget."""
     return kind.__module__ == "tqdm.notebook" or any(base.__module__ == "tqdm.notebook" for base in kind.__mro__)

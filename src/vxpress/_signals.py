@@ -1,4 +1,4 @@
-"""Signals that end a command act as Ctrl-C does, and wait where they would leave something half done."""
+"""Signals that end a command: they act as Ctrl-C does, and are delayed while something must not be left incomplete."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-# SIGHUP, of a terminal that was closed, is unknown to Windows
+# SIGHUP is sent when a terminal is closed; Windows does not have it
 NAMES = ("SIGTERM", "SIGHUP")
 
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C, and other signals that have a handler, act at the end of the block, which should be short."""
+    """Delay Ctrl-C, and other signals that have a handler, to the end of the block, which should be short."""
     handlers: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         known = {one: signal.getsignal(one) for one in _signals(("SIGINT", *NAMES))}
@@ -38,9 +38,9 @@ def _signals(names: Sequence[str]) -> list[signal.Signals]:
 
 
 class StopSignals:
-    """Within the block a signal that asks the process to end raises ``KeyboardInterrupt``, so that what was made is kept.
+    """Raise ``KeyboardInterrupt`` if a signal to terminate arrives within the block, so that results are kept.
 
-    Handlers that somebody else has set, and signals that are ignored as under ``nohup``, are left alone.
+    Handlers of other code, and signals that are ignored, as under ``nohup``, are not changed.
     """
 
     def __init__(self) -> None:
@@ -64,10 +64,10 @@ class StopSignals:
 
     @property
     def status(self) -> int:
-        """Exit status of a command that was ended so: 128 and the number of the signal, as shells count."""
+        """Exit status of a command that was stopped in this way: 128 plus the number of the signal, as in shells."""
         return 128 + (signal.SIGINT if self.received is None else self.received)
 
     @property
     def what(self) -> str:
-        """What happened, in a word."""
+        """What happened, in a few words."""
         return "interrupted" if self.received is None else f"stopped by {self.received.name}"

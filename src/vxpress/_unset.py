@@ -1,4 +1,4 @@
-"""The value of an argument that was left out, where ``None`` has a meaning of its own."""
+"""The default of arguments for which ``None`` has a separate meaning."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 
 class Unset(Enum):
-    """Its one member stands for an argument that was left out."""
+    """The type of ``UNSET``, which marks an argument that was not given."""
 
     token = "unset"
 

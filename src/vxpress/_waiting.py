@@ -1,9 +1,9 @@
-"""How idle threads wait: asleep rather than spinning.
+"""Let idle threads sleep instead of spin.
 
-The OpenMP runtime under torch lets idle threads spin for milliseconds, and the main thread spin for those that the
-system has put aside: beside another busy program a fit of seconds takes minutes.  The runtime itself allows about a
-thousand turns once it knows of more threads than processors; it does not know of other programs, nor of other copies of
-itself, of which numba and scikit-learn load their own.
+With the OpenMP runtime of torch, idle threads spin for milliseconds, and the main thread spins while it waits for threads
+that the system has suspended. Next to another busy program a fit of seconds then takes minutes. The runtime limits spinning
+to about a thousand turns if it has more threads than processors. But it does not know of other programs, nor of other copies
+of itself, as numba and scikit-learn load them.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ import threading
 from pathlib import Path
 
 SPIN_COUNT = "1000"
-# whoever set one of these has decided
+# the user has set one of these
 DECIDED = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-# a machine with more processors has some to spare
+# machines with more processors usually have idle ones
 MOST_PROCESSORS = 64
 
 _decided = any(name in os.environ for name in DECIDED)
-# files of the copies that were loaded before the environment asked, until each has been seen to
+# files of copies that were loaded before the environment was set and are not handled yet
 _early: set[str] = set()
 
 
 def ask_idle_threads_to_sleep() -> None:
-    """Ask for it in the environment, which every copy of the runtime reads once, when it is loaded."""
+    """Set the environment variable, which every copy of the runtime reads once, when it is loaded."""
     if not _decided:
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
         _early.update(loaded_runtimes())
 
 
 def let_idle_threads_sleep() -> None:
-    """See to it in the copies of the runtime that were loaded before vxpress was imported, such as torch's.
+    """Limit spinning in copies of the runtime that were loaded before vxpress was imported, such as that of torch.
 
-    There is no call for it.  But a copy shortens its turns for good once it has started more threads than there are
-    processors: so a thread of ours starts that many, which then sleep as long as the process lives.
+    The runtime has no function for this. But a copy limits its spinning permanently once it has started more threads than
+    there are processors. So a separate thread starts that many threads, which then sleep until the process ends.
     """
     while _early:
         try:
@@ -46,7 +46,7 @@ def let_idle_threads_sleep() -> None:
 
 
 def loaded_runtimes() -> set[str]:
-    """Files of the copies of GNU's OpenMP runtime in this process; none where the system cannot say."""
+    """Return the files of all copies of GNU's OpenMP runtime in this process; empty if the system does not list them."""
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -56,7 +56,7 @@ def loaded_runtimes() -> set[str]:
 
 
 def _exceed_the_processors(path: str) -> None:
-    """Let the copy of the runtime at ``path`` start a thread more than there are processors."""
+    """Make the copy of the runtime at ``path`` start one thread more than there are processors."""
     try:
         runtime, system = ctypes.CDLL(path), ctypes.CDLL(None)
         parallel, nothing = runtime.GOMP_parallel, ctypes.cast(system.free, ctypes.c_void_p)
@@ -73,7 +73,7 @@ def _exceed_the_processors(path: str) -> None:
         # every thread calls free(NULL), which does nothing
         parallel(nothing, None, n_threads, 0)
         started.set()
-        # the threads belong to this one and would end with it
+        # the threads would end with this one, so it never ends
         never.acquire()
 
     threading.Thread(target=start_and_sleep, name="vxpress-openmp", daemon=True).start()

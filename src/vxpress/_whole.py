@@ -1,8 +1,8 @@
-"""Files and folders that appear whole or not at all, also where the writing process is killed.
+"""Write files and folders completely or not at all, even if the writing process is killed.
 
-What is being written lies in a hidden folder next to its target, which the writer holds a lock on.  The system gives the
-lock back when the writer ends, however it ends, so the next write to the same place can tell what a killed process
-left behind from what another one is still writing.
+A file is first written into a hidden folder next to its target, on which the writer holds a lock. The system releases the
+lock when the writer ends for any reason. So the next write to the same place can distinguish leftovers of a killed process
+from what another process is still writing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO
 
 try:
     import fcntl
-except ImportError:  # Windows: what a killed process left behind stays
+except ImportError:  # Windows: leftovers of killed processes are not removed
     fcntl = None  # type: ignore[assignment]
 
 PART = re.compile(r"\..+\.[0-9a-f]{16}\.vxpress-part")
@@ -29,10 +29,10 @@ LOCK, OLD = "lock", "old"
 
 @contextmanager
 def whole(target: Path, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
-    """A path to write to; what is written there replaces ``target`` when the block ends without an error.
+    """Yield a path to write to, and replace ``target`` by it when the block ends without an error.
 
-    Where it ends with one, or ``check`` raises, which is called last, what was begun is removed and ``target`` is as it
-    was.  A link to a file stays a link.  Raises ``OSError``, with the number that the system gave, where writing failed.
+    ``check`` is called last. If the block or ``check`` raises, the incomplete file is removed and ``target`` is unchanged. A
+    link to a file stays a link. Raises ``OSError`` with the error number of the system if writing failed.
     """
     target = target.resolve()
     remove_leftovers(target.parent)
@@ -54,23 +54,23 @@ def whole(target: Path, check: Callable[[], None] = lambda: None) -> Iterator[Pa
 
 @contextmanager
 def _named(target: Path) -> Iterator[None]:
-    """Let an error of the system, or of HDF5, name the file that was to be written and not the hidden one."""
+    """Make errors of the system or of HDF5 name the target and not the hidden file."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # HDF5 gives the number in words only
+        # HDF5 gives the error number only in its message
         words = re.search(r"errno = (\d+)", str(error))
         number = getattr(error, "errno", None) or (int(words[1]) if words else errno.EIO)
         why = (os.strerror(number) if words else getattr(error, "strerror", None) or str(error)).rstrip(".")
         msg = (
-            f"{target} was not written: {why}. What was there before is as it was. Make room or choose another place, "
+            f"{target} was not written: {why}. An existing file is unchanged. Make room or choose another place, "
             "and write it again"
         )
         raise OSError(number, msg) from error
 
 
 def remove_leftovers(place: Path) -> None:
-    """Remove what writers that were killed left in a folder; what cannot be removed stays."""
+    """Remove leftovers of killed writers from a folder, as far as possible."""
     if fcntl is None:
         return
     with contextlib.suppress(OSError):
@@ -83,12 +83,12 @@ def _remove_if_left(folder: Path, place: Path) -> None:
     if folder.is_symlink() or not folder.is_dir():
         return
     if not (folder / LOCK).exists():
-        folder.rmdir()  # killed before it began; fails if there is anything inside
+        folder.rmdir()  # killed before writing; fails if the folder is not empty
         return
     with (folder / LOCK).open("r+b") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while the writer lives
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while the writer is running
         if (folder / OLD).exists():
-            # killed between the two moves of a folder: the old one goes back
+            # killed between the two moves of a folder: restore the old one
             for name in [entry.name for entry in folder.iterdir() if entry.name not in (LOCK, OLD)]:
                 if not (place / name).exists():
                     (folder / OLD).rename(place / name)
@@ -96,7 +96,7 @@ def _remove_if_left(folder: Path, place: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove a folder, its lock last: without it nobody could tell later whose the rest is."""
+    """Remove a folder. The lock goes last, because without it a later write cannot identify the rest as leftovers."""
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -107,7 +107,7 @@ def _clear(folder: Path) -> None:
 
 
 def _locked_folder(target: Path) -> tuple[Path, IO[bytes] | None]:
-    """A new hidden folder for what is to become ``target``, and the open file that holds its lock."""
+    """Create a new hidden folder for ``target``, and return it with the open file that holds its lock."""
     while True:
         folder = target.with_name(f".{target.name}.{secrets.token_hex(8)}.vxpress-part")
         folder.mkdir(mode=0o700)
@@ -116,8 +116,8 @@ def _locked_folder(target: Path) -> tuple[Path, IO[bytes] | None]:
         try:
             lock = (folder / LOCK).open("xb")
         except FileNotFoundError:
-            continue  # another writer took the folder, still without a lock, for a leftover
-        # where there are no locks nobody will remove it either
+            continue  # another writer removed the folder, which had no lock yet, as a leftover
+        # without support for locks, no other process removes the folder either
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         if (folder / LOCK).exists():
@@ -129,7 +129,7 @@ def _move(new: Path, target: Path, old: Path) -> None:
     if not target.is_dir():
         new.replace(target)
         return
-    # no system call replaces a folder by another: for a moment there is none
+    # no system call replaces a folder by another, so for a moment there is none
     target.rename(old)
     try:
         new.rename(target)
@@ -139,6 +139,6 @@ def _move(new: Path, target: Path, old: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file is on the disk."""
+    """Wait until a file is written to disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())

@@ -75,7 +75,7 @@ def test_whole_numbers_read_the_same_as_int_and_as_float() -> None:
 
 
 def test_names_that_read_alike_are_refused() -> None:
-    with pytest.raises(ValueError, match="read alike"):
+    with pytest.raises(ValueError, match="with the same name but different types"):
         CovariateTable.learn(OBS.assign(plate=pd.Categorical([1, "1", 1, "1"])), None, ["plate"], [], None)
     with pytest.raises(TypeError, match="name of a column"):
         CovariateTable.learn(OBS, ["batch"], [], [], None)  # type: ignore[arg-type]

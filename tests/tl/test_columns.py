@@ -273,7 +273,7 @@ def test_names_that_cannot_be_written_are_refused_in_every_call(days: ad.AnnData
         lambda: vx.pl.kl(days, key=name, show=False),
         lambda: vx.pl.kl(days, compare_key=name, show=False),
     ):
-        with pytest.raises(ValueError, match="cannot name what is written"):
+        with pytest.raises(ValueError, match="cannot name a result"):
             call()
     assert (list(days.uns), list(days.obsm), list(days.layers), list(days.obs)) == before
 

@@ -224,6 +224,6 @@ def test_every_call_with_a_bar_takes_the_keyword_and_documents_it_alike():
         assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
         assert parameter.default is None
         documented = inspect.getdoc(function) or ""
-        texts.add(documented.partition("\nprogress\n")[2].partition("never.\n")[0])
+        texts.add(" ".join(documented.partition("\nprogress\n")[2].partition("never.\n")[0].split()))
     assert len(texts) == 1
     assert "five seconds" in texts.pop()

@@ -1,7 +1,8 @@
 """The commands ``vxpress demo`` and ``vxpress fit``.
 
-Exit status: 0 done, 1 the data are wrong, 2 the command line is (an option, a path, a name that the file lacks), 130 interrupted, 143 stopped by SIGTERM,
-129 by the end of its terminal; training that was stopped after its first epoch is written all the same, with its best state.
+Exit status: 0 success; 1 error in the data; 2 error on the command line (an option, a path, or a name missing from the
+file); 130 interrupted; 143 stopped by SIGTERM; 129 terminal closed. If training was stopped after its first epoch, its best
+state is still written.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 OK, WRONG, USAGE, INTERRUPTED = 0, 1, 2, 130
 SUFFIXES = (".h5ad", ".zarr")
-# arguments of a fit that name what the data hold
+# arguments of a fit that name parts of the data
 OF_THE_DATA = (
     "layer",
     "mask_var",
@@ -43,7 +44,7 @@ examples:
   vxpress fit counts.zarr -o fitted.zarr --layer counts --continuous-covariate-keys percent_mito
   vxpress fit data.h5ad -o data.h5ad --overwrite --key-added vae2 --rng 1
 
-The output holds the input and, beside it, obsm["X_vae"], layers["vae_normalized"] and the model in uns["vae"]:
+The output contains the input with obsm["X_vae"], layers["vae_normalized"] and the model in uns["vae"]:
   sc.pp.neighbors(adata, use_rep="X_vae"); sc.tl.leiden(adata); sc.tl.umap(adata)
 """
 
@@ -75,7 +76,7 @@ def _fail(message: str, status: int = WRONG) -> int:
 
 @contextmanager
 def _verbosity() -> Iterator[None]:
-    """Progress and remarks on a terminal, warnings only in a log file."""
+    """Show progress and log messages on a terminal, and only warnings in a log file."""
     from scanpy import settings
 
     before = settings.verbosity
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         help="fit cells in batches, compare the result with PCA, and draw the figures",
         description="Fit 2,000 blood cells in three batches, simulated from real ones that come with scanpy (nothing is "
         "downloaded), cluster them, compare clusters and mixing of the batches with those of PCA, and write the AnnData and the "
-        "figures. Takes under a minute.",
+        "figures. Takes less than a minute.",
     )
     demo.add_argument(
         "-o", "--output", type=Path, default=Path("vxpress_demo"), metavar="DIR", help="default: %(default)s"
@@ -109,13 +110,13 @@ def _parser() -> argparse.ArgumentParser:
         help="fit an .h5ad or .zarr file of raw counts",
         description="Fit a conditional variational autoencoder to the raw counts of an AnnData file, as\n"
         "vx.tl.fit_vae does with the same settings, and write the AnnData with the results.\n"
-        "The output appears whole or not at all. Ctrl-C ends the training and writes its best state so far.",
+        "The output is written completely or not at all. Ctrl-C ends the training and writes its best state so far.",
         epilog=FIT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     fit.add_argument("input", type=_data_path, help="AnnData file with raw counts, .h5ad or .zarr")
     fit.add_argument("-o", "--output", type=_data_path, required=True, help="file to write, .h5ad or .zarr")
-    fit.add_argument("--overwrite", action="store_true", help="replace the output where it exists; it may be the input")
+    fit.add_argument("--overwrite", action="store_true", help="replace an existing output, which may be the input")
     fit.add_argument(
         "--n-top-genes",
         type=_positive,
@@ -127,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     for option in fit_options():
         option.add_to(settings)
     further = fit.add_argument_group(
-        "further settings", "The fields of vx.tl.FitOptions; left out, the preset chooses."
+        "further settings", "The fields of vx.tl.FitOptions; the preset sets those that are not given."
     )
     for option in further_options():
         option.add_to(further)
@@ -136,14 +137,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; the usage, which has many, is a matter of ``--help``."""
+    """A parser that reports errors in one line, without the long usage text, which ``--help`` shows."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"vxpress: {message}. {self.prog} --help lists what is possible.\n")
+        self.exit(USAGE, f"vxpress: {message}. {self.prog} --help lists the options.\n")
 
 
 class _Version(argparse.Action):
-    """``--version``, looked up only when asked for."""
+    """The option ``--version``; the version is looked up only when needed."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
         super().__init__(option_strings, dest, nargs=0, help="show the version")
@@ -173,7 +174,7 @@ def _positive(text: str) -> int:
 def _fit(arguments: argparse.Namespace) -> int:
     source, target = arguments.input, arguments.output
     settings, further = given(arguments)
-    # what can be found wrong before the hours of a fit, and before the data are read, is found now
+    # check everything possible before reading the data and before a long fit
     try:
         _check_target(target, overwrite=arguments.overwrite)
         if not source.exists():
@@ -200,7 +201,7 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _check_names(settings: Mapping[str, Any], names: FileNames, source: Path) -> None:
-    """Raise for a column or layer that the file lacks."""
+    """Raise ``ValueError`` if the file lacks a column or layer."""
     columns: list[tuple[str, str]] = []
     for name in ("batch_key", "labels_key", "categorical_covariate_keys", "continuous_covariate_keys"):
         value = settings.get(name)
@@ -222,7 +223,7 @@ def _check_names(settings: Mapping[str, Any], names: FileNames, source: Path) ->
 
 
 def _checked(settings: dict[str, Any], further: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of ``fit_vae``, checked as far as that goes without the data."""
+    """Check the arguments of ``fit_vae`` as far as possible without the data, and return them."""
     from vxpress._keys import Keys
     from vxpress.tl import FitOptions
     from vxpress.tl._fit_vae import check_arguments
@@ -234,7 +235,7 @@ def _checked(settings: dict[str, Any], further: dict[str, Any]) -> dict[str, Any
 
 
 def _run_fit(adata: AnnData, n_top_genes: int | None, settings: Mapping[str, Any]) -> Any:
-    """Fit, and return the fit as ``uns`` holds it."""
+    """Fit, and return the fit as stored in ``uns``."""
     import vxpress as vx
     from vxpress._keys import Keys
 
@@ -249,16 +250,16 @@ def _run_fit(adata: AnnData, n_top_genes: int | None, settings: Mapping[str, Any
 
 
 def was_interrupted(stored: Any) -> bool:
-    """Whether the training was ended by Ctrl-C, which leaves the best state so far."""
+    """Return whether Ctrl-C ended the training, so that the fit is the best state so far."""
     return str(stored["params"]["stopped"]) == "interrupted"
 
 
 def report(stored: Any, seconds: float) -> None:
-    """How the fit went, in two lines."""
+    """Print a summary of the fit in two lines."""
     params, history = stored["params"], stored["history"]
     kept, n_epochs = int(params["best_epoch"]), len(history["elbo_train"])
     elbo = float(history["elbo_validation"][kept])
-    # without held-out cells there is nothing to judge by
+    # NaN without held-out cells
     held_out = f"; held-out ELBO {elbo:,.1f} nats per cell" if elbo == elbo else ""  # noqa: PLR0124
     print(f"fitted in {seconds:.0f} s: {n_epochs} epochs, kept epoch {kept + 1}{held_out}")
     print(str(stored["diagnostics"]["verdict"]))
@@ -270,10 +271,10 @@ def _read(path: Path) -> AnnData:
     try:
         return ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
     except MemoryError as error:
-        msg = f"{path} does not fit into memory. Choose genes or cells first, or use a larger machine."
+        msg = f"{path} does not fit into memory. Select genes or cells first, or use a larger machine."
         raise MemoryError(msg) from error
     except Exception as error:
-        # what h5py, zarr and anndata raise on a damaged file has no common type
+        # errors of h5py, zarr and anndata on a damaged file have no common type
         msg = f"{path} cannot be read as an AnnData: {error}"
         raise ValueError(msg) from error
 
@@ -281,14 +282,14 @@ def _read(path: Path) -> AnnData:
 def _check_target(path: Path, *, overwrite: bool) -> None:
     """Raise unless the output can be written; ``path`` may be the input."""
     if path.exists() and not overwrite:
-        msg = f"{path} exists already. Choose another --output, or replace it with --overwrite."
+        msg = f"{path} already exists. Choose another --output, or replace it with --overwrite."
         raise FileExistsError(msg)
     if path.exists() and path.is_dir() != (path.suffix == ".zarr"):
         msg = f"{path} exists and is {'a folder' if path.is_dir() else 'a file'}, which {path.suffix} is not. Choose another --output."
         raise FileExistsError(msg)
     parent = path.resolve().parent
     if not parent.is_dir():
-        msg = f"{parent} is not a folder. Make it first, or choose another --output."
+        msg = f"{parent} is not a folder. Create it first, or choose another --output."
         raise FileNotFoundError(msg)
     if not os.access(parent, os.W_OK | os.X_OK):
         msg = f"{parent} cannot be written to. Choose another --output."
@@ -296,13 +297,13 @@ def _check_target(path: Path, *, overwrite: bool) -> None:
 
 
 def write(adata: AnnData, path: Path, *, overwrite: bool) -> None:
-    """Write beside ``path`` and move it there, so that ``path`` is the old or the new file whole, never part of one.
+    """Write next to ``path`` and move the result there, so that ``path`` is always the complete old or new file.
 
-    On failure what was begun is removed, and an old file is as it was.
+    On failure the incomplete file is removed, and an existing file is unchanged.
     """
     from vxpress._whole import flush, whole
 
-    # the output may have come into being during the fit
+    # the output may have been created during the fit
     with whole(path, check=lambda: _check_target(path, overwrite=overwrite)) as new, _nullable_strings():
         if new.suffix == ".zarr":
             adata.write_zarr(new)
@@ -328,7 +329,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     from vxpress._demo import demo
 
-    # the steps of scanpy would say more than the demo itself; main() puts it back
+    # hide the messages of scanpy's steps; main() restores the verbosity
     settings.verbosity = min(int(settings.verbosity), 1)
     demo(arguments.output)
     return OK

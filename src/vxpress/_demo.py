@@ -1,4 +1,4 @@
-"""``vxpress demo``: cells in batches, fitted, clustered, judged against their labels beside PCA, and drawn."""
+"""``vxpress demo``: fit cells in batches, cluster them, compare clusters with labels and with PCA, and draw figures."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ RESOLUTIONS = (0.3, 0.6, 1.0)
 SHOWN = 0.6
 N_NEIGHBORS = 15
 REPRESENTATIONS = {
-    "X_pca": "normalize_total, log1p, pca: nothing done about batches",
-    "X_combat": "normalize_total, log1p, combat, pca: batches evened out gene by gene",
+    "X_pca": "normalize_total, log1p, pca: no batch correction",
+    "X_combat": "normalize_total, log1p, combat, pca: batch correction gene by gene",
     "X_vae": "vx.tl.fit_vae(adata, batch_key='batch')",
 }
 FILE = "vxpress_demo.h5ad"
@@ -31,7 +31,7 @@ def demo(folder: Path) -> None:
 
     import vxpress as vx
 
-    # so few cells are not worth sharing among threads, whose number does not change the result
+    # so few cells do not benefit from several threads, and their number does not change the result
     torch.set_num_threads(1)
     start = time.perf_counter()
     if folder.exists() and not folder.is_dir():
@@ -42,8 +42,8 @@ def demo(folder: Path) -> None:
     adata = vx.datasets.pbmc_batches()
     n_batches, n_types = adata.obs[BATCH].nunique(), adata.obs[LABELS].nunique()
     print(
-        f"{adata.n_obs:,} blood cells x {adata.n_vars} genes in {n_batches} batches, of {n_types} types: simulated, batch effect "
-        "included,\nfrom estimates of 700 real cells (Zheng et al. 2017)"
+        f"{adata.n_obs:,} blood cells of {n_types} types x {adata.n_vars} genes in {n_batches} batches: simulated with batch effects,\n"
+        "from estimates of 700 real cells (Zheng et al. 2017)"
     )
     before = time.perf_counter()
     vx.tl.fit_vae(adata, BATCH)
@@ -55,11 +55,11 @@ def demo(folder: Path) -> None:
     names = _figures(adata, folder)
     write(adata, folder / FILE, overwrite=True)
     print(f"\nwrote {folder}/: {FILE}, {', '.join(names)}")
-    print(f"{time.perf_counter() - start:.0f} s in all")
+    print(f"{time.perf_counter() - start:.0f} s in total")
 
 
 def _add_pca(adata: AnnData) -> None:
-    """Principal components of the log-normalised counts, as they are and after scanpy's ComBat, as many as the model has."""
+    """Add principal components of the log-normalised counts, without and with scanpy's ComBat, as many as latent dimensions."""
     import scanpy as sc
 
     n_comps = adata.obsm["X_vae"].shape[1]
@@ -72,7 +72,7 @@ def _add_pca(adata: AnnData) -> None:
 
 
 def _agreement(adata: AnnData, use_rep: str) -> list[float]:
-    """Mixing of the batches, then per resolution the ARI of scanpy's clusters against the labels."""
+    """Compute the mixing of the batches, and per resolution the ARI of scanpy's clusters and the labels."""
     import scanpy as sc
     from sklearn.metrics import adjusted_rand_score
 
@@ -85,9 +85,9 @@ def _agreement(adata: AnnData, use_rep: str) -> list[float]:
 
 
 def mixing(z_nd: np.ndarray, batch_n: np.ndarray) -> float:
-    """Share of the 15 nearest neighbours that are of another batch, over the share expected of cells anywhere.
+    """Compute the share of the 15 nearest neighbours from other batches, divided by the share expected at random.
 
-    Near 1 batches are mixed, at 0 they lie apart. Where the batches hold other shares of the types, 1 is not reached.
+    Near 1 batches are mixed, at 0 they are separate. If the batches hold different shares of the types, 1 is not reached.
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -98,7 +98,7 @@ def mixing(z_nd: np.ndarray, batch_n: np.ndarray) -> float:
 
 def _print_agreement(rows: dict[str, list[float]]) -> None:
     print(
-        f"\nLeiden clusters against the true types (adjusted Rand index), and whether batches mix (0 apart, 1 mixed)\n{'':10}",
+        f"\nAgreement of Leiden clusters with the true types (adjusted Rand index), and mixing of batches (0 separate, 1 mixed)\n{'':10}",
         end="",
     )
     columns = ["mixing", *(f"ARI at {resolution}" for resolution in RESOLUTIONS), "mean ARI"]
@@ -137,7 +137,7 @@ def _figures(adata: AnnData, folder: Path) -> list[str]:
 
 
 def integration(adata: AnnData) -> Any:
-    """The same cells on principal components and on the latent space, by batch and by type: the picture of the README."""
+    """Draw the cells by principal components and by latent space, coloured by batch and by type: the figure of the README."""
     import matplotlib.pyplot as plt
     import scanpy as sc
 
@@ -161,5 +161,5 @@ def integration(adata: AnnData) -> Any:
     return figure
 
 
-# of Okabe and Ito, and two more
+# colours of Okabe and Ito
 PALETTE = ["#E69F00", "#56B4E9", "#009E73", "#000000", "#0072B2", "#D55E00", "#CC79A7"]

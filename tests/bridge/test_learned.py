@@ -108,7 +108,7 @@ def test_batches_of_one_cell_neither_lose_it_nor_enter_averages(warned: list[str
     vx.tl.fit_vae(adata, "batch", **settings)
     said = " ".join(warned)
     assert "4 categories with fewer than 30 training cells: 'lone0' (1), 'lone1' (1)" in said
-    assert "Averages over batches leave such batches out" in said
+    assert "Averages over batches exclude these batches" in said
     lone = adata.obs["batch"].astype(str).str.startswith("lone")
     assert (adata.obs.loc[lone, "vae_split"] == "train").all()
     assert adata.uns["vae"]["covariates"]["n_train_0"].sum() == (adata.obs["vae_split"] == "train").sum()

@@ -259,7 +259,7 @@ def test_warnings(parts, warned):
         ({"min_stratum": 0}, ValueError, "min_stratum"),
         ({"rng": -1}, ValueError, "rng"),
         ({"key_added": "a/b"}, ValueError, "without '/'"),
-        ({"key_added": "batch"}, ValueError, "not from an earlier call"),
+        ({"key_added": "batch"}, ValueError, "which no earlier call wrote"),
         ({"key": "other"}, KeyError, "no fit"),
     ],
 )

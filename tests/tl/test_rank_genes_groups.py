@@ -260,7 +260,7 @@ def test_samples_leave_less_than_cells(simulated, warned):
         ({"layer": "nothing", "use_counts": True}, KeyError, "is not in adata.layers"),
         ({"key": "nothing"}, KeyError, "holds no fit"),
         ({"key_added": "a/b"}, ValueError, "without '/'"),
-        ({"key_added": "vae"}, ValueError, "not from an earlier call"),
+        ({"key_added": "vae"}, ValueError, "which no earlier call wrote"),
         ({"rng": "seed"}, ValueError, "rng"),
     ],
 )

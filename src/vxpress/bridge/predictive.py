@@ -1,4 +1,4 @@
-"""What sampling and scoring need beyond the stored posterior: covariates of the distribution, size factors, names of results."""
+"""Read what sampling and scoring need in addition to the stored posterior: covariates, size factors, names of results."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from vxpress.bridge.stored import stored_split
 from vxpress.core.counts import Cells
 from vxpress.core.covariates import Covariates
 
-# a cell with a size factor of zero holds no molecule, and draws none
+# size factor that replaces zero: such a cell has no molecules, and none are drawn
 NO_MOLECULE = 1e-30
 
 
 def decoding_covariates(adata: AnnData, fit: Fit, *, warn: bool = True) -> Covariates:
-    """Covariates of the cells; labels only where the dispersion hangs on them."""
+    """Read the covariates of the cells; labels only if the dispersion depends on them."""
     return fit.covariates.read(adata.obs, labels=fit.params.model.dispersion == "gene-label", warn=warn)
 
 
 def log_library_of(library_n: np.ndarray) -> torch.Tensor:
-    """Log size factors, (n, 1) float32, of cells whose count distribution is asked for."""
+    """Compute log size factors, (n, 1) float32, for the count distribution of cells."""
     return torch.from_numpy(np.log(np.maximum(library_n, NO_MOLECULE)).astype(np.float32))[:, None]
 
 
 def read_scored(adata: AnnData, fit: Fit, layer: str | Unset | None) -> Cells:
-    """Cells with counts, put in the order of the fit, whose count distribution is asked for."""
+    """Read cells with counts, in the gene order of the fit, for their count distribution."""
     cells, library_n = read_query(adata, fit, layer)
     cells = replace(cells, covariates=decoding_covariates(adata, fit, warn=False))
-    # a latent library is drawn and needs no size factor
+    # a latent library is sampled and needs no size factor
     return cells if fit.params.model.latent_library else replace(cells, log_library_n1=log_library_of(library_n))
 
 
 def check_own(adata: AnnData, record: str, **slots: list[str]) -> None:
-    """Raise if a slot is taken, unless ``uns[record]`` says that an earlier call of the same kind wrote it."""
+    """Raise if a slot is taken, unless ``uns[record]`` shows that an earlier call of the same kind wrote it."""
 
     def ours(stored: Mapping[str, Any]) -> bool:
-        # what params_of always writes: scanpy's own records have params too
+        # entries that params_of always writes; scanpy's own records have params too
         params = stored.get("params")
         return isinstance(params, Mapping) and {"key", "likelihood"} <= set(params) and "format" not in stored
 
@@ -53,11 +53,11 @@ def check_own(adata: AnnData, record: str, **slots: list[str]) -> None:
 
 
 def split_of(adata: AnnData, keys: Keys, *, own_fit: bool) -> np.ndarray | None:
-    """Which cells the fit trained on, as it wrote them; None where ``obs`` says nothing of this fit."""
+    """Return the split that the fit wrote; None if ``obs`` does not hold the split of this fit."""
     return stored_split(adata, keys) if own_fit else None
 
 
 def params_of(fit: Fit, key: str, **settings: Any) -> dict[str, Any]:
-    """The record of a call that goes into ``uns``; what is None is left out."""
+    """Return the record of a call for ``uns``, without entries that are None."""
     record = {"key": key, "likelihood": fit.params.model.likelihood, **settings}
     return {name: value for name, value in record.items() if value is not None}

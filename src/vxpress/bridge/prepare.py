@@ -1,4 +1,4 @@
-"""From an AnnData and arguments to what the core trains on; everything that can be wrong with them is found here."""
+"""Turn an AnnData and arguments into the input of the core, and check both for everything that can be wrong."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MIN_CELLS = 4
 
 @dataclass(frozen=True)
 class Request:
-    """Which data a fit was asked to read."""
+    """The data that a fit reads."""
 
     layer: str | None
     mask_var: str | np.ndarray | Unset | None
@@ -41,7 +41,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data of a fit: counts, size factors, covariates and who is held out."""
+    """The data of a fit: counts, size factors, covariates, and which cells are held out."""
 
     counts: CountData
     modelled_g: np.ndarray
@@ -53,7 +53,7 @@ class Prepared:
     validation_n: np.ndarray
 
     def split_n(self) -> np.ndarray:
-        """``"train"``, ``"validation"`` or, for a cell left out of the fit, ``"query"``."""
+        """Return ``"train"``, ``"validation"`` or, for a cell excluded from the fit, ``"query"``."""
         names = np.full(len(self.cells), "query", dtype=object)
         names[self.train_n], names[self.validation_n] = "train", "validation"
         return names
@@ -67,7 +67,7 @@ def prepare(
     split_rng: np.random.Generator,
     library_of_modelled_genes: bool,
 ) -> Prepared:
-    """Read, check and split."""
+    """Read the data of a fit, check them, and split the cells."""
     check_gene_names(adata)
     modelled_g, mask_name = modelled_genes(adata, request.mask_var)
     covariates = CovariateTable.learn(
@@ -87,8 +87,8 @@ def prepare(
         raise ValueError(msg)
     if n_empty:
         logg.warning(
-            f"{n_empty} cell(s) have no count in the modelled genes. They are left out of the fit (split 'query') and get the "
-            "latent of an empty cell; sc.pp.filter_cells(adata, min_counts=1) drops them."
+            f"{n_empty} cell(s) have no count in the modelled genes. They are excluded from the fit (split 'query') and get the "
+            "latent position of an empty cell. sc.pp.filter_cells(adata, min_counts=1) removes them."
         )
     cells = Cells(Counts.from_scipy(counts.inside), log_library(library.values_n), covariates.read(adata.obs))
     codes_nk = cells.covariates.categorical_nk.numpy()[usable]
@@ -99,32 +99,32 @@ def prepare(
 
 
 def _warn_few_cells(covariates: CovariateTable) -> None:
-    """Name the categories that there is too little to learn of."""
+    """Warn about categories with too few training cells."""
     for (key, names), n_train in zip(covariates.categorical, covariates.n_train, strict=True):
         small, n = few(names, n_train)
         if not small:
             continue
         out = ""
         if key == covariates.batch_key and len(covariates.averaged_batches) < len(names):
-            out = " Averages over batches leave such batches out."
+            out = " Averages over batches exclude these batches."
         logg.warning(
             f"obs[{key!r}] has {len(small)} categor{'y' if len(small) == 1 else 'ies'} with fewer than {MIN_LEARNED} training "
-            f"cells: {with_cells(small, n)}. These are too few to learn them well.{out} Merge them with others, or drop their cells."
+            f"cells: {with_cells(small, n)}. These are too few to learn them well.{out} Merge them with other categories, or remove their cells."
         )
 
 
 def read_query(adata: AnnData, fit: Fit, layer: str | Unset | None) -> tuple[Cells, np.ndarray]:
-    """Cells for a fitted model, their genes put in its order by name, and their library."""
+    """Read cells for a fitted model, with genes in the order of the fit, and their size factors."""
     check_gene_names(adata)
     position = adata.var_names.get_indexer(fit.genes)
     missing = fit.genes[position < 0]
     if len(missing):
         if len(missing) == len(fit.genes):
             cure = (
-                f"adata names its genes otherwise (for example {adata.var_names[0]!r}): use the annotation of the fit."
+                f"adata uses different gene names (for example {adata.var_names[0]!r}): use the annotation of the fit."
             )
         elif set(missing).isdisjoint(fit.genes[fit.modelled_g]):
-            cure = "All modelled genes are there, but the size factor of the fit counts the others too: pass the full matrix."
+            cure = "All modelled genes are present, but the size factor of the fit also counts the other genes: pass the full matrix."
         else:
             cure = (
                 "Use the same annotation as the fit, or fit again on the shared genes: "
@@ -139,7 +139,7 @@ def read_query(adata: AnnData, fit: Fit, layer: str | Unset | None) -> tuple[Cel
     where = fit.params.layer if isinstance(layer, Unset) else layer
     counts = read_counts(adata, where, fit.modelled_g, None if same else position)
     params = fit.params
-    library_n = counts.total_n  # of a latent library, which is inferred
+    library_n = counts.total_n  # for a latent library, which is inferred
     if not params.model.latent_library:
         library_n = read_library(adata.obs, counts, params.library_source, params.library, params.library_factor)
     covariates = fit.covariates.read(adata.obs, labels=False)
@@ -147,20 +147,20 @@ def read_query(adata: AnnData, fit: Fit, layer: str | Unset | None) -> tuple[Cel
 
 
 def log_library(values_n: np.ndarray) -> torch.Tensor:
-    """Log size factors, (n, 1) float32; an empty cell, whose size factor nothing depends on, gets 0."""
+    """Compute log size factors, (n, 1) float32; 0 for an empty cell, whose size factor has no effect."""
     return torch.from_numpy(np.log(np.where(values_n > 0, values_n, 1.0)).astype(np.float32))[:, None]
 
 
 def check_gene_names(adata: AnnData) -> None:
-    """Raise where gene names repeat."""
+    """Raise if gene names are not unique."""
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
-        msg = f"adata.var_names are not unique (for example {list(repeated[:3])}). Make them so: adata.var_names_make_unique()."
+        msg = f"adata.var_names are not unique (for example {list(repeated[:3])}). Make them unique: adata.var_names_make_unique()."
         raise ValueError(msg)
 
 
 def modelled_genes(adata: AnnData, mask_var: str | np.ndarray | Unset | None) -> tuple[np.ndarray, str | None]:
-    """The genes to model as a boolean array, and the name of the mask; scanpy's rule for ``sc.pp.pca``."""
+    """Return the genes to model as a boolean array, and the name of the mask; the rule is that of ``sc.pp.pca``."""
     if isinstance(mask_var, Unset):
         mask_var = "highly_variable" if "highly_variable" in adata.var else None
     if mask_var is None:
@@ -170,13 +170,13 @@ def modelled_genes(adata: AnnData, mask_var: str | np.ndarray | Unset | None) ->
     given = mask_var if name is None else find_column(adata.var, name, argument="mask_var", of="var", hint=hint)
     where = "mask_var" if name is None else f"adata.var[{name!r}]"
     gaps = (
-        f"Leave these genes out, {where} = {where}.fillna(False).astype(bool), or model all genes: mask_var=None."
+        f"Exclude these genes, {where} = {where}.fillna(False).astype(bool), or model all genes: mask_var=None."
         if name is not None
         else "Give each gene a value, for example with fillna(False), or model all genes: mask_var=None."
     )
     mask = as_mask(given, adata.n_vars, where, of="gene", gaps=gaps)
     if not mask.any():
-        msg = f"mask_var={name or 'the array given'} selects no gene. Pass mask_var=None to model all genes."
+        msg = f"mask_var={name or 'the given array'} selects no gene. Pass mask_var=None to model all genes."
         raise ValueError(msg)
     logg.info(f"    modelling {int(mask.sum())} of {adata.n_vars} genes" + (f" (var[{name!r}])" if name else ""))
     return mask, name
@@ -190,31 +190,31 @@ def _warn_empty_genes(adata: AnnData, counts: CountData, modelled_g: np.ndarray)
     if n_empty:
         logg.warning(
             f"{n_empty} of the {int(modelled_g.sum())} modelled genes have no count in any cell; "
-            "sc.pp.filter_genes(adata, min_cells=1) drops them."
+            "sc.pp.filter_genes(adata, min_cells=1) removes them."
         )
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """CUDA where it is present, else the CPU, for ``"auto"``; otherwise the device named, if it is there."""
+    """Return the device: for ``"auto"`` CUDA if available, else the CPU; otherwise the named device, if it is available."""
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        msg = f"device={device!r} is not known; use 'auto', 'cpu', 'cuda' or 'cuda:0'."
+        msg = f"device={device!r} is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:0'."
         raise ValueError(msg) from error
     if found.type not in ("cpu", "cuda"):
-        msg = f"device={str(device)!r} cannot be used: sums are kept in double precision, which it may lack. Use device='auto', 'cpu' or 'cuda'."
+        msg = f"device={str(device)!r} is not supported: sums are computed in double precision, which it may lack. Use device='auto', 'cpu' or 'cuda'."
         raise ValueError(msg)
     absent = found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count())
     if absent:
-        msg = f"device={str(device)!r} is not present on this machine. Use device='auto' or device='cpu'."
+        msg = f"device={str(device)!r} is not available on this machine. Use device='auto' or device='cpu'."
         raise ValueError(msg)
     return found
 
 
 def check_single_process() -> None:
-    """Raise under torchrun with more than one process."""
+    """Raise if torchrun started more than one process."""
     world = os.environ.get("WORLD_SIZE", "1")
     if world.isdigit() and int(world) > 1:
         msg = f"WORLD_SIZE={world}: fitting on several processes is not supported. Run one process (unset WORLD_SIZE)."
@@ -222,17 +222,17 @@ def check_single_process() -> None:
 
 
 def seed_of(rng: int | np.random.Generator | None, argument: str = "rng") -> np.random.Generator:
-    """A numpy generator, or a ``ValueError`` that says what a seed is."""
+    """Return a numpy generator; raises ``ValueError`` if ``rng`` is not a seed."""
     if isinstance(rng, Integral) and rng >= 0:
         return np.random.default_rng(int(rng))
     if rng is None or isinstance(rng, np.random.Generator):
         return np.random.default_rng(rng)
-    msg = f"{argument}={rng!r} was given; a whole number from 0, a numpy Generator or None is expected."
+    msg = f"{argument}={rng!r} was given; a whole number of at least 0, a numpy Generator or None is expected."
     raise ValueError(msg)
 
 
 def as_tuple(keys: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Column names; one name may be given as a string."""
+    """Return column names as a tuple; one name may be given as a string."""
     if keys is None:
         return ()
     if not isinstance(keys, Iterable):

@@ -1,4 +1,4 @@
-"""A prior learned on the posteriors of a fit, judged on its held-out cells, and put in the fit's place."""
+"""Learn a prior from the posteriors of a fit, judge it on held-out cells, and replace the prior of the fit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from vxpress.core.priors import PRIORS, DiagonalNormal, Prior, drawn_log_prob, s
 from vxpress.core.priors.fitting import build_prior, learn
 from vxpress.core.progress import stage
 
-# points at which a prior is judged, and how many draws of a cell at most
+# number of points at which a prior is judged, and largest number of draws per cell
 JUDGED_POINTS, MAX_DRAWS = 4_000, 10
-# of a prior learned with the rest, which has to be done by the end of a fit
+# the same for a prior learned during the fit, which has to be judged quickly
 JOINT_POINTS = 1_000
 # a prior is kept if it gains more than this many standard errors
 MARGIN = 1.0
@@ -26,7 +26,7 @@ MARGIN = 1.0
 
 @dataclass(frozen=True)
 class Conditions:
-    """Condition of every cell: codes from 0 of ``names``; cells without a value have the code behind them."""
+    """Condition of every cell: codes from 0 into ``names``; cells without a value have the next code."""
 
     key: str
     names: tuple[str, ...]
@@ -40,7 +40,7 @@ class Conditions:
 
     @classmethod
     def read(cls, obs: pd.DataFrame, key: str, train_n: np.ndarray) -> Conditions:
-        """From a column that may have gaps; a condition is what a training cell (rows ``train_n``) has."""
+        """Read conditions from a column that may have missing values; the conditions are those of training cells (rows ``train_n``)."""
         found = get_categories(obs, key, argument="condition_key", gaps=True)
         names, codes = found.names, found.code_n
         met = np.unique(codes[train_n])
@@ -55,7 +55,7 @@ class Conditions:
         return cls(key, tuple(names[c] for c in met), np.where(codes < 0, len(met), codes), unlabelled)
 
     def record(self) -> dict[str, Any]:
-        """What a fit remembers of them."""
+        """Return the record of the conditions in a fit."""
         return {
             "condition_key": self.key,
             "categories": np.array(self.names, dtype=object),
@@ -65,7 +65,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Task:
-    """Posteriors of the cells at hand (n, d), which of them are learned from and which judge."""
+    """Posteriors of the cells in adata (n, d), and which of them are used for learning and for judging."""
 
     mean_nd: np.ndarray
     var_nd: np.ndarray
@@ -74,16 +74,16 @@ class Task:
     conditions: Conditions | None
 
     def posteriors(self, rows: np.ndarray, device: torch.device) -> DiagonalNormal:
-        """Of some rows."""
+        """Return the posteriors of some rows."""
         mean, var = (torch.from_numpy(part[rows]).to(device) for part in (self.mean_nd, self.var_nd))
         return DiagonalNormal(mean, var.sqrt())
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Mean log p(z) of held-out cells under two priors at the same draws, in nats; standard errors over cells.
+    """Mean log p(z) of held-out cells under two priors at the same draws, in nats, with standard errors over cells.
 
-    ``kl`` is the mean divergence from the new prior, with the standard error of its sampling.
+    ``kl`` is the mean divergence from the new prior, ``kl_se`` its standard error due to sampling.
     """
 
     before: float
@@ -97,12 +97,12 @@ class Judgement:
 
     @property
     def better(self) -> bool:
-        """Whether the new prior gains more than chance would have it."""
+        """Whether the gain of the new prior exceeds chance."""
         return bool(np.isfinite(self.gain) and self.gain > MARGIN * self.gain_se)
 
 
 def judge(old: Prior, new: Prior, q: DiagonalNormal, seed: int) -> Judgement:
-    """Both priors, without conditions, at the same draws of posteriors that neither was fitted to."""
+    """Evaluate both priors, without conditions, at the same draws of posteriors that neither was fitted to."""
     n_draws = int(np.clip(JUDGED_POINTS // len(q), 1, MAX_DRAWS))
     z_knd, log_new_kn = drawn_log_prob(new, q, n_draws, seed)
     _, log_old_kn = drawn_log_prob(old, q, n_draws, seed)
@@ -124,9 +124,9 @@ def judge(old: Prior, new: Prior, q: DiagonalNormal, seed: int) -> Judgement:
 
 
 def joint_record(prior: Prior, q: DiagonalNormal, seed: int = 0) -> dict[str, Any]:
-    """What a fit that learned its prior with the rest remembers: the divergence of held-out posteriors from it.
+    """Return the record of a prior learned during the fit: the divergence of held-out posteriors from it.
 
-    Empty where the divergence has a closed form, and is known without.
+    Empty if the divergence has a closed form, because it need not be sampled.
     """
     if prior.analytic:
         return {}
@@ -152,7 +152,7 @@ def learn_prior(
     device: torch.device,
     seed: int,
 ) -> tuple[Fit, dict[str, Any], Judgement]:
-    """The fit with a prior of this kind in place of its own, the record of it, and how it was judged."""
+    """Return the fit with a prior of this kind in place of its own, the record of the prior, and how it was judged."""
     conditions = task.conditions
     config = _config(kind, n_components, 0 if conditions is None else conditions.n, len(task.train_n))
     model = fit.model.to(device).eval()
@@ -185,7 +185,7 @@ def learn_prior(
 
 
 def _config(kind: PriorName, n_components: int | None, n_conditions: int, n_cells: int) -> PriorConfig:
-    """As many components as were asked for, and at least one to a condition."""
+    """Set the number of components: as requested, and at least one per condition."""
     most, cells_each = PRIORS[kind].alone_components
     n = max(min(most, max(1, n_cells // cells_each)), 4 * n_conditions) if n_components is None else n_components
     return PriorConfig(name=kind, n_components=max(n, n_conditions), n_conditions=n_conditions)

@@ -1,4 +1,4 @@
-"""Cells of any origin for a fitted model: categories it has not seen, genes that were not measured."""
+"""Read and encode cells for a fitted model, also with unseen categories and missing genes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from vxpress.core.masked import Missing, encode_masked
 from vxpress.core.split import split_cells
 from vxpress.core.surgery import extend
 
-# fewer genes than this share of the modelled ones say too little of a cell to be filled up by the model
+# with fewer than this share of the modelled genes, too little is known about a cell to predict the missing ones
 MIN_SHARE = 0.05
 VALIDATION_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
 class Query:
-    """Cells, the fit with room for their categories, what is missing, and their library.
+    """Cells, the fit extended by their categories, missing genes, and size factors.
 
-    ``observed_n`` are molecules: of the library itself, or, where ``missing`` says so, those it has to be estimated from.
-    ``added`` are the new categories of each categorical covariate.
+    ``observed_n`` is the library size, or, if ``missing`` requires it, the number of molecules to estimate the library size
+    from. ``added`` are the new categories of each categorical covariate.
     """
 
     fit: Fit
@@ -58,7 +58,7 @@ class Query:
 
 
 def read_any_query(adata: AnnData, fit: Fit, layer: str | Unset | None, *, labels: bool) -> Query:
-    """Read, check and say what is new; ``fit`` stays as it is."""
+    """Read and check cells, and warn about new categories and missing genes; ``fit`` is not changed."""
     check_gene_names(adata)
     position = adata.var_names.get_indexer(fit.genes)
     _check_genes(adata, fit, position)
@@ -69,7 +69,7 @@ def read_any_query(adata: AnnData, fit: Fit, layer: str | Unset | None, *, label
     table, added = fit.covariates.with_categories_of(adata.obs)
     covariates = table.read(adata.obs, labels=labels)
     if any(added):
-        _tell(fit, added)
+        _warn_new_categories(fit, added)
         model = extend(fit.model, [len(names) for names in added], fit.covariates.learned)
         fit = replace(fit, covariates=table, model=model, params=replace(fit.params, model=model.config))
     return Query(
@@ -80,7 +80,7 @@ def read_any_query(adata: AnnData, fit: Fit, layer: str | Unset | None, *, label
 def encode_query(
     query: Query, device: torch.device, *, max_epochs: int, rng: np.random.Generator
 ) -> tuple[Encoded, np.ndarray, Fit]:
-    """Posterior and library of every cell, after ``max_epochs`` of fine-tuning at most, and the fit, on the CPU."""
+    """Return posterior and size factor of every cell after at most ``max_epochs`` of fine-tuning, and the fit, on the CPU."""
     fit = query.fit
     model, cells = fit.model.to(device), query.cells.to(device)
     missing = query.missing
@@ -91,7 +91,7 @@ def encode_query(
         completed = None
         if missing is not None:
             masked = encode_masked(model, cells, missing, keep_filled=True)
-            assert masked.filled_nh is not None  # noqa: S101 - it was asked for
+            assert masked.filled_nh is not None  # noqa: S101 - requested by keep_filled
             completed = Completed(missing.observed_g, masked.filled_nh)
             cells = Cells(cells.counts, masked.log_library_n1, cells.covariates)
         codes_nk = query.cells.covariates.categorical_nk.numpy()[new]
@@ -122,7 +122,7 @@ def encode_query(
 
 
 def check_enough_new(query: Query) -> None:
-    """Raise unless there are cells to learn new categories from, warn where there is nothing to learn."""
+    """Raise unless there are enough cells to learn new categories from; warn if there is nothing to learn."""
     if not any(query.added):
         logg.warning(
             "fine_tune= trains the weights of new categories, but the fit knows all categories of these cells."
@@ -132,18 +132,18 @@ def check_enough_new(query: Query) -> None:
     if n_new < MIN_CELLS:
         msg = (
             f"fine_tune= was given, but {n_new} cell(s) with counts have a new category; at least {MIN_CELLS} are needed. "
-            "Leave fine_tune= out: new categories are then taken for the average of the known ones."
+            "Omit fine_tune=: new categories are then treated as the average of the known ones."
         )
         raise ValueError(msg)
 
 
 def _missing(adata: AnnData, fit: Fit, counts: CountData, present: np.ndarray) -> tuple[Missing | None, np.ndarray]:
-    """What is missing, and the library, or the molecules to estimate it from."""
+    """Return what is missing, and the size factors, or the molecules to estimate them from."""
     params = fit.params
     observed_g = torch.from_numpy(present[fit.modelled_g])
     all_modelled, all_outside = bool(observed_g.all()), bool(present[~fit.modelled_g].all())
     if params.model.latent_library:
-        # the encoder of the library asks for the modelled genes only
+        # the encoder of the library uses the modelled genes only
         return (
             (None, counts.total_n)
             if all_modelled
@@ -155,7 +155,7 @@ def _missing(adata: AnnData, fit: Fit, counts: CountData, present: np.ndarray) -
     if not counted or (all_modelled and (modelled_only or all_outside)):
         library_n = read_library(adata.obs, counts, params.library_source, params.library, params.library_factor)
         return (None if all_modelled else Missing(observed_g, library_known=True)), library_n
-    # shares are of the modelled genes only, so molecules outside count where none of these genes is missing
+    # shares refer to modelled genes only, so molecules of other genes count only if none of these genes is missing
     inside = modelled_only or left or not all_outside
     return Missing(
         observed_g, library_known=False, inside=inside, beyond=not modelled_only
@@ -163,7 +163,7 @@ def _missing(adata: AnnData, fit: Fit, counts: CountData, present: np.ndarray) -
 
 
 def _counts_what_is_left(adata: AnnData, fit: Fit, counts: CountData, present: np.ndarray) -> bool:
-    """Whether ``obs["library_size"]`` is the sum of the genes that are there, although modelled genes are missing."""
+    """Return whether ``obs["library_size"]`` is the sum of the genes present, although modelled genes are missing."""
     column = f"obs[{LIBRARY_SIZE!r}]"
     if fit.params.library_source != column or present[fit.modelled_g].all() or LIBRARY_SIZE not in adata.obs:
         return False
@@ -171,14 +171,14 @@ def _counts_what_is_left(adata: AnnData, fit: Fit, counts: CountData, present: n
     if stored.dtype.kind not in "iuf" or not (stored <= counts.total_n * (1 + TOLERANCE) + 0.5).all():
         return False
     logg.warning(
-        f"{column} counts only molecules of the genes that are there, so it is too small for a fit that counted more. Size "
-        "factors are estimated from these molecules and the genes that are missing."
+        f"{column} counts only molecules of the genes present, so it is too small for this fit, which counted more genes. Size "
+        "factors are estimated from these molecules and the missing genes."
     )
     return True
 
 
 def _check_genes(adata: AnnData, fit: Fit, position: np.ndarray) -> None:
-    """Raise where too few genes are shared, else say how many are missing."""
+    """Raise if too few genes are shared, else report how many are missing."""
     absent = fit.genes[position < 0]
     if not len(absent):
         return
@@ -188,7 +188,7 @@ def _check_genes(adata: AnnData, fit: Fit, position: np.ndarray) -> None:
     if len(absent) == len(fit.genes):
         msg = (
             f"{len(absent)} of the {len(fit.genes)} genes of the fit are missing from adata.var_names (for example {example}). "
-            f"adata names its genes otherwise (for example {adata.var_names[0]!r}): use the annotation of the fit."
+            f"adata uses different gene names (for example {adata.var_names[0]!r}): use the annotation of the fit."
         )
         raise ValueError(msg)
     if n_shared < max(1, MIN_SHARE * n_modelled):
@@ -201,17 +201,17 @@ def _check_genes(adata: AnnData, fit: Fit, position: np.ndarray) -> None:
     if len(modelled):
         logg.warning(
             f"{len(modelled)} of the {n_modelled} modelled genes are missing from adata.var_names (for example {example}). "
-            "They are taken as not measured, not as zeros."
+            "They are treated as not measured, not as zeros."
         )
     else:
         logg.info(f"    {len(absent)} genes outside the model are missing from adata.var_names")
 
 
-def _tell(fit: Fit, added: tuple[tuple[str, ...], ...]) -> None:
+def _warn_new_categories(fit: Fit, added: tuple[tuple[str, ...], ...]) -> None:
     for (key, names), more in zip(fit.covariates.categorical, added, strict=True):
         if more:
             shown = ", ".join(map(repr, more[:5])) + (", ..." if len(more) > 5 else "")
             logg.warning(
                 f"obs[{key!r}] holds {len(more)} categor{'y' if len(more) == 1 else 'ies'} that the fit has not seen ({shown}; it "
-                f"knows {', '.join(map(repr, names[:5]))}{', ...' if len(names) > 5 else ''}). Taken for the average of the known ones."
+                f"knows {', '.join(map(repr, names[:5]))}{', ...' if len(names) > 5 else ''}). They are treated as the average of the known ones."
             )

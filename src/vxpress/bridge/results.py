@@ -1,4 +1,4 @@
-"""What becomes of a model that was trained: its diagnosis, its record, and what is written of it."""
+"""Turn a trained model into its diagnosis, its record, and the results to write."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_DENSE_BYTES = 1_000_000_000
 
 
 def diagnosis_of(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
-    """What is found of a fit of these cells."""
+    """Diagnose a fit of these cells."""
     model = fitted.model
     if prepared.cells.log_library_n1.device != next(model.parameters()).device:
         model = copy_of(model).cpu()
@@ -44,7 +44,7 @@ def diagnosis_of(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
 
 
 def as_fit(params: Params, prepared: Prepared, fitted: Fitted, adata: AnnData, diagnosis: dict[str, Any]) -> Fit:
-    """The fit as it is stored."""
+    """Return the fit as it is stored."""
     return Fit(
         params,
         prepared.covariates,
@@ -58,14 +58,14 @@ def as_fit(params: Params, prepared: Prepared, fitted: Fitted, adata: AnnData, d
 
 
 def _judged(encoded: Encoded, prepared: Prepared) -> DiagonalNormal:
-    """Posteriors of the validation cells, or of all where there are none."""
+    """Return the posteriors of the validation cells, or of all cells if there are none."""
     rows = prepared.validation_n if len(prepared.validation_n) else slice(None)
     mean, var = (torch.from_numpy(part[rows]) for part in (encoded.mean_nd, encoded.var_nd))
     return DiagonalNormal(mean, var.sqrt())
 
 
 def results_of(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, denoised: bool | None) -> Results:
-    """All that :func:`vxpress.tl.fit_vae` writes; ``denoised`` as it was asked for."""
+    """Return all that :func:`vxpress.tl.fit_vae` writes; ``denoised`` is its argument."""
     library = prepared.library.values_n
     if encoded.log_library_n is not None:
         library = np.exp(encoded.log_library_n.astype(np.float64))

@@ -1,4 +1,4 @@
-"""A prepared fit, carried out: train, encode, read out."""
+"""Run a prepared fit: train, encode, read out."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ T = TypeVar("T")
 
 
 def finish(outcome: Outcome, step: Callable[[], T]) -> T:
-    """The result of a step that a trained model needs before it can be used.
+    """Run a step that a trained model needs before it can be used.
 
-    An interrupt ends the training, not the fit: it is noted in ``outcome`` and the step is taken again.  A second one is
-    let through.
+    An interrupt ends the training, not the fit: it is recorded in ``outcome`` and the step is repeated. A second interrupt is
+    raised.
     """
     try:
         return step()
@@ -41,14 +41,14 @@ def finish(outcome: Outcome, step: Callable[[], T]) -> T:
 
 
 def note_interrupt(outcome: Outcome) -> None:
-    """Record that the user wants no more than is there, and say so."""
+    """Record that the user ended the training, and warn."""
     outcome.stopped = INTERRUPTED
-    logg.warning("Interrupted: what was trained so far is finished and kept. Interrupt again to give it up.")
+    logg.warning("Interrupted: the model trained so far is finished and kept. Interrupt again to discard it.")
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained model on the device of its runner, its settings, its posterior of every cell, and what happened."""
+    """A trained model on the device of its runner, its settings, the posterior of every cell, and the outcome of the training."""
 
     model: VAE
     train: TrainConfig
@@ -57,7 +57,7 @@ class Fitted:
 
 
 class Runner:
-    """Carries out fits of the same cells; every one starts from the same seeds, so that they differ by their settings."""
+    """Run fits of the same cells; all start from the same seeds, so that they differ only in their settings."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Runner:
         return Fitted(model, train_config, finish(outcome, lambda: encode(model, self.cells)), outcome)
 
     def read_out(self, fitted: Fitted) -> None:
-        """Give the genes outside the model their layer, where the model has one."""
+        """Fit the readout of the genes outside the model, if the model has one."""
         model, prepared = fitted.model, self.prepared
         if not model.config.n_readout:
             return
@@ -109,7 +109,7 @@ class Runner:
 
 
 def _set_library_prior(model: VAE, log_library_n: torch.Tensor, covariates: Covariates) -> None:
-    """Log-normal prior of the library: mean and variance of its log per batch (Lopez et al. 2018)."""
+    """Set the log-normal prior of the library: mean and variance of its log per batch (Lopez et al. 2018)."""
     code = covariates.categorical_nk[:, 0] if model.config.has_batch else torch.zeros_like(log_library_n).long()
     for b in range(model.config.n_batches):
         values = log_library_n[code == b]

@@ -1,4 +1,4 @@
-"""Sets of cells as users name them: a mask, positions, names, or a boolean column of ``obs``."""
+"""Select cells by a mask, positions, names, or a boolean column of ``obs``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXPECTED = (
 
 
 def select_cells(adata: AnnData, cells: Cells, argument: str, *, in_order: bool = False) -> np.ndarray:
-    """Rows of the cells that are meant, each once, sorted or in the order given; ``argument`` is what to call them in messages."""
+    """Return the rows of the selected cells, each once, sorted or in the given order; messages call them ``argument``."""
     rows = _rows(adata, cells, argument)
     if not len(rows):
         msg = f"{argument} selects no cell; at least one is expected."
@@ -47,7 +47,7 @@ def _rows(adata: AnnData, cells: Cells, argument: str) -> np.ndarray:
         return np.zeros(0, dtype=np.int64)
     if pd.api.types.is_bool_dtype(column.dtype):
         if isinstance(cells, pd.Series) and len(cells) == n and not cells.index.equals(adata.obs_names):
-            msg = f"{argument} has another index than adata.obs_names. Pass its values in the order of the cells: .to_numpy()."
+            msg = f"The index of {argument} differs from adata.obs_names. Pass values in the order of the cells: .to_numpy()."
             raise ValueError(msg)
         return _masked(adata, column, argument)
     if pd.api.types.is_integer_dtype(column.dtype) and not column.isna().any():
@@ -64,8 +64,8 @@ def _rows(adata: AnnData, cells: Cells, argument: str) -> np.ndarray:
 
 def _masked(adata: AnnData, column: pd.Series, where: str) -> np.ndarray:
     if not pd.api.types.is_bool_dtype(column.dtype) or column.isna().any():
-        gaps = " with gaps" if column.isna().any() else ""
-        msg = f"{where} should be {adata.n_obs} booleans, one per cell; found dtype {column.dtype}{gaps}. A comparison makes them, such as adata.obs['cell_type'] == 'B'."
+        gaps = " with missing values" if column.isna().any() else ""
+        msg = f"{where} should be {adata.n_obs} booleans, one per cell; found dtype {column.dtype}{gaps}. A comparison gives them, such as adata.obs['cell_type'] == 'B'."
         raise ValueError(msg)
     if len(column) != adata.n_obs:
         msg = f"{where} should be {adata.n_obs} booleans, one per cell; found {len(column)}."
@@ -75,7 +75,7 @@ def _masked(adata: AnnData, column: pd.Series, where: str) -> np.ndarray:
 
 def _named(adata: AnnData, names: list[str], argument: str) -> np.ndarray:
     if not adata.obs_names.is_unique:
-        msg = "adata.obs_names are not unique, so a name does not identify one cell. Make them so: adata.obs_names_make_unique()."
+        msg = "adata.obs_names are not unique, so a name does not identify one cell. Make them unique: adata.obs_names_make_unique()."
         raise ValueError(msg)
     rows = adata.obs_names.get_indexer(pd.Index(names, dtype=object))
     unknown = [name for name, row in zip(names, rows, strict=True) if row < 0]

@@ -1,7 +1,7 @@
-"""Writing into an AnnData: all of a result or none of it, and never over somebody else's data.
+"""Write into an AnnData: all of a result or none of it, and never over other data.
 
-A call replaces what an earlier call of its kind wrote, which a record in ``uns`` shows, so that running it again gives the
-same result again.  Slots that have scanpy's names hold what scanpy's function of that name replaces too.
+A call replaces the results of an earlier call of the same kind, which a record in ``uns`` shows, so that a repeated call gives
+the same result. Slots with scanpy's names may also be replaced by scanpy's function of that name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SLOTS = ("obs", "var", "obsm", "obsp", "varm", "layers", "uns")
 
 @dataclass
 class Results:
-    """What is to be written, by slot and name."""
+    """Results to write, by slot and name."""
 
     obs: dict[str, Any] = field(default_factory=dict)
     var: dict[str, Any] = field(default_factory=dict)
@@ -36,12 +36,12 @@ class Results:
     layers: dict[str, np.ndarray | sparse.csr_matrix] = field(default_factory=dict)
     uns: dict[str, Any] = field(default_factory=dict)
     stale: list[tuple[str, str]] = field(default_factory=list)
-    """Slots and names that an earlier fit under the same name left and that no longer hold."""
+    """Slots and names that an earlier fit under the same name wrote and that are no longer valid."""
 
     def write(self, adata: AnnData) -> None:
-        """Assign everything and drop what is stale; if one assignment fails the AnnData is put back as it was.
+        """Assign everything and remove stale results; if an assignment fails, the AnnData is restored.
 
-        Ctrl-C waits until all is assigned or put back.
+        Ctrl-C takes effect after everything is assigned or restored.
         """
         with interrupts_held():
             self._assign(adata)
@@ -69,7 +69,7 @@ class Results:
             raise
 
     def describe(self) -> str:
-        """The lines scanpy logs at verbosity "hint"."""
+        """Return the lines that scanpy logs at verbosity "hint"."""
         lines = [f"    adata.{slot}[{name!r}]" for slot in SLOTS for name in getattr(self, slot)]
         return "added\n" + "\n".join(lines)
 
@@ -91,7 +91,7 @@ def check_adata(adata: Any, *, copy: bool) -> None:
 
 
 def own(adata: AnnData, *, copy: bool) -> AnnData:
-    """The object to write to: a copy, or ``adata`` itself, made actual where it is a view."""
+    """Return the object to write to: a copy, or ``adata`` itself; a view is turned into an actual AnnData."""
     if copy:
         return adata.copy()
     if adata.is_view:
@@ -99,26 +99,26 @@ def own(adata: AnnData, *, copy: bool) -> AnnData:
         adata._init_as_actual(adata.copy())
     if adata.isbacked:
         logg.warning(
-            "The AnnData is backed: results are attached in memory only. Keep them with "
+            "The AnnData is backed: results are stored in memory only. Save them with "
             "adata.to_memory().write_h5ad(path)."
         )
     return adata
 
 
 def is_fit(stored: Any) -> bool:
-    """Whether an entry of ``uns`` is a fit of ours."""
+    """Return whether an entry of ``uns`` is a fit."""
     return isinstance(stored, Mapping) and str(stored.get("format", "")).startswith("vxpress-fit-")
 
 
 def check_format(stored: Mapping[str, Any], where: str) -> None:
-    """Raise unless the fit is of a format that this version reads."""
+    """Raise unless this version reads the format of the fit."""
     if str(stored.get("format")) not in FORMATS:
         msg = f"{where} is a fit of format {stored.get('format')!r}; this version reads {FORMAT!r}. Update vxpress, or fit again."
         raise ValueError(msg)
 
 
 def check_free(adata: AnnData, keys: Keys) -> None:
-    """Raise if one of the slots of a fit is taken by something that is not a fit of ours."""
+    """Raise if one of the slots of a fit is taken by something else."""
     check_single(adata, keys.split, keys.library)
     if is_fit(adata.uns.get(keys.uns)):
         return
@@ -129,15 +129,15 @@ def check_free(adata: AnnData, keys: Keys) -> None:
     taken += [f"obs[{name!r}]" for name in (keys.split, keys.library) if name in adata.obs]
     if taken:
         msg = (
-            f"adata holds {', '.join(taken)} already, but no fit in uns[{keys.uns!r}] that they belong to. Choose another name "
-            "with key_added=, or delete them first. Are they left over from ad.concat, which drops uns? Then concatenate with "
+            f"adata already holds {', '.join(taken)}, but no fit in uns[{keys.uns!r}] that they belong to. Choose another name "
+            "with key_added=, or delete them first. If they remain from ad.concat, which drops uns, concatenate with "
             "ad.concat(..., uns_merge='same')."
         )
         raise ValueError(msg)
 
 
 def announce_replaced(adata: AnnData, keys: Keys) -> None:
-    """Say that a fit takes the place of another one."""
+    """Warn that a fit replaces another one."""
     stored = adata.uns.get(keys.uns)
     if not is_fit(stored):
         return
@@ -146,19 +146,19 @@ def announce_replaced(adata: AnnData, keys: Keys) -> None:
     of = [f"{name}={value!r}" for name, value in (("batch_key", batch_key), ("layer", layer)) if value is not None]
     n_epochs = len(stored.get("history", {}).get("elbo_train", ()))
     logg.warning(
-        f"The fit that was in adata.uns[{keys.uns!r}] ({', '.join([*map(str, of), f'{n_epochs} epochs'])}) has been replaced. "
-        "key_added= keeps several."
+        f"The earlier fit in adata.uns[{keys.uns!r}] ({', '.join([*map(str, of), f'{n_epochs} epochs'])}) was replaced. Use "
+        "key_added= to keep several fits."
     )
 
 
 def has_params(stored: Mapping[str, Any], *names: str) -> bool:
-    """Whether an entry of ``uns`` is the record of a call with such parameters."""
+    """Return whether an entry of ``uns`` is the record of a call with these parameters."""
     params = stored.get("params")
     return isinstance(params, Mapping) and set(names) <= set(params)
 
 
 def check_single(adata: AnnData, *names: str) -> None:
-    """Raise where a column of ``obs`` that is to be written is there more than once."""
+    """Raise if ``obs`` has several columns with a name that is to be written."""
     for name in names:
         if name in adata.obs.columns:
             find_column(adata.obs, name)
@@ -180,5 +180,5 @@ def check_replaceable(
     taken = [f"{slot}[{name!r}]" for slot, names in slots.items() for name in names if name in getattr(adata, slot)]
     taken += [f"uns[{record!r}]"] if record in adata.uns else []
     if taken:
-        msg = f"adata holds {', '.join(taken)} already, and not from an earlier call. {cure}"
+        msg = f"adata already holds {', '.join(taken)}, which no earlier call wrote. {cure}"
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""What a fit wrote per cell, read back from an AnnData: enough for every call that decodes, without counts."""
+"""Read the results of a fit for every cell from an AnnData: enough to decode without counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vxpress.core.covariates import Covariates
 
 @dataclass(frozen=True)
 class StoredCells:
-    """Cells as a fit knows them: their posterior (n, d), float32, and their covariates."""
+    """A fit and its results for every cell: posterior (n, d), float32, and covariates."""
 
     fit: Fit
     keys: Keys
@@ -26,13 +26,13 @@ class StoredCells:
 
     @classmethod
     def find(cls, adata: AnnData, model: Model, key: str) -> StoredCells:
-        """What stands in ``adata`` under the name ``key``, the fit itself there or in ``model``."""
+        """Read the results named ``key`` from ``adata``, and the fit from there or from ``model``."""
         fit, keys = find_fit(adata, model, key), Keys.of(key)
         return cls(fit, keys, *stored_posterior(adata, fit, keys), fit.covariates.read(adata.obs, labels=False))
 
 
 def stored_library(adata: AnnData, keys: Keys) -> np.ndarray:
-    """Size factor of every cell, float64 (n,), as the fit or ``vx.tl.encode`` wrote it."""
+    """Read the size factor of every cell, float64 (n,), that the fit or ``vx.tl.encode`` wrote."""
     if keys.library not in adata.obs:
         msg = f"adata.obs lacks {keys.library!r}, the size factors of the fit. Write them with vx.tl.encode(adata, model=...)."
         raise KeyError(msg)
@@ -40,7 +40,7 @@ def stored_library(adata: AnnData, keys: Keys) -> np.ndarray:
     values = column.to_numpy(dtype=np.float64, na_value=np.nan) if is_real(column.dtype) else np.array([np.nan])
     if not (np.isfinite(values).all() and (values >= 0).all()):
         msg = (
-            f"adata.obs[{keys.library!r}] holds values that are no size factors (NaN or negative). Write it again with "
+            f"adata.obs[{keys.library!r}] holds values that are not size factors (NaN or negative). Write it again with "
             "vx.tl.encode(adata, model=...)."
         )
         raise ValueError(msg)
@@ -48,7 +48,7 @@ def stored_library(adata: AnnData, keys: Keys) -> np.ndarray:
 
 
 def stored_posterior(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior mean and variance, float32 (n, d); a ``KeyError`` or ``ValueError`` names the call that writes them."""
+    """Read posterior mean and variance, float32 (n, d); the message of an error names the call that writes them."""
     missing = [name for name in (keys.latent, keys.latent_var) if name not in adata.obsm]
     if missing:
         msg = f"adata.obsm lacks {missing}. Write the posterior of these cells with vx.tl.encode(adata, model=...)."
@@ -58,13 +58,13 @@ def stored_posterior(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, 
     expected = (adata.n_obs, fit.params.model.n_latent)
     if mean_nd.shape != expected or var_nd.shape != expected:
         msg = (
-            f"adata.obsm[{keys.latent!r}] has shape {mean_nd.shape} where the fit writes {expected}: it belongs to another "
+            f"adata.obsm[{keys.latent!r}] has shape {mean_nd.shape}, but the fit writes {expected}: it belongs to another "
             "fit. Write it again with vx.tl.encode(adata, model=...)."
         )
         raise ValueError(msg)
     if not (np.isfinite(mean_nd).all() and np.isfinite(var_nd).all() and (var_nd > 0).all()):
         msg = (
-            f"adata.obsm[{keys.latent!r}] or [{keys.latent_var!r}] holds values that are no posterior (NaN, or a variance "
+            f"adata.obsm[{keys.latent!r}] or [{keys.latent_var!r}] holds values that are not a posterior (NaN, or a variance "
             "that is not positive). Write it again with vx.tl.encode(adata, model=...)."
         )
         raise ValueError(msg)
@@ -72,9 +72,12 @@ def stored_posterior(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, 
 
 
 def stored_split(adata: AnnData, keys: Keys) -> np.ndarray | None:
-    """``"train"``, ``"validation"`` or ``"query"`` of every cell as the fit wrote it, object (n,), empty where nothing is said; None without it."""
+    """Read the split of every cell that the fit wrote: ``"train"``, ``"validation"``, ``"query"`` or, if missing, ``""``; object (n,).
+
+    None if ``obs`` has no such column.
+    """
     if keys.split not in adata.obs:
         return None
     column = find_column(adata.obs, keys.split).astype(object)
-    # concatenation leaves gaps, which say nothing of a cell
+    # concatenation leaves missing values
     return column.where(column.notna(), "").astype(str).to_numpy(dtype=object)

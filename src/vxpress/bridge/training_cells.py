@@ -1,4 +1,4 @@
-"""Where the cells that a fit was trained on lie in its latent space, from wherever the fit is."""
+"""Find the training cells of a fit and their positions in its latent space, in an AnnData or a file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from vxpress.bridge.store import is_fit
 from vxpress.bridge.stored import stored_split
 
 FITTED = ("train", "validation")
-# cells to learn a prior from, and to judge it by
+# fewest cells to learn a prior from, and to judge it on
 MIN_TRAIN, MIN_VALIDATION = 20, 5
 
 
 def fitted_cells(adata: AnnData, fit: Fit, keys: Keys) -> np.ndarray:
-    """Which cells the fit was trained on or stopped by, boolean (n,); none where ``adata`` does not say.
+    """Return which cells the fit used for training or early stopping, boolean (n,); none if unknown.
 
-    Where ``adata`` holds another fit under the same name, the split is that one's.
+    If ``adata`` holds another fit under the same name, the split belongs to that fit, so it is unknown.
     """
     stored = adata.uns.get(keys.uns)
     split_n = stored_split(adata, keys)
@@ -37,14 +37,14 @@ def fitted_cells(adata: AnnData, fit: Fit, keys: Keys) -> np.ndarray:
 
 
 def learning_split(adata: AnnData, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the cells that a prior is learned from and judged by: training and validation cells.
+    """Return the rows of the cells to learn a prior from and to judge it on: training and validation cells.
 
-    A tenth of the training cells judges where a fit held nothing out.
+    If the fit held no cells out, a tenth of the training cells is used to judge.
     """
     split = stored_split(adata, keys)
     if split is None:
         msg = (
-            f"adata.obs lacks {keys.split!r}: a prior is learned from the cells of the fit, and these are not known to be. "
+            f"adata.obs lacks {keys.split!r}: a prior is learned from the cells of the fit, and it is unknown whether these are. "
             "Pass the AnnData that vx.tl.fit_vae was called on."
         )
         raise KeyError(msg)
@@ -55,7 +55,7 @@ def learning_split(adata: AnnData, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
         train_n, validation_n = np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
     if len(train_n) < MIN_TRAIN or len(validation_n) < MIN_VALIDATION:
         msg = (
-            f"{len(train_n)} training and {len(validation_n)} validation cell(s) are at hand; at least {MIN_TRAIN} and "
+            f"adata has {len(train_n)} training and {len(validation_n)} validation cell(s); at least {MIN_TRAIN} and "
             f"{MIN_VALIDATION} are needed to learn a prior and to judge it. Pass all cells of the fit."
         )
         raise ValueError(msg)
@@ -63,7 +63,7 @@ def learning_split(adata: AnnData, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _same(stored: Mapping[str, Any], fit: Fit) -> bool:
-    """Whether a stored fit has the weights of this one."""
+    """Return whether a stored fit has the same weights as this one."""
     found, expected = stored.get("weights", {}), fit.model.state_dict()
     return set(map(str, found)) == set(expected) and all(
         np.array_equal(np.asarray(value), expected[str(name)].numpy()) for name, value in found.items()
@@ -71,14 +71,14 @@ def _same(stored: Mapping[str, Any], fit: Fit) -> bool:
 
 
 def training_latent(adata: AnnData, model: Model, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior means of the training cells, and those of the validation cells, each float32 (m, d)."""
+    """Return the posterior means of the training cells and of the validation cells, each float32 (m, d)."""
     where = adata if model is None else model
     stored = _of_adata(where, keys) if isinstance(where, AnnData) else _of_file(Path(where), keys)
     if stored is None or not (stored[1] == "train").any():
         place = "adata" if model is None else "model"
         msg = (
             f"{place} holds no training cells with their posterior (obs[{keys.split!r}] == 'train' and obsm[{keys.latent!r}]), "
-            "which the latent distance is measured to. Pass the AnnData that was fitted, or its .h5ad file: "
+            "which the latent distance refers to. Pass the AnnData that was fitted, or its .h5ad file: "
             "vx.tl.outliers(query, reference, calibration=calibration)."
         )
         raise KeyError(msg)
@@ -97,7 +97,7 @@ def _of_adata(adata: AnnData, keys: Keys) -> tuple[np.ndarray, np.ndarray] | Non
 
 
 def _of_file(path: Path, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
-    """The same from a stored AnnData, without reading the rest; a file of weights holds no cells."""
+    """Read the same from a stored AnnData, and nothing else; None for a file of weights, which holds no cells."""
     if path.suffix == ".safetensors":
         return None
     if path.is_dir():

@@ -150,7 +150,7 @@ def test_denoise_refuses(fitted: ad.AnnData, arguments: dict, match: str) -> Non
 
 def test_a_posterior_with_gaps_is_refused(fitted: ad.AnnData) -> None:
     fitted.obsm["X_vae"][3, 1] = np.nan
-    with pytest.raises(ValueError, match="no posterior"):
+    with pytest.raises(ValueError, match="not a posterior"):
         vx.tl.denoise(fitted)
 
 

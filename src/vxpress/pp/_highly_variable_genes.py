@@ -96,10 +96,10 @@ def highly_variable_genes(
     subset
         Whether to keep only the selected genes.
     progress
-        Whether to show a progress bar. ``None`` shows one after five seconds, unless scanpy's verbosity is 0; ``True``
-        shows it immediately, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
-        Whether to return a copy instead of writing to ``adata``.
+        Return a copy instead of writing to ``adata``.
 
     Returns
     -------

@@ -55,10 +55,10 @@ def library_size(
         another number of genes. Off by default, because a column that came with the data may count genes that are no
         longer in the matrix. An entry from an earlier call with the same number of genes is always replaced.
     progress
-        Whether to show a progress bar. ``None`` shows one after five seconds, unless scanpy's verbosity is 0; ``True``
-        shows it immediately, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
-        Whether to return a copy instead of writing to ``adata``.
+        Return a copy instead of writing to ``adata``.
 
     Returns
     -------

@@ -69,9 +69,9 @@ def neighbors(
     n_neighbors
         Size of the neighbourhood, including the cell itself, as in scanpy. The default is scanpy's.
     key
-        Name of the fit.
+        Name of the fit: the ``key_added`` of the call that made it.
     model
-        Location of the fit: an AnnData, a file, or ``None`` for ``adata`` itself.
+        Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     distance
         ``"likelihood"`` is described above. ``"euclidean"`` is the distance between posterior means, with the same result as
         ``sc.pp.neighbors(adata, use_rep="X_vae")``.
@@ -86,10 +86,10 @@ def neighbors(
     key_added
         Name under which the results are written, as in scanpy.
     progress
-        Whether to show a progress bar. ``None`` shows one after five seconds, unless scanpy's verbosity is 0; ``True``
-        shows it immediately, ``False`` never.
+        Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
+        verbosity is 0; ``True`` shows it at once, ``False`` never.
     copy
-        Whether to return a copy instead of writing to ``adata``.
+        Return a copy instead of writing to ``adata``.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""``likelihood="auto"``: the distribution that the counts were drawn from is the one that is taken."""
+"""``likelihood="auto"`` chooses the distribution from which the counts were drawn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUICK: dict[str, Any] = {"n_latent": 3, "n_hidden": 32, "max_epochs": 25, "batch
 
 
 def simulated(zeros: float = 0.0) -> ad.AnnData:
-    """NB counts, of which a share is replaced by zeros wherever they lie."""
+    """NB counts, of which a random share is set to zero."""
     adata = vx.datasets.simulate(400, 40, n_groups=3, library_mean=1000, de_log_fold_change=2, dispersion=8, rng=6)
     x = adata.X.toarray() * (np.random.default_rng(0).uniform(size=adata.shape) >= zeros)
     del adata.obs["library_size"]
@@ -40,7 +40,7 @@ def test_the_distribution_of_the_counts_is_chosen(zeros: float, distribution: An
     assert gain.max() > 0
     decided = choice["ci_low"] > 0 and choice["difference"] > choice["gap"]
     assert decided == (distribution == "zinb")
-    # the fit named at once is the same fit, and reproduces the figure
+    # naming the likelihood gives the same fit and the same number
     named = simulated(zeros)
     vx.tl.fit_vae(named, likelihood=distribution, **QUICK)
     np.testing.assert_array_equal(named.obsm["X_vae"], adata.obsm["X_vae"])
@@ -49,7 +49,7 @@ def test_the_distribution_of_the_counts_is_chosen(zeros: float, distribution: An
     vx.tl.log_likelihood(named, n_samples=1000, rng=5)
     mean = named.uns["vae_log_likelihood"]["summary"].loc["validation", "log_likelihood"]
     np.testing.assert_allclose(mean, choice["log_likelihood"][["nb", "zinb"].index(distribution)], atol=0.1)
-    # the record goes with the fit
+    # the record is saved with the fit
     adata.write_h5ad(tmp_path / "fit.h5ad")
     vx.save_model(adata, tmp_path / "fit.safetensors")
     query = adata[:20].copy()
@@ -61,7 +61,7 @@ def test_the_distribution_of_the_counts_is_chosen(zeros: float, distribution: An
         np.testing.assert_array_equal(stored["choice"]["log_likelihood"], choice["log_likelihood"])
 
 
-def test_few_held_out_cells_are_said(warned: list[str]) -> None:
+def test_few_held_out_cells_raise_a_warning(warned: list[str]) -> None:
     adata = simulated()
     vx.tl.fit_vae(adata, likelihood="auto", **(QUICK | {"validation_fraction": 0.002, "max_epochs": 2}))
     assert adata.uns["vae"]["choice"]["n_cells"] == 1
@@ -69,14 +69,14 @@ def test_few_held_out_cells_are_said(warned: list[str]) -> None:
     assert "1 held-out cells" in " ".join(warned)
 
 
-def test_without_held_out_cells_nothing_can_be_chosen() -> None:
+def test_a_choice_needs_held_out_cells() -> None:
     adata = simulated()
     with pytest.raises(ValueError, match=r"validation_fraction=0.1, or name the likelihood"):
         vx.tl.fit_vae(adata, likelihood="auto", **(QUICK | {"validation_fraction": 0}))
     assert "vae" not in adata.uns
 
 
-def test_presets_labels_and_a_latent_library_choose_too() -> None:
+def test_the_choice_works_with_presets_labels_and_a_latent_library() -> None:
     adata = simulated()
     quick = QUICK | {"max_epochs": 2, "denoised": False, "validation_fraction": 0.5}
     vx.tl.fit_vae(
@@ -85,7 +85,7 @@ def test_presets_labels_and_a_latent_library_choose_too() -> None:
     vx.tl.fit_vae(adata, likelihood="auto", preset="scvi", key_added="b", **quick)
     for key in ("a", "b"):
         assert np.isfinite(adata.uns[key]["choice"]["log_likelihood"]).all()
-    # fits that chose alike are seeds of one model, however they came to it
+    # fits with the same choice are seeds of one model, chosen or named
     vx.tl.fit_vae(
         adata, likelihood=adata.uns["b"]["choice"]["likelihood"], preset="scvi", key_added="b2", rng=1, **quick
     )
@@ -94,7 +94,7 @@ def test_presets_labels_and_a_latent_library_choose_too() -> None:
 
 
 @pytest.mark.parametrize("at", [5, 30])
-def test_an_interrupt_ends_the_choice_and_is_on_record(
+def test_an_interrupt_ends_the_choice_and_is_recorded(
     at: int, interrupt_look: Callable[[int], list[Any]], warned: list[str]
 ) -> None:
     calls = interrupt_look(at)
@@ -115,7 +115,7 @@ def test_distributions_are_compared_after_the_cure() -> None:
     assert list(found["cure"]["change"]) == ["", "beta=1.0", "kl_warmup=0.6", "free_bits=0.1"]
     assert found["cure"]["kept"].all()
     assert found["verdict"] == found["cure"]["verdict"][3]
-    # as if the settings that came of the cure had been asked for
+    # as if the settings found by the cure had been given
     vx.tl.fit_vae(plain, likelihood="auto", kl_warmup=0.6, free_bits=0.1, **settings)
     choice = cured.uns["vae"]["choice"]
     np.testing.assert_array_equal(choice["log_likelihood"], plain.uns["vae"]["choice"]["log_likelihood"])

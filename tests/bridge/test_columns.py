@@ -19,7 +19,7 @@ def test_a_repeated_column_is_refused_with_the_call_that_drops_it() -> None:
     assert find_column(twice.loc[:, ~twice.columns.duplicated()], "age").tolist() == OBS["age"].tolist()
 
 
-def test_columns_that_are_not_there_and_names_that_are_none() -> None:
+def test_missing_columns_and_invalid_names_are_refused() -> None:
     with pytest.raises(
         KeyError, match=r"groupby='x' is not a column of adata.obs \(found: \['batch', 'age'\]\). Do this"
     ):
@@ -61,12 +61,12 @@ def test_booleans_of_every_type_are_a_mask(values: object) -> None:
         (np.array(True), "3 booleans"),
     ],
 )
-def test_what_is_no_mask_is_refused(values: object, match: str) -> None:
+def test_invalid_masks_are_refused(values: object, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         as_mask(values, 3, "mask_var", of="gene", gaps="Fill them.")
 
 
-def test_arrays_are_read_whatever_holds_them() -> None:
+def test_arrays_are_read_from_any_container() -> None:
     z = np.arange(6, dtype=np.float32).reshape(3, 2)
     for value in (
         z,
@@ -84,14 +84,14 @@ def test_arrays_are_read_whatever_holds_them() -> None:
             as_array({"X": value}, "X", "Write.")
 
 
-def test_awkward_arrays_are_read_where_they_are_regular() -> None:
+def test_regular_awkward_arrays_are_read() -> None:
     ak = pytest.importorskip("awkward")
     np.testing.assert_array_equal(as_array({"X": ak.Array([[1.0, 2.0], [3.0, 4.0]])}, "X", ""), [[1, 2], [3, 4]])
     with pytest.raises(ValueError, match=r"obsm\['X'\]"):
         as_array({"X": ak.Array([[1.0], [3.0, 4.0]])}, "X", "")
 
 
-def test_anndata_lets_repeated_columns_in() -> None:
+def test_anndata_accepts_repeated_columns() -> None:
     adata = ad.AnnData(np.ones((4, 2), dtype=np.float32))
     adata.obs = pd.concat([OBS, OBS], axis=1).set_axis(adata.obs_names)
     with pytest.raises(ValueError, match="repeated"):

@@ -28,7 +28,7 @@ def test_codes_follow_the_categories() -> None:
     np.testing.assert_array_equal(covariates.categorical_nk[:, 1], [1, 0, 0, 1])
 
 
-def test_numbers_are_standardised_by_the_cells_of_the_fit() -> None:
+def test_numbers_are_standardised_with_the_moments_of_the_fit() -> None:
     table = CovariateTable.learn(OBS, None, [], ["age", "same"], None)
     values = table.read(OBS).continuous_nc.numpy()
     np.testing.assert_allclose(values[:, 0].mean(), 0, atol=1e-6)
@@ -37,7 +37,7 @@ def test_numbers_are_standardised_by_the_cells_of_the_fit() -> None:
     np.testing.assert_array_equal(table.read(OBS.iloc[2:]).continuous_nc.numpy(), values[2:])
 
 
-def test_a_table_comes_back_from_its_mapping() -> None:
+def test_a_table_is_restored_from_its_mapping() -> None:
     table = CovariateTable.learn(OBS, "batch", ["plate"], ["age"], "flag")
     assert CovariateTable.from_uns(table.to_uns()) == table
     empty = CovariateTable.learn(OBS, None, [], [], None)
@@ -74,14 +74,14 @@ def test_whole_numbers_read_the_same_as_int_and_as_float() -> None:
     np.testing.assert_array_equal(table.read(other).categorical_nk, table.read(OBS).categorical_nk)
 
 
-def test_names_that_read_alike_are_refused() -> None:
+def test_equal_names_of_different_types_are_refused() -> None:
     with pytest.raises(ValueError, match="with the same name but different types"):
         CovariateTable.learn(OBS.assign(plate=pd.Categorical([1, "1", 1, "1"])), None, ["plate"], [], None)
     with pytest.raises(TypeError, match="name of a column"):
         CovariateTable.learn(OBS, ["batch"], [], [], None)  # type: ignore[arg-type]
 
 
-def test_labels_are_not_asked_of_cells_that_are_not_trained_on() -> None:
+def test_labels_are_required_for_training_only() -> None:
     table = CovariateTable.learn(OBS, "batch", [], [], "flag")
     assert table.read(OBS.drop(columns="flag"), labels=False).label_n is None
 
@@ -123,7 +123,7 @@ def test_spread_is_relative_to_size(unit: float, offset: float) -> None:
     assert (scale.low, scale.high) == (values.min(), values.max())
 
 
-def test_a_constant_is_said_and_so_are_values_far_outside_the_range(warned: list[str]) -> None:
+def test_constants_and_values_far_outside_the_range_raise_warnings(warned: list[str]) -> None:
     table = CovariateTable.learn(OBS, None, [], ["age", "same"], None)
     assert len(warned) == 1
     assert "obs['same'] is constant" in warned[0]
@@ -143,13 +143,13 @@ STORED = CovariateTable.learn(OBS, "batch", ["plate"], ["age"], "flag").to_uns()
 
 
 @pytest.mark.parametrize("field", STORED)
-def test_a_record_that_lost_a_field_is_refused(field: str) -> None:
+def test_a_record_with_a_missing_field_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match="damaged"):
         CovariateTable.from_uns({name: value for name, value in STORED.items() if name != field})
 
 
 @pytest.mark.parametrize("field", CovariateTable.learn(OBS, None, [], [], None).to_uns())
-def test_so_is_one_without_covariates(field: str) -> None:
+def test_a_record_without_covariates_is_refused(field: str) -> None:
     empty = CovariateTable.learn(OBS, None, [], [], None).to_uns()
     with pytest.raises(ValueError, match="damaged"):
         CovariateTable.from_uns({name: value for name, value in empty.items() if name != field})
@@ -180,12 +180,12 @@ def test_so_is_one_without_covariates(field: str) -> None:
         ("continuous_max", ["40"]),
     ],
 )
-def test_values_that_cannot_be_are_refused(field: str, value: object) -> None:
+def test_impossible_values_are_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match="damaged"):
         CovariateTable.from_uns(STORED | {field: np.array(value) if isinstance(value, list) else value})
 
 
-def test_cells_without_the_batch_are_told_how_to_name_it() -> None:
+def test_the_error_for_a_missing_batch_column_says_how_to_add_it() -> None:
     table = CovariateTable.learn(OBS, "batch", ["plate"], ["age"], None)
     for key, hint in (
         ("batch", "'new batch name'"),
@@ -198,7 +198,7 @@ def test_cells_without_the_batch_are_told_how_to_name_it() -> None:
         table.with_categories_of(OBS.drop(columns="batch"))
 
 
-def test_other_cells_may_store_numbers_otherwise() -> None:
+def test_other_cells_may_store_numbers_as_another_type() -> None:
     days = pd.Series(pd.Categorical([0.0, 1.5, 3.0, 0.0]), index=OBS.index)
     table = CovariateTable.learn(OBS.assign(day=days), None, ["day", "plate"], [], None)
     assert table.categorical[0] == ("day", ("0", "1.5", "3"))
@@ -213,7 +213,7 @@ def test_other_cells_may_store_numbers_otherwise() -> None:
         table.with_categories_of(other.assign(plate=[1.0, 2.5, 3.0, 3.0]))
 
 
-def test_batches_are_named_as_they_stand_in_the_column() -> None:
+def test_batches_are_named_as_in_the_column() -> None:
     table = CovariateTable.learn(OBS, "plate", [], [], None)
     for value in (3, 3.0, "3", np.float32(3), [3], np.array([3.0]), pd.Series([3]), pd.Categorical([3]), (3,)):
         assert table.batch_codes(value) == (1,)

@@ -1,4 +1,4 @@
-"""The ladder: its order, what is kept, and what is written."""
+"""The steps of a cure: their order, which changes are kept, and what is written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = {"n_latent": 3, "n_hidden": 16, "batch_size": 64, "denoised": False, "ma
 
 
 class FakeRunner:
-    """Fits in no time: a fit is its settings, and what is found of it a function of them."""
+    """A runner without training: a fit is its settings, and its diagnostics are a function of them."""
 
     def __init__(self, n_validation: int = 30) -> None:
         self.prepared = SimpleNamespace(validation_n=np.arange(n_validation), train_n=np.arange(270))
@@ -52,7 +52,7 @@ def _found(verdict: str) -> dict[str, Any]:
 
 
 def _walk(monkeypatch: pytest.MonkeyPatch, verdict: Any, iwae: Any, **settings: Any) -> tuple[Any, dict, FakeRunner]:
-    """Walk the ladder from these settings; ``verdict`` and ``iwae`` are functions of a fit."""
+    """Run the cure from these settings; ``verdict`` and ``iwae`` are functions of a fit."""
     names = TrainConfig.__dataclass_fields__
     model = ModelConfig(n_genes=50, **{k: v for k, v in settings.items() if k not in names})
     train = TrainConfig(max_epochs=50, **{k: v for k, v in settings.items() if k in names})
@@ -66,7 +66,7 @@ def _walk(monkeypatch: pytest.MonkeyPatch, verdict: Any, iwae: Any, **settings: 
     return fitted, found, runner
 
 
-def test_an_incurable_collapse_walks_every_rung_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incurable_collapse_tries_every_step_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"n_latent": 32, "n_hidden": 256, "decoder": "mlp"}
 
     def iwae(model: ModelConfig) -> float:
@@ -93,14 +93,14 @@ def test_an_incurable_collapse_walks_every_rung_in_order(monkeypatch: pytest.Mon
         "smaller network",
     ]
     assert len(runner.fitted) == 8
-    # what does not lower the bound stays: causes and objective; the network is as it was asked for
+    # changes that do not lower the bound are kept: causes and objective; the network is as requested
     assert list(found["cure"]["kept"]) == [True] * 5 + [False, True, False, False]
     assert (fitted.model.config.n_latent, fitted.model.config.n_hidden) == (32, 256)
     assert (fitted.train.beta, fitted.train.kl_warmup, fitted.train.free_bits) == (1.0, 0.6, 0.1)
 
 
 def test_a_change_is_kept_only_if_the_bound_does_not_fall(monkeypatch: pytest.MonkeyPatch) -> None:
-    # the skip decoder helps, everything else is for nothing or does harm
+    # the skip decoder helps, all other changes have no effect or do harm
     fitted, found, _ = _walk(
         monkeypatch,
         lambda fitted: HEALTHY if fitted.model.config.decoder == "skip" else "collapsed: still",
@@ -127,8 +127,8 @@ def test_what_lowers_the_bound_is_undone(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(runner.fitted) == 3
 
 
-def test_beta_may_fall_together_with_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    # as asked, at beta 1, at beta 1 with the smaller network
+def test_beta_and_the_network_size_may_decrease_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    # as requested, at beta 1, at beta 1 with the smaller network
     bounds = iter([-10.0, -10.5, -9.0])
     fitted, found, _ = _walk(
         monkeypatch,
@@ -142,8 +142,8 @@ def test_beta_may_fall_together_with_the_network(monkeypatch: pytest.MonkeyPatch
     assert (fitted.train.beta, fitted.model.config.n_hidden) == (1.0, 64)
 
 
-def test_what_other_settings_forbid_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    # free bits are a floor under the divergence of the ELBO, and a bound of several samples has none
+def test_steps_that_other_settings_forbid_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    # free bits are a floor for the divergence in the ELBO, which a bound of several samples does not contain
     _, found, _ = _walk(monkeypatch, lambda _: "collapsed: always", lambda _: -1.0, objective="iwae")
     assert "free bits" not in list(found["cure"]["attempt"])
     assert "skip decoder" in list(found["cure"]["attempt"])
@@ -177,7 +177,7 @@ def test_a_healthy_fit_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
         ("collapsed: yes", {"kl_warmup": 0.0}, "default warm-up"),
     ],
 )
-def test_the_first_rung_follows_the_verdict(
+def test_the_first_step_follows_the_verdict(
     monkeypatch: pytest.MonkeyPatch, verdict: str, settings: dict[str, Any], first: str
 ) -> None:
     monkeypatch.setitem(PRIORS, "vamp", Prior)
@@ -197,7 +197,7 @@ def simulated() -> ad.AnnData:
     return vx.datasets.simulate(400, 80, n_groups=4, library_mean=1500, de_log_fold_change=2.0, rng=1)
 
 
-# settings of which a sound fit comes
+# settings that give a sound fit
 SOUND = SMALL | {"n_latent": 2, "max_epochs": 60}
 
 
@@ -216,7 +216,7 @@ def _same_bits(one: ad.AnnData, two: ad.AnnData) -> None:
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
 
 
-def test_a_collapsed_fit_is_cured_as_if_it_had_not_been(simulated: ad.AnnData, sound: ad.AnnData, tmp_path) -> None:
+def test_a_cured_fit_equals_a_sound_fit(simulated: ad.AnnData, sound: ad.AnnData, tmp_path) -> None:
     cured = simulated.copy()
     vx.tl.fit_vae(cured, beta=100.0, cure=True, **SOUND)
     found = cured.uns["vae"]["diagnostics"]
@@ -227,7 +227,7 @@ def test_a_collapsed_fit_is_cured_as_if_it_had_not_been(simulated: ad.AnnData, s
     assert found["verdict"] == sound.uns["vae"]["diagnostics"]["verdict"]
     assert float(found["before_cure"]["mutual_information"]) < 0.5 < found["mutual_information"]
     assert cured.uns["vae"]["params"]["train"]["beta"] == 1.0
-    # nothing but beta was changed
+    # only beta was changed
     _same_bits(sound, cured)
     cured.write_h5ad(tmp_path / "cured.h5ad")
     read = ad.read_h5ad(tmp_path / "cured.h5ad")
@@ -240,8 +240,8 @@ def test_a_collapsed_fit_is_cured_as_if_it_had_not_been(simulated: ad.AnnData, s
     assert any("before the cure (0 of 2 active)" in text.get_text() for text in ax.get_legend().get_texts())
 
 
-def test_the_ladder_is_walked_on_a_fit_that_collapsed_by_itself(simulated: ad.AnnData) -> None:
-    """Too few units for the structure that is there: nothing but the ladder's later rungs can help."""
+def test_a_collapse_from_too_few_units_tries_the_steps_in_order(simulated: ad.AnnData) -> None:
+    """With too few units for the structure of the data, only later steps can help."""
     adata = simulated.copy()
     vx.tl.fit_vae(adata, cure=True, **(SMALL | {"n_latent": 2, "n_hidden": 8}))
     record = pd.DataFrame(adata.uns["vae"]["diagnostics"]["cure"])
@@ -254,7 +254,7 @@ def test_the_ladder_is_walked_on_a_fit_that_collapsed_by_itself(simulated: ad.An
     tried = record[1:]
     assert (tried["iwae_change"][tried["kept"]] >= 0).all()
     assert (tried["iwae_change"][~tried["kept"]] < 0).all()
-    # what was kept is what is written
+    # the kept fit is written
     kept = record[record["kept"]]
     np.testing.assert_allclose(
         kept["mutual_information"].iloc[-1], adata.uns["vae"]["diagnostics"]["mutual_information"]
@@ -278,12 +278,12 @@ def test_cure_needs_held_out_cells_and_a_bool(adata: ad.AnnData) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"objective": "iwae"}, {"beta": 0.0}, {"kl_capacity": 5.0, "beta": 10.0}])
-def test_free_bits_are_passed_by_where_they_have_no_meaning(
+def test_free_bits_are_skipped_if_they_have_no_meaning(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     schedule = {"kl_schedule": "capacity"} if "kl_capacity" in settings else {}
 
-    # beta=1, which would make them meaningful, is not kept
+    # beta=1, which would give them a meaning, is not kept
     def iwae(model: ModelConfig) -> float:
         return -float(len(walked))
 
@@ -299,7 +299,7 @@ def test_free_bits_are_passed_by_where_they_have_no_meaning(
     assert "free bits" not in found["cure"]["attempt"]
 
 
-def test_a_cyclical_schedule_outlives_a_smaller_beta(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_smaller_beta_keeps_a_cyclical_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted, found, _ = _walk(
         monkeypatch,
         lambda fitted: HEALTHY if fitted.train.beta == 1.0 else "collapsed: still",
@@ -322,7 +322,7 @@ def test_an_interrupted_fit_is_not_cured(simulated: ad.AnnData, interrupt_look: 
 
 @pytest.mark.parametrize("while_", ["training", "diagnosing", "judging"])
 def test_an_interrupt_ends_the_search_and_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch, while_: str) -> None:
-    # beta=1 helps; the interrupt comes at the rung after it
+    # beta=1 helps; the interrupt comes at the next step
     def at(now: str, config: ModelConfig) -> None:
         if now == while_ and config.decoder == "skip":
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Models in files: what goes in comes out, and what was damaged is said to be."""
+"""Models in files: they are read as written, and damage is detected."""
 
 from __future__ import annotations
 
@@ -41,13 +41,15 @@ def test_a_loaded_model_encodes_the_same_bits(fitted: ad.AnnData, path: Path) ->
         np.testing.assert_array_equal(query.obsm["X_vae"], fitted.obsm["X_vae"])
 
 
-def test_a_model_keeps_its_stem(adata: ad.AnnData, quick: dict, tmp_path: Path) -> None:
+def test_a_model_keeps_the_name_of_the_fit(adata: ad.AnnData, quick: dict, tmp_path: Path) -> None:
     vx.tl.fit_vae(adata, key_added="mine", **quick)
     vx.save_model(adata, tmp_path / "m.safetensors", key="mine")
     assert set(vx.load_model(tmp_path / "m.safetensors").uns) == {"mine"}
 
 
-def test_saving_replaces_whole_files_only(fitted: ad.AnnData, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_replaces_files_completely_or_not_at_all(
+    fitted: ad.AnnData, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = path.read_bytes()
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
@@ -56,12 +58,12 @@ def test_saving_replaces_whole_files_only(fitted: ad.AnnData, path: Path, monkey
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_every_flipped_byte_is_noticed(path: Path, tmp_path: Path) -> None:
+def test_every_flipped_byte_is_detected(path: Path, tmp_path: Path) -> None:
     data = path.read_bytes()
     damaged = tmp_path / "d.safetensors"
     (header,) = struct.unpack("<Q", data[:8])
     rng = np.random.default_rng(0)
-    # every byte of the length and of the settings would be too many to read whole files for: some hundred of them
+    # testing every byte would read the file too often; a few hundred of them are tested
     in_header = rng.choice(np.arange(8, 8 + header), 400, replace=False)
     in_payload = rng.choice(np.arange(8 + header, len(data)), 30, replace=False)
     spots = [*range(12), 7 + header, 8 + header, len(data) - 1, *in_header.tolist(), *in_payload.tolist()]
@@ -72,7 +74,7 @@ def test_every_flipped_byte_is_noticed(path: Path, tmp_path: Path) -> None:
                 vx.load_model(damaged)
 
 
-def test_a_changed_setting_a_spelling_and_a_second_name_are_noticed(path: Path) -> None:
+def test_changes_of_the_metadata_are_detected(path: Path) -> None:
     tensors, text = load_file(path), _metadata(path)
     meta = json.loads(text)
     settings = meta["fit"]["params"]["train"]
@@ -110,7 +112,7 @@ def test_a_changed_setting_a_spelling_and_a_second_name_are_noticed(path: Path) 
         None,
     ],
 )
-def test_crafted_metadata_is_called_damaged(tree: object, tmp_path: Path) -> None:
+def test_crafted_metadata_is_reported_as_damaged(tree: object, tmp_path: Path) -> None:
     one = np.array([1], dtype=np.int64)
     tensors = {
         "s#bytes": np.zeros(1, dtype=np.uint8),
@@ -131,7 +133,7 @@ def test_crafted_metadata_is_called_damaged(tree: object, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "3", "null", '"x"', '{"version": 1}', "{", "\ud800"])
-def test_metadata_that_is_no_mapping_is_called_damaged(text: str, tmp_path: Path) -> None:
+def test_metadata_without_a_mapping_is_reported_as_damaged(text: str, tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     for metadata in (f'{{"vxpress": {json.dumps(text)}}}', "3", "[]", '{"vxpress": 3}', '{"vxpress": null}'):
         header = f'{{"__metadata__": {metadata}}}'.encode()
@@ -144,7 +146,7 @@ def test_metadata_that_is_no_mapping_is_called_damaged(text: str, tmp_path: Path
             vx.load_model(path)
 
 
-def test_deep_trees_are_called_damaged(tmp_path: Path) -> None:
+def test_deep_trees_are_reported_as_damaged(tmp_path: Path) -> None:
     tree: dict = {}
     for _ in range(700):
         tree = {"a": tree}
@@ -160,7 +162,7 @@ def test_deep_trees_are_called_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="modes of POSIX")
-def test_the_file_has_the_mode_of_a_plain_one(fitted: ad.AnnData, tmp_path: Path) -> None:
+def test_the_file_has_the_permissions_of_a_plain_file(fitted: ad.AnnData, tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         vx.save_model(fitted, tmp_path / "m.safetensors")
@@ -180,13 +182,13 @@ def test_a_truncated_file_is_refused(path: Path, length: int) -> None:
         vx.load_model(path)
 
 
-def test_other_peoples_safetensors_are_refused(tmp_path: Path) -> None:
+def test_other_safetensors_files_are_refused(tmp_path: Path) -> None:
     save_file({"a": np.zeros(3)}, tmp_path / "o.safetensors")
     with pytest.raises(ValueError, match="not a model file"):
         vx.load_model(tmp_path / "o.safetensors")
 
 
-def test_another_version_says_so(path: Path) -> None:
+def test_another_version_of_the_format_is_named(path: Path) -> None:
     changed = json.dumps(json.loads(_metadata(path)) | {"version": 99})
     save_file(load_file(path), path, metadata={"vxpress": changed})
     with pytest.raises(ValueError, match="version 99"):
@@ -194,7 +196,7 @@ def test_another_version_says_so(path: Path) -> None:
 
 
 class _Trap:
-    """Unpickling it makes a file."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -205,9 +207,9 @@ class _Trap:
 
 @pytest.fixture(scope="module")
 def unpickled() -> Callable[[], list]:
-    """Called, returns the list of what is unpickled from then on."""
+    """Return a function that starts recording, and returns the list of everything unpickled from then on."""
     seen: list[list] = [[]]
-    # the hook stays until the process ends; it sees every unpickler, under whatever name it was imported
+    # the hook stays until the process ends; it sees every unpickler, also under other names
     sys.addaudithook(lambda event, args: seen[-1].append(args) if event == "pickle.find_class" else None)
 
     def watch() -> list:
@@ -219,7 +221,7 @@ def unpickled() -> Callable[[], list]:
 
 def test_no_pickle_is_ever_opened(fitted: ad.AnnData, path: Path, unpickled: Callable[[], list]) -> None:
     query = _bare(fitted)
-    vx.tl.encode(query, path, copy=True)  # compiled code is read from pickles, once
+    vx.tl.encode(query, path, copy=True)  # compiled code is read from pickles once
     found = unpickled()
     vx.load_model(path)
     vx.tl.encode(query, path)
@@ -230,14 +232,16 @@ def test_no_pickle_is_ever_opened(fitted: ad.AnnData, path: Path, unpickled: Cal
 
 
 @pytest.mark.parametrize("save_pickle", [pickle.dump, torch.save])
-def test_a_pickle_by_the_name_of_a_model_is_refused_unopened(save_pickle: Callable[..., None], tmp_path: Path) -> None:
+def test_a_pickle_with_the_name_of_a_model_is_refused_without_opening(
+    save_pickle: Callable[..., None], tmp_path: Path
+) -> None:
     trap, sprung = tmp_path / "trap.safetensors", tmp_path / "sprung"
     with trap.open("wb") as file:
         save_pickle(_Trap(sprung), file)
     with pytest.raises(ValueError, match=r"trap\.safetensors"):
         vx.load_model(trap)
     assert not sprung.exists()
-    # it would have
+    # unpickling would create it
     with trap.open("rb") as file:
         torch.load(file, weights_only=False) if save_pickle is torch.save else pickle.load(file)
     assert sprung.exists()
@@ -274,7 +278,7 @@ def test_a_fit_without_a_part_is_refused(fitted: ad.AnnData) -> None:
         vx.tl.denoise(fitted)
 
 
-def test_paths_that_do_not_serve_are_named(fitted: ad.AnnData, tmp_path: Path) -> None:
+def test_unusable_paths_are_named(fitted: ad.AnnData, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="safetensors"):
         vx.save_model(fitted, tmp_path / "m.pt")
     with pytest.raises(FileNotFoundError):
@@ -294,7 +298,7 @@ def test_paths_that_do_not_serve_are_named(fitted: ad.AnnData, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("value", [3, None, b"m.safetensors", ["m.safetensors"], np.zeros(2)])
-def test_what_is_no_path_is_a_type_error(fitted: ad.AnnData, value: Any) -> None:
+def test_values_that_are_not_paths_raise_a_type_error(fitted: ad.AnnData, value: Any) -> None:
     with pytest.raises(TypeError, match=r"path= takes a path"):
         vx.load_model(value)
     with pytest.raises(TypeError, match=r"path= takes a path"):
@@ -327,7 +331,7 @@ def test_folders_and_files_of_other_kinds_are_named(fitted: ad.AnnData, tmp_path
             vx.load_model(tmp_path / "pipe.safetensors")
 
 
-def test_a_file_without_the_fit_says_which_it_holds(fitted: ad.AnnData, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_fit_lists_the_fits_of_the_file(fitted: ad.AnnData, tmp_path: Path) -> None:
     path = tmp_path / "a.h5ad"
     fitted.uns["mine"] = fitted.uns.pop("vae")
     fitted.write_h5ad(path)
@@ -364,7 +368,7 @@ def _saved(adata: ad.AnnData, folder: Path) -> Path:
     return path
 
 
-def test_a_fit_of_another_format_says_so(fitted: ad.AnnData, tmp_path: Path) -> None:
+def test_another_format_of_a_fit_is_named(fitted: ad.AnnData, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     write_fit(fitted.uns["vae"] | {"format": "vxpress-fit-99"}, "vae", path)
     for read in (vx.load_model, lambda path: vx.tl.encode(fitted, path)):
@@ -379,7 +383,7 @@ def _metadata(path: Path) -> str:
 
 
 def _craft(path: Path, tensors: dict[str, np.ndarray], tree: object) -> None:
-    """A file with this tree and the checksum that goes with it."""
+    """Write a file with this tree and its valid checksum."""
     entries, payload = _split(save(tensors))
     meta = {"version": VERSION, "key": "vae", "sha256": _digest("vae", tree, entries, payload), "fit": tree}
     save_file(tensors, path, metadata={"vxpress": json.dumps(meta)})

@@ -29,7 +29,7 @@ TABLE = CovariateTable.learn(OBS, "batch", ["plate", "flag"], ["age"], None)
         ("flag", True, [1] * 4),
     ],
 )
-def test_one_category_is_set_and_the_rest_stays(key: str, value: object, column: list[int]) -> None:
+def test_one_category_is_set_and_the_others_are_unchanged(key: str, value: object, column: list[int]) -> None:
     before = TABLE.read(OBS)
     change = Intervention.find(TABLE, key, value)
     after = change.apply(before)
@@ -42,7 +42,7 @@ def test_one_category_is_set_and_the_rest_stays(key: str, value: object, column:
     np.testing.assert_array_equal(TABLE.read(OBS).categorical_nk, before.categorical_nk)
 
 
-def test_a_number_is_standardised_as_the_fit_did() -> None:
+def test_a_number_is_standardised_as_in_the_fit() -> None:
     before = TABLE.read(OBS)
     change = Intervention.find(TABLE, "age", 30)
     after = change.apply(before)
@@ -65,7 +65,7 @@ def test_a_number_is_standardised_as_the_fit_did() -> None:
         ("age", True, ValueError, "finite number"),
     ],
 )
-def test_what_the_fit_does_not_know_is_refused(key: str, value: object, error: type[Exception], match: str) -> None:
+def test_unknown_values_are_refused(key: str, value: object, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         Intervention.find(TABLE, key, value)
 

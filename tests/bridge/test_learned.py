@@ -1,4 +1,4 @@
-"""Numbers of training cells, and what is done with categories that have few."""
+"""Numbers of training cells, and categories that have few of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_average_is_over_learned_batches_and_names_the_others(table: Covaria
     assert "'lone' (2), 'pair' (3)" in said
 
 
-def test_a_batch_that_is_named_is_used_with_a_warning(table: CovariateTable, warned: list[str]) -> None:
+def test_an_explicitly_requested_batch_is_used_with_a_warning(table: CovariateTable, warned: list[str]) -> None:
     assert table.batch_codes("b") == (1,)
     assert not warned
     assert table.batch_codes(["a", "lone"]) == (0, 2)
@@ -69,12 +69,12 @@ def test_the_first_few_are_named_and_the_rest_counted(warned: list[str]) -> None
     assert "s05" not in said
 
 
-def test_where_no_batch_has_many_cells_all_are_used(warned: list[str]) -> None:
+def test_all_batches_are_used_if_none_has_many_cells(warned: list[str]) -> None:
     few = MIN_CELLS - 1
     for n_train, expected in (
         ([1, few, 0], [True, True, False]),
         ([1, MIN_CELLS, 0], [False, True, False]),
-        # where most cells are in small batches, their average says more than that of the others
+        # if most cells are in small batches, their average is more informative than that of the others
         ([few, few, MIN_CELLS], [True, True, True]),
         ([few, few, 3 * MIN_CELLS], [False, False, True]),
         ([0, 0], [True, True]),
@@ -99,7 +99,7 @@ def test_new_categories_have_no_training_cells_until_they_are_trained_on(table: 
     assert tuned.averaged_batches == (0, 1, 4)
 
 
-def test_batches_of_one_cell_neither_lose_it_nor_enter_averages(warned: list[str]) -> None:
+def test_batches_of_one_cell_are_trained_on_but_left_out_of_averages(warned: list[str]) -> None:
     adata = vx.datasets.simulate(120, 20, n_batches=2, rng=1)
     batch = adata.obs["batch"].astype(str).to_numpy()
     batch[::30] = [f"lone{i}" for i in range(4)]
@@ -112,7 +112,7 @@ def test_batches_of_one_cell_neither_lose_it_nor_enter_averages(warned: list[str
     lone = adata.obs["batch"].astype(str).str.startswith("lone")
     assert (adata.obs.loc[lone, "vae_split"] == "train").all()
     assert adata.uns["vae"]["covariates"]["n_train_0"].sum() == (adata.obs["vae_split"] == "train").sum()
-    # what the fit wrote, and what is decoded by name
+    # the layer of the fit, and decoding under named batches
     layer = adata.layers["vae_normalized"].copy()
     vx.tl.denoise(adata, transform_batch=["batch_0", "batch_1"])
     np.testing.assert_array_equal(adata.layers["vae_normalized"], layer)

@@ -23,7 +23,7 @@ def test_sum_of_the_genes_present_without_a_column() -> None:
     assert library.beyond
 
 
-def test_the_column_wins_and_the_reference_takes_the_modelled_genes() -> None:
+def test_the_column_has_priority_and_preset_scvi_uses_the_modelled_genes() -> None:
     obs = _obs(library_size=[20, 30, 40])
     assert resolve_library(obs, COUNTS, "observed", modelled_only=False).values_n.tolist() == [20, 30, 40]
     reference = resolve_library(obs, COUNTS, "observed", modelled_only=True)
@@ -37,12 +37,12 @@ def test_a_size_factor_is_scaled_to_the_mean_library() -> None:
     np.testing.assert_allclose(library.values_n.mean(), TOTAL.mean())
     np.testing.assert_allclose(library.values_n / factors, library.factor)
     assert "rescaled" in library.source
-    assert not library.beyond  # every gene is modelled, whatever the factor
+    assert not library.beyond  # every gene is modelled with any factor
     again = read_library(_obs(sf=2 * factors), COUNTS, library.source, "sf", library.factor)
     np.testing.assert_allclose(again, 2 * library.values_n)
 
 
-def test_a_column_of_molecules_is_taken_as_it_is() -> None:
+def test_a_column_of_molecules_is_not_rescaled() -> None:
     library = resolve_library(_obs(n_counts=[9, 11, 3]), COUNTS, "n_counts", modelled_only=False)
     assert library.values_n.tolist() == [9, 11, 3]
     assert library.factor == 1.0

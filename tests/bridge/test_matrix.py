@@ -30,7 +30,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n_rows", [1, 4, 100])
-def test_blocks_join_to_the_matrix(kind: str, n_rows: int) -> None:
+def test_blocks_concatenate_to_the_matrix(kind: str, n_rows: int) -> None:
     matrix = KINDS[kind](X)
     joined = np.concatenate([block.toarray() for _, block in row_blocks(matrix, n_rows)])
     np.testing.assert_array_equal(joined, (X > 0) if kind == "bool" else X)
@@ -84,7 +84,7 @@ def test_counts_of_the_right_type_are_not_copied() -> None:
     assert np.shares_memory(held.data.numpy(), matrix.data)
 
 
-def test_genes_are_picked_in_the_order_asked_for() -> None:
+def test_genes_are_selected_in_the_requested_order() -> None:
     order = np.array([5, 0, 9])
     counts = read_counts(ad.AnnData(sparse.csr_matrix(X)), None, np.ones(3, dtype=bool), order)
     np.testing.assert_array_equal(counts.inside.toarray(), X[:, order])
@@ -124,7 +124,7 @@ def _log_values() -> ad.AnnData:
     return adata
 
 
-def test_counts_elsewhere_are_named() -> None:
+def test_the_error_names_other_places_with_counts() -> None:
     adata, everything = _log_values(), np.ones(11, dtype=bool)
     with pytest.raises(ValueError, match=r"adata\.raw\.to_adata\(\)"):
         read_counts(adata, None, everything)
@@ -147,7 +147,7 @@ def test_the_layer_of_the_message_holds_the_counts() -> None:
 
 
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array])
-def test_rounding_errors_are_shown_and_the_call_that_rounds_mends_them(kind: Callable) -> None:
+def test_rounding_errors_are_shown_and_the_suggested_call_removes_them(kind: Callable) -> None:
     x = X.astype(np.float64)
     size = x.sum(1, keepdims=True)
     back = np.expm1(np.log1p(x / size * 1e4)) * size / 1e4

@@ -28,7 +28,7 @@ def test_all_or_nothing() -> None:
     assert adata.uns["u"] == "old"
 
 
-def test_names_follow_the_stem() -> None:
+def test_slots_follow_the_name_of_the_fit() -> None:
     default = Keys.of(None)
     assert (default.latent, default.latent_var, default.uns) == ("X_vae", "X_vae_var", "vae")
     assert Keys.of("vae") == default
@@ -44,7 +44,7 @@ def test_names_follow_the_stem() -> None:
     }
 
 
-def test_mudata_is_told_which_part_to_pass() -> None:
+def test_the_error_for_mudata_says_which_modality_to_pass() -> None:
     mudata = pytest.importorskip("mudata")
     adata = ad.AnnData(np.ones((3, 2), dtype=np.float32))
     with pytest.raises(TypeError, match=r"mdata\.mod"):
@@ -54,7 +54,7 @@ def test_mudata_is_told_which_part_to_pass() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_ctrl_c_while_results_are_written_waits_until_all_are_or_none_is(fails: bool) -> None:
+def test_ctrl_c_during_writing_waits_until_all_results_or_none_are_written(fails: bool) -> None:
     class Pressed(dict):  # type: ignore[type-arg]
         def items(self) -> Any:
             for item in super().items():

@@ -1,4 +1,4 @@
-"""A stored fit is read as it was written, whatever carried it, or is said to be damaged."""
+"""A stored fit is read as it was written, from any container, or is reported as damaged."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def made(_simulated: ad.AnnData) -> dict[str, ad.AnnData]:
 
 @pytest.fixture(params=FITS)
 def stored(request: pytest.FixtureRequest, made: dict[str, ad.AnnData]) -> dict[str, Any]:
-    """What ``uns`` holds of one of the fits; a copy."""
+    """A copy of what ``uns`` stores of one of the fits."""
     return copy.deepcopy(dict(made[request.param].uns["vae"]))
 
 
@@ -65,7 +65,7 @@ def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tupl
 
 
 def changed(tree: Mapping[str, Any], path: tuple[str, ...], change: Any) -> dict[str, Any]:
-    """The tree with one entry changed, or without it where ``change`` is None; the rest is shared."""
+    """Return the tree with one entry changed, or removed if ``change`` is None; the rest is shared."""
     name, *rest = path
     out = dict(tree)
     if rest:
@@ -78,7 +78,7 @@ def changed(tree: Mapping[str, Any], path: tuple[str, ...], change: Any) -> dict
 
 
 def other(value: Any) -> Any:
-    """A value of the same type and shape that differs as little as it can."""
+    """Return a value of the same type and shape with the smallest possible difference."""
     array = np.array(value)
     if array.ndim and not array.size:
         return np.array(["x"], dtype=object)
@@ -94,11 +94,11 @@ def other(value: Any) -> Any:
     return array if array.ndim else array.item()
 
 
-def test_every_entry_that_is_lost_or_changed_is_noticed(stored: dict[str, Any], request: Any) -> None:
+def test_every_missing_or_changed_entry_is_detected(stored: dict[str, Any], request: Any) -> None:
     of_a_prior = request.node.callspec.params["stored"] in get_args(PriorName)
     for path in leaves(stored):
         if of_a_prior and not any(part.startswith("prior") for part in path):
-            continue  # as in the others
+            continue  # as in the other fits
         for change in (None, other):
             record = changed(stored, path, change)
             if path[0] == "diagnostics":
@@ -109,7 +109,7 @@ def test_every_entry_that_is_lost_or_changed_is_noticed(stored: dict[str, Any], 
                 find_fit(_carrier(record), None, "vae")
 
 
-def test_every_part_that_is_lost_or_added_to_is_noticed(stored: dict[str, Any]) -> None:
+def test_every_missing_or_extended_part_is_detected(stored: dict[str, Any]) -> None:
     parts = {path[:depth] for path in leaves(stored) for depth in range(1, len(path))}
     for path in parts - {("diagnostics",)}:
         changes = [(path, None), ((*path, "surprise"), lambda _: 1.0)]
@@ -122,7 +122,9 @@ def test_every_part_that_is_lost_or_added_to_is_noticed(stored: dict[str, Any]) 
         Fit.from_uns(stored | {"note": "mine"})
 
 
-def test_diagnostics_are_free_and_their_loss_names_the_call_that_writes_them(stored: dict[str, Any]) -> None:
+def test_diagnostics_may_change_and_if_missing_the_error_names_the_call_that_writes_them(
+    stored: dict[str, Any],
+) -> None:
     with_note = changed(stored, ("diagnostics", "note"), lambda _: "mine")
     assert Fit.from_uns(with_note).diagnostics["note"] == "mine"
     without = Fit.from_uns(changed(stored, ("diagnostics",), None))
@@ -132,7 +134,7 @@ def test_diagnostics_are_free_and_their_loss_names_the_call_that_writes_them(sto
 
 @pytest.mark.parametrize("carrier", ["h5ad", "zarr", "safetensors"])
 @pytest.mark.filterwarnings("ignore::UserWarning:zarr", "ignore::FutureWarning:anndata")
-def test_files_give_back_the_same_fit(made: dict[str, ad.AnnData], tmp_path: Path, carrier: str) -> None:
+def test_a_fit_survives_files(made: dict[str, ad.AnnData], tmp_path: Path, carrier: str) -> None:
     adata = ad.AnnData(np.zeros((1, 1), dtype=np.float32))
     adata.uns = {
         name.replace(",", ""): made[name].uns["vae"] for name in list(made)[: 2 if carrier == "zarr" else None]
@@ -158,7 +160,7 @@ def test_files_give_back_the_same_fit(made: dict[str, ad.AnnData], tmp_path: Pat
             assert torch.equal(value, two.model.state_dict()[key])
 
 
-def test_the_checksum_is_of_values_not_of_how_they_are_held(stored: dict[str, Any]) -> None:
+def test_the_checksum_depends_on_values_and_not_on_containers(stored: dict[str, Any]) -> None:
     def held_otherwise(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: held_otherwise(value[name]) for name in sorted(value, reverse=True)}
@@ -178,7 +180,7 @@ def test_the_checksum_is_of_values_not_of_how_they_are_held(stored: dict[str, An
     assert digest(strings) == stored[NAME]
 
 
-def test_no_two_records_read_alike() -> None:
+def test_different_records_have_different_checksums() -> None:
     records = [
         {"a": "xy", "b": "z"},
         {"a": "x", "b": "yz"},
@@ -232,7 +234,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("what", VALUES)
-def test_values_are_checked_whatever_the_checksum_says(fitted: ad.AnnData, what: str) -> None:
+def test_values_are_checked_even_with_a_valid_checksum(fitted: ad.AnnData, what: str) -> None:
     path, change, match = VALUES[what]
     record = changed(fitted.uns["vae"], path, change)
     with pytest.raises(ValueError, match=rf"damaged: .*{match}"):
@@ -259,7 +261,7 @@ def test_a_fit_of_the_first_format_is_read_and_saved_in_the_present_one(tmp_path
     assert again[NAME] == cells.uns["vae"][NAME]
 
 
-def test_a_fit_of_the_first_format_that_lost_an_entry_is_refused() -> None:
+def test_a_fit_of_the_first_format_with_a_missing_entry_is_refused() -> None:
     record = read_fit(FIRST)[0]
     for path in leaves(record):
         if path[0] == "diagnostics" or path[-1] in ("rng", "split_rng", "mask_var", "kl_per_dim") or path[0] == "prior":
@@ -270,7 +272,7 @@ def test_a_fit_of_the_first_format_that_lost_an_entry_is_refused() -> None:
         Fit.from_uns(sealed(record))
 
 
-def test_an_epoch_that_the_first_format_recorded_by_half_is_dropped() -> None:
+def test_an_incompletely_recorded_epoch_of_the_first_format_is_dropped() -> None:
     record = read_fit(FIRST)[0]
     record["history"]["elbo_train"] = np.append(record["history"]["elbo_train"], 1.0)
     assert {len(values) for values in Fit.from_uns(record).history.values()} == {2}

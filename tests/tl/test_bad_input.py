@@ -1,4 +1,4 @@
-"""Bad input: a clear error that names the mending call, and an AnnData left as it was."""
+"""Bad input: a clear error that names the remedy, and an unchanged AnnData."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import vxpress as vx
 
 
 def _fingerprint(adata: ad.AnnData) -> tuple:
-    """Names and values of everything that a fit could touch."""
+    """Names and values of everything that a fit could change."""
     x = adata.X.toarray() if sparse.issparse(adata.X) else np.asarray(adata.X)
     return (
         adata.obs.to_csv(),
@@ -125,7 +125,7 @@ CASES: list[tuple[str, Callable[[ad.AnnData], object], dict, type[Exception], st
 
 
 @pytest.mark.parametrize(("change", "arguments", "error", "match"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-def test_refused_with_the_mending_call(
+def test_bad_input_is_refused_with_the_remedy(
     adata: ad.AnnData, quick: dict, change: Callable, arguments: dict, error: type[Exception], match: str
 ) -> None:
     change(adata)
@@ -135,7 +135,7 @@ def test_refused_with_the_mending_call(
     assert _fingerprint(adata) == before
 
 
-def test_a_refused_call_leaves_an_earlier_fit_alone(fitted: ad.AnnData, quick: dict) -> None:
+def test_a_refused_call_does_not_change_an_earlier_fit(fitted: ad.AnnData, quick: dict) -> None:
     before = _fingerprint(fitted)
     for arguments in ({"n_latent": 61}, {"batch_key": "bath"}, {"rng": -1}):
         with pytest.raises((ValueError, KeyError)):
@@ -179,16 +179,14 @@ def test_one_gene(adata: ad.AnnData, quick: dict) -> None:
     assert np.isfinite(one.layers["vae_normalized"]).all()
 
 
-def test_one_category_says_there_is_nothing_to_correct(adata: ad.AnnData, quick: dict, warned: list[str]) -> None:
+def test_a_covariate_of_one_category_raises_a_warning(adata: ad.AnnData, quick: dict, warned: list[str]) -> None:
     adata.obs["batch"] = "only"
     vx.tl.fit_vae(adata, "batch", **quick)
     assert "one category" in " ".join(warned)
     assert np.isfinite(adata.obsm["X_vae"]).all()
 
 
-def test_empty_cells_are_kept_out_of_the_fit_and_get_a_latent(
-    adata: ad.AnnData, quick: dict, warned: list[str]
-) -> None:
+def test_empty_cells_are_not_fitted_but_get_a_latent_mean(adata: ad.AnnData, quick: dict, warned: list[str]) -> None:
     x = adata.X.toarray()
     x[[2, 9]] = 0
     adata.X = sparse.csr_matrix(x)
@@ -219,7 +217,7 @@ def test_nothing_to_fit(adata: ad.AnnData, quick: dict) -> None:
         vx.tl.fit_vae(adata, **quick)
 
 
-def test_backed_copies_and_views_name_to_memory(adata: ad.AnnData, quick: dict, tmp_path: Path) -> None:
+def test_errors_for_backed_data_name_to_memory(adata: ad.AnnData, quick: dict, tmp_path: Path) -> None:
     adata.write_h5ad(tmp_path / "b.h5ad")
     backed = ad.read_h5ad(tmp_path / "b.h5ad", backed="r")
     with pytest.raises(ValueError, match="to_memory"):
@@ -229,7 +227,7 @@ def test_backed_copies_and_views_name_to_memory(adata: ad.AnnData, quick: dict, 
     backed.file.close()
 
 
-def test_unsorted_and_duplicate_indices_mean_their_sum(adata: ad.AnnData, quick: dict) -> None:
+def test_unsorted_and_duplicate_indices_are_summed(adata: ad.AnnData, quick: dict) -> None:
     expected = vx.tl.fit_vae(adata, copy=True, **quick)
     assert expected is not None
     x = adata.X.tocsr()
@@ -266,7 +264,7 @@ def test_an_interrupt_keeps_the_best_state_so_far(
     assert np.isfinite(adata.obsm["X_vae"]).all()
 
 
-def test_training_that_cannot_go_on_names_the_cells_and_writes_nothing(
+def test_diverged_training_names_the_cells_and_writes_nothing(
     adata: ad.AnnData, quick: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vxpress.core.counts import Batch, Cells
@@ -285,7 +283,7 @@ def test_training_that_cannot_go_on_names_the_cells_and_writes_nothing(
     assert _fingerprint(adata) == before
 
 
-def test_encode_refuses_what_the_fit_does_not_know(fitted: ad.AnnData) -> None:
+def test_encode_refuses_unknown_genes_and_categories(fitted: ad.AnnData) -> None:
     new = fitted[:20].copy()
     for make, error, match in (
         (lambda a: a[:, 59:].copy(), ValueError, "missing from adata.var_names"),
@@ -311,7 +309,7 @@ def test_encode_refuses_what_the_fit_does_not_know(fitted: ad.AnnData) -> None:
         ({"fine_tune": True}, "at least 4"),
     ],
 )
-def test_fine_tuning_that_makes_no_sense_is_refused(fitted: ad.AnnData, arguments: dict, match: str) -> None:
+def test_invalid_fine_tuning_is_refused(fitted: ad.AnnData, arguments: dict, match: str) -> None:
     query = _with(fitted[:3], "batch", "new")
     before = _fingerprint(query)
     with pytest.raises(ValueError, match=match):
@@ -319,7 +317,7 @@ def test_fine_tuning_that_makes_no_sense_is_refused(fitted: ad.AnnData, argument
     assert _fingerprint(query) == before
 
 
-def test_counts_normalised_in_place_are_named(fitted: ad.AnnData) -> None:
+def test_the_error_names_counts_normalised_in_place(fitted: ad.AnnData) -> None:
     import scanpy as sc
 
     fitted.layers["counts"] = fitted.X.copy()

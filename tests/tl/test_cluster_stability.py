@@ -27,7 +27,7 @@ def test_the_share_of_neighbours_in_the_own_cluster():
     np.testing.assert_allclose(adata.obs["leiden_stability"], [0.75, 1.0, 0.25, 0.0])
 
 
-def test_cells_without_a_cluster_have_none_and_are_not_counted():
+def test_cells_without_a_cluster_have_no_stability_and_are_not_counted():
     adata = by_hand(FREQUENCY, ["a", "a", None, "b"])
     vx.tl.cluster_stability(adata)
     np.testing.assert_allclose(adata.obs["leiden_stability"], [1 / 1.5, 1.0, np.nan, np.nan])

@@ -1,4 +1,4 @@
-"""Columns of obs as users have them: numbers as categories, repeated columns, gaps, awkward arrays; in every call."""
+"""Unusual columns of obs in every call: numbers as categories, repeated columns, gaps, awkward arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy import sparse
 
 import vxpress
 
-# calls return one of several things, which the tests know
+# calls return one of several types, which the tests know
 vx: Any = vxpress
 N = 60
 QUICK: dict[str, Any] = {"n_latent": 2, "n_hidden": 8, "max_epochs": 1}
@@ -44,7 +44,7 @@ def days(_days: ad.AnnData) -> ad.AnnData:
 
 
 @pytest.mark.parametrize("value", [3, 3.0, "3", np.float32(3), np.int8(3), "3.0"])
-def test_arguments_take_what_stands_in_obs(days: ad.AnnData, value: Any) -> None:
+def test_arguments_accept_values_from_obs(days: ad.AnnData, value: Any) -> None:
     expected = vx.tl.counterfactual(days, "day", "3", copy=True)
     vx.tl.counterfactual(days, "day", value)
     assert expected is not None
@@ -59,7 +59,7 @@ def test_arguments_take_what_stands_in_obs(days: ad.AnnData, value: Any) -> None
 
 
 @pytest.mark.parametrize("value", [2, 2.0, "2", np.float32(2), np.int8(2), np.array(2.0)])
-def test_so_do_batches(days: ad.AnnData, value: Any) -> None:
+def test_transform_batch_accepts_values_from_obs(days: ad.AnnData, value: Any) -> None:
     expected = vx.tl.denoise(days, genes=["0"], transform_batch="2").X
     np.testing.assert_array_equal(vx.tl.denoise(days, genes=["0"], transform_batch=value).X, expected)
     np.testing.assert_array_equal(vx.tl.denoise(days, genes=["0"], transform_batch=[value]).X, expected)
@@ -69,7 +69,7 @@ def test_so_do_batches(days: ad.AnnData, value: Any) -> None:
     assert new.obs["plate"].tolist() == ["2"] * 3
 
 
-def test_new_cells_have_the_categories_of_the_cells_they_are_like(days: ad.AnnData) -> None:
+def test_generated_cells_have_the_categories_of_similar_cells(days: ad.AnnData) -> None:
     new = vx.tl.generate(days, 20)
     assert not new.obs.isna().any().any()
     assert set(new.obs["plate"]) <= {"1", "2"}
@@ -85,7 +85,7 @@ def test_new_cells_have_the_categories_of_the_cells_they_are_like(days: ad.AnnDa
         {"day": pd.Categorical(DAYS, categories=[3.0, 0.0, 9.0, 1.5]), "plate": np.resize(["1", "2", "2", "1"], N)},
     ],
 )
-def test_other_cells_store_the_same_numbers_otherwise(days: ad.AnnData, stored: dict[str, Any]) -> None:
+def test_other_cells_may_store_the_same_numbers_as_another_type(days: ad.AnnData, stored: dict[str, Any]) -> None:
     other = ad.AnnData(days.X.copy(), obs=days.obs[["age"]].assign(**stored), var=days.var.copy())
     vx.tl.encode(other, model=days)
     np.testing.assert_array_equal(other.obsm["X_vae"], days.obsm["X_vae"])
@@ -104,7 +104,7 @@ def test_other_cells_store_the_same_numbers_otherwise(days: ad.AnnData, stored: 
     assert list(other.uns["library_size"]["batches"]) == [one, two]
 
 
-def test_so_does_a_file(days: ad.AnnData, tmp_path: Path) -> None:
+def test_a_file_may_store_the_same_numbers_as_another_type(days: ad.AnnData, tmp_path: Path) -> None:
     days.write_h5ad(tmp_path / "days.h5ad")
     read = ad.read_h5ad(tmp_path / "days.h5ad")
     np.testing.assert_array_equal(
@@ -152,7 +152,7 @@ CALLS: dict[str, Callable[[ad.AnnData], object]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_repeated_column_has_one_clear_answer_in_every_call(days: ad.AnnData, call: str) -> None:
+def test_a_repeated_column_raises_the_same_error_in_every_call(days: ad.AnnData, call: str) -> None:
     twice = _twice(days)
     before = list(twice.obs.columns), list(twice.uns), list(twice.obsm), list(twice.layers)
     with pytest.raises(ValueError, match="repeated name"):
@@ -230,7 +230,7 @@ def _aged(adata: ad.AnnData, age: float) -> ad.AnnData:
     return adata
 
 
-def test_a_query_without_the_batch_is_told_how_to_name_it_and_left_alone(days: ad.AnnData) -> None:
+def test_the_error_for_a_query_without_the_batch_says_how_to_add_it(days: ad.AnnData) -> None:
     query = ad.AnnData(days.X.copy(), obs=days.obs[["age", "day"]], var=days.var.copy())
     with pytest.raises(KeyError, match=r"query\.obs\['plate'\] = 'new batch name'"):
         vx.tl.encode(query, model=days)
@@ -279,7 +279,7 @@ def test_names_that_cannot_be_written_are_refused_in_every_call(days: ad.AnnData
 
 
 @pytest.mark.filterwarnings("ignore:Support for Awkward Arrays")
-def test_what_lies_in_obsm_is_carried_along_whatever_it_is(days: ad.AnnData) -> None:
+def test_obsm_values_of_any_type_are_preserved(days: ad.AnnData) -> None:
     ak = pytest.importorskip("awkward")
     days.obsm["airr"] = ak.Array([[{"locus": "TRA"}] * (i % 3) for i in range(N)])
     days.obsm["frame"] = pd.DataFrame({"a": np.arange(N)}, index=days.obs_names)
@@ -295,7 +295,7 @@ def test_what_lies_in_obsm_is_carried_along_whatever_it_is(days: ad.AnnData) -> 
     vx.tl.encode(days)
 
 
-def test_a_posterior_is_read_as_a_frame_and_refused_where_it_is_no_array(days: ad.AnnData) -> None:
+def test_a_posterior_may_be_a_frame_but_must_be_an_array(days: ad.AnnData) -> None:
     expected = vx.tl.denoise(days, genes=["1"]).X
     frame = pd.DataFrame(days.obsm["X_vae"], index=days.obs_names, columns=["a", "b"])
     days.obsm["X_vae"] = frame
@@ -305,7 +305,7 @@ def test_a_posterior_is_read_as_a_frame_and_refused_where_it_is_no_array(days: a
         vx.tl.denoise(days, genes=["1"])
 
 
-def test_cells_of_which_no_split_is_known_belong_to_none(days: ad.AnnData) -> None:
+def test_cells_without_a_known_split_belong_to_none(days: ad.AnnData) -> None:
     days.obs["vae_split"] = pd.array(["train"] * 30 + [None] * 30, dtype="string")
     vx.tl.log_likelihood(days, n_samples=2)
     vx.tl.diagnose(days)
@@ -315,7 +315,7 @@ def test_cells_of_which_no_split_is_known_belong_to_none(days: ad.AnnData) -> No
 
 
 @pytest.mark.parametrize("keys", [3, np.nan])
-def test_what_names_no_column_is_said(days: ad.AnnData, keys: Any) -> None:
+def test_invalid_column_names_are_refused(days: ad.AnnData, keys: Any) -> None:
     for run in (
         lambda: vx.tl.fit_vae(days, categorical_covariate_keys=keys, **QUICK),
         lambda: vx.tl.fit_vae(days, continuous_covariate_keys=keys, **QUICK),
@@ -333,9 +333,7 @@ def test_what_names_no_column_is_said(days: ad.AnnData, keys: Any) -> None:
         ([str(i) for i in range(N)], r"astype\(float\)"),
     ],
 )
-def test_columns_that_are_no_numbers_are_made_so_by_the_call_of_the_message(
-    days: ad.AnnData, values: Any, match: str
-) -> None:
+def test_the_suggested_call_converts_columns_to_numbers(days: ad.AnnData, values: Any, match: str) -> None:
     days.obs["v"] = values
     with pytest.raises(ValueError, match=match) as error:
         vx.tl.fit_vae(days, continuous_covariate_keys=["v"], **QUICK)
@@ -345,7 +343,7 @@ def test_columns_that_are_no_numbers_are_made_so_by_the_call_of_the_message(
     assert days.uns["again"]["covariates"]["continuous_sd"][0] > 1
 
 
-def test_columns_without_colours_are_named(days: ad.AnnData) -> None:
+def test_columns_that_cannot_be_coloured_are_named(days: ad.AnnData) -> None:
     days.obs["date"] = pd.Timestamp("2024-01-01")
     with pytest.raises(ValueError, match=r"cannot be colored.*astype\('category'\)"):
         vx.pl.latent(days, color="date", dimensions=(0, 1), show=False)

@@ -24,7 +24,7 @@ def _simulated() -> ad.AnnData:
 
 @pytest.fixture
 def unseen(_simulated: ad.AnnData) -> ad.AnnData:
-    """250 cells of the same population that no fit was given."""
+    """250 cells of the same population that no fit has seen."""
     return _simulated[600:].copy()
 
 
@@ -46,7 +46,7 @@ def _fits(_simulated: ad.AnnData) -> ad.AnnData:
 
 @pytest.fixture
 def fits(_fits: ad.AnnData) -> ad.AnnData:
-    """600 cells with three fits that differ by their seed, one that was cut short, and one of another distribution."""
+    """600 cells with three fits that differ by their seed, one with few epochs, and one with another distribution."""
     return _fits.copy()
 
 
@@ -91,7 +91,7 @@ def test_the_numbers_are_the_bounds_of_the_held_out_cells(fits: ad.AnnData) -> N
         np.testing.assert_allclose(found.loc[key, "ess_median"], np.median(many.ess_n), rtol=0.15)
 
 
-def test_files_other_adatas_and_names(fits: ad.AnnData, tmp_path: Path) -> None:
+def test_fits_in_files_and_other_adatas(fits: ad.AnnData, tmp_path: Path) -> None:
     expected = table(fits, ["good_0", "short"])
     fits.write_h5ad(tmp_path / "all.h5ad")
     only = fits.copy()
@@ -109,7 +109,7 @@ def test_files_other_adatas_and_names(fits: ad.AnnData, tmp_path: Path) -> None:
         found = table(bare, models)
         assert list(found.index) == ["a", "b"]
         np.testing.assert_array_equal(found["log_likelihood"], expected["log_likelihood"])
-    # cells in another order, and without those that were trained on
+    # cells in another order, without the training cells
     held_out = bare[bare.obs["zinb_split"] == "validation"][::-1].copy()
     found = table(held_out, places)
     np.testing.assert_allclose(found["log_likelihood"], expected["log_likelihood"], atol=1)
@@ -125,7 +125,7 @@ def test_a_comparison_survives_a_file(fits: ad.AnnData, tmp_path: Path) -> None:
     np.testing.assert_array_equal(back["difference"], found["difference"])
 
 
-def test_single_fits_are_said(fits: ad.AnnData, warned: list[str]) -> None:
+def test_single_fits_raise_a_warning(fits: ad.AnnData, warned: list[str]) -> None:
     table(fits, ["good_0", "good_1", "good_2", "short"])
     assert "['short']" in " ".join(warned)
     fit(fits, "short_again", max_epochs=1, rng=1)
@@ -158,7 +158,7 @@ def test_cells_of_another_adata_and_files_of_weights(fits: ad.AnnData, unseen: a
     # none of them is a training cell by name, and the fits hold all of those
     same = table(unseen, {"a": (fits, "good_0"), "b": (fits, "short")})
     np.testing.assert_array_equal(same["log_likelihood"], found["log_likelihood"])
-    # a part of the training cells says nothing of cells that are not in it
+    # a subset of the training cells does not show which other cells were trained on
     with pytest.raises(ValueError, match="It is unknown which"):
         table(unseen, {"a": (fits[:300].copy(), "good_0"), "b": (fits, "short")})
 
@@ -172,7 +172,7 @@ def test_cells_that_were_trained_on_are_refused(fits: ad.AnnData) -> None:
     np.testing.assert_array_equal(by_column["log_likelihood"], table(fits, ["good_0", "zinb"])["log_likelihood"])
 
 
-def test_only_cells_that_every_fit_held_out(fits: ad.AnnData) -> None:
+def test_only_cells_that_every_fit_held_out_are_used(fits: ad.AnnData) -> None:
     fit(fits, "other", split_rng=5, validation_fraction=0.7)
     shared = (fits.obs["other_split"] == "validation") & (fits.obs["zinb_split"] == "validation")
     assert shared.sum() < 200
@@ -208,7 +208,7 @@ def test_too_few_cells_are_refused(fits: ad.AnnData) -> None:
         ({"layer": "counts"}, r"layer=None and layer='counts'"),
     ],
 )
-def test_what_does_not_compare_is_refused(fits: ad.AnnData, settings: dict, match: str) -> None:
+def test_incomparable_fits_are_refused(fits: ad.AnnData, settings: dict, match: str) -> None:
     fits.obs["depth"] = fits.obs["library_size"] + 7.0
     fits.layers["counts"] = fits.X.copy()
     fit(fits, "odd", max_epochs=1, **settings)
@@ -218,7 +218,7 @@ def test_what_does_not_compare_is_refused(fits: ad.AnnData, settings: dict, matc
     assert set(fits.uns) == before
 
 
-def test_distributions_of_one_kind_and_layers_that_are_named_compare(fits: ad.AnnData) -> None:
+def test_fits_of_one_kind_of_distribution_and_named_layers_are_compared(fits: ad.AnnData) -> None:
     fits.layers["counts"] = fits.X.copy()
     fit(fits, "layered", layer="counts")
     fit(fits, "poisson", likelihood="poisson")
@@ -252,21 +252,23 @@ def test_distributions_of_one_kind_and_layers_that_are_named_compare(fits: ad.An
         (None, {"key_added": "zinb"}, ValueError, "already"),
     ],
 )
-def test_bad_arguments_name_the_cure(fits: ad.AnnData, models: Any, settings: dict, error: type, match: str) -> None:
+def test_errors_for_bad_arguments_name_the_remedy(
+    fits: ad.AnnData, models: Any, settings: dict, error: type, match: str
+) -> None:
     before = set(fits.uns)
     with pytest.raises(error, match=match):
         vx.tl.compare(fits, models, **(FEW | settings))
     assert set(fits.uns) == before
 
 
-def test_an_adata_with_several_fits_needs_a_stem(fits: ad.AnnData, adata: ad.AnnData) -> None:
+def test_an_adata_with_several_fits_needs_the_name_of_a_fit(fits: ad.AnnData, adata: ad.AnnData) -> None:
     with pytest.raises(ValueError, match="Choose one with a pair"):
         table(fits, ["good_0", fits.copy()])
     with pytest.raises(KeyError, match="fit_vae first"):
         table(fits, ["good_0", adata])
 
 
-def test_equal_fits_are_no_seeds(fits: ad.AnnData) -> None:
+def test_identical_fits_do_not_count_as_seeds(fits: ad.AnnData) -> None:
     fits.uns["twin"], fits.obs["twin_split"] = fits.uns["good_0"], fits.obs["good_0_split"]
     found = table(fits, ["good_0", "twin"])
     assert list(found["n_fits"]) == [1, 1]
@@ -274,7 +276,7 @@ def test_equal_fits_are_no_seeds(fits: ad.AnnData) -> None:
     assert list(found["verdict"]) == ["best", "undecided"]
 
 
-def test_dispersions_as_trained_make_another_model(adata: ad.AnnData) -> None:
+def test_fits_without_refitted_dispersions_are_another_model(adata: ad.AnnData) -> None:
     for key, again in (("a0", True), ("a1", False)):
         options = vx.tl.FitOptions(refit_dispersion=again)
         quick = {"n_latent": 3, "n_hidden": 8, "max_epochs": 3, "validation_fraction": 0.8, "denoised": False}
@@ -283,14 +285,14 @@ def test_dispersions_as_trained_make_another_model(adata: ad.AnnData) -> None:
     assert len(found) == 2
 
 
-def test_a_prior_that_was_refused_leaves_the_model_what_it_was(fits: ad.AnnData) -> None:
+def test_a_refused_prior_does_not_change_the_model(fits: ad.AnnData) -> None:
     vx.tl.fit_prior(fits, "normal", key="good_1")
     assert "refused" in fits.uns["good_1"]["prior"]
     assert list(table(fits, ["good_0", "good_1", "good_2"])["fits"]) == ["good_0, good_1, good_2"]
 
 
 @pytest.mark.parametrize("rename", ["{}-0", "old_{}"])
-def test_trained_cells_under_names_of_a_concatenation_do_not_pass_for_unseen(fits: ad.AnnData, rename: str) -> None:
+def test_training_cells_renamed_by_concatenation_are_not_treated_as_unseen(fits: ad.AnnData, rename: str) -> None:
     fits.obs_names = [f"CELL{i}-1" for i in range(fits.n_obs)]
     renamed = fits.copy()
     renamed.obs_names = [rename.format(name) for name in fits.obs_names]
@@ -298,7 +300,7 @@ def test_trained_cells_under_names_of_a_concatenation_do_not_pass_for_unseen(fit
         vx.tl.compare(renamed, {"a": (fits, "good_0"), "b": (fits, "good_1")}, **FEW)
 
 
-def test_too_few_named_cells_are_said_to_be_too_few(fits: ad.AnnData) -> None:
+def test_too_few_named_cells_are_refused(fits: ad.AnnData) -> None:
     some = np.zeros(fits.n_obs, dtype=bool)
     some[np.flatnonzero(fits.obs["good_0_split"] == "validation")[:3]] = True
     with pytest.raises(ValueError, match="cells= selects 3 cells; 200 or more"):

@@ -43,7 +43,7 @@ def test_the_known_effect_is_recovered(two_conditions: ad.AnnData) -> None:
     vx.tl.counterfactual(adata, "condition", "treated", target_sum=1.0)
     vx.tl.denoise(adata, target_sum=1.0, key_added="as_is")
     effect_g = np.diff(adata.varm["batch_log_fold_change_true"], axis=1)[:, 0]
-    # the composition under the other condition: in the simulation effects only multiply, and need no rescaling
+    # the composition under the other condition; effects of the simulation multiply and need no rescaling
     control = ((adata.obs["condition"] == "control") & (adata.obs["group"] != "group_2")).to_numpy()
     truth = adata.layers["rho_true"][control] * np.exp2(effect_g)
     found, as_is = (adata.layers[name][control] for name in ("vae_counterfactual", "as_is"))
@@ -75,7 +75,7 @@ def test_the_batch_can_be_the_condition(fitted: ad.AnnData) -> None:
         vx.tl.counterfactual(fitted, "batch", "batch_1", transform_batch="batch_0")
 
 
-def test_a_number_is_taken_in_its_own_units(fitted: ad.AnnData) -> None:
+def test_a_number_is_in_the_units_of_its_column(fitted: ad.AnnData) -> None:
     i = 5
     vx.tl.counterfactual(fitted, "age", float(fitted.obs["age"].iloc[i]), transform_batch="observed")
     vx.tl.denoise(fitted, transform_batch="observed", key_added="own")
@@ -120,7 +120,7 @@ def test_support_of_a_number(two_conditions: ad.AnnData, warned: list[str]) -> N
     assert any("No cell of adata" in message for message in warned)
 
 
-def test_cells_of_one_condition_alone_are_told(two_conditions: ad.AnnData, warned: list[str]) -> None:
+def test_a_condition_that_no_cell_has_raises_a_warning(two_conditions: ad.AnnData, warned: list[str]) -> None:
     part = two_conditions[two_conditions.obs["condition"] == "control"].copy()
     vx.tl.counterfactual(part, "condition", "treated")
     assert (part.obs["vae_counterfactual_support"] == 0).all()
@@ -128,20 +128,20 @@ def test_cells_of_one_condition_alone_are_told(two_conditions: ad.AnnData, warne
     np.testing.assert_allclose(part.layers["vae_counterfactual"].sum(1), 1e4, rtol=1e-3)
 
 
-def test_a_single_cell_can_be_asked(fitted: ad.AnnData) -> None:
+def test_a_single_cell_works(fitted: ad.AnnData) -> None:
     one = fitted[:1].copy()
     vx.tl.counterfactual(one, "batch", str(one.obs["batch"].iloc[0]))
     assert one.obs["vae_counterfactual_support"].tolist() == [1.0]
 
 
-def test_normalised_values_serve_since_counts_are_not_read(fitted: ad.AnnData) -> None:
+def test_counts_are_not_needed(fitted: ad.AnnData) -> None:
     vx.tl.counterfactual(fitted, "batch", "batch_1", target_sum="library", key_added="a")
     fitted.X = fitted.X * 0.37
     vx.tl.counterfactual(fitted, "batch", "batch_1", target_sum="library", key_added="b")
     np.testing.assert_array_equal(fitted.layers["a"], fitted.layers["b"])
 
 
-def test_what_is_written_repeats_and_survives_a_file(fitted: ad.AnnData, tmp_path: Path) -> None:
+def test_results_are_reproducible_and_survive_a_file(fitted: ad.AnnData, tmp_path: Path) -> None:
     out = vx.tl.counterfactual(fitted, "age", 70, copy=True)
     assert out is not None
     assert "vae_counterfactual" not in fitted.layers
@@ -159,7 +159,7 @@ def test_what_is_written_repeats_and_survives_a_file(fitted: ad.AnnData, tmp_pat
     )
 
 
-def test_some_genes_come_back_alone(fitted: ad.AnnData) -> None:
+def test_results_of_some_genes_are_returned(fitted: ad.AnnData) -> None:
     names = list(fitted.var_names[[3, 0]])
     part = vx.tl.counterfactual(fitted, "batch", "batch_0", genes=names)
     assert part is not None
@@ -187,7 +187,7 @@ def test_unknown_conditions_are_refused(
 
 
 @pytest.mark.parametrize("name", ["vae", "taken", "column", "a/b"])
-def test_what_is_not_ours_is_not_replaced(fitted: ad.AnnData, name: str) -> None:
+def test_results_of_others_are_not_replaced(fitted: ad.AnnData, name: str) -> None:
     fitted.layers["taken"] = fitted.X.copy()
     fitted.obs["column_support"] = 1.0
     with pytest.raises(ValueError, match=r"another key_added|without '/'"):

@@ -1,4 +1,4 @@
-"""Forms, scales and intervals of the denoised layer; what it holds is tested beside ``encode``."""
+"""Formats, scales and intervals of the denoised layer; its values are tested together with ``encode``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vxpress.bridge import decoded
 from vxpress.core.inference import posterior
 
 
-def test_times_the_library_are_expected_counts(fitted: ad.AnnData) -> None:
+def test_target_sum_library_gives_expected_counts(fitted: ad.AnnData) -> None:
     vx.tl.denoise(fitted, target_sum=1.0, key_added="share")
     vx.tl.denoise(fitted, target_sum="library", key_added="counts")
     library = fitted.obs["vae_library"].to_numpy()[:, None]
@@ -24,7 +24,7 @@ def test_times_the_library_are_expected_counts(fitted: ad.AnnData) -> None:
     np.testing.assert_allclose(few.X, fitted.layers["counts"][:, :2], rtol=1e-5)
 
 
-def test_the_own_batch_is_that_of_each_cell(fitted: ad.AnnData) -> None:
+def test_observed_decodes_each_cell_under_its_own_batch(fitted: ad.AnnData) -> None:
     vx.tl.denoise(fitted, transform_batch="observed", key_added="own")
     for name in fitted.obs["batch"].cat.categories:
         vx.tl.denoise(fitted, transform_batch=name, key_added=name)
@@ -33,7 +33,7 @@ def test_the_own_batch_is_that_of_each_cell(fitted: ad.AnnData) -> None:
         assert not np.allclose(fitted.layers["own"][~here], fitted.layers[name][~here], rtol=1e-3)
 
 
-def test_a_batch_that_is_called_observed_is_named_in_a_list(adata: ad.AnnData, quick: dict, warned: list[str]) -> None:
+def test_a_batch_called_observed_is_given_in_a_list(adata: ad.AnnData, quick: dict, warned: list[str]) -> None:
     adata.obs["batch"] = adata.obs["batch"].cat.rename_categories(["observed", "other"])
     vx.tl.fit_vae(adata, "batch", denoised=False, **quick)
     vx.tl.denoise(adata, transform_batch=["observed"], key_added="named")
@@ -46,7 +46,7 @@ def test_a_batch_that_is_called_observed_is_named_in_a_list(adata: ad.AnnData, q
     np.testing.assert_array_equal(adata.layers["own"][~here], adata.layers["other"][~here])
 
 
-def test_without_batches_the_own_batch_is_no_question(adata: ad.AnnData, quick: dict) -> None:
+def test_observed_has_no_effect_without_batches(adata: ad.AnnData, quick: dict) -> None:
     vx.tl.fit_vae(adata, **quick)
     vx.tl.denoise(adata, transform_batch="observed", key_added="own")
     np.testing.assert_array_equal(adata.layers["own"], adata.layers["vae_normalized"])
@@ -62,7 +62,7 @@ def test_half_precision_is_the_layer_rounded(fitted: ad.AnnData) -> None:
 
 
 @pytest.mark.parametrize("drop_below", [1.0, 80.0, 1e9])
-def test_a_sparse_layer_holds_what_is_not_below_the_limit(
+def test_a_sparse_layer_holds_values_above_the_limit(
     monkeypatch: pytest.MonkeyPatch, fitted: ad.AnnData, drop_below: float
 ) -> None:
     vx.tl.denoise(fitted, key_added="dense")
@@ -74,7 +74,7 @@ def test_a_sparse_layer_holds_what_is_not_below_the_limit(
     np.testing.assert_array_equal(found.toarray(), np.where(dense >= drop_below, dense, 0))
     assert found.nnz == (dense >= drop_below).sum()
     found.check_format()
-    # chunk by chunk: the same rows, and never all of them at once
+    # chunk by chunk: the same rows, but never all of them at once
     monkeypatch.setattr(posterior, "CHUNK", 50)
     blocks: list[int] = []
 
@@ -89,7 +89,7 @@ def test_a_sparse_layer_holds_what_is_not_below_the_limit(
     assert fitted.layers["chunks"].shape == fitted.shape
 
 
-def test_genes_that_are_unknown_stay_unknown_in_a_sparse_layer(fitted: ad.AnnData, warned: list[str]) -> None:
+def test_unknown_genes_are_nan_in_a_sparse_layer(fitted: ad.AnnData, warned: list[str]) -> None:
     extra = ad.AnnData(np.ones((fitted.n_obs, 1), dtype=np.float32), obs=fitted.obs[[]])
     extra.var_names = ["new"]
     wide = ad.concat([extra, fitted], axis=1, merge="same")
@@ -126,12 +126,12 @@ def test_the_interval_holds_its_share_of_new_draws_and_its_mean(fitted: ad.AnnDa
     np.testing.assert_allclose(mean.mean(0), fitted.layers["other"].mean(0), rtol=0.02)
 
 
-def test_an_interval_over_batches_is_one_of_their_mean(fitted: ad.AnnData) -> None:
+def test_an_interval_over_batches_is_that_of_their_mean(fitted: ad.AnnData) -> None:
     names = list(fitted.obs["batch"].cat.categories)
     for name in names:
         vx.tl.denoise(fitted, transform_batch=name, interval=0.8, n_draws=50, key_added=name)
     vx.tl.denoise(fitted, interval=0.8, n_draws=50, key_added="both")
-    # the same draws of z under either batch, so that means average, and widths do at most
+    # the same draws of z under both batches, so means average, and widths are at most the average
     np.testing.assert_allclose(
         fitted.layers["both"], (fitted.layers[names[0]] + fitted.layers[names[1]]) / 2, rtol=1e-4
     )
@@ -139,7 +139,7 @@ def test_an_interval_over_batches_is_one_of_their_mean(fitted: ad.AnnData) -> No
     assert width["both"].mean() <= (width[names[0]] + width[names[1]]).mean() / 2 * (1 + 1e-5)
 
 
-def test_quantiles_are_numpys(monkeypatch: pytest.MonkeyPatch, fitted: ad.AnnData) -> None:
+def test_quantiles_agree_with_numpy(monkeypatch: pytest.MonkeyPatch, fitted: ad.AnnData) -> None:
     monkeypatch.setattr(posterior, "DRAWN_ENTRIES", 30 * 60 * 40)
     vx.tl.denoise(fitted, transform_batch="observed", interval=0.9, n_draws=40, key_added="a")
     monkeypatch.setattr(posterior, "_quantiles", lambda drawn, levels: [
@@ -154,13 +154,13 @@ def test_an_interval_of_some_genes_comes_with_them(fitted: ad.AnnData) -> None:
     few = vx.tl.denoise(fitted, genes=list(fitted.var_names[[1, 0]]), interval=0.9, target_sum="library")
     assert few is not None
     vx.tl.denoise(fitted, interval=0.9, target_sum="library", key_added="all")
-    # which chunks the draws fall into depends on the number of genes
+    # the chunks of the draws depend on the number of genes
     np.testing.assert_allclose(few.X.mean(0), fitted.layers["all"][:, [1, 0]].mean(0), rtol=0.02)
     assert (few.layers["lower"] < few.X).all()
     assert (few.layers["upper"] > few.X).all()
 
 
-def test_no_interval_outlives_its_layer(fitted: ad.AnnData) -> None:
+def test_old_intervals_are_removed_with_their_layer(fitted: ad.AnnData) -> None:
     vx.tl.denoise(fitted, interval=0.9)
     assert {"vae_normalized_lower", "vae_normalized_upper"} <= set(fitted.layers)
     vx.tl.denoise(fitted)
@@ -170,7 +170,7 @@ def test_no_interval_outlives_its_layer(fitted: ad.AnnData) -> None:
 def test_own_counts_follow_the_formula_and_predict_held_out_molecules(adata: ad.AnnData) -> None:
     x = adata.X.copy()
     rng = np.random.default_rng(0)
-    # rates that no latent space holds: gamma noise per cell and gene
+    # rates that no latent space describes: gamma noise per cell and gene
     rate = x.toarray() * rng.gamma(2, 0.5, x.shape) * 10
     train, test = rng.poisson(rate * 0.9), rng.poisson(rate * 0.1)
     cells = ad.AnnData(sparse.csr_matrix(train.astype(np.float32)), obs=adata.obs[["batch"]].copy())
@@ -192,7 +192,7 @@ def test_own_counts_follow_the_formula_and_predict_held_out_molecules(adata: ad.
     np.testing.assert_array_equal(cells.layers["layer"], cells.layers["updated"])
 
 
-def test_own_counts_meet_the_mean_of_a_latent_library(adata: ad.AnnData, quick: dict) -> None:
+def test_own_counts_use_the_mean_of_a_latent_library(adata: ad.AnnData, quick: dict) -> None:
     vx.tl.fit_vae(adata, "batch", library="latent", denoised=False, **quick)
     vx.tl.denoise(adata, transform_batch="observed", target_sum="library", key_added="plain")
     vx.tl.denoise(adata, transform_batch="observed", target_sum="library", own_counts=True, key_added="updated")
@@ -209,7 +209,7 @@ def test_a_batch_that_is_named_twice_counts_once(fitted: ad.AnnData) -> None:
 
 @pytest.mark.parametrize("drop_below", [None, 20.0])
 def test_some_genes_in_another_order_are_the_columns_of_all(fitted: ad.AnnData, drop_below: float | None) -> None:
-    """Beside a gene that the fit does not know, and with the ends of an interval."""
+    """With a gene that the fit does not know, and with the ends of an interval."""
     vx.tl.denoise(fitted, interval=0.5, drop_below=drop_below, key_added="all")
     at = np.random.default_rng(0).permutation(fitted.n_vars)[:25]
     some = ad.AnnData(
@@ -239,14 +239,14 @@ def test_some_genes_in_another_order_are_the_columns_of_all(fitted: ad.AnnData, 
         ({"transform_batch": "Observed"}, "knows the batches"),
     ],
 )
-def test_what_makes_no_sense_is_refused(fitted: ad.AnnData, arguments: dict, match: str) -> None:
+def test_invalid_arguments_are_refused(fitted: ad.AnnData, arguments: dict, match: str) -> None:
     before = set(fitted.layers)
     with pytest.raises(ValueError, match=match):
         vx.tl.denoise(fitted, **arguments, key_added="new")
     assert set(fitted.layers) == before
 
 
-def test_what_a_gaussian_fit_cannot_give_is_refused(adata: ad.AnnData, quick: dict) -> None:
+def test_options_without_meaning_for_a_gaussian_fit_are_refused(adata: ad.AnnData, quick: dict) -> None:
     vx.tl.fit_vae(adata, likelihood="gaussian", **quick)
     for arguments in ({"drop_below": 1.0}, {"target_sum": "library"}):
         with pytest.raises(ValueError, match="log values"):

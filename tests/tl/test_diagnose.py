@@ -22,7 +22,7 @@ FLAT = {"kl_weight": [0.5, 1.0], "objective_validation": [-10.0, -10.0], "lr": [
 
 
 def _posterior(rng: np.random.Generator, n: int, used: int, dead: int, sd: float = 0.3) -> tuple:
-    """Cells spread as the prior along ``used`` dimensions, with posteriors of width ``sd``; the others carry nothing."""
+    """Cells distributed as the prior along ``used`` dimensions, with posteriors of width ``sd``; the others are empty."""
     mean = np.hstack([rng.normal(0, np.sqrt(1 - sd**2), (n, used)), np.zeros((n, dead))])
     var = np.hstack([np.full((n, used), sd**2), np.ones((n, dead))])
     return mean, var
@@ -47,7 +47,7 @@ def test_a_posterior_far_from_the_prior_is_a_prior_gap() -> None:
     assert found["prior_gap_per_dim"] > 1
 
 
-def test_no_gap_is_invented_without_held_out_cells() -> None:
+def test_no_generalisation_gap_is_reported_without_held_out_cells() -> None:
     mean, var = _posterior(np.random.default_rng(0), 300, 10, 0)
     found = diagnose(mean, var, np.zeros(300, dtype=bool), TRAIN, FLAT)
     assert found["verdict"].startswith("healthy")
@@ -60,7 +60,7 @@ def test_no_gap_is_invented_without_held_out_cells() -> None:
         {"objective_validation": [-100.0, -90.0], "lr": [0.1, 0.1]},
     ],
 )
-def test_training_that_was_not_over(change: dict) -> None:
+def test_unfinished_training_is_under_trained(change: dict) -> None:
     mean, var = _posterior(np.random.default_rng(0), 300, 5, 0)
     found = diagnose(mean, var, np.zeros(300, dtype=bool), TRAIN, FLAT | change)
     assert found["verdict"].startswith("under-trained")
@@ -74,7 +74,7 @@ def test_a_collapsed_fit_is_called_collapsed(adata: ad.AnnData, warned: list[str
     assert diagnostics["kl_per_dim"].sum() < 0.5
 
 
-def test_diagnose_repeats_the_fit(fitted: ad.AnnData) -> None:
+def test_diagnose_repeats_the_diagnostics_of_the_fit(fitted: ad.AnnData) -> None:
     before = fitted.uns["vae"]["diagnostics"]
     vx.tl.diagnose(fitted)
     after = fitted.uns["vae"]["diagnostics"]
@@ -104,7 +104,7 @@ SOUND = {
         ({"active": np.arange(5) < 3, "active_units": 3}, "unused dimensions: 2 of 5"),
         ({"prior_gap_per_dim_low": 0.6}, "prior gap"),
         ({"generalisation_gap_share": 0.11, "generalisation_gap_low": 0.07}, "overfitted: .* 11 % worse"),
-        # a gap that so few held-out cells cannot show is none
+        # with so few held-out cells a gap is not significant
         ({"generalisation_gap_share": 0.12, "generalisation_gap_low": -0.01}, "healthy"),
         (
             {"kl_encoder": 2.0, "kl_refined": 5.0},
@@ -116,7 +116,7 @@ SOUND = {
         ),
         ({"mutual_information": 0.3}, "collapsed: the latent space distinguishes cells by 0.30 nats"),
         ({"active": np.arange(20) < 1, "active_units": 1}, "collapsed: .* 1 of 20"),
-        # the first that holds
+        # the first verdict that applies
         ({"mutual_information": 0.3, "generalisation_gap_share": 0.2, "generalisation_gap_low": 0.1}, "collapsed"),
         ({"prior_gap_per_dim_low": 0.6, "generalisation_gap_share": 0.2, "generalisation_gap_low": 0.1}, "overfitted"),
     ],
@@ -131,12 +131,12 @@ def test_a_held_out_objective_that_falls_after_its_peak() -> None:
     peaked = WARM | {"kl_weight": [0.5, 1.0, 1.0, 1.0], "objective_validation": [-9.0, -10.0, -9.9, -10.2]}
     found = verdict_of(SOUND, TRAIN, peaked, n=1000, n_steps=500)
     assert re.match("overfitted: .* 3.0 % worse at the end", found)
-    # before the end of the warm-up it is another objective
+    # before the end of the warm-up the objective is another one
     level = peaked | {"objective_validation": [-5.0, -10.0, -9.9, -10.0]}
     assert verdict_of(SOUND, TRAIN, level, n=1000, n_steps=500).startswith("healthy")
 
 
-def test_few_cells_are_overfitted_sooner() -> None:
+def test_the_overfitting_threshold_is_lower_with_few_cells() -> None:
     numbers = SOUND | {"generalisation_gap_share": 0.07, "generalisation_gap_low": 0.04}
     assert verdict_of(numbers, TRAIN, WARM, n=500, n_steps=500).startswith("overfitted")
     assert verdict_of(numbers, TRAIN, WARM, n=2000, n_steps=500).startswith("healthy")
@@ -154,8 +154,8 @@ def test_a_verdict_names_the_beta_that_caused_it() -> None:
     assert verdict_of(SOUND, TRAIN, WARM, n=1000, n_steps=50).startswith("under-trained: 50 training steps")
 
 
-def test_beta_is_seen_in_what_single_cells_would_say() -> None:
-    """Moderate beta leaves the latent informative; only the cells' own posteriors tell what is withheld."""
+def test_a_high_beta_is_detected_from_the_posteriors_of_single_cells() -> None:
+    """With a moderate beta the latent space is informative; only posteriors of single cells show what is missing."""
     adata = vx.datasets.pbmc68k_reduced()
     vx.tl.fit_vae(adata, n_latent=5, n_hidden=32, max_epochs=40, beta=12.0, denoised=False)
     found = adata.uns["vae"]["diagnostics"]
@@ -165,7 +165,7 @@ def test_beta_is_seen_in_what_single_cells_would_say() -> None:
     assert found["verdict"].startswith("collapsed: the latent space keeps less")
 
 
-def test_numbers_that_need_counts_come_from_the_fit_where_there_are_none(adata: ad.AnnData) -> None:
+def test_without_counts_numbers_that_need_them_come_from_the_fit(adata: ad.AnnData) -> None:
     vx.tl.fit_vae(adata, n_latent=3, n_hidden=8, max_epochs=30, batch_size=64, denoised=False, validation_fraction=0.3)
     before = adata.uns["vae"]["diagnostics"]
     assert "generalisation_gap" in before
@@ -184,7 +184,7 @@ def _diagnosed(adata: ad.AnnData, **settings: Any) -> dict[str, Any]:
     return dict(found.uns["vae"]["diagnostics"])
 
 
-def test_gaps_are_those_of_as_many_cells_as_asked_for(fitted):
+def test_gaps_are_computed_for_the_requested_number_of_cells(fitted):
     found = _diagnosed(fitted, n_cells=7)
     assert found["n_probed"] == 7
     assert found["inference_gap"] > 0
@@ -207,7 +207,7 @@ def test_diagnosis_of_a_few_cells_and_after_a_file(fitted: ad.AnnData, tmp_path)
 
 
 class _Mixture(Prior):
-    """Two normal distributions on a line through the origin, with known moments: a prior without a divergence per dimension."""
+    """A prior of two normal distributions on a line through the origin, with known moments but no divergence per dimension."""
 
     def log_prob(self, z, condition_n=None):
         ends = torch.stack([-0.5 * ((z - c).square() / 0.2 + math.log(2 * math.pi * 0.2)).sum(-1) for c in (-1.0, 1.0)])
@@ -228,7 +228,7 @@ def test_a_learned_prior_that_fits_leaves_no_gap_and_kl_per_dim_is_from_the_aggr
     mean, var = mean.astype(np.float32), var.astype(np.float32)
     found = diagnose(mean, var, np.arange(2000) % 4 == 0, TRAIN, FLAT, decoding=Decoding(model, covariates))
     assert abs(found["prior_gap_per_dim"]) < 0.05
-    # rate = information + gap, and against N(0, I) there would be a gap
+    # rate = information + gap; N(0, I) would give a gap
     np.testing.assert_allclose(found["kl"], found["mutual_information"] + 2 * found["prior_gap_per_dim"], atol=0.1)
     plain = diagnose(mean, var, np.arange(2000) % 4 == 0, TRAIN, FLAT)
     assert plain["prior_gap_per_dim_low"] > 0.2
@@ -237,7 +237,7 @@ def test_a_learned_prior_that_fits_leaves_no_gap_and_kl_per_dim_is_from_the_aggr
 
 
 def test_divergence_from_a_costly_prior_is_that_of_its_density() -> None:
-    # what a diffusion prior says of itself in training is a bound, and far off for a network that no path has
+    # the training objective of a diffusion prior is a bound, and loose for an untrained network
     mean, var = (x.astype(np.float32) for x in _posterior(np.random.default_rng(0), 400, 2, 0))
     model = build(ModelConfig(n_genes=5, n_latent=2, prior=PriorConfig("diffusion")), 0).eval()
     torch.nn.init.normal_(model.get_submodule("prior.velocity.out").weight, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Queries of every kind: batches and genes that the fit does not share, and other matrices."""
+"""Queries of every kind: unseen batches, missing genes, and other matrix formats."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _reference() -> ad.AnnData:
 
 @pytest.fixture
 def reference(_reference: ad.AnnData) -> ad.AnnData:
-    """A fit of two batches of one plate whose encoder sees them."""
+    """A fit of two batches of one plate, with batches as input of the encoder."""
     return _reference.copy()
 
 
@@ -61,7 +61,7 @@ def held_out(_reference: ad.AnnData) -> ad.AnnData:
 def test_an_unseen_batch_is_the_average_of_the_known_ones(fitted: ad.AnnData, warned: list[str]) -> None:
     query = _query(fitted, batch="new")
     vx.tl.encode(query, fitted)
-    # the encoder of this fit sees no batch
+    # the encoder of this fit does not see the batch
     np.testing.assert_array_equal(query.obsm["X_vae"], fitted.obsm["X_vae"])
     assert "'new'" in " ".join(warned)
     assert "average" in " ".join(warned)
@@ -74,7 +74,9 @@ def test_an_unseen_batch_is_the_average_of_the_known_ones(fitted: ad.AnnData, wa
     assert ((bias["new"] > low - 0.05) & (bias["new"] < high + 0.05)).mean() > 0.9
 
 
-def test_known_cells_beside_unseen_ones_are_encoded_as_ever(reference: ad.AnnData, held_out: ad.AnnData) -> None:
+def test_known_cells_next_to_unseen_ones_are_encoded_in_the_same_way(
+    reference: ad.AnnData, held_out: ad.AnnData
+) -> None:
     both = ad.concat([reference, held_out])
     vx.tl.encode(both, reference)
     np.testing.assert_allclose(both[reference.obs_names].obsm["X_vae"], reference.obsm["X_vae"], rtol=1e-4, atol=1e-5)
@@ -85,7 +87,7 @@ def test_known_cells_beside_unseen_ones_are_encoded_as_ever(reference: ad.AnnDat
 
 @pytest.mark.parametrize("fine_tune", [False, 3])
 @pytest.mark.parametrize("genes", [slice(None), slice(None, None, 2)])
-def test_the_reference_is_untouched_to_the_bit(
+def test_the_reference_does_not_change_by_a_bit(
     reference: ad.AnnData, held_out: ad.AnnData, tmp_path: Path, fine_tune: Any, genes: slice
 ) -> None:
     def bits(stored: Any) -> Any:
@@ -115,7 +117,7 @@ def test_a_new_category_of_a_column_that_had_one_only(reference: ad.AnnData, hel
     np.testing.assert_allclose(held_out.obsm["X_vae"], old.obsm["X_vae"], rtol=1e-4, atol=1e-5)
 
 
-def test_a_query_goes_on_by_itself(reference: ad.AnnData, held_out: ad.AnnData, tmp_path: Path) -> None:
+def test_a_query_can_be_used_without_the_reference(reference: ad.AnnData, held_out: ad.AnnData, tmp_path: Path) -> None:
     query = held_out[:, 10:].copy()
     vx.tl.encode(query, reference, fine_tune=2)
     query.write_h5ad(tmp_path / "query.h5ad")
@@ -136,7 +138,7 @@ def test_a_query_goes_on_by_itself(reference: ad.AnnData, held_out: ad.AnnData, 
     np.testing.assert_allclose(again.obsm["other"], latent, rtol=1e-5, atol=1e-6)
 
 
-def test_fine_tuning_repeats_and_raises_the_likelihood(
+def test_fine_tuning_is_reproducible_and_raises_the_likelihood(
     reference: ad.AnnData, held_out: ad.AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
@@ -155,7 +157,7 @@ def test_fine_tuning_repeats_and_raises_the_likelihood(
     assert after > before
 
 
-def test_fine_tuning_where_all_is_known_says_so(fitted: ad.AnnData, warned: list[str]) -> None:
+def test_fine_tuning_without_new_categories_raises_a_warning(fitted: ad.AnnData, warned: list[str]) -> None:
     query = _query(fitted)
     vx.tl.encode(query, fitted, fine_tune=True)
     assert "knows all categories" in " ".join(warned)
@@ -179,23 +181,23 @@ def test_missing_genes_are_not_zeros(reference: ad.AnnData, held_out: ad.AnnData
     # molecules of all genes, though half of these were not counted
     ratio = masked.obs["vae_library"] / full.obs["vae_library"]
     assert abs(np.median(ratio) - 1) < 0.1
-    # order says nothing
+    # the order does not matter
     turned = vx.tl.encode(held_out[:, keep[::-1]].copy(), reference, copy=True)
     assert turned is not None
     np.testing.assert_allclose(turned.obsm["X_vae"], masked.obsm["X_vae"], rtol=1e-4, atol=1e-5)
-    # nor do the other cells
+    # nor do other cells
     few = vx.tl.encode(held_out[:7, keep].copy(), reference, copy=True)
     assert few is not None
     np.testing.assert_allclose(few.obsm["X_vae"], masked.obsm["X_vae"][:7], rtol=1e-4, atol=1e-5)
 
 
-def test_a_known_library_stays(fitted: ad.AnnData) -> None:
+def test_a_known_library_is_kept(fitted: ad.AnnData) -> None:
     query = _query(fitted)[:, ::2].copy()
     vx.tl.encode(query, fitted)
     np.testing.assert_array_equal(query.obs["vae_library"], fitted.obs["vae_library"])
 
 
-def test_a_library_size_counted_without_the_missing_genes_is_not_taken_for_the_whole(
+def test_a_library_size_without_the_missing_genes_is_not_treated_as_complete(
     adata: ad.AnnData, quick: dict, warned: list[str]
 ) -> None:
     reference, query = adata[:80].copy(), adata[80:].copy()
@@ -247,7 +249,7 @@ def test_a_library_that_counts_genes_outside_the_model_is_estimated_under_every_
     assert abs(np.median(ratio) - 1) < 0.12
 
 
-def test_new_embeddings_leave_the_global_generator_alone(adata: ad.AnnData, quick: dict) -> None:
+def test_new_embeddings_do_not_change_the_global_generator(adata: ad.AnnData, quick: dict) -> None:
     vx.tl.fit_vae(adata, "batch", denoised=False, options=vx.tl.FitOptions(covariate_code="embedding"), **quick)
     query = ad.AnnData(adata.X.copy(), obs=adata.obs[["library_size"]].assign(batch="new"), var=adata.var[[]].copy())
     before = torch.get_rng_state()
@@ -255,13 +257,13 @@ def test_new_embeddings_leave_the_global_generator_alone(adata: ad.AnnData, quic
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_fit_that_is_named_as_its_own_model_keeps_what_belongs_to_it(fitted: ad.AnnData) -> None:
+def test_a_fit_used_as_its_own_model_keeps_its_slots(fitted: ad.AnnData) -> None:
     vx.tl.encode(fitted, fitted)
     assert "vae_split" in fitted.obs
     assert "vae_normalized" in fitted.layers
 
 
-def test_reference_and_query_with_a_new_batch_put_together_ask_for_the_fit_that_knows_it(fitted: ad.AnnData) -> None:
+def test_a_concatenation_of_reference_and_query_requires_the_fit_with_the_new_batch(fitted: ad.AnnData) -> None:
     query = _query(fitted, batch="new")
     vx.tl.encode(query, fitted)
     both = ad.concat([fitted, query], uns_merge="same", index_unique="-")
@@ -295,7 +297,7 @@ def test_empty_cells_have_no_library(reference: ad.AnnData, held_out: ad.AnnData
         {"options": vx.tl.FitOptions(covariate_code="embedding", encode_covariates=True, condition_output=True)},
     ],
 )
-def test_every_kind_of_fit_takes_any_query(adata: ad.AnnData, quick: dict, settings: dict) -> None:
+def test_every_kind_of_fit_encodes_any_query(adata: ad.AnnData, quick: dict, settings: dict) -> None:
     vx.tl.fit_vae(adata, "batch", denoised=False, **quick, **settings)
     query = ad.AnnData(adata.X.copy(), obs=adata.obs[["group", "library_size"]].copy(), var=adata.var[[]].copy())
     query.obs["batch"] = np.where(np.arange(len(query)) % 2, "new", "batch_1")
@@ -325,7 +327,7 @@ def test_every_kind_of_fit_takes_any_query(adata: ad.AnnData, quick: dict, setti
     ],
 )
 @pytest.mark.parametrize("genes", [slice(None), slice(None, None, -1), slice(0, 45)])
-def test_any_matrix_will_do(fitted: ad.AnnData, convert: Any, genes: slice) -> None:
+def test_any_matrix_format_works(fitted: ad.AnnData, convert: Any, genes: slice) -> None:
     query = _query(fitted)[:, genes].copy()
     expected = vx.tl.encode(query, fitted, copy=True)
     assert expected is not None
@@ -335,7 +337,7 @@ def test_any_matrix_will_do(fitted: ad.AnnData, convert: Any, genes: slice) -> N
         np.testing.assert_array_equal(query.obsm[name], expected.obsm[name])
 
 
-def test_coordinates_and_files_will_do(fitted: ad.AnnData, tmp_path: Path) -> None:
+def test_coordinate_matrices_and_files_work(fitted: ad.AnnData, tmp_path: Path) -> None:
     query = _query(fitted)[:, :45].copy()
     expected = vx.tl.encode(query, fitted, copy=True)
     assert expected is not None

@@ -12,7 +12,7 @@ def _query(fitted: ad.AnnData, rows: slice = slice(None)) -> ad.AnnData:
     return ad.AnnData(part.X.copy(), obs=part.obs[["batch", "age", "library_size"]].copy(), var=part.var[[]].copy())
 
 
-def test_the_cells_of_the_fit_come_back(fitted: ad.AnnData) -> None:
+def test_encoding_the_cells_of_the_fit_reproduces_them(fitted: ad.AnnData) -> None:
     query = _query(fitted)
     vx.tl.encode(query, fitted)
     for name in ("X_vae", "X_vae_var"):
@@ -47,7 +47,7 @@ def test_reordered_and_further_genes_are_denoised_by_name(fitted: ad.AnnData, wa
     assert "unknown to the fit" in " ".join(warned)
 
 
-def test_the_fit_of_these_very_cells_is_not_replaced(fitted: ad.AnnData, adata: ad.AnnData, quick: dict) -> None:
+def test_the_fit_of_the_same_cells_is_not_replaced(fitted: ad.AnnData, adata: ad.AnnData, quick: dict) -> None:
     vx.tl.fit_vae(adata, "batch", **quick)
     with pytest.raises(ValueError, match="key_added="):
         vx.tl.encode(adata, fitted)
@@ -55,7 +55,7 @@ def test_the_fit_of_these_very_cells_is_not_replaced(fitted: ad.AnnData, adata: 
     assert adata.obsm["other"].shape[1] == 4
 
 
-def test_a_query_can_be_encoded_again_and_keeps_nothing_stale(fitted: ad.AnnData) -> None:
+def test_encoding_a_query_again_replaces_all_results(fitted: ad.AnnData) -> None:
     query = _query(fitted, slice(0, 20))
     vx.tl.encode(query, fitted)
     vx.tl.denoise(query)
@@ -63,7 +63,7 @@ def test_a_query_can_be_encoded_again_and_keeps_nothing_stale(fitted: ad.AnnData
     assert "vae_normalized" not in query.layers
 
 
-def test_a_latent_library_and_labels_ask_nothing_of_new_cells(adata: ad.AnnData, quick: dict) -> None:
+def test_new_cells_need_neither_labels_nor_a_library_column(adata: ad.AnnData, quick: dict) -> None:
     vx.tl.fit_vae(adata, "batch", library="latent", dispersion="gene-label", labels_key="group", **quick)
     query = ad.AnnData(adata.X.copy(), obs=adata.obs[["batch"]].copy(), var=adata.var[[]].copy())
     vx.tl.encode(query, adata)
@@ -72,7 +72,7 @@ def test_a_latent_library_and_labels_ask_nothing_of_new_cells(adata: ad.AnnData,
     vx.tl.denoise(query)
 
 
-def test_query_cells_stand_on_their_own_afterwards(fitted: ad.AnnData) -> None:
+def test_encoded_query_cells_need_no_reference(fitted: ad.AnnData) -> None:
     query = _query(fitted, slice(0, 30))
     vx.tl.encode(query, fitted)
     vx.tl.denoise(query)
@@ -83,7 +83,7 @@ def test_query_cells_stand_on_their_own_afterwards(fitted: ad.AnnData) -> None:
     np.testing.assert_allclose(again.obsm["X_vae"], fitted.obsm["X_vae"][:10], rtol=1e-5, atol=1e-6)
 
 
-def test_the_reference_is_untouched(fitted: ad.AnnData) -> None:
+def test_the_reference_does_not_change(fitted: ad.AnnData) -> None:
     weights = {name: np.array(value) for name, value in fitted.uns["vae"]["weights"].items()}
     vx.tl.encode(_query(fitted, slice(0, 5)), fitted)
     for name, value in weights.items():
@@ -100,7 +100,7 @@ def test_copy_and_key_added(fitted: ad.AnnData) -> None:
     assert [k for k in result.layers if k is not None] == ["smooth"]
 
 
-def test_concatenation_asks_for_the_model(fitted: ad.AnnData) -> None:
+def test_after_concatenation_the_model_is_required(fitted: ad.AnnData) -> None:
     both = ad.concat([fitted[:10], fitted[10:20]])
     with pytest.raises(KeyError, match="model="):
         vx.tl.encode(both)
@@ -108,7 +108,7 @@ def test_concatenation_asks_for_the_model(fitted: ad.AnnData) -> None:
     np.testing.assert_allclose(both.layers["vae_normalized"].sum(1), 1e4, rtol=1e-3)
 
 
-def test_denoise_repeats_and_averages(fitted: ad.AnnData) -> None:
+def test_denoise_is_reproducible_and_averages_draws(fitted: ad.AnnData) -> None:
     written = fitted.layers["vae_normalized"].copy()
     vx.tl.denoise(fitted)
     np.testing.assert_allclose(fitted.layers["vae_normalized"], written, rtol=1e-5)
@@ -141,7 +141,7 @@ def test_denoise_scales_and_seeds(fitted: ad.AnnData) -> None:
         ({"key_added": "taken"}, "already"),
     ],
 )
-def test_denoise_refuses(fitted: ad.AnnData, arguments: dict, match: str) -> None:
+def test_denoise_refuses_bad_arguments(fitted: ad.AnnData, arguments: dict, match: str) -> None:
     fitted.layers["taken"] = fitted.X.copy()
     with pytest.raises(ValueError, match=match):
         vx.tl.denoise(fitted, **arguments)
@@ -161,7 +161,7 @@ def test_a_gaussian_fit_has_no_sum_to_scale_to(adata: ad.AnnData, quick: dict) -
 
 
 @pytest.mark.parametrize("rng", [None, 3, np.random.default_rng(0)])
-def test_seeds_of_every_kind_serve(fitted: ad.AnnData, rng: object) -> None:
+def test_seeds_of_every_type_work(fitted: ad.AnnData, rng: object) -> None:
     vx.tl.denoise(fitted, rng=rng, key_added="smooth")  # type: ignore[arg-type]
     assert np.isfinite(fitted.layers["smooth"]).all()
 
@@ -177,13 +177,13 @@ def test_without_a_fit_the_call_that_makes_one_is_named(adata: ad.AnnData, fitte
         vx.tl.denoise(fitted)
 
 
-def test_a_foreign_latent_is_refused(fitted: ad.AnnData) -> None:
+def test_a_latent_space_of_another_fit_is_refused(fitted: ad.AnnData) -> None:
     fitted.obsm["X_vae"] = fitted.obsm["X_vae"][:, :2]
     with pytest.raises(ValueError, match="another fit"):
         vx.tl.denoise(fitted)
 
 
-def test_some_genes_come_back_as_in_the_layer_and_nothing_is_written(fitted: ad.AnnData) -> None:
+def test_some_genes_are_returned_as_in_the_layer_and_nothing_is_written(fitted: ad.AnnData) -> None:
     before = set(fitted.layers)
     names = list(fitted.var_names[[5, 0, -1]])
     part = vx.tl.denoise(fitted, genes=names)
@@ -204,7 +204,7 @@ def test_some_genes_come_back_as_in_the_layer_and_nothing_is_written(fitted: ad.
 
 @pytest.mark.parametrize("likelihood", ["nb", "gaussian"])
 @pytest.mark.parametrize("from_all", [True, False])
-def test_some_genes_beside_a_readout(adata: ad.AnnData, quick: dict, likelihood: str, from_all: bool) -> None:
+def test_some_genes_with_a_readout(adata: ad.AnnData, quick: dict, likelihood: str, from_all: bool) -> None:
     modelled = np.arange(adata.n_vars) % 3 > 0
     if not from_all:
         adata.obs["library_size"] = np.asarray(adata.X[:, modelled].sum(1)).ravel() + 1.0
@@ -215,7 +215,7 @@ def test_some_genes_beside_a_readout(adata: ad.AnnData, quick: dict, likelihood:
         np.testing.assert_allclose(part.X, adata.layers["vae_normalized"][:, wanted], rtol=1e-5, atol=1e-6)
 
 
-def test_genes_that_adata_no_longer_holds_can_be_asked_for(fitted: ad.AnnData) -> None:
+def test_genes_removed_from_adata_can_be_requested(fitted: ad.AnnData) -> None:
     name = fitted.var_names[0]
     part = vx.tl.denoise(fitted[:, 1:3].copy(), genes=[name])
     assert part is not None
@@ -232,8 +232,6 @@ def test_genes_that_adata_no_longer_holds_can_be_asked_for(fitted: ad.AnnData) -
         ({"genes": ["any"], "copy": True}, ValueError, "genes="),
     ],
 )
-def test_genes_that_make_no_sense_are_refused(
-    fitted: ad.AnnData, arguments: dict, error: type[Exception], match: str
-) -> None:
+def test_invalid_genes_are_refused(fitted: ad.AnnData, arguments: dict, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         vx.tl.denoise(fitted, **arguments)

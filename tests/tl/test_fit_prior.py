@@ -16,7 +16,7 @@ STEPS = 60
 
 @pytest.fixture(scope="module")
 def _cells() -> ad.AnnData:
-    """Cells with a fit whose stored posteriors are two clumps: N(0, I) is far from them."""
+    """Cells with a fit whose stored posteriors form two clusters, far from N(0, I)."""
     adata = vx.datasets.simulate(400, 40, n_groups=2, n_batches=2, library_mean=300, rng=1)
     adata.obs["labelled"] = pd.Categorical(np.where(np.arange(400) % 5 == 0, None, adata.obs["group"].astype(str)))
     vx.tl.fit_vae(adata, "batch", n_latent=2, n_hidden=8, max_epochs=2, denoised=False)
@@ -38,7 +38,7 @@ def _networks(adata: ad.AnnData, key: str = "vae") -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("prior", ["mixture", "flow"])
-def test_a_better_prior_takes_its_place_and_nothing_else_changes(cells: ad.AnnData, prior: str) -> None:
+def test_a_better_prior_is_stored_and_nothing_else_changes(cells: ad.AnnData, prior: str) -> None:
     before = cells.copy()
     vx.tl.fit_prior(cells, prior, max_steps=STEPS)
     record = cells.uns["vae"]["prior"]
@@ -46,14 +46,14 @@ def test_a_better_prior_takes_its_place_and_nothing_else_changes(cells: ad.AnnDa
     assert record["gain"] > record["gain_se"] > 0
     assert record["gain"] == pytest.approx(record["log_prob_after"] - record["log_prob_before"])
     assert _networks(cells) == _networks(before)
-    # the diagnosis is of the new prior
+    # the diagnostics are those of the new prior
     vx.tl.diagnose(before, gaps=False)
     gap_before, gap = (a.uns["vae"]["diagnostics"]["prior_gap_per_dim"] for a in (before, cells))
     assert gap < 0.5 * gap_before
     assert set(cells.obsm) == set(before.obsm)
     assert set(cells.obs) == set(before.obs)
     assert np.array_equal(cells.obsm["X_vae"], before.obsm["X_vae"])
-    # what is on record is what the stored prior says of the validation cells
+    # the record agrees with the density of the validation cells under the stored prior
     held_out = (cells.obs["vae_split"] == "validation").to_numpy()
     mean, var = (torch.from_numpy(cells.obsm[name][held_out]).double() for name in ("X_vae", "X_vae_var"))
     noise = torch.randn(400, *mean.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -75,14 +75,14 @@ def test_a_prior_that_does_not_help_is_refused(cells: ad.AnnData, warned: list[s
     assert cells.uns["vae"]["params"]["model"]["prior"]["name"] == "normal"
     assert _networks(cells) == _networks(before)
     assert type(find_fit(cells, None, "vae").model.prior).__name__ == "StandardNormal"
-    # nor is anything written under another name
+    # nothing is written under another name either
     vx.tl.fit_prior(before, "mixture", max_steps=STEPS, key_added="other")
     assert "other" not in before.uns
     assert "other" not in before.obsm
     assert "refused" in before.uns["vae"]["prior"]
 
 
-def test_a_refusal_leaves_the_record_of_the_prior_in_force(cells: ad.AnnData) -> None:
+def test_a_refusal_keeps_the_record_of_the_present_prior(cells: ad.AnnData) -> None:
     vx.tl.fit_prior(cells, "mixture", condition_key="group", max_steps=STEPS)
     gain = cells.uns["vae"]["prior"]["gain"]
     vx.tl.fit_prior(cells, "normal")
@@ -103,7 +103,7 @@ def test_conditions_with_gaps(cells: ad.AnnData, tmp_path: Path) -> None:
     codes = cells.obs["labelled"].cat.codes.to_numpy()[train]
     shares = [float((codes == c).mean()) for c in (0, 1, -1)]
     assert fit.model.prior.log_share_c.exp().tolist() == pytest.approx(shares, abs=1e-6)
-    # condition c lies where its cells do
+    # the prior of condition c is where its cells are
     for c, name in enumerate(fit.conditions):
         z = fit.model.prior.sample(300, torch.Generator().manual_seed(0), torch.full((300,), c))
         own = cells.obsm["X_vae"][(cells.obs["labelled"] == name).to_numpy()]
@@ -147,7 +147,7 @@ def test_copy_subset_and_seed(cells: ad.AnnData) -> None:
     assert not np.array_equal(out.uns["vae"]["weights"][name], other.uns["vae"]["weights"][name])
 
 
-def test_cells_without_counts_will_do(cells: ad.AnnData) -> None:
+def test_counts_are_not_required(cells: ad.AnnData) -> None:
     bare = cells[:, :3].copy()
     bare.X = np.full(bare.shape, 0.5, dtype=np.float32)
     vx.tl.fit_prior(bare, "mixture", max_steps=STEPS)
@@ -193,7 +193,7 @@ def test_bad_input(cells: ad.AnnData) -> None:
     assert _networks(before) == _networks(cells)
 
 
-def test_a_damaged_record_is_found(cells: ad.AnnData) -> None:
+def test_a_damaged_record_is_detected(cells: ad.AnnData) -> None:
     vx.tl.fit_prior(cells, "mixture", condition_key="group", max_steps=STEPS)
     del cells.uns["vae"]["prior"]
     with pytest.raises(ValueError, match="condition"):
@@ -201,7 +201,7 @@ def test_a_damaged_record_is_found(cells: ad.AnnData) -> None:
 
 
 @pytest.mark.parametrize("prior", ["mixture", "vamp", "flow", "diffusion", "flow_matching"])
-def test_a_prior_learned_with_the_rest_survives_a_file(prior: str, tmp_path: Path) -> None:
+def test_a_prior_learned_with_the_model_survives_a_file(prior: str, tmp_path: Path) -> None:
     adata = vx.datasets.simulate(160, 60, n_groups=3, n_batches=2, library_mean=300, rng=1)
     settings = {"n_latent": 3, "n_hidden": 8, "max_epochs": 2, "batch_size": 64, "denoised": False}
     options = vx.tl.FitOptions(prior_components=5 if prior in ("mixture", "vamp") else None)
@@ -223,7 +223,7 @@ def test_a_prior_learned_with_the_rest_survives_a_file(prior: str, tmp_path: Pat
         assert torch.equal(find_fit(adata, path, "vae").model.prior.log_prob(z), log_p)
     some = adata[:20].copy()
     vx.tl.log_likelihood(some, n_samples=30)
-    # the ELBO is of the samples, and so is the bound that cannot lie below it
+    # the ELBO and the bound use the same samples, so the bound cannot be lower
     assert (some.obs["vae_log_likelihood"] >= some.obs["vae_elbo"]).all()
     panel = adata[:20, ::2].copy()
     vx.tl.encode(panel)
@@ -231,7 +231,7 @@ def test_a_prior_learned_with_the_rest_survives_a_file(prior: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("prior", ["diffusion", "flow_matching"])
-def test_what_is_too_slow_to_train_on_is_refused(adata: ad.AnnData, prior: str) -> None:
+def test_priors_that_are_too_slow_for_training_are_refused(adata: ad.AnnData, prior: str) -> None:
     with pytest.raises(ValueError, match="objective='elbo'"):
         vx.tl.fit_vae(adata, prior=prior, objective="iwae")
 
@@ -244,13 +244,13 @@ def test_the_other_kinds_with_conditions(cells: ad.AnnData, prior: str) -> None:
     assert np.abs(drawn.numpy().mean(0) - cells.obsm["X_vae"].mean(0)).max() < 0.6
 
 
-def test_zuko_is_imported_where_it_is_used_only() -> None:
+def test_zuko_is_imported_only_if_used() -> None:
     from vxpress.core.priors import flow
 
     assert not hasattr(flow, "zuko")
 
 
-def test_what_counts_said_of_the_old_prior_goes(cells: ad.AnnData) -> None:
+def test_diagnostics_of_the_old_prior_are_removed(cells: ad.AnnData) -> None:
     # a weak pull towards N(0, I) leaves room for a better prior
     vx.tl.fit_vae(cells, "batch", n_latent=2, n_hidden=8, beta=0.01, max_epochs=30, denoised=False)
     vx.tl.diagnose(cells, n_cells=5)

@@ -1,4 +1,4 @@
-"""The slots that a fit writes, what they hold, and that they come back."""
+"""The slots that a fit writes, their content, and reading them back."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_denoised_expression_sums_to_the_target_over_all_genes(fitted: ad.AnnDat
     np.testing.assert_allclose(layer.sum(1), 1e4, rtol=1e-3)
 
 
-def test_history_adds_up(fitted: ad.AnnData) -> None:
+def test_terms_of_the_history_add_up(fitted: ad.AnnData) -> None:
     history = fitted.uns["vae"]["history"]
     for part in ("train", "validation"):
         elbo = history[f"reconstruction_{part}"] - history[f"kl_{part}"]
@@ -209,7 +209,7 @@ def test_every_dispersion_fits(adata: ad.AnnData, quick: dict, dispersion: str) 
 
 @pytest.fixture(scope="module")
 def by_default(_simulated: ad.AnnData) -> ad.AnnData:
-    """A fit with every option left out."""
+    """A fit without any option."""
     adata = _simulated.copy()
     vx.tl.fit_vae(adata, "batch", categorical_covariate_keys=["donor"], denoised=False, **OPTIONLESS)
     return adata
@@ -292,7 +292,7 @@ def test_mask_is_scanpys_rule(adata: ad.AnnData, quick: dict) -> None:
     assert adata.uns["vae"]["genes"]["modelled"].sum() == 20
 
 
-def test_the_dense_layer_is_optional_and_its_absence_is_said(
+def test_the_dense_layer_is_optional_and_its_absence_raises_a_warning(
     adata: ad.AnnData, quick: dict, monkeypatch: pytest.MonkeyPatch, warned: list[str]
 ) -> None:
     monkeypatch.setattr("vxpress.bridge.results.MAX_DENSE_BYTES", 10)
@@ -312,7 +312,7 @@ def test_key_added_and_a_second_fit(adata: ad.AnnData, quick: dict) -> None:
     vx.tl.fit_vae(adata, key_added="first", **quick)
 
 
-def test_what_scanpy_does_next(fitted: ad.AnnData) -> None:
+def test_scanpys_next_steps_work(fitted: ad.AnnData) -> None:
     sc.pp.neighbors(fitted, use_rep="X_vae")
     sc.tl.leiden(fitted, flavor="igraph", n_iterations=2)
     sc.pl.embedding(fitted, "vae", color="leiden", show=False)
@@ -343,20 +343,20 @@ def test_shares_of_modelled_and_read_genes_are_those_of_the_counts(adata: ad.Ann
         np.testing.assert_allclose(layer[:, genes].sum(1).mean(), expected, rtol=0.05)
 
 
-def test_a_size_factor_makes_no_remainder_of_its_own(adata: ad.AnnData, quick: dict) -> None:
+def test_a_size_factor_alone_adds_no_remainder(adata: ad.AnnData, quick: dict) -> None:
     adata.obs["sf"] = np.random.default_rng(0).uniform(0.5, 2, adata.n_obs)
     vx.tl.fit_vae(adata, library="sf", **quick)
     assert not adata.uns["vae"]["params"]["model"]["remainder"]
     np.testing.assert_allclose(adata.layers["vae_normalized"].sum(1), 1e4, rtol=1e-4)
 
 
-def test_a_refit_leaves_nothing_of_the_fit_before(adata: ad.AnnData, quick: dict) -> None:
+def test_a_refit_removes_the_earlier_fit(adata: ad.AnnData, quick: dict) -> None:
     vx.tl.fit_vae(adata, **quick)
     vx.tl.fit_vae(adata, rng=1, denoised=False, **quick)
     assert "vae_normalized" not in adata.layers
 
 
-def test_numpy_scalars_serve_as_numbers(adata: ad.AnnData, quick: dict) -> None:
+def test_numpy_scalars_are_accepted_as_numbers(adata: ad.AnnData, quick: dict) -> None:
     arguments = quick | {"n_latent": np.int64(3), "max_epochs": np.int32(1), "beta": np.float32(1)}
     vx.tl.fit_vae(adata, rng=np.int64(3), **arguments)
     assert type(adata.uns["vae"]["params"]["model"]["n_latent"]) is int
@@ -376,7 +376,7 @@ def test_it_recovers_simulated_groups_and_batches_mix() -> None:
     assert same_batch < 0.6
 
 
-def test_preset_scvi_is_the_reference(adata: ad.AnnData) -> None:
+def test_preset_scvi_sets_the_defaults_of_scvi_tools(adata: ad.AnnData) -> None:
     vx.tl.fit_vae(adata, "batch", preset="scvi", max_epochs=3)
     params = adata.uns["vae"]["params"]
     model, train = params["model"], params["train"]
@@ -398,7 +398,7 @@ def test_preset_scvi_is_the_reference(adata: ad.AnnData) -> None:
     assert params["library_source"] == "modelled genes"
 
 
-def test_the_reference_has_the_shapes_and_constants_of_scvi_tools(adata: ad.AnnData) -> None:
+def test_preset_scvi_has_the_shapes_and_constants_of_scvi_tools(adata: ad.AnnData) -> None:
     scvi = pytest.importorskip("scvi")
     vx.tl.fit_vae(adata, "batch", preset="scvi", max_epochs=1)
     scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
@@ -415,7 +415,7 @@ def test_the_reference_has_the_shapes_and_constants_of_scvi_tools(adata: ad.AnnD
 
 
 @pytest.mark.parametrize(("n", "epochs"), [(500, 400), (20_000, 400), (40_000, 200), (10_000_000, 1)])
-def test_the_reference_trains_as_many_epochs_as_scvi_tools(n: int, epochs: int) -> None:
+def test_preset_scvi_trains_as_many_epochs_as_scvi_tools(n: int, epochs: int) -> None:
     assert PRESETS["scvi"].max_epochs(n - n // 10, n // 10) == epochs
 
 
@@ -428,7 +428,7 @@ def expected_weights(adata: ad.AnnData) -> dict[str, tuple[int, ...]]:
     return {name: np.shape(value) for name, value in adata.uns["vae"]["weights"].items()}
 
 
-def test_fits_on_real_counts_kept_outside(real_data) -> None:
+def test_fits_on_external_real_counts(real_data) -> None:
     adata = real_data("kang_ifnb")[:600].copy()
     vx.pp.library_size(adata)
     vx.pp.highly_variable_genes(adata, n_top_genes=300, batch_key="batch")

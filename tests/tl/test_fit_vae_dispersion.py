@@ -1,4 +1,4 @@
-"""Dispersions fitted once more at the end of a fit: what changes, what does not, and who gains."""
+"""The refit of dispersions at the end of a fit: what changes, what does not, and its gain."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def counts() -> ad.AnnData:
     return vx.datasets.simulate(700, 60, n_batches=2, dispersion=20, rng=3)
 
 
-def test_dispersions_are_fitted_once_more_and_nothing_else_is(adata: ad.AnnData) -> None:
+def test_the_refit_changes_only_dispersions(adata: ad.AnnData) -> None:
     fits = {}
     for again in (False, True):
         fits[again] = adata.copy()
@@ -50,7 +50,7 @@ def test_dispersions_are_fitted_once_more_and_nothing_else_is(adata: ad.AnnData)
         {"preset": "likelihood"},
     ],
 )
-def test_cells_outside_the_fit_gain_by_the_refit_what_held_out_cells_say(counts: ad.AnnData, settings: dict) -> None:
+def test_the_recorded_gain_of_the_refit_holds_for_unseen_cells(counts: ad.AnnData, settings: dict) -> None:
     seen, unseen = counts[:500].copy(), counts[500:].copy()
     scores = {}
     for again in (False, True):
@@ -60,7 +60,7 @@ def test_cells_outside_the_fit_gain_by_the_refit_what_held_out_cells_say(counts:
         vx.tl.log_likelihood(unseen, model=seen, n_samples=50)
         scores[again] = unseen.obs["vae_log_likelihood"].mean()
     gain = seen.uns["vae"]["params"]["dispersion_gain"]
-    # a few epochs leave the dispersions far from where the counts want them
+    # after a few epochs the dispersions are far from their optimum
     assert gain > 10
     assert scores[True] - scores[False] == pytest.approx(gain, rel=0.25)
 
@@ -68,9 +68,7 @@ def test_cells_outside_the_fit_gain_by_the_refit_what_held_out_cells_say(counts:
 @pytest.mark.parametrize(
     "settings", [{"likelihood": "poisson"}, {"dispersion": "gene-cell"}, {"validation_fraction": 0.0}]
 )
-def test_where_there_is_nothing_to_refit_or_to_judge_by_nothing_is(
-    adata: ad.AnnData, quick: dict, settings: dict
-) -> None:
+def test_no_refit_without_dispersions_or_held_out_cells(adata: ad.AnnData, quick: dict, settings: dict) -> None:
     weights = []
     for again in (False, True):
         vx.tl.fit_vae(adata, options=vx.tl.FitOptions(refit_dispersion=again), **quick, **settings)

@@ -1,4 +1,4 @@
-"""Objectives and decoders as ``fit_vae`` is asked for them."""
+"""Objectives and decoders of ``fit_vae``."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _columns(adata: ad.AnnData) -> np.ndarray:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_every_decoder_can_be_asked_everything(adata: ad.AnnData, quick: dict, tmp_path: Path, decoder: str) -> None:
+def test_every_decoder_works_with_every_function(adata: ad.AnnData, quick: dict, tmp_path: Path, decoder: str) -> None:
     train, query = adata[:120].copy(), adata[120:].copy()
     options = FitOptions(decoder=decoder, covariate_code="embedding" if decoder == "split" else None)  # type: ignore[arg-type]
     vx.tl.fit_vae(train, "batch", mask_var=_columns(adata), likelihood="zinb", options=options, **quick)
     np.testing.assert_allclose(train.layers["vae_normalized"].sum(1), 1e4, rtol=1e-3)
 
-    # stored and read again, it decodes and judges alike
+    # stored and read again, it gives the same results
     vx.tl.log_likelihood(train, n_samples=5)
     train.write_h5ad(tmp_path / "fit.h5ad")
     again = ad.read_h5ad(tmp_path / "fit.h5ad")
@@ -39,7 +39,7 @@ def test_every_decoder_can_be_asked_everything(adata: ad.AnnData, quick: dict, t
         vx.tl.denoise(part)
     np.testing.assert_allclose(few.layers["vae_normalized"], same.layers["vae_normalized"], rtol=1e-5)
 
-    # a batch that the fit does not know, and cells of which genes are missing
+    # a batch that the fit does not know, and cells with missing genes
     query.obs["batch"] = "another"
     fewer = query[:, ::2].copy()
     vx.tl.encode(query, model=again, fine_tune=1)
@@ -48,7 +48,7 @@ def test_every_decoder_can_be_asked_everything(adata: ad.AnnData, quick: dict, t
     assert np.isfinite(fewer.obsm["X_vae"]).all()
 
 
-def test_loadings_are_the_slopes_of_what_is_decoded(adata: ad.AnnData, quick: dict, tmp_path: Path) -> None:
+def test_loadings_are_the_slopes_of_decoded_log_ratios(adata: ad.AnnData, quick: dict, tmp_path: Path) -> None:
     modelled = _columns(adata)
     options = FitOptions(decoder="linear")
     vx.tl.fit_vae(adata, "batch", mask_var=modelled, options=options, key_added="k", **quick)
@@ -60,7 +60,7 @@ def test_loadings_are_the_slopes_of_what_is_decoded(adata: ad.AnnData, quick: di
     adata.write_h5ad(tmp_path / "fit.h5ad")
     np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "fit.h5ad").varm["k_loadings"], loadings)
 
-    # decode where two cells lie, without their spread: log ratios between genes move along the loadings
+    # decode at the means of two cells: log ratios between genes change along the loadings
     moved = adata[:2].copy()
     moved.obsm["k_var"][:] = 1e-12
     moved.obsm["k"][1] = moved.obsm["k"][0] + np.array([0.0, 0.5, 0.0], dtype=np.float32)
@@ -71,7 +71,7 @@ def test_loadings_are_the_slopes_of_what_is_decoded(adata: ad.AnnData, quick: di
     np.testing.assert_allclose(slope - slope.mean(), expected - expected.mean(), atol=2e-3)
 
 
-def test_loadings_go_with_the_decoder_they_belong_to(adata: ad.AnnData, quick: dict) -> None:
+def test_loadings_are_removed_with_their_decoder(adata: ad.AnnData, quick: dict) -> None:
     vx.tl.fit_vae(adata, options=FitOptions(decoder="linear"), **quick)
     assert "X_vae_loadings" in adata.varm
     vx.tl.fit_vae(adata, **quick)
@@ -95,7 +95,7 @@ def test_loadings_go_with_the_decoder_they_belong_to(adata: ad.AnnData, quick: d
     ],
     ids=["iwae", "dreg latent", "hard skip", "soft latent ahead", "capacity linear", "cyclical split iwae"],
 )
-def test_every_likelihood_is_fitted_with_it(adata: ad.AnnData, likelihood: str, settings: dict) -> None:
+def test_options_work_with_every_likelihood(adata: ad.AnnData, likelihood: str, settings: dict) -> None:
     quick = {"n_latent": 3, "n_hidden": 8, "max_epochs": 3, "batch_size": 64, "denoised": False}
     vx.tl.fit_vae(adata, "batch", likelihood=likelihood, **quick, **settings)  # type: ignore[arg-type]
     history, params = adata.uns["vae"]["history"], adata.uns["vae"]["params"]
@@ -129,7 +129,7 @@ def test_every_likelihood_is_fitted_with_it(adata: ad.AnnData, likelihood: str, 
         ({"free_bits": "much"}, "free_bits='much'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_and_nothing_written(
+def test_invalid_settings_are_refused_and_nothing_is_written(
     adata: ad.AnnData, quick: dict, settings: dict, match: str
 ) -> None:
     with pytest.raises(ValueError, match=match):
@@ -138,15 +138,15 @@ def test_what_makes_no_sense_is_refused_and_nothing_written(
     assert "X_vae" not in adata.obsm
 
 
-def test_a_warmup_in_epochs_that_does_not_end_is_said(adata: ad.AnnData) -> None:
-    """Of the target, whose weight is the final one from the start."""
+def test_a_warmup_that_does_not_end_raises_a_warning(adata: ad.AnnData) -> None:
+    """A warm-up of the target, whose weight is the final one from the start."""
     options = FitOptions(kl_schedule="capacity", kl_capacity=4.0)
     vx.tl.fit_vae(adata, preset="scvi", beta=10.0, options=options, max_epochs=60, n_hidden=8, denoised=False)
     assert adata.uns["vae"]["history"]["kl_target"][-1] == pytest.approx(4.0 * 59 / 400)
     assert "target of the divergence ended at 0.59 of 4 nats" in adata.uns["vae"]["diagnostics"]["verdict"]
 
 
-def test_the_global_state_of_torch_is_left_alone(adata: ad.AnnData, quick: dict) -> None:
+def test_the_global_state_of_torch_does_not_change(adata: ad.AnnData, quick: dict) -> None:
     before = torch.get_rng_state()
     vx.tl.fit_vae(adata, objective="dreg", options=FitOptions(decoder="split", encoder_steps=1), **quick)
     assert torch.equal(before, torch.get_rng_state())

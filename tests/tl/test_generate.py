@@ -19,7 +19,7 @@ def _dense(adata: ad.AnnData) -> np.ndarray:
     return np.asarray(adata.X.todense()) if sparse.issparse(adata.X) else np.asarray(adata.X)
 
 
-def test_new_cells_come_as_an_anndata_that_scanpy_takes(fitted: ad.AnnData, tmp_path: Path) -> None:
+def test_new_cells_are_an_anndata_for_scanpy(fitted: ad.AnnData, tmp_path: Path) -> None:
     new = vx.tl.generate(fitted, 120)
     fit = find_fit(fitted, None, "vae")
     assert list(new.var_names) == list(fit.genes[fit.modelled_g])
@@ -30,7 +30,7 @@ def test_new_cells_come_as_an_anndata_that_scanpy_takes(fitted: ad.AnnData, tmp_
     assert list(new.obs.columns) == ["batch", "age", "vae_library", "vae_split"]
     assert set(new.obs["vae_split"]) == {"generated"}
     assert new.uns["vae_generate"]["params"]["drawn_from"] == "prior"
-    # the library counts all genes, of which some are modelled
+    # the library counts all genes; only some are modelled
     assert (new.obs["vae_library"] >= np.asarray(new.X.sum(1))[:, 0] * 0.5).all()
     new.write_h5ad(tmp_path / "new.h5ad")
     back = ad.read_h5ad(tmp_path / "new.h5ad")
@@ -72,7 +72,7 @@ def test_counts_have_the_moments_of_the_decoder_at_z(adata: ad.AnnData, quick: d
         assert set(np.unique(x)) == {0.0, 1.0}
 
 
-def test_draws_hang_on_the_seed_alone(fitted: ad.AnnData) -> None:
+def test_draws_depend_on_the_seed_alone(fitted: ad.AnnData) -> None:
     first, again, other = (vx.tl.generate(fitted, 50, rng=seed) for seed in (3, 3, 4))
     assert (first.X != again.X).nnz == 0
     pd.testing.assert_frame_equal(first.obs, again.obs)
@@ -85,7 +85,7 @@ def test_draws_hang_on_the_seed_alone(fitted: ad.AnnData) -> None:
     vx.tl.generate(fitted, 5, rng=np.random.default_rng(0))
 
 
-def test_the_anndata_is_left_alone_and_needs_no_counts(fitted: ad.AnnData) -> None:
+def test_the_anndata_does_not_change_and_needs_no_counts(fitted: ad.AnnData) -> None:
     normalised = fitted.copy()
     normalised.X = normalised.X * 0.1
     before = normalised.copy()
@@ -95,7 +95,7 @@ def test_the_anndata_is_left_alone_and_needs_no_counts(fitted: ad.AnnData) -> No
     assert set(before.uns) == set(normalised.uns)
 
 
-def test_covariates_and_library_are_those_given(fitted: ad.AnnData) -> None:
+def test_given_covariates_and_library_are_used(fitted: ad.AnnData) -> None:
     batch = fitted.obs["batch"].cat.categories[1]
     new = vx.tl.generate(
         fitted, 40, covariates={"batch": batch, "age": np.linspace(30, 60, 40)}, library=np.arange(1, 41)
@@ -105,7 +105,7 @@ def test_covariates_and_library_are_those_given(fitted: ad.AnnData) -> None:
     np.testing.assert_array_equal(new.obs["vae_library"], np.arange(1, 41))
 
 
-def test_what_is_not_given_comes_jointly_from_training_cells_with_what_is(fitted: ad.AnnData) -> None:
+def test_missing_covariates_come_jointly_from_training_cells_with_the_given_ones(fitted: ad.AnnData) -> None:
     batch = str(fitted.obs["batch"].cat.categories[0])
     for n_neighbors in (15, None):
         new = vx.tl.generate(fitted, 200, covariates={"batch": batch}, n_neighbors=n_neighbors)
@@ -140,7 +140,7 @@ def test_a_latent_library_can_be_drawn_from_its_prior(adata: ad.AnnData, quick: 
     assert np.log(alone.obs["vae_library"]).mean() == pytest.approx(float(model.library_log_mean_b[1]), abs=0.05)
 
 
-def test_a_model_without_cells_says_what_it_lacks(fitted: ad.AnnData, tmp_path: Path) -> None:
+def test_the_error_for_a_model_without_cells_names_missing_arguments(fitted: ad.AnnData, tmp_path: Path) -> None:
     vx.save_model(fitted, tmp_path / "m.safetensors")
     model = vx.load_model(tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match=r"library and covariates.*library=2000, covariates="):
@@ -174,17 +174,17 @@ def test_a_model_without_cells_says_what_it_lacks(fitted: ad.AnnData, tmp_path: 
         ({"rng": -1}, ValueError, "rng=-1"),
     ],
 )
-def test_what_cannot_be_done_is_said(fitted: ad.AnnData, arguments: dict, error: type, message: str) -> None:
+def test_impossible_requests_are_refused(fitted: ad.AnnData, arguments: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         vx.tl.generate(fitted, **{"n_obs": 10} | arguments)
 
 
-def test_only_an_anndata_is_taken() -> None:
+def test_only_an_anndata_is_accepted() -> None:
     with pytest.raises(TypeError, match="AnnData is expected"):
         vx.tl.generate("model.safetensors", 10)
 
 
-def test_posterior_resampling_says_that_it_is_none_of_this(fitted: ad.AnnData) -> None:
+def test_samples_record_that_z_is_drawn_from_the_posterior(fitted: ad.AnnData) -> None:
     vx.tl.sample(fitted)
     assert fitted.uns["vae_sample"]["params"]["drawn_from"] == "posterior"
     several = vx.tl.sample(fitted, n_samples=2)
@@ -204,7 +204,7 @@ def _labelled() -> ad.AnnData:
 
 @pytest.fixture
 def labelled(_labelled: ad.AnnData) -> ad.AnnData:
-    """A fit whose prior was learned given labels, which a tenth of the cells lack."""
+    """A fit whose prior was learned with labels, which a tenth of the cells lack."""
     return _labelled.copy()
 
 
@@ -220,7 +220,7 @@ def test_cells_of_a_label_look_like_those_of_the_label(labelled: ad.AnnData) -> 
         assert min(distances, key=distances.get) == name
 
 
-def test_labels_can_be_asked_for_in_each_form(labelled: ad.AnnData) -> None:
+def test_labels_are_accepted_in_every_form(labelled: ad.AnnData) -> None:
     by_number = vx.tl.generate(labelled, labels={"group_1": 7, "group_0": 3})
     assert by_number.obs["kind"].value_counts().to_dict() == {"group_1": 7, "group_0": 3, "group_2": 0}
     counts = labelled.obs["kind"].value_counts()
@@ -231,7 +231,7 @@ def test_labels_can_be_asked_for_in_each_form(labelled: ad.AnnData) -> None:
     assert vx.tl.generate(labelled, labels="group_0").n_obs == 1000
 
 
-def test_labels_left_out_come_with_their_shares(labelled: ad.AnnData) -> None:
+def test_labels_are_drawn_with_their_shares_by_default(labelled: ad.AnnData) -> None:
     new = vx.tl.generate(labelled, 4000)
     train = labelled.obs.loc[labelled.obs["vae_split"] == "train", "kind"]
     expected = train.value_counts(normalize=True, dropna=False)
@@ -240,7 +240,7 @@ def test_labels_left_out_come_with_their_shares(labelled: ad.AnnData) -> None:
         assert found[name] == pytest.approx(expected[name], abs=4.5 * 0.5 / np.sqrt(4000))
 
 
-def test_size_factors_are_those_of_the_label(labelled: ad.AnnData) -> None:
+def test_size_factors_come_from_cells_of_the_label(labelled: ad.AnnData) -> None:
     new = vx.tl.generate(labelled, labels="group_1", n_obs=100, n_neighbors=None)
     of_label = labelled.obs.loc[(labelled.obs["kind"] == "group_1") & (labelled.obs["vae_split"] != "query")]
     assert set(zip(new.obs["batch"], new.obs["vae_library"], strict=True)) <= set(
@@ -258,19 +258,19 @@ def test_size_factors_are_those_of_the_label(labelled: ad.AnnData) -> None:
         ({"labels": {"group_0": -1}}, "a whole number of cells"),
     ],
 )
-def test_labels_that_make_no_sense_are_refused(labelled: ad.AnnData, arguments: dict, message: str) -> None:
+def test_invalid_labels_are_refused(labelled: ad.AnnData, arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         vx.tl.generate(labelled, **arguments)
 
 
-def test_a_label_without_cells_here_is_said(labelled: ad.AnnData, warned: list[str]) -> None:
+def test_a_label_without_cells_in_adata_is_named(labelled: ad.AnnData, warned: list[str]) -> None:
     some = labelled[labelled.obs["kind"] != "group_1"].copy()
     new = vx.tl.generate(some, labels={"group_1": 5})
     assert new.n_obs == 5
     assert any("No cell of adata has kind = group_1" in text for text in warned)
 
 
-def test_a_label_that_is_a_covariate_too_sets_both(adata: ad.AnnData) -> None:
+def test_a_label_that_is_also_a_covariate_sets_both(adata: ad.AnnData) -> None:
     vx.tl.fit_vae(adata, categorical_covariate_keys=["group"], n_latent=3, n_hidden=16, max_epochs=15, denoised=False)
     vx.tl.fit_prior(adata, "mixture", condition_key="group", n_components=2)
     if "condition_key" not in adata.uns["vae"]["prior"]:
@@ -282,7 +282,7 @@ def test_a_label_that_is_a_covariate_too_sets_both(adata: ad.AnnData) -> None:
 
 
 @pytest.mark.parametrize("prior", ["mixture", "vamp", "flow", "diffusion", "flow_matching"])
-def test_every_prior_gives_cells(adata: ad.AnnData, quick: dict, prior: str) -> None:
+def test_every_prior_generates_cells(adata: ad.AnnData, quick: dict, prior: str) -> None:
     vx.tl.fit_vae(adata, "batch", prior=prior, denoised=False, **quick)
     new = vx.tl.generate(adata, 30)
     assert new.uns["vae_generate"]["params"]["prior"] == prior
@@ -290,14 +290,14 @@ def test_every_prior_gives_cells(adata: ad.AnnData, quick: dict, prior: str) -> 
     assert new.X.sum() > 0
 
 
-def test_columns_as_pandas_holds_them_are_labels_of_cells(labelled: ad.AnnData) -> None:
+def test_pandas_columns_are_accepted_as_labels(labelled: ad.AnnData) -> None:
     name = "group_1"
     for labels in (pd.Categorical([name] * 3), pd.Index([name] * 3), np.array([name] * 3)):
         assert list(vx.tl.generate(labelled, labels=labels).obs["kind"]) == [name] * 3
     assert vx.tl.generate(labelled, 2, labels=np.array(name)).n_obs == 2
 
 
-def test_labels_that_are_numbers_are_no_numbers_of_cells(adata: ad.AnnData, quick: dict) -> None:
+def test_numeric_labels_are_not_treated_as_numbers_of_cells(adata: ad.AnnData, quick: dict) -> None:
     adata.obs["cluster"] = adata.obs["group"].astype("category").cat.codes.astype(int)
     vx.tl.fit_vae(adata, denoised=False, **quick)
     vx.tl.fit_prior(adata, "mixture", condition_key="cluster")
@@ -314,6 +314,6 @@ def test_numbers_of_cells_are_whole(labelled: ad.AnnData, number: object) -> Non
         vx.tl.generate(labelled, labels={name: number})  # type: ignore[dict-item]
 
 
-def test_a_set_of_labels_says_no_numbers(labelled: ad.AnnData) -> None:
+def test_a_set_of_labels_is_refused(labelled: ad.AnnData) -> None:
     with pytest.raises(TypeError, match="has no order and no numbers"):
         vx.tl.generate(labelled, labels={"group_0", "group_1"})  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ def _groups(adata: ad.AnnData) -> tuple[str, str]:
     return str(first), str(second)
 
 
-def test_ends_are_the_means_of_the_groups_and_the_way_is_straight(fitted: ad.AnnData) -> None:
+def test_the_path_is_straight_between_the_means_of_the_groups(fitted: ad.AnnData) -> None:
     a, b = _groups(fitted)
     path = vx.tl.interpolate(fitted, a, b, groupby="group", n_steps=5)
     expected = [fitted.obsm["X_vae"][fitted.obs["group"] == name].mean(0) for name in (a, b)]
@@ -57,7 +57,7 @@ def test_steps_are_decoded_at_their_z_and_averaged_over_batches(fitted: ad.AnnDa
     np.testing.assert_allclose(one[:, fit.modelled_g].X, found[1], rtol=1e-4, atol=1e-7)
 
 
-def test_covariates_do_not_change_along_the_way(fitted: ad.AnnData) -> None:
+def test_covariates_do_not_change_along_the_path(fitted: ad.AnnData) -> None:
     # a path between cells of different age: age is their mean throughout
     names = fitted.obs_names[[0, 1]]
     age = float(fitted.obs.loc[names, "age"].mean())
@@ -100,7 +100,7 @@ def test_empty_space_is_flagged_and_named(warned: list[str]) -> None:
     assert not warned
 
 
-def test_genes_can_be_chosen_and_a_file_will_do(fitted: ad.AnnData, tmp_path: Path) -> None:
+def test_genes_can_be_selected_and_the_model_may_be_a_file(fitted: ad.AnnData, tmp_path: Path) -> None:
     whole = vx.tl.interpolate(fitted, *_groups(fitted), groupby="group", n_steps=4)
     names = list(fitted.var_names[[7, 2]])
     some = vx.tl.interpolate(fitted, *_groups(fitted), groupby="group", n_steps=4, genes=names)
@@ -148,17 +148,17 @@ def test_gaussian_fits_give_log_values(adata: ad.AnnData, quick: dict) -> None:
         ({"min_percentile": 101}, ValueError, "min_percentile=101"),
     ],
 )
-def test_what_cannot_be_done_is_said(fitted: ad.AnnData, arguments: dict, error: type, message: str) -> None:
+def test_impossible_requests_are_refused(fitted: ad.AnnData, arguments: dict, error: type, message: str) -> None:
     settings = {"source": "group_0", "target": "group_1", "groupby": "group"} | arguments
     with pytest.raises(error, match=message):
         vx.tl.interpolate(fitted, settings.pop("source"), settings.pop("target"), **settings)
 
 
-def test_flow_goes_straight_in_its_base_space_and_ends_where_asked(fitted: ad.AnnData) -> None:
+def test_a_flow_path_is_straight_in_the_base_space_and_has_the_given_ends(fitted: ad.AnnData) -> None:
     vx.tl.fit_prior(fitted, "flow", max_steps=60, key_added="flowed")
     if "flowed" not in fitted.uns:
         pytest.fail("the flow was not kept, so that there is nothing to test")
-    # far apart, so that the way bends more than rounding does
+    # far apart, so that the path bends by more than rounding errors
     mean_nd = fitted.obsm["X_vae"]
     ends = [int(mean_nd[:, 0].argmin()), int(mean_nd[:, 0].argmax())]
     path = vx.tl.interpolate(fitted, *fitted.obs_names[ends], n_steps=7, method="flow", key="flowed")
@@ -167,12 +167,12 @@ def test_flow_goes_straight_in_its_base_space_and_ends_where_asked(fitted: ad.An
     prior = find_fit(fitted, None, "flowed").model.prior
     base = prior.to_base(torch.from_numpy(z)).numpy()
     np.testing.assert_allclose(np.diff(base, 2, axis=0), 0.0, atol=2e-3)
-    # the map is the one the density belongs to
+    # the map belongs to the density
     np.testing.assert_allclose(prior.from_base(torch.from_numpy(base)).numpy(), z, atol=1e-3)
     assert np.abs(np.diff(z, 2, axis=0)).max() > 1e-3
 
 
-def test_a_costly_prior_is_asked_for_some_cells_only(fitted: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_prior_is_evaluated_for_some_cells_only(fitted: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vxpress.bridge.prior.MARGIN", -np.inf)
     vx.tl.fit_prior(fitted, "flow_matching", max_steps=20)
     asked: list[int] = []

@@ -1,4 +1,4 @@
-"""Ctrl-C at any stage of a fit: the best state so far is kept and said to be, or the data are as they were."""
+"""Ctrl-C at any stage of a fit: the best state so far is kept and reported, or the data are unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUICK = {"n_latent": 3, "n_hidden": 8, "max_epochs": 2, "batch_size": 64, "valid
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Called with a place and a name, lets the first ``times`` calls of that function end in Ctrl-C, halfway."""
+    """Return a function that makes the first ``times`` calls of a function, given by object and name, end in Ctrl-C."""
 
     def install(place: Any, name: str, times: int = 1) -> None:
         real, n_calls = getattr(place, name), [0]
@@ -64,7 +64,7 @@ def test_an_interrupt_after_training_keeps_the_fit(
 
 
 @pytest.mark.parametrize("stage", ["encoding", "diagnosing", "reading out", "decoding"])
-def test_a_second_interrupt_gives_the_fit_up(adata: ad.AnnData, interrupt: Callable[..., None], stage: str) -> None:
+def test_a_second_interrupt_discards_the_fit(adata: ad.AnnData, interrupt: Callable[..., None], stage: str) -> None:
     adata.var["highly_variable"] = np.arange(adata.n_vars) % 3 != 0
     before = adata.copy()
     interrupt(*STAGES[stage], times=2)
@@ -75,7 +75,9 @@ def test_a_second_interrupt_gives_the_fit_up(adata: ad.AnnData, interrupt: Calla
     assert list(adata.obsm) == list(before.obsm)
 
 
-def test_an_epoch_that_was_half_recorded_leaves_the_history(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incompletely_recorded_epoch_is_removed_from_the_history(
+    adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record, n_calls = training._record, [0]
 
     def half(outcome: training.Outcome, *args: Any) -> None:

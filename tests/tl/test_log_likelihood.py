@@ -68,7 +68,7 @@ def test_agrees_with_a_plain_double_precision_estimate(fitted: ad.AnnData) -> No
             part.obs["vae_reconstruction"].iloc[n], log_x.mean(), atol=6 * log_x.std() / np.sqrt(n_samples) + 1e-3
         )
         ess[n] = w.sum() ** 2 / np.square(w).sum()
-    # heavy tails make it noisy cell by cell
+    # heavy tails make it noisy for single cells
     assert 0.8 < np.median(part.obs["vae_log_likelihood_ess"] / ess) < 1.25
 
 
@@ -96,7 +96,7 @@ def test_new_cells_and_a_file(fitted: ad.AnnData, tmp_path: Path) -> None:
     np.testing.assert_array_equal(table["n_cells"], fitted.uns["vae_log_likelihood"]["summary"]["n_cells"])
 
 
-def test_another_fit_says_nothing_of_the_split(fitted: ad.AnnData, adata: ad.AnnData, quick: dict) -> None:
+def test_the_split_of_another_fit_is_not_used(fitted: ad.AnnData, adata: ad.AnnData, quick: dict) -> None:
     vx.tl.fit_vae(adata, "batch", **quick)
     vx.tl.log_likelihood(adata, fitted, n_samples=5, key_added="other")
     assert list(adata.uns["other_log_likelihood"]["summary"].index) == ["all"]
@@ -118,7 +118,7 @@ def test_every_distribution_is_scored(adata: ad.AnnData, quick: dict, likelihood
     vx.tl.log_likelihood(adata, n_samples=50)
     table = adata.uns["vae_log_likelihood"]["summary"]
     assert table.loc["all", "elbo"] < table.loc["all", "log_likelihood"]
-    # the validation bound that training logged, by other noise
+    # the validation bound that training logged, with other noise
     logged = adata.uns["vae"]["history"]["elbo_validation"]
     spread = adata.obs.loc[adata.obs["vae_split"] == "validation", "vae_elbo"].std()
     assert abs(table.loc["validation", "elbo"] - logged).min() < spread
@@ -134,12 +134,12 @@ def test_labels_and_a_latent_library(adata: ad.AnnData, quick: dict) -> None:
     assert (adata.obs["vae_reconstruction"] != before).any()
 
 
-def test_a_small_effective_sample_size_is_said(fitted: ad.AnnData, warned: list[str]) -> None:
+def test_a_small_effective_sample_size_raises_a_warning(fitted: ad.AnnData, warned: list[str]) -> None:
     vx.tl.log_likelihood(fitted, n_samples=2)
     assert "effective sample size" in " ".join(warned)
 
 
-def test_an_empty_cell_costs_nothing(adata: ad.AnnData, quick: dict) -> None:
+def test_an_empty_cell_has_a_reconstruction_of_zero(adata: ad.AnnData, quick: dict) -> None:
     x = adata.X.toarray()
     x[3] = 0
     adata.X = x
@@ -172,7 +172,7 @@ def test_a_gpu_gives_the_same_bound(fitted: ad.AnnData) -> None:
         ({"key_added": "a/b"}, ValueError, "without '/'"),
     ],
 )
-def test_bad_arguments_name_the_cure(fitted: ad.AnnData, arguments: dict, error: type, match: str) -> None:
+def test_errors_for_bad_arguments_name_the_remedy(fitted: ad.AnnData, arguments: dict, error: type, match: str) -> None:
     before = list(fitted.obs), set(fitted.uns)
     with pytest.raises(error, match=match):
         vx.tl.log_likelihood(fitted, **arguments)

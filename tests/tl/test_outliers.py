@@ -1,4 +1,4 @@
-"""``vx.tl.outliers`` from an AnnData's point of view."""
+"""``vx.tl.outliers`` on AnnData."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _parts() -> dict[str, ad.AnnData]:
     adata.obs = adata.obs[["batch"]].copy()
     reference, calibration, query = adata[:300].copy(), adata[300:550].copy(), adata[550:].copy()
     vx.tl.fit_vae(reference, "batch", n_latent=3, n_hidden=16, max_epochs=20, batch_size=64, denoised=False)
-    # cells whose genes are swapped about: no type of the fit
+    # cells with permuted genes, unlike all types of the fit
     counts = query.X.toarray()
     counts[:15] = counts[:15, ::-1]
     query.X = sparse.csr_matrix(counts)
@@ -29,7 +29,7 @@ def _parts() -> dict[str, ad.AnnData]:
 
 @pytest.fixture
 def parts(_parts: dict[str, ad.AnnData]) -> dict[str, ad.AnnData]:
-    """Reference, calibration and query; the first 15 cells of the query are odd."""
+    """Reference, calibration and query; the first 15 cells of the query are unusual."""
     return {name: part.copy() for name, part in _parts.items()}
 
 
@@ -39,7 +39,7 @@ def _run(parts: dict[str, ad.AnnData], **kwargs) -> ad.AnnData:
     return query
 
 
-def test_odd_cells_are_found_and_others_are_not(parts):
+def test_unusual_cells_are_found_and_others_are_not(parts):
     query = _run(parts)
     pval = query.obs["vae_outlier_pval"]
     assert (pval.iloc[:15] < 0.05).mean() > 0.7
@@ -54,7 +54,7 @@ def test_odd_cells_are_found_and_others_are_not(parts):
     assert set(query.obs["vae_outlier_genes"].iloc[0].split(", ")) <= set(query.var_names)
 
 
-def test_a_batch_that_the_fit_has_not_seen_is_judged_as_an_average_one(parts):
+def test_an_unseen_batch_is_treated_as_the_average_batch(parts):
     known = _run(parts).obs["vae_outlier_pval"].copy()
     query = parts["query"]
     query.obs["batch"] = np.where(np.arange(query.n_obs) % 2, query.obs["batch"].astype(str), "new")
@@ -66,7 +66,7 @@ def test_a_batch_that_the_fit_has_not_seen_is_judged_as_an_average_one(parts):
         vx.tl.outliers(query[:, 5:].copy(), parts["reference"], calibration=parts["calibration"])
 
 
-def test_what_is_recorded(parts):
+def test_the_record_of_the_call(parts):
     query = _run(parts, alpha=0.2, min_stratum=100)
     record = query.uns["vae_outlier"]
     assert record["n_calibration"] == 250
@@ -117,7 +117,7 @@ def test_a_subset_of_cells_and_genes_in_any_order(parts):
         np.testing.assert_allclose(some.obs[name], whole[name].iloc[40:10:-1], rtol=1e-4, atol=1e-4)
 
 
-def test_a_file_does_for_the_model_and_results_survive_a_file(parts, tmp_path):
+def test_the_model_may_be_a_file_and_results_survive_a_file(parts, tmp_path):
     whole = _run(parts).obs
     parts["reference"].write_h5ad(tmp_path / "reference.h5ad")
     query = parts["query"][:20].copy()
@@ -167,14 +167,14 @@ def test_cells_of_the_fit_cannot_calibrate(parts):
     reference, query = parts["reference"], parts["query"]
     with pytest.raises(ValueError, match="'train' or 'validation'"):
         vx.tl.outliers(query, reference, calibration=reference)
-    # also where nothing says that they are
+    # also if nothing in obs shows it
     bare = ad.AnnData(reference.X, obs=reference.obs[["batch"]], var=reference.var)
     with pytest.raises(ValueError, match="have the same latent state as a cell of the fit"):
         vx.tl.outliers(query, reference, calibration=bare)
     assert not set(COLUMNS) & set(query.obs.columns)
 
 
-def test_another_fit_of_the_cells_says_nothing_of_this_one(parts):
+def test_cells_of_another_fit_do_not_count_as_cells_of_this_fit(parts):
     expected = _run(parts).obs[COLUMNS]
     query, calibration = (parts[name].copy() for name in ("query", "calibration"))
     query.obs = query.obs.drop(columns=COLUMNS)
@@ -183,13 +183,13 @@ def test_another_fit_of_the_cells_says_nothing_of_this_one(parts):
     vx.tl.outliers(query, parts["reference"], calibration=calibration, key_added="again")
     assert query.obs["again_pval"].notna().all()
     np.testing.assert_array_equal(query.obs["again_pval"], expected["vae_outlier_pval"])
-    # the same fit read back still knows its own cells
+    # the cells of the fit itself are still recognised
     own = parts["reference"][:20].copy()
     with pytest.raises(ValueError, match="No cell of adata is left to test"):
         vx.tl.outliers(own, parts["reference"], calibration=parts["calibration"])
 
 
-def test_genes_that_were_not_counted_surprise_nobody(parts):
+def test_outlier_genes_are_genes_with_counts(parts):
     query = parts["query"]
     counts = np.zeros(query.shape, np.float32)
     counts[:, 4] = 1

@@ -58,7 +58,7 @@ def test_a_distribution_of_the_right_family_is_covered_and_poisson_is_not() -> N
     assert (genes["variance_predicted"] < genes["variance"]).mean() > 0.9
 
 
-def test_needs_counts_and_no_posterior(fitted: ad.AnnData) -> None:
+def test_it_needs_counts_but_no_posterior(fitted: ad.AnnData) -> None:
     query = ad.AnnData(
         fitted.X.copy(), obs=fitted.obs[["batch", "age", "library_size"]].copy(), var=fitted.var[[]].copy()
     )
@@ -96,7 +96,7 @@ def test_latent_libraries_and_labels(adata: ad.AnnData, quick: dict) -> None:
         ({"key": "other"}, KeyError, "holds no fit"),
     ],
 )
-def test_bad_arguments_name_the_cure(fitted: ad.AnnData, arguments: dict, error: type, match: str) -> None:
+def test_errors_for_bad_arguments_name_the_remedy(fitted: ad.AnnData, arguments: dict, error: type, match: str) -> None:
     with pytest.raises(error, match=match):
         vx.tl.predictive_check(fitted, **arguments)
     fitted.uns[KEY] = "mine"

@@ -1,4 +1,4 @@
-"""``vx.tl.rank_genes_groups``: scanpy's layout, the right genes, and what can be wrong with the input."""
+"""``vx.tl.rank_genes_groups``: scanpy's layout, correct genes, and bad input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy import sparse
 
 import vxpress as vx
 
-# scanpy drops a column in place, which pandas 3 warns of
+# scanpy drops a column in place, and pandas 3 warns
 pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword")
 
 FIELDS = ("names", "scores", "logfoldchanges", "pvals", "pvals_adj")
@@ -32,7 +32,7 @@ def _trained() -> ad.AnnData:
 
 @pytest.fixture
 def simulated(_trained: ad.AnnData) -> ad.AnnData:
-    """600 cells of three groups in two batches, with a fit that knows them."""
+    """600 cells of three groups in two batches, with a fit that uses the batches."""
     return _trained.copy()
 
 
@@ -47,7 +47,7 @@ def equal(one: dict, other: dict) -> None:
             np.testing.assert_array_equal(one[name][group], other[name][group])
 
 
-def test_the_layout_is_scanpys(simulated):
+def test_the_layout_is_that_of_scanpy(simulated):
     vx.tl.rank_genes_groups(simulated, "group", key_added="ours")
     normal = simulated.copy()
     sc.pp.normalize_total(normal)
@@ -95,7 +95,7 @@ def test_it_survives_a_file_and_is_found_again_there(simulated, tmp_path: Path):
         np.testing.assert_allclose(frame(back, group, "again")["scores"], frame(simulated, group)["scores"], rtol=1e-4)
 
 
-def test_it_finds_what_differs_and_little_else(simulated):
+def test_it_finds_differing_genes_and_few_others(simulated):
     vx.tl.rank_genes_groups(simulated, "group")
     fold = 2.0 ** simulated.varm["log_fold_change_true"]
     unchanged = ~simulated.var["de_true"].to_numpy()
@@ -112,7 +112,7 @@ def test_it_finds_what_differs_and_little_else(simulated):
     assert wrong <= 0.05 * found + 1
 
 
-def test_without_counts_it_finds_no_more_and_nothing_that_is_not_there(simulated, warned):
+def test_without_counts_it_finds_no_more_genes_and_no_false_ones(simulated, warned):
     vx.tl.rank_genes_groups(simulated, "group", use_counts=False, key_added="model")
     assert not warned
     normal = simulated.copy()
@@ -133,7 +133,7 @@ def test_without_counts_it_finds_no_more_and_nothing_that_is_not_there(simulated
         vx.tl.rank_genes_groups(normal, "group", use_counts=True)
 
 
-def test_counts_may_lie_in_a_layer_and_in_any_format(simulated):
+def test_counts_may_be_in_a_layer_and_in_any_format(simulated):
     vx.tl.rank_genes_groups(simulated, "group")
     expected = simulated.uns["rank_genes_groups"]
     other = simulated.copy()
@@ -147,7 +147,7 @@ def test_counts_may_lie_in_a_layer_and_in_any_format(simulated):
         )
 
 
-def test_a_reference_turns_around(simulated):
+def test_exchanging_group_and_reference_changes_the_sign(simulated):
     first, second, _ = simulated.obs["group"].cat.categories
     vx.tl.rank_genes_groups(simulated, "group", groups=[first], reference=second, key_added="there", n_cells=5_000)
     vx.tl.rank_genes_groups(simulated, "group", groups=[second], reference=first, key_added="back", n_cells=5_000)
@@ -217,7 +217,7 @@ def test_random_groups_are_not_called(simulated):
                 assert (frame(simulated, group)["pvals_adj"] < 0.05).sum() <= 1
 
 
-def test_groups_that_are_batches_are_told_from_nothing(simulated, warned):
+def test_groups_that_equal_batches_raise_a_warning(simulated, warned):
     simulated.obs["site"] = simulated.obs["batch"].astype(str)
     vx.tl.rank_genes_groups(simulated, "site", key_added="corrected")
     assert "cannot tell a batch effect" in warned[0]
@@ -228,7 +228,7 @@ def test_groups_that_are_batches_are_told_from_nothing(simulated, warned):
     assert size["corrected"] < 0.7 * size["raw"]
 
 
-def test_samples_leave_less_than_cells(simulated, warned):
+def test_samples_give_fewer_calls_than_cells(simulated, warned):
     simulated.obs["sick"] = np.where(simulated.obs["donor"].isin(["d0", "d1", "d2"]), "yes", "no")
     vx.tl.rank_genes_groups(simulated, "sick", sample_key="donor", key_added="samples")
     vx.tl.rank_genes_groups(simulated, "sick", key_added="cells")

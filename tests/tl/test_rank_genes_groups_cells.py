@@ -53,7 +53,7 @@ FORMS: dict[str, Callable[[ad.AnnData, np.ndarray], Any]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_cells_are_named_in_every_form(trained: ad.AnnData, form: str) -> None:
+def test_cells_are_accepted_in_every_form(trained: ad.AnnData, form: str) -> None:
     first, second = _in(trained, 0), _in(trained, 1)
     groups = list(trained.obs["group"].cat.categories)
     vx.tl.rank_genes_groups(trained, "group", groups=[groups[0]], reference=groups[1], **QUICK)
@@ -71,7 +71,7 @@ def test_cells_are_named_in_every_form(trained: ad.AnnData, form: str) -> None:
     np.testing.assert_allclose(found[list(FIELDS[1:])], expected[list(FIELDS[1:])], rtol=1e-5)
 
 
-def test_without_a_reference_it_is_all_other_cells(trained: ad.AnnData) -> None:
+def test_the_default_reference_is_all_other_cells(trained: ad.AnnData) -> None:
     groups = list(trained.obs["group"].cat.categories)
     vx.tl.rank_genes_groups(trained, cells={name: _in(trained, i) for i, name in enumerate(groups[:2])}, **QUICK)
     ranked = trained.uns["rank_genes_groups"]
@@ -94,7 +94,7 @@ def test_scanpy_reads_and_plots_it(trained: ad.AnnData) -> None:
     mpl.pyplot.close("all")
 
 
-def test_cells_in_neither_set_take_no_part(trained: ad.AnnData) -> None:
+def test_cells_in_neither_set_have_no_effect(trained: ad.AnnData) -> None:
     sets = {"cells": np.arange(40), "reference_cells": np.arange(40, 100)}
     vx.tl.rank_genes_groups(trained, **sets, **QUICK)
     before = _frame(trained, "cells")

@@ -1,4 +1,4 @@
-"""Groups in which a few genes hold many molecules: what that does to the others, and comparisons without it."""
+"""Groups in which a few genes have many molecules: the effect on other genes, and comparisons without it."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def _found(adata: ad.AnnData, group: str = "secreting", **arguments: Any) -> pd.
     return sc.get.rank_genes_groups_df(adata, group).set_index("names").loc[adata.var_names]
 
 
-def test_half_of_the_molecules_on_four_genes_is_said(loaded: ad.AnnData, warned: list[str]) -> None:
+def test_half_of_the_molecules_on_four_genes_raises_a_warning(loaded: ad.AnnData, warned: list[str]) -> None:
     found = _found(loaded)
     unchanged = found.iloc[LOADED + CHANGED :]
-    # the trouble: shares of all other genes are halved
+    # the problem: shares of all other genes are halved
     assert np.median(unchanged["logfoldchanges"]) < -0.8
     (said,) = [text for text in warned if "sum to one" in text]
     assert sum(f"gene{i}" in said for i in range(LOADED)) == 3
@@ -81,21 +81,21 @@ def test_compared_with_the_typical_gene_the_others_do_not_change(
     np.testing.assert_allclose(params["shift"][0], -params["shift"][1], atol=0.05)
 
 
-def test_without_counts_too(loaded: ad.AnnData, warned: list[str]) -> None:
+def test_comparison_with_the_typical_gene_without_counts(loaded: ad.AnnData, warned: list[str]) -> None:
     found = _found(loaded, use_counts=False, relative_to="median")
     assert abs(np.median(found["logfoldchanges"].iloc[LOADED + CHANGED :])) < 0.15
     _found(loaded, use_counts=False)
     assert any("sum to one" in text for text in warned)
 
 
-def test_ordinary_types_are_quiet(warned: list[str]) -> None:
+def test_ordinary_types_raise_no_warning(warned: list[str]) -> None:
     adata = _cells(0.03)
     warned.clear()
     _found(adata)
     assert not warned
 
 
-def test_clusters_of_blood_cells_are_quiet(warned: list[str]) -> None:
+def test_clusters_of_blood_cells_raise_no_warning(warned: list[str]) -> None:
     adata = vx.datasets.pbmc68k_reduced()
     vx.tl.fit_vae(adata, max_epochs=1, denoised=False)
     warned.clear()
@@ -103,7 +103,7 @@ def test_clusters_of_blood_cells_are_quiet(warned: list[str]) -> None:
     assert not warned
 
 
-def test_a_threshold_above_the_displacement_says_nothing(loaded: ad.AnnData, warned: list[str]) -> None:
+def test_a_threshold_above_the_displacement_raises_no_warning(loaded: ad.AnnData, warned: list[str]) -> None:
     _found(loaded, delta=2.0)
     assert not warned
 
@@ -124,7 +124,7 @@ def test_bad_references_are_refused(loaded: ad.AnnData, relative_to: Any, error:
     assert "rank_genes_groups" not in loaded.uns
 
 
-def test_the_arithmetic() -> None:
+def test_displacement_of_other_genes_by_a_few() -> None:
     """Rates .5 and .1 of one gene leave .5 and .9 to all others."""
     group, stratum = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
     units = Units(np.arange(4), group, stratum, stratum, np.array([10, 30, 20, 40]))

@@ -45,7 +45,7 @@ def test_draws_have_the_mean_of_the_denoised_layer(fitted: ad.AnnData) -> None:
     np.testing.assert_allclose(np.asarray(drawn.X.mean(0)).ravel(), expected.mean(0), rtol=0.05)
 
 
-def test_several_draws_are_cells_of_their_own(fitted: ad.AnnData) -> None:
+def test_several_draws_are_separate_cells(fitted: ad.AnnData) -> None:
     drawn = vx.tl.sample(fitted, n_samples=3)
     assert drawn is not None
     assert drawn.shape == (480, 40)
@@ -73,7 +73,7 @@ def test_some_genes_are_the_same_columns(fitted: ad.AnnData) -> None:
     assert set(by_mask.var_names) == set(names)
 
 
-def test_only_what_the_fit_stored_is_needed(fitted: ad.AnnData, tmp_path: Path) -> None:
+def test_only_stored_results_are_needed(fitted: ad.AnnData, tmp_path: Path) -> None:
     vx.tl.sample(fitted)
     genes = _modelled(fitted)[::-2]
     part = fitted[:, genes].copy()
@@ -99,7 +99,7 @@ def test_seeds_copy_and_names(fitted: ad.AnnData) -> None:
     assert fitted.uns["vae_sample"]["params"]["rng"] == 4
 
 
-def test_the_batch_can_be_exchanged(fitted: ad.AnnData) -> None:
+def test_cells_can_be_drawn_under_another_batch(fitted: ad.AnnData) -> None:
     own, first = vx.tl.sample(fitted, n_samples=2), vx.tl.sample(fitted, n_samples=2, transform_batch="batch_0")
     assert own is not None
     assert first is not None
@@ -126,7 +126,7 @@ def test_every_likelihood_is_drawn(adata: ad.AnnData, quick: dict, likelihood: A
         np.testing.assert_array_equal(values, np.rint(values))
 
 
-def test_a_gaussian_fit_is_nan_where_nothing_is_modelled(adata: ad.AnnData, quick: dict) -> None:
+def test_a_gaussian_fit_is_nan_for_genes_outside_the_model(adata: ad.AnnData, quick: dict) -> None:
     adata.var["highly_variable"] = np.arange(60) < 40
     vx.tl.fit_vae(adata, likelihood="gaussian", denoised=False, **quick)
     vx.tl.sample(adata)
@@ -174,7 +174,7 @@ def test_a_cell_without_molecules_draws_none(fitted: ad.AnnData) -> None:
         ({"key_added": "a/b"}, ValueError, "without '/'"),
     ],
 )
-def test_bad_arguments_name_the_cure(fitted: ad.AnnData, arguments: dict, error: type, match: str) -> None:
+def test_errors_for_bad_arguments_name_the_remedy(fitted: ad.AnnData, arguments: dict, error: type, match: str) -> None:
     before = set(fitted.layers), set(fitted.uns)
     with pytest.raises(error, match=match):
         vx.tl.sample(fitted, **arguments)
@@ -186,11 +186,11 @@ def test_no_modelled_gene_left(fitted: ad.AnnData) -> None:
         vx.tl.sample(fitted[:, ~fitted.var_names.isin(_modelled(fitted))].copy())
 
 
-def test_another_layer_is_not_replaced(fitted: ad.AnnData) -> None:
+def test_a_layer_of_others_is_not_replaced(fitted: ad.AnnData) -> None:
     fitted.layers["vae_sample"] = fitted.X.copy()
     with pytest.raises(ValueError, match="already"):
         vx.tl.sample(fitted)
-    # records of scanpy have params too
+    # records of scanpy also have params
     fitted.uns["pca"] = {"params": {"zero_center": True}, "variance": np.ones(2)}
     with pytest.raises(ValueError, match="already"):
         vx.tl.sample(fitted, key_added="pca")

@@ -1,4 +1,4 @@
-"""What a sparse matrix stores decides nothing: only its values do."""
+"""Results depend on the values of a sparse matrix and not on how they are stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import vxpress as vx
 from vxpress.bridge.matrix import canonical
 from vxpress.core.counts import Counts
 
-# rows that hold no count, and of which the messy matrices store zeros
+# rows without counts, for which the messy matrices store zeros
 EMPTY = (3, 70, 119)
 QUICK: dict[str, Any] = {"n_latent": 3, "n_hidden": 8, "max_epochs": 1, "batch_size": 64, "denoised": False}
 
@@ -32,7 +32,7 @@ def plain() -> ad.AnnData:
 
 
 def _messy_csr(x: np.ndarray) -> sparse.csr_matrix:
-    """The same values: some stored in two parts, all zeros of some rows stored, in no order."""
+    """The same values: some stored in two parts, all zeros of some rows stored, in random order."""
     rng = np.random.default_rng(0)
     data, indices, indptr = [], [], [0]
     for i, row in enumerate(x):
@@ -64,7 +64,7 @@ def _with(adata: ad.AnnData, x: Any) -> ad.AnnData:
 
 
 def _run(adata: ad.AnnData) -> dict[str, Any]:
-    """What every function that reads counts writes of these cells."""
+    """The results of every function that reads counts for these cells."""
     adata.obs["batch"] = adata.obs["batch"].astype(str)
     found: dict[str, Any] = {}
     with pytest.warns(UserWarning, match="3 cell"):
@@ -92,7 +92,7 @@ def _run(adata: ad.AnnData) -> dict[str, Any]:
 
 
 def _equal(a: Any, b: Any, where: str) -> None:
-    """Equal to the last bit, whatever it is."""
+    """Check that two results of any type are bit-identical."""
     if isinstance(a, ad.AnnData):
         for name in ("obs", "var"):
             pd.testing.assert_frame_equal(getattr(a, name), getattr(b, name), obj=f"{where}.{name}", check_exact=True)
@@ -122,7 +122,7 @@ def test_every_function_gives_the_same_bits(plain: ad.AnnData, expected: dict[st
     before = messy.copy()
     _equal(_run(_with(plain, messy)), expected, kind)
     if sparse.issparse(messy):
-        # the matrix of the user is as it was, zeros, order and all
+        # the matrix of the user is unchanged, including stored zeros and order
         assert all((getattr(messy, name) == getattr(before, name)).all() for name in ("data", "indices", "indptr"))
 
 
@@ -139,7 +139,7 @@ def test_backed_files_with_stored_zeros(plain: ad.AnnData, expected: dict[str, A
     backed.file.close()
 
 
-def test_masking_genes_empties_cells(plain: ad.AnnData) -> None:
+def test_cells_are_empty_after_masking_their_genes(plain: ad.AnnData) -> None:
     """Cells whose only genes are set to 0 in place are cells without counts, although they store zeros."""
     masked = _with(plain, plain.X.copy())
     x = plain.X.toarray()

@@ -68,12 +68,12 @@ def test_everything_is_resident_on_a_cpu(make_cells: MakeCells) -> None:
 
 def test_streamed_counts_give_the_same_results_as_resident_ones(make_cells: MakeCells) -> None:
     cells = make_cells(60)
-    beside, rows = streamed(cells, CPU), torch.tensor([5, 59, 0, 5])
-    assert isinstance(beside.counts, StreamedCounts)
-    assert len(beside) == 60
-    assert torch.equal(beside.batch(rows).x_ng, cells.batch(rows).x_ng)
-    assert torch.equal(beside.counts.gene_sums(rows), cells.counts.gene_sums(rows))
-    for mine, reference in zip(beside.counts.entries(rows), cells.counts.entries(rows), strict=True):
+    on_cpu, rows = streamed(cells, CPU), torch.tensor([5, 59, 0, 5])
+    assert isinstance(on_cpu.counts, StreamedCounts)
+    assert len(on_cpu) == 60
+    assert torch.equal(on_cpu.batch(rows).x_ng, cells.batch(rows).x_ng)
+    assert torch.equal(on_cpu.counts.gene_sums(rows), cells.counts.gene_sums(rows))
+    for mine, reference in zip(on_cpu.counts.entries(rows), cells.counts.entries(rows), strict=True):
         assert torch.equal(mine, reference)
 
 
@@ -170,8 +170,8 @@ def test_streamed_and_resident_training_are_equal(make_cells: MakeCells) -> None
     for context in (rule.plain, nullcontext):
         with context():
             first, resident = _fit(cells)
-            second, beside = _fit(streamed(cells, CPU))
-        assert resident.history == beside.history
+            second, streaming = _fit(streamed(cells, CPU))
+        assert resident.history == streaming.history
         assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
 
 
@@ -188,10 +188,10 @@ class _Stream:
     """Records calls of streams, events and graphs instead of executing them."""
 
     def __init__(self, *_: object) -> None:
-        self.asked: list[str] = []
+        self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: self.asked.append(name)
+        return lambda *_: self.calls.append(name)
 
 
 class _Graph:
@@ -296,9 +296,9 @@ def test_memory_of_a_minibatch_is_reused_only_when_it_is_free(make_cells: MakeCe
     slot.send(counts, rows, cast("torch.cuda.Stream", stream))
     assert torch.equal(slot.receive(3), cells.counts.dense(rows))
     slot.release()
-    assert sent.asked == ["synchronize", "record"]
-    assert stream.asked == ["wait_event"]
-    assert used.asked == ["record"]
+    assert sent.calls == ["synchronize", "record"]
+    assert stream.calls == ["wait_event"]
+    assert used.calls == ["record"]
 
 
 # on a GPU

@@ -164,7 +164,7 @@ def test_a_linear_gaussian_model_agrees_with_its_closed_form() -> None:
     var_nd = np.broadcast_to(model.var_d, model.mean_nd.shape)
     kl_n = 0.5 * (var_nd + model.mean_nd**2 - 1 - np.log(var_nd)).sum(1)
     sampling = stats.sem(kl_n)
-    # rate = information = log det(I + W'W / s^2) / 2, and no gap, of the population; q(z) of the cells lies near p(z)
+    # rate = information = log det(I + W'W / s^2) / 2, and no gap, of the population; q(z) of the cells is close to p(z)
     assert abs(rate(model.mean_nd, var_nd) - model.information) < 4 * sampling
     known, known_error = information(model.mean_nd[:3000], var_nd[:3000], 6)
     gap, gap_error = prior_gap(model.mean_nd[:3000], var_nd[:3000], 6)

@@ -44,7 +44,7 @@ class MLP(nn.Module):
         )
         self.norms = nn.ModuleList(_norm(config) for _ in self.linears)
         self.n_features = config.n_hidden + again
-        _leave_biases(config, self.linears)
+        _freeze_biases(config, self.linears)
         self.dropout = dropout
 
     def conditioned(self) -> Iterator[str]:
@@ -93,7 +93,7 @@ class Split(nn.Module):
         self.linears = nn.ModuleList(_Blocks(d, n_in, n_condition, width) for n_in in ins)
         self.norms = nn.ModuleList(_norm(config, width=width, groups=d) for _ in self.linears)
         self.n_features = d * width
-        _leave_biases(config, self.linears)
+        _freeze_biases(config, self.linears)
 
     def conditioned(self) -> Iterator[str]:
         """Names of the weights whose last columns belong to the condition vector."""
@@ -139,7 +139,7 @@ def _norm(config: ModelConfig, *, width: int | None = None, groups: int = 1) -> 
     return nn.Identity()
 
 
-def _leave_biases(config: ModelConfig, linears: nn.ModuleList) -> None:
+def _freeze_biases(config: ModelConfig, linears: nn.ModuleList) -> None:
     if config.norm == "batch" and not config.bias_before_norm:
         # batch norm removes these biases again: their gradients are rounding noise, which Adam would amplify
         for linear in linears:

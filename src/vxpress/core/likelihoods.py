@@ -160,7 +160,7 @@ class NegativeBinomial(Likelihood):
 
     @classmethod
     def from_decoded(cls, decoded: Decoded) -> NegativeBinomial:
-        assert decoded.log_dispersion is not None  # noqa: S101 - the decoder builds what the distribution asked for
+        assert decoded.log_dispersion is not None  # noqa: S101 - the decoder builds what the likelihood needs
         return cls(decoded.location_ng + decoded.log_library_n1, decoded.log_dispersion)
 
     @property
@@ -335,7 +335,7 @@ class Gaussian(Likelihood):
 
     @classmethod
     def from_decoded(cls, decoded: Decoded) -> Gaussian:
-        assert decoded.log_dispersion is not None  # noqa: S101 - the decoder builds what the distribution asked for
+        assert decoded.log_dispersion is not None  # noqa: S101 - the decoder builds what the likelihood needs
         variance = MIN_GAUSSIAN_VARIANCE + decoded.log_dispersion.exp()
         return cls(decoded.location_ng, variance, decoded.log_library_n1.exp())
 

@@ -60,7 +60,7 @@ def _fit_softmax(
     model: VAE, outside: Counts, f_nf: Tensor, train_rows: Tensor, validation_rows: Tensor, *, seed: int
 ) -> None:
     readout = model.decoder.readout
-    assert readout is not None  # noqa: S101 - the caller asked for one
+    assert readout is not None  # noqa: S101 - the caller checks it
     sums_g = outside.gene_sums(train_rows)
     with torch.no_grad():
         readout.weight.zero_()
@@ -147,7 +147,7 @@ def _mean_loss(readout: torch.nn.Linear, f_nf: Tensor, outside: Counts, rows: Te
 @torch.no_grad()
 def _fit_ridge(model: VAE, cells: Cells, outside: Counts, f_nf: Tensor, train_rows: Tensor) -> None:
     readout = model.decoder.readout
-    assert readout is not None  # noqa: S101 - the caller asked for one
+    assert readout is not None  # noqa: S101 - the caller checks it
     f_nf = f_nf.double()
     center = f_nf[train_rows].mean(0)
     gram = torch.eye(f_nf.shape[1], dtype=torch.float64, device=f_nf.device) * len(train_rows) * 1e-3

@@ -146,7 +146,7 @@ def train(
             troubled = troubled + 1 if voided or not finite else 0
             if voided > MAX_VOIDED * n_batches or troubled >= MAX_TROUBLED_EPOCHS:
                 rows = torch.cat((train_rows, validation_rows))
-                raise TrainingError(_trouble(model, cells, rows, voided, n_batches, describe))
+                raise TrainingError(_failure_message(model, cells, rows, voided, n_batches, describe))
             outcome.n_voided += voided
             _record(outcome, sums[:3] / sums[3], validation, objective, weight, float(lr))
             _record_extras(outcome, config, target, ahead)
@@ -395,7 +395,7 @@ class _Keeper:
 
 
 @torch.no_grad()
-def _trouble(
+def _failure_message(
     model: VAE, cells: Cells, rows: Tensor, voided: int, n_batches: int, describe: Callable[[Tensor], str]
 ) -> str:
     """Write the error message: which cells cannot be evaluated, and what to do."""

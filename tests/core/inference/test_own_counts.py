@@ -54,11 +54,11 @@ def test_it_is_the_factor_of_the_own_mean_times_the_decoded_expression(
     factor = ((theta + x_ng) / (theta + mean_ng)).detach()
     for batches in ((None,), (0, 1), (1,)):
         draws = Draws(4, batches, 3)
-        _, plain, beside = next(iter(expected_expression(model, *moments, cells.covariates, draws)))
+        _, plain, outside_read = next(iter(expected_expression(model, *moments, cells.covariates, draws)))
         _, found, outside = next(iter(updated_expression(model, *moments, cells, draws)))
         torch.testing.assert_close(found, plain * factor)
-        if beside is not None:
-            torch.testing.assert_close(outside, beside)
+        if outside_read is not None:
+            torch.testing.assert_close(outside, outside_read)
         some = Genes(torch.tensor([4, 0]), torch.tensor([], dtype=torch.int64))
         _, part, _ = next(iter(updated_expression(model, *moments, cells, draws, some)))
         torch.testing.assert_close(part, found[:, [4, 0]])

@@ -44,10 +44,10 @@ def _plain(model: VAE, mean_nd: torch.Tensor, var_nd: torch.Tensor, cells: Cells
         read = model.decoder.readout(f_nf) if model.decoder.readout is not None else torch.zeros(len(f_nf), 0)
         if model.decoder.likelihood.composition:
             share = F.softmax(location, dim=-1)
-            beside = model.outside_share if model.config.n_readout else torch.zeros(())
+            outside_share = model.outside_share if model.config.n_readout else torch.zeros(())
             rest = share[:, 20:] if model.config.remainder else torch.ones(())
-            location = share[:, :20] if model.config.remainder else share * (1 - beside)
-            read = beside * rest * F.softmax(read, dim=-1)
+            location = share[:, :20] if model.config.remainder else share * (1 - outside_share)
+            read = outside_share * rest * F.softmax(read, dim=-1)
         inside.append(location)
         outside.append(read)
     return torch.stack(inside).mean(0), torch.stack(outside).mean(0)
@@ -76,11 +76,11 @@ def test_expected_expression_is_the_plain_mean_over_draws(
     for genes in (Genes(), some, Genes(some.inside, none), Genes(none, some.outside)):
         parts = list(expected_expression(model, mean_nd, var_nd, cells.covariates, DRAWS, genes))
         assert [part for part, _, _ in parts] == [slice(0, 120)]
-        _, mine, beside = parts[0]
+        _, mine, outside_read = parts[0]
         torch.testing.assert_close(mine, inside if genes.inside is None else inside[:, genes.inside])
-        assert (beside is None) == (n_readout == 0)
-        if beside is not None:
-            torch.testing.assert_close(beside, outside if genes.outside is None else outside[:, genes.outside])
+        assert (outside_read is None) == (n_readout == 0)
+        if outside_read is not None:
+            torch.testing.assert_close(outside_read, outside if genes.outside is None else outside[:, genes.outside])
 
 
 def test_chunks_share_memory_and_cover_every_cell(

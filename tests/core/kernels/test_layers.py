@@ -209,7 +209,7 @@ def test_dropout_masks_keep_the_expected_share() -> None:
 def test_the_rule_does_not_measure_time(monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
-    monkeypatch.setattr(time, "perf_counter", lambda: pytest.fail("asked for the time"))
+    monkeypatch.setattr(time, "perf_counter", lambda: pytest.fail("the time was read"))
     cpu = torch.device("cpu")
     assert rule.compiled_likelihood("nb", "gene", cpu, torch.float32)
     assert not rule.compiled_likelihood("nb", "gene-cell", cpu, torch.float32)

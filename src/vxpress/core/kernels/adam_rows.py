@@ -10,7 +10,7 @@ from vxpress.core.kernels.team import CACHED
 OPTIONS = {"error_model": "numpy", "nogil": True}
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 # far below any epsilon; its square is about the smallest normal float32: subnormal numbers are many times slower
-NOTHING = np.float32(2e-18)
+TINY = np.float32(2e-18)
 
 
 @njit(**OPTIONS)
@@ -19,11 +19,11 @@ def _update(p, g, m, v, lr, beta1, beta2, eps, decay, decoupled, rise1, rise2, s
     penalty = ZERO if decoupled else decay
     for i in range(p.size):
         slope = g[i] * scale + penalty * p[i]
-        slope = slope if abs(slope) > NOTHING else ZERO
+        slope = slope if abs(slope) > TINY else ZERO
         first = beta1 * m[i] + (ONE - beta1) * slope
-        m[i] = first if abs(first) > NOTHING else ZERO
+        m[i] = first if abs(first) > TINY else ZERO
         second = beta2 * v[i] + (ONE - beta2) * slope * slope
-        v[i] = second if second > NOTHING * NOTHING else ZERO
+        v[i] = second if second > TINY * TINY else ZERO
         p[i] = p[i] * keep - step * m[i] / (np.sqrt(v[i]) / rise2 + eps)
         g[i] = ZERO
 

@@ -19,12 +19,12 @@ def norm_relu_dropout(u: Tensor, norm: nn.BatchNorm1d, random: np.ndarray, limit
     is no dropout.
     """
     y, mean, variance = _NormReluDropout.apply(u, norm.weight, norm.bias, norm.eps, random, limit)
-    take_note(norm, mean, variance, len(u))
+    update_running_statistics(norm, mean, variance, len(u))
     return cast("Tensor", y)
 
 
 @torch.no_grad()
-def take_note(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, n: int) -> None:
+def update_running_statistics(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, n: int) -> None:
     """Update the running mean and variance of a norm with those of a minibatch, as torch does."""
     momentum = float(norm.momentum or 0.0)
     for running, new in ((norm.running_mean, mean), (norm.running_var, variance.mul_(n / max(1, n - 1)))):

@@ -17,7 +17,7 @@ from vxpress.core.config import TrainConfig
 from vxpress.core.counts import Batch, Cells
 from vxpress.core.kernels import latent_rows, layer_rows, rule
 from vxpress.core.kernels.count_likelihood import CountLikelihood
-from vxpress.core.kernels.hidden_layer import take_note
+from vxpress.core.kernels.hidden_layer import update_running_statistics
 from vxpress.core.kernels.input_layer import InputProduct
 from vxpress.core.networks import MAX_LOG_VARIANCE, MIN_POSTERIOR_VARIANCE
 from vxpress.core.noise import BITS, Noise
@@ -135,7 +135,7 @@ class _Norm:
             u.numpy(), self.gain, self.shift, np.float32(self.norm.eps), bits, limit, self.factor,
             self.standard, self.out.numpy(), mean.numpy(), variance.numpy(),
         )  # fmt: skip
-        take_note(self.norm, mean, variance, len(u))
+        update_running_statistics(self.norm, mean, variance, len(u))
         return self.out
 
     def backward(self, d_out: Tensor) -> Tensor:

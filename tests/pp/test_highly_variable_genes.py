@@ -315,11 +315,11 @@ def test_seurat_v3() -> None:
         ({"flavor": "loess"}, ValueError, "'nb'"),
         ({"theta": 0}, ValueError, "above 0"),
         ({"theta": np.nan}, ValueError, "above 0"),
-        ({"theta": 10, "flavor": "seurat"}, ValueError, "no meaning"),
+        ({"theta": 10, "flavor": "seurat"}, ValueError, "no effect with"),
         ({"n_top_genes": 0}, ValueError, "at least 1"),
         ({"n_top_genes": 10.5}, ValueError, "at least 1"),
         ({"min_cells": 0}, ValueError, "min_cells=0 .*at least 1"),
-        ({"min_cells": 3, "flavor": "seurat"}, ValueError, "no meaning"),
+        ({"min_cells": 3, "flavor": "seurat"}, ValueError, "no effect with"),
         ({"theta": "a"}, ValueError, "above 0"),
     ],
 )

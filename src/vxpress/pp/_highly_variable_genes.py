@@ -148,7 +148,7 @@ def highly_variable_genes(
     _check_theta(theta, flavor)
     n_top = _whole("n_top_genes", n_top_genes)
     if min_cells is not None and flavor != "nb":
-        msg = f"min_cells={min_cells!r} has no meaning for flavor={flavor!r}. Leave it out, or pass flavor='nb'."
+        msg = f"min_cells={min_cells!r} has no effect with flavor={flavor!r}. Leave it out, or pass flavor='nb'."
         raise ValueError(msg)
     min_cells = MIN_CELLS if min_cells is None else _whole("min_cells", min_cells)
     codes, batches = batch_codes(adata, batch_key)
@@ -220,7 +220,7 @@ def _check_theta(theta: float, flavor: Flavor) -> None:
         msg = f"theta={theta!r} was given; a number above 0 is expected (inf for Poisson residuals)."
         raise ValueError(msg)
     if theta != THETA and flavor not in ("nb", "pearson_residuals"):
-        msg = f"theta={theta!r} has no meaning for flavor={flavor!r}. Leave it out, or pass flavor='nb'."
+        msg = f"theta={theta!r} has no effect with flavor={flavor!r}. Leave it out, or pass flavor='nb'."
         raise ValueError(msg)
 
 

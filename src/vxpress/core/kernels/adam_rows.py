@@ -9,7 +9,7 @@ from vxpress.core.kernels.team import CACHED
 
 OPTIONS = {"error_model": "numpy", "nogil": True}
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
-# far below any epsilon; its square is about the smallest normal float32: subnormal numbers are many times slower
+# far below any epsilon, and its square is still a normal float32: arithmetic on subnormal numbers is many times slower
 TINY = np.float32(2e-18)
 
 

@@ -116,7 +116,10 @@ def test_a_skip_decoder_receives_z_in_every_layer_and_at_the_output(n_layers: in
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_columns_of_the_condition_are_named(decoder: str) -> None:
-    """Weights named by ``conditioned`` have the condition in their last columns; all other weights do not depend on it."""
+    """Weights named by ``conditioned`` have the condition in their last columns.
+
+    All other weights do not depend on it.
+    """
     model = _model(decoder, n_layers=2, condition_output=decoder == "split", likelihood="zinb")
     names = set(model.decoder.conditioned())
     s_nc = torch.zeros(7, 2, requires_grad=True)

@@ -243,7 +243,7 @@ def test_a_refit_without_gain_on_held_out_cells_is_undone(
 
 
 def test_broad_posteriors_do_not_count_as_noise(make_cells: Callable[..., Cells]) -> None:
-    """If a draw of q has little information about a cell, the bound shows that counts scatter less than about the draw."""
+    """If q is broad, counts scatter much about the mean at a draw; the bound shows that they scatter less."""
     model, cells = _model(4, latent_library=True), _overdispersed(make_cells, 200)
     before = log_likelihood(model, cells, 500, seed=1).log_likelihood_n.mean()
     refit(model, cells, torch.arange(150), torch.arange(150, 200), seed=0)

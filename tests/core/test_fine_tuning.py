@@ -26,7 +26,7 @@ CONFIGS = [
 
 
 def _start(make_cells: Callable[..., Cells], **settings: Any) -> tuple[VAE, Cells]:
-    """Return a model of two batches extended by a third, and cells of the third whose first genes are three times as high."""
+    """Return a model of two batches extended by a third, and cells of the third with tripled first genes."""
     cells = make_cells(200, n_batches=2)
     settings = {"norm": "layer", "condition_output": True} | settings
     model = build(ModelConfig(20, n_latent=2, n_hidden=8, n_categories=(2,), has_batch=True, **settings), 0)

@@ -35,7 +35,7 @@ def f64(values: object) -> Tensor:
 
 @cache
 def _hostile(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return extreme counts, log means and log thetas of ``dtype``, with the exact log NB and log Poisson of these numbers."""
+    """Return extreme counts, log means and log thetas of ``dtype``, with their exact log NB and log Poisson."""
     grid = torch.tensor(list(product(COUNTS, MEANS, THETAS)), dtype=torch.float64)
     x, log_mean, log_theta = grid[:, 0].to(dtype), grid[:, 1].log().to(dtype), grid[:, 2].log().to(dtype)
     nb, poisson = [], []

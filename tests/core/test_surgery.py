@@ -92,7 +92,8 @@ def test_new_categories_are_equal_and_one_without_a_column_has_no_effect(
 def test_the_new_weights_are_the_mean_of_the_known_ones() -> None:
     model = _model(dispersion="gene-batch", condition_output=True, latent_library=True)
     new = extend(model, ADDED)
-    # [z or hidden, 2 numbers, batch, second covariate] becomes [.., 2 numbers, 5 batches, second, 2 columns of the third]
+    # [z or hidden, 2 numbers, batch, second covariate] becomes [.., 2 numbers, 5 batches, second, 2 columns of the
+    # third]
     for layer in ("decoder.body.linears.0", "decoder.body.linears.1", "decoder.location"):
         old, extended = model.get_parameter(f"{layer}.weight"), new.get_parameter(f"{layer}.weight")
         batches = old[:, -5:-2]

@@ -1,7 +1,8 @@
 """The hidden layers of encoder and decoder.
 
-``n_features`` of a decoder's body is the number of values that it passes to the output layers.  A layer that receives
-the condition vector keeps the condition's weights in its last columns; ``conditioned`` yields the names of these weights.
+``n_features`` of a decoder's body is the number of values that it passes to the output layers. A layer that receives
+the condition vector keeps the condition's weights in its last columns; ``conditioned`` yields the names of these
+weights.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Split(nn.Module):
 
 
 class _Blocks(nn.Linear):
-    """Parallel linear maps: each receives one block of the input, and all receive the condition that follows the blocks."""
+    """Parallel linear maps: each receives its block of the input, and all receive the condition after the blocks."""
 
     own: Tensor
 

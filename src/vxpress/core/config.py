@@ -153,9 +153,9 @@ class ModelConfig:
 class TrainConfig:
     """How the network is trained; one step is one minibatch.
 
-    ``max_epochs`` is filled in before training.  ``kl_warmup`` is the share of all steps over which the KL weight
-    rises from 0 to ``beta`` (``warmup_unit="steps"``), or a number of epochs, even if training ends earlier
-    (``"epochs"``, the rule of scvi-tools); ``kl_schedule`` sets how it rises.  ``free_bits`` are nats per latent dimension.
+    ``max_epochs`` is filled in before training. ``kl_warmup`` is the share of all steps over which the KL weight rises
+    from 0 to ``beta`` (``warmup_unit="steps"``), or a number of epochs, even if training ends earlier (``"epochs"``,
+    the rule of scvi-tools); ``kl_schedule`` sets how it rises. ``free_bits`` are nats per latent dimension.
     """
 
     max_epochs: int

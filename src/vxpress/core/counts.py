@@ -172,7 +172,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Batch:
-    """A minibatch: row numbers in the counts, log library (n, 1) and covariates of these rows, and dense counts if known."""
+    """A minibatch: row numbers in the counts, log library (n, 1) and covariates of the rows, dense counts if known."""
 
     counts: Counts
     rows: Tensor

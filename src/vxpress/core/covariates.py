@@ -74,7 +74,7 @@ class Conditioner(nn.Module):
         self.width = sum(widths) + config.n_continuous
 
     def average(self, known_k: Tensor) -> Tensor:
-        """Return the mean condition vector over the first ``known_k`` categories, with continuous columns at 0, (width,)."""
+        """Return the mean condition vector over the first ``known_k`` categories, continuous columns at 0, (width,)."""
         parts = [torch.zeros(self.n_continuous, device=known_k.device)]
         for i, (k, size) in enumerate(self.sizes):
             share = (torch.arange(size, device=known_k.device) < known_k[k]) / known_k[k]

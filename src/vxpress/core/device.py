@@ -33,7 +33,7 @@ SLOTS = 2
 
 
 def residency(needed: int, free: int) -> Literal["resident", "streamed"]:
-    """Decide whether ``needed`` bytes of data stay on a device with ``free`` bytes, or are sent minibatch by minibatch."""
+    """Decide whether ``needed`` bytes stay on a device with ``free`` bytes, or are sent minibatch by minibatch."""
     return "resident" if needed <= RESIDENT_SHARE * free else "streamed"
 
 

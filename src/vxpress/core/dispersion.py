@@ -99,7 +99,7 @@ def draw(model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator) -> 
 
 
 def most_likely(model: VAE, cells: Cells, drawn: list[Drawn]) -> Tensor:
-    """Find the log theta that maximise E_q[log p(x | z)] of some cells, (rows of theta, g), under a prior about their values."""
+    """Find the log theta that maximise E_q[log p(x | z)] of some cells plus their log prior, (rows of theta, g)."""
     start = model.decoder.log_dispersion.detach().clone().clamp(LOWEST, HIGHEST)
 
     def slope(log_theta: Tensor) -> Tensor:
@@ -129,8 +129,8 @@ def shifted(model: VAE, cells: Cells, drawn: list[Drawn]) -> Tensor:
 def climb(slope: Callable[[Tensor], Tensor], start: Tensor, low: float, high: float) -> Tensor:
     """Find, for each element, the maximum of a curve uphill of ``start`` from the curve's slope.
 
-    Steps of growing size go uphill until the slope changes sign. Then regula falsi (Illinois form) narrows down the zero
-    of the slope. Elements whose slope is zero or not finite do not move.
+    Steps of growing size go uphill until the slope changes sign. Then regula falsi (Illinois form) narrows down the
+    zero of the slope. Elements whose slope is zero or not finite do not move.
     """
 
     def finite_slope(t: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ class SharedSetting(Generic[T]):
             self.found = []
 
     def after_fork(self) -> None:
-        """Reset the state in a forked process, in which the holding threads and perhaps the owner of the lock are gone."""
+        """Reset the state in a forked process, in which the holding threads and the owner of the lock do not exist."""
         found = self.found
         self._forget()
         if found:

@@ -49,8 +49,8 @@ class Likelihood(Distribution):
     """Base class of the likelihoods; ``x`` is always a tensor of counts.  Subclasses sample in :meth:`_draw`.
 
     ``observes`` names the quantity that is distributed; only likelihoods of the same quantity are comparable.
-    ``gamma_rate`` is True if counts are Poisson given a gamma-distributed rate with shape theta, so that a count updates
-    the rate.
+    ``gamma_rate`` is True if counts are Poisson given a gamma-distributed rate with shape theta, so that a count
+    updates the rate.
     """
 
     has_dispersion: ClassVar[bool] = False
@@ -85,7 +85,10 @@ class Likelihood(Distribution):
         raise NotImplementedError
 
     def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
-        """Compute E[log1p X] of counts with library ``log_library_n1``, if this distribution is of cells with one molecule."""
+        """Compute E[log1p X] of counts with library ``log_library_n1``.
+
+        This distribution has to be that of cells with one molecule.
+        """
         raise NotImplementedError
 
     def at(self, *index: Tensor | slice) -> Likelihood:
@@ -105,7 +108,7 @@ class Likelihood(Distribution):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Sample the quantity of :meth:`observe`, ``sample_shape`` + cells x genes, from ``generator`` alone if given."""
+        """Sample the quantity of :meth:`observe`, ``sample_shape`` + cells x genes, from ``generator`` if given."""
         with torch.no_grad():
             return self._draw(self._extended_shape(torch.Size(sample_shape)), generator)
 
@@ -144,8 +147,8 @@ def _where_counted_selected(at_zero: Tensor, value: Tensor, formula: Formula, *p
 class NegativeBinomial(Likelihood):
     """Negative binomial with mean mu and inverse dispersion theta: variance mu + mu^2 / theta.
 
-    Zeros cost one log1p per cell and gene. Other counts use the saddle-point form of :mod:`vxpress.core.numerics`, which
-    stays accurate for theta from 1e-3 to 1e6 and tends to the Poisson distribution.
+    Zeros cost one log1p per cell and gene. Other counts use the saddle-point form of :mod:`vxpress.core.numerics`,
+    which stays accurate for theta from 1e-3 to 1e6 and tends to the Poisson distribution.
     """
 
     has_dispersion = True

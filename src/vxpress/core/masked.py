@@ -1,9 +1,9 @@
 """The posterior of cells in which some genes were not measured.
 
-The encoder treats a zero as a measurement.  A gene that was not measured is therefore imputed by its expectation under
-the model, E[log1p X | z, l], and the cell is encoded again, until both agree: this is the fixed point of imputation with
-the encoder's own posterior (the chain of Rezende et al. 2014, in expectation).  Missing genes carry no information, so
-their share of the Fisher information is removed from the precision of the posterior.
+The encoder treats a zero as a measurement. A gene that was not measured is therefore imputed by its expectation under
+the model, E[log1p X | z, l], and the cell is encoded again, until both agree: this is the fixed point of imputation
+with the encoder's own posterior (the chain of Rezende et al. 2014, in expectation). Missing genes carry no information,
+so their share of the Fisher information is removed from the precision of the posterior.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Missing:
     """Which of the modelled genes were measured, and which genes the library size of the cells includes.
 
     With ``library_known``, the library includes all genes, also the missing ones. Otherwise it includes only measured
-    genes: all except the missing modelled ones or, with ``inside``, only the measured modelled ones. With ``beyond``, the
-    library of the model also includes genes outside the model.
+    genes: all except the missing modelled ones or, with ``inside``, only the measured modelled ones. With ``beyond``,
+    the library of the model also includes genes outside the model.
     """
 
     observed_g: Tensor
@@ -128,7 +128,10 @@ class _Chunk:
         self.q = self.encoder(self.log_x_nm)
 
     def _share_n1(self, distribution: Likelihood) -> Tensor:
-        """Estimate the share of a cell's molecules that the library includes; ``distribution`` is of one molecule per cell."""
+        """Estimate the share of a cell's molecules that the library includes.
+
+        ``distribution`` is of one molecule per cell.
+        """
         observed = self.missing.observed_g
         if not distribution.composition:
             share = self._share_of_levels_n1(distribution)
@@ -142,7 +145,10 @@ class _Chunk:
         return share.clamp(1e-6, 1.0)
 
     def _share_of_levels_n1(self, distribution: Likelihood) -> Tensor:
-        """Compute :meth:`_share_n1` for the Gaussian: the exp of a mean log is not a share, but the error cancels in a ratio."""
+        """Compute :meth:`_share_n1` for the Gaussian likelihood.
+
+        The exp of a mean log is not a share, but the error cancels in a ratio.
+        """
         level_ng = distribution.mean.expm1().clamp_min(0.0)
         measured_n1 = level_ng[:, self.missing.observed_g].sum(-1, keepdim=True)
         level_n1 = level_ng.sum(-1, keepdim=True)

@@ -37,7 +37,7 @@ class Noise:
         return (self.bits(*x.shape) if limit < BITS else NO_BITS), limit
 
     def dropout(self, x: Tensor, keep: float) -> Tensor:
-        """Draw factors for ``x`` (n, width): 1 / ``keep`` with probability ``keep`` (to 1 / 65,536 on a CPU), else 0."""
+        """Draw factors for ``x`` (n, width): 1 / keep with probability ``keep`` (to 1 / 65,536 on a CPU), else 0."""
         if self._bits is None:
             return torch.empty_like(x).bernoulli_(keep, generator=self.generator).div_(keep)
         kept = self.bits(*x.shape) < keep_limit(keep)

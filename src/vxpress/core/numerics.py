@@ -45,7 +45,10 @@ def log_one_plus(t: Tensor, far: Tensor) -> Tensor:
 
 
 def log1mexp(log_rate: Tensor) -> Tensor:
-    """Compute log(1 - exp(-r)) from log r, for any r; where r underflows, value and gradient are those of the limit log r."""
+    """Compute log(1 - exp(-r)) from log r, for any r.
+
+    Where r underflows, value and gradient are those of the limit log r.
+    """
     small = log_rate < _LOG_SMALL_RATE
     rate = torch.where(small, log_rate, _LOG_SMALL_RATE).exp()
     series = log_rate + rate * (rate / 24 - 0.5)

@@ -128,7 +128,7 @@ def _density(q: DiagonalNormal, z: Tensor, *, fixed: bool) -> Tensor:
 
 
 class Objective:
-    """The bound on log p(x) that is maximised: terms of a minibatch, the loss, and the value by which fits are compared."""
+    """The bound on log p(x) that is maximised: terms of a minibatch, the loss, and the value that compares fits."""
 
     n_samples: int | None = None
     """Samples per cell, for a bound that needs several."""
@@ -145,7 +145,7 @@ class Objective:
         raise NotImplementedError
 
     def further(self, terms: Elbo) -> Tensor | None:
-        """Return sums over cells that :meth:`final` needs in addition to those of reconstruction, KL of z and KL of l."""
+        """Return sums for :meth:`final` in addition to those of reconstruction, KL of z and KL of l."""
         return None
 
     def final(self, means: Sequence[float]) -> float:

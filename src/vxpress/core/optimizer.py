@@ -254,7 +254,7 @@ class _CompiledAdam:
         return torch.zeros(())
 
     def _cuts(self, threads: int) -> list[np.ndarray]:
-        """Return the bounds of each thread's part of every tensor, (threads + 1, tensors), for each part that steps alone."""
+        """Return the bounds of each thread's part of every tensor, (threads + 1, tensors), per separate part."""
         if len(self.cuts[0]) != threads + 1:
             cuts = np.linspace(self.ends[:-1], self.ends[1:], threads + 1).astype(np.int64)
             self.cuts = [np.ascontiguousarray(cuts[:, part]) for part in self.parts]

@@ -51,8 +51,8 @@ class FitOptions:
     encode_covariates
         Whether the encoder also receives the covariates.
     condition_output
-        Whether the decoder's output layer receives the covariates, in addition to its hidden layers. This gives a factor
-        per gene and category.
+        Whether the decoder's output layer receives the covariates, in addition to its hidden layers. This gives a
+        factor per gene and category.
     covariate_code
         ``"one-hot"``, or ``"embedding"``: a learned vector of ``n_embedding`` numbers per category, for covariates
         with many categories.
@@ -63,8 +63,8 @@ class FitOptions:
     schedule
         Learning rate schedule: ``"one-cycle"`` (Smith & Topin 2019) or ``"constant"``.
     learning_rate
-        Peak learning rate. The default is 0.01 for minibatches of 256 cells and proportional to their size, at most 0.02
-        (Goyal et al. 2017); 0.001 with ``preset="scvi"``.
+        Peak learning rate. The default is 0.01 for minibatches of 256 cells and proportional to their size, at most
+        0.02 (Goyal et al. 2017); 0.001 with ``preset="scvi"``.
     weight_decay
         Weight decay of the optimizer.
     adam_eps
@@ -79,19 +79,20 @@ class FitOptions:
         Whether genes outside the modelled subset also get denoised values.
     decoder
         How the decoder maps z to expression. ``"mlp"`` (default) has hidden layers. ``"skip"`` has them too, and every
-        layer and the output also receive z, which makes z harder to ignore (Dieng et al. 2019). ``"linear"`` has no hidden
-        layer: its weights are loadings of the genes and are written to ``varm`` (Svensson et al. 2020). ``"split"`` has a
-        small network for each latent dimension. Their outputs are added before the softmax, so each dimension multiplies
-        expression by its own factors (after Moinfar & Theis 2024). ``n_hidden`` and ``n_layers`` apply to the first two and
-        to the encoder. Each network of ``"split"`` has ``n_hidden / n_latent`` units per layer, at least 8.
+        layer and the output also receive z, which makes z harder to ignore (Dieng et al. 2019). ``"linear"`` has no
+        hidden layer: its weights are loadings of the genes and are written to ``varm`` (Svensson et al. 2020).
+        ``"split"`` has a small network for each latent dimension. Their outputs are added before the softmax, so each
+        dimension multiplies expression by its own factors (after Moinfar & Theis 2024). ``n_hidden`` and ``n_layers``
+        apply to the first two and to the encoder. Each network of ``"split"`` has ``n_hidden / n_latent`` units per
+        layer, at least 8.
     n_samples
         Samples per cell of ``objective="iwae"`` and ``"dreg"``; 5 by default. The cost of the decoder grows with it.
     kl_schedule
         How the KL term changes over the warm-up. With ``"linear"`` (default) its weight rises from 0 to ``beta``. With
-        ``"cyclical"`` the weight rises ``kl_cycles`` times, over the first half of each cycle, and stays at ``beta`` over
-        the second half (Fu et al. 2019). With ``"capacity"`` the penalty is ``beta`` times the distance ``|KL - C|`` of a
-        minibatch's mean divergence from a target C, which rises from 0 to ``kl_capacity`` (Burgess et al. 2018). This needs
-        a ``beta`` above 1 to hold the target; 10 usually works.
+        ``"cyclical"`` the weight rises ``kl_cycles`` times, over the first half of each cycle, and stays at ``beta``
+        over the second half (Fu et al. 2019). With ``"capacity"`` the penalty is ``beta`` times the distance
+        ``|KL - C|`` of a minibatch's mean divergence from a target C, which rises from 0 to ``kl_capacity`` (Burgess
+        et al. 2018). This needs a ``beta`` above 1 to hold the target; 10 usually works.
     kl_cycles
         Number of cycles of the cyclical schedule; 4 by default, as in its source.
     kl_capacity
@@ -102,15 +103,16 @@ class FitOptions:
         divergences below ``free_bits`` no gradient (Kingma et al. 2016). Divergences are means over a minibatch, with
         dropout. A prior that does not factorise over dimensions has a single floor, ``free_bits`` times their number.
     encoder_steps
-        Number of updates of the encoder alone before each step. They continue while the mutual information between held-out
-        cells and the latent space grows, and end after three epochs without growth (after He et al. 2019). Each update
-        costs as much as a step; 0 by default.
+        Number of updates of the encoder alone before each step. They continue while the mutual information between
+        held-out cells and the latent space grows, and end after three epochs without growth (after He et al. 2019).
+        Each update costs as much as a step; 0 by default.
     refit_dispersion
-        Whether to refit the dispersions of the genes after training, with the rest of the model fixed (default; not with
-        ``preset="scvi"``). Training moves them only so far, and counts of strongly expressed genes would stay too noisy.
-        The most likely dispersions are found on up to 4,096 training cells. At least 20 validation cells are needed: on them
-        the dispersions of genes of similar expression are shifted together, and the new dispersions are kept only if the
-        importance-weighted bound of these cells increases. Latent space and decoded expression do not change.
+        Whether to refit the dispersions of the genes after training, with the rest of the model fixed (default; not
+        with ``preset="scvi"``). Training moves them only so far, and counts of strongly expressed genes would stay too
+        noisy. The most likely dispersions are found on up to 4,096 training cells. At least 20 validation cells are
+        needed: on them the dispersions of genes of similar expression are shifted together, and the new dispersions are
+        kept only if the importance-weighted bound of these cells increases. Latent space and decoded expression do not
+        change.
     prior_components
         Number of components of ``prior="mixture"`` and of pseudo-inputs of ``prior="vamp"``; 50 by default.
 

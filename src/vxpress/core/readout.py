@@ -1,9 +1,9 @@
 """Expression of genes outside the modelled subset: a linear readout from the frozen body of the decoder.
 
-Their share of the molecules is a share of the remainder times a softmax of a linear map of the decoder's features.  (It
-is not the whole remainder if the library size includes genes that are not in the data.)  The map is fitted by multinomial
-likelihood; for the Gaussian likelihood, by ridge regression of the log values.  It starts at the mean profile and stays
-there if the features carry no information.
+Their share of the molecules is a share of the remainder times a softmax of a linear map of the decoder's features. It
+is not the whole remainder if the library size includes genes that are not in the data. The map is fitted by
+multinomial likelihood; for the Gaussian likelihood, by ridge regression of the log values. It starts at the mean
+profile and stays there if the features carry no information.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def _batches(rows: Tensor, n_steps: int, order: torch.Generator) -> Iterator[Ten
 class _Gradient:
     """Gradient of the mean loss per molecule, sum_n (total_n softmax_ng - x_ng) f_n / total; memory is reused.
 
-    The features, which are few, are multiplied by the totals, and x is read at its non-zeros only.  The two products have
-    the precision of those in training steps, see :func:`rule.product_dtype`.
+    The features, which are few, are multiplied by the totals, and x is read at its non-zeros only. The two products
+    have the precision of those in training steps, see :func:`rule.product_dtype`.
     """
 
     def __init__(self, readout: torch.nn.Linear, n: int) -> None:

@@ -11,13 +11,14 @@ Ints = NDArray[np.int64]
 def split_cells(
     n: int, validation_fraction: float, rng: np.random.Generator, codes_nk: Ints | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split cells into training and validation rows, each sorted; at least one validation cell unless the fraction is 0.
+    """Split cells into training and validation rows, each sorted.
 
-    ``codes_nk`` are the categories of the cells, (n, k), the batch first.  Each batch has its share of the validation
-    cells to within one cell, and so have the other categories within a batch: cells are put in random order, sorted by
-    their categories, and chosen at equal distances. Every cell of a common category is equally likely to be chosen.
-    All cells of a category with fewer than 1 / fraction cells are training cells, as long as the other categories make
-    up half of the cells. Every category keeps at least one training cell.
+    There is at least one validation cell unless the fraction is 0. ``codes_nk`` are the categories of the cells, (n,
+    k), the batch first. Each batch has its share of the validation cells to within one cell, and so have the other
+    categories within a batch: cells are put in random order, sorted by their categories, and chosen at equal distances.
+    Every cell of a common category is equally likely to be chosen. All cells of a category with fewer than 1 / fraction
+    cells are training cells, as long as the other categories make up half of the cells. Every category keeps at least
+    one training cell.
     """
     order = rng.permutation(n)
     n_validation = min(max(1, round(validation_fraction * n)), n - 1) if validation_fraction > 0 else 0

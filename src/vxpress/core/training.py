@@ -54,8 +54,8 @@ class TrainingError(RuntimeError):
 class Outcome:
     """Record of a training: history per epoch, epoch of the kept state, and the reason why training ended.
 
-    ``dispersion_gain`` is the gain of refitting the dispersions, in nats of the importance-weighted bound per validation
-    cell.
+    ``dispersion_gain`` is the gain of refitting the dispersions, in nats of the importance-weighted bound per
+    validation cell.
     """
 
     history: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in HISTORY})
@@ -182,7 +182,7 @@ def train(
 
 
 def _parameters(model: VAE, config: TrainConfig) -> tuple[list[torch.nn.Parameter], int]:
-    """Return the trained parameters, and how many of them (the encoder's) come first because they also take steps alone."""
+    """Return the trained parameters, and the number of leading ones (the encoder's) that also take steps alone."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith("decoder.readout")]
     if not config.encoder_steps:
         return [p for _, p in named], 0
@@ -284,7 +284,7 @@ class _DeviceStep(_Step):
 
 
 def _gradient(model: VAE, cells: Cells, noise: Noise, objective: Objective) -> Gradient:
-    """Return a function that writes the gradient of a minibatch's loss to the optimizer and returns term sums and loss."""
+    """Return a function that writes a minibatch's gradient to the optimizer and returns sums of terms and the loss."""
     if rule.compiled_optimizer(cells.log_library_n1.device, cells.log_library_n1.dtype):
         from vxpress.core.kernels import training_step
 
@@ -322,7 +322,7 @@ def evaluate(
     objective: Objective | None = None,
     kl_d: Tensor | None = None,
 ) -> Tensor:
-    """Compute mean reconstruction, KL of z and KL of l over ``rows`` with fixed noise, and the objective's further means.
+    """Compute means of reconstruction, KL of z, KL of l and further sums of the objective, with fixed noise.
 
     If the prior has a divergence per dimension, its mean is added to ``kl_d``.
     """
@@ -368,7 +368,10 @@ def _record_extras(outcome: Outcome, config: TrainConfig, target: float, ahead: 
 
 
 class _Keeper:
-    """Keeps the state with the best validation objective after the warm-up (before it: the latest) and decides when to stop."""
+    """Keeps the state with the best validation objective after the warm-up and decides when to stop.
+
+    Before the end of the warm-up it keeps the latest state.
+    """
 
     def __init__(self, config: TrainConfig, *, active: bool) -> None:
         self.keep = active and config.keep_best

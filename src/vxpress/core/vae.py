@@ -20,8 +20,8 @@ from vxpress.core.priors import PRIORS, DiagonalNormal, Prior
 class VAE(nn.Module):
     """A conditional variational autoencoder of counts.
 
-    ``library_log_mean_b`` and ``library_log_var_b`` are the parameters of the log-normal prior of a latent library,
-    one per batch. ``outside_share`` is the share of the readout's genes in the molecules outside the model, which may also
+    ``library_log_mean_b`` and ``library_log_var_b`` are the parameters of the log-normal prior of a latent library, one
+    per batch. ``outside_share`` is the share of the readout's genes in the molecules outside the model, which may also
     come from genes that are not in the data. In a model without remainder it is their share in all molecules.
     """
 

@@ -32,8 +32,8 @@ Floats = NDArray[np.float64]
 def pbmc_batches(n_obs: int = 2000, *, rng: int | np.random.Generator | None = 0) -> AnnData:
     r"""Simulate blood cells in three batches, from estimates on real cells.
 
-    The composition of each cell type, the dispersion of each gene and the spread of molecules per cell are estimated from
-    the 700 real cells of :func:`pbmc68k_reduced`.  Counts are then drawn as
+    The composition of each cell type, the dispersion of each gene and the spread of molecules per cell are estimated
+    from the 700 real cells of :func:`pbmc68k_reduced`. Counts are then drawn as
 
     .. math::
 

@@ -104,7 +104,8 @@ def simulate(
     `adata.var['de_true']` : :class:`pandas.Series` (dtype `bool`)
         Whether the gene differs in any group.
     `adata.var['state_log_fold_change_true']` : :class:`pandas.Series` (dtype `float64`)
-        Loading of the gene on the state, log2 per unit, up to the constant that preserves the joint share of these genes.
+        Loading of the gene on the state, log2 per unit, up to the constant that preserves the joint share of these
+        genes.
     `adata.varm['log_fold_change_true']` : :class:`numpy.ndarray` (`n_vars` x `n_groups`)
         log2 of the gene's share in the group over its share in a group without effect, in the same batch and state.
         Columns follow the categories of `adata.obs['group']`; differences of columns compare two groups.

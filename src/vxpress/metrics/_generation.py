@@ -32,13 +32,13 @@ def two_sample_auroc(
     Parameters
     ----------
     real_ng, generated_mg
-        Two samples with the same columns, dense or sparse: counts, depth-normalised counts, principal components. Use the
-        same number of cells in both, and report it, because the score grows with it.
+        Two samples with the same columns, dense or sparse: counts, depth-normalised counts, principal components. Use
+        the same number of cells in both, and report it, because the score grows with it.
     n_folds
         Number of folds of the cross-validation, stratified by sample.
     n_trees
-        Number of trees of the forest (:class:`sklearn.ensemble.RandomForestClassifier` with its other defaults). With 100
-        trees, the default of scikit-learn, votes are noisy and the score is lower.
+        Number of trees of the forest (:class:`sklearn.ensemble.RandomForestClassifier` with its other defaults). With
+        100 trees, the default of scikit-learn, votes are noisy and the score is lower.
     rng
         Seed of folds and forest.
 
@@ -46,8 +46,8 @@ def two_sample_auroc(
     -------
     Area under the receiver operating characteristic on held-out cells, mean over folds: .5 if the samples cannot be
     distinguished, 1 if every cell is recognised. This is the classifier two-sample test of :cite:t:`LopezPaz2017`, with
-    the random forest and the area of :cite:t:`Marouf2020`. With few columns and similar samples it scatters around .5 and
-    may be lower.
+    the random forest and the area of :cite:t:`Marouf2020`. With few columns and similar samples it scatters around .5
+    and may be lower.
 
     Raises
     ------
@@ -164,9 +164,9 @@ def energy_distance(x_nd: np.ndarray, y_md: np.ndarray) -> float:
 
     Returns
     -------
-    ``2 E|x - y| - E|x - x'| - E|y - y'|`` of :cite:t:`Szekely2013`, without the distance of a cell to itself. On average
-    it is 0 if the distributions are the same, and positive otherwise. With squared distances, which some tools use, it
-    would only measure the means: twice the squared distance between them.
+    ``2 E|x - y| - E|x - x'| - E|y - y'|`` of :cite:t:`Szekely2013`, without the distance of a cell to itself. On
+    average it is 0 if the distributions are the same, and positive otherwise. With squared distances, which some tools
+    use, it would only measure the means: twice the squared distance between them.
 
     Raises
     ------
@@ -286,8 +286,8 @@ def fold_change_slope(
     """Compare the size of differences between groups in generated and in real cells.
 
     Every group is compared with all other cells. Differing genes are chosen by Welch's test of ``log1p`` values, with
-    false discovery rate ``fdr``, and by fold change. The log2 fold changes of means in generated cells are then regressed
-    on those in real cells, over all chosen genes and groups, through the origin.
+    false discovery rate ``fdr``, and by fold change. The log2 fold changes of means in generated cells are then
+    regressed on those in real cells, over all chosen genes and groups, through the origin.
 
     Parameters
     ----------
@@ -298,9 +298,9 @@ def fold_change_slope(
         The same for generated cells. Groups with fewer than three cells, or fewer than three other cells, in any sample
         are left out.
     select_ng, select_groups
-        Other real cells, such as the training cells, on which genes are chosen. Without them, genes are chosen on the same
-        cells from which fold changes are computed. The slope is then too small, because genes are chosen whose fold change
-        is large by chance.
+        Other real cells, such as the training cells, on which genes are chosen. Without them, genes are chosen on the
+        same cells from which fold changes are computed. The slope is then too small, because genes are chosen whose
+        fold change is large by chance.
     fdr, min_log2_fold_change
         Thresholds for the choice of genes.
     pseudocount
@@ -310,8 +310,8 @@ def fold_change_slope(
     Returns
     -------
     ``slope``
-        1 if differences are preserved, smaller if they are attenuated, NaN if no gene was chosen. Noise in the real fold
-        changes lowers it (regression dilution): compare with the slope between two halves of the real cells.
+        1 if differences are preserved, smaller if they are attenuated, NaN if no gene was chosen. Noise in the real
+        fold changes lowers it (regression dilution): compare with the slope between two halves of the real cells.
     ``n_genes``
         Number of pairs of gene and group used.
 

@@ -27,8 +27,8 @@ def kl_per_dimension(
 
     Returns
     -------
-    Nats per cell, (n_latent,). For N(0, 1) it is the mean of ``(mean^2 + var - log var - 1) / 2`` (Kingma & Welling 2014,
-    appendix B).
+    Nats per cell, (n_latent,). For N(0, 1) it is the mean of ``(mean^2 + var - log var - 1) / 2`` (Kingma & Welling
+    2014, appendix B).
 
     Examples
     --------

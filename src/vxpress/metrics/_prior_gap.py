@@ -14,7 +14,8 @@ from vxpress.metrics._latent import _pair
 
 # largest number of cells for the fit of the mixture, and of held-out cells; draws of each held-out cell
 MAX_TRAIN, MAX_JUDGED, N_DRAWS = 2_000, 1_000, 5
-# candidate mixtures; with more than FULL_UP_TO dimensions, a full covariance has too many entries for the number of cells
+# candidate mixtures; with more than FULL_UP_TO dimensions, a full covariance has too many entries for the number of
+# cells
 FULL = (("full", 1), ("full", 8), ("diag", 24))
 WIDE = (("diag", 1), ("diag", 8), ("diag", 24))
 FULL_UP_TO = 32
@@ -31,9 +32,9 @@ def prior_gap(
 ) -> tuple[float, float]:
     """Estimate the divergence of the aggregate posterior from the prior, KL(q(z) || p(z)), on held-out cells.
 
-    A mixture of normal distributions is fitted to one draw of z per training cell; its size is chosen on a fifth of them.
-    The estimate is the mean of log q(z) - log p(z) over held-out cells, with five draws each.  An imperfect mixture gives
-    a smaller value in expectation, so the estimate errs on the low side and may be negative.
+    A mixture of normal distributions is fitted to one draw of z per training cell; its size is chosen on a fifth of
+    them. The estimate is the mean of log q(z) - log p(z) over held-out cells, with five draws each. An imperfect
+    mixture gives a smaller value in expectation, so the estimate errs on the low side and may be negative.
 
     Parameters
     ----------

@@ -17,8 +17,8 @@ SECOND = "#c8553d"
 
 # The first ten are Petroff's (arXiv 2107.02270). Each further colour is the one farthest from those before it and from
 # the light grey of missing values, by its smallest distance in CAM02-UCS over normal, deuteranopic, protanopic and
-# tritanopic vision (Machado 2009). In the worst of the four, the closest two of the first 10, 20 and all 24 colours have
-# distances of 14.5, 11.1 and 9.4; those of scanpy's defaults for 10 and 20 categories have 4.3 and 0.6.
+# tritanopic vision (Machado 2009). In the worst of the four, the closest two of the first 10, 20 and all 24 colours
+# have distances of 14.5, 11.1 and 9.4; those of scanpy's defaults for 10 and 20 categories have 4.3 and 0.6.
 PALETTE = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
     *("#6d1831", "#3d3d61", "#923d49", "#496186", "#b6b6ff", "#e7ce86", "#860000", "#7949ff", "#9e86aa", "#610092"),

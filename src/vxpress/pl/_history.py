@@ -52,8 +52,9 @@ def history(
     Returns
     -------
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the :class:`~matplotlib.axes.Axes`
-    with the two curves: nats per cell against epochs from 1; higher is better. There is no curve of held-out cells if the
-    fit held out none. The view leaves out the lowest values, which are those of the first epochs. The weight has no unit.
+    with the two curves: nats per cell against epochs from 1; higher is better. There is no curve of held-out cells if
+    the fit held out none. The view leaves out the lowest values, which are those of the first epochs. The weight has no
+    unit.
 
     Raises
     ------

@@ -52,10 +52,10 @@ def kl(
 ) -> Axes | Figure | None:
     """Draw the divergence of the posterior from the prior, per latent dimension, with its spread over cells.
 
-    A dimension with a bar at 0 carries no information: the posterior of every cell equals the prior.
-    Bars and spread are computed from the cells in ``adata``. Active dimensions, and the verdict in the title, are those of
-    the stored diagnosis, whose ``kl_per_dim`` is computed on the held-out cells. If ``fit_vae(..., cure=True)`` changed the
-    fit, a line shows the divergence per dimension before.
+    A dimension with a bar at 0 carries no information: the posterior of every cell equals the prior. Bars and spread
+    are computed from the cells in ``adata``. Active dimensions, and the verdict in the title, are those of the stored
+    diagnosis, whose ``kl_per_dim`` is computed on the held-out cells. If ``fit_vae(..., cure=True)`` changed the fit, a
+    line shows the divergence per dimension before.
 
     Parameters
     ----------
@@ -78,21 +78,21 @@ def kl(
 
     Returns
     -------
-    ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the :class:`~matplotlib.axes.Axes`.
-    Bars are sorted, the highest first, and labelled with the column of ``obsm``. Heights are means over cells in nats,
-    lines extend from the first to the third quartile over cells, and dots are medians. Only the prior N(0, I) has a
-    divergence per dimension. Under any other prior, the bars show the divergence from the normal distribution with the
-    mean and variance of all cells in that dimension. With ``over_training``, the axes have an image with one row per
-    dimension (on top the one with the highest divergence at the kept epoch), one column per epoch, and a line at the kept
-    epoch.
+    ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the
+    :class:`~matplotlib.axes.Axes`. Bars are sorted, the highest first, and labelled with the column of ``obsm``.
+    Heights are means over cells in nats, lines extend from the first to the third quartile over cells, and dots are
+    medians. Only the prior N(0, I) has a divergence per dimension. Under any other prior, the bars show the divergence
+    from the normal distribution with the mean and variance of all cells in that dimension. With ``over_training``, the
+    axes have an image with one row per dimension (on top the one with the highest divergence at the kept epoch), one
+    column per epoch, and a line at the kept epoch.
 
     Raises
     ------
     KeyError
         If ``adata`` has no such fit or posterior.
     ValueError
-        If the stored posterior belongs to another fit; if the fit has no record for ``over_training``; if ``figsize`` or
-        the number of axes is wrong.
+        If the stored posterior belongs to another fit; if the fit has no record for ``over_training``; if ``figsize``
+        or the number of axes is wrong.
     TypeError
         If ``ax`` is not an axes.
 
@@ -166,7 +166,7 @@ def _label_step(n: int, inches: float) -> int:
 
 
 def _other(adata: AnnData, fit: Fit, compare_key: str | None) -> tuple[np.ndarray, str] | None:
-    """Return the divergence per dimension, the highest first, of the fit to compare with, and its label in the legend."""
+    """Return the divergence per dimension, the highest first, of the fit to compare with, and its label."""
     if compare_key is not None:
         diagnostics, name = fit_of(adata, compare_key).diagnostics, compare_key
     elif "before_cure" in fit.diagnostics and len(np.atleast_1d(fit.diagnostics["cure"]["kept"])) > 1:

@@ -77,20 +77,21 @@ def latent(
     adata
         Cells with a stored posterior and a fit of :func:`~vxpress.tl.fit_vae`.
     color
-        Columns of ``obs`` or genes, one panel for each. Colours of categories are read from ``uns[f"{color}_colors"]``, as
-        in :func:`scanpy.pl.embedding`. If there are none, colours that are distinguishable with any kind of colour vision
-        are written there for up to 24 categories; with more categories, scanpy's colours.
+        Columns of ``obs`` or genes, one panel for each. Colours of categories are read from ``uns[f"{color}_colors"]``,
+        as in :func:`scanpy.pl.embedding`. If there are none, colours that are distinguishable with any kind of colour
+        vision are written there for up to 24 categories; with more categories, scanpy's colours.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     layer
-        Layer for the colours of genes, for example ``"vae_normalized"``; by default that of :func:`scanpy.pl.embedding`.
+        Layer for the colours of genes, for example ``"vae_normalized"``; by default that of
+        :func:`scanpy.pl.embedding`.
     dimensions
         Two columns of ``obsm["X_vae"]`` to draw, counted from 0, even if there is a UMAP.
     ncols
         Number of panels per row; by default as many as fit on 13 inches, or on the width of ``figsize``.
     figsize
-        Width and height of the new figure in inches; by default chosen from the number of panels and the widths of their
-        legends.
+        Width and height of the new figure in inches; by default chosen from the number of panels and the widths of
+        their legends.
     ax
         Axes to draw on, one for each panel; by default those of a new figure.
     show
@@ -102,20 +103,20 @@ def latent(
 
     Returns
     -------
-    ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the :class:`~matplotlib.axes.Axes`, or
-    a list of them for several colours. Axes of latent dimensions are labelled with their divergence, in nats per cell; those
-    of a UMAP have no unit.
+    ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the
+    :class:`~matplotlib.axes.Axes`, or a list of them for several colours. Axes of latent dimensions are labelled with
+    their divergence, in nats per cell; those of a UMAP have no unit.
 
     Raises
     ------
     KeyError
         If ``adata`` has no such fit, posterior, column, gene or layer.
     ValueError
-        If the stored posterior belongs to another fit, the dimensions do not exist, or there is only one dimension and no
-        UMAP; if the number of axes or ``figsize`` is wrong.
+        If the stored posterior belongs to another fit, the dimensions do not exist, or there is only one dimension and
+        no UMAP; if the number of axes or ``figsize`` is wrong.
     TypeError
-        If ``color`` is not a name or names, ``ax`` is not an axes or axes, or :func:`scanpy.pl.embedding` does not accept an
-        argument.
+        If ``color`` is not a name or names, ``ax`` is not an axes or axes, or :func:`scanpy.pl.embedding` does not
+        accept an argument.
 
     See Also
     --------
@@ -172,7 +173,10 @@ def _what(
 
 
 def _drawable(adata: AnnData, colors: tuple[str | None, ...], layer: str | None, kwargs: Mapping[str, Any]) -> AnnData:
-    """Return the AnnData or, for a view, a copy with the requested genes: scanpy writes colours, which would copy a view."""
+    """Return the AnnData or, for a view, a copy with the requested genes.
+
+    Scanpy writes colours to the AnnData, which would turn a view into a copy.
+    """
     if not adata.is_view:
         return adata
     symbols = kwargs.get("gene_symbols")
@@ -200,7 +204,7 @@ def _wrapped(label: str) -> str:
 
 
 def _size(ax: Axes, n_obs: int) -> float:
-    """Compute the area of a point in square points: scanpy's rule for its default figure, scaled by the area of the axes."""
+    """Compute the area of a point in square points: scanpy's rule, scaled by the area of the axes."""
     width, height = inches_of(ax)
     return float(min(MAX_POINT, 120_000 / n_obs * width * height / SCANPYS_AREA))
 

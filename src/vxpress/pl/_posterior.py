@@ -49,18 +49,18 @@ def posterior(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> list[Axes] | Figure | None:
-    """Draw posteriors of a few cells and of all cells together with the prior, in the most and the least used dimension.
+    """Draw posteriors of a few cells and of all cells with the prior, in the most and the least used dimension.
 
-    In a used dimension each cell has its own narrow posterior, and only their mixture over all cells resembles the prior.
-    In a collapsed dimension every posterior equals the prior. The title of each panel says which case it shows.
+    In a used dimension each cell has its own narrow posterior, and only their mixture over all cells resembles the
+    prior. In a collapsed dimension every posterior equals the prior. The title of each panel says which case it shows.
 
     Parameters
     ----------
     adata
         Cells with a stored posterior and a fit of :func:`~vxpress.tl.fit_vae`.
     cells
-        Cells whose posteriors are drawn, at most 24: their names, their positions, a boolean array over all cells, or the
-        name of a boolean column of ``obs``. By default five cells, spread evenly over the most used dimension.
+        Cells whose posteriors are drawn, at most 24: their names, their positions, a boolean array over all cells, or
+        the name of a boolean column of ``obs``. By default five cells, spread evenly over the most used dimension.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     ncols
@@ -78,9 +78,9 @@ def posterior(
     -------
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the list of
     :class:`~matplotlib.axes.Axes`: first the dimension with the highest, then that with the lowest mean divergence over
-    cells. Curves are densities (per unit of the latent dimension) of N(mean, variance) per cell. The filled curve is their
-    mean over all cells (over 5,000 at most). A learned prior is drawn as the density of 5,000 draws from it in that
-    dimension, with the bandwidth of Scott's rule.
+    cells. Curves are densities (per unit of the latent dimension) of N(mean, variance) per cell. The filled curve is
+    their mean over all cells (over 5,000 at most). A learned prior is drawn as the density of 5,000 draws from it in
+    that dimension, with the bandwidth of Scott's rule.
 
     Raises
     ------

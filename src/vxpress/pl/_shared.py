@@ -78,7 +78,10 @@ def headline(diagnostics: Mapping[str, Any], width: int = 66) -> str:
 
 
 def names_of(argument: str, value: object, what: str) -> tuple[str, ...]:
-    """Return names that are given as a string or as a sequence or array of strings; ``what`` they name, in the plural."""
+    """Return names that are given as a string or as a sequence or array of strings.
+
+    ``what`` says what they name, in the plural.
+    """
     if isinstance(value, str):
         return (value,)
     found = listed(value)
@@ -89,7 +92,10 @@ def names_of(argument: str, value: object, what: str) -> tuple[str, ...]:
 
 
 def listed(value: Any) -> list[Any] | None:
-    """Return the elements of a list, tuple, index, series or array; ``None`` for anything else and for a single value."""
+    """Return the elements of a list, tuple, index, series or array.
+
+    Return ``None`` for anything else and for a single value.
+    """
     if isinstance(value, list | tuple | pd.Index | pd.Series):
         return list(value)
     if isinstance(value, np.ndarray) and value.ndim:

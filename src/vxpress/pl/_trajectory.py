@@ -47,16 +47,17 @@ def trajectory(
     adata
         A path: the result of :func:`vxpress.tl.interpolate`.
     genes
-        Genes to draw, at most 24, each labelled at the end of its line. By default the eight genes whose expression changes
-        most along the path: by the ratio of largest to smallest value, after adding a hundredth of the largest value of all.
+        Genes to draw, at most 24, each labelled at the end of its line. By default the eight genes whose expression
+        changes most along the path: by the ratio of largest to smallest value, after adding a hundredth of the largest
+        value of all.
     cells
-        The AnnData with the fitted cells, for a second panel: the path in a plane of the latent space. The horizontal axis
-        is the direction from source to target, so the path is drawn at full length. The vertical axis is the direction at
-        right angles to it in which the cells vary most. Both are in units of the latent space, in which the prior has a
-        standard deviation of 1.
+        The AnnData with the fitted cells, for a second panel: the path in a plane of the latent space. The horizontal
+        axis is the direction from source to target, so the path is drawn at full length. The vertical axis is the
+        direction at right angles to it in which the cells vary most. Both are in units of the latent space, in which
+        the prior has a standard deviation of 1.
     relative
-        Whether to draw every gene as a share of its largest value on the path, so that genes of all expression levels are
-        visible. Otherwise values have the scale of the ``target_sum`` of :func:`vxpress.tl.interpolate`.
+        Whether to draw every gene as a share of its largest value on the path, so that genes of all expression levels
+        are visible. Otherwise values have the scale of the ``target_sum`` of :func:`vxpress.tl.interpolate`.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     ncols

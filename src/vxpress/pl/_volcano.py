@@ -23,8 +23,9 @@ from vxpress.pl._shared import check_adata, check_switches, finish, panels, plai
 
 # p-values of 0 (below the smallest float) are drawn this far above the others
 HEADROOM = 1.06
-# fold changes beyond this multiple of the 99th percentile of the coloured ones are drawn at the edge: in scanpy's ranking
-# a gene without counts in one group changes by a factor of 2^20 and more, and would compress all others to a line
+# fold changes beyond this multiple of the 99th percentile of the coloured ones are drawn at the edge: in scanpy's
+# ranking a gene without counts in one group changes by a factor of 2^20 and more, and would compress all others to a
+# line
 FAR = 1.25
 MAX_AVOIDED = 300  # number of points near the top that labels avoid
 
@@ -47,8 +48,9 @@ def volcano(
 ) -> Axes | Figure | None:
     """Draw log fold changes of the genes of a group against their significance, and label the most significant ones.
 
-    The function reads a ranking in the format of :func:`scanpy.tl.rank_genes_groups`, written by any function. The height
-    of a gene is -log10 of the adjusted p-value; without one, -log10 of the p-value; without p-values, the absolute score.
+    The function reads a ranking in the format of :func:`scanpy.tl.rank_genes_groups`, written by any function. The
+    height of a gene is -log10 of the adjusted p-value; without one, -log10 of the p-value; without p-values, the
+    absolute score.
 
     Parameters
     ----------
@@ -80,17 +82,19 @@ def volcano(
 
     Returns
     -------
-    ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the :class:`~matplotlib.axes.Axes`.
-    Fold changes are log2 and p-values -log10, so neither has a unit. Triangles mark p-values of 0 (below the smallest
-    float) and fold changes beyond 1.25 times the 99th percentile of the coloured ones, which are drawn at the edge. Genes
-    without a finite fold change are left out. The numbers of genes at the edge and left out are written below the axis.
+    ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else the
+    :class:`~matplotlib.axes.Axes`. Fold changes are log2 and p-values -log10, so neither has a unit. Triangles mark
+    p-values of 0 (below the smallest float) and fold changes beyond 1.25 times the 99th percentile of the coloured
+    ones, which are drawn at the edge. Genes without a finite fold change are left out. The numbers of genes at the edge
+    and left out are written below the axis.
 
     Raises
     ------
     KeyError
         If ``uns`` has no such ranking, group or column.
     ValueError
-        If there are several groups and ``group`` is missing, there is no finite fold change, or an argument is out of range.
+        If there are several groups and ``group`` is missing, there is no finite fold change, or an argument is out of
+        range.
     TypeError
         If ``ax`` is not an axes.
 

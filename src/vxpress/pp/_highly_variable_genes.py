@@ -61,12 +61,12 @@ def highly_variable_genes(
         r_{ng} = \frac{x_{ng} - \mu_{ng}}{\sqrt{\mu_{ng} + \mu_{ng}^2 / \theta}}, \qquad
         \mu_{ng} = \frac{\sum_{g'} x_{ng'} \, \sum_{n'} x_{n'g}}{\sum_{n'g'} x_{n'g'}},
 
-    Residuals are clipped to :math:`\pm\sqrt{n}`, where :math:`n` is the number of cells. They are also clipped from above
-    to the third largest residual of the gene, or to 0 if fewer are positive (``min_cells``).
-    With ``batch_key``, residuals, their variance and :math:`n` are those of each batch, and the third largest residual is
-    that of all batches together. Genes are then ranked by the number of batches in which they are among the top genes, and
-    by their median rank in these batches.
-    This needs no loess fit. Raw counts are read in blocks of rows, from memory or from a backed file.
+    Residuals are clipped to :math:`\pm\sqrt{n}`, where :math:`n` is the number of cells. They are also clipped from
+    above to the third largest residual of the gene, or to 0 if fewer are positive (``min_cells``). With ``batch_key``,
+    residuals, their variance and :math:`n` are those of each batch, and the third largest residual is that of all
+    batches together. Genes are then ranked by the number of batches in which they are among the top genes, and by their
+    median rank in these batches. This needs no loess fit. Raw counts are read in blocks of rows, from memory or from a
+    backed file.
 
     Parameters
     ----------
@@ -77,7 +77,8 @@ def highly_variable_genes(
     layer
         Layer to read; ``None`` reads ``adata.X``.
     batch_key
-        Column of ``adata.obs`` with the batch of each cell. Genes that differ only between batches are then not selected.
+        Column of ``adata.obs`` with the batch of each cell. Genes that differ only between batches are then not
+        selected.
     flavor
         ``"nb"`` is described above.
         ``"pearson_residuals"`` calls :func:`scanpy.experimental.pp.highly_variable_genes`, which agrees with ``"nb"``
@@ -89,10 +90,10 @@ def highly_variable_genes(
         The default is that of the paper, based on technical control data; ``inf`` gives Poisson residuals.
     min_cells
         Number of cells that must stand out for a gene to be variable, for ``"nb"``: residuals are clipped to the
-        ``min_cells``-th largest of their gene. ``None`` means 3, as in :func:`scanpy.pp.filter_genes` in most tutorials,
-        and at most a tenth of the cells. If a gene has tens of molecules in one cell and almost none in the others, this is
-        more often an artefact than biology. With the variance of the paper, ``min_cells=1``, a third of the 2,000 genes
-        selected on the 2,700 PBMCs of 10x Genomics are of this kind.
+        ``min_cells``-th largest of their gene. ``None`` means 3, as in :func:`scanpy.pp.filter_genes` in most
+        tutorials, and at most a tenth of the cells. If a gene has tens of molecules in one cell and almost none in the
+        others, this is more often an artefact than biology. With the variance of the paper, ``min_cells=1``, a third of
+        the 2,000 genes selected on the 2,700 PBMCs of 10x Genomics are of this kind.
     subset
         Whether to keep only the selected genes.
     progress
@@ -109,8 +110,8 @@ def highly_variable_genes(
     `adata.var['highly_variable']` : :class:`pandas.Series` (dtype `bool`)
         Whether the gene is selected.
     `adata.var['highly_variable_rank']` : :class:`pandas.Series` (dtype `float32`)
-        Rank by residual variance, 0 for the most variable gene. With batches, the median over the batches that select the
-        gene. NaN outside the top genes.
+        Rank by residual variance, 0 for the most variable gene. With batches, the median over the batches that select
+        the gene. NaN outside the top genes.
     `adata.var['means']`, `adata.var['variances']` : :class:`pandas.Series` (dtype `float64`)
         Mean and variance (divisor n - 1) of the counts.
     `adata.var['residual_variances']` : :class:`pandas.Series` (dtype `float64`)
@@ -125,8 +126,9 @@ def highly_variable_genes(
     KeyError
         If the layer or the batch column does not exist.
     ValueError
-        If the matrix does not contain counts, if batches are missing, if an argument is out of range, or if a column already
-        exists and ``uns["hvg"]`` does not show that this function or scanpy's wrote it. Their own columns are replaced.
+        If the matrix does not contain counts, if batches are missing, if an argument is out of range, or if a column
+        already exists and ``uns["hvg"]`` does not show that this function or scanpy's wrote it. Their own columns are
+        replaced.
     ImportError
         If the flavour needs scikit-misc and it is not installed.
 

@@ -51,9 +51,9 @@ def library_size(
         Name of the column in ``adata.obs`` and of the entry in ``adata.uns``.
         The default is the name that the fit reads.
     overwrite
-        Whether to replace an existing entry with this name that no earlier call wrote, or that an earlier call wrote for
-        another number of genes. Off by default, because a column that came with the data may count genes that are no
-        longer in the matrix. An entry from an earlier call with the same number of genes is always replaced.
+        Whether to replace an existing entry with this name that no earlier call wrote, or that an earlier call wrote
+        for another number of genes. Off by default, because a column that came with the data may count genes that are
+        no longer in the matrix. An entry from an earlier call with the same number of genes is always replaced.
     progress
         Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
         verbosity is 0; ``True`` shows it at once, ``False`` never.

@@ -44,12 +44,12 @@ def neighbors(
 ) -> AnnData | None:
     r"""Compute the neighborhood graph of cells from their posteriors, in the format of :func:`scanpy.pp.neighbors`.
 
-    The neighbours of a cell are the cells whose states explain its counts best. Cell i has the posterior N(m, v) in each
-    latent dimension, and all cells together have the mean :math:`\bar m` and the variance
-    :math:`s^2 = \mathrm{Var}(m) + \overline{v}`. With this population distribution divided out, the counts of cell i give
-    a likelihood of z with precision r / v and peak :math:`\bar m + (m - \bar m) / r`, where :math:`r = 1 - v / s^2` is the
-    share of the variance that the cell resolves. The squared distance from i to j is twice the expected decrease of the
-    log-likelihood of cell i, from its peak, if its state were that of cell j:
+    The neighbours of a cell are the cells whose states explain its counts best. Cell i has the posterior N(m, v) in
+    each latent dimension, and all cells together have the mean :math:`\bar m` and the variance
+    :math:`s^2 = \mathrm{Var}(m) + \overline{v}`. With this population distribution divided out, the counts of cell i
+    give a likelihood of z with precision r / v and peak :math:`\bar m + (m - \bar m) / r`, where
+    :math:`r = 1 - v / s^2` is the share of the variance that the cell resolves. The squared distance from i to j is
+    twice the expected decrease of the log-likelihood of cell i, from its peak, if its state were that of cell j:
 
     .. math::
 
@@ -57,10 +57,10 @@ def neighbors(
                  = \sum_d \frac{r_{id}}{v_{id}} \Big[ \Big(m_{jd} - \bar m_d - \frac{m_{id} - \bar m_d}{r_{id}}\Big)^2
                    + v_{jd} \Big].
 
-    So a dimension is weighted by the precision of the cell itself, the shrinkage of cells with few counts towards the prior
-    is removed, and uncertain cells are the last neighbours. If all posteriors are equally narrow, the graph is that of
-    scanpy on posterior means. The guide shows the measured gain over distances between means. The graph is the input of
-    :func:`scanpy.tl.leiden`, :func:`~scanpy.tl.umap`, :func:`~scanpy.tl.paga` and :func:`~scanpy.tl.diffmap`.
+    So a dimension is weighted by the precision of the cell itself, the shrinkage of cells with few counts towards the
+    prior is removed, and uncertain cells are the last neighbours. If all posteriors are equally narrow, the graph is
+    that of scanpy on posterior means. The guide shows the measured gain over distances between means. The graph is the
+    input of :func:`scanpy.tl.leiden`, :func:`~scanpy.tl.umap`, :func:`~scanpy.tl.paga` and :func:`~scanpy.tl.diffmap`.
 
     Parameters
     ----------
@@ -73,14 +73,14 @@ def neighbors(
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     distance
-        ``"likelihood"`` is described above. ``"euclidean"`` is the distance between posterior means, with the same result as
-        ``sc.pp.neighbors(adata, use_rep="X_vae")``.
+        ``"likelihood"`` is described above. ``"euclidean"`` is the distance between posterior means, with the same
+        result as ``sc.pp.neighbors(adata, use_rep="X_vae")``.
     method
         How scanpy computes connectivities from distances: ``"umap"``, ``"gauss"`` or another method of scanpy.
     n_draws
-        Number of posterior draws of all cells. The graph is computed again for each draw, and the frequency of every edge is
-        written. 20 draws distinguish frequencies that differ by about 0.1. The default is 0, because each draw takes as long
-        as the graph itself.
+        Number of posterior draws of all cells. The graph is computed again for each draw, and the frequency of every
+        edge is written. 20 draws distinguish frequencies that differ by about 0.1. The default is 0, because each draw
+        takes as long as the graph itself.
     rng
         Seed of the draws and of approximate searches, or a numpy generator.
     key_added
@@ -104,16 +104,17 @@ def neighbors(
         ``n_neighbors - 1``. Without ``n_draws``, the matrix of an earlier call is removed.
     ``adata.uns["neighbors" | key_added]`` : :class:`dict`
         Names and parameters, as scanpy writes them, and in addition ``distance`` and ``n_draws`` (and
-        ``edge_frequency_key``). ``use_rep`` is that of the posterior means and ``metric`` is ``"euclidean"``, for functions
-        of scanpy that need coordinates in addition to the graph.
+        ``edge_frequency_key``). ``use_rep`` is that of the posterior means and ``metric`` is ``"euclidean"``, for
+        functions of scanpy that need coordinates in addition to the graph.
 
     Raises
     ------
     KeyError
         If there is no such fit or posterior.
     ValueError
-        If ``n_neighbors`` is not from 2 to one less than the number of cells, if another argument is out of range, or if the
-        name belongs to something that is not a neighborhood graph. Graphs of this function or of scanpy's are replaced.
+        If ``n_neighbors`` is not from 2 to one less than the number of cells, if another argument is out of range, or
+        if the name belongs to something that is not a neighborhood graph. Graphs of this function or of scanpy's are
+        replaced.
     RuntimeError
         If this process was forked after numba had started its threads.
 

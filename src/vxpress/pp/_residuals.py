@@ -46,7 +46,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class _Null:
-    """The null model of the residuals: ``mu = library x share``, ``var = mu + mu^2 / theta``, and the clipping limits."""
+    """The null model of the residuals: ``mu = library x share``, ``var = mu + mu^2 / theta``, and clipping limits."""
 
     library_n: Floats
     share_bg: Floats
@@ -57,7 +57,7 @@ class _Null:
 def residual_moments(
     matrix: Any, codes_n: Codes, n_batches: int, *, theta: float, min_cells: int = 1, check: Check
 ) -> Moments:
-    """Compute clipped Pearson residual variances of each gene in each batch (Lause, Berens & Kobak 2021), in two passes.
+    """Compute clipped Pearson residual variances of each gene in each batch, in two passes (Lause et al. 2021).
 
     Residuals of a gene are also clipped from above to the ``min_cells``-th largest over all batches, or to 0 if that is
     negative, so that cells of a rare type count together even if they are in different batches.
@@ -170,7 +170,7 @@ def _residuals(null: _Null, block: _Nonzeros, codes_n: Codes) -> tuple[Floats, F
 
 
 class _Largest:
-    """The ``n_kept`` largest residuals above 0 of each gene over all batches, in decreasing order, and their batches."""
+    """The ``n_kept`` largest residuals above 0 of each gene over all batches, in decreasing order, and batches."""
 
     def __init__(self, n_kept: int, n_genes: int) -> None:
         self.values_kg = np.zeros((n_kept, n_genes))
@@ -199,7 +199,7 @@ class _Largest:
         return self.values_kg, self.batch_kg
 
     def excess(self, n_batches: int) -> tuple[Floats, Floats]:
-        """Compute the excess of the sums of residuals and of their squares in each batch over those clipped to the last one."""
+        """Compute the excess of sums of residuals and of their squares in each batch over those clipped to the last."""
         last_g = self.values_kg[-1]
         first_bg, second_bg = np.zeros((2, n_batches, last_g.size))
         gene = np.arange(last_g.size)

@@ -75,7 +75,8 @@ def test_density_is_low_between_two_clusters_but_not_on_a_bridge() -> None:
 
 
 def test_the_middle_of_a_population_alone_would_hide_the_gap() -> None:
-    # the reason for moving cells: density on the mean path between separate clusters is higher than around a typical cell
+    # the reason for moving cells: density on the mean path between separate clusters is higher than around a typical
+    # cell
     mean_nd, var_nd, ends = _crowd(6.0, d=20)
     crowd = Crowd.choose(mean_nd, var_nd, ends, np.random.default_rng(0))
     middle = linear_path(mean_nd[ends[0]].mean(0), mean_nd[ends[1]].mean(0), POSITION)

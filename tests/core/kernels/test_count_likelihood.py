@@ -95,7 +95,7 @@ FORMS: dict[str, Form] = {
 def _both(
     f: Tensor, layers: OutputLayers, batch: Batch, weight_n: Tensor, form: Form = FORMS["compiled"]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Compute value and gradients of a fast and of the plain form: value, features, library, then the layers in order."""
+    """Compute value and gradients of a fast and of the plain form: value, features, library, then layers in order."""
     log_library = batch.log_library_n1.clone().requires_grad_()
     value = form(f, layers, log_library, batch)
     inputs = [f, log_library, layers.weight, layers.bias, layers.log_theta, layers.gate_weight, layers.gate_bias]

@@ -71,7 +71,7 @@ def evidence(model: VAE, cells: Cells, reference_md: np.ndarray, *, n_top: int =
 
 
 def neighbor_distance(mean_nd: np.ndarray, reference_md: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the mean distance to the nearest ``N_NEIGHBORS`` reference cells, and that to the nearest one, each (n,)."""
+    """Compute the mean distance to the nearest ``N_NEIGHBORS`` reference cells and to the nearest one, each (n,)."""
     reference = torch.from_numpy(np.asarray(reference_md, dtype=np.float32))
     k = min(N_NEIGHBORS, len(reference))
     mean_n, nearest_n = np.empty((2, len(mean_nd)))

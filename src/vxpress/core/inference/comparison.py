@@ -36,7 +36,10 @@ class Scores:
 
     @property
     def gap(self) -> float:
-        """Gain of the bound from fewer to many samples; a slight loss, which a tight bound can show by chance, counts as 0."""
+        """Gain of the bound from fewer to many samples.
+
+        A slight loss, which a tight bound can show by chance, counts as 0.
+        """
         return max(0.0, self.mean - self.fewer)
 
     def seed_variance(self) -> tuple[float, int]:
@@ -67,8 +70,8 @@ class Difference:
 def difference(a: Scores, b: Scores, level: float = LEVEL) -> Difference:
     """Compute by how much ``a`` exceeds ``b`` on the same cells.
 
-    The variance is the sum of the paired variance over cells and the variances over the seeds of each model. The interval
-    is Student's, with the degrees of freedom of Welch and Satterthwaite.
+    The variance is the sum of the paired variance over cells and the variances over the seeds of each model. The
+    interval is Student's, with the degrees of freedom of Welch and Satterthwaite.
     """
     d_n = a.many_sn.mean(0) - b.many_sn.mean(0)
     parts = [(_cell_variance(d_n), len(d_n) - 1), a.seed_variance(), b.seed_variance()]

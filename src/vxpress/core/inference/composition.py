@@ -14,7 +14,8 @@ from vxpress.core.inference.differential import Contrast, Evidence, Floats, Ints
 
 # largest number of genes that count as few, and their largest share of all genes
 FEW, FEW_SHARE = 10, 0.02
-# least number of molecules of a gene, in both sets together, for a reliable fold change; least number of genes for a median
+# least number of molecules of a gene, in both sets together, for a reliable fold change; least number of genes for a
+# median
 MIN_MOLECULES, MIN_GENES = 50, 20
 
 
@@ -59,7 +60,7 @@ def relative(evidence: Evidence, contrast: Contrast, log2_fold: float) -> Eviden
 
 
 def _rates(evidence: Evidence, contrast: Contrast) -> tuple[Floats, Floats]:
-    """Compute the molecules per unit of exposure on both sides, averaged over strata with the weights of a comparison."""
+    """Compute molecules per unit of exposure on both sides, averaged over strata with the weights of a comparison."""
     m, up, stratum = contrast.unit_m, contrast.up_m, contrast.stratum_m
     n = int(stratum.max()) + 1
     sums = np.zeros((2, 2, n, evidence.counts_mg.shape[1]))

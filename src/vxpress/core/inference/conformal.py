@@ -1,7 +1,7 @@
 """P-values from scores of cells: regress out depth and batch, then rank among held-out cells.
 
-A conformal p-value is the rank of a cell among calibration cells that were not used in any fit. It is uniform for a cell
-exchangeable with them, for any score (Vovk et al. 2005; Bates et al. 2023).
+A conformal p-value is the rank of a cell among calibration cells that were not used in any fit. It is uniform for a
+cell exchangeable with them, for any score (Vovk et al. 2005; Bates et al. 2023).
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class Regression:
 
     @classmethod
     def fit(cls, values_nk: np.ndarray, at: Circumstances) -> Regression:
-        """Fit by least squares with a ridge penalty on the batches; the log scale is fitted to log absolute residuals."""
+        """Fit by least squares with a ridge penalty on the batches.
+
+        The log scale is fitted to log absolute residuals.
+        """
         knots = np.quantile(at.log_depth_n, KNOTS)
         limits = float(at.log_depth_n.min()), float(at.log_depth_n.max())
         empty = np.zeros((0, 0))
@@ -118,7 +121,7 @@ class Score:
 
 
 def cross_fitted(values_nk: np.ndarray, at: Circumstances, rng: np.random.Generator) -> np.ndarray:
-    """Compute the score of each cell with a regression fitted without it, so that scores compare with those of new cells."""
+    """Compute the score of each cell with a regression fitted without it, comparable with the scores of new cells."""
     n = len(values_nk)
     fold_n = rng.permutation(np.arange(n) % FOLDS)
     out = np.empty(n)
@@ -131,7 +134,10 @@ def cross_fitted(values_nk: np.ndarray, at: Circumstances, rng: np.random.Genera
 
 
 def strata(batch_n: np.ndarray, smallest: int) -> np.ndarray:
-    """Return the codes of batches with at least ``smallest`` cells; their cells are ranked within the batch, others overall."""
+    """Return the codes of batches with at least ``smallest`` cells.
+
+    Their cells are ranked within the batch, others overall.
+    """
     codes, sizes = np.unique(batch_n, return_counts=True)
     return np.asarray(codes[sizes >= smallest])
 
@@ -145,10 +151,11 @@ def p_values(
     smallest: int,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """Compute conformal p-values, (n,): (1 + #{calibration >= score}) / (1 + #calibration), within the batch or overall.
+    """Compute conformal p-values, (n,), within the batch or overall.
 
-    With ``rng``, ties are broken at random, including the tie of the cell with itself. P-values are then exactly uniform
-    instead of conservative.
+    They are (1 + #{calibration >= score}) / (1 + #calibration).
+    With ``rng``, ties are broken at random, including the tie of the cell with itself. P-values are then exactly
+    uniform instead of conservative.
     """
     own = strata(calibration_batch_m, smallest)
     stratum_n = np.where(np.isin(batch_n, own), batch_n, POOLED)

@@ -1,8 +1,8 @@
 """Differential expression between groups: sums of counts, and the posterior of a log fold change given these sums.
 
-A unit is a set of cells that share group, stratum (batch) and sample (donor).  The statistics of a gene are sums over the
-cells of a unit, with the weights of a negative binomial score. Every comparison of groups is then arithmetic on a few
-small arrays.
+A unit is a set of cells that share group, stratum (batch) and sample (donor). The statistics of a gene are sums over
+the cells of a unit, with the weights of a negative binomial score. Every comparison of groups is then arithmetic on a
+few small arrays.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Units:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weight of a molecule per size factor bin and gene, and sums of size factors and of their squares per unit and bin."""
+    """Weights of molecules per size factor bin and gene, and sums of (squared) size factors per unit and bin."""
 
     bin_n: Ints
     weight_bg: Floats
@@ -102,7 +102,10 @@ class Tally:
         self.sums = np.zeros((4, len(units), n_genes))
 
     def add(self, rows: slice, row_k: Ints, gene_k: Ints, x_k: Floats, library_n: Floats) -> None:
-        """Add entries ``x_k`` of the cells ``rows``; ``row_k`` is the row within these, and ``gene_k`` of -1 is skipped."""
+        """Add entries ``x_k`` of the cells ``rows``.
+
+        ``row_k`` is the row within these, and ``gene_k`` of -1 is skipped.
+        """
         n_genes = self.sums.shape[2]
         unit_k = self.units.unit_n[rows][row_k]
         keep = (unit_k >= 0) & (gene_k >= 0)
@@ -160,7 +163,7 @@ class Prior:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Per gene: log2 fold change, signed score, and two-sided tail probability of the score under the normal distribution."""
+    """Per gene: log2 fold change, signed score, and two-sided p-value of the score under the normal distribution."""
 
     lfc_g: Floats
     score_g: Floats
@@ -169,7 +172,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two sets of units, in the strata where both have cells; ``unit_m`` are their indices, ``up_m`` marks the first."""
+    """Two sets of units, in the strata where both have cells.
+
+    ``unit_m`` are their indices, ``up_m`` marks the first.
+    """
 
     unit_m: Ints
     up_m: NDArray[np.bool_]
@@ -191,7 +197,7 @@ class Contrast:
         return cls(index, up[index], stratum, confounded)
 
     def sample_df(self, units: Units) -> int:
-        """Compute the degrees of freedom over samples: minus one mean, or one per side if no sample has cells on both."""
+        """Compute the number of samples minus the number of means: one, or two if no sample has cells on both sides."""
         sample_m = units.sample_m[self.unit_m]
         paired = len(np.intersect1d(sample_m[self.up_m], sample_m[~self.up_m])) > 0
         return len(np.unique(sample_m)) - (1 if paired else 2)
@@ -201,8 +207,8 @@ def compare(evidence: Evidence, contrast: Contrast, expected: Prior, *, delta: f
     """Compute the posterior of the log2 fold change of every gene, against the threshold ``delta``.
 
     Given the molecules of a stratum, the number in the first set is binomial with odds (fold change) x (ratio of
-    exposures).  With counts divided by their overdispersion, the posterior of the share is a beta distribution. The model
-    enters as one additional stratum with up to ``PRIOR_COUNTS`` molecules, at the fold change that it expects.
+    exposures). With counts divided by their overdispersion, the posterior of the share is a beta distribution. The
+    model enters as one additional stratum with up to ``PRIOR_COUNTS`` molecules, at the fold change that it expects.
     """
     m, up, stratum = contrast.unit_m, contrast.up_m, contrast.stratum_m
     counts_mg, exposure_mg, variance_mg = evidence.counts_mg[m], evidence.exposure_mg[m], evidence.variance_mg[m]

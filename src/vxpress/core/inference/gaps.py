@@ -1,7 +1,7 @@
 """Amortisation gap and inference gap of the encoder (Cremer et al. 2018).
 
 The ELBO of a cell is below log p(x) for two reasons: q(z | x) is a normal distribution with independent dimensions, and
-one network computes it for all cells.  The second part is measured by optimising q of each cell, with the decoder fixed.
+one network computes it for all cells. The second part is measured by optimising q of each cell, with the decoder fixed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class Gaps:
 
 
 def gaps(model: VAE, cells: Cells, *, seed: int, n_steps: int = STEPS) -> Gaps:
-    """Compute the gaps of every cell of ``cells``, which should be few; a latent library keeps the encoder's q(l | x)."""
+    """Compute the gaps of every cell of ``cells``, which should be few.
+
+    A latent library keeps the encoder's q(l | x).
+    """
     model.eval()
     device = cells.log_library_n1.device
     rows_per_pass = max(MIN_ROWS, min(MAX_ROWS, PASS_ENTRIES // model.config.n_genes))

@@ -1,8 +1,8 @@
 """Generalisation gap: how much better a model describes training cells than held-out cells.
 
-Training and held-out cells differ in depth, and their ELBOs differ mostly for this reason.  So the ELBO of training cells
-is regressed on quantities that do not depend on the model (depth, number of detected genes, likelihood under the mean
-profile). Held-out cells are then compared with the prediction of this regression.
+Training and held-out cells differ in depth, and their ELBOs differ mostly for this reason. So the ELBO of training
+cells is regressed on quantities that do not depend on the model (depth, number of detected genes, likelihood under the
+mean profile). Held-out cells are then compared with the prediction of this regression.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def generalisation(
 def _known(cells: Cells, n_train: int) -> np.ndarray:
     """Compute the regressors of each cell.
 
-    They are molecules and functions of them, detected genes, log p(x | mean profile) and log x! up to constants, and log l.
+    They are molecules and functions of them, detected genes, log p(x | mean profile) and log x! up to constants, and
+    log l.
     """
     counts = cells.counts
     row = np.repeat(np.arange(len(counts)), np.diff(counts.indptr.numpy()))

@@ -72,7 +72,10 @@ def decode_units(
 
 @torch.no_grad()
 def count_overdispersion(model: VAE, mean_nd: torch.Tensor, covariates: Covariates) -> Floats:
-    """Compute 1 / theta of every modelled gene, averaged over batches, labels or cells; 0 for likelihoods without dispersion."""
+    """Compute 1 / theta of every modelled gene, averaged over batches, labels or cells.
+
+    It is 0 for likelihoods without a dispersion.
+    """
     decoder = model.decoder
     if not decoder.likelihood.has_dispersion:
         return np.zeros(model.config.n_genes)

@@ -1,8 +1,8 @@
 """Importance-weighted bound on the log likelihood (Burda et al. 2016); memory does not grow with the number of samples.
 
 Let u be the latent variables of a cell (z, and a latent library) and w_k = p(x | u_k) p(u_k) / q(u_k | x) the weights.
-Then log mean_k w_k is a lower bound on log p(x) in expectation. It increases with K towards log p(x), and is the ELBO at
-K = 1.
+Then log mean_k w_k is a lower bound on log p(x) in expectation. It increases with K towards log p(x), and is the ELBO
+at K = 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ class Proposal(Protocol):
 
     n_noise: int
     kl_n: Tensor | None
-    """KL(q(u | x) || p(u)), (n,), if it has a closed form; else None, and the ELBO is the mean log weight of the samples."""
+    """KL(q(u | x) || p(u)), (n,), if it has a closed form.
+
+    Otherwise it is None, and the ELBO is the mean log weight of the samples.
+    """
 
     def weigh(self, eps_knd: Tensor) -> tuple[Tensor, Tensor]:
         """Compute log p(x | u) and log p(u) - log q(u | x), each (k, n), at the points of q given by standard noise."""
@@ -38,7 +41,10 @@ class Proposal(Protocol):
 
 @dataclass(frozen=True)
 class Bound:
-    """Bounds in nats per cell, float64 (n,); ``se_n`` is the standard error of ``log_likelihood_n`` by the delta method."""
+    """Bounds in nats per cell, float64 (n,).
+
+    ``se_n`` is the standard error of ``log_likelihood_n`` by the delta method.
+    """
 
     log_likelihood_n: np.ndarray
     se_n: np.ndarray
@@ -99,7 +105,7 @@ def importance_bound(
 ) -> Bound:
     """Compute the bound of cells 0 to ``n - 1`` with ``n_samples`` samples each.
 
-    ``propose`` returns the proposal of some rows.  The noise depends on ``seed`` and on ``rows_per_pass``, the number of
+    ``propose`` returns the proposal of some rows. The noise depends on ``seed`` and on ``rows_per_pass``, the number of
     decoded cells held in memory.
     """
     (found,) = importance_bounds(propose, n, [n_samples], rows_per_pass=rows_per_pass, seed=seed, device=device)
@@ -116,7 +122,10 @@ def importance_bounds(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> tuple[Bound, ...]:
-    """Compute the bound for several increasing numbers of samples in one pass; smaller numbers use the first samples."""
+    """Compute the bound for several increasing numbers of samples in one pass.
+
+    Smaller numbers use the first samples.
+    """
     device, generator = torch.device(device), torch.Generator().manual_seed(seed)
     at_once = max(1, min(n_samples[-1], SIDE_BY_SIDE, rows_per_pass))
     chunk = max(1, rows_per_pass // at_once)
@@ -172,7 +181,7 @@ class CellProposal:
 
 
 def _log_density(standard: Tensor, scale: Tensor) -> Tensor:
-    """Compute the log density, summed over dimensions, of a normal distribution with this scale at standardised points."""
+    """Compute the log density, summed over dimensions, of a normal distribution at standardised points."""
     return (-0.5 * (standard.square() + math.log(2 * math.pi)) - scale.log()).sum(-1)
 
 

@@ -28,8 +28,8 @@ def likelihood_of(mean_nd: np.ndarray, var_nd: np.ndarray) -> tuple[np.ndarray, 
     """Compute peak and precision of each cell's likelihood of z, float64 (n, d), with the population's part removed.
 
     The posterior is proportional to population times likelihood. The population is a normal distribution with the mean
-    and the variance of all posteriors together (variance of means plus mean of variances). So the precisions of population
-    and likelihood add up to that of the posterior.
+    and the variance of all posteriors together (variance of means plus mean of variances). So the precisions of
+    population and likelihood add up to that of the posterior.
     """
     mean_nd, var_nd = mean_nd.astype(np.float64), var_nd.astype(np.float64)
     centre_d, population_d = mean_nd.mean(0), mean_nd.var(0) + var_nd.mean(0)
@@ -136,7 +136,10 @@ def _members(cluster_n: np.ndarray, n_clusters: int) -> list[np.ndarray]:
 def edge_frequency(
     mean_nd: np.ndarray, var_nd: np.ndarray, precision_nd: np.ndarray, k: int, n_draws: int, rng: np.random.Generator
 ) -> sparse.csr_matrix:
-    """Compute the share of draws in which j is among the ``k`` nearest cells of i, float32 (n, n); rows sum to ``k``."""
+    """Compute the share of draws in which j is among the ``k`` nearest cells of i, float32 (n, n).
+
+    Rows sum to ``k``.
+    """
     n, none_nd = len(mean_nd), np.zeros_like(mean_nd)
     sd_nd = np.sqrt(var_nd)
     indptr = np.arange(0, n * k + 1, k)

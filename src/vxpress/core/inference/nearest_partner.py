@@ -13,7 +13,7 @@ CHUNK = 8192
 def nearest_partners(
     z_md: np.ndarray, mean_nd: np.ndarray, n_neighbors: int | None, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw a row of ``mean_nd`` for each row of ``z_md``: one of its ``n_neighbors`` nearest (None: of all), uniformly."""
+    """Draw a row of ``mean_nd`` for each row of ``z_md``, uniformly among its ``n_neighbors`` nearest (None: all)."""
     m, n = len(z_md), len(mean_nd)
     if n_neighbors is None or n_neighbors >= n:
         return rng.integers(n, size=m)

@@ -10,7 +10,8 @@ from scipy.special import logsumexp
 
 # largest number of cells in a density, and of cells of each end that are moved along the path
 MAX_CELLS, MAX_PROBES = 10_000, 200
-# reference cells for densities: the cells of the ends if there are at least this many, else up to this many of all cells
+# reference cells for densities: the cells of the ends if there are at least this many, else up to this many of all
+# cells
 MIN_REFERENCE, MAX_REFERENCE = 20, 2_000
 _BLOCK = 256
 _PARALLEL = 1e-6
@@ -47,7 +48,7 @@ def spherical_path(start_d: np.ndarray, end_d: np.ndarray, position_s: np.ndarra
 
 @dataclass(frozen=True)
 class Crowd:
-    """Cells whose posteriors define the density, and the rows of some cells of each end that are moved along the path."""
+    """Cells whose posteriors define the density, and rows of some cells of each end that are moved along the path."""
 
     mean_nd: np.ndarray
     var_nd: np.ndarray
@@ -93,9 +94,9 @@ class Crowd:
     def percentiles(self, path_sd: np.ndarray, position_s: np.ndarray) -> np.ndarray:
         """Compute the percentile of the density around the cells of the ends when these are moved along the path, (s,).
 
-        Percentiles are relative to the reference. The value is the median over the cells of each end, and between the ends
-        the mean of both weighted by position.  The path itself runs along the middle of populations, where density is
-        higher than around a typical cell; moving the cells makes the comparison fair.
+        Percentiles are relative to the reference. The value is the median over the cells of each end, and between the
+        ends the mean of both weighted by position. The path itself runs along the middle of populations, where density
+        is higher than around a typical cell; moving the cells makes the comparison fair.
         """
         reference, out = self.reference(), np.zeros(len(path_sd))
         for rows, at, weight_s in zip(self.probes, (0, -1), (1.0 - position_s, position_s), strict=True):

@@ -79,7 +79,7 @@ def expected_expression(
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Yield E_q[rho] in chunks of cells: rows, modelled genes (n, g), and the genes of the readout, or None.
 
-    For the Gaussian likelihood, whose location is not a composition, it is the expected location.  The tensors are valid
+    For the Gaussian likelihood, whose location is not a composition, it is the expected location. The tensors are valid
     until the next chunk is requested, which reuses their memory.
     """
     model.eval()
@@ -108,11 +108,13 @@ def credible_expression(
     levels: Sequence[float],
     genes: Genes = ALL_GENES,
 ) -> Iterator[tuple[slice, list[tuple[Tensor, Tensor | None]]]]:
-    """Yield E_q[rho] and quantiles of rho under q(z | x) in chunks: rows, then (modelled genes, genes read out) of each.
+    """Yield E_q[rho] and quantiles of rho under q(z | x) in chunks.
+
+    A chunk is the rows, and for the mean and each quantile a pair (modelled genes, genes of the readout or None).
 
     Every draw of z is decoded in every batch and averaged over batches before quantiles are computed. The quantiles are
-    therefore those of the mean over batches, without the differences between batches.  Quantiles are interpolated linearly
-    between order statistics.
+    therefore those of the mean over batches, without the differences between batches. Quantiles are interpolated
+    linearly between order statistics.
     """
     model.eval()
     generator = torch.Generator().manual_seed(draws.seed)

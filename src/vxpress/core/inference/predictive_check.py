@@ -1,10 +1,10 @@
 """Compare counts with the posterior predictive distribution: moments, zeros, and calibration of its intervals.
 
-Given z, all quantities have a closed form (means, variances, probabilities of a zero, distribution functions), so only z
-is drawn, not counts.  Calibration uses the probability integral transform for discrete data: a count x is represented by
-the uniform distribution from F(x - 1) to F(x), and under a calibrated distribution these add up to a uniform one on (0, 1)
-(Czado, Gneiting & Held 2009). A 90 % interval is then hit in 90 % of the cases, although no set of counts has exactly
-that probability.
+Given z, all quantities have a closed form (means, variances, probabilities of a zero, distribution functions), so only
+z is drawn, not counts. Calibration uses the probability integral transform for discrete data: a count x is represented
+by the uniform distribution from F(x - 1) to F(x), and under a calibrated distribution these add up to a uniform one on
+(0, 1) (Czado, Gneiting & Held 2009). A 90 % interval is then hit in 90 % of the cases, although no set of counts has
+exactly that probability.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ MAX_ZERO_PROBABILITY = 0.5
 
 @dataclass(frozen=True)
 class Summary:
-    """Observed and predicted values per gene (g,) or per cell (n,), and coverage (levels, ...) of intervals of :data:`LEVELS`."""
+    """Observed and predicted values per gene (g,) or cell (n,), and coverage of intervals of :data:`LEVELS`.
+
+    Coverage has the shape (levels, g) or (levels, n).
+    """
 
     mean: np.ndarray
     mean_predicted: np.ndarray
@@ -168,7 +171,7 @@ class _Sums:
 
 @torch.no_grad()
 def predictive_check(model: VAE, cells: Cells, *, n_draws: int, seed: int) -> PredictiveCheck:
-    """Compare the observed counts of all cells with their distribution under ``n_draws`` draws of the latent variables."""
+    """Compare the counts of all cells with their distribution under ``n_draws`` draws of the latent variables."""
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     step, sums = block_rows(model.config.n_genes), _Sums(model.config.n_genes)

@@ -76,7 +76,7 @@ def update_serial(cuts, p, g, m, v, settings, decoupled):
 
 @njit(parallel=True, **OPTIONS, **CACHED)
 def update(cuts, p, g, m, v, settings, decoupled):
-    """Take one step of Adam (Kingma & Ba 2015), or AdamW if ``decoupled``; scale the gradient before and clear it after.
+    """Take one step of Adam (Kingma & Ba 2015), or AdamW if ``decoupled``; scale the gradient first, then clear it.
 
     Thread i updates ``cuts[i, k]`` to ``cuts[i + 1, k]`` of every tensor k. It wrote the gradient of this part, so the
     memory need not move between the caches of cores.  ``settings`` are the learning rate, both decays of the moments,

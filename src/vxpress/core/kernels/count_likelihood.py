@@ -27,7 +27,7 @@ NO_FLOATS, NO_BFLOATS = np.empty((0, 0), np.float32), np.empty((0, 0), np.int16)
 
 @dataclass(frozen=True)
 class OutputLayers:
-    """Location layer, log dispersion (rows, genes) with the row of each cell (n,), and the gate layer of a ZINB or None."""
+    """Location layer, log dispersion (rows, genes) with the row of each cell (n,), and the gate layer of a ZINB."""
 
     weight: Tensor
     bias: Tensor
@@ -49,8 +49,8 @@ class _Buffer:
     New memory costs a page fault per 4 KB. Above 16 MB this is little compared with the arithmetic, so larger tensors
     are not kept.
 
-    The deletion of a buffer is recorded by the append of a deque, which runs no Python code. In a ``__del__``, or in any
-    other Python callback, a Ctrl-C that arrives there would be lost.
+    The deletion of a buffer is recorded by the append of a deque, which runs no Python code. In a ``__del__``, or in
+    any other Python callback, a Ctrl-C that arrives there would be lost.
     """
 
     shelf: ClassVar[dict[tuple[int, int, torch.dtype], list[Tensor]]] = {}
@@ -178,7 +178,10 @@ class CountLikelihood:
         return d_f
 
     def weight_gradients(self, scale: Tensor | float) -> list[Tensor | None]:
-        """Compute the gradients of the output weights, with cells weighted by ``scale``; None for those that a sink took."""
+        """Compute the gradients of the output weights, with cells weighted by ``scale``.
+
+        Gradients that a sink of the optimizer took are None.
+        """
         scaled = (self.f * scale).to(self.f.dtype)
         parameters = (self.layers.weight, self.layers.gate_weight)
         gradients: list[Tensor | None] = []

@@ -155,7 +155,7 @@ def _through_softmax(d_log_mean, e, share, d):
 
 @njit(error_model="numpy", **CACHED)
 def fill_tables(theta_rg, rising, slope):
-    """Fill tables of sum_{i<k} log1p(i / theta) - log k! and sum_{i<k} i / (theta + i), (r, k, g), for k up to their length."""
+    """Fill tables of sum_{i<k} log1p(i / theta) - log k! and of sum_{i<k} i / (theta + i), (r, k, g), for small k."""
     for r in range(theta_rg.shape[0]):
         for k in range(2):
             fill(rising[r, k], ZERO)
@@ -290,10 +290,10 @@ def count_rows(cuts, batch, location, gate, dispersion, gradient, weight, value,
 
     ``location`` holds the products of the decoder's output layer without bias, as bfloat16 stored in int16 (n, genes or
     one more) and as float32, one of which has no rows, and the bias. ``gate`` holds the same for the gates; its bias is
-    empty without gates.  ``batch`` is rows, indptr, indices, data and log library per row. ``dispersion`` is the row of
-    theta that each cell uses, theta, 1 / theta and the tables of :func:`fill_tables`.  With ``gradient``, the gradients
-    with respect to the logits overwrite the products. Those of log theta and the biases, weighted per cell by ``weight``,
-    are added to one row per thread of ``sums``.
+    empty without gates. ``batch`` is rows, indptr, indices, data and log library per row. ``dispersion`` is the row of
+    theta that each cell uses, theta, 1 / theta and the tables of :func:`fill_tables`. With ``gradient``, the gradients
+    with respect to the logits overwrite the products. Those of log theta and the biases, weighted per cell by
+    ``weight``, are added to one row per thread of ``sums``.
     """
     for i in prange(cuts.size - 1):
         part = (sums[0][i], sums[1][i], sums[2][i])

@@ -17,9 +17,9 @@ MAX_TERMS, MIN_LOG = 512.0, -700.0
 def count_steps(x, log_mean, log_theta, below, upto):
     """Compute P(X < ``x``) and P(X <= ``x``) of negative binomial counts (Poisson where ``log_theta`` is infinite).
 
-    All arrays are float64 (n,), and ``x`` are whole numbers.  The terms are p(0) and
-    p(k + 1) = p(k) (1 + k / theta) s / (k + 1) with s = mean / (1 + mean / theta).  Results are NaN where such a sum is not
-    suitable: too many terms, or a first term that underflows.
+    All arrays are float64 (n,), and ``x`` are whole numbers. The terms are p(0) and
+    p(k + 1) = p(k) (1 + k / theta) s / (k + 1) with s = mean / (1 + mean / theta). Results are NaN where such a sum is
+    not suitable: too many terms, or a first term that underflows.
     """
     for i in range(x.size):
         if x[i] < 0.0:

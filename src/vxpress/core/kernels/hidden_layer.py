@@ -15,8 +15,8 @@ from vxpress.core.kernels import layer_rows
 def norm_relu_dropout(u: Tensor, norm: nn.BatchNorm1d, random: np.ndarray, limit: int) -> Tensor:
     """Compute dropout(relu(batch norm(u))) in training, and update the running mean and variance of ``norm``.
 
-    ``random`` holds 16-bit numbers per unit (n, h); units with a number below ``limit`` are kept. It has no rows if there
-    is no dropout.
+    ``random`` holds 16-bit numbers per unit (n, h); units with a number below ``limit`` are kept. It has no rows if
+    there is no dropout.
     """
     y, mean, variance = _NormReluDropout.apply(u, norm.weight, norm.bias, norm.eps, random, limit)
     update_running_statistics(norm, mean, variance, len(u))

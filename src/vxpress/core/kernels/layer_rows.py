@@ -101,7 +101,10 @@ def _center(d, standard, factor, mean_d, mean_ds):
 
 @njit(**OPTIONS)
 def backward(d_out, out, standard, inverse_sd, gain, scale, d_u, d_gain, d_shift):
-    """Compute gradients of :func:`forward` with respect to ``u``, gain and shift; a unit of 0 was below 0 or dropped."""
+    """Compute gradients of :func:`forward` with respect to ``u``, gain and shift.
+
+    A unit of 0 was below 0 or dropped.
+    """
     n = len(out)
     for i in range(n):
         _through(d_out[i], out[i], scale, d_u[i])

@@ -68,8 +68,8 @@ def compiled_optimizer(device: torch.device, dtype: torch.dtype) -> bool:
 def product_dtype(n: int, width: int, n_genes: int, *, training: bool) -> torch.dtype:
     """Choose the precision of the products of the decoder's output layer on a CPU.
 
-    It is bfloat16 if the CPU multiplies it natively, the product is large, and the result is a gradient step, whose noise
-    is far larger. It is float32 for all numbers that are reported.
+    It is bfloat16 if the CPU multiplies it natively, the product is large, and the result is a gradient step, whose
+    noise is far larger. It is float32 for all numbers that are reported.
     """
     large = n >= MIN_BFLOAT16_ROWS and width >= MIN_BFLOAT16_WIDTH and n_genes >= MIN_BFLOAT16_GENES
     return torch.bfloat16 if training and large and native_bfloat16() else torch.float32
@@ -88,7 +88,7 @@ def native_bfloat16() -> bool:
 
 
 def captured_step(device: torch.device) -> bool:
-    """Whether a training step is captured and replayed as a CUDA graph, which launches its many small kernels at once."""
+    """Whether a training step is captured and replayed as a CUDA graph, which launches all its kernels at once."""
     return not _plain and device.type == "cuda"
 
 
@@ -98,6 +98,9 @@ def tensor_float32(capability: tuple[int, int], dtype: torch.dtype, *, training:
 
 
 def output_dtype(capability: tuple[int, int], dtype: torch.dtype, *, training: bool) -> torch.dtype:
-    """Choose the precision of the products of the decoder's output layer on a GPU; for CPUs see :func:`product_dtype`."""
+    """Choose the precision of the products of the decoder's output layer on a GPU.
+
+    For CPUs see :func:`product_dtype`.
+    """
     reduced = not _plain and training and dtype == torch.float32 and capability >= TENSOR_CORES
     return torch.bfloat16 if reduced else dtype

@@ -48,7 +48,7 @@ def covers(model: VAE, cells: Cells, train: TrainConfig) -> bool:
 
 
 class TrainingStep:
-    """Computes the terms of the ELBO of a minibatch, and writes the gradient of its mean loss to the optimizer's memory.
+    """Computes the ELBO terms of a minibatch, and writes the gradient of its mean loss to the optimizer's memory.
 
     It is built once per training, after the optimizer, because it writes to the optimizer's memory.
     """

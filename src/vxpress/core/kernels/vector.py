@@ -150,7 +150,7 @@ def _log_polynomial(f, k):
 
 @njit(error_model="numpy")
 def fill(out, value):
-    """Set all entries to a value, in a loop: a slice assignment would also compile error messages, which takes seconds."""
+    """Set all entries in a loop: a slice assignment would also compile error messages, which takes seconds."""
     for i in range(out.size):
         out[i] = value
 

@@ -67,7 +67,10 @@ class Prior(nn.Module):
     analytic: ClassVar[bool] = False
     """Whether :meth:`kl` is exact and per dimension; otherwise it is a one-sample estimate at ``z_nd``, (n, 1)."""
     cheap: ClassVar[bool] = True
-    """Whether the density and its gradient are cheap enough for every training step; otherwise :meth:`kl` uses a bound."""
+    """Whether the density and its gradient are cheap enough for every training step.
+
+    Otherwise :meth:`kl` uses a bound.
+    """
     invertible: ClassVar[bool] = False
     """Whether :meth:`to_base` and :meth:`from_base` map z to draws of N(0, I) and back (without conditions)."""
 
@@ -116,7 +119,10 @@ class Prior(nn.Module):
         return self.conditional_sample(n, generator, condition_n if self.config.n_conditions else None)
 
     def conditional_log_prob(self, z: Tensor, condition_n: Tensor | None) -> Tensor:
-        """Compute :meth:`log_prob`; ``condition_n`` has the shape of the result, or is None in a prior without conditions."""
+        """Compute :meth:`log_prob`.
+
+        ``condition_n`` has the shape of the result, or is None in a prior without conditions.
+        """
         raise NotImplementedError
 
     def conditional_sample(self, n: int, generator: torch.Generator, condition_n: Tensor | None) -> Tensor:
@@ -132,7 +138,10 @@ class Prior(nn.Module):
         raise NotImplementedError
 
     def kl(self, q: DiagonalNormal, z_nd: Tensor, condition_n: Tensor | None = None) -> Tensor:
-        """Compute KL(q || p) per cell, in columns whose sum it is; ``z_nd`` are draws of q, for priors without closed form."""
+        """Compute KL(q || p) per cell, in columns whose sum it is.
+
+        ``z_nd`` are draws of q, for priors without closed form.
+        """
         return (q.log_prob(z_nd) - self.log_prob(z_nd, condition_n))[..., None]
 
     def kl_bound(

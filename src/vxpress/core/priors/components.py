@@ -14,8 +14,8 @@ from vxpress.core.priors.base import Prior
 def component_log_prob(z: Tensor, loc_kd: Tensor, scale_kd: Tensor) -> Tensor:
     """Compute the log density of points (..., d) under every component, (..., k), in double precision.
 
-    It is summed over dimensions, because a component is one distribution of the whole vector.  Squares are expanded, which
-    is accurate enough in double precision and avoids an array (..., k, d).
+    It is summed over dimensions, because a component is one distribution of the whole vector. Squares are expanded,
+    which is accurate enough in double precision and avoids an array (..., k, d).
     """
     z, loc_kd, scale_kd = z.double(), loc_kd.double(), scale_kd.double()
     precision_kd = scale_kd.square().reciprocal()
@@ -38,7 +38,10 @@ class ComponentPrior(Prior):
         raise NotImplementedError
 
     def log_weights(self) -> Tensor:
-        """Compute log weights, (k,), without given conditions; for a conditional prior, those of its mixture over conditions."""
+        """Compute log weights, (k,), without given conditions.
+
+        For a conditional prior, those of its mixture over conditions.
+        """
         log_ck = self.logits_ck.double().log_softmax(-1)
         if not self.config.n_conditions:
             return log_ck[0]
@@ -108,7 +111,10 @@ def k_means(z_nd: Tensor, n_centres: int, generator: torch.Generator, n_rounds: 
 def conditional_k_means(
     z_nd: Tensor, condition_n: Tensor | None, n_centres: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Run :func:`k_means` within each condition; its number of centres is proportional to the root of its cells, at least 1."""
+    """Run :func:`k_means` within each condition.
+
+    Its number of centres is proportional to the root of its cells, at least 1.
+    """
     if condition_n is None:
         return k_means(z_nd, n_centres, generator)
     counts = torch.bincount(condition_n)

@@ -53,8 +53,8 @@ def learn(
     """Fit ``prior`` to the mean of posteriors ``q`` (n, d), with new draws in every step; leave it in evaluation mode.
 
     The optimizer is Adam with a short rise and a cosine decay of the learning rate. The result is a running mean of the
-    weights (Polyak & Juditsky 1992), at the step with the lowest loss on a tenth of the cells, which are not used in the
-    steps.
+    weights (Polyak & Juditsky 1992), at the step with the lowest loss on a tenth of the cells, which are not used in
+    the steps.
     """
     n_steps = prior.n_steps if n_steps is None else n_steps
     learning_rate = prior.learning_rate if learning_rate is None else learning_rate

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vxpress.core.counts import Cells
     from vxpress.core.vae import VAE
 
-# log signal-to-noise ratio at both ends: noise is 1.1 % of the spread of z at the near end, and the reverse at the far end
+# log signal-to-noise ratio at both ends: noise is 1.1 % of the spread of z at the near end; at the far end, the reverse
 MAX_LOG_RATIO = 9.0
 NEAR = math.atan(math.exp(-MAX_LOG_RATIO / 2))
 FAR = math.pi / 2 - NEAR
@@ -62,7 +62,10 @@ class Velocity(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def context(self, phi: Tensor, condition_n: Tensor | None) -> Tensor:
-        """Embed angle and condition, (n, hidden), or (1, hidden) for one angle and no condition; ``phi`` is (n,) or (1,)."""
+        """Embed angle and condition, (n, hidden), or (1, hidden) for one angle and no condition.
+
+        ``phi`` is (n,) or (1,).
+        """
         wave = phi[:, None] * (2.0 * torch.arange(1, WAVES + 1, device=phi.device))
         log_ratio = -2.0 * phi.tan().log() / MAX_LOG_RATIO
         e = self.time(torch.cat((wave.sin(), wave.cos(), log_ratio[:, None]), dim=-1).to(self.out.weight.dtype))
@@ -115,17 +118,20 @@ class GaussianPath(StandardisedPrior):
     # what subclasses define
 
     def angles(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Map uniform numbers in [0, 1] to angles, and return the weight of |v - f|^2 at these angles in :meth:`loss`."""
+        """Map uniform numbers in [0, 1] to angles, and return their weights of |v - f|^2 in :meth:`loss`."""
         raise NotImplementedError
 
     def bound_weight(self, phi: Tensor) -> Tensor:
-        """Compute the weight with which the mean of |v - f|^2 over :meth:`angles` is the integral of cot(phi) |v - f|^2 dphi."""
+        """Compute the weight of |v - f|^2 whose mean over :meth:`angles` is the integral of cot(phi) |v - f|^2 dphi."""
         raise NotImplementedError
 
     # density and draws
 
     def conditional_log_prob(self, z: Tensor, condition_n: Tensor | None) -> Tensor:
-        """Compute the log density by the flow, in chunks; without a gradient, which would need the memory of all steps."""
+        """Compute the log density by the flow, in chunks.
+
+        It has no gradient, because a gradient would need the memory of all steps.
+        """
         flat = z.reshape(-1, self.n_latent)
         codes = None if condition_n is None else condition_n.reshape(-1)
         step = max(1, HELD // (self.n_latent * HIDDEN))
@@ -189,8 +195,9 @@ class GaussianPath(StandardisedPrior):
     def bound(self, z_nd: Tensor, condition_n: Tensor | None, generator: torch.Generator) -> Tensor:
         """Estimate an upper bound on -log p(z) without bias, (n,), with one angle per cell.
 
-        The bound is the sum of the reconstruction from the near end, the divergence at the far end and the integral between
-        (Kingma et al. 2021, eqs. 11 to 18).  The mean error for f = 0 is integrated exactly; only the rest is estimated.
+        The bound is the sum of the reconstruction from the near end, the divergence at the far end and the integral
+        between (Kingma et al. 2021, eqs. 11 to 18). The mean error for f = 0 is integrated exactly; only the rest is
+        estimated.
         """
         x_nd, log_volume = self.standardise(z_nd)
         d = self.n_latent

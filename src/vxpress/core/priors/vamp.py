@@ -23,7 +23,7 @@ START_WIDENING = 0.3
 class Vamp(ComponentPrior):
     """Mixture sum_k w_k q(z | u_k) of the encoder's posteriors of K pseudo-inputs (Tomczak & Welling 2018).
 
-    The pseudo-inputs are learned in the input space of the encoder, log1p counts, and start at training cells.  They are
+    The pseudo-inputs are learned in the input space of the encoder, log1p counts, and start at training cells. They are
     encoded without dropout, with norms in evaluation mode and with covariates at their average.
 
     If the prior is learned afterwards on a frozen model (``config.from_cells``), there are no pseudo-inputs. The

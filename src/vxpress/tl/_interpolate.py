@@ -27,7 +27,7 @@ from vxpress.bridge.prepare import seed_of
 from vxpress.bridge.store import check_adata
 from vxpress.bridge.stored import StoredCells
 from vxpress.core.config import check_choice, check_range
-from vxpress.core.inference.paths import Crowd, linear_path, percentile_among, spherical_path
+from vxpress.core.inference.paths import CellDensity, linear_path, percentile_among, spherical_path
 from vxpress.core.inference.posterior import Draws
 from vxpress.metrics._latent import log_aggregate_posterior
 
@@ -184,7 +184,7 @@ def interpolate(
     with progress_bar("interpolate", progress):
         position_s = np.linspace(0.0, 1.0, n_steps)
         path_sd = _path(fit, method, start_d, end_d, position_s)
-        density = _density(fit, path_sd, position_s, Crowd.choose(mean_nd, var_nd, ends, generator))
+        density = _density(fit, path_sd, position_s, CellDensity.choose(mean_nd, var_nd, ends, generator))
         density["empty"] = density["density_percentile"] < min_percentile
         matrix = decode(
             fit.model,
@@ -241,9 +241,9 @@ def _path(fit: Fit, method: Method, start_d: np.ndarray, end_d: np.ndarray, posi
     return path_sd
 
 
-def _density(fit: Fit, path_sd: np.ndarray, position_s: np.ndarray, crowd: Crowd) -> dict[str, np.ndarray]:
+def _density(fit: Fit, path_sd: np.ndarray, position_s: np.ndarray, cells: CellDensity) -> dict[str, np.ndarray]:
     """Compute the densities of the steps, and the percentage of cells at a lower density."""
-    prior, mean_nd = fit.model.prior, crowd.mean_nd
+    prior, mean_nd = fit.model.prior, cells.mean_nd
     if not prior.cheap and len(mean_nd) > N_COSTLY:
         mean_nd = mean_nd[np.linspace(0, len(mean_nd) - 1, N_COSTLY).astype(int)]
     with torch.no_grad():
@@ -251,8 +251,8 @@ def _density(fit: Fit, path_sd: np.ndarray, position_s: np.ndarray, crowd: Crowd
             prior.log_prob(torch.from_numpy(z.astype(np.float32))).double().numpy() for z in (path_sd, mean_nd)
         )
     return {
-        "log_density": log_aggregate_posterior(path_sd, crowd.mean_nd, crowd.var_nd),
-        "density_percentile": crowd.percentiles(path_sd, position_s),
+        "log_density": log_aggregate_posterior(path_sd, cells.mean_nd, cells.var_nd),
+        "density_percentile": cells.percentiles(path_sd, position_s),
         "prior_log_density": prior_s,
         "prior_percentile": percentile_among(prior_s, prior_n),
     }

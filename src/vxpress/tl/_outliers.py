@@ -24,7 +24,7 @@ from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.bridge.training_cells import fitted_cells, training_latent
 from vxpress.core.config import check_range
 from vxpress.core.inference.anomaly import MAX_REFERENCE, PARTS, Evidence, evidence, neighbor_distance
-from vxpress.core.inference.conformal import Circumstances, Score, cross_fitted, p_values, strata
+from vxpress.core.inference.conformal import DepthAndBatch, Score, cross_fitted, p_values, strata
 
 MIN_CALIBRATION = 50
 # a cell nearer than SAME to a cell of the fit is that cell, encoded again; a share above MANY is not a coincidence
@@ -215,7 +215,7 @@ class _Read:
     fit: Fit
     rows: np.ndarray
     found: Evidence
-    at: Circumstances
+    at: DepthAndBatch
 
     @classmethod
     def of(
@@ -236,7 +236,7 @@ class _Read:
         found = evidence(fit.model, cells, training_md)
         codes = cells.covariates.categorical_nk
         batch_n = codes[:, 0].numpy() if fit.params.model.has_batch else np.zeros(len(cells), dtype=np.int64)
-        at = Circumstances(np.log(np.maximum(library_n, 1e-12)), batch_n)
+        at = DepthAndBatch(np.log(np.maximum(library_n, 1e-12)), batch_n)
         found = Evidence(found.parts_nk[counted], found.mean_nd[counted], found.genes_nk[counted])
         return cls(fit, rows[counted], found, at[counted])
 

@@ -7,14 +7,14 @@ import pytest
 from scipy.stats import kstest, spearmanr
 
 from vxpress.core.inference.anomaly import PARTS, combined
-from vxpress.core.inference.conformal import Circumstances, Regression, Score, cross_fitted, p_values, strata
+from vxpress.core.inference.conformal import DepthAndBatch, Regression, Score, cross_fitted, p_values, strata
 
 
-def _circumstances(n: int, rng: np.random.Generator, n_batches: int = 1) -> Circumstances:
-    return Circumstances(rng.normal(7.0, 0.6, n), rng.integers(0, n_batches, n))
+def _depth_and_batch(n: int, rng: np.random.Generator, n_batches: int = 1) -> DepthAndBatch:
+    return DepthAndBatch(rng.normal(7.0, 0.6, n), rng.integers(0, n_batches, n))
 
 
-def _parts(at: Circumstances, rng: np.random.Generator) -> np.ndarray:
+def _parts(at: DepthAndBatch, rng: np.random.Generator) -> np.ndarray:
     """Draw skewed, correlated quantities whose location and scale depend on depth and batch."""
     n = len(at.log_depth_n)
     noise = rng.gamma(2.0, size=(n, len(PARTS))) + rng.gamma(2.0, size=(n, 1)) - 4.0
@@ -66,7 +66,7 @@ def test_batches_with_enough_cells_are_ranked_within_the_batch():
 
 def test_regression_removes_depth_and_batch_from_location_and_scale():
     rng = np.random.default_rng(1)
-    seen, new = _circumstances(4000, rng, 3), _circumstances(4000, rng, 3)
+    seen, new = _depth_and_batch(4000, rng, 3), _depth_and_batch(4000, rng, 3)
     model = Regression.fit(_parts(seen, rng), seen)
     units = model.apply(_parts(new, rng), new)
     assert abs(spearmanr(units[:, 0], new.log_depth_n).statistic) < 0.1
@@ -79,10 +79,10 @@ def test_regression_removes_depth_and_batch_from_location_and_scale():
 
 def test_regression_recovers_what_it_can_express():
     rng = np.random.default_rng(2)
-    at = _circumstances(5000, rng)
+    at = _depth_and_batch(5000, rng)
     values = (2.0 - 3.0 * at.log_depth_n + rng.normal(size=5000))[:, None]
     model = Regression.fit(values, at)
-    at_new = Circumstances(np.linspace(6.0, 8.0, 9), np.zeros(9, int))
+    at_new = DepthAndBatch(np.linspace(6.0, 8.0, 9), np.zeros(9, int))
     line = (2.0 - 3.0 * at_new.log_depth_n)[:, None]
     np.testing.assert_allclose(model.apply(line, at_new), 0.0, atol=0.12)
     np.testing.assert_allclose(model.apply(line + 1.0, at_new), 1.0, atol=0.2)
@@ -90,17 +90,17 @@ def test_regression_recovers_what_it_can_express():
 
 def test_unseen_depths_use_the_nearest_depth_and_unseen_batches_the_mean():
     rng = np.random.default_rng(3)
-    at = _circumstances(600, rng, 2)
+    at = _depth_and_batch(600, rng, 2)
     model = Regression.fit(_parts(at, rng), at)
     value = np.ones((1, len(PARTS)))
-    deepest, beyond = (Circumstances(np.array([d]), np.array([0])) for d in (at.log_depth_n.max(), 50.0))
+    deepest, beyond = (DepthAndBatch(np.array([d]), np.array([0])) for d in (at.log_depth_n.max(), 50.0))
     np.testing.assert_allclose(model.apply(value, deepest), model.apply(value, beyond))
-    unseen = model.apply(value, Circumstances(np.array([7.0]), np.array([9])))
+    unseen = model.apply(value, DepthAndBatch(np.array([7.0]), np.array([9])))
     assert np.isfinite(unseen).all()
 
 
 def test_one_depth_and_constant_parts_give_finite_scores():
-    at = Circumstances(np.full(60, 7.0), np.zeros(60, int))
+    at = DepthAndBatch(np.full(60, 7.0), np.zeros(60, int))
     values = np.tile(np.arange(60.0)[:, None], (1, len(PARTS)))
     values[:, 2] = 5.0
     assert np.isfinite(Score.fit(values, at).apply(values, at)).all()
@@ -110,7 +110,7 @@ def test_p_values_are_calibrated_in_every_batch_and_depth():
     """Scores of calibration cells are cross-fitted, so they are comparable with those of new cells."""
     ranks, rng = [], np.random.default_rng(4)
     for _ in range(15):
-        seen, new = _circumstances(400, rng, 3), _circumstances(200, rng, 3)
+        seen, new = _depth_and_batch(400, rng, 3), _depth_and_batch(200, rng, 3)
         parts = _parts(seen, rng)
         calibration = cross_fitted(parts, seen, rng)
         score = Score.fit(parts, seen).apply(_parts(new, rng), new)
@@ -126,7 +126,7 @@ def test_p_values_are_calibrated_in_every_batch_and_depth():
 
 def test_cross_fitting_leaves_each_cell_out():
     rng = np.random.default_rng(5)
-    at = _circumstances(300, rng)
+    at = _depth_and_batch(300, rng)
     parts = _parts(at, rng)
     spoiled = parts.copy()
     spoiled[7] += 1e3

@@ -21,14 +21,14 @@ POOLED = -1
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class DepthAndBatch:
     """Technical variables on which a score may depend: log depth and the code of the batch, each (n,)."""
 
     log_depth_n: np.ndarray
     batch_n: np.ndarray
 
-    def __getitem__(self, rows: np.ndarray) -> Circumstances:
-        return Circumstances(self.log_depth_n[rows], self.batch_n[rows])
+    def __getitem__(self, rows: np.ndarray) -> DepthAndBatch:
+        return DepthAndBatch(self.log_depth_n[rows], self.batch_n[rows])
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Regression:
     log_scale: np.ndarray
 
     @classmethod
-    def fit(cls, values_nk: np.ndarray, at: Circumstances) -> Regression:
+    def fit(cls, values_nk: np.ndarray, at: DepthAndBatch) -> Regression:
         """Fit by least squares with a ridge penalty on the batches.
 
         The log scale is fitted to log absolute residuals.
@@ -70,12 +70,12 @@ class Regression:
         log_scale[0] += 0.5 * np.log(np.mean(unit**2, axis=0) + 1e-12)
         return cls(knots, limits, start.batches, location, log_scale)
 
-    def apply(self, values_nk: np.ndarray, at: Circumstances) -> np.ndarray:
+    def apply(self, values_nk: np.ndarray, at: DepthAndBatch) -> np.ndarray:
         """Subtract the location from the values and divide by the scale."""
         x_np = self._design(at)
         return (values_nk - x_np @ self.location) / np.exp(x_np @ self.log_scale)
 
-    def _design(self, at: Circumstances) -> np.ndarray:
+    def _design(self, at: DepthAndBatch) -> np.ndarray:
         low, high = self.range
         t = np.clip(at.log_depth_n, low, high)
         k = self.knots
@@ -109,18 +109,18 @@ class Score:
     total: Regression
 
     @classmethod
-    def fit(cls, values_nk: np.ndarray, at: Circumstances) -> Score:
+    def fit(cls, values_nk: np.ndarray, at: DepthAndBatch) -> Score:
         parts = Regression.fit(values_nk, at)
         total = combined(parts.apply(values_nk, at))[:, None]
         return cls(parts, Regression.fit(total, at))
 
-    def apply(self, values_nk: np.ndarray, at: Circumstances) -> np.ndarray:
+    def apply(self, values_nk: np.ndarray, at: DepthAndBatch) -> np.ndarray:
         """Compute scores, (n,); over cells like those of the fit, mean about 0 and standard deviation about 1."""
         total = combined(self.parts.apply(values_nk, at))[:, None]
         return np.asarray(self.total.apply(total, at)[:, 0])
 
 
-def cross_fitted(values_nk: np.ndarray, at: Circumstances, rng: np.random.Generator) -> np.ndarray:
+def cross_fitted(values_nk: np.ndarray, at: DepthAndBatch, rng: np.random.Generator) -> np.ndarray:
     """Compute the score of each cell with a regression fitted without it, comparable with the scores of new cells."""
     n = len(values_nk)
     fold_n = rng.permutation(np.arange(n) % FOLDS)

@@ -47,7 +47,7 @@ def spherical_path(start_d: np.ndarray, end_d: np.ndarray, position_s: np.ndarra
 
 
 @dataclass(frozen=True)
-class Crowd:
+class CellDensity:
     """Cells whose posteriors define the density, and rows of some cells of each end that are moved along the path."""
 
     mean_nd: np.ndarray
@@ -56,11 +56,11 @@ class Crowd:
 
     @classmethod
     def choose(
-        cls, mean_nd: np.ndarray, var_nd: np.ndarray, ends: Sequence[np.ndarray], rng: np.random.Generator
-    ) -> Crowd:
+        cls, mean_nd: np.ndarray, var_nd: np.ndarray, endpoints: Sequence[np.ndarray], rng: np.random.Generator
+    ) -> CellDensity:
         """Choose at most ``MAX_CELLS`` of the cells, including at most ``MAX_PROBES`` of the rows of each end."""
         n = len(mean_nd)
-        picked = [np.sort(rng.permutation(rows)[:MAX_PROBES]) for rows in ends]
+        picked = [np.sort(rng.permutation(rows)[:MAX_PROBES]) for rows in endpoints]
         rows = np.arange(n)
         if n > MAX_CELLS:
             rows = np.union1d(rng.permutation(n)[:MAX_CELLS], np.concatenate(picked))

@@ -250,16 +250,16 @@ def test_a_pickle_with_the_name_of_a_model_is_refused_without_opening(
 def test_shapes_are_checked_before_anything_is_allocated(fitted: ad.AnnData) -> None:
     huge = ModelConfig(n_genes=10_000_000, n_hidden=65_536)
     assert expected_shapes(huge)["encoder.body.linears.0.weight"] == (65_536, 10_000_000)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match the stored settings"):
         load_weights(huge, fitted.uns["vae"]["weights"])
 
 
 @pytest.mark.parametrize(
     ("part", "name", "value", "match"),
     [
-        ("weights", "decoder.location.bias", np.zeros(3, dtype=np.float32), "do not fit"),
+        ("weights", "decoder.location.bias", np.zeros(3, dtype=np.float32), "do not match the stored settings"),
         ("weights", "decoder.location.bias", np.full(41, np.nan, dtype=np.float32), "not finite"),
-        ("weights", "extra", np.zeros(3, dtype=np.float32), "do not fit"),
+        ("weights", "extra", np.zeros(3, dtype=np.float32), "do not match the stored settings"),
         ("genes", "modelled", np.ones(60, dtype=bool), "damaged"),
         ("covariates", "categories_0", np.array(["a"], dtype=object), "damaged"),
     ],
@@ -327,7 +327,7 @@ def test_folders_and_files_of_other_kinds_are_named(fitted: ad.AnnData, tmp_path
     vx.save_model(vx.load_model(_saved(fitted, tmp_path)), tmp_path / "again.safetensors")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.safetensors")
-        with pytest.raises(ValueError, match="no regular file"):
+        with pytest.raises(ValueError, match="not a regular file"):
             vx.load_model(tmp_path / "pipe.safetensors")
 
 

@@ -215,7 +215,11 @@ def test_a_fit_survives_concat_subsets_and_another_name(made: dict[str, ad.AnnDa
 
 
 VALUES = {
-    "a gene twice": (("genes", "names"), lambda names: np.array([names[1], *names[1:]], dtype=object), "twice"),
+    "a gene twice": (
+        ("genes", "names"),
+        lambda names: np.array([names[1], *names[1:]], dtype=object),
+        "repeated names",
+    ),
     "a mask of numbers": (("genes", "modelled"), lambda mask: np.asarray(mask).astype(float), "boolean"),
     "half precision": (("weights", "decoder.location.bias"), lambda value: value.astype(np.float16), "float16"),
     "whole numbers": (("weights", "decoder.location.bias"), lambda value: value.astype(np.int64), "int64"),

@@ -122,7 +122,7 @@ def test_an_entry_is_replaced_only_on_request() -> None:
     vx.pp.library_size(adata, overwrite=True)
     assert (adata.obs["library_size"] > 1.0).all()
     adata.uns["pca"] = {"params": {}}
-    with pytest.raises(ValueError, match=r"uns\['pca'\] already"):
+    with pytest.raises(ValueError, match=r"already holds uns\['pca'\]"):
         vx.pp.library_size(adata, key_added="pca")
 
 

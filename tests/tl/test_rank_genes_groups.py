@@ -220,7 +220,7 @@ def test_random_groups_are_not_called(simulated):
 def test_groups_that_equal_batches_raise_a_warning(simulated, warned):
     simulated.obs["site"] = simulated.obs["batch"].astype(str)
     vx.tl.rank_genes_groups(simulated, "site", key_added="corrected")
-    assert "cannot tell a batch effect" in warned[0]
+    assert "cannot distinguish a batch effect" in warned[0]
     vx.tl.rank_genes_groups(simulated, "site", batch_key=None, key_added="raw")
     assert len(warned) == 1
     group = simulated.obs["site"].iloc[0]

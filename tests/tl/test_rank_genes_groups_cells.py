@@ -125,7 +125,11 @@ def test_cells_in_neither_set_have_no_effect(trained: ad.AnnData) -> None:
         ({"cells": "nothing"}, KeyError, "nor a column"),
         ({"cells": "batch"}, ValueError, "240 booleans"),
         ({"cells": pd.Series([True, None] * 120, dtype="boolean")}, ValueError, "index|gaps"),
-        ({"cells": [0, 1, 2], "reference_cells": [2, 3]}, ValueError, "1 cell.s. of reference_cells= are in cells="),
+        (
+            {"cells": [0, 1, 2], "reference_cells": [2, 3]},
+            ValueError,
+            "1 cell.s. of reference_cells= are also in cells=",
+        ),
         ({"cells": {"a": [0, 1], "b": [1, 2]}}, ValueError, "another set"),
         ({"cells": {}}, ValueError, "no set of cells"),
         ({"cells": {"": [0]}}, ValueError, "empty"),

@@ -1,1 +1,1 @@
-"""Between AnnData and the core: reading counts and covariates, storing results, models as data and files."""
+"""Connect AnnData and the core: read counts and covariates, store results, and convert models to data and files."""

@@ -1,8 +1,8 @@
-"""Settings to and from plain mappings that survive ``.h5ad`` and zarr.
+"""Convert settings to and from plain mappings that ``.h5ad`` and zarr preserve.
 
-Tuples, ``None``, numpy scalars and 0-d arrays do not come back from such a file as they went in; so unset options are
-left out, sequences are arrays, and the types of the dataclass say how a value is read back.  What is always written is
-asked for when it is read: a default in its place would be another fit.
+Such files do not preserve tuples, ``None``, numpy scalars and 0-d arrays. So unset options are omitted, sequences are arrays,
+and the types of the dataclass define how a value is read. Fields that are always written are required for reading: a default
+in their place would be another fit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def to_uns(config: Any) -> dict[str, Any]:
-    """A frozen dataclass as a mapping of scalars, strings, arrays and such mappings."""
+    """Convert a frozen dataclass to a mapping of scalars, strings, arrays and such mappings."""
     out: dict[str, Any] = {}
     for f in fields(config):
         value = getattr(config, f.name)
@@ -34,15 +34,15 @@ def to_uns(config: Any) -> dict[str, Any]:
 
 
 def from_uns(kind: type[T], stored: Mapping[str, Any]) -> T:
-    """The dataclass that :func:`to_uns` made this of, also after a round trip through a file.
+    """Convert a mapping of :func:`to_uns` back to the dataclass, also after a round trip through a file.
 
-    Raises ``ValueError`` where a field is missing, unknown, of the wrong type or out of range.
+    Raises ``ValueError`` if a field is missing, unknown, of the wrong type or out of range.
     """
     hints = get_type_hints(kind)
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     unknown = sorted(set(stored) - set(known))
     if unknown:
-        msg = f"{kind.__name__} does not know {unknown}: the fit was stored by another version, or is damaged."
+        msg = f"{kind.__name__} has no fields {unknown}: the fit was stored by another version, or is damaged."
         raise ValueError(msg)
     values: dict[str, Any] = {}
     for name in known:
@@ -51,7 +51,7 @@ def from_uns(kind: type[T], stored: Mapping[str, Any]) -> T:
         elif type(None) in get_args(hints[name]):
             values[name] = None
         else:
-            msg = f"{kind.__name__} misses {name!r}: the stored fit is damaged."
+            msg = f"{kind.__name__} lacks {name!r}: the stored fit is damaged."
             raise ValueError(msg)
     return kind(**values)
 

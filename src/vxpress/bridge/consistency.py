@@ -1,4 +1,4 @@
-"""Whether the parts of a stored fit go together; each check raises ``ValueError`` that says what does not."""
+"""Check that the parts of a stored fit are consistent; each check raises a ``ValueError`` that names the mismatch."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 def check_genes(genes: np.ndarray, modelled_g: np.ndarray) -> None:
-    """Names once each, and a boolean for each."""
+    """Check that gene names are unique and that each has a boolean."""
     if modelled_g.dtype.kind != "b" or modelled_g.shape != genes.shape:
         msg = (
-            f"genes['modelled'] has shape {modelled_g.shape} and type {modelled_g.dtype}; a boolean for each of the "
+            f"genes['modelled'] has shape {modelled_g.shape} and type {modelled_g.dtype}; one boolean for each of the "
             f"{len(genes)} genes is expected"
         )
         raise ValueError(msg)
     if len(set(genes)) < len(genes):
         names, n = np.unique(genes.astype(str), return_counts=True)
-        msg = f"genes['names'] holds a name twice ({names[n > 1].tolist()[:3]})"
+        msg = f"genes['names'] holds repeated names ({names[n > 1].tolist()[:3]})"
         raise ValueError(msg)
 
 
 def check_sizes(params: Params, covariates: CovariateTable, genes: np.ndarray, modelled_g: np.ndarray) -> None:
-    """Genes and covariates are as many as the settings say, and the columns are those they name."""
+    """Check the numbers of genes and covariates, and the names of the columns, against the settings."""
     config = params.model
     found = (
         len(genes),
@@ -40,7 +40,7 @@ def check_sizes(params: Params, covariates: CovariateTable, genes: np.ndarray, m
     )
     expected = (len(modelled_g), config.n_genes, config.n_categories, config.n_continuous, config.n_labels)
     if found != expected:
-        msg = f"genes and covariates number {found} where its settings say {expected}"
+        msg = f"the numbers of genes and covariates are {found}, but its settings give {expected}"
         raise ValueError(msg)
     batch = () if params.batch_key is None else (params.batch_key,)
     further = tuple(key for key in params.categorical_covariate_keys if key not in batch)
@@ -52,22 +52,22 @@ def check_sizes(params: Params, covariates: CovariateTable, genes: np.ndarray, m
         None if covariates.labels is None else covariates.labels[0],
     )
     if named != stored or config.has_batch != bool(batch) or config.latent_library != (params.library == "latent"):
-        msg = f"its covariates are {stored} where its settings name {named}, or its library is another"
+        msg = f"its covariates are {stored}, but its settings name {named}, or its library does not match"
         raise ValueError(msg)
 
 
 def check_conditions(params: Params, prior: Mapping[str, Any]) -> None:
-    """The conditions that the prior is given are on record."""
+    """Check that all conditions of the prior are recorded."""
     expected = params.model.prior.n_conditions
     names = [str(name) for name in prior.get("categories", ())]
     found = len(set(names)) + bool(prior.get("unlabelled", False))
     if found != expected or len(set(names)) < len(names):
-        msg = f"its prior has {expected} condition(s), of which {found} are on record"
+        msg = f"its prior has {expected} condition(s), but {found} are recorded"
         raise ValueError(msg)
 
 
 def check_history(params: Params, history: Mapping[str, np.ndarray]) -> None:
-    """A number for every epoch, in as many columns as any fit has."""
+    """Check that the history has all columns, each with one number per epoch."""
     lacking = sorted(set(HISTORY) - set(history))
     if lacking:
         msg = f"its history lacks {lacking}"
@@ -75,5 +75,5 @@ def check_history(params: Params, history: Mapping[str, np.ndarray]) -> None:
     wrong = [name for name, values in history.items() if values.ndim == 0 or values.dtype.kind not in "fiu"]
     lengths = {name: len(values) for name, values in history.items() if values.ndim}
     if wrong or len(set(lengths.values())) != 1 or params.best_epoch >= lengths["lr"]:
-        msg = f"its history is not one number for each epoch, of which {params.best_epoch + 1} or more are expected (found: {wrong or lengths})"
+        msg = f"its history does not hold one number per epoch for {params.best_epoch + 1} or more epochs (found: {wrong or lengths})"
         raise ValueError(msg)

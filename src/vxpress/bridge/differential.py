@@ -1,4 +1,4 @@
-"""Groups of cells of an AnnData, what the model expects of them, and the counts they have."""
+"""Compare groups of cells of an AnnData by their counts and the expectation of the model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CellSets: TypeAlias = "CellSet | Mapping[str, CellSet]"
 
 @dataclass(frozen=True)
 class Groups:
-    """Categories in use, each cell's code (-1: takes no part), those that are tested, and the code of the reference."""
+    """Names of groups, the code of each cell (-1: in no group), the codes of the tested groups, and that of the reference."""
 
     names: tuple[str, ...]
     code_n: Ints
@@ -52,7 +52,7 @@ class Groups:
 
     @classmethod
     def read(cls, adata: AnnData, groupby: str, groups: str | Sequence[Hashable], reference: Hashable) -> Groups:
-        """Read ``obs[groupby]``; as scanpy, ``groups`` are tested and the rest are all other cells."""
+        """Read ``obs[groupby]``; as in scanpy, ``groups`` are tested and "rest" means all other cells."""
         found = get_categories(adata.obs, groupby, argument="groupby", gaps=True)
         names = found.names
         if len(names) < 2:
@@ -70,7 +70,7 @@ class Groups:
         other = None if compared is None else names.index(compared)
         tested = tuple(i for i, name in enumerate(names) if name in wanted and i != other)
         if not tested:
-            msg = f"groups={groups!r} names the reference {reference!r} only; name a group to compare with it."
+            msg = f"groups={groups!r} names only the reference {reference!r}; name a group to compare with it."
             raise ValueError(msg)
         code_n = found.code_n
         if other is not None:
@@ -79,7 +79,7 @@ class Groups:
 
     @classmethod
     def of_cells(cls, adata: AnnData, cells: CellSets, reference_cells: CellSets | None) -> Groups:
-        """Sets of cells that are given: each against the reference cells, or against all cells outside it."""
+        """Use given sets of cells: each is compared with the reference cells, or with all cells outside it."""
         given = cells if isinstance(cells, Mapping) else {"cells": cells}
         if not given:
             msg = "cells={} names no set of cells; at least one is expected."
@@ -89,7 +89,7 @@ class Groups:
             for name, one in given.items()
         }
         if len(rows) < len(given) or "" in rows:
-            msg = f"cells= has the names {list(given)}; names that differ as text, none of them empty, are expected."
+            msg = f"cells= has the names {list(given)}; names that differ as text and are not empty are expected."
             raise ValueError(msg)
         names = tuple(rows)
         code_n = np.full(adata.n_obs, -1, dtype=np.int64)
@@ -111,7 +111,7 @@ class Groups:
         else:
             reference = "reference_cells"
         if reference in names or reference == "":
-            msg = f"reference_cells= has the name {reference!r}; one that no set of cells= has is expected."
+            msg = f"reference_cells= has the name {reference!r}; a name that is not empty and that no set of cells= has is expected."
             raise ValueError(msg)
         at = select_cells(adata, reference_cells, "reference_cells=")
         _check_apart(code_n[at], "reference_cells=", "cells=")
@@ -120,15 +120,15 @@ class Groups:
 
     @property
     def reference_name(self) -> str:
-        """What the groups are compared with, as scanpy records it."""
+        """The name of the reference in scanpy's record."""
         return "rest" if self.reference is None else self.names[self.reference]
 
 
 def _check_apart(code_n: Ints, one: str, other: str) -> None:
-    """Raise where a cell is in two sets."""
+    """Raise if a cell is in two sets."""
     n = int((code_n >= 0).sum())
     if n:
-        msg = f"{n} cell(s) of {one} are in {other} too; a cell can be on one side of a comparison only. Leave them out of one."
+        msg = f"{n} cell(s) of {one} are also in {other}; a cell can be on one side of a comparison only. Remove them from one of the two."
         raise ValueError(msg)
 
 
@@ -140,7 +140,7 @@ def _listed(groups: str | Sequence[Hashable]) -> list[Hashable]:
 
 
 def category_codes(adata: AnnData, key: str | None) -> Ints:
-    """Codes of a column of ``obs``, zeros without one."""
+    """Return the codes of a column of ``obs``; zeros if ``key`` is None."""
     if key is None:
         return np.zeros(adata.n_obs, dtype=np.int64)
     return get_categories(adata.obs, key).code_n
@@ -148,7 +148,10 @@ def category_codes(adata: AnnData, key: str | None) -> Ints:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the model expects of groups: mean expression, variance of its log, overdispersion of counts, own over shared batch."""
+    """The model's expectation for groups: mean expression, variance of its log, overdispersion of counts, and batch shift.
+
+    The shift is the ratio of the expression in the cells' own batches to the average over all batches.
+    """
 
     mean_kg: Floats
     log_variance_kg: Floats
@@ -166,7 +169,7 @@ def expected_expression(
     with_shift: bool,
     rng: np.random.Generator,
 ) -> Expected:
-    """Decode at most ``n_cells`` cells of each group, drawn before anything is decoded, ``n_draws`` times each."""
+    """Decode at most ``n_cells`` randomly chosen cells of each group, ``n_draws`` times each."""
     fit = cells.fit
     chosen = subsample(groups.code_n, n_cells, rng)
     rows = torch.from_numpy(chosen)
@@ -196,7 +199,7 @@ def expected_expression(
     inside_g = count_overdispersion(fit.model, mean_nd, covariates)
     all_g = np.full(len(fit.genes), float(np.median(inside_g)))
     all_g[fit.modelled_g] = inside_g
-    # one cell, or few, do not show how cells differ; all groups together do
+    # a group of few cells does not show how much cells differ; all groups together do
     spread_kg = np.maximum(shared.variance_mg / np.maximum(shared.mean_mg, 1e-12) ** 2, between_g)
     shift = decode((None,), 1).mean_mg / shared.mean_mg if with_shift and known else None
     mean_kg = np.maximum(shared.mean_mg, 1e-12)
@@ -204,7 +207,7 @@ def expected_expression(
 
 
 def _place(value_kg: Floats, fit: Fit) -> Floats:
-    """Columns in the order of the genes of the fit; those read out stand behind the modelled ones."""
+    """Put columns in the order of the genes of the fit; in ``value_kg``, genes read out follow the modelled genes."""
     out = np.full((len(value_kg), len(fit.genes)), np.nan)
     n_inside = int(fit.modelled_g.sum())
     out[:, fit.modelled_g] = value_kg[:, :n_inside]
@@ -216,7 +219,7 @@ def _place(value_kg: Floats, fit: Fit) -> Floats:
 def tally_counts(
     adata: AnnData, layer: str | None, genes: np.ndarray, *, units: Units, weights: Weights, library_n: Floats
 ) -> Evidence:
-    """Add up the counts of ``genes``, columns of ``adata``, in blocks of cells; raises ``ValueError`` if they are none."""
+    """Add up the counts of ``genes``, columns of ``adata``, in blocks of cells; raises ``ValueError`` if they are not counts."""
     column = np.full(adata.n_vars, -1, dtype=np.int64)
     column[genes] = np.arange(len(genes))
     tally = Tally(units, weights, len(genes))
@@ -242,7 +245,7 @@ def _blocks(matrix: object) -> Iterator[tuple[slice, sparse.csr_matrix]]:
 
 @dataclass(frozen=True)
 class Question:
-    """Which groups are compared, beyond which log2 fold change, and what counts as batch and as sample."""
+    """The groups to compare, the log2 fold change to exceed, and the columns of batch and sample."""
 
     groups: Groups
     delta: float
@@ -255,7 +258,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """Names of the ranked genes, every tested group's comparison and fold change that counts as none, and whether counts were used."""
+    """Names of the ranked genes, and for every tested group its comparison and the fold change that counts as no change.
+
+    ``counts`` is True if counts were used.
+    """
 
     genes: np.ndarray
     comparisons: Mapping[str, Comparison]
@@ -272,7 +278,7 @@ def ask(
     use_counts: bool | None,
     rng: np.random.Generator,
 ) -> Answer:
-    """Decode, read the counts where they are there, and compare."""
+    """Decode, read the counts if they are available, and compare."""
     groups, fit = question.groups, cells.fit
     library_n = stored_library(adata, cells.keys)
     position, genes = _genes(adata, fit)
@@ -311,7 +317,7 @@ def ask(
     for name, contrast in steps(contrasts.items(), "comparing groups"):
         here = evidence
         if contrast.confounded and counted and expected.shift_kg is not None:
-            # exposures as they would be under shared batches: nothing but the model tells batch from group here
+            # convert exposures to shared batches: only the model separates batch from group here
             here = replace(evidence, exposure_mg=evidence.exposure_mg * expected.shift_kg[units.group_m])
         by_sample = question.sample_key is not None or (contrast.confounded and contrast.sample_df(units) >= 1)
         prior = _prior(here, expected, contrast)
@@ -327,9 +333,9 @@ def ask(
 
 
 def _genes(adata: AnnData, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
-    """Column of every gene of the fit in ``adata`` (-1: gone), and the genes that are ranked, in the order of ``adata``."""
+    """Return the column of every gene of the fit in ``adata`` (-1: absent), and the ranked genes, in the order of ``adata``."""
     if not fit.model.decoder.likelihood.composition:
-        msg = "The fit is Gaussian: what it expects of genes are log values, without a count distribution to compare groups by. Fit with likelihood='nb'."
+        msg = "The fit is Gaussian: it predicts log values and has no count distribution to compare groups by. Fit with likelihood='nb'."
         raise ValueError(msg)
     position = np.asarray(adata.var_names.get_indexer(fit.genes))
     decoded = fit.modelled_g | (fit.params.model.n_readout > 0)
@@ -347,7 +353,7 @@ def _genes(adata: AnnData, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
 def _contrast(units: Units, groups: Groups, group: int) -> Contrast:
     for code in (group, groups.reference):
         if code is not None and not (units.group_m == code).any():
-            msg = f"Group {groups.names[code]!r} has no cell with a size factor above 0. Drop its empty cells: sc.pp.filter_cells(adata, min_counts=1)."
+            msg = f"Group {groups.names[code]!r} has no cell with a size factor above 0. Remove empty cells: sc.pp.filter_cells(adata, min_counts=1)."
             raise ValueError(msg)
     return Contrast.of(units, group, groups.reference)
 
@@ -356,20 +362,20 @@ def _warn(units: Units, question: Question, contrasts: Mapping[str, Contrast]) -
     names = question.groups.names
     small = [name for name in contrasts if units.n_m[units.group_m == names.index(name)].sum() < 3]
     if small:
-        logg.warning(f"Fewer than 3 cells are in {small}: what is written for them is mostly what the model expects.")
+        logg.warning(f"Fewer than 3 cells are in {small}: their results are mostly the model's expectation.")
     confounded = [name for name, contrast in contrasts.items() if contrast.confounded]
     if confounded:
         logg.warning(
-            f"{confounded} share no batch (obs[{question.batch_key!r}]) with the cells they are compared with. They are compared "
-            "as the model corrects for the batch, which cannot tell a batch effect from a difference of groups. "
-            "batch_key=None leaves the batch alone."
+            f"{confounded} share no batch (obs[{question.batch_key!r}]) with the cells they are compared with. The comparison uses "
+            "the model's batch correction, which cannot distinguish a batch effect from a difference between groups. "
+            "batch_key=None compares without correction."
         )
     if question.sample_key is not None:
         alone = [name for name, contrast in contrasts.items() if contrast.sample_df(units) < 1]
         if alone:
             logg.warning(
-                f"{alone} and the cells they are compared with come from too few samples (obs[{question.sample_key!r}]) to see "
-                "how samples differ: their p-values rest on one degree of freedom."
+                f"{alone} and the cells they are compared with come from too few samples (obs[{question.sample_key!r}]) to "
+                "estimate how samples differ: their p-values use one degree of freedom."
             )
 
 
@@ -382,14 +388,14 @@ def _read_evidence(
         if insist:
             raise
         logg.warning(
-            f"No counts were found: {error.args[0]}\nGroups are compared by what the model expects, which finds less. "
-            "use_counts=False says that this is meant."
+            f"No counts were found: {error.args[0]}\nGroups are compared by the model's expectation alone, which finds fewer "
+            "differences. Pass use_counts=False if this is intended."
         )
         return None
 
 
 def _prior(evidence: Evidence, expected: Expected, contrast: Contrast) -> Prior:
-    """What the model expects of the cells that are compared."""
+    """Compute the model's expectation for the cells that are compared."""
     means, variances = [], []
     for side in (contrast.up_m, ~contrast.up_m):
         unit_m = contrast.unit_m[side]

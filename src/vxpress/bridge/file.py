@@ -1,7 +1,7 @@
-"""A fit in one safetensors file, which can hold nothing that runs.
+"""Write and read a fit in one safetensors file, which cannot hold executable code.
 
-The tensors are the weights and every long list (history, gene and category names as UTF-8 bytes); the rest is one JSON
-string with a version and the SHA-256 of all that is read, since safetensors itself loads a flipped byte silently.
+The tensors are the weights and every long list (history, gene and category names as UTF-8 bytes). The rest is one JSON string
+with a version and the SHA-256 of all that is read, because safetensors itself loads a flipped byte silently.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MAX_HEADER = 64 * 2**20
 MAX_METADATA = 4 * 2**20
 _METADATA_KEY = "vxpress"
 
-# what a file made to do harm can raise while it is read; UnicodeDecodeError is a ValueError
+# errors that a malicious file can cause while it is read; UnicodeDecodeError is a ValueError
 _CRAFTED = (SafetensorError, KeyError, ValueError, TypeError, IndexError, RecursionError)
 
 
 def write_fit(stored: Mapping[str, Any], key: str, path: Path) -> None:
-    """Write a fit, as ``uns`` holds it, to ``path``; the file appears whole or not at all."""
+    """Write a fit, in the form of ``uns``, to ``path``; the file appears complete or not at all."""
     if not path.parent.is_dir():
-        msg = f"{str(path.parent)!r} is not a folder. Make it first, or choose another path."
+        msg = f"{str(path.parent)!r} is not a folder. Create it first, or choose another path."
         raise FileNotFoundError(msg)
     tensors: dict[str, np.ndarray] = {}
     tree = _pack(stored, "", tensors)
@@ -44,7 +44,7 @@ def write_fit(stored: Mapping[str, Any], key: str, path: Path) -> None:
 
 
 def read_fit(path: Path) -> tuple[dict[str, Any], str]:
-    """The fit in a file, as ``uns`` holds it, and its name; raises ``ValueError`` where the file is damaged."""
+    """Read the fit in a file, in the form of ``uns``, and its name; raises ``ValueError`` if the file is damaged."""
     data = path.read_bytes()
     if len(data) < 8 or not 2 <= struct.unpack("<Q", data[:8])[0] <= min(MAX_HEADER, len(data) - 8):
         raise _damaged(path, "it has no safetensors header")
@@ -60,7 +60,7 @@ def read_fit(path: Path) -> tuple[dict[str, Any], str]:
     if not {"key", "sha256", "fit"} <= meta.keys() or not isinstance(meta["key"], str):
         raise _damaged(path, "its metadata is incomplete")
     try:
-        # a number may have two spellings, and a name may come twice; only what write_fit writes is read
+        # JSON may spell a number in two ways or repeat a name; only the exact text of write_fit is accepted
         intact = text == json.dumps(meta) and meta["sha256"] == _digest(meta["key"], meta["fit"], entries, payload)
         tree = _unpack(meta["fit"], load(data)) if intact else None
     except _CRAFTED as error:
@@ -77,7 +77,7 @@ def _damaged(path: Path, why: str) -> ValueError:
 
 
 def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
-    """The header of a safetensors file, by name, and the tensor bytes, which follow it."""
+    """Split a safetensors file into its header, by name, and the tensor bytes, which follow it."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length].decode())
     if not isinstance(header, dict):
@@ -87,7 +87,7 @@ def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
 
 
 def _digest(key: str, tree: Any, entries: Mapping[str, Any], payload: memoryview) -> str:
-    """SHA-256 of all that is read: settings, names, types and shapes of the tensors, and their bytes."""
+    """Compute the SHA-256 of all that is read: settings, names, types and shapes of the tensors, and their bytes."""
     digest = hashlib.sha256(json.dumps([VERSION, key, tree, entries], sort_keys=True).encode())
     digest.update(b"\0")
     digest.update(payload)
@@ -106,7 +106,7 @@ def _metadata(text: str) -> dict[str, Any]:
 
 
 def _pack(value: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:
-    """JSON for a value; arrays move into ``tensors`` and leave a reference."""
+    """Convert a value to JSON; arrays are moved to ``tensors`` and replaced by a reference."""
     if isinstance(value, Mapping):
         return {str(k): _pack(v, f"{name}/{k}", tensors) for k, v in value.items()}
     array = np.asarray(value)
@@ -143,7 +143,7 @@ def _name(reference: Any) -> str:
 
 
 def _strings(text: bytes, lengths: np.ndarray) -> np.ndarray:
-    """The strings that were joined to ``text``, given how many bytes each has."""
+    """Split ``text`` into strings, given the number of bytes of each."""
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
         msg = "the lengths of its names are not a list of whole numbers"
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""A fit as data: everything that ``uns`` holds of it, and the way back to a model."""
+"""Convert a fit to the mappings that ``uns`` holds, and back to a model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.training import INTERRUPTED
 from vxpress.core.vae import VAE, build, expected_shapes
 
-# what every fit holds, and what some do; a mapping that is empty may be lost on the way through a file
+# parts of every fit, and of some; a file may lose an empty mapping
 PARTS = ("params", "history", "genes", "weights")
 FURTHER = ("format", NAME, "covariates", "diagnostics", "prior", "choice")
-# values of two settings
+# allowed values of two settings
 SCALES = tuple(sorted({kind.scale for kind in LIKELIHOODS.values()}))
 STOPPED = ("budget", "early", INTERRUPTED)
 NOT_NEGATIVE = ("running_var", "library_log_var_b", "outside_share")
@@ -30,9 +30,9 @@ NOT_NEGATIVE = ("running_var", "library_log_var_b", "outside_share")
 
 @dataclass(frozen=True)
 class Params:
-    """Every setting of a fit, enough to run it again; the record under ``uns[key]["params"]``.
+    """All settings of a fit, enough to run it again; the record under ``uns[key]["params"]``.
 
-    A mask that was given as an array stands under ``genes``; a generator given as ``rng`` is not recorded.
+    A mask that was given as an array is recorded under ``genes``. A generator given as ``rng`` is not recorded.
     """
 
     model: ModelConfig
@@ -78,7 +78,7 @@ class Params:
 
 @dataclass(frozen=True)
 class Fit:
-    """A trained model with all that is needed to use it again."""
+    """A trained model with everything needed to use it again."""
 
     params: Params
     covariates: CovariateTable
@@ -88,25 +88,25 @@ class Fit:
     history: dict[str, np.ndarray]
     diagnostics: dict[str, Any]
     prior: dict[str, Any] = field(default_factory=dict)
-    """How the prior was learned, where it was; see :func:`vxpress.tl.fit_prior`."""
+    """How the prior was learned, if it was; see :func:`vxpress.tl.fit_prior`."""
     choice: dict[str, Any] = field(default_factory=dict)
-    """How a setting that was left to the data was chosen, where one was."""
+    """How a setting such as ``likelihood="auto"`` was chosen from the data, if one was."""
 
     @property
     def condition_key(self) -> str | None:
-        """The column of ``obs`` that the prior is given, if any."""
+        """The column of ``obs`` that the prior is conditioned on, if any."""
         return str(self.prior["condition_key"]) if "condition_key" in self.prior else None
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """The values of that column that the prior knows: condition c is number c.
+        """The values of that column that the prior knows, in the order of their codes.
 
-        Cells without a value have one more condition, behind these, which has no name.
+        Cells without a value have one more condition, the last, which has no name.
         """
         return tuple(map(str, self.prior["categories"])) if "condition_key" in self.prior else ()
 
     def to_uns(self) -> dict[str, Any]:
-        """As nested mappings of scalars, strings and arrays, with a checksum; what is written of a fit is made here only."""
+        """Return nested mappings of scalars, strings and arrays, with a checksum; everything written of a fit is made here."""
         out = {
             "format": FORMAT,
             "params": to_uns(self.params),
@@ -120,19 +120,19 @@ class Fit:
         return sealed(out | {name: dict(record) for name, record in records.items() if record})
 
     def loadings(self) -> np.ndarray | None:
-        """Slopes of the decoded logits in z, float32 (genes, d) with NaN for genes outside the model; None unless linear."""
+        """Return the slopes of the decoded logits in z, float32 (genes, d), NaN for genes outside the model; None unless linear."""
         config = self.params.model
         if config.decoder != "linear":
             return None
         loadings_gd = np.full((len(self.genes), config.n_latent), np.nan, dtype=np.float32)
         weight = self.model.decoder.location.weight.detach().cpu().numpy()
-        # beside z stands the condition, below the genes the remainder
+        # further columns belong to the condition, further rows to the remainder
         loadings_gd[self.modelled_g] = weight[: config.n_genes, : config.n_latent]
         return loadings_gd
 
     @classmethod
     def from_uns(cls, stored: Mapping[str, Any]) -> Fit:
-        """The fit that :meth:`to_uns` stored; raises ``ValueError`` where it is damaged."""
+        """Read a fit that :meth:`to_uns` stored; raises ``ValueError`` if it is damaged."""
         _check_parts(stored)
         try:
             fit = cls._read(upgraded(stored))
@@ -171,15 +171,15 @@ class Fit:
 
 
 class Diagnostics(dict[str, Any]):
-    """What was found of a fit; the message of an entry that is not there names the call that writes it."""
+    """The diagnosis of a fit; the error for a missing entry names the call that writes it."""
 
     def __missing__(self, name: str) -> Any:
-        msg = f"The diagnostics of the fit hold no {name!r}. Write them with vx.tl.diagnose(adata)."
+        msg = f"The diagnostics of the fit lack {name!r}. Compute them with vx.tl.diagnose(adata)."
         raise KeyError(msg)
 
 
 def _check_parts(stored: Mapping[str, Any]) -> None:
-    """Raise unless the parts are there, are mappings, and are no others."""
+    """Raise unless all parts are present and mappings, and there are no others."""
     missing = [part for part in PARTS if not isinstance(stored.get(part), Mapping)]
     missing += [
         part
@@ -191,17 +191,17 @@ def _check_parts(stored: Mapping[str, Any]) -> None:
         raise ValueError(msg)
     unknown = sorted(set(map(str, stored)) - {*PARTS, *FURTHER})
     if unknown:
-        msg = f"The stored fit holds {unknown}, which no fit has: it is damaged, or something was added. Delete these entries of uns[key]."
+        msg = f"The stored fit holds {unknown}, which are not parts of a fit: it is damaged, or something was added. Delete these entries of uns[key]."
         raise ValueError(msg)
 
 
 def load_weights(config: ModelConfig, weights: Mapping[str, Any]) -> VAE:
-    """A model with these weights, in evaluation mode; shapes are checked before anything is allocated."""
+    """Build a model with these weights, in evaluation mode; shapes are checked before anything is allocated."""
     expected = expected_shapes(config)
     found = {str(name): tuple(np.shape(value)) for name, value in weights.items()}
     if found != expected:
         wrong = sorted(name for name in set(found) | set(expected) if found.get(name) != expected.get(name))[:5]
-        msg = f"The stored weights do not fit the stored settings (first: {wrong}): the fit is damaged."
+        msg = f"The stored weights do not match the stored settings (first: {wrong}): the fit is damaged."
         raise ValueError(msg)
     state = {str(name): _weight(str(name), value) for name, value in weights.items()}
     model = build(config, seed=0)
@@ -210,12 +210,14 @@ def load_weights(config: ModelConfig, weights: Mapping[str, Any]) -> VAE:
 
 
 def _weight(name: str, value: Any) -> torch.Tensor:
-    """A weight as it was stored: single precision, finite, and a variance not below 0; counters are whole numbers."""
+    """Check a stored weight: single precision, finite, variances at least 0; counters are whole numbers."""
     array, counter = np.asarray(value), name.endswith("num_batches_tracked")
-    # readers give back scalars in double precision
+    # readers return scalars in double precision
     ok = array.dtype.kind == ("i" if counter else "f") and (array.ndim == 0 or counter or array.dtype.itemsize == 4)
     if not ok:
-        msg = f"the weight {name!r} is of type {array.dtype}, and {'whole numbers are' if counter else 'float32 is'} expected"
+        msg = (
+            f"the weight {name!r} is of type {array.dtype}; {'whole numbers are' if counter else 'float32 is'} expected"
+        )
         raise ValueError(msg)
     if not np.isfinite(array).all():
         msg = f"the weight {name!r} holds values that are not finite numbers"

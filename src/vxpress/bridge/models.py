@@ -1,4 +1,4 @@
-"""Models as files of their own: ``save_model`` and ``load_model``."""
+"""Save and load models as separate files: ``save_model`` and ``load_model``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def save_model(adata: AnnData, path: str | Path, *, key: str = DEFAULT_KEY) -> N
     adata
         Holds a fit of :func:`~vxpress.tl.fit_vae`.
     path
-        File to write, ending in ``.safetensors``; an existing one is replaced at once when the new one is complete.
+        File to write, ending in ``.safetensors``. An existing file is replaced only when the new one is complete.
     key
         Name of the fit: the ``key_added`` of the call that made it.
 
@@ -36,11 +36,11 @@ def save_model(adata: AnnData, path: str | Path, *, key: str = DEFAULT_KEY) -> N
     KeyError
         If ``adata`` holds no fit of this name.
     ValueError
-        If the path has another ending.
+        If the path does not end in ``.safetensors``, or the fit is damaged.
     FileNotFoundError
         If its folder does not exist.
     OSError
-        If the path is a folder, or cannot be written to. An earlier file is then as it was.
+        If the path is a folder, or cannot be written. An existing file is then unchanged.
 
     Examples
     --------
@@ -73,21 +73,21 @@ def load_model(path: str | Path) -> AnnData:
     Parameters
     ----------
     path
-        The file.
+        File written by :func:`save_model`.
 
     Returns
     -------
-    An AnnData without cells, on the genes of the fit, with the fit in ``uns``: pass it as ``model=`` to any function that
-    takes one. Nothing in the file is executed.
+    An AnnData without cells, with the genes of the fit, and the fit in ``uns``. Pass it as ``model=`` to any function with this
+    argument. Nothing in the file is executed.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     OSError
-        If it is a folder, or cannot be read.
+        If the path is a folder, or the file cannot be read.
     ValueError
-        If the file is damaged, of another version, or not a model.
+        If the file is damaged, has another format version, or is not a model.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Files that may hold a fit: paths as users give them, stores opened, and errors that say what is there instead."""
+"""Open files that may hold a fit: check paths, read stores, and raise errors that say what was found instead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUFFIX = ".safetensors"
 
 
 def as_path(argument: str, value: object, *, otherwise: str = "") -> Path:
-    """The path that an argument names; ``TypeError`` where it names none, ``otherwise`` being what else it takes."""
+    """Return the path that an argument names; raises ``TypeError`` for other types. ``otherwise`` lists what else is accepted."""
     if isinstance(value, (str, os.PathLike)):
         text = os.fspath(value)
         if isinstance(text, str):
@@ -28,11 +28,11 @@ def as_path(argument: str, value: object, *, otherwise: str = "") -> Path:
 
 
 def existing(argument: str, path: Path) -> Path:
-    """The path, unless there is nothing."""
+    """Return the path if it exists; raises ``FileNotFoundError`` otherwise."""
     try:
         found = path.exists()
     except (OSError, ValueError) as error:  # a name that is too long, a NUL
-        msg = f"{argument}={str(path)!r} names no file: {error}."
+        msg = f"{argument}={str(path)!r} is not a valid path: {error}."
         raise FileNotFoundError(msg) from error
     if not found:
         msg = f"{argument}={str(path)!r} does not exist."
@@ -41,12 +41,12 @@ def existing(argument: str, path: Path) -> Path:
 
 
 def read_model_file(path: Path) -> tuple[dict[str, Any], str]:
-    """The fit in a file of :func:`vxpress.save_model`, as ``uns`` holds it, and its name."""
+    """Read the fit in a file of :func:`vxpress.save_model`, in the form of ``uns``, and its name."""
     if path.is_dir():
-        msg = f"{str(path)!r} is a folder; a file that vx.save_model wrote is expected. A fit in a zarr store is read with model=."
+        msg = f"{str(path)!r} is a folder; a file written by vx.save_model is expected. To use a fit in a zarr store, pass the store with model=."
         raise IsADirectoryError(msg)
     if not path.is_file():
-        msg = f"{str(path)!r} is no regular file; one that vx.save_model wrote is expected."
+        msg = f"{str(path)!r} is not a regular file; a file written by vx.save_model is expected."
         raise ValueError(msg)
     try:
         return read_fit(path)
@@ -56,7 +56,7 @@ def read_model_file(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def read_store(path: Path, read: Callable[[Any], T]) -> T:
-    """What ``read`` makes of the root of an ``.h5ad`` file or zarr store; ``ValueError`` where it is neither, or damaged."""
+    """Apply ``read`` to the root of an ``.h5ad`` file or zarr store; raises ``ValueError`` if it is neither, or damaged."""
     try:
         if path.is_dir():
             import zarr
@@ -70,13 +70,13 @@ def read_store(path: Path, read: Callable[[Any], T]) -> T:
     except MemoryError:
         raise
     except Exception as error:
-        # what h5py, zarr and anndata raise on a file that is none, or damaged, has no common type
+        # the errors of h5py, zarr and anndata for other or damaged files have no common type
         msg = f"{str(path)!r} is neither an .h5ad, a zarr store nor a .safetensors file, or is damaged ({error})."
         raise ValueError(msg) from error
 
 
 def read_uns(path: Path, name: str) -> tuple[Any, list[str]]:
-    """One entry of ``uns`` of a stored AnnData, None where there is none, and the names of all fits in it."""
+    """Read one entry of ``uns`` of a stored AnnData, None if it is absent, and the names of all fits in it."""
 
     def read(root: Any) -> tuple[Any, list[str]]:
         return (read_elem(root[f"uns/{name}"]) if f"uns/{name}" in root else None), _fits(root)
@@ -85,7 +85,7 @@ def read_uns(path: Path, name: str) -> tuple[Any, list[str]]:
 
 
 def fits_of_file(path: Path) -> list[str]:
-    """Names of the fits in a file, without reading them."""
+    """Return the names of the fits in a file without reading the fits."""
     return [read_model_file(path)[1]] if path.suffix == SUFFIX else read_store(path, _fits)
 
 

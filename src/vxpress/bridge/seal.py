@@ -1,7 +1,7 @@
-"""The checksum of a stored fit, which any change, loss or addition since it was written breaks.
+"""Compute and check the checksum of a stored fit, which detects any change, loss or addition since it was written.
 
-It is taken of values, not of bytes on a disk: the same before and after ``.h5ad``, zarr, safetensors, ``ad.concat`` or a
-machine of other byte order, whose readers give back scalars, strings and mappings in types of their own.
+It is computed from values, not from bytes on a disk. So it is the same before and after ``.h5ad``, zarr, safetensors,
+``ad.concat`` or a machine of other byte order, whose readers return scalars, strings and mappings in their own types.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any
 import numpy as np
 
 NAME = "sha256"
-# made anew by vx.tl.diagnose, and open to notes of the user
+# written again by vx.tl.diagnose, and free for notes of the user
 FREE = ("diagnostics",)
 ADVICE = (
-    "Take the fit from the file or AnnData that it came from (model=), or fit again: vx.tl.fit_vae(adata). Only "
-    "uns[key]['diagnostics'] may be edited. Was it merged by ad.concat(uns_merge='same') from a reference and a query with new "
-    "categories? Then pass the AnnData that knows them all: model=query."
+    "Use the fit in its original file or AnnData (model=), or fit again: vx.tl.fit_vae(adata). Only uns[key]['diagnostics'] may "
+    "be edited. If ad.concat(uns_merge='same') merged it from a reference and a query with new categories, pass the AnnData "
+    "whose fit knows all categories: model=query."
 )
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with its checksum; every record of a fit that is written passes here."""
+    """Return the record with its checksum; every record of a fit that is written comes from here."""
     return {**record, NAME: digest(record)}
 
 
 def check_seal(record: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` unless the record is what was sealed."""
+    """Raise ``ValueError`` unless the record matches its checksum."""
     found = record.get(NAME)
     if found is None or str(found) != digest(record):
         what = "has lost its checksum" if found is None else "does not match its checksum"
@@ -38,14 +38,14 @@ def check_seal(record: Mapping[str, Any]) -> None:
 
 
 def digest(record: Mapping[str, Any]) -> str:
-    """SHA-256, in hexadecimal digits, of all of a record but its free parts and the checksum itself."""
+    """Return the SHA-256, in hexadecimal digits, of a record without its free parts and the checksum itself."""
     found = hashlib.sha256()
     _feed(found, {name: value for name, value in record.items() if name not in (*FREE, NAME)})
     return found.hexdigest()
 
 
 def _feed(found: Any, value: Any) -> None:
-    """Every value begins with a letter for its kind and says its size, so that no two read alike."""
+    """Add a value to the digest, with its size and a letter for its type, so that no two values give the same bytes."""
     if isinstance(value, Mapping):
         # concat drops empty mappings
         parts = {str(name): part for name, part in value.items() if not _empty(part)}
@@ -62,7 +62,7 @@ def _feed(found: Any, value: Any) -> None:
     elif kind in "iu":
         found.update(b"i" + np.ascontiguousarray(array, dtype="<i8").tobytes())
     elif kind == "f" and array.ndim == 0:
-        # readers give back scalars in double precision, and a NaN may have any bits
+        # readers return scalars in double precision, and a NaN may have any bits
         number = float(array[()])
         found.update(b"f" + struct.pack("<d", np.nan if number != number else number))  # noqa: PLR0124
     elif kind == "f":

@@ -1,4 +1,4 @@
-"""Fits that earlier releases stored, as the present one stores them."""
+"""Convert fits stored by earlier releases to the current format."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from vxpress.bridge.seal import NAME
 
 FORMAT = "vxpress-fit-2"
-# of release 0.1.0, without a checksum
+# format of release 0.1.0, without a checksum
 FIRST = "vxpress-fit-1"
 FORMATS = (FIRST, FORMAT)
-# settings that came after a format, as part/name, with the value that a fit from before them has
+# settings added later, as part/name, with the value for fits stored before
 LATER: dict[str, Any] = {}
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a fit of any format that is read, with what the present one has and it has not."""
+    """Return the record of a fit of any supported format with the fields of the current format added."""
     record = dict(record)
     for path, value in LATER.items():
         *parts, name = path.split("/")
@@ -26,14 +26,14 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
     if str(record.get("format")) != FIRST:
         return record
     if NAME in record:
-        msg = f"The stored fit is damaged: it is marked as {FIRST}, which has no checksum, and has one."
+        msg = f"The stored fit is damaged: it is marked as {FIRST}, a format without checksum, but has one."
         raise ValueError(msg)
-    # without covariates there was no record, or one that a file lost
+    # without covariates, the first format wrote no record, or one that a file lost
     covariates, params = record.get("covariates", {}), record.get("params")
     if isinstance(covariates, Mapping) and isinstance(params, Mapping):
         record["covariates"] = _with_all_fields(covariates, params)
     if isinstance(record.get("history"), Mapping) and record["history"]:
-        # an interrupt could leave the last epoch half recorded
+        # an interrupt could leave the last epoch partly recorded
         columns = {name: np.asarray(values) for name, values in record["history"].items()}
         n = min((len(values) for values in columns.values() if values.ndim), default=0)
         record["history"] = {name: values[:n] if values.ndim else values for name, values in columns.items()}
@@ -41,9 +41,9 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_all_fields(covariates: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    """With the fields of covariates that there are none of, and with what is not on record.
+    """Add the fields of absent covariates, and those that the first format did not record.
 
-    Each category counts as well learned, and numbers have no range that others lie outside of.
+    Each category counts as learned, and the range of continuous covariates is infinite.
     """
     none, n = np.array([], dtype=float), len(covariates.get("continuous_keys", ()))
     fields: dict[str, Any] = {"batch_key": "", "labels_key": ""}
@@ -57,11 +57,11 @@ def _with_all_fields(covariates: Mapping[str, Any], params: Mapping[str, Any]) -
 
 
 def _set_default(record: dict[str, Any], parts: list[str], name: str, value: Any) -> None:
-    """Set a leaf that is missing, in copies of the mappings on the way to it."""
+    """Set a missing entry, in copies of the mappings that contain it."""
     at = record
     for part in parts:
         if not isinstance(at.get(part), Mapping):
-            return  # what is wrong there is said where the part is read
+            return  # the error is raised when the part is read
         at[part] = dict(at[part])
         at = at[part]
     at.setdefault(name, value)

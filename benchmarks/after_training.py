@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=2_000)
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--few", type=int, default=50, help="number of genes of the denoised subset")
-    parser.add_argument("--peer-batch", type=int, default=None, help="minibatch size of scvi-tools (default: its own)")
+    parser.add_argument("--scvi-batch", type=int, default=None, help="minibatch size of scvi-tools (default: its own)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -44,9 +44,9 @@ def main() -> None:
     model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False, logger=False)
     model.to_device("cpu")
     few = list(adata.var_names[: args.few])
-    batch = {"batch_size": args.peer_batch}
+    batch = {"batch_size": args.scvi_batch}
 
-    def peer_expression(genes: list[str] | None) -> object:
+    def scvi_expression(genes: list[str] | None) -> object:
         # one batch to decode under, as for vxpress below; both average the same number of draws
         return model.get_normalized_expression(
             transform_batch=first,
@@ -64,15 +64,15 @@ def main() -> None:
             lambda: vx.tl.encode(adata, device="cpu"),
             lambda: model.get_latent_representation(**batch),
         ),
-        "denoise, all genes": (lambda: vx.tl.denoise(adata, **denoise), lambda: peer_expression(None)),
+        "denoise, all genes": (lambda: vx.tl.denoise(adata, **denoise), lambda: scvi_expression(None)),
         f"denoise, {args.few} genes": (
             lambda: vx.tl.denoise(adata, genes=few, **denoise),
-            lambda: peer_expression(few),
+            lambda: scvi_expression(few),
         ),
     }
     payload = {
         "cells": args.cells, "genes": args.genes, "density": density, "draws": args.draws, "repeats": args.repeats,
-        "peer_batch": args.peer_batch, "machine": machine(), "seconds": {},
+        "scvi_batch": args.scvi_batch, "machine": machine(), "seconds": {},
     }  # fmt: skip
     print(
         f"{args.cells:,} cells x {args.genes:,} genes, {density:.1%} stored, {args.draws} draws, {args.threads} threads"

@@ -1,6 +1,6 @@
 """Compare fits of vxpress and scvi-tools: parity of ``preset="scvi"``, likelihood, clustering and mixing.
 
-    python benchmarks/fit_peer.py && python benchmarks/fit_ours.py && python benchmarks/compare.py
+    python benchmarks/fit_scvi.py && python benchmarks/fit_ours.py && python benchmarks/compare.py
 
 Reads the files of the other two scripts, prints tables and writes ``benchmarks/results/compare.json``. Likelihoods are in
 nats per test cell, which no fit has seen; higher is better. Intervals of likelihoods are over cells (the difference of

@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=2_000)
     parser.add_argument("--genes", type=int, default=1_000)
     parser.add_argument("--methods", nargs="+", default=["smoothers", "vxpress", "scvi-tools"])
-    parser.add_argument("--peer-epochs", type=int, default=400)
+    parser.add_argument("--scvi-epochs", type=int, default=400)
     parser.add_argument("--reference", default=f"{OURS}, own counts", help="method that the others are compared with")
     parser.add_argument("--preset", default=None, help="preset of vxpress (default: none)")
     parser.add_argument("--threads", type=int, default=1)
@@ -279,7 +279,7 @@ def main() -> None:
         makers: dict[str, tuple[str, Callable[[], dict[str, tuple[Shares, str]]]]] = {
             "smoothers": ("", lambda a=adata, s=seed: smoothers(a.X, s)),
             "vxpress": (variant, lambda a=adata, s=seed: ours(a, s, {"preset": args.preset} if args.preset else {})),
-            "scvi-tools": (f"-{args.peer_epochs}", lambda a=adata, s=seed: peer(a, s, args.peer_epochs)),
+            "scvi-tools": (f"-{args.scvi_epochs}", lambda a=adata, s=seed: peer(a, s, args.scvi_epochs)),
         }
         for method in args.methods:
             tag, make = makers[method]

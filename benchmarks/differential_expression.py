@@ -6,7 +6,7 @@
 
 Prints tables and writes ``benchmarks/results/differential_expression.json``.  The threshold and the weight of the model's
 expectation were chosen on kang_ctrl; these tables use the CD4 T cells of one donor of the CITE-seq set and simulated counts.
-``truth`` and ``speed`` need scvi-tools (``--no-peer`` leaves it out).
+``truth`` and ``speed`` need scvi-tools (``--no-scvi`` leaves it out).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import vxpress as vx
 
 SIZES = (50, 200, 1000)
 N_GENES = 2_000
-PEER_EPOCHS = 100
+SCVI_EPOCHS = 100
 
 
 def donor(n_others: int = 1_000) -> ad.AnnData:
@@ -84,7 +84,7 @@ def wilcoxon(adata: ad.AnnData, groupby: str, group: str, *, tie_correct: bool) 
     return ranking(out, group)
 
 
-def peer_fit(adata: ad.AnnData, seed: int, batch: str | None = None, max_epochs: int = PEER_EPOCHS):
+def scvi_fit(adata: ad.AnnData, seed: int, batch: str | None = None, max_epochs: int = SCVI_EPOCHS):
     """Fit scvi-tools."""
     import scvi
 
@@ -155,7 +155,7 @@ def truth(args: argparse.Namespace) -> None:
     """Compute FDP and power on data with known truth."""
     rows = []
     for seed in range(args.seeds):
-        rows += thinned(seed, peer=args.peer) + simulated(seed, peer=args.peer)
+        rows += thinned(seed, peer=args.scvi) + simulated(seed, peer=args.scvi)
     table = pd.DataFrame(rows)
     by = table.drop(columns="seed").groupby(["truth", "cells", "method"], sort=False)
     print(by.mean().round(3).to_string(), "\n\nstandard deviation over seeds\n", by.std().round(3).to_string())
@@ -167,7 +167,7 @@ def thinned(seed: int, *, peer: bool) -> list[dict[str, object]]:
     adata = donor()
     true = spike(adata, np.random.default_rng(seed))
     vx.tl.fit_vae(adata, denoised=False, rng=seed)
-    model = peer_fit(adata, seed) if peer else None
+    model = scvi_fit(adata, seed) if peer else None
     rows = []
     for size in SIZES:
         pick = np.concatenate([np.flatnonzero(adata.obs["half"] == side)[:size] for side in "ab"])
@@ -196,7 +196,7 @@ def simulated(seed: int, *, peer: bool) -> list[dict[str, object]]:
         2_000, 1_000, n_groups=5, n_batches=2, library_mean=700, de_fraction=0.3, de_log_fold_change=0.7, rng=seed
     )
     vx.tl.fit_vae(adata, "batch", denoised=False, rng=seed)
-    model = peer_fit(adata, seed, "batch") if peer else None
+    model = scvi_fit(adata, seed, "batch") if peer else None
     fold = 2.0 ** adata.varm["log_fold_change_true"]
     unchanged = ~adata.var["de_true"].to_numpy()
     rows = []
@@ -234,8 +234,8 @@ def speed(args: argparse.Namespace) -> None:
         "vxpress, use_counts=False": lambda: vx.tl.rank_genes_groups(adata, "group", use_counts=False),
         "wilcoxon": lambda: sc.tl.rank_genes_groups(normal, "group", method="wilcoxon"),
     }
-    if args.peer:
-        model = peer_fit(ad.AnnData(adata.X, obs=adata.obs.copy(), var=adata.var[[]]), 0, "batch", max_epochs=1)
+    if args.scvi:
+        model = scvi_fit(ad.AnnData(adata.X, obs=adata.obs.copy(), var=adata.var[[]]), 0, "batch", max_epochs=1)
         for mode in ("vanilla", "change"):
             calls[f"scvi-tools, {mode}"] = lambda mode=mode: model.differential_expression(
                 groupby="group", mode=mode, silent=True
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--no-peer", dest="peer", action="store_false")
+    parser.add_argument("--no-scvi", dest="scvi", action="store_false")
     parser.add_argument(
         "--wilcoxon", action="store_true", help="for null: also run the rank sum test on the same splits"
     )

@@ -2,7 +2,7 @@
 
     python benchmarks/fit_ours.py --settings default likelihood scvi --seeds 0 1 2 3 4
 
-Writes the same files as ``fit_peer.py``, with the public API: ``vx.tl.fit_vae`` on the same cells and genes as scvi-tools,
+Writes the same files as ``fit_scvi.py``, with the public API: ``vx.tl.fit_vae`` on the same cells and genes as scvi-tools,
 with the sum over these genes as library. ``scvi`` is ``preset="scvi"``. Existing files are kept.
 """
 

@@ -34,7 +34,7 @@ from vxpress.core.presets import PRESETS
 from vxpress.core.vae import build
 
 HIDDEN, LATENT = 128, 10
-PEER_BATCH = 128
+SCVI_BATCH = 128
 
 
 def as_cells(adata: AnnData) -> Cells:
@@ -118,7 +118,7 @@ class Ours:
 
 
 @dataclass
-class Peer:
+class Scvi:
     """scvi-tools on the same cells."""
 
     adata: AnnData
@@ -160,12 +160,12 @@ def runs_of(adata: AnnData, likelihood: str, epochs: int) -> dict[str, Callable[
     resident, on_host = cells.to(device), streamed(cells, device)
     default = PRESETS[None].batch_size
     return {
-        f"scvi-tools, {PEER_BATCH}": Peer(adata.copy(), likelihood, PEER_BATCH, epochs),
-        f"ours, {PEER_BATCH}": Ours(resident, likelihood, PEER_BATCH, epochs),
-        f"scvi-tools, {default}": Peer(adata.copy(), likelihood, default, epochs),
+        f"scvi-tools, {SCVI_BATCH}": Scvi(adata.copy(), likelihood, SCVI_BATCH, epochs),
+        f"ours, {SCVI_BATCH}": Ours(resident, likelihood, SCVI_BATCH, epochs),
+        f"scvi-tools, {default}": Scvi(adata.copy(), likelihood, default, epochs),
         f"ours, {default}": Ours(resident, likelihood, default, epochs),
-        f"ours without graphs, {PEER_BATCH}": Ours(resident, likelihood, PEER_BATCH, epochs, captured=False),
-        f"ours from the host, {PEER_BATCH}": Ours(on_host, likelihood, PEER_BATCH, epochs),
+        f"ours without graphs, {SCVI_BATCH}": Ours(resident, likelihood, SCVI_BATCH, epochs, captured=False),
+        f"ours from the host, {SCVI_BATCH}": Ours(on_host, likelihood, SCVI_BATCH, epochs),
     }
 
 

@@ -50,15 +50,15 @@ def main() -> None:
     parser.add_argument("--likelihood", default="nb", choices=["nb", "zinb"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peer-epochs", type=int, default=3)
-    parser.add_argument("--no-peer", action="store_true", help="compare only with _judge.py")
+    parser.add_argument("--scvi-epochs", type=int, default=3)
+    parser.add_argument("--no-scvi", action="store_true", help="compare only with _judge.py")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
 
     out = {"samples": args.samples, "likelihood": args.likelihood, "machine": machine(), "sets": {}}
     for name in args.sets:
         out["sets"][name] = compare(name, args)
-    print(f"written to {save('log_likelihood' + ('_judge' if args.no_peer else ''), out)}")
+    print(f"written to {save('log_likelihood' + ('_judge' if args.no_scvi else ''), out)}")
 
 
 def compare(name: str, args: argparse.Namespace) -> dict[str, object]:
@@ -102,7 +102,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, object]:
         f"judge's {found['judge_ess_median']:.1f}",
         flush=True,
     )
-    if args.no_peer:
+    if args.no_scvi:
         return found
 
     import scvi
@@ -110,7 +110,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, object]:
     theirs, scored = adata.copy(), test.copy()
     scvi.model.SCVI.setup_anndata(theirs, batch_key=batch)
     peer = scvi.model.SCVI(theirs, gene_likelihood=args.likelihood)
-    peer.train(max_epochs=args.peer_epochs, accelerator="cpu", enable_progress_bar=False, logger=False)
+    peer.train(max_epochs=args.scvi_epochs, accelerator="cpu", enable_progress_bar=False, logger=False)
     peer.to_device("cpu")
     set_threads(args.threads)
     n = args.samples

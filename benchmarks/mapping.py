@@ -1,6 +1,6 @@
 """Transfer labels from a reference to an unseen batch: ``vx.tl.encode`` compared with scArches in scvi-tools.
 
-    python benchmarks/mapping_peer.py && python benchmarks/mapping.py
+    python benchmarks/mapping_scvi.py && python benchmarks/mapping.py
 
 The reference contains all batches except one. The 15 nearest reference cells in the latent space determine the label of a
 query cell. Seconds are processor time of the query step (encode, or load, train and encode) with one thread. Prints a table
@@ -64,7 +64,7 @@ def _map(
 
 
 def peer(name: str, held_out: str, seed: int, folder: Path) -> list[dict[str, object]]:
-    """Read the results of ``mapping_peer.py``."""
+    """Read the results of ``mapping_scvi.py``."""
     path = folder / f"scarches-{name}-{held_out.replace('/', '_')}-{seed}.npz"
     if not path.exists():
         return []

@@ -90,7 +90,7 @@ class Ours:
         return float(judge(test.X, posterior, decoder).iwae_n.mean())
 
 
-class Peer:
+class Scvi:
     """scvi-tools on the same cells."""
 
     def __init__(self, adata: AnnData, likelihood: str, epochs: int) -> None:
@@ -252,7 +252,7 @@ def main() -> None:
     rows, default = [], PRESETS[None].sized(args.cells).batch_size
     for likelihood in args.likelihoods:
         runs: dict[str, Peer | Ours] = {
-            "scvi-tools, 128": Peer(adata, likelihood, args.epochs),
+            "scvi-tools, 128": Scvi(adata, likelihood, args.epochs),
             "ours, 128": Ours(cells, likelihood, 128, args.epochs),
             f"ours, {default}": Ours(cells, likelihood, default, args.epochs),
             "ours without compiled loops, 128": Ours(cells, likelihood, 128, 1, plain=True),

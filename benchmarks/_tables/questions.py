@@ -23,7 +23,7 @@ DENOISERS = {
 @table(
     "denoising",
     ("denoising", "scores"),
-    command="python benchmarks/denoising.py --peer-epochs 200",
+    command="python benchmarks/denoising.py --scvi-epochs 200",
     kinds=["likelihood"],
 )
 def denoising() -> list[Row]:
@@ -189,7 +189,7 @@ MAPPINGS = {
 @table(
     "label-transfer",
     ("mapping", "summary"),
-    command="python benchmarks/mapping_peer.py && python benchmarks/mapping.py",
+    command="python benchmarks/mapping_scvi.py && python benchmarks/mapping.py",
     kinds=["latent"],
 )
 def label_transfer() -> list[Row]:

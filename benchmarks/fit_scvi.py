@@ -1,6 +1,6 @@
 """Fit scvi-tools at its defaults on the benchmark data sets and store the results for the comparisons.
 
-    python benchmarks/fit_peer.py --sets pbmc3k kang pbmc_3studies --seeds 0 1 2 3 4 --out benchmarks/cache
+    python benchmarks/fit_scvi.py --sets pbmc3k kang pbmc_3studies --seeds 0 1 2 3 4 --out benchmarks/cache
 
 Needs scvi-tools (``pip install ".[benchmark]"``). Writes one ``.npz`` per data set, likelihood and seed: per-cell scores of
 the test cells by ``_judge.py``, latent means of fitted and test cells, and seconds. Existing files are kept.

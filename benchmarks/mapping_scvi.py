@@ -1,6 +1,6 @@
 """Map a held-out batch with scArches in scvi-tools and store the latent means for ``benchmarks/mapping.py``.
 
-    python benchmarks/mapping_peer.py --seeds 0 1 2 --threads 1
+    python benchmarks/mapping_scvi.py --seeds 0 1 2 --threads 1
 
 Needs scvi-tools (``pip install ".[benchmark]"``).  Architecture and query training are those of the scArches
 tutorial of scvi-tools; the reference is trained for ``--epochs``. Writes one ``.npz`` per data set, batch and seed; existing

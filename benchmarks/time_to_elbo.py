@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=[k for k, v in SETS.items() if v.purpose == "report"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--peer-seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--scvi-seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
         "--keep-every", type=float, default=1.3, help="factor in time between stored states of scvi-tools"
     )
@@ -199,9 +199,9 @@ def main() -> None:
         for i, seed in enumerate(args.seeds):
             set_threads(args.threads)
             found["ours"].append(ours(adata, test, batch, seed))
-            if i < len(args.peer_seeds):
+            if i < len(args.scvi_seeds):
                 set_threads(args.threads)
-                found["peer"].append(peer(adata, test, batch, args.peer_seeds[i], args.keep_every))
+                found["peer"].append(peer(adata, test, batch, args.scvi_seeds[i], args.keep_every))
         runs[name] = found
         for mine in found["ours"]:
             rows += [{"set": name} | questions(mine, other) for other in found["peer"]]

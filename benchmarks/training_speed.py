@@ -251,7 +251,7 @@ def main() -> None:
     set_threads(args.threads)
     rows, default = [], PRESETS[None].sized(args.cells).batch_size
     for likelihood in args.likelihoods:
-        runs: dict[str, Peer | Ours] = {
+        runs: dict[str, Scvi | Ours] = {
             "scvi-tools, 128": Scvi(adata, likelihood, args.epochs),
             "ours, 128": Ours(cells, likelihood, 128, args.epochs),
             f"ours, {default}": Ours(cells, likelihood, default, args.epochs),

@@ -267,3 +267,20 @@ def test_warnings_point_to_the_line_that_called(adata: ad.AnnData):
     with pytest.warns(UserWarning, match="view") as caught:
         vx.pp.library_size(adata[:20], overwrite=True)
     assert {record.filename for record in caught} == {__file__}
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (vx.tl.fit_vae, {"n_latents": 3}, "argument 'n_latents'. Did you mean n_latent="),
+        (vx.tl.fit_vae, {"gene_likelihood": "nb"}, "mean likelihood="),
+        (vx.tl.fit_vae, {"dropout_rate": 0.1}, r"mean options=vx.tl.FitOptions\(dropout=...\)"),
+        (vx.tl.rank_genes_groups, {"group1": "group_0"}, "mean groups="),
+        (vx.tl.diagnose, {"zzz": 1}, "It takes adata, "),
+    ],
+)
+def test_an_unknown_argument_is_answered_with_similar_ones(
+    adata: ad.AnnData, function: Callable[..., object], arguments: dict[str, Any], message: str
+):
+    with pytest.raises(TypeError, match=message):
+        function(adata, **arguments)

@@ -7,17 +7,21 @@ This does not change what a call computes, and all settings are restored, also a
 from __future__ import annotations
 
 import functools
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import fields
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
 
+from vxpress._similar import similar
 from vxpress._waiting import let_idle_threads_sleep
 from vxpress.core.forked import use_one_thread_if_forked
 from vxpress.core.isolation import SharedSetting, on_device
+from vxpress.core.presets import FitOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -107,11 +111,30 @@ class _Settings:
         torch.set_grad_enabled(self.gradients)
 
 
+def _check_keywords(function: Callable[..., Any], kwargs: Mapping[str, object]) -> None:
+    """Raise ``TypeError`` for an argument that the function does not have, with the names it may be meant for."""
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in kwargs:
+        if name not in parameters:
+            known = {other: f"{other}=" for other in parameters if other != "adata"}
+            if "options" in known:
+                known = {
+                    field.name: f"options=vx.tl.FitOptions({field.name}=...)" for field in fields(FitOptions)
+                } | known
+            meant = [known[other] for other in similar(name, known)]
+            hint = f"Did you mean {' or '.join(meant)}?" if meant else f"It takes {', '.join(parameters)}."
+            msg = f"{function.__name__}() got an unexpected keyword argument {name!r}. {hint}"
+            raise TypeError(msg)
+
+
 def entry(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a public function with the settings of the package."""
+    """Run a public function with the settings of the package, after a check of the names of its arguments."""
 
     @functools.wraps(function)
     def with_own_settings(*args: P.args, **kwargs: P.kwargs) -> R:
+        _check_keywords(function, kwargs)
         settings = _Settings()
         try:
             settings.take()

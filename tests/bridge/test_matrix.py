@@ -140,6 +140,19 @@ def test_the_error_names_other_places_with_counts() -> None:
         read_counts(adata, None, everything)
 
 
+def test_counts_in_raw_are_named_where_a_layer_is_asked_for() -> None:
+    with pytest.raises(KeyError, match=r"layer='raw' is not in adata\.layers.*adata\.raw\.to_adata\(\)"):
+        read_counts(_log_values(), "raw", np.ones(11, dtype=bool))
+
+
+def test_corrected_counts_can_be_rounded_as_the_message_says() -> None:
+    adata = ad.AnnData(sparse.csr_matrix(0.93 * X))
+    with pytest.raises(ValueError, match=r"ambient RNA.*adata\.X = np\.rint\(adata\.X\)"):
+        read_counts(adata, None, np.ones(11, dtype=bool))
+    adata.X = np.rint(adata.X)
+    np.testing.assert_array_equal(read_counts(adata, None, np.ones(11, dtype=bool)).inside.toarray(), np.rint(0.93 * X))
+
+
 def test_the_layer_of_the_message_holds_the_counts() -> None:
     adata = _log_values()
     adata.layers["counts"] = adata.raw[:, adata.var_names].X

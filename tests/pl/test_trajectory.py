@@ -33,6 +33,20 @@ def _axes(*args: Any, **settings: Any) -> list[Axes]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"), [(("0", "12"), "0: group 0, 1: group 12"), (("B", "T 2"), "0: B, 1: T 2")]
+)
+def test_groups_that_are_numbers_go_with_their_column(
+    fitted: ad.AnnData, names: tuple[str, str], expected: str
+) -> None:
+    fitted.obs["group"] = fitted.obs["group"].cat.rename_categories(
+        dict(zip(["group_0", "group_1"], names, strict=True))
+    )
+    path = vx.tl.interpolate(fitted, *names, groupby="group", n_steps=3)
+    (ax,) = _axes(path)
+    assert expected in ax.get_xlabel().replace("\u00a0", " ").replace("\n", " ")
+
+
 @pytest.fixture
 def path(fitted: ad.AnnData) -> ad.AnnData:
     path = vx.tl.interpolate(fitted, "group_0", "group_1", groupby="group", n_steps=9)

@@ -157,6 +157,15 @@ def test_fine_tuning_is_reproducible_and_raises_the_likelihood(
     assert after > before
 
 
+@pytest.mark.parametrize(("fine_tune", "said"), [(False, "treated as the average"), (1, "weights are trained")])
+def test_the_warning_about_a_new_batch_says_how_it_is_treated(
+    reference: ad.AnnData, held_out: ad.AnnData, warned: list[str], fine_tune: Any, said: str
+) -> None:
+    vx.tl.encode(held_out, reference, fine_tune=fine_tune)
+    (message,) = [line for line in warned if "'batch_2'" in line]
+    assert message.endswith((f"{said} on these cells.", f"{said} of the known ones."))
+
+
 def test_fine_tuning_without_new_categories_raises_a_warning(fitted: ad.AnnData, warned: list[str]) -> None:
     query = _query(fitted)
     vx.tl.encode(query, fitted, fine_tune=True)

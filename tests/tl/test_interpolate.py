@@ -154,6 +154,12 @@ def test_impossible_requests_are_refused(fitted: ad.AnnData, arguments: dict, er
         vx.tl.interpolate(fitted, settings.pop("source"), settings.pop("target"), **settings)
 
 
+def test_a_batch_is_refused_where_the_fit_has_none(adata: ad.AnnData, quick: dict) -> None:
+    vx.tl.fit_vae(adata, **quick)
+    with pytest.raises(ValueError, match=r"the fit has no batches.*batch_key="):
+        vx.tl.denoise(adata, transform_batch="batch_0")
+
+
 def test_a_flow_path_is_straight_in_the_base_space_and_has_the_given_ends(fitted: ad.AnnData) -> None:
     vx.tl.fit_prior(fitted, "flow", max_steps=60, key_added="flowed")
     if "flowed" not in fitted.uns:

@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._similar import similar_names
 from vxpress.bridge.decoded import DENOISING_SEED, Matrix
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.prepare import check_gene_names, seed_of
@@ -48,10 +49,10 @@ def requested_genes(
     names = named_genes(adata, genes)
     position = pd.Index(fit.genes, dtype=object).get_indexer(names)
     if (position < 0).any():
+        unknown = list(names[position < 0])
         msg = (
-            f"{int((position < 0).sum())} of the {len(names)} genes of genes= are unknown to the fit (for example "
-            f"{list(names[position < 0][:3])}). adata.uns[key]['genes']['names'] lists the known genes: "
-            "genes=[name for name in genes if name in known]."
+            f"genes= names {len(unknown)} of {len(names)} genes that are unknown to the fit (for example {unknown[:3]})."
+            f"{similar_names(unknown, fit.genes)} adata.uns[key]['genes']['names'] lists the genes of the fit."
         )
         raise KeyError(msg)
     return np.asarray(position, dtype=np.int64)

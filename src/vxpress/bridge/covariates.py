@@ -153,7 +153,10 @@ class CovariateTable:
         # a batch that is named twice counts once
         found = dict.fromkeys(find_names(values, known))
         if not found or None in found:
-            msg = f"transform_batch={transform_batch!r}: the fit knows the batches {list(known)}. Name one or more of these, or fit with batch_key=."
+            if not known:
+                msg = f"transform_batch={transform_batch!r}: the fit has no batches. Leave transform_batch= out, or fit with batch_key=."
+                raise ValueError(msg)
+            msg = f"transform_batch={transform_batch!r}: the fit knows the batches {list(known)}. Name one or more of these."
             raise ValueError(msg)
         names = tuple(name for name in found if name is not None)
         codes = tuple(known.index(name) for name in names)

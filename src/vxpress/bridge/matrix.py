@@ -29,7 +29,7 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
         return adata.X
     names = [name for name in adata.layers if name is not None]
     if layer not in names:
-        msg = f"layer={layer!r} is not in adata.layers (found: {names or 'none'}). Pass layer=None to read adata.X."
+        msg = f"layer={layer!r} is not in adata.layers (found: {names or 'none'}). Pass layer=None to read adata.X.{_elsewhere(adata)}"
         raise KeyError(msg)
     return adata.layers[layer]
 
@@ -106,7 +106,7 @@ def check_counts(block: sparse.csr_matrix, where: str, adata: AnnData | None = N
         raise ValueError(msg)
     if off.any():
         example = data[np.argmax(off > 0)]
-        msg = f"{where} holds {int((off > 0).sum())} value(s) that are not whole numbers (for example {example!s}); raw counts are expected, but these look normalised or log-transformed. Pass layer= to name the layer with raw counts, for example layer='counts', or read the file again if no copy of the counts was kept.{_elsewhere(adata)}"
+        msg = f"{where} holds {int((off > 0).sum())} value(s) that are not whole numbers (for example {example!s}); raw counts are expected, but these look normalised or log-transformed. Pass layer= to name the layer with raw counts, for example layer='counts', or read the file again if no copy of the counts was kept. Counts corrected for ambient RNA (SoupX, DecontX) must be rounded first: {where} = np.rint({where}).{_elsewhere(adata)}"
         raise ValueError(msg)
     if high > MAX_COUNT:
         msg = f"{where} holds a count of {high:g}, above 2^24 = {MAX_COUNT}, where single precision no longer distinguishes consecutive whole numbers. Check the matrix, or drop the gene with adata[:, adata.var_names != ...]."

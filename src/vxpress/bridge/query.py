@@ -57,8 +57,11 @@ class Query:
         return np.asarray((codes >= np.array(self.n_known, dtype=np.int64)).any(1) & counted)
 
 
-def read_any_query(adata: AnnData, fit: Fit, layer: str | Unset | None, *, labels: bool) -> Query:
-    """Read and check cells, and warn about new categories and missing genes; ``fit`` is not changed."""
+def read_any_query(adata: AnnData, fit: Fit, layer: str | Unset | None, *, labels: bool, train: bool) -> Query:
+    """Read and check cells, and warn about new categories (which ``train`` says are trained) and missing genes.
+
+    ``fit`` is not changed.
+    """
     check_gene_names(adata)
     position = adata.var_names.get_indexer(fit.genes)
     _check_genes(adata, fit, position)
@@ -69,7 +72,7 @@ def read_any_query(adata: AnnData, fit: Fit, layer: str | Unset | None, *, label
     table, added = fit.covariates.with_categories_of(adata.obs)
     covariates = table.read(adata.obs, labels=labels)
     if any(added):
-        _warn_new_categories(fit, added)
+        _warn_new_categories(fit, added, train=train)
         model = extend(fit.model, [len(names) for names in added], fit.covariates.learned)
         fit = replace(fit, covariates=table, model=model, params=replace(fit.params, model=model.config))
     return Query(
@@ -207,11 +210,14 @@ def _check_genes(adata: AnnData, fit: Fit, position: np.ndarray) -> None:
         logg.info(f"    {len(absent)} genes outside the model are missing from adata.var_names")
 
 
-def _warn_new_categories(fit: Fit, added: tuple[tuple[str, ...], ...]) -> None:
+def _warn_new_categories(fit: Fit, added: tuple[tuple[str, ...], ...], *, train: bool) -> None:
+    treated = (
+        "Their weights are trained on these cells" if train else "They are treated as the average of the known ones"
+    )
     for (key, names), more in zip(fit.covariates.categorical, added, strict=True):
         if more:
             shown = ", ".join(map(repr, more[:5])) + (", ..." if len(more) > 5 else "")
             logg.warning(
                 f"obs[{key!r}] holds {len(more)} categor{'y' if len(more) == 1 else 'ies'} that the fit has not seen ({shown}; it "
-                f"knows {', '.join(map(repr, names[:5]))}{', ...' if len(names) > 5 else ''}). They are treated as the average of the known ones."
+                f"knows {', '.join(map(repr, names[:5]))}{', ...' if len(names) > 5 else ''}). {treated}."
             )

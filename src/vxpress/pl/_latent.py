@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._similar import similar_names
 from vxpress.bridge.columns import check_drawable, find_column
 from vxpress.metrics._latent import kl_per_cell
 from vxpress.pl._colours import ensure_colours, is_categorical
@@ -265,7 +266,10 @@ def _check_colors(adata: AnnData, colors: tuple[str | None, ...], layer: str | N
     known = {*adata.obs.columns, *genes, *raw}
     unknown = [name for name in colors if name is not None and name not in known]
     if unknown:
-        msg = f"color={unknown} names neither a column of adata.obs (found: {list(adata.obs.columns)}) nor a gene."
+        msg = (
+            f"color={unknown} names neither a column of adata.obs (found: {list(adata.obs.columns)}) nor a gene."
+            f"{similar_names(unknown, known)}"
+        )
         raise KeyError(msg)
 
 

@@ -22,7 +22,7 @@ from vxpress.pl._shared import check_switches, finish, listed, panels, plain, pu
 N_GENES = 8
 MAX_GENES = 24  # more lines cannot be distinguished
 EMPTY = "almost no cells here"
-SHOWN = ("source", "target", "target_sum")  # settings of the path that are written on the axes
+SHOWN = ("source", "target", "groupby", "target_sum")  # settings of the path that are written on the axes
 COLUMNS = ("position", "density_percentile", "empty")
 
 
@@ -170,13 +170,21 @@ def _draw_expression(ax: Axes, path: AnnData, genes: list[str], *, relative: boo
         lines += ax.plot(position_s, y, color=colour, linewidth=1.6, label=name)
     params = _params(path)
     # non-breaking spaces, so that names are not wrapped
-    ends = [f"{i}: {params[name]}".replace(" ", "\u00a0") for i, name in enumerate(("source", "target")) if params]
+    ends = [
+        f"{i}: {_end(params, name)}".replace(" ", "\u00a0") for i, name in enumerate(("source", "target")) if params
+    ]
     ax.set_xlabel(f"position on the path ({', '.join(ends)})" if ends else "position on the path")
     ax.set_ylabel("expression (share of each gene's largest)" if relative else _unit(path))
     ax.margins(x=0)
     plain(ax)
     put_legend(ax, shaded[:1], side="above")
     label_ends(ax, lines)
+
+
+def _end(params: dict[str, str], name: str) -> str:
+    """Return the name of an end, preceded by its column if it is a number, as names of clusters are."""
+    end = str(params[name])
+    return f"{params['groupby']} {end}" if "groupby" in params and end.isdecimal() else end
 
 
 def _unit(path: AnnData) -> str:

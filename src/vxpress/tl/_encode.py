@@ -129,7 +129,7 @@ def encode(
     start = logg.info("encoding cells")
     labels = bool(max_epochs) and fit.params.model.dispersion == "gene-label"
     with progress_bar("encode", progress):
-        query = read_any_query(adata, fit, layer, labels=labels)
+        query = read_any_query(adata, fit, layer, labels=labels, train=bool(max_epochs))
         if max_epochs:
             check_enough_new(query)
         encoded, library_n, fit = encode_query(query, torch_device, max_epochs=max_epochs, rng=generator)

@@ -15,6 +15,7 @@ from scanpy import logging as logg
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
+from vxpress._similar import similar_names
 from vxpress.bridge.arguments import named_genes
 from vxpress.bridge.columns import get_numbers
 from vxpress.bridge.covariates import Batches
@@ -262,7 +263,11 @@ def _known_genes(adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarr
     names = named_genes(adata, genes)
     position = pd.Index(fit.genes, dtype=object).get_indexer(names)
     if (position < 0).any() or not len(names):
-        msg = f"genes= names {list(names[position < 0][:3])}, unknown to the fit. Its genes are in adata.uns[key]['genes']['names']."
+        unknown = list(names[position < 0])
+        msg = (
+            f"genes= names {unknown[:3]}, unknown to the fit.{similar_names(unknown, fit.genes)} "
+            "Its genes are in adata.uns[key]['genes']['names']."
+        )
         raise KeyError(msg)
     return np.asarray(position, dtype=np.int64)
 

@@ -224,7 +224,7 @@ class _Read:
         part = adata if len(rows) == adata.n_obs else adata[rows]
         if part.isbacked and part.is_view:
             part = part.to_memory()
-        query = read_any_query(part, fit, layer, labels=fit.params.model.dispersion == "gene-label")
+        query = read_any_query(part, fit, layer, labels=fit.params.model.dispersion == "gene-label", train=False)
         if query.missing is not None:
             msg = (
                 f"{int((~query.missing.observed_g).sum())} of the {len(query.missing.observed_g)} modelled genes are missing, but the "

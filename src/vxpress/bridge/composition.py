@@ -19,7 +19,7 @@ MAX_SHIFT = 0.2
 SHOWN = 3
 
 
-def asked_relative_to(relative_to: RelativeTo) -> str | tuple[str, ...]:
+def requested_relative_to(relative_to: RelativeTo) -> str | tuple[str, ...]:
     """Return ``"library"``, ``"median"`` or the names of genes; whether the genes exist is checked later."""
     if isinstance(relative_to, str):
         if relative_to in (LIBRARY, MEDIAN):

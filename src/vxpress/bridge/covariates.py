@@ -173,7 +173,7 @@ class CovariateTable:
         if out:
             named = with_cells([self.batches[code] for code in out], [self.n_train[0][code] for code in out])
             logg.warning(
-                f"The average over batches leaves out those with fewer than {MIN_CELLS} training cells: {named}. "
+                f"The average over batches excludes batches with fewer than {MIN_CELLS} training cells: {named}. "
                 "Name them in transform_batch= to include them."
             )
 

@@ -145,7 +145,7 @@ def _check_choosing(validation_fraction: float) -> None:
 def model_config_of(
     settings: Settings, prepared: Prepared, dispersion: Dispersion, *, latent_library: bool
 ) -> ModelConfig:
-    """The model of a fit, as far as its settings and its data decide it."""
+    """Return the configuration of the model from the settings and the data of a fit."""
     check_choice("likelihood", settings.likelihood, LikelihoodName)
     table = prepared.covariates
     n_outside = int((~prepared.modelled_g).sum())

@@ -47,7 +47,7 @@ class Columns:
         return (*self.categories, *self.numbers)
 
 
-def asked_labels(
+def requested_labels(
     labels: Labels, n_obs: int | None, key: str | None, names: tuple[str, ...], hint: str
 ) -> tuple[int, np.ndarray | None]:
     """Return the number of cells and the code of the label of each cell, None if no labels are given.
@@ -106,7 +106,7 @@ def _is_whole(n: object) -> bool:
     return bool(n >= 0 and n % 1 == 0)
 
 
-def asked_covariates(covariates: Mapping[str, Any] | None, columns: Columns, n: int) -> dict[str, np.ndarray]:
+def requested_covariates(covariates: Mapping[str, Any] | None, columns: Columns, n: int) -> dict[str, np.ndarray]:
     """Check the given columns; each is returned with length ``n``."""
     if covariates is not None and not isinstance(covariates, Mapping):
         msg = f"covariates={covariates!r} should map columns to values, for example {{'batch': 'a'}}."
@@ -150,7 +150,7 @@ def _known(key: str, value: Any, n: int, names: tuple[str, ...]) -> np.ndarray:
     return np.array(found * (n // len(found)), dtype=object)
 
 
-def asked_library(library: Any, n: int) -> np.ndarray | None:
+def requested_library(library: Any, n: int) -> np.ndarray | None:
     """Check the given size factors; float64 (n,), or None."""
     if library is None:
         return None

@@ -22,10 +22,10 @@ from vxpress.bridge.generation import (
     Columns,
     Labels,
     TrainingCells,
-    asked_covariates,
-    asked_labels,
-    asked_library,
     get_column_names,
+    requested_covariates,
+    requested_labels,
+    requested_library,
 )
 from vxpress.bridge.predictive import log_library_of, params_of
 from vxpress.bridge.prepare import seed_of
@@ -155,13 +155,13 @@ def generate(
         check_range("n_neighbors", n_neighbors, 1, 1_000_000, integer=True)
     columns = Columns.of(fit)
     condition_key, names = fit.condition_key, fit.conditions
-    n, code_n = asked_labels(labels, n_obs, condition_key, names, _hint(columns))
-    given = asked_covariates(covariates, columns, n)
+    n, code_n = requested_labels(labels, n_obs, condition_key, names, _hint(columns))
+    given = requested_covariates(covariates, columns, n)
     if condition_key in given:
         msg = f"covariates= names {condition_key!r}, which is the label of the prior. Give it as labels=, which sets both."
         raise ValueError(msg)
     from_prior = _library_from_prior(library, adata, fit)
-    library_n = None if from_prior else asked_library(library, n)
+    library_n = None if from_prior else requested_library(library, n)
     generator = seed_of(rng)
     start = logg.info(f"generating {n} cells from the prior")
 

@@ -23,7 +23,7 @@ from vxpress.bridge.decoded import DENOISING_SEED, Request, decode
 from vxpress.bridge.endpoints import Endpoint, endpoint_name, endpoint_rows
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
-from vxpress.bridge.generation import Columns, asked_covariates, get_column_names
+from vxpress.bridge.generation import Columns, get_column_names, requested_covariates
 from vxpress.bridge.prepare import seed_of
 from vxpress.bridge.store import check_adata
 from vxpress.bridge.stored import StoredCells
@@ -289,7 +289,7 @@ def _conditions(
     """Return the covariates of the steps, the same for all: given, or taken from the cells of the ends."""
     table = fit.covariates
     columns = Columns(dict(table.categorical), tuple(name for name, _ in table.continuous))
-    given = asked_covariates(covariates, columns, n_steps)
+    given = requested_covariates(covariates, columns, n_steps)
     if table.batch_key in given:
         msg = f"covariates= names the batch, {table.batch_key!r}. Choose it with transform_batch=."
         raise ValueError(msg)

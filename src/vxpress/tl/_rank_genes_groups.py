@@ -14,7 +14,7 @@ from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.composition import LIBRARY, RelativeTo, asked_relative_to
+from vxpress.bridge.composition import LIBRARY, RelativeTo, requested_relative_to
 from vxpress.bridge.differential import CellSets, Groups, Question, ask
 from vxpress.bridge.find import Model
 from vxpress.bridge.matrix import get_matrix
@@ -215,7 +215,7 @@ def rank_genes_groups(
         compared = Groups.read(adata, groupby, groups, reference)
     else:
         compared = Groups.of_cells(adata, cells, reference_cells)
-    question = Question(compared, float(delta), n_cells, n_draws, batch, sample_key, asked_relative_to(relative_to))
+    question = Question(compared, float(delta), n_cells, n_draws, batch, sample_key, requested_relative_to(relative_to))
     start = logg.info("ranking genes")
     with progress_bar("rank_genes_groups", progress):
         answer = ask(adata, stored, question, layer=where, use_counts=use_counts, rng=generator)

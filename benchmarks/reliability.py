@@ -1,10 +1,10 @@
-"""What a user, a system or a scheduler may do to a running call, done at random moments, and what is left after it.
+"""Interrupt, kill or starve running calls at random moments, and check what remains.
 
     python benchmarks/reliability.py interrupts --n 40
     python benchmarks/reliability.py all
 
-Every trial prints a row and adds its counts to ``results/reliability.json``; ``page`` writes them into
-``docs/reliability.md``, which says what they mean.
+Every trial prints a row and adds its counts to ``results/reliability.json``. ``page`` writes them into
+``docs/reliability.md``, which explains them.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def cells(n: int = 400, *, fitted: bool = False, seed: int = 0) -> ad.AnnData:
 
 
 class Interrupter:
-    """Sends this process the signal of Ctrl-C after a while; only what arrives within the call counts."""
+    """Send Ctrl-C to this process after a delay; only signals that arrive within the call count."""
 
     def __init__(self) -> None:
         self.inside, self.delivered = False, 0
@@ -101,7 +101,7 @@ class Interrupter:
             raise KeyboardInterrupt
 
     def run(self, call: Callable[[], Any], delay: float) -> str:
-        """How the call ended: "raised", "returned", or the name of another error."""
+        """Run a call and return how it ended: "raised", "returned", or the name of another error."""
         timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
         self.delivered = 0
         timer.start()
@@ -151,7 +151,7 @@ def calls() -> dict[str, tuple[Callable[[], ad.AnnData], Callable[[ad.AnnData], 
 def one_call(
     make: Callable[[], ad.AnnData], call: Callable[[ad.AnnData], Any], n: int, most: float, rng: np.random.Generator
 ) -> dict[str, int]:
-    """Counts of what became of a call that was interrupted ``n`` times, and whether it still works after that."""
+    """Interrupt a call ``n`` times; count the outcomes, and check that the call still works afterwards."""
     reference, counts, press = make(), collections.Counter(), Interrupter()
     call(make())  # compiled
     start = time.perf_counter()
@@ -193,7 +193,7 @@ def _results(adata: ad.AnnData) -> str:
 
 
 def interrupts(n: int, only: str | None, most: float) -> dict[str, Any]:
-    """Ctrl-C at a random moment of each long call."""
+    """Send Ctrl-C at a random moment of each long call."""
     rng, out = np.random.default_rng(0), {}
     for name, (make, call) in calls().items():
         if only is None or any(part in name for part in only.split(",")):
@@ -206,7 +206,7 @@ def interrupts(n: int, only: str | None, most: float) -> dict[str, Any]:
 
 
 def in_child(work: Callable[[], int], *, after: Callable[[int], None] = lambda _: None) -> int:
-    """Run ``work`` in a forked process, ``after`` with its number in this one; its status, negative for a signal."""
+    """Run ``work`` in a forked process and ``after`` with its id in this one; return its status, negative for a signal."""
     sys.stdout.flush()
     pid = os.fork()
     if not pid:
@@ -222,7 +222,7 @@ def in_child(work: Callable[[], int], *, after: Callable[[int], None] = lambda _
 
 
 def writer(adata: ad.AnnData, path: Path) -> Callable[[], int]:
-    """Writes a file in one of three forms; status 0 done, 1 refused by the system in a typed error."""
+    """Write a file in one of three formats; status 0 means success, 1 an expected error of the system."""
 
     def write() -> int:
         from vxpress import _cli
@@ -246,14 +246,14 @@ def _read(path: Path) -> Any:
 
 
 def large(n: int, suffix: str) -> ad.AnnData:
-    """Cells with a dense layer, and with a fit but for zarr, which takes long over a fit's many small entries."""
+    """Make cells with a dense layer and a fit, except for zarr, where writing the many small entries of a fit is slow."""
     adata = cells(n, fitted=suffix != ".zarr")
     adata.layers["more"] = np.random.default_rng(0).normal(size=adata.shape)
     return adata
 
 
 def hidden(folder: Path) -> list[Path]:
-    """What nobody asked for."""
+    """List hidden files, which should not remain."""
     return [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
@@ -267,7 +267,7 @@ def wait_for(found: Callable[[], object], seconds: float = 20.0) -> bool:
 
 
 def kills(n: int, *_: Any) -> dict[str, Any]:
-    """``kill -9`` at a random moment of a write over an older file."""
+    """Send ``kill -9`` at a random moment while an older file is overwritten."""
     out, rng = {}, np.random.default_rng(1)
     for suffix in SUFFIXES:
         old, new = large(60, suffix), large(400, suffix)
@@ -307,7 +307,7 @@ def kills(n: int, *_: Any) -> dict[str, Any]:
 
 
 def stops(n: int, *_: Any) -> dict[str, Any]:
-    """SIGTERM at a random moment of ``vxpress fit``."""
+    """Send SIGTERM at a random moment of ``vxpress fit``."""
     from vxpress import _cli
 
     counts: collections.Counter[str] = collections.Counter()
@@ -346,7 +346,7 @@ def stops(n: int, *_: Any) -> dict[str, Any]:
 
 
 def full_disk(n: int, *_: Any) -> dict[str, Any]:
-    """No room for a file, from its first byte to its last but one."""
+    """Write to a full disk, with room for none to all but one byte of the file."""
     out, rng = {}, np.random.default_rng(3)
     for suffix in SUFFIXES:
         adata = large(400, suffix)
@@ -409,7 +409,7 @@ def _fit(seed: int) -> str:
 
 
 def processes(n: int, *_: Any) -> dict[str, Any]:
-    """Fits in processes of joblib and, after a fit here, in forked ones and in a worker of a data loader."""
+    """Fit in processes of joblib and, after a fit in this process, in forked processes and in a worker of a data loader."""
     seeds = list(range(n))
     expected = [_fit(seed) for seed in seeds]
     loky = joblib.Parallel(n_jobs=2)(joblib.delayed(_fit)(seed) for seed in seeds)
@@ -469,7 +469,7 @@ sys.exit(0 if adata.obsm["X_vae"].shape == (60, 2) else 3)
 
 
 def no_cache(n: int, *_: Any) -> dict[str, Any]:
-    """A package and a home that may not be written to, so that compiled code cannot be kept; needs root and ``unshare``."""
+    """Fit with a read-only package and home, so that compiled code cannot be cached; needs root and ``unshare``."""
     counts = {"tried": 0, "fitted": 0}
     source = Path(vx.__file__).parent
     with tempfile.TemporaryDirectory() as name:
@@ -503,7 +503,7 @@ def _resources() -> dict[str, float]:
 
 
 def leaks(n: int, *_: Any) -> dict[str, Any]:
-    """Memory, open files, threads and state of the process over many fits and encodings of one process."""
+    """Measure memory, open files, threads and state of the process over many fits and encodings."""
     reference, out = cells(fitted=True), {}
     other, state = cells(300, seed=1), global_state()
     for name, call in (
@@ -613,8 +613,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trial", choices=[*TRIALS, "all", "page"])
     parser.add_argument("--n", type=int, help="repetitions (default: 40; 60 for leaks)")
-    parser.add_argument("--only", help="of the interrupts: calls whose name contains one of these, with commas")
-    parser.add_argument("--most", type=float, default=float("inf"), help="of the interrupts: seconds for each call")
+    parser.add_argument("--only", help="for interrupts: only calls whose name contains one of these, separated by commas")
+    parser.add_argument("--most", type=float, default=float("inf"), help="for interrupts: most seconds per call")
     arguments = parser.parse_args()
     if arguments.trial == "page":
         page()

@@ -613,7 +613,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trial", choices=[*TRIALS, "all", "page"])
     parser.add_argument("--n", type=int, help="repetitions (default: 40; 60 for leaks)")
-    parser.add_argument("--only", help="for interrupts: only calls whose name contains one of these, separated by commas")
+    parser.add_argument(
+        "--only", help="for interrupts: only calls whose name contains one of these, separated by commas"
+    )
     parser.add_argument("--most", type=float, default=float("inf"), help="for interrupts: most seconds per call")
     arguments = parser.parse_args()
     if arguments.trial == "page":

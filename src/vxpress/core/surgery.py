@@ -12,6 +12,7 @@ from torch import Tensor
 from vxpress._signals import interrupts_held
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Conditioner
+from vxpress.core.isolation import on_device, seeded
 from vxpress.core.vae import VAE, build
 
 
@@ -110,7 +111,8 @@ def _columns(old: ModelConfig, new: ModelConfig, share: Sequence[Tensor]) -> tup
     A covariate with one category had no columns. With one-hot codes its new columns are zero. With embeddings they
     multiply embeddings of zero, which fine-tuning can change.
     """
-    with interrupts_held(), torch.device("meta"):  # embeddings drawn here would come from torch's global generator
+    # embeddings are neither allocated nor drawn from torch's global generator
+    with interrupts_held(), seeded(0), on_device("meta"):
         widths = Conditioner(old).width, Conditioner(new).width
     copied, untrained = torch.zeros(widths), torch.zeros(widths[1])
     one_hot = old.covariate_code == "one-hot"

@@ -46,7 +46,7 @@ def test_the_average_is_over_learned_batches_and_names_the_others(table: Covaria
     assert table.batch_codes(None) == (0, 1)
     assert table.decoding_batches(None) == (0, 1)
     said = warned[0]
-    assert "leaves out" in said
+    assert "excludes" in said
     assert "'lone' (2), 'pair' (3)" in said
 
 
@@ -119,9 +119,9 @@ def test_batches_of_one_cell_are_trained_on_but_left_out_of_averages(warned: lis
     warned.clear()
     vx.tl.denoise(adata)
     np.testing.assert_array_equal(adata.layers["vae_normalized"], layer)
-    assert "leaves out" in warned[0]
+    assert "excludes" in warned[0]
     vx.tl.rank_genes_groups(adata, "group", n_draws=2, n_cells=20)
-    assert any("leaves out" in text for text in warned[1:])
+    assert any("excludes" in text for text in warned[1:])
 
 
 def test_fine_tuning_counts_the_cells_it_trained_on() -> None:

@@ -175,7 +175,10 @@ def _split_of(place: AnnData | Path, keys: Keys) -> pd.Series | None:
 
 
 def groups(candidates: Sequence[Candidate]) -> dict[str, list[int]]:
-    """Group fits that differ only in their seeds; return the positions of the fits of each group by the shared part of their names."""
+    """Group fits that differ only in their seeds.
+
+    Returns the positions of the fits of each group, by the shared part of their names.
+    """
     models: dict[str, list[int]] = {}
     seeds: dict[str, set[tuple[int | None, int | None]]] = {}
     for i, candidate in enumerate(candidates):

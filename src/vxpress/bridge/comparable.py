@@ -67,7 +67,10 @@ def check_library(first: Candidate, other: Candidate, log_library_n: np.ndarray,
 
 
 def shared_cells(adata: AnnData, candidates: Sequence[Candidate], cells: str | np.ndarray | None) -> np.ndarray:
-    """Return the cells to compare on, boolean (n,), which no fit was trained on: those in ``cells``, or those held out by every fit."""
+    """Return the cells to compare on, boolean (n,): those in ``cells``, or those held out by every fit.
+
+    Raises ``ValueError`` if a fit was trained on some of them.
+    """
     if cells is not None:
         chosen_n = _named_cells(adata, candidates, cells)
         n = int(chosen_n.sum())

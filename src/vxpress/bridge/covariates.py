@@ -56,7 +56,7 @@ class Scale:
         return (values - self.mean) / self.sd
 
     def far(self, values: np.ndarray) -> np.ndarray:
-        """Return which numbers are outside the range by more than one standard deviation; for a constant, which differ from it."""
+        """Return which numbers are outside the range by more than one standard deviation; for a constant, which differ."""
         margin = _rounding(np.float32) * abs(self.mean) if self.constant else self.sd
         return (values < self.low - margin) | (values > self.high + margin)
 
@@ -142,7 +142,10 @@ class CovariateTable:
         return self.categorical[0][1] if self.batch_key is not None else ()
 
     def batch_codes(self, transform_batch: Batches | None) -> tuple[int, ...]:
-        """Return the codes of the batches to decode under, for ``None`` all that were learned; empty without a batch covariate."""
+        """Return the codes of the batches to decode under; ``None`` means all that were learned.
+
+        Empty without a batch covariate.
+        """
         known = self.batches
         if transform_batch is None:
             self._warn_left_out()

@@ -16,7 +16,7 @@ Endpoint: TypeAlias = Hashable | Sequence[str] | np.ndarray
 
 
 def endpoint_rows(adata: AnnData, end: Endpoint, groupby: str | None, argument: str) -> np.ndarray:
-    """Return the rows of the cells of an end, which is their mean: a group of ``obs[groupby]``, named cells, or a boolean array."""
+    """Return the rows of the cells whose mean is an end: a group of ``obs[groupby]``, named cells, or a boolean array."""
     if groupby is not None:
         return _group(adata, end, groupby, argument)
     given = np.atleast_1d(np.asarray(end))

@@ -120,7 +120,10 @@ class Fit:
         return sealed(out | {name: dict(record) for name, record in records.items() if record})
 
     def loadings(self) -> np.ndarray | None:
-        """Return the slopes of the decoded logits in z, float32 (genes, d), NaN for genes outside the model; None unless linear."""
+        """Return the slopes of the decoded logits in z, float32 (genes, d); None unless the decoder is linear.
+
+        Genes outside the model are NaN.
+        """
         config = self.params.model
         if config.decoder != "linear":
             return None

@@ -174,7 +174,10 @@ class TrainingCells:
 
     @classmethod
     def find(cls, adata: AnnData, fit: Fit, keys: Keys, needed: list[str]) -> TrainingCells:
-        """Return the cells of ``adata`` that the fit was trained on, or all if that is unknown; ``needed`` is what they are used for."""
+        """Return the cells of ``adata`` that the fit was trained on, or all if that is unknown.
+
+        ``needed`` names in messages what they are used for.
+        """
         if adata.n_obs == 0:
             msg = (
                 f"adata has no cells to take {' and '.join(needed)} from. Pass values: vx.tl.generate(model, "
@@ -194,7 +197,7 @@ class TrainingCells:
         n_neighbors: int | None,
         rng: np.random.Generator,
     ) -> np.ndarray:
-        """Choose a cell for every new cell: among those with the same values of ``match``, one of the ``n_neighbors`` nearest to its z."""
+        """Choose a cell for every new cell: one of the ``n_neighbors`` nearest to its z with the same values of ``match``."""
         names = {key: pd.Index(get_column_names(self.obs, key, known[key])) for key in match}
         wanted = pd.DataFrame(match, index=np.arange(len(z_nd)))
         out = np.empty(len(z_nd), dtype=np.int64)

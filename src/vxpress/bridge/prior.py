@@ -40,7 +40,10 @@ class Conditions:
 
     @classmethod
     def read(cls, obs: pd.DataFrame, key: str, train_n: np.ndarray) -> Conditions:
-        """Read conditions from a column that may have missing values; the conditions are those of training cells (rows ``train_n``)."""
+        """Read conditions from a column that may have missing values.
+
+        The conditions are the values of training cells (rows ``train_n``).
+        """
         found = get_categories(obs, key, argument="condition_key", gaps=True)
         names, codes = found.names, found.code_n
         met = np.unique(codes[train_n])

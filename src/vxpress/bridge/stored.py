@@ -72,9 +72,9 @@ def stored_posterior(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, 
 
 
 def stored_split(adata: AnnData, keys: Keys) -> np.ndarray | None:
-    """Read the split of every cell that the fit wrote: ``"train"``, ``"validation"``, ``"query"`` or, if missing, ``""``; object (n,).
+    """Read the split that the fit wrote: ``"train"``, ``"validation"`` or ``"query"`` of every cell, object (n,).
 
-    None if ``obs`` has no such column.
+    Missing values are ``""``. None if ``obs`` has no such column.
     """
     if keys.split not in adata.obs:
         return None

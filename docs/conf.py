@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx.errors import ExtensionError
+from sphinx.ext.napoleon import NumpyDocstring
 
 # an extension's own use of an older interface of Sphinx
 warnings.filterwarnings("ignore", message=".*set_application", module="sphinx_autodoc_typehints")
@@ -57,6 +58,7 @@ always_use_bars_union = True
 napoleon_google_docstring = False
 napoleon_use_rtype = True
 napoleon_use_param = True
+default_role = "literal"  # names in single backticks
 
 # the site of each package, and what is linked where its own inventory cannot be fetched
 _sites = {
@@ -120,6 +122,17 @@ def typehints_formatter(annotation: object, _config: object) -> str | None:
         if name is not None:
             return f":py:class:`~{name}`"
     return None
+
+
+def _parse_returns(self: Any, _section: str) -> list[str]:
+    """Read "Returns" as it is written: sentences, then a definition list of the fields that are set, as in scanpy."""
+    lines = self._dedent(self._consume_to_next_section())
+    if lines and lines[0] == ":":  # sphinx_autodoc_typehints puts it in front
+        lines = lines[1:]
+    return [":returns:", "", *self._indent(lines, 4), ""]
+
+
+NumpyDocstring._parse_returns_section = _parse_returns  # type: ignore[method-assign]
 
 
 def _copy_mathjax(app: Any, error: Exception | None) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -89,3 +89,10 @@ def test_the_package_alone_imports_neither_torch_nor_scanpy():
     code = "import sys, vxpress; print(*sorted({'torch', 'scanpy', 'anndata', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_reference_can_read_every_type(name):
+    """An annotation that cannot be evaluated is printed without links."""
+    for annotation in get_type_hints(public(name)).values():
+        assert "ForwardRef" not in repr(annotation)

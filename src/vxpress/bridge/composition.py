@@ -11,7 +11,7 @@ from scanpy import logging as logg
 from vxpress.core.inference.composition import Displacement, typical_log2_fold
 from vxpress.core.inference.differential import Contrast, Evidence, Ints
 
-RelativeTo: TypeAlias = "str | Sequence[str]"
+RelativeTo: TypeAlias = str | Sequence[str]
 LIBRARY, MEDIAN = "library", "median"
 # a few genes may shift the log2 fold changes of all others by this much without a warning; the largest shift seen in
 # clusters of PBMCs was 0.12

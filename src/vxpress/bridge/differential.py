@@ -38,7 +38,7 @@ from vxpress.core.inference.group_expression import GroupExpression, count_overd
 from vxpress.core.progress import parts, steps
 
 BLOCK_COUNTS = 4_000_000
-CellSets: TypeAlias = "CellSet | Mapping[str, CellSet]"
+CellSets: TypeAlias = CellSet | Mapping[str, CellSet]
 
 
 @dataclass(frozen=True)

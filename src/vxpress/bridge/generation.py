@@ -19,7 +19,7 @@ from vxpress.bridge.stored import stored_library, stored_posterior
 from vxpress.bridge.training_cells import fitted_cells
 from vxpress.core.inference.nearest_partner import nearest_partners
 
-Labels: TypeAlias = "Hashable | Mapping[str, int] | pd.Series | np.ndarray | Sequence[str]"
+Labels: TypeAlias = Hashable | Mapping[str, int] | pd.Series | np.ndarray | Sequence[str]
 DEFAULT_CELLS = 1000
 # represents a missing value among names
 NO_NAME = "\N{SYMBOL FOR NULL}"

@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from vxpress.bridge.columns import find_column
 
-Cells: TypeAlias = "str | slice | np.ndarray | pd.Series | pd.Index | Iterable[Any]"
+Cells: TypeAlias = str | slice | np.ndarray | pd.Series | pd.Index | Iterable[Any]
 EXPECTED = (
     "a boolean array over cells, their positions, their names (adata.obs_names), or the name of a boolean column of "
     "adata.obs"

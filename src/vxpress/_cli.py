@@ -301,6 +301,7 @@ def write(adata: AnnData, path: Path, *, overwrite: bool) -> None:
 
     On failure the incomplete file is removed, and an existing file is unchanged.
     """
+    from vxpress._h5ad import write_h5ad
     from vxpress._whole import flush, whole
 
     # the output may have been created during the fit
@@ -308,7 +309,7 @@ def write(adata: AnnData, path: Path, *, overwrite: bool) -> None:
         if new.suffix == ".zarr":
             adata.write_zarr(new)
         else:
-            adata.write_h5ad(new)
+            write_h5ad(adata, new)
             flush(new)
 
 

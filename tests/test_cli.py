@@ -364,7 +364,7 @@ def test_a_failed_write_keeps_the_old_output_and_leaves_nothing(counts, tmp_path
         msg = "No space left on device"
         raise OSError(msg)
 
-    monkeypatch.setattr(AnnData, "write_h5ad", half)
+    monkeypatch.setattr("vxpress._h5ad.write_h5ad", half)
     monkeypatch.setattr(AnnData, "write_zarr", half)
     assert fit(counts, "-o", out, "--overwrite", *QUICK) == 1
     assert "No space left" in capsys.readouterr().err

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from anndata.tests.helpers import assert_equal
 from scipy import sparse
 
 from vxpress._h5ad import write_h5ad
@@ -44,10 +44,25 @@ def room_for(n_bytes: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
+def contents(file: h5py.File) -> dict[str, tuple[dict[str, str], bytes]]:
+    """Attributes and bytes of everything in a file."""
+    found = {}
+
+    def visit(name: str, entry: h5py.Group | h5py.Dataset) -> None:
+        data = np.asarray(entry[()]) if isinstance(entry, h5py.Dataset) else np.zeros(0)
+        found[name] = {k: str(v) for k, v in entry.attrs.items()}, b"|".join(str(x).encode() for x in data.ravel())
+
+    visit("/", file["/"])
+    file.visititems(visit)
+    return found
+
+
 def test_the_file_is_that_of_anndata(adata: ad.AnnData, tmp_path: Path) -> None:
     write_h5ad(adata, tmp_path / "ours.h5ad")
     adata.write_h5ad(tmp_path / "theirs.h5ad")
-    assert_equal(ad.read_h5ad(tmp_path / "ours.h5ad"), ad.read_h5ad(tmp_path / "theirs.h5ad"), exact=True)
+    with h5py.File(tmp_path / "ours.h5ad") as ours, h5py.File(tmp_path / "theirs.h5ad") as theirs:
+        assert contents(ours) == contents(theirs)
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "ours.h5ad").raw.X.toarray(), adata.raw.X.toarray())
 
 
 def test_a_full_disk_is_an_error_wherever_it_ends(adata: ad.AnnData, tmp_path: Path) -> None:

@@ -329,7 +329,7 @@ def test_invalid_column_names_are_refused(days: ad.AnnData, keys: Any) -> None:
     ("values", "match"),
     [
         (pd.date_range("2024", periods=N), r"\.dt\.days"),
-        (pd.timedelta_range("1d", periods=N), r"\.dt\.total_seconds"),
+        (pd.timedelta_range("1D", periods=N), r"\.dt\.total_seconds"),
         ([str(i) for i in range(N)], r"astype\(float\)"),
     ],
 )

@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt
 import pytest
 import scanpy as sc
 
+import vxpress as vx
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -48,3 +50,28 @@ def test_the_first_example_runs(tmp_path, monkeypatch, nothing_shown):
     assert names["adata"].obsm["X_umap"].shape == (2000, 2)
     assert len(plt.get_fignums()) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["pbmc.h5ad"]
+
+
+@pytest.mark.slow
+def test_the_questions_can_be_asked_of_the_first_example(tmp_path, monkeypatch, nothing_shown):
+    monkeypatch.chdir(tmp_path)
+    adata = vx.datasets.pbmc_batches()[::4].copy()
+    fit_vae = vx.tl.fit_vae
+    keys = []
+
+    def short(adata, *args, cure=False, **settings):
+        keys.append(args)
+        fit_vae(adata, *args, max_epochs=10, **settings)
+
+    monkeypatch.setattr(vx.tl, "fit_vae", short)
+    vx.tl.fit_vae(adata, "batch")
+    sc.pp.neighbors(adata, use_rep="X_vae")
+    sc.tl.leiden(adata, flavor="igraph", n_iterations=2)
+    section = README.split("## Ask the model")[1].split("\n## ")[0]
+    names = {"adata": adata, "sc": sc, "vx": vx}
+    for code in re.findall(r"^```python\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL):
+        exec(compile(code, "README.md", "exec"), names)
+    assert keys == [("batch",)] * 3  # no fit of the README forgets the batches of the first one
+    assert set(names["new"].obs["leiden"]) == {"0"}
+    adata.write_h5ad("asked.h5ad")
+    assert "wide" in sc.read_h5ad("asked.h5ad").uns

@@ -208,7 +208,7 @@ def reach(values: list[float]) -> str:
     """Format smallest to largest, or one number if they agree."""
     digits = 2 if max(values) < 0.1 else 1 if max(values) < 5 else 0
     low, high = number(min(values), digits), number(max(values), digits)
-    return low if low == high else f"{low} to {high}"
+    return low if low == high else f"{low}&nbsp;to&nbsp;{high}"
 
 
 DISTANCES = {

@@ -84,7 +84,7 @@ def number(value: float, digits: int = 2, *, sign: bool = False) -> str:
 
 def ranged(low: float, high: float, digits: int = 2, *, sign: bool = False) -> str:
     """Format ``low to high``."""
-    return f"{number(low, digits, sign=sign)} to {number(high, digits, sign=sign)}"
+    return f"{number(low, digits, sign=sign)}&nbsp;to&nbsp;{number(high, digits, sign=sign)}"
 
 
 def spread(values: dict[str, float], digits: int = 2) -> str:

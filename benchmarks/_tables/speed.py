@@ -10,7 +10,7 @@ from _tables.registry import REPORTED, Row, number, pick, ranged, results, sprea
 def reach(values: list[float], digits: int) -> str:
     """Format smallest to largest, or one number if they agree."""
     low, high = number(min(values), digits), number(max(values), digits)
-    return low if low == high else f"{low} to {high}"
+    return low if low == high else f"{low}&nbsp;to&nbsp;{high}"
 
 
 @table("time-to-elbo", ("time_to_elbo", "rows"), command="python benchmarks/time_to_elbo.py", kinds=["time"])

@@ -224,7 +224,7 @@ def changes() -> str:
     """List changes that affect numbers, newest first."""
     rows: list[Row] = [["date", "change", "effect on numbers"], ["---"] * 3]
     for change in sorted(CHANGES, key=lambda c: c.date, reverse=True):
-        rows.append([change.date[:10], change.what, change.effect])
+        rows.append([change.date[:10].replace("-", "&#8209;"), change.what, change.effect])
     return "\n".join(line(row) for row in rows)
 
 

@@ -20,7 +20,9 @@ from sphinx.errors import ExtensionError
 from sphinx.ext.napoleon import NumpyDocstring
 
 # an extension's own use of an older interface of Sphinx
-warnings.filterwarnings("ignore", message=".*set_application", module="sphinx_autodoc_typehints")
+warnings.filterwarnings(
+    "ignore", message=".*set_application", module="sphinx_autodoc_typehints"
+)
 
 info = metadata("vxpress")
 project = info["Name"]
@@ -41,7 +43,13 @@ extensions = [
     "sphinxcontrib.bibtex",
     "sphinxext.opengraph",
 ]
-exclude_patterns = ["_build", "_templates", "**.ipynb_checkpoints", "inventories", "tutorials/README.md"]
+exclude_patterns = [
+    "_build",
+    "_templates",
+    "**.ipynb_checkpoints",
+    "inventories",
+    "tutorials/README.md",
+]
 suppress_warnings = [
     "config.cache",  # the formatter of type hints is a function
     # types that other packages import for type checkers only
@@ -72,7 +80,9 @@ _sites = {
     "sklearn": "https://scikit-learn.org/stable/",
     "torch": "https://docs.pytorch.org/docs/stable/",
 }
-intersphinx_mapping = {name: (site, (None, f"inventories/{name}.txt")) for name, site in _sites.items()}
+intersphinx_mapping = {
+    name: (site, (None, f"inventories/{name}.txt")) for name, site in _sites.items()
+}
 intersphinx_timeout = 5
 intersphinx_disabled_reftypes = ["std:*"]
 
@@ -161,8 +171,16 @@ def _draw_thumbnails(app: Any) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for notebook in sorted(Path(app.confdir, "tutorials").glob("*.ipynb")):
         cells = json.loads(notebook.read_text())["cells"]
-        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-        figures = [base64.b64decode(data["image/png"]) for data in outputs if "image/png" in data]
+        outputs = [
+            output.get("data", {})
+            for cell in cells
+            for output in cell.get("outputs", [])
+        ]
+        figures = [
+            base64.b64decode(data["image/png"])
+            for data in outputs
+            if "image/png" in data
+        ]
         if figures:
             chosen = min(_thumbnails.get(notebook.stem, 0), len(figures) - 1)
             (target / f"{notebook.stem}.png").write_bytes(figures[chosen])

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from vxpress.bridge.columns import as_array, as_mask, find_column, get_categories, get_numbers
+from vxpress.bridge.columns import as_array, as_mask, find_column, get_categories, get_numbers, is_mask
 
 OBS = pd.DataFrame({"batch": list("aabb"), "age": [1.0, 2.0, 3.0, 4.5]})
 
@@ -42,7 +42,7 @@ def test_missing_columns_and_invalid_names_are_refused() -> None:
     ],
 )
 def test_booleans_of_every_type_are_a_mask(values: object) -> None:
-    mask = as_mask(values, 3, "mask_var", of="gene", gaps="")
+    mask = as_mask(values, pd.Index(list("xyz")), "mask_var", of="gene")
     assert mask.dtype == bool
     np.testing.assert_array_equal(mask, [True, False, True])
 
@@ -59,11 +59,32 @@ def test_booleans_of_every_type_are_a_mask(values: object) -> None:
         (np.ones((3, 1), dtype=bool), r"shape \(3, 1\)"),
         (np.ones(2, dtype=bool), "3 booleans"),
         (np.array(True), "3 booleans"),
+        (pd.Series([True, False, True], index=list("zyx")), "differs from adata.var_names"),
     ],
 )
 def test_invalid_masks_are_refused(values: object, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        as_mask(values, 3, "mask_var", of="gene", gaps="Fill them.")
+        as_mask(values, pd.Index(list("xyz")), "mask_var", of="gene", gaps="Fill them.")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([True, None], True),
+        (pd.array([True, None], dtype="boolean"), True),
+        (pd.Categorical([True, None]), True),
+        (np.ones((2, 1), dtype=bool), True),
+        ([1, 0], False),
+        (["True", "False"], False),
+        ([None, None], False),
+        ([], False),
+        ("a name", False),
+        (slice(2), False),
+        ({"a": True}, False),
+    ],
+)
+def test_booleans_are_distinguished_from_names_and_positions(values: object, expected: bool) -> None:  # noqa: FBT001
+    assert is_mask(values) is expected
 
 
 def test_arrays_are_read_from_any_container() -> None:

@@ -134,7 +134,7 @@ def test_gaussian_fits_give_log_values(adata: ad.AnnData, quick: dict) -> None:
         ({"target": "nobody"}, ValueError, "'nobody' is not a group of obs"),
         ({"groupby": "cluster"}, KeyError, "not a column of adata.obs"),
         ({"groupby": None}, KeyError, "If it is a group.*groupby="),
-        ({"groupby": None, "source": np.ones(3, dtype=bool)}, ValueError, "boolean array of shape"),
+        ({"groupby": None, "source": np.ones(3, dtype=bool)}, ValueError, "booleans, one per cell"),
         ({"groupby": None, "source": []}, ValueError, "selects no cell"),
         ({"target": "group_0"}, ValueError, "are identical"),
         ({"n_steps": 1}, ValueError, "n_steps=1"),

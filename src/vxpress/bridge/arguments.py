@@ -10,7 +10,9 @@ import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._names import each_value
 from vxpress._similar import similar_names
+from vxpress.bridge.columns import as_mask, is_mask
 from vxpress.bridge.decoded import DENOISING_SEED, Matrix
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.prepare import check_gene_names, seed_of
@@ -25,13 +27,11 @@ def named_genes(adata: AnnData, genes: str | Sequence[str] | np.ndarray) -> pd.I
 
     Raises ``ValueError`` if a gene is named twice.
     """
-    requested = np.atleast_1d(np.asarray(genes))
-    if requested.dtype == bool:
-        if requested.shape != (adata.n_vars,):
-            msg = f"genes= is a boolean array of shape {requested.shape}; ({adata.n_vars},), one value per gene of adata, is expected."
-            raise ValueError(msg)
-        requested = adata.var_names.to_numpy()[requested]
-    names = pd.Index(requested.astype(str), dtype=object)
+    if is_mask(genes):
+        requested = list(adata.var_names[as_mask(genes, adata.var_names, "genes=", of="gene")])
+    else:
+        requested = each_value(genes)
+    names = pd.Index([str(name) for name in requested], dtype=object)
     if not names.is_unique:
         msg = f"genes= names {list(names[names.duplicated()].unique()[:3])} more than once; name each gene once, for example list(dict.fromkeys(genes))."
         raise ValueError(msg)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -119,23 +119,40 @@ def is_real(dtype: Any) -> bool:
     return pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_complex_dtype(dtype)
 
 
-def as_mask(values: Any, n: int, where: str, *, of: str, gaps: str) -> np.ndarray:
+def is_mask(values: Any) -> bool:
+    """Return whether an argument holds booleans, in any type that stores them, also with missing values."""
+    if isinstance(values, (str, bytes)) or not pd.api.types.is_list_like(values) or sparse.issparse(values):
+        return False
+    if getattr(values, "ndim", 1) != 1 or isinstance(values, (Mapping, Set)):
+        return getattr(values, "dtype", None) == bool
+    column = _as_column(values)
+    if column.dtype.kind in "iuf" or pd.api.types.is_string_dtype(column):
+        return False
+    known = column.astype(object)[column.notna().to_numpy()]
+    return bool(len(known)) and all(isinstance(value, (bool, np.bool_)) for value in known)
+
+
+def as_mask(values: Any, names: pd.Index, where: str, *, of: str, gaps: str = "") -> np.ndarray:
     """Return booleans, one per ``of`` ("gene", "cell"), from any type that stores them: also nullable ones, categories, 0 and 1.
 
-    Messages call the values ``where``, and give ``gaps`` as advice if some are missing.
+    ``names`` are those of the genes or cells; the index of a Series agrees with them, or is a plain enumeration. Messages call
+    the values ``where``, and give ``gaps`` as advice if some are missing.
     """
-    column = values if isinstance(values, pd.Series) else None
-    if column is None:
-        array = values if isinstance(values, (pd.Categorical, pd.api.extensions.ExtensionArray)) else np.asarray(values)
-        if array.ndim != 1 or len(array) != n:
-            msg = f"{where} should be {n} booleans, one per {of}; found shape {np.shape(array)}."
-            raise ValueError(msg)
-        column = pd.Series(array)
-    if len(column) != n:
-        msg = f"{where} should be {n} booleans, one per {of}; found {len(column)} values."
+    n = len(names)
+    if np.ndim(values) != 1 or len(values) != n:
+        msg = f"{where} should be {n} booleans, one per {of}; found shape {np.shape(values)}."
+        raise ValueError(msg)
+    column = _as_column(values)
+    enumeration = isinstance(column.index, pd.RangeIndex)
+    if not enumeration and not column.index.equals(names):
+        msg = (
+            f"The index of {where} differs from adata.{of.replace('cell', 'obs').replace('gene', 'var')}_names, so it is unclear which "
+            f"value belongs to which {of}. Bring it in their order with .reindex(), or, if it is in their order, pass .to_numpy()."
+        )
         raise ValueError(msg)
     missing = int(column.isna().sum())
     if missing:
+        gaps = gaps or f"Give each {of} a value, for example with .fillna(False)."
         msg = f"{where} is missing (NaN) for {missing} of {n} {of}s. {gaps}"
         raise ValueError(msg)
     found = pd.unique(column.astype(object))
@@ -145,6 +162,14 @@ def as_mask(values: Any, n: int, where: str, *, of: str, gaps: str) -> np.ndarra
         msg = f"{where} should be {n} booleans, one per {of}; found dtype {column.dtype} with values such as {found[0]!r}. {cure}"
         raise ValueError(msg)
     return column.astype(object).to_numpy().astype(bool)
+
+
+def _as_column(values: Any) -> pd.Series:
+    """Return values of one dimension as a Series; the elements of a list keep their types."""
+    if isinstance(values, pd.Series):
+        return values
+    typed = isinstance(values, (np.ndarray, pd.Index, pd.api.extensions.ExtensionArray))
+    return pd.Series(values) if typed else pd.Series(list(values), dtype=object)
 
 
 def get_array(adata: AnnData, key: str, rewrite: str) -> np.ndarray:

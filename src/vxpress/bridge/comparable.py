@@ -121,7 +121,7 @@ def _named_cells(adata: AnnData, candidates: Sequence[Candidate], cells: str | n
         if named
         else "Give each cell a value, for example fillna(False)."
     )
-    chosen_n = as_mask(given, adata.n_obs, where, of="cell", gaps=gaps)
+    chosen_n = as_mask(given, adata.obs_names, where, of="cell", gaps=gaps)
     for candidate in candidates:
         n_trained = int((chosen_n & candidate.trained_n).sum())
         if n_trained:

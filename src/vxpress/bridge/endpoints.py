@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from vxpress._names import find_name
-from vxpress.bridge.columns import get_categories
+from vxpress._names import each_value, find_name
+from vxpress.bridge.columns import as_mask, get_categories, is_mask
 
 Endpoint: TypeAlias = Hashable | Sequence[str] | np.ndarray
 
@@ -19,17 +19,13 @@ def endpoint_rows(adata: AnnData, end: Endpoint, groupby: str | None, argument: 
     """Return the rows of the cells whose mean is an end: a group of ``obs[groupby]``, named cells, or a boolean array."""
     if groupby is not None:
         return _group(adata, end, groupby, argument)
-    given = np.atleast_1d(np.asarray(end))
-    if given.dtype == bool:
-        if given.shape != (adata.n_obs,):
-            msg = f"{argument}= is a boolean array of shape {given.shape}; ({adata.n_obs},), one value per cell, is expected."
-            raise ValueError(msg)
-        rows = np.flatnonzero(given)
+    if is_mask(end):
+        rows = np.flatnonzero(as_mask(end, adata.obs_names, f"{argument}=", of="cell"))
     else:
         if not adata.obs_names.is_unique:
             msg = "adata.obs_names are not unique, so a name does not identify one cell. Make them unique: adata.obs_names_make_unique()."
             raise ValueError(msg)
-        names = pd.Index(given.astype(str), dtype=object)
+        names = pd.Index([str(name) for name in each_value(end)], dtype=object)
         rows = adata.obs_names.get_indexer(names)
         if (rows < 0).any():
             msg = (

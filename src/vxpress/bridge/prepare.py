@@ -174,7 +174,7 @@ def modelled_genes(adata: AnnData, mask_var: str | np.ndarray | Unset | None) ->
         if name is not None
         else "Give each gene a value, for example with fillna(False), or model all genes: mask_var=None."
     )
-    mask = as_mask(given, adata.n_vars, where, of="gene", gaps=gaps)
+    mask = as_mask(given, adata.var_names, where, of="gene", gaps=gaps)
     if not mask.any():
         msg = f"mask_var={name or 'the given array'} selects no gene. Pass mask_var=None to model all genes."
         raise ValueError(msg)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from vxpress.bridge.columns import find_column
+from vxpress.bridge.columns import as_mask, find_column, is_mask
 
 Cells: TypeAlias = str | slice | np.ndarray | pd.Series | pd.Index | Iterable[Any]
 EXPECTED = (
@@ -34,10 +34,13 @@ def _rows(adata: AnnData, cells: Cells, argument: str) -> np.ndarray:
     if isinstance(cells, str):
         if cells not in adata.obs.columns:
             return _named(adata, [cells], argument)
-        return _masked(adata, find_column(adata.obs, cells), f"{argument}: obs[{cells!r}]")
+        where = f"adata.obs[{cells!r}]"
+        return np.flatnonzero(as_mask(find_column(adata.obs, cells), adata.obs_names, where, of="cell"))
     if not isinstance(cells, Iterable):
         msg = f"{argument}: {EXPECTED} is expected; found {type(cells).__name__}."
         raise TypeError(msg)
+    if is_mask(cells):
+        return np.flatnonzero(as_mask(cells, adata.obs_names, argument, of="cell"))
     values = cells if isinstance(cells, (np.ndarray, pd.Series, pd.Index)) else pd.Series(list(cells), dtype=object)
     if np.ndim(values) != 1:
         msg = f"{argument} has shape {np.shape(values)}; {EXPECTED} is expected."
@@ -45,32 +48,19 @@ def _rows(adata: AnnData, cells: Cells, argument: str) -> np.ndarray:
     column = pd.Series(values).infer_objects()
     if not len(column):
         return np.zeros(0, dtype=np.int64)
-    if pd.api.types.is_bool_dtype(column.dtype):
-        if isinstance(cells, pd.Series) and len(cells) == n and not cells.index.equals(adata.obs_names):
-            msg = f"The index of {argument} differs from adata.obs_names. Pass values in the order of the cells: .to_numpy()."
-            raise ValueError(msg)
-        return _masked(adata, column, argument)
     if pd.api.types.is_integer_dtype(column.dtype) and not column.isna().any():
         rows = column.to_numpy(dtype=np.int64)
         if rows.min() < 0 or rows.max() >= n:
             msg = f"{argument} holds the position {rows.min() if rows.min() < 0 else rows.max()}; whole numbers from 0 to {n - 1} are expected."
+            raise ValueError(msg)
+        if len(rows) == n > 2 and rows.max() <= 1:
+            msg = f"{argument} holds 0 and 1 only, one per cell. As positions these are the first two cells; if it is a mask, pass booleans: .astype(bool)."
             raise ValueError(msg)
         return rows
     if not all(isinstance(value, str) for value in column):
         msg = f"{argument} holds values such as {column.iloc[0]!r} of type {type(column.iloc[0]).__name__}; {EXPECTED} is expected."
         raise TypeError(msg)
     return _named(adata, list(column), argument)
-
-
-def _masked(adata: AnnData, column: pd.Series, where: str) -> np.ndarray:
-    if not pd.api.types.is_bool_dtype(column.dtype) or column.isna().any():
-        gaps = " with missing values" if column.isna().any() else ""
-        msg = f"{where} should be {adata.n_obs} booleans, one per cell; found dtype {column.dtype}{gaps}. A comparison gives them, such as adata.obs['cell_type'] == 'B'."
-        raise ValueError(msg)
-    if len(column) != adata.n_obs:
-        msg = f"{where} should be {adata.n_obs} booleans, one per cell; found {len(column)}."
-        raise ValueError(msg)
-    return np.flatnonzero(column.to_numpy(dtype=bool))
 
 
 def _named(adata: AnnData, names: list[str], argument: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from matplotlib.patheffects import withStroke
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress.bridge.arguments import named_genes
+from vxpress.bridge.columns import is_mask
 from vxpress.bridge.columns import find_column, get_array, get_numbers
 from vxpress.pl._colours import SECOND, Shades, few_colours
 from vxpress.pl._labels import label_ends
@@ -130,7 +131,7 @@ def _check(path: AnnData, keys: Keys) -> None:
 
 def _known(path: AnnData, genes: str | Sequence[str]) -> list[str]:
     found = [genes] if isinstance(genes, str) else listed(genes)
-    if not found or not all(isinstance(name, str | bool | np.bool_) for name in found):
+    if not is_mask(genes) and (not found or not all(isinstance(name, str) for name in found)):
         msg = f"genes={short(genes)} was given; names of genes of the path are expected, for example {list(path.var_names[:3])}."
         raise TypeError(msg)
     names = named_genes(path, genes)

@@ -282,9 +282,7 @@ def _mask(adata: AnnData, calibration: str | np.ndarray) -> np.ndarray:
     else:
         msg = f"calibration= takes an AnnData, a boolean column of adata.obs or a boolean array; found {type(calibration).__name__}."
         raise TypeError(msg)
-    return as_mask(
-        given, adata.n_obs, where, of="cell", gaps="Give each cell a value, for example with .fillna(False)."
-    )
+    return as_mask(given, adata.obs_names, where, of="cell")
 
 
 def _check_calibration(known: _Read, fitted_md: np.ndarray) -> None:

@@ -229,7 +229,7 @@ def _checked(settings: dict[str, Any], further: dict[str, Any]) -> dict[str, Any
     from vxpress.tl import FitOptions
 
     settings = settings | {"options": FitOptions(**further)} if further else settings
-    Keys.of(settings.get("key_added"))
+    Keys.of(settings.get("key_added"), "key_added")
     check_arguments(**{name: value for name, value in settings.items() if name not in OF_THE_DATA})
     return settings
 
@@ -244,7 +244,7 @@ def _run_fit(adata: AnnData, n_top_genes: int | None, settings: Mapping[str, Any
         vx.pp.highly_variable_genes(adata, n_top_genes=n_top_genes, layer=layer, batch_key=batch_key)
     start = time.perf_counter()
     vx.tl.fit_vae(adata, **settings)
-    stored = adata.uns[Keys.of(settings.get("key_added")).uns]
+    stored = adata.uns[Keys.of(settings.get("key_added"), "key_added").uns]
     report(stored, time.perf_counter() - start)
     return stored
 

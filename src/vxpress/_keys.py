@@ -34,10 +34,10 @@ class Keys:
     uns: str
 
     @classmethod
-    def of(cls, key: str | None = None) -> Keys:
+    def of(cls, key: str | None = None, argument: str = "key") -> Keys:
         """Return the slots of the fit of this name, as scanpy names them. ``None`` and ``"vae"`` mean the default names."""
         if key is not None:
-            check_name("key", key)
+            check_name(argument, key)
         if key is None or key == DEFAULT_KEY:
             slots = "X_vae", "X_vae_var", "vae_normalized", "vae_split", "vae_library", "X_vae_loadings"
             return cls(*slots, DEFAULT_KEY)

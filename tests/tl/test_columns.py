@@ -278,6 +278,19 @@ def test_names_that_cannot_be_written_are_refused_in_every_call(days: ad.AnnData
     assert (list(days.uns), list(days.obsm), list(days.layers), list(days.obs)) == before
 
 
+def test_the_message_about_a_name_says_which_argument_it_is(days: ad.AnnData) -> None:
+    for call in (
+        lambda: vx.tl.fit_vae(days, key_added=3, **QUICK),
+        lambda: vx.tl.encode(days, key_added=3),
+        lambda: vx.tl.fit_prior(days, "mixture", key_added=3),
+        lambda: vx.tl.log_likelihood(days, key_added=3),
+    ):
+        with pytest.raises(ValueError, match="^key_added=3 cannot"):
+            call()
+    with pytest.raises(ValueError, match="^key=3 cannot"):
+        vx.tl.encode(days, key=3)
+
+
 @pytest.mark.filterwarnings("ignore:Support for Awkward Arrays")
 def test_obsm_values_of_any_type_are_preserved(days: ad.AnnData) -> None:
     ak = pytest.importorskip("awkward")

@@ -121,7 +121,7 @@ def encode(
     """
     check_adata(adata, copy=copy)
     fit = find_fit(adata, model, key)
-    keys = Keys.of(key if key_added is None else key_added)
+    keys = Keys.of(key) if key_added is None else Keys.of(key_added, "key_added")
     check_free(adata, keys)
     _check_no_other_fit(adata, model, keys)
     max_epochs, generator = _epochs(fine_tune), seed_of(rng)

@@ -142,7 +142,7 @@ def fit_prior(
     if max_steps is not None:
         check_range("max_steps", max_steps, 1, 10_000_000, integer=True)
     stored = StoredCells.find(adata, model, key)
-    to = Keys.of(key if key_added is None else key_added)
+    to = Keys.of(key) if key_added is None else Keys.of(key_added, "key_added")
     if to != stored.keys:
         check_free(adata, to)
     task = _task(adata, stored, condition_key)

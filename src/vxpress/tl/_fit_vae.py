@@ -267,7 +267,7 @@ def fit_vae(
     """
     check_adata(adata, copy=copy)
     check_single_process()
-    keys = Keys.of(key_added)
+    keys = Keys.of(key_added, "key_added")
     check_free(adata, keys)
     checked = check_arguments(
         labels_key=labels_key,

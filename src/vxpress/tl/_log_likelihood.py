@@ -124,7 +124,8 @@ def log_likelihood(
     """
     check_adata(adata, copy=copy)
     fit = find_fit(adata, model, key)
-    keys, prefix = Keys.of(key), Keys.of(key if key_added is None else key_added).uns
+    keys = Keys.of(key)
+    prefix = (keys if key_added is None else Keys.of(key_added, "key_added")).uns
     name = f"{prefix}_log_likelihood"
     columns = [name, f"{name}_se", f"{name}_ess", f"{prefix}_elbo", f"{prefix}_reconstruction"]
     check_range("n_samples", n_samples, 1, 10_000_000, integer=True)

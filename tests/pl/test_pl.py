@@ -6,12 +6,14 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from scipy import sparse
 from scipy.stats import norm
 
 import vxpress as vx
@@ -212,6 +214,20 @@ def test_latent_draws_the_two_highest_dimensions(used):
     assert np.array_equal(ax.collections[0].get_offsets(), used.obsm["X_vae"][:, [first, second]])
     assert ax.get_xlabel() == f"dimension {first} ({kl_d[first]:.2f} nats)"
     assert ax.get_ylabel() == f"dimension {second} ({kl_d[second]:.2f} nats)"
+
+
+@pytest.mark.parametrize("convert", [pd.DataFrame, sparse.csr_matrix, sparse.csc_array])
+def test_latent_draws_positions_of_any_type(used, convert):
+    expected = pl.latent(used, show=False).collections[0].get_offsets()
+    umap = np.random.default_rng(0).normal(size=(used.n_obs, 2)).astype(np.float32)
+    kwargs = {"index": used.obs_names} if convert is pd.DataFrame else {}
+    for name, values in {"X_vae": used.obsm["X_vae"], "X_umap": umap}.items():
+        used.obsm[name] = convert(values, **kwargs)
+    kinds = {name: type(used.obsm[name]) for name in ("X_vae", "X_umap")}
+    np.testing.assert_array_equal(pl.latent(used, color="group", show=False).collections[0].get_offsets(), expected)
+    used.uns["neighbors"] = {"params": {"use_rep": "X_vae"}}
+    np.testing.assert_array_equal(pl.latent(used, show=False).collections[0].get_offsets(), umap)
+    assert {name: type(used.obsm[name]) for name in kinds} == kinds
 
 
 def test_latent_draws_the_umap_of_this_fit_only(used):

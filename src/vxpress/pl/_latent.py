@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._similar import similar_names
-from vxpress.bridge.columns import check_drawable, find_column
+from vxpress.bridge.columns import check_drawable, find_column, get_array
 from vxpress.metrics._latent import kl_per_cell
 from vxpress.pl._colours import ensure_colours, is_categorical
 from vxpress.pl._shared import (
@@ -142,7 +142,7 @@ def latent(
     _check_arguments(kwargs)
     _check_colors(adata, colors, layer, kwargs)
     labels, arguments = _what(adata, mean_nd, var_nd, dimensions, keys)
-    adata = _drawable(adata, colors, layer, kwargs)
+    adata = _drawable(adata, colors, kwargs, keys.latent if labels else f"X_{UMAP}")
     widths = [PANEL[0] + _legend_width(adata, name, kwargs) for name in colors]
     columns = ncols if ncols is not None or figsize is not None else max(1, int(PAGE // max(widths)))
     with panels(
@@ -173,16 +173,21 @@ def _what(
     return (first, second), {"basis": keys.latent, "dimensions": chosen}
 
 
-def _drawable(adata: AnnData, colors: tuple[str | None, ...], layer: str | None, kwargs: Mapping[str, Any]) -> AnnData:
-    """Return the AnnData or, for a view, a copy with the requested genes.
+def _drawable(adata: AnnData, colors: tuple[str | None, ...], kwargs: Mapping[str, Any], positions: str) -> AnnData:
+    """Return the AnnData or, if scanpy cannot draw it as it is, a copy with the requested genes.
 
-    Scanpy writes colours to the AnnData, which would turn a view into a copy.
+    Scanpy takes ``obsm[positions]`` for an array, but it may be a data frame or sparse. It also writes colours to the AnnData,
+    which would turn a view into a copy.
     """
-    if not adata.is_view:
+    array = isinstance(adata.obsm[positions], np.ndarray)
+    if array and not adata.is_view:
         return adata
     symbols = kwargs.get("gene_symbols")
     genes = adata.var_names if symbols is None else adata.var[symbols]
-    return adata[:, genes.isin([name for name in colors if name is not None])].copy()
+    copied = adata[:, genes.isin([name for name in colors if name is not None])].copy()
+    if not array:
+        copied.obsm[positions] = get_array(adata, positions, "sc.tl.umap(adata) writes a UMAP again.")
+    return copied
 
 
 def _nth(value: Any, i: int, n: int) -> Any:

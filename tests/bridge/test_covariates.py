@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from vxpress.bridge.covariates import CovariateTable, Scale
+from vxpress.bridge.intervention import Intervention
 from vxpress.bridge.upgrade import FIRST, upgraded
 
 OBS = pd.DataFrame(
@@ -110,6 +111,23 @@ def test_a_number_without_spread_beyond_rounding_is_constant(dtype: type, value:
     assert scale.sd == 1.0
     np.testing.assert_allclose(scale.standardise(values.astype(np.float64)), 0, atol=1e-5 * max(1, abs(value)))
     assert not scale.far(values.astype(np.float64)).any()
+
+
+@pytest.mark.parametrize("value", [1e30, -1e308, 1e-5])
+def test_numbers_of_any_size_reach_the_model_as_finite_numbers(value: float) -> None:
+    obs = pd.DataFrame({"x": np.array([1.0, 2.0, 3.0]) * 1e-40})
+    table = CovariateTable.learn(obs, None, [], ["x"], None)
+    far = table.read(pd.DataFrame({"x": [value]})).continuous_nc.numpy()
+    assert np.isfinite(far).all()
+    assert np.sign(far) == np.sign(value)
+    assert np.isfinite(Intervention.find(table, "x", value).code)
+
+
+def test_a_spread_too_small_to_divide_by_is_constant() -> None:
+    values = np.array([0.0, 5e-324] * 5)
+    scale = Scale.of(values)
+    assert scale.constant
+    np.testing.assert_allclose(scale.standardise(values), 0, atol=1e-300)
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e-150, 1e150, 1e-3])

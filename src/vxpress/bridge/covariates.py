@@ -20,6 +20,9 @@ from vxpress.core.covariates import Covariates
 Batches: TypeAlias = Hashable | Iterable[Hashable]
 # value of transform_batch= that keeps every cell in its own batch
 OBSERVED = "observed"
+# in standard deviations; the model multiplies and adds such numbers in single precision
+FARTHEST = 1e20
+SMALLEST_SPREAD = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Scale:
     def of(cls, values: np.ndarray, dtype: Any = np.float64) -> Scale:
         """Compute the scale of some numbers, which were stored as ``dtype``."""
         low, high = float(values.min()), float(values.max())
-        if high - low <= _rounding(dtype) * max(abs(low), abs(high)):
+        # a spread of numbers without all their digits cannot be divided by
+        if high - low <= max(_rounding(dtype) * max(abs(low), abs(high)), SMALLEST_SPREAD):
             middle = low + 0.5 * (high - low)
             return cls(middle, 1.0, middle, middle)
         # squares of very large and very small numbers overflow or underflow
@@ -52,8 +56,9 @@ class Scale:
         return self.low == self.high
 
     def standardise(self, values: np.ndarray) -> np.ndarray:
-        """Standardise numbers as the model receives them."""
-        return (values - self.mean) / self.sd
+        """Standardise numbers as the model receives them, in single precision; the farthest are cut off so that all is finite."""
+        with np.errstate(over="ignore"):
+            return np.clip((values - self.mean) / self.sd, -FARTHEST, FARTHEST)
 
     def far(self, values: np.ndarray) -> np.ndarray:
         """Return which numbers are outside the range by more than one standard deviation; for a constant, which differ."""

@@ -55,7 +55,7 @@ class Intervention:
         c = continuous.index(key)
         _, scale = table.continuous[c]
         warn_far(key, scale, np.array([float(value)]), "value= is")
-        return cls(key, c, float(value), (float(value) - scale.mean) / scale.sd, categorical=False)
+        return cls(key, c, float(value), float(scale.standardise(np.array(float(value)))), categorical=False)
 
     def apply(self, covariates: Covariates) -> Covariates:
         """Return the covariates with the new value in all cells."""

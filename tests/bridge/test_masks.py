@@ -88,6 +88,10 @@ def test_gaps_in_a_column_of_cells_are_named() -> None:
         shared_cells(adata, [], "kept")
 
 
+def test_a_generator_of_positions_is_read_once() -> None:
+    np.testing.assert_array_equal(select_cells(adata_of(4), (i for i in (3, 1)), "cells"), [1, 3])
+
+
 def test_zeros_and_ones_are_not_taken_for_positions_of_two_cells() -> None:
     with pytest.raises(ValueError, match=r"astype\(bool\)"):
         select_cells(adata_of(4), np.array([1, 0, 0, 1]), "cells")

@@ -178,3 +178,13 @@ def test_rounding_errors_are_shown_and_the_suggested_call_removes_them(kind: Cal
 def test_fractions_are_no_rounding_errors() -> None:
     with pytest.raises(ValueError, match=r"normalised.*"):
         check_counts(sparse.csr_matrix(np.array([[1.0, 2.0000001, 3.25]])), "adata.X")
+
+
+@pytest.mark.parametrize("layer", [None, "count"])
+def test_a_missing_matrix_names_the_layer_that_holds_counts(layer: str | None) -> None:
+    adata = ad.AnnData(X, layers={"log": np.log1p(X), "counts": X})
+    if layer is None:
+        adata.X = None
+    with pytest.raises((ValueError, KeyError)) as caught:
+        read_counts(adata, layer, np.ones(11, dtype=bool))
+    assert "adata.layers['counts'] holds whole numbers: pass layer='counts'" in caught.value.args[0]

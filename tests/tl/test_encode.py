@@ -223,6 +223,12 @@ def test_a_library_size_without_the_missing_genes_is_not_treated_as_complete(
     vx.tl.encode(part, model=reference)
     assert any("counts only molecules of the genes present" in message for message in warned)
     assert 0.85 < np.median(part.obs["vae_library"] / whole) < 1.15
+    estimated = part.obs["vae_library"].to_numpy()
+    part = query[:, ::2].copy()
+    vx.pp.library_size(part, overwrite=True)
+    part.obs["library_size"] = part.obs["library_size"].astype("Int64")
+    vx.tl.encode(part, model=reference)
+    np.testing.assert_array_equal(part.obs["vae_library"], estimated)
 
 
 def test_genes_outside_the_model_matter_for_the_library_only(adata: ad.AnnData, quick: dict) -> None:

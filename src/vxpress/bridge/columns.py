@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,9 @@ def is_real(dtype: Any) -> bool:
 def is_mask(values: Any) -> bool:
     """Return whether an argument holds booleans, in any type that stores them, also with missing values."""
     if isinstance(values, (str, bytes)) or not pd.api.types.is_list_like(values) or sparse.issparse(values):
+        return False
+    if isinstance(values, Iterator):
+        # reading it would empty it
         return False
     if getattr(values, "ndim", 1) != 1 or isinstance(values, (Mapping, Set)):
         return getattr(values, "dtype", None) == bool

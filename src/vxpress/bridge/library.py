@@ -91,7 +91,8 @@ def _molecules(obs: pd.DataFrame, counts: CountData) -> np.ndarray:
 def _positive(obs: pd.DataFrame, key: str, inside_n: np.ndarray) -> np.ndarray:
     column = get_column(obs, key, argument=None if key == LIBRARY_SIZE else "library", numeric=True)
     if not is_real(column.dtype):
-        msg = f"library: obs[{key!r}] has dtype {column.dtype}; numbers above 0 are expected."
+        name = f"adata.obs[{key!r}]"
+        msg = f"library: obs[{key!r}] has dtype {column.dtype}; numbers above 0 are expected. Convert it: {name} = {name}.astype(float)."
         raise ValueError(msg)
     values = column.to_numpy(dtype=np.float64)
     bad = ~np.isfinite(values) | (values < 0) | ((values == 0) & (inside_n > 0))

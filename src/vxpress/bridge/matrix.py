@@ -24,7 +24,7 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
     """Return ``adata.X`` or a layer, unchanged."""
     if layer is None:
         if adata.X is None:
-            msg = "adata.X is empty. Pass layer= to name the layer that holds the counts."
+            msg = f"adata.X is empty. Pass layer= to name the layer that holds the counts.{_elsewhere(adata)}"
             raise ValueError(msg)
         return adata.X
     names = [name for name in adata.layers if name is not None]

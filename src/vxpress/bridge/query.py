@@ -11,7 +11,7 @@ from scanpy import logging as logg
 
 from vxpress._keys import LIBRARY_SIZE
 from vxpress._unset import Unset
-from vxpress.bridge.columns import find_column
+from vxpress.bridge.columns import find_column, is_real
 from vxpress.bridge.counts import CountData, read_counts
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.library import TOLERANCE, read_library
@@ -170,8 +170,11 @@ def _counts_what_is_left(adata: AnnData, fit: Fit, counts: CountData, present: n
     column = f"obs[{LIBRARY_SIZE!r}]"
     if fit.params.library_source != column or present[fit.modelled_g].all() or LIBRARY_SIZE not in adata.obs:
         return False
-    stored = np.asarray(find_column(adata.obs, LIBRARY_SIZE))
-    if stored.dtype.kind not in "iuf" or not (stored <= counts.total_n * (1 + TOLERANCE) + 0.5).all():
+    stored = find_column(adata.obs, LIBRARY_SIZE)
+    if not is_real(stored.dtype):
+        return False
+    stored_n = stored.to_numpy(dtype=np.float64, na_value=np.nan)
+    if not (stored_n <= counts.total_n * (1 + TOLERANCE) + 0.5).all():
         return False
     logg.warning(
         f"{column} counts only molecules of the genes present, so it is too small for this fit, which counted more genes. Size "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -39,6 +39,7 @@ def _rows(adata: AnnData, cells: Cells, argument: str) -> np.ndarray:
     if not isinstance(cells, Iterable):
         msg = f"{argument}: {EXPECTED} is expected; found {type(cells).__name__}."
         raise TypeError(msg)
+    cells = list(cells) if isinstance(cells, Iterator) else cells
     if is_mask(cells):
         return np.flatnonzero(as_mask(cells, adata.obs_names, argument, of="cell"))
     values = cells if isinstance(cells, (np.ndarray, pd.Series, pd.Index)) else pd.Series(list(cells), dtype=object)

@@ -83,7 +83,7 @@ def test_invalid_masks_are_refused(values: object, match: str) -> None:
         ({"a": True}, False),
     ],
 )
-def test_booleans_are_distinguished_from_names_and_positions(values: object, expected: bool) -> None:  # noqa: FBT001
+def test_booleans_are_distinguished_from_names_and_positions(values: object, expected: bool) -> None:
     assert is_mask(values) is expected
 
 

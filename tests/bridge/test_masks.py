@@ -35,7 +35,7 @@ def rows_as_mask(rows: np.ndarray) -> np.ndarray:
 READERS: dict[str, Callable[[AnnData, object], np.ndarray]] = {
     "cells=": lambda adata, mask: rows_as_mask(select_cells(adata, mask, "cells")),
     "source=": lambda adata, mask: rows_as_mask(endpoint_rows(adata, mask, None, "source")),
-    "calibration=": lambda adata, mask: _mask(adata, mask),
+    "calibration=": lambda adata, mask: _mask(adata, mask),  # type: ignore[arg-type]  # noqa: PLW0108
     "genes=": genes_of,
     "mask_var=": lambda adata, mask: modelled_genes(adata, mask)[0],
 }

@@ -285,9 +285,9 @@ def test_the_message_about_a_name_says_which_argument_it_is(days: ad.AnnData) ->
         lambda: vx.tl.fit_prior(days, "mixture", key_added=3),
         lambda: vx.tl.log_likelihood(days, key_added=3),
     ):
-        with pytest.raises(ValueError, match="^key_added=3 cannot"):
+        with pytest.raises(ValueError, match=r"^key_added=3 cannot"):
             call()
-    with pytest.raises(ValueError, match="^key=3 cannot"):
+    with pytest.raises(ValueError, match=r"^key=3 cannot"):
         vx.tl.encode(days, key=3)
 
 

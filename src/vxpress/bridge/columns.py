@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -126,8 +127,8 @@ def is_mask(values: Any) -> bool:
     if isinstance(values, Iterator):
         # reading it would empty it
         return False
-    if getattr(values, "ndim", 1) != 1 or isinstance(values, (Mapping, Set)):
-        return getattr(values, "dtype", None) == bool
+    if getattr(values, "ndim", 1) != 1 or isinstance(values, (Mapping, AbstractSet)):
+        return bool(pd.api.types.is_bool_dtype(getattr(values, "dtype", object)))
     column = _as_column(values)
     if column.dtype.kind in "iuf" or pd.api.types.is_string_dtype(column):
         return False

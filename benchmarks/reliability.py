@@ -47,9 +47,16 @@ REST = {
     "kills": "`kill -9` during a write over an older file",
     "stops": "SIGTERM during `vxpress fit`",
     "full_disk": "a full disk",
-    "read_only": "a folder that may not be written to",
-    "no_cache": "nowhere to keep compiled code",
+    "read_only": "a read-only folder",
+    "no_cache": "no folder to store compiled code",
     "processes": "fits in processes",
+}
+# counts whose name on the page is longer than in the results
+LABELS = {
+    "said, naming the file": "the error names the file",
+    "left something": "hidden folder left",
+    "left after the next write": "hidden folder left after the next write",
+    "old file as it was": "old file unchanged",
 }
 SUFFIXES = (".h5ad", ".zarr", ".safetensors")
 
@@ -555,7 +562,7 @@ def _measured(results: dict[str, Any], trial: str) -> str:
     versions, processor = results["machine"]["versions"], results["machine"]["processor"]
     return (
         f"`python benchmarks/reliability.py {trial}`, vxpress {versions['vxpress']}, torch {versions['torch']}, "
-        f"Python {results['machine']['python']}, {processor}, one thread on a machine of two that was busy otherwise, "
+        f"Python {results['machine']['python']}, {processor}, one thread on a busy machine with two cores, "
         f"{results[trial]['date']}."
     )
 
@@ -584,7 +591,7 @@ def _rest_table(results: dict[str, Any]) -> list[str]:
         parts = found if any(isinstance(value, dict) for value in found.values()) else {"": found}
         for part, counts in parts.items():
             of_it = f", `{part}`" if part else ""
-            lines.append(f"| {what}{of_it} | {', '.join(f'{name} {value}' for name, value in counts.items())} |")
+            lines.append(f"| {what}{of_it} | {'; '.join(f'{LABELS.get(name, name)}: {value}' for name, value in counts.items())} |")
         dated += ["", _measured(results, trial)] if found else []
     return [*lines, *dated]
 

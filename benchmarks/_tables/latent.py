@@ -26,7 +26,7 @@ def collapse() -> list[Row]:
     """Verdicts by regime."""
     fits = pick(results(COLLAPSE)["fits"], cured=False)
     rows: list[Row] = [
-        ["regime", "data set", "fits", "IWAE, %", "$I_q$, share", "ill", "missed", "false alarms", "verdicts"]
+        ["regime", "data set", "fits", "IWAE, %", "$I_q$, share", "unsound", "missed", "false alarms", "verdicts"]
     ]
     for regime, shown in REGIMES.items():
         for name in REPORTED:

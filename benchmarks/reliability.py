@@ -591,7 +591,9 @@ def _rest_table(results: dict[str, Any]) -> list[str]:
         parts = found if any(isinstance(value, dict) for value in found.values()) else {"": found}
         for part, counts in parts.items():
             of_it = f", `{part}`" if part else ""
-            lines.append(f"| {what}{of_it} | {'; '.join(f'{LABELS.get(name, name)}: {value}' for name, value in counts.items())} |")
+            lines.append(
+                f"| {what}{of_it} | {'; '.join(f'{LABELS.get(name, name)}: {value}' for name, value in counts.items())} |"
+            )
         dated += ["", _measured(results, trial)] if found else []
     return [*lines, *dated]
 

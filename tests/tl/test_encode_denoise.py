@@ -226,7 +226,7 @@ def test_genes_removed_from_adata_can_be_requested(fitted: ad.AnnData) -> None:
     ("arguments", "error", "match"),
     [
         ({"genes": ["no such gene"]}, KeyError, "unknown to the fit"),
-        ({"genes": np.ones(3, dtype=bool)}, ValueError, "one value per gene"),
+        ({"genes": np.ones(3, dtype=bool)}, ValueError, "booleans, one per gene"),
         ({"genes": ["twice", "twice"]}, ValueError, "once"),
         ({"genes": ["any"], "key_added": "smooth"}, ValueError, "genes="),
         ({"genes": ["any"], "copy": True}, ValueError, "genes="),

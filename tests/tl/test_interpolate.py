@@ -104,6 +104,7 @@ def test_genes_can_be_selected_and_the_model_may_be_a_file(fitted: ad.AnnData, t
     whole = vx.tl.interpolate(fitted, *_groups(fitted), groupby="group", n_steps=4)
     names = list(fitted.var_names[[7, 2]])
     some = vx.tl.interpolate(fitted, *_groups(fitted), groupby="group", n_steps=4, genes=names)
+    assert vx.tl.interpolate(fitted, *_groups(fitted), groupby="group", n_steps=4, genes=[]).shape == (4, 0)
     np.testing.assert_allclose(some.X, whole[:, names].X, rtol=1e-5)
     vx.save_model(fitted, tmp_path / "m.safetensors")
     bare = fitted.copy()

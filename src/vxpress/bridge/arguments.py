@@ -46,6 +46,11 @@ def requested_genes(
         given = f"key_added={key_added!r}" if key_added is not None else "copy=True"
         msg = f"{given} was given with genes=, which returns an AnnData and writes no layer. Omit one of the two."
         raise ValueError(msg)
+    return genes_of_fit(adata, fit, genes)
+
+
+def genes_of_fit(adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray) -> np.ndarray:
+    """Return the positions of the named genes among the genes of the fit; raises ``KeyError`` if it does not have one."""
     names = named_genes(adata, genes)
     position = pd.Index(fit.genes, dtype=object).get_indexer(names)
     if (position < 0).any():

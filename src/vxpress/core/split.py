@@ -18,7 +18,7 @@ def split_cells(
     categories within a batch: cells are put in random order, sorted by their categories, and chosen at equal distances.
     Every cell of a common category is equally likely to be chosen. All cells of a category with fewer than 1 / fraction
     cells are training cells, as long as the other categories make up half of the cells. Every category keeps at least
-    one training cell.
+    one training cell, unless every cell is the only one of a category.
     """
     order = rng.permutation(n)
     n_validation = min(max(1, round(validation_fraction * n)), n - 1) if validation_fraction > 0 else 0

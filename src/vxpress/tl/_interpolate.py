@@ -15,8 +15,7 @@ from scanpy import logging as logg
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
-from vxpress._similar import similar_names
-from vxpress.bridge.arguments import named_genes
+from vxpress.bridge.arguments import genes_of_fit
 from vxpress.bridge.columns import get_numbers
 from vxpress.bridge.covariates import Batches
 from vxpress.bridge.decoded import DENOISING_SEED, Request, decode
@@ -172,7 +171,7 @@ def interpolate(
     if np.array_equal(start_d, end_d):
         msg = f"source= and target= are identical ({len(ends[0])} and {len(ends[1])} cells). Choose two different groups or cells."
         raise ValueError(msg)
-    wanted = None if genes is None else _known_genes(adata, fit, genes)
+    wanted = None if genes is None else genes_of_fit(adata, fit, genes)
     scale = _scale(fit, target_sum)
     obs = _conditions(adata, fit, covariates, np.concatenate(ends), n_steps)
     batches = fit.covariates.decoding_batches(transform_batch)
@@ -257,19 +256,6 @@ def _density(fit: Fit, path_sd: np.ndarray, position_s: np.ndarray, cells: CellD
         "prior_log_density": prior_s,
         "prior_percentile": percentile_among(prior_s, prior_n),
     }
-
-
-def _known_genes(adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray) -> np.ndarray:
-    names = named_genes(adata, genes)
-    position = pd.Index(fit.genes, dtype=object).get_indexer(names)
-    if (position < 0).any() or not len(names):
-        unknown = list(names[position < 0])
-        msg = (
-            f"genes= names {unknown[:3]}, unknown to the fit.{similar_names(unknown, fit.genes)} "
-            "Its genes are in adata.uns[key]['genes']['names']."
-        )
-        raise KeyError(msg)
-    return np.asarray(position, dtype=np.int64)
 
 
 def _scale(fit: Fit, target_sum: float | None) -> np.float32:

@@ -132,14 +132,6 @@ def log1p32(t):
 
 
 @njit(fastmath=_EXACT, error_model="numpy", forceinline=True)
-def log32(x):
-    """Compute log(x) for normal x > 0."""
-    bits = _bits(x)
-    k = _exponent(bits)
-    return _log_polynomial(_from_bits(_without_exponent(bits, k)) - _ONE, np.float32(k))
-
-
-@njit(fastmath=_EXACT, error_model="numpy", forceinline=True)
 def _log_polynomial(f, k):
     """Compute k log 2 + log(1 + f) for f in [sqrt(1/2) - 1, sqrt(2) - 1)."""
     z = f * f

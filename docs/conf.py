@@ -119,6 +119,7 @@ _public = {
     "matplotlib.axes._axes.Axes": "matplotlib.axes.Axes",
     "numpy.random._generator.Generator": "numpy.random.Generator",
     "pandas.core.frame.DataFrame": "pandas.DataFrame",
+    "pandas.core.indexes.base.Index": "pandas.Index",
     "pandas.core.series.Series": "pandas.Series",
     "scipy.sparse._csr.csr_array": "scipy.sparse.csr_array",
     "scipy.sparse._csr.csr_matrix": "scipy.sparse.csr_matrix",

@@ -51,7 +51,7 @@ def cures() -> list[Row]:
             found = pick(results(COLLAPSE)["cures"], regime=regime, set=name)
             if found:
                 changes = [
-                    " to ".join(number(mean(row[key] for row in found)) for key in (f"{score}_before", score))
+                    "&nbsp;to&nbsp;".join(number(mean(row[key] for row in found)) for key in (f"{score}_before", score))
                     for score in ("iwae", "information", "active")
                 ]
                 rows.append([shown, name, *changes, f"{100 * mean(row['reached'] for row in found):.0f} %"])

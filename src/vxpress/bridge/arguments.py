@@ -11,11 +11,12 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._names import each_value
+from vxpress._seeds import seed_of
 from vxpress._similar import similar_names
 from vxpress.bridge.columns import as_mask, is_mask
 from vxpress.bridge.decoded import DENOISING_SEED, Matrix
 from vxpress.bridge.fit import Fit
-from vxpress.bridge.prepare import check_gene_names, seed_of
+from vxpress.bridge.prepare import check_gene_names
 from vxpress.bridge.stored import StoredCells, stored_library
 from vxpress.core.config import check_range
 

@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from vxpress._seeds import seed_of
 from vxpress.bridge.choice import CANDIDATES
-from vxpress.bridge.prepare import Prepared, resolve_device, seed_of
+from vxpress.bridge.prepare import Prepared, resolve_device
 from vxpress.core.config import (
     Dispersion,
     LikelihoodName,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -219,16 +218,6 @@ def check_single_process() -> None:
     if world.isdigit() and int(world) > 1:
         msg = f"WORLD_SIZE={world}: fitting on several processes is not supported. Run one process (unset WORLD_SIZE)."
         raise RuntimeError(msg)
-
-
-def seed_of(rng: int | np.random.Generator | None, argument: str = "rng") -> np.random.Generator:
-    """Return a numpy generator; raises ``ValueError`` if ``rng`` is not a seed."""
-    if isinstance(rng, Integral) and rng >= 0:
-        return np.random.default_rng(int(rng))
-    if rng is None or isinstance(rng, np.random.Generator):
-        return np.random.default_rng(rng)
-    msg = f"{argument}={rng!r} was given; a whole number of at least 0, a numpy Generator or None is expected."
-    raise ValueError(msg)
 
 
 def as_tuple(keys: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from vxpress._entry import entry
 from vxpress._keys import LIBRARY_SIZE
+from vxpress._seeds import seed_of
 from vxpress.datasets._pbmc68k_reduced import pbmc68k_reduced
 
 LABELS = "bulk_labels"
@@ -83,7 +84,7 @@ def pbmc_batches(n_obs: int = 2000, *, rng: int | np.random.Generator | None = 0
     if n_obs < 1:
         msg = f"n_obs={n_obs!r} was given; a whole number of at least 1 is expected."
         raise ValueError(msg)
-    rng = np.random.default_rng(rng)
+    rng = seed_of(rng)
     real = pbmc68k_reduced()
     real = real[real.obs.groupby(LABELS, observed=True)[LABELS].transform("size") >= MIN_CELLS]
     real = real[:, np.asarray(real.X.sum(axis=0)).ravel() >= MIN_MOLECULES]

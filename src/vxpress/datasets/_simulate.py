@@ -13,6 +13,7 @@ from scipy import sparse
 
 from vxpress._entry import entry
 from vxpress._keys import LIBRARY_SIZE
+from vxpress._seeds import seed_of
 
 Floats = NDArray[np.float64]
 
@@ -146,7 +147,7 @@ def simulate(
     }
     if isinstance(rng, int | np.integer):
         params["rng"] = int(rng)
-    rng = np.random.default_rng(rng)
+    rng = seed_of(rng)
     truth = _Truth.draw(
         _markers(n_vars, n_groups, de_fraction, rng),
         n_groups=n_groups,

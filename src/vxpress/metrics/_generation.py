@@ -14,6 +14,7 @@ from scipy import sparse, stats
 
 from vxpress._entry import entry
 from vxpress._names import Names
+from vxpress._seeds import seed_of
 
 Rng: TypeAlias = int | np.random.Generator | None
 Matrix: TypeAlias = np.ndarray | sparse.csr_matrix
@@ -71,7 +72,7 @@ def two_sample_auroc(
         raise ValueError(msg)
     both = sparse.vstack([x, y], format="csr") if sparse.issparse(x) or sparse.issparse(y) else np.concatenate([x, y])
     is_generated = np.repeat([0, 1], [x.shape[0], y.shape[0]])
-    seeds = np.random.default_rng(rng).integers(2**31, size=n_folds + 1)
+    seeds = seed_of(rng).integers(2**31, size=n_folds + 1)
     folds = StratifiedKFold(n_folds, shuffle=True, random_state=int(seeds[0]))
     scores = []
     for seed, (train, test) in zip(seeds[1:], folds.split(np.zeros(len(is_generated)), is_generated), strict=True):

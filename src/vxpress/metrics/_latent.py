@@ -6,6 +6,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from vxpress._entry import entry
+from vxpress._seeds import seed_of
 
 _BLOCK = 512
 
@@ -134,7 +135,7 @@ def mutual_information(
     0.0
     """
     mean_nd, var_nd = _pair(mean_nd, var_nd)
-    rng = np.random.default_rng(rng)
+    rng = seed_of(rng)
     if len(mean_nd) > n_cells:
         rows = np.sort(rng.choice(len(mean_nd), n_cells, replace=False))
         mean_nd, var_nd = mean_nd[rows], var_nd[rows]

@@ -10,6 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from vxpress._entry import entry
+from vxpress._seeds import seed_of
 from vxpress.metrics._latent import _pair
 
 # largest number of cells for the fit of the mixture, and of held-out cells; draws of each held-out cell
@@ -63,7 +64,7 @@ def prior_gap(
     """
     mean_nd, var_nd = _pair(mean_nd, var_nd)
     n, d = mean_nd.shape
-    rng = np.random.default_rng(rng)
+    rng = seed_of(rng)
     judged = np.zeros(n, dtype=bool) if held_out_n is None else np.asarray(held_out_n, dtype=bool)
     if judged.all() or not judged.any():
         judged = np.isin(np.arange(n), rng.permutation(n)[: max(1, n // 2)])

@@ -16,8 +16,8 @@ from scipy import sparse
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
+from vxpress._seeds import seed_of
 from vxpress.bridge.find import Model, find_fit
-from vxpress.bridge.prepare import seed_of
 from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.bridge.stored import stored_posterior
 from vxpress.core.config import check_choice, check_range

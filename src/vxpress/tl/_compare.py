@@ -13,11 +13,12 @@ from scanpy import logging as logg
 from vxpress._entry import entry
 from vxpress._keys import check_name
 from vxpress._progress import progress_bar
+from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.candidates import Candidate, Models, find_candidates, groups
 from vxpress.bridge.comparable import MIN_CELLS, check_enough, check_library, check_settings, shared_cells
 from vxpress.bridge.predictive import read_scored
-from vxpress.bridge.prepare import resolve_device, seed_of
+from vxpress.bridge.prepare import resolve_device
 from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.core.config import check_range
 from vxpress.core.counts import Cells

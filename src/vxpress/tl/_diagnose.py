@@ -9,12 +9,12 @@ from scanpy import logging as logg
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
+from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.diagnosis import Decoding
 from vxpress.bridge.diagnosis import diagnose as diagnose_posterior
 from vxpress.bridge.find import Model
 from vxpress.bridge.predictive import read_scored
-from vxpress.bridge.prepare import seed_of
 from vxpress.bridge.store import Results, check_adata, own
 from vxpress.bridge.stored import StoredCells, stored_split
 from vxpress.core.config import check_range

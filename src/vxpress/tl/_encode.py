@@ -12,9 +12,10 @@ from scanpy import logging as logg
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
+from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.find import Model, find_fit
-from vxpress.bridge.prepare import resolve_device, seed_of
+from vxpress.bridge.prepare import resolve_device
 from vxpress.bridge.query import check_enough_new, encode_query, read_any_query
 from vxpress.bridge.store import Results, check_adata, check_free, own
 from vxpress.bridge.stored import stored_split

@@ -14,11 +14,12 @@ from scanpy import logging as logg
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
+from vxpress._seeds import seed_of
 from vxpress.bridge.columns import find_column
 from vxpress.bridge.diagnosis import OF_THE_PRIOR, Decoding, diagnose
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
-from vxpress.bridge.prepare import resolve_device, seed_of
+from vxpress.bridge.prepare import resolve_device
 from vxpress.bridge.prior import Conditions, Judgement, Task, learn_prior
 from vxpress.bridge.seal import NAME
 from vxpress.bridge.store import Results, announce_replaced, check_adata, check_free, is_fit, own

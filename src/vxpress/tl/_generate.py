@@ -14,6 +14,7 @@ from scanpy import logging as logg
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
+from vxpress._seeds import seed_of
 from vxpress.bridge.columns import get_numbers
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.fit import Fit
@@ -28,7 +29,6 @@ from vxpress.bridge.generation import (
     requested_library,
 )
 from vxpress.bridge.predictive import log_library_of, params_of
-from vxpress.bridge.prepare import seed_of
 from vxpress.core.config import check_range
 from vxpress.core.inference.predictive import likelihood_draws
 

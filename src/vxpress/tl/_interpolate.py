@@ -15,6 +15,7 @@ from scanpy import logging as logg
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
+from vxpress._seeds import seed_of
 from vxpress.bridge.arguments import genes_of_fit
 from vxpress.bridge.columns import get_numbers
 from vxpress.bridge.covariates import Batches
@@ -23,7 +24,6 @@ from vxpress.bridge.endpoints import Endpoint, endpoint_name, endpoint_rows
 from vxpress.bridge.find import Model
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.generation import Columns, get_column_names, requested_covariates
-from vxpress.bridge.prepare import seed_of
 from vxpress.bridge.store import check_adata
 from vxpress.bridge.stored import StoredCells
 from vxpress.core.config import check_choice, check_range

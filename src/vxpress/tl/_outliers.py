@@ -14,11 +14,11 @@ from scipy.stats import false_discovery_control, spearmanr
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
+from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.columns import as_mask, find_column
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.fit import Fit
-from vxpress.bridge.prepare import seed_of
 from vxpress.bridge.query import read_any_query
 from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.bridge.training_cells import fitted_cells, training_latent

@@ -10,10 +10,10 @@ from scanpy import logging as logg
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
+from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.find import Model, find_fit
 from vxpress.bridge.predictive import check_own, params_of, read_scored
-from vxpress.bridge.prepare import seed_of
 from vxpress.bridge.store import Results, check_adata, own
 from vxpress.core.config import check_range
 from vxpress.core.inference.predictive_check import LEVELS, Summary

@@ -13,12 +13,13 @@ from scipy.stats import false_discovery_control
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
+from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.composition import LIBRARY, RelativeTo, requested_relative_to
 from vxpress.bridge.differential import CellSets, Groups, Question, ask
 from vxpress.bridge.find import Model
 from vxpress.bridge.matrix import get_matrix
-from vxpress.bridge.prepare import check_gene_names, seed_of
+from vxpress.bridge.prepare import check_gene_names
 from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.bridge.stored import StoredCells
 from vxpress.core.config import check_range

@@ -61,5 +61,5 @@ def test_mixing_is_one_without_batch_effect_and_zero_if_only_batches_differ():
 
 @pytest.mark.parametrize("n_obs", [0, -1, 2.5, True, "many"])
 def test_the_number_of_cells_is_checked(n_obs):
-    with pytest.raises(ValueError, match="n_obs="):
+    with pytest.raises(ValueError, match=f"n_obs={n_obs!r}"):
         vx.datasets.pbmc_batches(n_obs)

@@ -143,6 +143,7 @@ def test_data_are_the_same_after_a_file_round_trip(adata, tmp_path) -> None:
         ({"n_batches": True}, "n_batches=True"),
         ({"dispersion": 0}, "dispersion=0"),
         ({"library_sd": -1}, "library_sd=-1"),
+        ({"library_sd": "x"}, "library_sd='x'"),
         ({"de_fraction": 1.5}, "de_fraction=1.5"),
         ({"n_groups": 30}, "Increase n_vars"),
         ({"batch_strength": np.nan}, "batch_strength=nan"),

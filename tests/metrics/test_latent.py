@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
-from scipy import stats
+from scipy import sparse, stats
 
 import vxpress as vx
 
@@ -57,3 +61,31 @@ def test_shapes_and_signs_are_checked() -> None:
         vx.metrics.kl_per_dimension(np.zeros((3, 2)), np.ones((3, 1)))
     with pytest.raises(ValueError, match="positive"):
         vx.metrics.mutual_information(np.zeros((3, 2)), np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("convert", [pd.DataFrame, sparse.csr_matrix, np.ndarray.tolist])
+def test_matrices_of_any_type_give_the_same_numbers(convert: Callable[[np.ndarray], Any]) -> None:
+    mean_nd, var_nd = np.random.default_rng(0).normal(size=(20, 3)), np.full((20, 3), 0.5)
+    mean, var = convert(mean_nd), convert(var_nd)
+    np.testing.assert_array_equal(vx.metrics.active_units(mean), vx.metrics.active_units(mean_nd))
+    np.testing.assert_array_equal(vx.metrics.kl_per_dimension(mean, var), vx.metrics.kl_per_dimension(mean_nd, var_nd))
+    np.testing.assert_array_equal(
+        vx.metrics.log_aggregate_posterior(mean, mean, var),
+        vx.metrics.log_aggregate_posterior(mean_nd, mean_nd, var_nd),
+    )
+    assert vx.metrics.mutual_information(mean, var) == vx.metrics.mutual_information(mean_nd, var_nd)
+
+
+@pytest.mark.parametrize("wrong", [np.full((20, 3), np.nan), np.ones(20), "x", None, [[1.0], [1.0, 2.0]]])
+def test_what_is_not_a_matrix_of_numbers_is_refused(wrong: Any) -> None:
+    good = np.ones((20, 3))
+    for call in (
+        lambda: vx.metrics.active_units(wrong),
+        lambda: vx.metrics.kl_per_dimension(wrong, good),
+        lambda: vx.metrics.log_aggregate_posterior(wrong, good, good),
+        lambda: vx.metrics.mutual_information(wrong, good),
+    ):
+        with pytest.raises(ValueError, match="cells x latent dimensions"):
+            call()
+    with pytest.raises(ValueError, match="2 columns and the posteriors have 3"):
+        vx.metrics.log_aggregate_posterior(np.ones((4, 2)), good, good)

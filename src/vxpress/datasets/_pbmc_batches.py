@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -14,6 +12,7 @@ from vxpress._entry import entry
 from vxpress._keys import LIBRARY_SIZE
 from vxpress._seeds import seed_of
 from vxpress.datasets._pbmc68k_reduced import pbmc68k_reduced
+from vxpress.datasets._simulate import whole_number
 
 LABELS = "bulk_labels"
 # types with fewer real cells, and genes with fewer molecules in them, are left out: their means are too uncertain
@@ -77,13 +76,7 @@ def pbmc_batches(n_obs: int = 2000, *, rng: int | np.random.Generator | None = 0
     >>> adata.obs["batch"].cat.categories.tolist()
     ['batch_0', 'batch_1', 'batch_2']
     """
-    try:
-        n_obs = 0 if isinstance(n_obs, bool) else operator.index(n_obs)
-    except TypeError:
-        n_obs = 0
-    if n_obs < 1:
-        msg = f"n_obs={n_obs!r} was given; a whole number of at least 1 is expected."
-        raise ValueError(msg)
+    n_obs = whole_number("n_obs", n_obs)
     rng = seed_of(rng)
     real = pbmc68k_reduced()
     real = real[real.obs.groupby(LABELS, observed=True)[LABELS].transform("size") >= MIN_CELLS]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -134,10 +135,10 @@ def simulate(
     True
     """
     params = {
-        "n_obs": _whole("n_obs", n_obs),
-        "n_vars": _whole("n_vars", n_vars),
-        "n_groups": _whole("n_groups", n_groups, n_obs),
-        "n_batches": _whole("n_batches", n_batches, n_obs),
+        "n_obs": whole_number("n_obs", n_obs),
+        "n_vars": whole_number("n_vars", n_vars),
+        "n_groups": whole_number("n_groups", n_groups, n_obs),
+        "n_batches": whole_number("n_batches", n_batches, n_obs),
         "library_mean": _number("library_mean", library_mean, 1e-3, 1e7),
         "library_sd": _number("library_sd", library_sd, 0.0, 5.0),
         "dispersion": _number("dispersion", dispersion, 1e-3, np.inf),
@@ -316,7 +317,8 @@ def _labels(stem: str, codes: NDArray[np.intp], n: int) -> pd.Categorical:
     return pd.Categorical.from_codes(codes, categories=_names(stem, n))
 
 
-def _whole(name: str, value: int, most: int | None = None) -> int:
+def whole_number(name: str, value: int, most: int | None = None) -> int:
+    """Return a whole number from 1 to ``most``; raises ``ValueError`` otherwise."""
     try:
         number = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -329,7 +331,7 @@ def _whole(name: str, value: int, most: int | None = None) -> int:
 
 
 def _number(name: str, value: float, low: float, high: float) -> float:
-    if not low <= value <= high:
+    if not isinstance(value, Real) or not low <= value <= high:
         msg = f"{name}={value!r} was given; a number from {low:g} to {high:g} is expected."
         raise ValueError(msg)
     return float(value)

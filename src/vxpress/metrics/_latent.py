@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from scipy import sparse
 from scipy.special import logsumexp
 
 from vxpress._entry import entry
@@ -72,7 +75,7 @@ def active_units(mean_nd: np.ndarray, threshold: float = 0.01) -> np.ndarray:
     >>> vx.metrics.active_units(np.array([[0.0, 1.0], [0.0, -1.0]]))
     array([False,  True])
     """
-    return np.asarray(np.asarray(mean_nd, dtype=np.float64).var(0) > threshold)
+    return np.asarray(_matrix(mean_nd, "mean_nd").var(0) > threshold)
 
 
 @entry
@@ -97,7 +100,10 @@ def log_aggregate_posterior(z_md: np.ndarray, mean_nd: np.ndarray, var_nd: np.nd
     array([-0.9189])
     """
     mean_nd, var_nd = _pair(mean_nd, var_nd)
-    z_md = np.asarray(z_md, dtype=np.float64)
+    z_md = _matrix(z_md, "z_md")
+    if z_md.shape[1] != mean_nd.shape[1]:
+        msg = f"z_md has {z_md.shape[1]} columns and the posteriors have {mean_nd.shape[1]}; the same latent dimensions are expected."
+        raise ValueError(msg)
     precision, scaled = 1.0 / var_nd, mean_nd / var_nd
     constant = -0.5 * ((mean_nd * scaled).sum(1) + np.log(2 * np.pi * var_nd).sum(1))
     out = np.empty(len(z_md))
@@ -146,11 +152,25 @@ def mutual_information(
 
 
 def _pair(mean_nd: np.ndarray, var_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean_nd, var_nd = np.asarray(mean_nd, dtype=np.float64), np.asarray(var_nd, dtype=np.float64)
-    if mean_nd.ndim != 2 or mean_nd.shape != var_nd.shape:
+    mean_nd, var_nd = _matrix(mean_nd, "mean_nd"), _matrix(var_nd, "var_nd")
+    if mean_nd.shape != var_nd.shape:
         msg = f"Means and variances must be two n_cells x n_latent arrays of the same shape; found {mean_nd.shape} and {var_nd.shape}."
         raise ValueError(msg)
     if not (var_nd > 0).all():
         msg = "Posterior variances must be positive."
         raise ValueError(msg)
     return mean_nd, var_nd
+
+
+def _matrix(values: Any, name: str) -> np.ndarray:
+    """Return an array, data frame or sparse matrix as a float64 array of two dimensions; all numbers are finite."""
+    try:
+        matrix = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        msg = f"{name} is a {type(values).__name__} that is not an array of numbers; cells x latent dimensions are expected."
+        raise ValueError(msg) from error
+    if matrix.ndim != 2 or not np.isfinite(matrix).all():
+        found = f"found shape {matrix.shape}" if matrix.ndim != 2 else "some are NaN or infinite"
+        msg = f"{name} should hold finite numbers, cells x latent dimensions; {found}."
+        raise ValueError(msg)
+    return matrix

@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# one thread: a fit with another number of threads differs in its last digits, and scanpy's neighbors change the number
+for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 
 CODE_OR_IMAGE = re.compile(
     r"^```python\n(?P<code>.*?)^```$|^!\[[^\]]*\]\((?P<image>[^)\s]+)\)|^:::\{figure\} (?P<figure>\S+)",

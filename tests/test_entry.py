@@ -164,9 +164,10 @@ def test_a_fit_is_the_same_in_every_state_and_leaves_it(adata: ad.AnnData, state
 
 
 def test_every_call_is_the_same_in_all_states_together_and_leaves_them(adata: ad.AnnData, tmp_path: Path):
-    before_random = random_states()
+    before_random, before = random_states(), found()
     expected = every_call(adata, tmp_path)
     assert random_states() == before_random
+    assert found() == before
     np.random.seed(1)  # noqa: NPY002 - somebody else's
     torch.manual_seed(1)
     random.seed(1)
@@ -266,7 +267,9 @@ def test_fits_in_threads_have_the_bits_of_a_fit_alone(adata: ad.AnnData, prior: 
 def test_warnings_point_to_the_line_that_called(adata: ad.AnnData):
     with pytest.warns(UserWarning, match="view") as caught:
         vx.pp.library_size(adata[:20], overwrite=True)
-    assert {record.filename for record in caught} == {__file__}
+    # anndata 0.13 adds warnings of its own
+    ours = [record for record in caught if str(record.message).startswith("Received a view")]
+    assert {record.filename for record in ours} == {__file__}
 
 
 @pytest.mark.parametrize(

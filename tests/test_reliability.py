@@ -115,4 +115,7 @@ def test_many_fits_and_encodings_leave_no_files_and_threads(fitted: ad.AnnData, 
     before = held()
     for _ in range(8):
         both()
-    assert held() == before
+    files, tasks = held()
+    assert files == before[0]
+    # threads of other tests may end meanwhile
+    assert tasks <= before[1]

@@ -77,6 +77,7 @@ class _Settings:
         self.autocast = [kind for kind in _AUTOCAST if torch.is_autocast_enabled(kind)]
         self.numpy: Any = np.geterr()
         self.modes = ExitStack()
+        self.threads: int | None = None
 
     def take(self) -> None:
         """Apply the settings of the package."""
@@ -87,7 +88,9 @@ class _Settings:
                 "This process was forked, so one thread is used. With multiprocessing.get_context('spawn') or joblib's default "
                 "backend, each process can use several threads."
             )
-        if torch.get_num_threads() > 1:
+        # numba's threads, which umap starts too, change the number for torch: both share OpenMP
+        self.threads = torch.get_num_threads()
+        if self.threads > 1:
             let_idle_threads_sleep()
         np.seterr(**_plain(self.numpy))
         if torch.is_inference_mode_enabled():
@@ -109,6 +112,8 @@ class _Settings:
             torch.set_autocast_enabled(kind, True)  # noqa: FBT003 - torch's
         np.seterr(**self.numpy)
         torch.set_grad_enabled(self.gradients)
+        if self.threads is not None and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
 
 
 def _check_keywords(function: Callable[..., Any], kwargs: Mapping[str, object]) -> None:

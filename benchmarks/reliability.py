@@ -133,9 +133,13 @@ class Interrupter:
 def calls() -> dict[str, tuple[Callable[[], ad.AnnData], Callable[[ad.AnnData], Any]]]:
     """List long calls by name, with the function that makes their AnnData."""
     plain, fitted, larger, few = cells(), cells(fitted=True), cells(600), cells(120)
-    other = cells(200, seed=1)
-    two = fitted.copy()
-    vx.tl.fit_vae(two, "batch", key_added="two", **(SHORT | {"n_latent": 2}))
+    other, calibration = cells(200, seed=1), cells(200, seed=2)
+    for name, part in (("query", other), ("calibration", calibration)):
+        part.obs_names = [f"{name} {i}" for i in range(part.n_obs)]
+    two = cells()
+    for key, changed in (("vae", {}), ("two", {"n_latent": 2})):
+        # compare needs 200 cells that no fit has seen
+        vx.tl.fit_vae(two, "batch", validation_fraction=0.6, key_added=key, **(SHORT | changed))
     query = other.copy()
     query.obs["batch"] = "new"
     return {
@@ -148,7 +152,7 @@ def calls() -> dict[str, tuple[Callable[[], ad.AnnData], Callable[[ad.AnnData], 
         "encode, fine_tune": (query.copy, lambda a: vx.tl.encode(a, fitted, fine_tune=20)),
         "encode, genes missing": (other[:, ::2].copy, lambda a: vx.tl.encode(a, fitted)),
         "denoise, interval": (fitted.copy, lambda a: vx.tl.denoise(a, interval=0.9)),
-        "outliers": (other.copy, lambda a: vx.tl.outliers(a, fitted, calibration=fitted.obs["vae_split"] == "query")),
+        "outliers": (other.copy, lambda a: vx.tl.outliers(a, fitted, calibration=calibration)),
         "compare": (two.copy, lambda a: vx.tl.compare(a, n_samples=200)),
         "rank_genes_groups": (fitted.copy, lambda a: vx.tl.rank_genes_groups(a, "group")),
         "diagnose": (fitted.copy, lambda a: vx.tl.diagnose(a, gaps=True, n_cells=60)),

@@ -22,10 +22,10 @@ import torch
 from _speed import alternate, save, set_threads
 from scipy import sparse
 
+from vxpress.core import rule
 from vxpress.core.config import ModelConfig
 from vxpress.core.counts import Batch, Cells, Counts
 from vxpress.core.covariates import Covariates
-from vxpress.core.kernels import rule
 from vxpress.core.kernels.input_layer import input_product
 from vxpress.core.vae import VAE, build
 

@@ -126,7 +126,7 @@ def interval(values: np.ndarray) -> float:
 def timing(args: object) -> dict[str, object]:
     """Time each prior on 10,000 latent vectors of ten dimensions, scored on 1,000 more; also draws and densities."""
     from vxpress.core.config import PriorConfig
-    from vxpress.core.priors import DiagonalNormal
+    from vxpress.core.normal import DiagonalNormal
     from vxpress.core.priors.fitting import build_prior, learn
 
     # clusters of unequal size and shape, with posteriors as wide as in fits

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from vxpress.core import rule
 from vxpress.core.bodies import MIN_SPLIT_WIDTH
 from vxpress.core.config import DecoderName, LikelihoodName, ModelConfig, Norm
 from vxpress.core.counts import Cells
-from vxpress.core.kernels import rule
 from vxpress.core.vae import VAE, build
 
 MakeCells = Callable[..., Cells]

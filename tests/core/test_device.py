@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core import device as device_module
-from vxpress.core import likelihoods, training
+from vxpress.core import likelihoods, rule, training
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.counts import Cells, Counts
 from vxpress.core.device import (
@@ -29,7 +29,6 @@ from vxpress.core.device import (
     streamed,
 )
 from vxpress.core.inference.posterior import encode
-from vxpress.core.kernels import rule
 from vxpress.core.networks import Noise
 from vxpress.core.training import Outcome, train
 from vxpress.core.vae import VAE, build

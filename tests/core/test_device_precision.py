@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 
+from vxpress.core import rule
 from vxpress.core.config import ModelConfig
 from vxpress.core.device import rounded_outputs, tensor_float32
-from vxpress.core.kernels import rule
 from vxpress.core.vae import build
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import optimize, sparse, stats
 
-from vxpress.core import dispersion
+from vxpress.core import dispersion, rule
 from vxpress.core.config import ModelConfig
 from vxpress.core.counts import Cells, Counts
 from vxpress.core.dispersion import (
@@ -28,7 +28,6 @@ from vxpress.core.dispersion import (
     shifted,
 )
 from vxpress.core.inference.importance import log_likelihood
-from vxpress.core.kernels import rule
 from vxpress.core.vae import VAE, build
 
 

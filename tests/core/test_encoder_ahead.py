@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vxpress.core import encoder_ahead
+from vxpress.core import encoder_ahead, rule
 from vxpress.core.config import ModelConfig, OptimizerName, TrainConfig
 from vxpress.core.counts import Cells
 from vxpress.core.encoder_ahead import EncoderAhead, held_out_information
-from vxpress.core.kernels import rule
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import OBJECTIVES
 from vxpress.core.optimizer import BETAS, Optimizer, TorchAdam
@@ -144,7 +143,7 @@ class _Known(nn.Module):
         self.loc, self.scale = loc, scale
 
     def posterior(self, batch: object) -> object:
-        from vxpress.core.priors import DiagonalNormal
+        from vxpress.core.normal import DiagonalNormal
 
         rows = batch.rows  # type: ignore[attr-defined]
         return DiagonalNormal(self.loc[rows], self.scale[rows])

@@ -16,7 +16,7 @@ from vxpress.bridge.find import find_fit
 from vxpress.bridge.predictive import read_scored
 from vxpress.core.config import PriorConfig
 from vxpress.core.inference.importance import importance_bounds, log_likelihoods
-from vxpress.core.priors import DiagonalNormal, gaussian_kl
+from vxpress.core.normal import DiagonalNormal, gaussian_kl
 from vxpress.core.priors.base import Prior
 from vxpress.core.priors.standard_normal import StandardNormal
 from vxpress.metrics import kl_per_dimension, log_aggregate_posterior, mutual_information

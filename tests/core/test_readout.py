@@ -5,9 +5,8 @@ import torch
 from scipy import sparse
 from torch.nn import functional as F
 
-from vxpress.core import readout
+from vxpress.core import readout, rule
 from vxpress.core.counts import Counts
-from vxpress.core.kernels import rule
 
 
 def _problem(n: int, g: int, h: int) -> tuple[torch.nn.Linear, torch.Tensor, Counts, torch.Tensor]:

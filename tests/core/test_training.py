@@ -16,10 +16,10 @@ from torch import Tensor
 from vxpress.core import training
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.counts import Cells
-from vxpress.core.kernels.training_step import covers
 from vxpress.core.objectives import Objective
 from vxpress.core.schedules import kl_weight
 from vxpress.core.training import HISTORY, Outcome, evaluate, train
+from vxpress.core.training_step import covers
 from vxpress.core.vae import VAE, build
 
 MakeCells = Callable[..., Cells]

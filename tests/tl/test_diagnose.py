@@ -14,7 +14,8 @@ from vxpress.bridge.diagnosis import Decoding, diagnose
 from vxpress.bridge.verdict import is_sound, verdict_of
 from vxpress.core.config import ModelConfig, PriorConfig, TrainConfig
 from vxpress.core.covariates import Covariates
-from vxpress.core.priors import DiagonalNormal, Prior, sampled_kl
+from vxpress.core.normal import DiagonalNormal
+from vxpress.core.priors import Prior, sampled_kl
 from vxpress.core.vae import build
 
 TRAIN = TrainConfig(max_epochs=10)

@@ -20,7 +20,8 @@ from vxpress.core.covariates import Covariates
 from vxpress.core.inference.gaps import gaps
 from vxpress.core.inference.generalisation import generalisation
 from vxpress.core.inference.response import decoder_response
-from vxpress.core.priors import DiagonalNormal, SampledKL, sampled_kl
+from vxpress.core.normal import DiagonalNormal
+from vxpress.core.priors import SampledKL, sampled_kl
 from vxpress.core.progress import stage
 from vxpress.core.vae import VAE
 from vxpress.metrics import active_units, kl_per_dimension, mutual_information, prior_gap

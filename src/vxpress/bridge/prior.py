@@ -12,7 +12,8 @@ import torch
 from vxpress.bridge.columns import get_categories
 from vxpress.bridge.fit import Fit
 from vxpress.core.config import PriorConfig, PriorName
-from vxpress.core.priors import PRIORS, DiagonalNormal, Prior, drawn_log_prob, sampled_kl
+from vxpress.core.normal import DiagonalNormal
+from vxpress.core.priors import PRIORS, Prior, drawn_log_prob, sampled_kl
 from vxpress.core.priors.fitting import build_prior, learn
 from vxpress.core.progress import stage
 

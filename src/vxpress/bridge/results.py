@@ -20,7 +20,7 @@ from vxpress.bridge.prior import joint_record
 from vxpress.bridge.run import Fitted
 from vxpress.bridge.store import Results
 from vxpress.core.inference.posterior import Encoded
-from vxpress.core.priors import DiagonalNormal
+from vxpress.core.normal import DiagonalNormal
 
 MAX_DENSE_BYTES = 1_000_000_000
 

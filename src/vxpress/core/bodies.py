@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vxpress.core import rule
 from vxpress.core.config import ModelConfig
-from vxpress.core.kernels import rule
 from vxpress.core.noise import BITS, NO_BITS, Noise
 
 # least number of hidden units of the network of one latent dimension

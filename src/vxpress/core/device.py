@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vxpress.core import rule
 from vxpress.core.counts import Cells, Counts
 from vxpress.core.isolation import SharedSetting
-from vxpress.core.kernels import rule
 from vxpress.core.networks import Decoder, Noise
 
 # the rest is for the model, its optimizer and the temporaries of a step

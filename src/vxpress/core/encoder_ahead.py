@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.counts import Cells
-from vxpress.core.priors import DiagonalNormal
+from vxpress.core.normal import DiagonalNormal
 from vxpress.core.vae import VAE
 
 # epochs without growth: a random encoder distinguishes cells by chance, and the first epochs undo this

@@ -18,7 +18,7 @@ from vxpress.core.counts import Batch, Cells
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import Likelihood
 from vxpress.core.networks import Encoder
-from vxpress.core.priors import DiagonalNormal
+from vxpress.core.normal import DiagonalNormal
 from vxpress.core.progress import steps
 from vxpress.core.surgery import forget_labels
 from vxpress.core.vae import VAE

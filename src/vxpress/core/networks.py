@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vxpress.core import rule
 from vxpress.core.bodies import MLP, decoder_body, join
 from vxpress.core.config import ModelConfig
 from vxpress.core.counts import Batch
 from vxpress.core.covariates import Covariates
-from vxpress.core.kernels import rule
 from vxpress.core.likelihoods import LIKELIHOODS, Decoded, Likelihood
 from vxpress.core.noise import Noise
-from vxpress.core.priors import DiagonalNormal
+from vxpress.core.normal import DiagonalNormal
 
 if TYPE_CHECKING:
     from vxpress.core.kernels.count_likelihood import OutputLayers

@@ -16,7 +16,7 @@ from torch import Tensor
 from vxpress.core.config import TrainConfig
 from vxpress.core.counts import Batch
 from vxpress.core.noise import Noise
-from vxpress.core.priors import DiagonalNormal, gaussian_kl
+from vxpress.core.normal import DiagonalNormal, gaussian_kl
 from vxpress.core.vae import VAE
 
 # soft free bits: factor by which a weight changes, band above the floor in which it stays, and its least value

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vxpress.core import rule
 from vxpress.core.config import TrainConfig
-from vxpress.core.kernels import rule
+from vxpress.core.gradients import GradientSink
 
 # the schedule of torch.optim.lr_scheduler.OneCycleLR with its defaults
 RISE, START_DIVISOR, END_DIVISOR, MOMENTA = 0.3, 25.0, 1e4, (0.95, 0.85)
@@ -33,36 +34,6 @@ def one_cycle(step: int, n_steps: int) -> tuple[float, float]:
     if rising:
         return 1.0 + (start - 1.0) * fall, fast + (slow - fast) * fall
     return end + (1.0 - end) * fall, slow + (fast - slow) * fall
-
-
-class GradientSink:
-    """A parameter's part of the optimizer's gradient, for functions that compute large gradients themselves."""
-
-    def __init__(self, gradient: Tensor) -> None:
-        self.gradient = gradient
-        self.empty = True
-
-    def take(self, gradient: Tensor) -> None:
-        """Add a gradient of any precision; the first of a step is copied, which needs no temporary tensor."""
-        if self.empty:
-            self.gradient.copy_(gradient)
-        else:
-            self.gradient.add_(gradient)
-        self.empty = False
-
-    def memory(self) -> Tensor:
-        """Return the gradient tensor itself, so that the caller can add to it in place."""
-        self.empty = False
-        return self.gradient
-
-
-def hand_over(parameter: Tensor, gradient: Tensor) -> Tensor | None:
-    """Return a gradient for autograd, or None if a sink of the optimizer took it."""
-    sink: GradientSink | None = getattr(parameter, "grad_sink", None)
-    if sink is None:
-        return gradient.to(parameter.dtype, copy=True)
-    sink.take(gradient)
-    return None
 
 
 class Optimizer:

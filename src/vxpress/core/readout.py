@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vxpress.core import rule
 from vxpress.core.counts import Cells, Counts
-from vxpress.core.kernels import rule
 from vxpress.core.likelihoods import log_cp10k
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE

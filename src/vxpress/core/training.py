@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vxpress.core import rule
 from vxpress.core.config import TrainConfig
 from vxpress.core.counts import Batch, Cells
 from vxpress.core.device import Replay, StreamedCounts, minibatches, precision
 from vxpress.core.dispersion import has_dispersions, refit
 from vxpress.core.encoder_ahead import EncoderAhead
 from vxpress.core.isolation import after_interrupt
-from vxpress.core.kernels import rule
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import OBJECTIVES, Elbo, Objective, elbo
 from vxpress.core.optimizer import Optimizer, TorchAdam
@@ -286,7 +286,7 @@ class _DeviceStep(_Step):
 def _gradient(model: VAE, cells: Cells, noise: Noise, objective: Objective) -> Gradient:
     """Return a function that writes a minibatch's gradient to the optimizer and returns sums of terms and the loss."""
     if rule.compiled_optimizer(cells.log_library_n1.device, cells.log_library_n1.dtype):
-        from vxpress.core.kernels import training_step
+        from vxpress.core import training_step
 
         if training_step.covers(model, cells, objective.config):
             without_tape = training_step.TrainingStep(model, noise)

@@ -14,7 +14,8 @@ from vxpress.core.covariates import Conditioner, Covariates
 from vxpress.core.isolation import on_device, seeded
 from vxpress.core.likelihoods import MIN_GAUSSIAN_VARIANCE, Likelihood, log_cp10k
 from vxpress.core.networks import Decoder, Encoder, Noise
-from vxpress.core.priors import PRIORS, DiagonalNormal, Prior
+from vxpress.core.normal import DiagonalNormal
+from vxpress.core.priors import PRIORS, Prior
 
 
 class VAE(nn.Module):

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from vxpress.core import rule, training_step
 from vxpress.core.config import ModelConfig, OptimizerName, TrainConfig
 from vxpress.core.counts import Cells
-from vxpress.core.kernels import hidden_layer, rule, training_step
+from vxpress.core.kernels import hidden_layer
 from vxpress.core.kernels.input_layer import input_product
 from vxpress.core.noise import Noise, keep_limit
 from vxpress.core.objectives import elbo

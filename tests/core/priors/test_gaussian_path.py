@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vxpress.core.config import PriorConfig
-from vxpress.core.priors import PRIORS, DiagonalNormal
+from vxpress.core.normal import DiagonalNormal
+from vxpress.core.priors import PRIORS
 from vxpress.core.priors import gaussian_path as gp
 from vxpress.core.priors.fitting import build_prior, learn
 

@@ -6,7 +6,8 @@ import torch
 from scipy import stats
 
 from vxpress.core.config import PriorConfig
-from vxpress.core.priors import DiagonalNormal, gaussian_kl, sampled_kl
+from vxpress.core.normal import DiagonalNormal, gaussian_kl
+from vxpress.core.priors import sampled_kl
 from vxpress.core.priors.components import component_log_prob, conditional_k_means, k_means
 from vxpress.core.priors.mixture import Mixture
 

@@ -12,7 +12,8 @@ import torch
 from scipy import stats
 
 from vxpress.core.config import ModelConfig, PriorConfig
-from vxpress.core.priors import PRIORS, DiagonalNormal, Prior, sampled_kl
+from vxpress.core.normal import DiagonalNormal
+from vxpress.core.priors import PRIORS, Prior, sampled_kl
 from vxpress.core.priors.fitting import build_prior, learn
 
 KINDS = list(PRIORS)

@@ -4,7 +4,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from vxpress.core.config import PriorConfig
-from vxpress.core.priors import StandardNormal, gaussian_kl
+from vxpress.core.normal import gaussian_kl
+from vxpress.core.priors import StandardNormal
 
 
 def _q() -> Normal:

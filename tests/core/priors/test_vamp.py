@@ -10,14 +10,15 @@ import torch
 from scipy import sparse
 from scipy.special import logsumexp
 
+from vxpress.core import rule
 from vxpress.core.config import ModelConfig, PriorConfig, TrainConfig
 from vxpress.core.counts import Cells, Counts
 from vxpress.core.covariates import Covariates
-from vxpress.core.kernels import rule
 from vxpress.core.networks import Noise
+from vxpress.core.normal import DiagonalNormal
 from vxpress.core.objectives import elbo
 from vxpress.core.optimizer import Optimizer
-from vxpress.core.priors import DiagonalNormal, sampled_kl
+from vxpress.core.priors import sampled_kl
 from vxpress.core.surgery import extend, new_weights
 from vxpress.core.vae import build
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vxpress.core.counts import Cells
 from vxpress.core.inference.importance import MAX_ROWS, MIN_ROWS, PASS_ENTRIES, CellProposal, importance_bound
-from vxpress.core.priors import DiagonalNormal, Prior, gaussian_kl
+from vxpress.core.normal import DiagonalNormal, gaussian_kl
+from vxpress.core.priors import Prior
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 from vxpress.core.whole_import import import_for_optimizers

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.counts import Cells
-from vxpress.core.priors import DiagonalNormal, gaussian_kl
+from vxpress.core.normal import DiagonalNormal, gaussian_kl
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 

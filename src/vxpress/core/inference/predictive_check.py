@@ -18,7 +18,7 @@ from torch import Tensor
 from vxpress.core.counts import Cells
 from vxpress.core.inference.predictive import block_rows
 from vxpress.core.likelihoods import Likelihood
-from vxpress.core.priors import DiagonalNormal
+from vxpress.core.normal import DiagonalNormal
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 

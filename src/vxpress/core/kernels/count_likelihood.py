@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vxpress.core import rule
 from vxpress.core.counts import Batch
-from vxpress.core.kernels import count_rows, rule, team
-from vxpress.core.optimizer import hand_over
+from vxpress.core.gradients import hand_over
+from vxpress.core.kernels import count_rows, team
 
 NO_GATES = np.empty(0, np.float32)
 NO_FLOATS, NO_BFLOATS = np.empty((0, 0), np.float32), np.empty((0, 0), np.int16)

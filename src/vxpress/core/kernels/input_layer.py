@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vxpress.core.counts import Batch
+from vxpress.core.gradients import GradientSink
 from vxpress.core.kernels import sparse_rows, team
-from vxpress.core.optimizer import GradientSink
 
 
 class InputProduct:

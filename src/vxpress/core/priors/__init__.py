@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vxpress.core.priors.base import DiagonalNormal, Prior, gaussian_kl
+from vxpress.core.priors.base import Prior
 from vxpress.core.priors.diffusion import Diffusion
 from vxpress.core.priors.estimate import SampledKL, drawn_log_prob, sampled_kl
 from vxpress.core.priors.flow import Flow
@@ -22,11 +22,9 @@ PRIORS: dict[str, type[Prior]] = {
 
 __all__ = [
     "PRIORS",
-    "DiagonalNormal",
     "Prior",
     "SampledKL",
     "StandardNormal",
     "drawn_log_prob",
-    "gaussian_kl",
     "sampled_kl",
 ]

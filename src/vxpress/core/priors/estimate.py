@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.priors.base import DiagonalNormal, Prior
+from vxpress.core.normal import DiagonalNormal
+from vxpress.core.priors.base import Prior
 
 # number of points whose density is computed at once
 POINTS = 8192

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vxpress.core.config import PriorConfig
 from vxpress.core.isolation import seeded
-from vxpress.core.priors import PRIORS, DiagonalNormal, Prior
+from vxpress.core.normal import DiagonalNormal
+from vxpress.core.priors import PRIORS, Prior
 from vxpress.core.progress import steps
 from vxpress.core.whole_import import import_for_optimizers
 

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vxpress.core.config import PriorConfig
-from vxpress.core.priors.base import DiagonalNormal, StandardisedPrior
+from vxpress.core.normal import DiagonalNormal
+from vxpress.core.priors.base import StandardisedPrior
 
 if TYPE_CHECKING:
     from vxpress.core.counts import Cells

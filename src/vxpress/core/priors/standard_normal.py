@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vxpress.core.priors.base import DiagonalNormal, Prior
+from vxpress.core.normal import DiagonalNormal
+from vxpress.core.priors.base import Prior
 
 
 class _StandardNormalKL(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vxpress.core.config import PriorConfig
-from vxpress.core.priors.base import DiagonalNormal
+from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors.components import ComponentPrior, conditional_k_means
 
 if TYPE_CHECKING:

@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vxpress.core import rule
 from vxpress.core.bodies import MLP
 from vxpress.core.config import TrainConfig
 from vxpress.core.counts import Batch, Cells
-from vxpress.core.kernels import latent_rows, layer_rows, rule
+from vxpress.core.gradients import GradientSink, hand_over
+from vxpress.core.kernels import latent_rows, layer_rows
 from vxpress.core.kernels.count_likelihood import CountLikelihood
 from vxpress.core.kernels.hidden_layer import update_running_statistics
 from vxpress.core.kernels.input_layer import InputProduct
 from vxpress.core.networks import MAX_LOG_VARIANCE, MIN_POSTERIOR_VARIANCE
 from vxpress.core.noise import BITS, Noise
-from vxpress.core.optimizer import GradientSink, hand_over
 from vxpress.core.priors import StandardNormal
 from vxpress.core.vae import VAE
 

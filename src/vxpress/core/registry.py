@@ -1,0 +1,49 @@
+"""Registries: the classes that an option can choose by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Named classes of one kind, in the order in which they were registered.
+
+    ``kind`` names them in messages: "likelihood", "prior", "decoder". A class that is registered from outside the
+    package is found wherever a built-in one is.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, T] | None = None) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = dict(entries or {})
+
+    def __getitem__(self, name: str) -> T:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def register(self, name: str, entry: T, *, replace: bool = False) -> None:
+        """Add an entry; raises ``ValueError`` if the name is taken, unless ``replace`` is True."""
+        if not str(name).isidentifier():
+            msg = f"{name!r} cannot name a {self.kind}; a name of letters, digits and underscores is expected."
+            raise ValueError(msg)
+        if name in self._entries and not replace:
+            msg = f"A {self.kind} named {name!r} is already registered. Choose another name, or pass replace=True."
+            raise ValueError(msg)
+        self._entries[name] = entry
+
+    def remove(self, name: str) -> None:
+        """Remove an entry."""
+        del self._entries[name]
+
+    def check(self, name: object, argument: str | None = None) -> None:
+        """Raise ``ValueError`` unless ``name`` is registered; the message calls the option ``argument``."""
+        if not isinstance(name, str) or name not in self._entries:
+            msg = f"{argument or self.kind}={name!r} is not known; choose one of {', '.join(map(repr, self))}."
+            raise ValueError(msg)

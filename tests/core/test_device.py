@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core import device as device_module
-from vxpress.core import likelihoods, rule, training
+from vxpress.core import rule, training
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.counts import Cells, Counts
 from vxpress.core.device import (
@@ -29,6 +29,7 @@ from vxpress.core.device import (
     streamed,
 )
 from vxpress.core.inference.posterior import encode
+from vxpress.core.likelihoods import counted
 from vxpress.core.networks import Noise
 from vxpress.core.training import Outcome, train
 from vxpress.core.vae import VAE, build
@@ -120,7 +121,7 @@ def test_the_device_step_trains_like_the_plain_step(
         _, plain = _fit(cells, model=MODELS[name])
         monkeypatch.setattr(training, "_Step", training._DeviceStep)
         monkeypatch.setattr(Counts, "dense", Counts.padded_dense)
-        monkeypatch.setattr(likelihoods, "_where_counted", likelihoods._where_counted_selected)
+        monkeypatch.setattr(counted, "gathered", counted.selected)
         _, outcome = _fit(cells, model=MODELS[name])
     for key, values in plain.history.items():
         np.testing.assert_allclose(outcome.history[key], values, rtol=1e-4, atol=1e-4, err_msg=key)
@@ -145,7 +146,7 @@ def test_the_device_step_trains_like_the_plain_step_with_any_settings(
         _, plain = _fit(cells, config)
         monkeypatch.setattr(training, "_Step", training._DeviceStep)
         monkeypatch.setattr(Counts, "dense", Counts.padded_dense)
-        monkeypatch.setattr(likelihoods, "_where_counted", likelihoods._where_counted_selected)
+        monkeypatch.setattr(counted, "gathered", counted.selected)
         _, outcome = _fit(streamed(cells, CPU) if stream else cells, config)
     for key, values in plain.history.items():
         np.testing.assert_allclose(outcome.history[key], values, rtol=1e-4, atol=1e-4, err_msg=key)

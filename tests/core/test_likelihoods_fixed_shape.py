@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vxpress.core import likelihoods
-from vxpress.core.likelihoods import NegativeBinomial, Poisson, ZeroInflated
+from vxpress.core.likelihoods import NegativeBinomial, Poisson, ZeroInflated, counted
 
 
 def _hostile(dtype: torch.dtype, *, zeros: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,7 +30,7 @@ def _evaluate(
     parameters: list[Tensor],
 ) -> list[Tensor]:
     """Compute values and gradients of a likelihood with one of the two forms."""
-    monkeypatch.setattr(likelihoods, "_where_counted", form)
+    monkeypatch.setattr(counted, "gathered", form)
     leaves = [parameter.clone().requires_grad_() for parameter in parameters]
     value = distribution(*leaves).log_prob(x)
     return [value.detach(), *torch.autograd.grad(value.sum(), leaves)]
@@ -53,8 +52,8 @@ def test_both_forms_give_the_same_values_and_gradients(
         "poisson": (Poisson, [log_mean]),
     }
     distribution, parameters = distributions[name]
-    gathered = _evaluate(monkeypatch, likelihoods._where_counted_gathered, distribution, x, parameters)
-    selected = _evaluate(monkeypatch, likelihoods._where_counted_selected, distribution, x, parameters)
+    gathered = _evaluate(monkeypatch, counted.gathered, distribution, x, parameters)
+    selected = _evaluate(monkeypatch, counted.selected, distribution, x, parameters)
     for mine, reference in zip(selected, gathered, strict=True):
         assert bool(torch.isfinite(mine).all())
         # the operations are the same, but a CPU may round differently at the end of a vector
@@ -65,7 +64,7 @@ def test_a_dispersion_per_gene_is_shared_by_both_forms(monkeypatch: pytest.Monke
     rng = np.random.default_rng(1)
     x = torch.from_numpy(rng.poisson(rng.gamma(0.2, 5.0, (50, 8)))).float()
     parameters = [torch.from_numpy(rng.normal(size=(50, 8))).float(), torch.from_numpy(rng.normal(size=(1, 8))).float()]
-    forms = likelihoods._where_counted_gathered, likelihoods._where_counted_selected
+    forms = counted.gathered, counted.selected
     gathered, selected = (_evaluate(monkeypatch, form, NegativeBinomial, x, parameters) for form in forms)
     for mine, reference in zip(selected, gathered, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
@@ -73,6 +72,6 @@ def test_a_dispersion_per_gene_is_shared_by_both_forms(monkeypatch: pytest.Monke
 
 def test_fractional_counts_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     x, zero = torch.tensor([[0.0, 0.25, 1.5]], dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64)
-    forms = likelihoods._where_counted_gathered, likelihoods._where_counted_selected
+    forms = counted.gathered, counted.selected
     gathered, selected = (_evaluate(monkeypatch, form, NegativeBinomial, x, [zero, zero]) for form in forms)
     torch.testing.assert_close(selected[0], gathered[0])

@@ -1,0 +1,101 @@
+"""Likelihoods: the distribution of a cell's counts given the decoder's output.
+
+Each one is a :class:`torch.distributions.Distribution` over cells x genes with ``log_prob``, ``mean``,
+``variance`` and ``sample``.  Values are in nats and include all constants, so they compare with scipy and other tools.
+A likelihood also declares what it needs from the decoder: whether it has a dispersion, which further heads it has, and
+whether its location is a composition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Output of the decoder: a location per gene, and the further parameters that the likelihood needs.
+
+    ``location_ng`` is log rho (a log composition) for count distributions, the mean itself for the Gaussian.
+    ``log_dispersion`` broadcasts to cells x genes; ``heads`` holds further cells x genes outputs by name.
+    """
+
+    location_ng: Tensor
+    log_library_n1: Tensor
+    log_dispersion: Tensor | None = None
+    heads: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Likelihood(Distribution):
+    """Base class of the likelihoods; ``x`` is always a tensor of counts.  Subclasses sample in :meth:`_draw`.
+
+    ``observes`` names the quantity that is distributed; only likelihoods of the same quantity are comparable.
+    ``gamma_rate`` is True if counts are Poisson given a gamma-distributed rate with shape theta, so that a count
+    updates the rate.
+    """
+
+    has_dispersion: ClassVar[bool] = False
+    heads: ClassVar[tuple[str, ...]] = ()
+    composition: ClassVar[bool] = True
+    discrete: ClassVar[bool] = True
+    gamma_rate: ClassVar[bool] = False
+    scale: ClassVar[str] = "composition"
+    observes: ClassVar[str] = "counts"
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__(shape, validate_args=False)
+
+    @classmethod
+    def from_decoded(cls, decoded: Decoded) -> Likelihood:
+        """Build the distribution from the decoder's output."""
+        raise NotImplementedError
+
+    def observe(self, x: Tensor) -> Tensor:
+        """Compute from counts the quantity that is distributed."""
+        return x
+
+    @property
+    def zero_probability(self) -> Tensor:
+        """Probability of a zero; 0 for a density."""
+        raise NotImplementedError
+
+    @property
+    def log_rate(self) -> Tensor:
+        """Log mean of the counts before zero inflation or reduction to detection; for compositions only."""
+        raise NotImplementedError
+
+    def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
+        """Compute E[log1p X] of counts with library ``log_library_n1``.
+
+        This distribution has to be that of cells with one molecule.
+        """
+        raise NotImplementedError
+
+    def at(self, *index: Tensor | slice) -> Likelihood:
+        """Return the distribution of some entries, selected as in ``x[index]``."""
+        raise NotImplementedError
+
+    def steps(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute P(X < ``value``) and P(X <= ``value``) in float64; not differentiable.
+
+        ``value`` is on the scale of :meth:`observe`.
+        """
+        raise NotImplementedError
+
+    def sample(
+        self,
+        sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size(),
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Sample the quantity of :meth:`observe`, ``sample_shape`` + cells x genes, from ``generator`` if given."""
+        with torch.no_grad():
+            return self._draw(self._extended_shape(torch.Size(sample_shape)), generator)
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        raise NotImplementedError

@@ -27,8 +27,8 @@ from anndata import AnnData
 
 from vxpress.core import training
 from vxpress.core.config import ModelConfig, TrainConfig
-from vxpress.core.counts import Cells, Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells, Counts
 from vxpress.core.device import Replay, streamed
 from vxpress.core.presets import PRESETS
 from vxpress.core.vae import build

@@ -24,8 +24,8 @@ from scipy import sparse
 
 from vxpress.core import rule
 from vxpress.core.config import ModelConfig
-from vxpress.core.counts import Batch, Cells, Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Batch, Cells, Counts
 from vxpress.core.kernels.input_layer import input_product
 from vxpress.core.vae import VAE, build
 

@@ -29,8 +29,8 @@ from numba import njit, prange
 
 from vxpress.core import rule
 from vxpress.core.config import ModelConfig, TrainConfig
-from vxpress.core.counts import Cells, Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells, Counts
 from vxpress.core.kernels import adam_rows, sparse_rows, team
 from vxpress.core.kernels.vector import exp32, log1p32
 from vxpress.core.presets import PRESETS

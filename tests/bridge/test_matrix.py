@@ -76,7 +76,7 @@ def test_duplicates_of_small_types_do_not_overflow(dtype: type[np.integer]) -> N
 
 
 def test_counts_of_the_right_type_are_not_copied() -> None:
-    from vxpress.core.counts import Counts
+    from vxpress.core.data import Counts
 
     matrix = sparse.csr_matrix(X)
     counts = read_counts(ad.AnnData(matrix), None, np.ones(11, dtype=bool))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from vxpress.core.counts import Cells, Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells, Counts
 
 
 def _cells(n: int = 120, n_genes: int = 20, *, signal: float = 1.5, theta: float = 5.0, n_batches: int = 1) -> Cells:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vxpress.core import rule
 from vxpress.core.bodies import MIN_SPLIT_WIDTH
 from vxpress.core.config import DecoderName, LikelihoodName, ModelConfig, Norm
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.vae import VAE, build
 
 MakeCells = Callable[..., Cells]

@@ -18,7 +18,7 @@ from torch import Tensor
 from vxpress.core import device as device_module
 from vxpress.core import rule, training
 from vxpress.core.config import ModelConfig, TrainConfig
-from vxpress.core.counts import Cells, Counts
+from vxpress.core.data import Cells, Counts
 from vxpress.core.device import (
     Replay,
     StreamedCounts,

@@ -14,7 +14,7 @@ from scipy import optimize, sparse, stats
 
 from vxpress.core import dispersion, rule
 from vxpress.core.config import ModelConfig
-from vxpress.core.counts import Cells, Counts
+from vxpress.core.data import Cells, Counts
 from vxpress.core.dispersion import (
     HIGHEST,
     LOWEST,

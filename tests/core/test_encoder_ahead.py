@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vxpress.core import encoder_ahead, rule
 from vxpress.core.config import ModelConfig, OptimizerName, TrainConfig
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.encoder_ahead import EncoderAhead, held_out_information
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import OBJECTIVES

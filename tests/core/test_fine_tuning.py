@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 
 from vxpress.core.config import ModelConfig
-from vxpress.core.counts import Cells, Counts
+from vxpress.core.data import Cells, Counts
 from vxpress.core.fine_tuning import Completed, fine_tune
 from vxpress.core.surgery import extend, new_weights
 from vxpress.core.vae import VAE, build

@@ -10,7 +10,7 @@ import torch
 from scipy import sparse, stats
 
 from vxpress.core.config import ModelConfig, TrainConfig
-from vxpress.core.counts import Cells, Counts
+from vxpress.core.data import Cells, Counts
 from vxpress.core.inference.posterior import encode
 from vxpress.core.likelihoods import Bernoulli, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from vxpress.core.masked import Missing, _Chunk, encode_masked

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vxpress.core.bodies import MLP
 from vxpress.core.config import Dispersion, ModelConfig, Norm
-from vxpress.core.counts import Batch, Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Batch, Counts
 from vxpress.core.likelihoods import Gaussian, NegativeBinomial, ZeroInflated
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE, Decoder, Encoder
 from vxpress.core.noise import Noise

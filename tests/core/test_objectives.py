@@ -12,8 +12,8 @@ from torch.distributions import Normal, kl_divergence
 
 from vxpress.core.bodies import MLP
 from vxpress.core.config import ModelConfig
-from vxpress.core.counts import Batch, Cells, Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Batch, Cells, Counts
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE, Noise
 from vxpress.core.objectives import Elbo, elbo
 from vxpress.core.vae import VAE, build

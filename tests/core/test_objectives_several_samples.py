@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 
 from vxpress.core.config import ModelConfig, TrainConfig
-from vxpress.core.counts import Batch, Cells, Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Batch, Cells, Counts
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import (

@@ -6,7 +6,7 @@ from scipy import sparse
 from torch.nn import functional as F
 
 from vxpress.core import readout, rule
-from vxpress.core.counts import Counts
+from vxpress.core.data import Counts
 
 
 def _problem(n: int, g: int, h: int) -> tuple[torch.nn.Linear, torch.Tensor, Counts, torch.Tensor]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from vxpress.core.config import ModelConfig
-from vxpress.core.counts import Cells
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells
 from vxpress.core.surgery import extend, forget_labels, new_weights
 from vxpress.core.vae import VAE, build
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vxpress.core import training
 from vxpress.core.config import ModelConfig, TrainConfig
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.objectives import Objective
 from vxpress.core.schedules import kl_weight
 from vxpress.core.training import HISTORY, Outcome, evaluate, train

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vxpress.core import training
 from vxpress.core.config import ModelConfig, Norm, OptimizerName, TrainConfig
-from vxpress.core.counts import Batch, Cells
+from vxpress.core.data import Batch, Cells
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import Objective
 from vxpress.core.training import TrainingError, train

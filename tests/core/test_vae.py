@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vxpress.core.config import ModelConfig
-from vxpress.core.counts import Batch, Cells
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Batch, Cells
 from vxpress.core.vae import build
 
 CONFIG = ModelConfig(n_genes=20, n_latent=4, n_hidden=16, n_categories=(3,), has_batch=True)

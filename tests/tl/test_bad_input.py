@@ -267,7 +267,7 @@ def test_an_interrupt_keeps_the_best_state_so_far(
 def test_diverged_training_names_the_cells_and_writes_nothing(
     adata: ad.AnnData, quick: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vxpress.core.counts import Batch, Cells
+    from vxpress.core.data import Batch, Cells
     from vxpress.core.training import TrainingError
 
     real = Cells.batch

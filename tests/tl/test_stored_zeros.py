@@ -14,7 +14,7 @@ from scipy import sparse
 
 import vxpress as vx
 from vxpress.bridge.matrix import canonical
-from vxpress.core.counts import Counts
+from vxpress.core.data import Counts
 
 # rows without counts, for which the messy matrices store zeros
 EMPTY = (3, 70, 119)

@@ -12,8 +12,8 @@ from scanpy import logging as logg
 from scipy import sparse
 from torch import Tensor
 
-from vxpress.core.counts import Cells
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells
 from vxpress.core.inference.own_counts import updated_expression
 from vxpress.core.inference.posterior import ALL_GENES, Draws, Genes, credible_expression, expected_expression
 from vxpress.core.vae import VAE

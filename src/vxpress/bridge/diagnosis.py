@@ -15,8 +15,8 @@ import torch
 
 from vxpress.bridge.verdict import MAX_CELLS, MIN_STEPS, suspicious, verdict_of
 from vxpress.core.config import TrainConfig
-from vxpress.core.counts import Cells
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells
 from vxpress.core.inference.gaps import gaps
 from vxpress.core.inference.generalisation import generalisation
 from vxpress.core.inference.response import decoder_response

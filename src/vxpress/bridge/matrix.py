@@ -10,7 +10,7 @@ from anndata import AnnData
 from anndata.abc import CSCDataset
 from scipy import sparse
 
-from vxpress.core.counts import without_stored_zeros
+from vxpress.core.data import without_stored_zeros
 
 MAX_COUNT = 2**24
 # counts that were normalised and scaled back differ from whole numbers by at most this, plus its square times their size

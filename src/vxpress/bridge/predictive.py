@@ -16,8 +16,8 @@ from vxpress.bridge.fit import Fit
 from vxpress.bridge.prepare import read_query
 from vxpress.bridge.store import check_replaceable
 from vxpress.bridge.stored import stored_split
-from vxpress.core.counts import Cells
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells
 
 # size factor that replaces zero: such a cell has no molecules, and none are drawn
 NO_MOLECULE = 1e-30

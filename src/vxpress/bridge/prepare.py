@@ -19,7 +19,7 @@ from vxpress.bridge.fit import Fit
 from vxpress.bridge.learned import MIN_CELLS as MIN_LEARNED
 from vxpress.bridge.learned import few, with_cells
 from vxpress.bridge.library import Library, read_library, resolve_library
-from vxpress.core.counts import Cells, Counts
+from vxpress.core.data import Cells, Counts
 from vxpress.core.split import split_cells
 
 MIN_CELLS = 4

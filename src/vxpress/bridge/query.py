@@ -16,7 +16,7 @@ from vxpress.bridge.counts import CountData, read_counts
 from vxpress.bridge.fit import Fit
 from vxpress.bridge.library import TOLERANCE, read_library
 from vxpress.bridge.prepare import MIN_CELLS, check_gene_names, log_library
-from vxpress.core.counts import Cells, Counts
+from vxpress.core.data import Cells, Counts
 from vxpress.core.fine_tuning import Completed, fine_tune
 from vxpress.core.inference.posterior import Encoded, encode
 from vxpress.core.masked import Missing, encode_masked

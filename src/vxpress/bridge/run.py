@@ -12,8 +12,8 @@ from scanpy import logging as logg
 
 from vxpress.bridge.prepare import Prepared
 from vxpress.core.config import ModelConfig, TrainConfig
-from vxpress.core.counts import Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Counts
 from vxpress.core.device import place
 from vxpress.core.inference.posterior import Encoded, encode
 from vxpress.core.isolation import after_interrupt

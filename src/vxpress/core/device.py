@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vxpress.core import rule
-from vxpress.core.counts import Cells, Counts
+from vxpress.core.data import Cells, Counts
 from vxpress.core.isolation import SharedSetting
 from vxpress.core.networks import Decoder, Noise
 

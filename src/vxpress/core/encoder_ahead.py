@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.vae import VAE
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.networks import Noise
 from vxpress.core.objectives import elbo
 from vxpress.core.progress import steps

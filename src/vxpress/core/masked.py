@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.counts import Batch, Cells
+from vxpress.core.data import Batch, Cells
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import Likelihood
 from vxpress.core.networks import Encoder

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from vxpress.core import rule
 from vxpress.core.bodies import MLP, decoder_body, join
 from vxpress.core.config import ModelConfig
-from vxpress.core.counts import Batch
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Batch
 from vxpress.core.likelihoods import LIKELIHOODS, Decoded, Likelihood
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.config import TrainConfig
-from vxpress.core.counts import Batch
+from vxpress.core.data import Batch
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal, gaussian_kl
 from vxpress.core.vae import VAE

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core import rule
-from vxpress.core.counts import Cells, Counts
+from vxpress.core.data import Cells, Counts
 from vxpress.core.likelihoods import log_cp10k
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE

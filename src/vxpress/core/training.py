@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vxpress.core import rule
 from vxpress.core.config import TrainConfig
-from vxpress.core.counts import Batch, Cells
+from vxpress.core.data import Batch, Cells
 from vxpress.core.device import Replay, StreamedCounts, minibatches, precision
 from vxpress.core.dispersion import has_dispersions, refit
 from vxpress.core.encoder_ahead import EncoderAhead

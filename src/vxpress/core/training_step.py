@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vxpress.core import rule
 from vxpress.core.bodies import MLP
 from vxpress.core.config import TrainConfig
-from vxpress.core.counts import Batch, Cells
+from vxpress.core.data import Batch, Cells
 from vxpress.core.gradients import GradientSink, hand_over
 from vxpress.core.kernels import latent_rows, layer_rows
 from vxpress.core.kernels.count_likelihood import CountLikelihood

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vxpress._signals import interrupts_held
 from vxpress.core.config import ModelConfig
-from vxpress.core.counts import Batch, Cells
 from vxpress.core.covariates import Conditioner, Covariates
+from vxpress.core.data import Batch, Cells
 from vxpress.core.isolation import on_device, seeded
 from vxpress.core.likelihoods import MIN_GAUSSIAN_VARIANCE, Likelihood, log_cp10k
 from vxpress.core.networks import Decoder, Encoder, Noise

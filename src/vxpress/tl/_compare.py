@@ -21,7 +21,7 @@ from vxpress.bridge.predictive import read_scored
 from vxpress.bridge.prepare import resolve_device
 from vxpress.bridge.store import Results, check_adata, check_replaceable, own
 from vxpress.core.config import check_range
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.inference.comparison import LEVEL, Scores, difference, ranking, verdict
 from vxpress.core.inference.importance import Bound, log_likelihoods
 from vxpress.core.progress import stage

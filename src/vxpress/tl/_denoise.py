@@ -30,7 +30,7 @@ from vxpress.bridge.prepare import log_library, read_query
 from vxpress.bridge.store import Results, check_adata, check_replaceable, has_params, own
 from vxpress.bridge.stored import StoredCells, stored_library
 from vxpress.core.config import check_choice, check_range
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.inference.posterior import Draws
 from vxpress.core.likelihoods import LIKELIHOODS
 

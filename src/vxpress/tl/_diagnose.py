@@ -18,7 +18,7 @@ from vxpress.bridge.predictive import read_scored
 from vxpress.bridge.store import Results, check_adata, own
 from vxpress.bridge.stored import StoredCells, stored_split
 from vxpress.core.config import check_range
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 
 
 @entry

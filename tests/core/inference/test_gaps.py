@@ -12,8 +12,8 @@ import torch
 from scipy import sparse
 
 from vxpress.core.config import ModelConfig, PriorConfig
-from vxpress.core.counts import Cells, Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells, Counts
 from vxpress.core.inference.gaps import gaps
 from vxpress.core.vae import VAE, build
 

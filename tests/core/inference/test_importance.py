@@ -14,8 +14,8 @@ from torch import nn
 
 from vxpress.core.bodies import MLP
 from vxpress.core.config import ModelConfig
-from vxpress.core.counts import Cells, Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells, Counts
 from vxpress.core.inference.importance import Bound, CellProposal, ImportanceSums, importance_bound, log_likelihood
 from vxpress.core.likelihoods import MIN_GAUSSIAN_VARIANCE
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from vxpress.core.config import Dispersion, ModelConfig
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.inference.own_counts import updated_expression
 from vxpress.core.inference.posterior import Draws, Genes, encode, expected_expression
 from vxpress.core.vae import VAE, build

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from vxpress.core.config import LikelihoodName, ModelConfig
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.inference import posterior
 from vxpress.core.inference.posterior import Draws, Genes, encode, expected_expression
 from vxpress.core.vae import VAE, build

@@ -11,8 +11,8 @@ import torch
 from scipy import sparse, stats
 
 from vxpress.core.config import ModelConfig
-from vxpress.core.counts import Cells, Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells, Counts
 from vxpress.core.inference.predictive import predictive_draws
 from vxpress.core.inference.predictive_check import N_BINS, below, predictive_check
 from vxpress.core.likelihoods import (

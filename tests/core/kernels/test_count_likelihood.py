@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vxpress.core import rule
-from vxpress.core.counts import Batch, Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Batch, Counts
 from vxpress.core.kernels import count_likelihood
 from vxpress.core.kernels.count_likelihood import OutputLayers, _Buffer, count_log_likelihood
 from vxpress.core.kernels.dense_likelihood import dense_log_likelihood

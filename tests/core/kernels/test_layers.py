@@ -13,7 +13,7 @@ from torch import nn
 
 from vxpress.core import rule, training_step
 from vxpress.core.config import ModelConfig, OptimizerName, TrainConfig
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.kernels import hidden_layer
 from vxpress.core.kernels.input_layer import input_product
 from vxpress.core.noise import Noise, keep_limit
@@ -115,7 +115,7 @@ def _sparser(cells: Cells):
     """Return the same counts with most genes set to zero, so that the sparse form runs."""
     from scipy import sparse
 
-    from vxpress.core.counts import Counts
+    from vxpress.core.data import Counts
 
     x = cells.counts.dense(torch.arange(len(cells))).numpy()
     x[:, np.arange(x.shape[1]) % 4 != 0] = 0

@@ -12,8 +12,8 @@ from scipy.special import logsumexp
 
 from vxpress.core import rule
 from vxpress.core.config import ModelConfig, PriorConfig, TrainConfig
-from vxpress.core.counts import Cells, Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells, Counts
 from vxpress.core.networks import Noise
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.objectives import elbo

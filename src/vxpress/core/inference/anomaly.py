@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.inference.posterior import MIN_BLOCK
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.inference.importance import MAX_ROWS, MIN_ROWS, PASS_ENTRIES, CellProposal, importance_bound
 from vxpress.core.normal import DiagonalNormal, gaussian_kl
 from vxpress.core.priors import Prior

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.inference.importance import log_likelihood
 from vxpress.core.vae import VAE
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.normal import DiagonalNormal, gaussian_kl
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.inference.posterior import ALL_GENES, Draws, Genes, expected_expression
 from vxpress.core.vae import VAE
 

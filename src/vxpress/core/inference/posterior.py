@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vxpress.core.counts import Cells
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 

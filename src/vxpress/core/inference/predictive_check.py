@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.counts import Cells
+from vxpress.core.data import Cells
 from vxpress.core.inference.predictive import block_rows
 from vxpress.core.likelihoods import Likelihood
 from vxpress.core.normal import DiagonalNormal

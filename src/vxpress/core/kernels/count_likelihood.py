@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vxpress.core import rule
-from vxpress.core.counts import Batch
+from vxpress.core.data import Batch
 from vxpress.core.gradients import hand_over
 from vxpress.core.kernels import count_rows, team
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vxpress.core.counts import Batch
+from vxpress.core.data import Batch
 from vxpress.core.gradients import GradientSink
 from vxpress.core.kernels import sparse_rows, team
 

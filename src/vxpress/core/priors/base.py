@@ -12,7 +12,7 @@ from vxpress.core.config import PriorConfig
 from vxpress.core.normal import DiagonalNormal
 
 if TYPE_CHECKING:
-    from vxpress.core.counts import Cells
+    from vxpress.core.data import Cells
     from vxpress.core.vae import VAE
 
 # draws from which the variance of a prior without a closed form is estimated

@@ -31,7 +31,7 @@ from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors.base import StandardisedPrior
 
 if TYPE_CHECKING:
-    from vxpress.core.counts import Cells
+    from vxpress.core.data import Cells
     from vxpress.core.vae import VAE
 
 # log signal-to-noise ratio at both ends: noise is 1.1 % of the spread of z at the near end; at the far end, the reverse

@@ -12,7 +12,7 @@ from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors.components import ComponentPrior, conditional_k_means
 
 if TYPE_CHECKING:
-    from vxpress.core.counts import Cells
+    from vxpress.core.data import Cells
     from vxpress.core.vae import VAE
 
 # the least variance of a posterior: a component cannot become a spike

@@ -13,7 +13,7 @@ from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors.components import ComponentPrior, conditional_k_means
 
 if TYPE_CHECKING:
-    from vxpress.core.counts import Cells
+    from vxpress.core.data import Cells
     from vxpress.core.vae import VAE
 
 # initial widening of components made of cells, as a share of the standard deviation of all posterior means

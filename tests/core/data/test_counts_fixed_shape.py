@@ -8,8 +8,8 @@ import torch
 from scipy import sparse
 from torch import nn
 
-from vxpress.core.counts import Counts
 from vxpress.core.covariates import indicators
+from vxpress.core.data import Counts
 
 
 def _matrix() -> sparse.csr_matrix:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from vxpress.core.counts import Cells, Counts
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells, Counts
 
 
 def _matrix(n: int = 60, g: int = 17) -> sparse.csr_matrix:

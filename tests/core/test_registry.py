@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 
+from vxpress.core import registries
 from vxpress.core.registry import Registry
 
 
@@ -36,3 +40,30 @@ def test_the_error_for_an_unknown_name_lists_the_known_ones() -> None:
         registry.check("square", "form")
     with pytest.raises(ValueError, match="shape=None is not known"):
         registry.check(None)
+
+
+def test_the_home_of_a_registry_is_imported_at_its_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("vxpress.core.registries.SHAPES", Registry("shape", home="some_shapes"), raising=False)
+    (tmp_path / "some_shapes.py").write_text(
+        "from vxpress.core.registries import SHAPES\nassert not SHAPES\nSHAPES.register('round', 1)\n"
+    )
+    assert list(registries.SHAPES) == ["round"]  # type: ignore[attr-defined]
+    # not a second time
+    registries.SHAPES.remove("round")  # type: ignore[attr-defined]
+    assert "round" not in registries.SHAPES  # type: ignore[attr-defined]
+
+
+def test_a_home_that_cannot_be_imported_is_tried_again() -> None:
+    registry = Registry[int]("shape", home="vxpress.nowhere")
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError, match="nowhere"):
+            registry.check("round")
+
+
+@pytest.mark.parametrize(
+    ("registry", "place"), [("LIKELIHOODS", "likelihoods"), ("PRIORS", "priors"), ("OBJECTIVES", "objectives")]
+)
+def test_a_registry_is_found_where_its_classes_are_defined(registry: str, place: str) -> None:
+    module = importlib.import_module(f"vxpress.core.{place}")
+    assert getattr(module, registry) is getattr(registries, registry)

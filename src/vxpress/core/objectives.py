@@ -17,6 +17,7 @@ from vxpress.core.config import TrainConfig
 from vxpress.core.data import Batch
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal, gaussian_kl
+from vxpress.core.registries import OBJECTIVES as OBJECTIVES  # noqa: PLC0414 - also exported here
 from vxpress.core.vae import VAE
 
 # soft free bits: factor by which a weight changes, band above the floor in which it stays, and its least value
@@ -263,4 +264,6 @@ def _scale_gradient(x_knd: Tensor, factor_kn: Tensor) -> None:
         x_knd.register_hook(lambda gradient: gradient * factor_kn[..., None])
 
 
-OBJECTIVES: dict[str, type[Objective]] = {"elbo": ElboObjective, "iwae": Iwae, "dreg": Dreg}
+OBJECTIVES.register("elbo", ElboObjective)
+OBJECTIVES.register("iwae", Iwae)
+OBJECTIVES.register("dreg", Dreg)

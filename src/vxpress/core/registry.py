@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -12,12 +13,20 @@ class Registry(Mapping[str, T], Generic[T]):
     """Named classes of one kind, in the order in which they were registered.
 
     ``kind`` names them in messages: "likelihood", "prior", "decoder". A class that is registered from outside the
-    package is found wherever a built-in one is.
+    package is found wherever a built-in one is. ``home`` is the module that registers the built-in classes: it is
+    imported when the registry is first used, so names can be checked by modules that its classes import.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, T] | None = None) -> None:
-        self.kind = kind
-        self._entries: dict[str, T] = dict(entries or {})
+    def __init__(self, kind: str, entries: Mapping[str, T] | None = None, *, home: str | None = None) -> None:
+        self.kind, self._home = kind, home
+        self._own: dict[str, T] = dict(entries or {})
+
+    @property
+    def _entries(self) -> dict[str, T]:
+        if self._home is not None:
+            # at once if it is imported already, or being imported by this thread
+            import_module(self._home)
+        return self._own
 
     def __getitem__(self, name: str) -> T:
         return self._entries[name]

@@ -6,7 +6,7 @@ from vxpress.core.likelihoods.gaussian import CP10K, MIN_GAUSSIAN_VARIANCE, Gaus
 from vxpress.core.likelihoods.negative_binomial import NegativeBinomial
 from vxpress.core.likelihoods.poisson import Poisson
 from vxpress.core.likelihoods.zero_inflated import ZeroInflated, ZeroInflatedNegativeBinomial
-from vxpress.core.registry import Registry
+from vxpress.core.registries import LIKELIHOODS
 
 __all__ = [
     "CP10K",
@@ -23,13 +23,8 @@ __all__ = [
     "log_cp10k",
 ]
 
-LIKELIHOODS: Registry[type[Likelihood]] = Registry(
-    "likelihood",
-    {
-        "nb": NegativeBinomial,
-        "zinb": ZeroInflatedNegativeBinomial,
-        "poisson": Poisson,
-        "gaussian": Gaussian,
-        "bernoulli": Bernoulli,
-    },
-)
+LIKELIHOODS.register("nb", NegativeBinomial)
+LIKELIHOODS.register("zinb", ZeroInflatedNegativeBinomial)
+LIKELIHOODS.register("poisson", Poisson)
+LIKELIHOODS.register("gaussian", Gaussian)
+LIKELIHOODS.register("bernoulli", Bernoulli)

@@ -10,15 +10,14 @@ from vxpress.core.priors.flow_matching import FlowMatching
 from vxpress.core.priors.mixture import Mixture
 from vxpress.core.priors.standard_normal import StandardNormal
 from vxpress.core.priors.vamp import Vamp
+from vxpress.core.registries import PRIORS
 
-PRIORS: dict[str, type[Prior]] = {
-    "normal": StandardNormal,
-    "mixture": Mixture,
-    "vamp": Vamp,
-    "flow": Flow,
-    "diffusion": Diffusion,
-    "flow_matching": FlowMatching,
-}
+PRIORS.register("normal", StandardNormal)
+PRIORS.register("mixture", Mixture)
+PRIORS.register("vamp", Vamp)
+PRIORS.register("flow", Flow)
+PRIORS.register("diffusion", Diffusion)
+PRIORS.register("flow_matching", FlowMatching)
 
 __all__ = [
     "PRIORS",

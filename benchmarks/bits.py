@@ -351,7 +351,7 @@ def device_form(*, stream: bool) -> Iterator[None]:
     With ``stream``, counts are not moved as a whole but assembled for every minibatch. This is the only part of this
     script that depends on internals: adapt it if they move, so that the same operations run.
     """
-    from vxpress.bridge import run
+    from vxpress.bridge.fits import runner as run
     from vxpress.core import device, likelihoods, training
     from vxpress.core.counts import Counts
     from vxpress.core.kernels import rule

@@ -19,8 +19,8 @@ from _sets import SETS, load, split
 from anndata import AnnData
 
 import vxpress as vx
-from vxpress.bridge.find import find_fit
-from vxpress.bridge.prepare import read_query
+from vxpress.bridge.fits.find_fit import find_fit
+from vxpress.bridge.read.prepare import read_query
 
 SETTINGS = {
     "default": {},

@@ -20,8 +20,8 @@ from _sets import SETS, load
 from _speed import alternate, machine, save, set_threads, spread, timed
 from fit_ours import judge_fit
 
-from vxpress.bridge.find import find_fit
-from vxpress.bridge.prepare import read_query
+from vxpress.bridge.fits.find_fit import find_fit
+from vxpress.bridge.read.prepare import read_query
 from vxpress.core.inference.importance import CellProposal, importance_bound
 
 

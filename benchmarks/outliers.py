@@ -33,8 +33,8 @@ from scipy.stats import false_discovery_control, kstest, spearmanr
 from sklearn.metrics import roc_auc_score
 
 import vxpress as vx
-from vxpress.bridge.find import find_fit
-from vxpress.bridge.prepare import read_query
+from vxpress.bridge.fits.find_fit import find_fit
+from vxpress.bridge.read.prepare import read_query
 
 HERE = Path(__file__).parent / "results" / "outliers"
 ALPHA, P_SMALL, SHARES, DRAWS = 0.1, 0.05, (0.1, 0.3), 20

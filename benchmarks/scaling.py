@@ -41,7 +41,7 @@ def held_out(adata: Any) -> float:
 def epochs(args: argparse.Namespace) -> dict[str, Any]:
     """Time an epoch at each size, with the sizes in turn."""
     import vxpress as vx
-    from vxpress.bridge import run as carried_out
+    from vxpress.bridge.fits import runner as carried_out
 
     train, seconds = carried_out.train, []
 

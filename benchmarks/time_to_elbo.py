@@ -30,7 +30,7 @@ from anndata import AnnData
 from fit_ours import judge_fit
 
 import vxpress as vx
-from vxpress.bridge.seal import sealed
+from vxpress.bridge.fits.seal import sealed
 from vxpress.core import training
 
 # trajectories are scored on some of the test cells, with few samples and fixed noise; vxpress at every fourth epoch

@@ -225,7 +225,7 @@ def _check_names(settings: Mapping[str, Any], names: FileNames, source: Path) ->
 def _checked(settings: dict[str, Any], further: dict[str, Any]) -> dict[str, Any]:
     """Check the arguments of ``fit_vae`` as far as possible without the data, and return them."""
     from vxpress._keys import Keys
-    from vxpress.bridge.fit_arguments import check_arguments
+    from vxpress.bridge.fits.fit_arguments import check_arguments
     from vxpress.tl import FitOptions
 
     settings = settings | {"options": FitOptions(**further)} if further else settings

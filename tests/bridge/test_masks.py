@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from vxpress.bridge.arguments import named_genes
-from vxpress.bridge.comparable import shared_cells
-from vxpress.bridge.endpoints import endpoint_rows
-from vxpress.bridge.prepare import modelled_genes
-from vxpress.bridge.selection import select_cells
+from vxpress.bridge.ask.arguments import named_genes
+from vxpress.bridge.ask.comparable import shared_cells
+from vxpress.bridge.ask.endpoints import endpoint_rows
+from vxpress.bridge.read.prepare import modelled_genes
+from vxpress.bridge.read.selection import select_cells
 from vxpress.tl._outliers import _mask
 
 NAMES = ["a", "b", "c", "d"]

@@ -11,7 +11,7 @@ import torch
 
 import vxpress as vx
 from vxpress import pl
-from vxpress.bridge.seal import sealed
+from vxpress.bridge.fits.seal import sealed
 from vxpress.core.priors import Prior, StandardNormal
 
 

@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 import vxpress as vx
-from vxpress.bridge.matrix import check_counts
+from vxpress.bridge.read.matrix import check_counts
 from vxpress.pp import _highly_variable_genes as module
 from vxpress.pp import _residuals
 from vxpress.pp._residuals import residual_moments

@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 
 import vxpress as vx
-from vxpress.bridge import decoded
+from vxpress.bridge.ask import decoded
 from vxpress.core.inference import posterior
 
 

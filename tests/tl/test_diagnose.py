@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import vxpress as vx
-from vxpress.bridge.diagnosis import Decoding, diagnose
-from vxpress.bridge.verdict import is_sound, verdict_of
+from vxpress.bridge.health.diagnosis import Decoding, diagnose
+from vxpress.bridge.health.verdict import is_sound, verdict_of
 from vxpress.core.config import ModelConfig, PriorConfig, TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.normal import DiagonalNormal

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vxpress as vx
-from vxpress.bridge.find import find_fit
+from vxpress.bridge.fits.find_fit import find_fit
 
 STEPS = 60
 

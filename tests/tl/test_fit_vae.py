@@ -295,7 +295,7 @@ def test_mask_is_scanpys_rule(adata: ad.AnnData, quick: dict) -> None:
 def test_the_dense_layer_is_optional_and_its_absence_raises_a_warning(
     adata: ad.AnnData, quick: dict, monkeypatch: pytest.MonkeyPatch, warned: list[str]
 ) -> None:
-    monkeypatch.setattr("vxpress.bridge.results.MAX_DENSE_BYTES", 10)
+    monkeypatch.setattr("vxpress.bridge.fitting.MAX_DENSE_BYTES", 10)
     vx.tl.fit_vae(adata, **quick)
     assert "vae_normalized" not in adata.layers
     assert "vx.tl.denoise(adata)" in " ".join(warned)

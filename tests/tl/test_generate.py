@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 
 import vxpress as vx
-from vxpress.bridge.find import find_fit
+from vxpress.bridge.fits.find_fit import find_fit
 
 
 def _dense(adata: ad.AnnData) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vxpress as vx
-from vxpress.bridge.find import find_fit
+from vxpress.bridge.fits.find_fit import find_fit
 from vxpress.core.priors.gaussian_path import GaussianPath
 
 
@@ -180,7 +180,7 @@ def test_a_flow_path_is_straight_in_the_base_space_and_has_the_given_ends(fitted
 
 
 def test_a_slow_prior_is_evaluated_for_some_cells_only(fitted: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vxpress.bridge.prior.MARGIN", -np.inf)
+    monkeypatch.setattr("vxpress.bridge.fits.learn_prior.MARGIN", -np.inf)
     vx.tl.fit_prior(fitted, "flow_matching", max_steps=20)
     asked: list[int] = []
     log_prob = GaussianPath.log_prob

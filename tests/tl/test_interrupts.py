@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import vxpress as vx
-from vxpress.bridge import choice, cure, run
-from vxpress.bridge.store import Results
+from vxpress.bridge.fits import runner as run
+from vxpress.bridge.fits.results import Results
+from vxpress.bridge.health import choice, cure
 from vxpress.core import training
 from vxpress.tl import _fit_vae as fitting
 

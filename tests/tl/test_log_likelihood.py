@@ -10,7 +10,7 @@ import torch
 from scipy import special, stats
 
 import vxpress as vx
-from vxpress.bridge.find import find_fit
+from vxpress.bridge.fits.find_fit import find_fit
 
 COLUMNS = ["vae_log_likelihood", "vae_log_likelihood_se", "vae_log_likelihood_ess", "vae_elbo", "vae_reconstruction"]
 

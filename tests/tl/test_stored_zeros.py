@@ -13,7 +13,7 @@ import pytest
 from scipy import sparse
 
 import vxpress as vx
-from vxpress.bridge.matrix import canonical
+from vxpress.bridge.read.matrix import canonical
 from vxpress.core.data import Counts
 
 # rows without counts, for which the messy matrices store zeros

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
-from vxpress.bridge.fit import Fit
+from vxpress.bridge.fits.fit import Fit
 from vxpress.pl._colours import MAIN, SECOND, Shades
 from vxpress.pl._shared import check_switches, finish, fit_of, panels, plain, put_legend
 

@@ -15,8 +15,8 @@ from scipy.stats import gaussian_kde, norm
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
-from vxpress.bridge.fit import Fit
-from vxpress.bridge.selection import Cells, select_cells
+from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.read.selection import Cells, select_cells
 from vxpress.metrics._latent import kl_per_cell
 from vxpress.pl._colours import Shades, few_colours
 from vxpress.pl._shared import (

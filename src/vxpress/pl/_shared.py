@@ -20,9 +20,9 @@ from matplotlib.transforms import ScaledTranslation
 from scanpy import settings
 
 from vxpress._keys import Keys
-from vxpress.bridge.find import find_fit
-from vxpress.bridge.fit import Fit
-from vxpress.bridge.stored import stored_posterior
+from vxpress.bridge.fits.find_fit import find_fit
+from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.stored_cells import stored_posterior
 
 # width of an average letter, in font sizes
 LETTER = 0.56

@@ -13,8 +13,8 @@ from matplotlib.patheffects import withStroke
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
-from vxpress.bridge.arguments import named_genes
-from vxpress.bridge.columns import find_column, get_array, get_numbers, is_mask
+from vxpress.bridge.ask.arguments import named_genes
+from vxpress.bridge.read.columns import find_column, get_array, get_numbers, is_mask
 from vxpress.pl._colours import SECOND, Shades, few_colours
 from vxpress.pl._labels import label_ends
 from vxpress.pl._shared import check_switches, finish, listed, panels, plain, put_legend, short

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from vxpress._entry import entry
 from vxpress._keys import check_name
 from vxpress._names import find_name
-from vxpress.bridge.columns import find_column
+from vxpress.bridge.read.columns import find_column
 from vxpress.core.config import check_range
 from vxpress.pl._colours import MAIN, SECOND, Shades
 from vxpress.pl._labels import label_points

@@ -15,8 +15,8 @@ from scanpy import logging as logg
 
 from vxpress._entry import entry
 from vxpress._progress import progress_bar
-from vxpress.bridge.matrix import check_counts, get_matrix, place, row_blocks
-from vxpress.bridge.store import Results, check_adata, check_replaceable, own
+from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, own
+from vxpress.bridge.read.matrix import check_counts, get_matrix, matrix_name, row_blocks
 from vxpress.pp._residuals import residual_moments
 from vxpress.pp._shared import batch_codes
 
@@ -169,7 +169,7 @@ def highly_variable_genes(
                 len(batches),
                 theta=theta,
                 min_cells=min_cells,
-                check=lambda block: check_counts(block, place(layer), adata),
+                check=lambda block: check_counts(block, matrix_name(layer), adata),
             )
         if not moments.eligible_bg.any():
             msg = "No batch has two cells with counts, so no gene varies, and the first genes are selected. Leave batch_key= out."
@@ -192,7 +192,7 @@ def highly_variable_genes(
         adata = own(adata, copy=copy)
         matrix = get_matrix(adata, layer)
         if flavor in ("seurat", "cell_ranger"):
-            _warn_counts(matrix, flavor, place(layer))
+            _warn_counts(matrix, flavor, matrix_name(layer))
         with progress_bar("highly_variable_genes", progress):
             _delegate(adata, flavor, n_top, layer=layer, batch_key=batch_key, theta=theta, subset=subset)
     logg.info(

@@ -14,8 +14,8 @@ from scanpy import logging as logg
 from vxpress._entry import entry
 from vxpress._keys import LIBRARY_SIZE, check_name
 from vxpress._progress import progress_bar
-from vxpress.bridge.matrix import check_counts, get_matrix, place, row_blocks
-from vxpress.bridge.store import Results, check_adata, check_replaceable, own
+from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, own
+from vxpress.bridge.read.matrix import check_counts, get_matrix, matrix_name, row_blocks
 from vxpress.core.progress import parts
 from vxpress.pp._shared import batch_codes
 
@@ -101,7 +101,7 @@ def library_size(
     log_mean, log_var = _log_normal(library_n, codes, batches)
     n_empty = int((library_n == 0).sum())
     if n_empty:
-        msg = f"{n_empty} cell(s) have no molecules in {place(layer)}; sc.pp.filter_cells(adata, min_counts=1) removes them."
+        msg = f"{n_empty} cell(s) have no molecules in {matrix_name(layer)}; sc.pp.filter_cells(adata, min_counts=1) removes them."
         warnings.warn(msg, UserWarning, stacklevel=3)
 
     adata = own(adata, copy=copy)
@@ -150,7 +150,7 @@ def _molecules(adata: AnnData, layer: str | None) -> NDArray[np.float64]:
     sums = []
     for (rows, block), progress in parts(row_blocks(get_matrix(adata, layer)), "reading counts", adata.n_obs):
         progress.done = rows.start
-        check_counts(block, place(layer), adata)
+        check_counts(block, matrix_name(layer), adata)
         sums.append(block @ np.ones(block.shape[1]))
     return np.concatenate(sums)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from vxpress.bridge.matrix import row_blocks
+from vxpress.bridge.read.matrix import row_blocks
 from vxpress.core.progress import parts
 
 Floats = NDArray[np.float64]

@@ -6,7 +6,7 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from vxpress.bridge.columns import get_categories
+from vxpress.bridge.read.columns import get_categories
 
 
 def batch_codes(adata: AnnData, batch_key: str | None) -> tuple[NDArray[np.intp], list[str]]:

@@ -13,7 +13,7 @@ from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._names import each_value, name_of
 from vxpress._progress import progress_bar
-from vxpress.bridge.arguments import (
+from vxpress.bridge.ask.arguments import (
     TargetSum,
     draw_seed,
     genes_as_anndata,
@@ -21,12 +21,12 @@ from vxpress.bridge.arguments import (
     requested_genes,
     scale_from,
 )
-from vxpress.bridge.covariates import Batches
-from vxpress.bridge.decoded import DENOISING_DRAWS, DENOISING_SEED, Request, decode
-from vxpress.bridge.find import Model
-from vxpress.bridge.intervention import Intervention
-from vxpress.bridge.store import Results, check_adata, check_replaceable, has_params, own
-from vxpress.bridge.stored import StoredCells
+from vxpress.bridge.ask.decoded import DENOISING_DRAWS, DENOISING_SEED, DecodingRequest, decode
+from vxpress.bridge.ask.intervention import Intervention
+from vxpress.bridge.fits.find_fit import Model
+from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, has_params, own
+from vxpress.bridge.fits.stored_cells import StoredCells
+from vxpress.bridge.read.covariates import Batches
 from vxpress.core.config import check_range
 from vxpress.core.inference.posterior import Draws
 from vxpress.core.inference.support import local_support, neighborhood_size
@@ -173,7 +173,7 @@ def counterfactual(
     check_range("n_draws", n_draws, 1, 100_000, integer=True)
     if n_neighbors is not None:
         check_range("n_neighbors", n_neighbors, 1, 1_000_000, integer=True)
-    request = Request(
+    request = DecodingRequest(
         Draws(n_draws, _batches(cells, change, transform_batch), draw_seed(rng)),
         scale_from(adata, cells, target_sum),
         genes=chosen,

@@ -14,7 +14,7 @@ from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.arguments import (
+from vxpress.bridge.ask.arguments import (
     TargetSum,
     draw_seed,
     genes_as_anndata,
@@ -22,13 +22,13 @@ from vxpress.bridge.arguments import (
     requested_genes,
     scale_from,
 )
-from vxpress.bridge.covariates import Batches
-from vxpress.bridge.decoded import DENOISING_DRAWS, DENOISING_SEED, FloatName, Request, decode
-from vxpress.bridge.find import Model
-from vxpress.bridge.fit import Fit
-from vxpress.bridge.prepare import log_library, read_query
-from vxpress.bridge.store import Results, check_adata, check_replaceable, has_params, own
-from vxpress.bridge.stored import StoredCells, stored_library
+from vxpress.bridge.ask.decoded import DENOISING_DRAWS, DENOISING_SEED, DecodingRequest, FloatName, decode
+from vxpress.bridge.fits.find_fit import Model
+from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, has_params, own
+from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
+from vxpress.bridge.read.covariates import Batches
+from vxpress.bridge.read.prepare import log_library, read_query
 from vxpress.core.config import check_choice, check_range
 from vxpress.core.data import Cells
 from vxpress.core.inference.posterior import Draws
@@ -184,7 +184,7 @@ def denoise(
     scale = scale_from(adata, cells, target_sum)
     counts = _own_counts(adata, cells, layer, interval) if own_counts else None
     names = _names(adata, cells.keys, key_added, interval) if wanted is None else []
-    request = Request(
+    request = DecodingRequest(
         Draws(n_draws, fit.covariates.decoding_batches(transform_batch), draw_seed(rng)),
         scale,
         genes=chosen,

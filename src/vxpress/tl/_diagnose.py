@@ -11,12 +11,12 @@ from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.diagnosis import Decoding
-from vxpress.bridge.diagnosis import diagnose as diagnose_posterior
-from vxpress.bridge.find import Model
-from vxpress.bridge.predictive import read_scored
-from vxpress.bridge.store import Results, check_adata, own
-from vxpress.bridge.stored import StoredCells, stored_split
+from vxpress.bridge.ask.predictive import read_scored
+from vxpress.bridge.fits.find_fit import Model
+from vxpress.bridge.fits.results import Results, check_adata, own
+from vxpress.bridge.fits.stored_cells import StoredCells, stored_split
+from vxpress.bridge.health.diagnosis import Decoding
+from vxpress.bridge.health.diagnosis import diagnose as diagnose_posterior
 from vxpress.core.config import check_range
 from vxpress.core.data import Cells
 

@@ -14,11 +14,11 @@ from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.find import Model, find_fit
-from vxpress.bridge.prepare import resolve_device
-from vxpress.bridge.query import check_enough_new, encode_query, read_any_query
-from vxpress.bridge.store import Results, check_adata, check_free, own
-from vxpress.bridge.stored import stored_split
+from vxpress.bridge.ask.query import check_enough_new, encode_query, read_any_query
+from vxpress.bridge.fits.find_fit import Model, find_fit
+from vxpress.bridge.fits.results import Results, check_adata, check_free, own
+from vxpress.bridge.fits.stored_cells import stored_split
+from vxpress.bridge.read.prepare import resolve_device
 from vxpress.core.config import check_range
 
 FINE_TUNE_EPOCHS = 10

@@ -16,20 +16,20 @@ from vxpress._entry import entry
 from vxpress._keys import Keys
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.choice import choose_likelihood
-from vxpress.bridge.cure import cure as walk_ladder
-from vxpress.bridge.fit import Fit, Params
-from vxpress.bridge.fit_arguments import check_arguments, model_config_of
-from vxpress.bridge.prepare import (
-    Request,
+from vxpress.bridge.fits.fit import Fit, Params
+from vxpress.bridge.fits.fit_arguments import check_arguments, model_config_of
+from vxpress.bridge.fits.results import announce_replaced, check_adata, check_free, own
+from vxpress.bridge.fits.runner import Runner, finish
+from vxpress.bridge.fitting import as_fit, diagnosis_of, results_of
+from vxpress.bridge.health.choice import choose_likelihood
+from vxpress.bridge.health.cure import cure as walk_ladder
+from vxpress.bridge.health.verdict import is_sound
+from vxpress.bridge.read.prepare import (
+    FitRequest,
     as_tuple,
     check_single_process,
     prepare,
 )
-from vxpress.bridge.results import as_fit, diagnosis_of, results_of
-from vxpress.bridge.run import Runner, finish
-from vxpress.bridge.store import announce_replaced, check_adata, check_free, own
-from vxpress.bridge.verdict import is_sound
 from vxpress.core.config import (
     Dispersion,
     LikelihoodName,
@@ -295,7 +295,7 @@ def fit_vae(
         split_rng=split_rng,
     )
     settings = checked.settings
-    request = Request(
+    request = FitRequest(
         layer,
         mask_var,
         batch_key,

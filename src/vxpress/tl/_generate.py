@@ -15,10 +15,7 @@ from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
-from vxpress.bridge.columns import get_numbers
-from vxpress.bridge.find import Model, find_fit
-from vxpress.bridge.fit import Fit
-from vxpress.bridge.generation import (
+from vxpress.bridge.ask.generation import (
     NO_NAME,
     Columns,
     Labels,
@@ -28,7 +25,10 @@ from vxpress.bridge.generation import (
     requested_labels,
     requested_library,
 )
-from vxpress.bridge.predictive import log_library_of, params_of
+from vxpress.bridge.ask.predictive import log_library_of, params_of
+from vxpress.bridge.fits.find_fit import Model, find_fit
+from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.read.columns import get_numbers
 from vxpress.core.config import check_range
 from vxpress.core.inference.predictive import likelihood_draws
 

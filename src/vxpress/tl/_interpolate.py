@@ -16,16 +16,16 @@ from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
-from vxpress.bridge.arguments import genes_of_fit
-from vxpress.bridge.columns import get_numbers
-from vxpress.bridge.covariates import Batches
-from vxpress.bridge.decoded import DENOISING_SEED, Request, decode
-from vxpress.bridge.endpoints import Endpoint, endpoint_name, endpoint_rows
-from vxpress.bridge.find import Model
-from vxpress.bridge.fit import Fit
-from vxpress.bridge.generation import Columns, get_column_names, requested_covariates
-from vxpress.bridge.store import check_adata
-from vxpress.bridge.stored import StoredCells
+from vxpress.bridge.ask.arguments import genes_of_fit
+from vxpress.bridge.ask.decoded import DENOISING_SEED, DecodingRequest, decode
+from vxpress.bridge.ask.endpoints import Endpoint, endpoint_name, endpoint_rows
+from vxpress.bridge.ask.generation import Columns, get_column_names, requested_covariates
+from vxpress.bridge.fits.find_fit import Model
+from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.results import check_adata
+from vxpress.bridge.fits.stored_cells import StoredCells
+from vxpress.bridge.read.columns import get_numbers
+from vxpress.bridge.read.covariates import Batches
 from vxpress.core.config import check_choice, check_range
 from vxpress.core.inference.paths import CellDensity, linear_path, percentile_among, spherical_path
 from vxpress.core.inference.posterior import Draws
@@ -192,7 +192,7 @@ def interpolate(
             np.zeros_like(path_sd, dtype=np.float32),
             fit.covariates.read(obs, labels=False),
             modelled_g=fit.modelled_g,
-            request=Request(Draws(1, batches, DENOISING_SEED), scale, genes=wanted),
+            request=DecodingRequest(Draws(1, batches, DENOISING_SEED), scale, genes=wanted),
         )[0]
     names = [endpoint_name(adata, groupby, rows) for rows in ends]
     _warn_empty(density["empty"], position_s, names, method)

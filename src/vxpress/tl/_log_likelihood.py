@@ -13,10 +13,10 @@ from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.find import Model, find_fit
-from vxpress.bridge.predictive import check_own, params_of, read_scored, split_of
-from vxpress.bridge.prepare import resolve_device
-from vxpress.bridge.store import Results, check_adata, own
+from vxpress.bridge.ask.predictive import check_own, params_of, read_scored, split_of
+from vxpress.bridge.fits.find_fit import Model, find_fit
+from vxpress.bridge.fits.results import Results, check_adata, own
+from vxpress.bridge.read.prepare import resolve_device
 from vxpress.core.config import check_range
 from vxpress.core.inference.importance import Bound
 from vxpress.core.inference.importance import log_likelihood as importance_log_likelihood

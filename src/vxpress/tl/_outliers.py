@@ -16,12 +16,12 @@ from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.columns import as_mask, find_column
-from vxpress.bridge.find import Model, find_fit
-from vxpress.bridge.fit import Fit
-from vxpress.bridge.query import read_any_query
-from vxpress.bridge.store import Results, check_adata, check_replaceable, own
-from vxpress.bridge.training_cells import fitted_cells, training_latent
+from vxpress.bridge.ask.query import read_any_query
+from vxpress.bridge.fits.find_fit import Model, find_fit
+from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, own
+from vxpress.bridge.fits.training_cells import fitted_cells, training_latent
+from vxpress.bridge.read.columns import as_mask, find_column
 from vxpress.core.config import check_range
 from vxpress.core.inference.anomaly import MAX_REFERENCE, PARTS, Evidence, evidence, neighbor_distance
 from vxpress.core.inference.conformal import DepthAndBatch, Score, cross_fitted, p_values, strata

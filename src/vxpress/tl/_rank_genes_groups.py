@@ -15,13 +15,13 @@ from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.composition import LIBRARY, RelativeTo, requested_relative_to
-from vxpress.bridge.differential import CellSets, Groups, Question, ask
-from vxpress.bridge.find import Model
-from vxpress.bridge.matrix import get_matrix
-from vxpress.bridge.prepare import check_gene_names
-from vxpress.bridge.store import Results, check_adata, check_replaceable, own
-from vxpress.bridge.stored import StoredCells
+from vxpress.bridge.ask.composition import LIBRARY, RelativeTo, requested_relative_to
+from vxpress.bridge.ask.differential import CellSets, Groups, Question, ask
+from vxpress.bridge.fits.find_fit import Model
+from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, own
+from vxpress.bridge.fits.stored_cells import StoredCells
+from vxpress.bridge.read.matrix import get_matrix
+from vxpress.bridge.read.prepare import check_gene_names
 from vxpress.core.config import check_range
 from vxpress.core.inference.differential import Comparison
 

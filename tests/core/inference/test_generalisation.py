@@ -7,8 +7,8 @@ import torch
 from scipy import stats
 
 import vxpress as vx
-from vxpress.bridge.find import find_fit
-from vxpress.bridge.prepare import read_query
+from vxpress.bridge.fits.find_fit import find_fit
+from vxpress.bridge.read.prepare import read_query
 from vxpress.core.inference.generalisation import generalisation
 from vxpress.core.inference.importance import log_likelihood
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vxpress.bridge.find import find_fit
+from vxpress.bridge.fits.find_fit import find_fit
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.response import decoder_response
 

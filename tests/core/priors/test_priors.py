@@ -174,7 +174,7 @@ def test_leading_axes_and_precision(kind: str) -> None:
 def test_weights_of_every_prior_have_known_shapes_on_the_meta_device() -> None:
     for kind in KINDS:
         config = ModelConfig(n_genes=7, n_latent=3, norm="layer", prior=PriorConfig(kind, COMPONENTS, 2))
-        from vxpress.bridge.fit import expected_shapes
+        from vxpress.bridge.fits.fit import expected_shapes
         from vxpress.core.vae import build
 
         state = build(config, 0).state_dict()

@@ -1,0 +1,408 @@
+"""Compare groups of cells of an AnnData by their counts and the expectation of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scanpy import logging as logg
+from scipy import sparse
+
+from vxpress._names import each_value, find_name, find_names
+from vxpress.bridge.ask.composition import LIBRARY, reference_genes, shift_of, warn_composition
+from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
+from vxpress.bridge.read.columns import get_categories
+from vxpress.bridge.read.matrix import canonical, check_counts, get_matrix, matrix_name, row_blocks
+from vxpress.bridge.read.selection import Cells as CellSet
+from vxpress.bridge.read.selection import select_cells
+from vxpress.core.inference.composition import displacement, relative
+from vxpress.core.inference.differential import (
+    Comparison,
+    Contrast,
+    Evidence,
+    Floats,
+    Ints,
+    Prior,
+    Tally,
+    Units,
+    Weights,
+    compare,
+    expected_evidence,
+)
+from vxpress.core.inference.group_expression import GroupExpression, count_overdispersion, decode_units, subsample
+from vxpress.core.progress import parts, steps
+
+BLOCK_COUNTS = 4_000_000
+CellSets: TypeAlias = CellSet | Mapping[str, CellSet]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Names of groups, the code of each cell (-1: in no group), the codes of the tested groups, and that of the reference."""
+
+    names: tuple[str, ...]
+    code_n: Ints
+    tested: tuple[int, ...]
+    reference: int | None
+
+    @classmethod
+    def read(cls, adata: AnnData, groupby: str, groups: str | Sequence[Hashable], reference: Hashable) -> Groups:
+        """Read ``obs[groupby]``; as in scanpy, ``groups`` are tested and "rest" means all other cells."""
+        found = get_categories(adata.obs, groupby, argument="groupby", gaps=True)
+        names = found.names
+        if len(names) < 2:
+            msg = f"obs[{groupby!r}] has {len(names)} categories with cells ({list(names)}); at least two are needed to compare."
+            raise ValueError(msg)
+        rest = isinstance(reference, str) and reference == "rest"
+        compared = None if rest else find_name(reference, names)
+        if compared is None and not rest:
+            msg = f"reference={reference!r} is not a category of obs[{groupby!r}] with cells; choose 'rest' or one of {list(names)}."
+            raise ValueError(msg)
+        wanted = list(names) if isinstance(groups, str) and groups == "all" else find_names(_listed(groups), names)
+        if None in wanted or not wanted:
+            msg = f"groups={groups!r}: obs[{groupby!r}] has the categories {list(names)}. Name one or more of these, or 'all'."
+            raise ValueError(msg)
+        other = None if compared is None else names.index(compared)
+        tested = tuple(i for i, name in enumerate(names) if name in wanted and i != other)
+        if not tested:
+            msg = f"groups={groups!r} names only the reference {reference!r}; name a group to compare with it."
+            raise ValueError(msg)
+        code_n = found.code_n
+        if other is not None:
+            code_n = np.where(np.isin(code_n, (*tested, other)), code_n, -1)
+        return cls(names, code_n, tested, other)
+
+    @classmethod
+    def of_cells(cls, adata: AnnData, cells: CellSets, reference_cells: CellSets | None) -> Groups:
+        """Use given sets of cells: each is compared with the reference cells, or with all cells outside it."""
+        given = cells if isinstance(cells, Mapping) else {"cells": cells}
+        if not given:
+            msg = "cells={} names no set of cells; at least one is expected."
+            raise ValueError(msg)
+        rows = {
+            str(name): select_cells(adata, one, f"cells[{name!r}]" if isinstance(cells, Mapping) else "cells=")
+            for name, one in given.items()
+        }
+        if len(rows) < len(given) or "" in rows:
+            msg = f"cells= has the names {list(given)}; names that differ as text and are not empty are expected."
+            raise ValueError(msg)
+        names = tuple(rows)
+        code_n = np.full(adata.n_obs, -1, dtype=np.int64)
+        for code, (name, at) in enumerate(rows.items()):
+            _check_apart(code_n[at], f"cells[{name!r}]", "another set of cells=")
+            code_n[at] = code
+        if reference_cells is None:
+            code_n[code_n < 0] = len(names)
+            if len(names) == 1 and not (code_n == 1).any():
+                msg = "cells= selects all cells of adata, which leaves none to compare with."
+                raise ValueError(msg)
+            return cls((*names, "rest"), code_n, tuple(range(len(names))), None)
+        if isinstance(reference_cells, Mapping):
+            if len(reference_cells) != 1:
+                msg = f"reference_cells= has {len(reference_cells)} names; one set of cells is expected, with or without a name."
+                raise ValueError(msg)
+            ((name, reference_cells),) = reference_cells.items()
+            reference = str(name)
+        else:
+            reference = "reference_cells"
+        if reference in names or reference == "":
+            msg = f"reference_cells= has the name {reference!r}; a name that is not empty and that no set of cells= has is expected."
+            raise ValueError(msg)
+        at = select_cells(adata, reference_cells, "reference_cells=")
+        _check_apart(code_n[at], "reference_cells=", "cells=")
+        code_n[at] = len(names)
+        return cls((*names, reference), code_n, tuple(range(len(names))), len(names))
+
+    @property
+    def reference_name(self) -> str:
+        """The name of the reference in scanpy's record."""
+        return "rest" if self.reference is None else self.names[self.reference]
+
+
+def _check_apart(code_n: Ints, one: str, other: str) -> None:
+    """Raise if a cell is in two sets."""
+    n = int((code_n >= 0).sum())
+    if n:
+        msg = f"{n} cell(s) of {one} are also in {other}; a cell can be on one side of a comparison only. Remove them from one of the two."
+        raise ValueError(msg)
+
+
+def _listed(groups: str | Sequence[Hashable]) -> list[Hashable]:
+    if isinstance(groups, str) or not isinstance(groups, Iterable):
+        msg = f"groups={groups!r}: a list of categories or 'all' is expected, for example groups=[{groups!r}]."
+        raise ValueError(msg)
+    return each_value(groups)
+
+
+def category_codes(adata: AnnData, key: str | None) -> Ints:
+    """Return the codes of a column of ``obs``; zeros if ``key`` is None."""
+    if key is None:
+        return np.zeros(adata.n_obs, dtype=np.int64)
+    return get_categories(adata.obs, key).code_n
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The model's expectation for groups: mean expression, variance of its log, overdispersion of counts, and batch shift.
+
+    The shift is the ratio of the expression in the cells' own batches to the average over all batches.
+    """
+
+    mean_kg: Floats
+    log_variance_kg: Floats
+    alpha_g: Floats
+    shift_kg: Floats | None
+
+
+def expected_expression(
+    cells: StoredCells,
+    groups: Groups,
+    genes: np.ndarray,
+    *,
+    n_cells: int,
+    n_draws: int,
+    with_shift: bool,
+    rng: np.random.Generator,
+) -> Expected:
+    """Decode at most ``n_cells`` randomly chosen cells of each group, ``n_draws`` times each."""
+    fit = cells.fit
+    chosen = subsample(groups.code_n, n_cells, rng)
+    rows = torch.from_numpy(chosen)
+    mean_nd, var_nd = torch.from_numpy(cells.mean_nd[chosen]), torch.from_numpy(cells.var_nd[chosen])
+    covariates, code = cells.covariates[rows], groups.code_n[chosen]
+    known = fit.covariates.batch_codes(None)
+    batches = tuple(rng.permutation(known).tolist()) if known else (None,)
+    seeds = rng.integers(2**62, size=(2, n_draws))
+
+    def decode(under: tuple[int | None, ...], which: int) -> GroupExpression:
+        found = decode_units(
+            fit.model,
+            mean_nd,
+            var_nd,
+            covariates,
+            code,
+            len(groups.names),
+            batches=under,
+            n_draws=n_draws,
+            seeds=seeds[which],
+        )
+        return GroupExpression(*(_place(part, fit)[:, genes] for part in (found.mean_mg, found.variance_mg)))
+
+    shared = decode(batches, 0)
+    weight_k1 = np.bincount(code, minlength=len(groups.names))[:, None]
+    between_g = (weight_k1 * shared.variance_mg).sum(0) / np.maximum((weight_k1 * shared.mean_mg**2).sum(0), 1e-300)
+    inside_g = count_overdispersion(fit.model, mean_nd, covariates)
+    all_g = np.full(len(fit.genes), float(np.median(inside_g)))
+    all_g[fit.modelled_g] = inside_g
+    # a group of few cells does not show how much cells differ; all groups together do
+    spread_kg = np.maximum(shared.variance_mg / np.maximum(shared.mean_mg, 1e-12) ** 2, between_g)
+    shift = decode((None,), 1).mean_mg / shared.mean_mg if with_shift and known else None
+    mean_kg = np.maximum(shared.mean_mg, 1e-12)
+    return Expected(mean_kg, spread_kg / np.maximum(weight_k1, 1), between_g + all_g[genes], shift)
+
+
+def _place(value_kg: Floats, fit: Fit) -> Floats:
+    """Put columns in the order of the genes of the fit; in ``value_kg``, genes read out follow the modelled genes."""
+    out = np.full((len(value_kg), len(fit.genes)), np.nan)
+    n_inside = int(fit.modelled_g.sum())
+    out[:, fit.modelled_g] = value_kg[:, :n_inside]
+    if value_kg.shape[1] > n_inside:
+        out[:, ~fit.modelled_g] = value_kg[:, n_inside:]
+    return out
+
+
+def tally_counts(
+    adata: AnnData, layer: str | None, genes: np.ndarray, *, units: Units, weights: Weights, library_n: Floats
+) -> Evidence:
+    """Add up the counts of ``genes``, columns of ``adata``, in blocks of cells; raises ``ValueError`` if they are not counts."""
+    column = np.full(adata.n_vars, -1, dtype=np.int64)
+    column[genes] = np.arange(len(genes))
+    tally = Tally(units, weights, len(genes))
+    where = matrix_name(layer)
+    for (rows, block), progress in parts(_blocks(get_matrix(adata, layer)), "reading counts", adata.n_obs):
+        progress.done = rows.stop
+        check_counts(block, where, adata)
+        row_k = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
+        tally.add(rows, row_k, column[block.indices], block.data.astype(np.float64), library_n)
+    return tally.evidence()
+
+
+def _blocks(matrix: object) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    if not sparse.issparse(matrix):
+        yield from row_blocks(matrix)
+        return
+    whole = canonical(matrix)
+    step = max(1, int(BLOCK_COUNTS * whole.shape[0] / max(1, whole.nnz)))
+    for start in range(0, whole.shape[0], step):
+        rows = slice(start, min(start + step, whole.shape[0]))
+        yield rows, whole[rows]
+
+
+@dataclass(frozen=True)
+class Question:
+    """The groups to compare, the log2 fold change to exceed, and the columns of batch and sample."""
+
+    groups: Groups
+    delta: float
+    n_cells: int
+    n_draws: int
+    batch_key: str | None
+    sample_key: str | None
+    relative_to: str | tuple[str, ...] = LIBRARY
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Names of the ranked genes, and for every tested group its comparison and the fold change that counts as no change.
+
+    ``counts`` is True if counts were used.
+    """
+
+    genes: np.ndarray
+    comparisons: Mapping[str, Comparison]
+    shifts: Mapping[str, float]
+    counts: bool
+
+
+def ask(
+    adata: AnnData,
+    cells: StoredCells,
+    question: Question,
+    *,
+    layer: str | None,
+    use_counts: bool | None,
+    rng: np.random.Generator,
+) -> Answer:
+    """Decode, read the counts if they are available, and compare."""
+    groups, fit = question.groups, cells.fit
+    library_n = stored_library(adata, cells.keys)
+    position, genes = _genes(adata, fit)
+    batch_n = category_codes(adata, question.batch_key)
+    sample_n = batch_n if question.sample_key is None else category_codes(adata, question.sample_key)
+    units = Units.of(np.where(library_n > 0, groups.code_n, -1), batch_n, sample_n)
+    contrasts = {groups.names[group]: _contrast(units, groups, group) for group in groups.tested}
+    _warn(units, question, contrasts)
+    expected = expected_expression(
+        cells,
+        groups,
+        genes,
+        n_cells=question.n_cells,
+        n_draws=question.n_draws,
+        with_shift=any(contrast.confounded for contrast in contrasts.values()),
+        rng=rng,
+    )
+    rate_g = (units.n_m @ expected.mean_kg[units.group_m]) / units.n_m.sum()
+    weights = Weights.of(library_n, units, expected.alpha_g, rate_g)
+    evidence = None
+    if use_counts is not False:
+        evidence = _read_evidence(
+            adata,
+            layer,
+            position[genes],
+            insist=use_counts is True,
+            units=units,
+            weights=weights,
+            library_n=library_n,
+        )
+    counted = evidence is not None
+    if evidence is None:
+        evidence = expected_evidence(units, weights, expected.mean_kg[units.group_m], expected.alpha_g)
+    reference = reference_genes(question.relative_to, fit.genes[genes])
+    comparisons, shifts, displaced = {}, {}, {}
+    for name, contrast in steps(contrasts.items(), "comparing groups"):
+        here = evidence
+        if contrast.confounded and counted and expected.shift_kg is not None:
+            # convert exposures to shared batches: only the model separates batch from group here
+            here = replace(evidence, exposure_mg=evidence.exposure_mg * expected.shift_kg[units.group_m])
+        by_sample = question.sample_key is not None or (contrast.confounded and contrast.sample_df(units) >= 1)
+        prior = _prior(here, expected, contrast)
+        shifts[name] = shift_of(question.relative_to, reference, here, contrast, name)
+        if question.relative_to == LIBRARY:
+            displaced[name] = displacement(here, contrast)
+        else:
+            here = relative(here, contrast, shifts[name])
+            prior = replace(prior, up_g=prior.up_g / 2.0 ** shifts[name])
+        comparisons[name] = compare(here, contrast, prior, delta=question.delta, by_sample=by_sample)
+    warn_composition(displaced, fit.genes[genes], question.delta)
+    return Answer(fit.genes[genes], comparisons, shifts, counted)
+
+
+def _genes(adata: AnnData, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Return the column of every gene of the fit in ``adata`` (-1: absent), and the ranked genes, in the order of ``adata``."""
+    if not fit.model.decoder.likelihood.composition:
+        msg = "The fit is Gaussian: it predicts log values and has no count distribution to compare groups by. Fit with likelihood='nb'."
+        raise ValueError(msg)
+    position = np.asarray(adata.var_names.get_indexer(fit.genes))
+    decoded = fit.modelled_g | (fit.params.model.n_readout > 0)
+    genes = np.flatnonzero((position >= 0) & decoded)
+    if len(genes) == 0:
+        msg = f"None of the {len(fit.genes)} genes of the fit (for example {fit.genes[0]!r}) is in adata.var_names (for example {adata.var_names[0]!r})."
+        raise ValueError(msg)
+    if len(genes) < adata.n_vars:
+        logg.warning(
+            f"{adata.n_vars - len(genes)} gene(s) of adata are unknown to the fit, or not read out by it, and are not ranked."
+        )
+    return position, genes[np.argsort(position[genes])]
+
+
+def _contrast(units: Units, groups: Groups, group: int) -> Contrast:
+    for code in (group, groups.reference):
+        if code is not None and not (units.group_m == code).any():
+            msg = f"Group {groups.names[code]!r} has no cell with a size factor above 0. Remove empty cells: sc.pp.filter_cells(adata, min_counts=1)."
+            raise ValueError(msg)
+    return Contrast.of(units, group, groups.reference)
+
+
+def _warn(units: Units, question: Question, contrasts: Mapping[str, Contrast]) -> None:
+    names = question.groups.names
+    small = [name for name in contrasts if units.n_m[units.group_m == names.index(name)].sum() < 3]
+    if small:
+        logg.warning(f"Fewer than 3 cells are in {small}: their results are mostly the model's expectation.")
+    confounded = [name for name, contrast in contrasts.items() if contrast.confounded]
+    if confounded:
+        logg.warning(
+            f"{confounded} share no batch (obs[{question.batch_key!r}]) with the cells they are compared with. The comparison uses "
+            "the model's batch correction, which cannot distinguish a batch effect from a difference between groups. "
+            "batch_key=None compares without correction."
+        )
+    if question.sample_key is not None:
+        alone = [name for name, contrast in contrasts.items() if contrast.sample_df(units) < 1]
+        if alone:
+            logg.warning(
+                f"{alone} and the cells they are compared with come from too few samples (obs[{question.sample_key!r}]) to "
+                "estimate how samples differ: their p-values use one degree of freedom."
+            )
+
+
+def _read_evidence(
+    adata: AnnData, layer: str | None, columns: np.ndarray, *, insist: bool, **sums: Any
+) -> Evidence | None:
+    try:
+        return tally_counts(adata, layer, columns, **sums)
+    except (ValueError, KeyError) as error:
+        if insist:
+            raise
+        logg.warning(
+            f"No counts were found: {error.args[0]}\nGroups are compared by the model's expectation alone, which finds fewer "
+            "differences. Pass use_counts=False if this is intended."
+        )
+        return None
+
+
+def _prior(evidence: Evidence, expected: Expected, contrast: Contrast) -> Prior:
+    """Compute the model's expectation for the cells that are compared."""
+    means, variances = [], []
+    for side in (contrast.up_m, ~contrast.up_m):
+        unit_m = contrast.unit_m[side]
+        group_m, inside = np.unique(evidence.units.group_m[unit_m], return_inverse=True)
+        exposure_kg = np.zeros((len(group_m), evidence.exposure_mg.shape[1]))
+        np.add.at(exposure_kg, inside.reshape(-1), evidence.exposure_mg[unit_m])
+        part_kg = exposure_kg * expected.mean_kg[group_m]
+        means.append(part_kg.sum(0) / exposure_kg.sum(0))
+        variances.append(((part_kg / part_kg.sum(0)) ** 2 * expected.log_variance_kg[group_m]).sum(0))
+    return Prior(means[0], means[1], variances[0] + variances[1])

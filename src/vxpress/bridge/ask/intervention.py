@@ -1,0 +1,70 @@
+"""Set one covariate of a fit to another value in all cells."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from numbers import Real
+
+import numpy as np
+
+from vxpress._names import find_name
+from vxpress.bridge.read.covariates import CovariateTable, warn_far
+from vxpress.core.covariates import Covariates
+from vxpress.core.inference.support import closeness
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """Covariate ``key``, the ``position``-th of its kind, set to ``value``: the name of a category, or a number.
+
+    ``code`` is the input of the model: the code of the category, or the standardised number.
+    """
+
+    key: str
+    position: int
+    value: str | float
+    code: float
+    categorical: bool
+
+    @classmethod
+    def find(cls, table: CovariateTable, key: str, value: Hashable) -> Intervention:
+        """Return the intervention after checking it against the covariates of the fit."""
+        categorical, continuous = [name for name, _ in table.categorical], [name for name, _ in table.continuous]
+        if key in categorical and key in continuous:
+            msg = f"key_covariate={key!r} is both a categorical and a continuous covariate of the fit. Fit again with one of the two."
+            raise ValueError(msg)
+        if key in categorical:
+            i = categorical.index(key)
+            names = table.categorical[i][1]
+            name = find_name(value, names)
+            if name is None:
+                msg = f"value={value!r} is not a category of {key!r} in the fit, which knows {list(names)}. Choose one of these."
+                raise ValueError(msg)
+            return cls(key, i, name, names.index(name), categorical=True)
+        if key not in continuous:
+            known = [*categorical, *continuous]
+            msg = (
+                f"key_covariate={key!r} is not a covariate of the fit (it has {known or 'none'}). Only covariates of the "
+                "decoder can be changed: fit with batch_key=, categorical_covariate_keys= or continuous_covariate_keys=."
+            )
+            raise KeyError(msg)
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not np.isfinite(float(value)):
+            msg = f"value={value!r} was given for the continuous covariate {key!r}; a finite number in its own units is expected."
+            raise ValueError(msg)
+        c = continuous.index(key)
+        _, scale = table.continuous[c]
+        warn_far(key, scale, np.array([float(value)]), "value= is")
+        return cls(key, c, float(value), float(scale.standardise(np.array(float(value)))), categorical=False)
+
+    def apply(self, covariates: Covariates) -> Covariates:
+        """Return the covariates with the new value in all cells."""
+        if self.categorical:
+            return covariates.with_category(self.position, int(self.code))
+        return covariates.with_value(self.position, self.code)
+
+    def weights(self, covariates: Covariates) -> np.ndarray:
+        """Weigh each cell by how close it is to the value: 1 or 0 for a category, a kernel for a number; float64 (n,)."""
+        if self.categorical:
+            return (covariates.categorical_nk[:, self.position].numpy() == int(self.code)).astype(np.float64)
+        return closeness(covariates.continuous_nc[:, self.position].numpy().astype(np.float64), self.code)

@@ -1,0 +1,226 @@
+"""Read and encode cells for a fitted model, also with unseen categories and missing genes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress._keys import LIBRARY_SIZE
+from vxpress._unset import Unset
+from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.read.columns import find_column, is_real
+from vxpress.bridge.read.counts import CountData, read_counts
+from vxpress.bridge.read.library import TOLERANCE, read_library
+from vxpress.bridge.read.prepare import MIN_CELLS, check_gene_names, log_library
+from vxpress.core.data import Cells, Counts
+from vxpress.core.fine_tuning import Completed, fine_tune
+from vxpress.core.inference.posterior import Encoded, encode
+from vxpress.core.masked import Missing, encode_masked
+from vxpress.core.split import split_cells
+from vxpress.core.surgery import extend
+
+# with fewer than this share of the modelled genes, too little is known about a cell to predict the missing ones
+MIN_SHARE = 0.05
+VALIDATION_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class Query:
+    """Cells, the fit extended by their categories, missing genes, and size factors.
+
+    ``observed_n`` is the library size, or, if ``missing`` requires it, the number of molecules to estimate the library size
+    from. ``added`` are the new categories of each categorical covariate.
+    """
+
+    fit: Fit
+    cells: Cells
+    added: tuple[tuple[str, ...], ...]
+    missing: Missing | None
+    observed_n: np.ndarray
+
+    @property
+    def n_known(self) -> list[int]:
+        """How many categories of each categorical covariate the fit knew."""
+        return [
+            len(names) - len(more) for (_, names), more in zip(self.fit.covariates.categorical, self.added, strict=True)
+        ]
+
+    @property
+    def new_n(self) -> np.ndarray:
+        """Which cells have a category that the fit did not know and a count in the modelled genes."""
+        codes = self.cells.covariates.categorical_nk.numpy()
+        counted = self.cells.counts.counted_n.numpy()
+        return np.asarray((codes >= np.array(self.n_known, dtype=np.int64)).any(1) & counted)
+
+
+def read_any_query(adata: AnnData, fit: Fit, layer: str | Unset | None, *, labels: bool, train: bool) -> Query:
+    """Read and check cells, and warn about new categories (which ``train`` says are trained) and missing genes.
+
+    ``fit`` is not changed.
+    """
+    check_gene_names(adata)
+    position = adata.var_names.get_indexer(fit.genes)
+    _check_genes(adata, fit, position)
+    same = len(position) == adata.n_vars and bool((position == np.arange(adata.n_vars)).all())
+    where = fit.params.layer if isinstance(layer, Unset) else layer
+    counts = read_counts(adata, where, fit.modelled_g, None if same else position)
+    missing, observed_n = _missing(adata, fit, counts, position >= 0)
+    table, added = fit.covariates.with_categories_of(adata.obs)
+    covariates = table.read(adata.obs, labels=labels)
+    if any(added):
+        _warn_new_categories(fit, added, train=train)
+        model = extend(fit.model, [len(names) for names in added], fit.covariates.learned)
+        fit = replace(fit, covariates=table, model=model, params=replace(fit.params, model=model.config))
+    return Query(
+        fit, Cells(Counts.from_scipy(counts.inside), log_library(observed_n), covariates), added, missing, observed_n
+    )
+
+
+def encode_query(
+    query: Query, device: torch.device, *, max_epochs: int, rng: np.random.Generator
+) -> tuple[Encoded, np.ndarray, Fit]:
+    """Return posterior and size factor of every cell after at most ``max_epochs`` of fine-tuning, and the fit, on the CPU."""
+    fit = query.fit
+    model, cells = fit.model.to(device), query.cells.to(device)
+    missing = query.missing
+    if missing is not None:
+        missing = replace(missing, observed_g=missing.observed_g.to(device))
+    new = np.flatnonzero(query.new_n)
+    if max_epochs and len(new):
+        completed = None
+        if missing is not None:
+            masked = encode_masked(model, cells, missing, keep_filled=True)
+            assert masked.filled_nh is not None  # noqa: S101 - requested by keep_filled
+            completed = Completed(missing.observed_g, masked.filled_nh)
+            cells = Cells(cells.counts, masked.log_library_n1, cells.covariates)
+        codes_nk = query.cells.covariates.categorical_nk.numpy()[new]
+        split = split_cells(len(new), VALIDATION_FRACTION, rng, codes_nk)
+        fit = replace(fit, covariates=fit.covariates.trained_on(codes_nk[split[0]], known=query.n_known))
+        train, validation = (torch.from_numpy(new[part]).to(device) for part in split)
+        added = [len(names) for names in query.added]
+        seed = int(rng.integers(2**62))
+        outcome = fine_tune(
+            model, cells, added, train, validation, max_epochs=max_epochs, seed=seed, completed=completed
+        )
+        logg.info(
+            f"    trained the weights of new categories for {outcome.n_epochs} epoch(s): the ELBO of {len(validation)} "
+            f"held-out cells went from {outcome.before:.1f} to {outcome.after:.1f} nats per cell"
+        )
+    library_n = query.observed_n
+    if missing is None:
+        encoded = encode(model, cells)
+    else:
+        masked = encode_masked(model, query.cells.to(device), missing)
+        encoded, log_library_n = masked.encoded, masked.log_library_n1.squeeze(-1).cpu().numpy()
+        if not missing.library_known:
+            library_n = np.where(library_n > 0, np.exp(log_library_n.astype(np.float64)), 0.0)
+    if encoded.log_library_n is not None:
+        library_n = np.exp(encoded.log_library_n.astype(np.float64))
+    model.cpu()
+    return encoded, library_n, fit
+
+
+def check_enough_new(query: Query) -> None:
+    """Raise unless there are enough cells to learn new categories from; warn if there is nothing to learn."""
+    if not any(query.added):
+        logg.warning(
+            "fine_tune= trains the weights of new categories, but the fit knows all categories of these cells."
+        )
+        return
+    n_new = int(query.new_n.sum())
+    if n_new < MIN_CELLS:
+        msg = (
+            f"fine_tune= was given, but {n_new} cell(s) with counts have a new category; at least {MIN_CELLS} are needed. "
+            "Omit fine_tune=: new categories are then treated as the average of the known ones."
+        )
+        raise ValueError(msg)
+
+
+def _missing(adata: AnnData, fit: Fit, counts: CountData, present: np.ndarray) -> tuple[Missing | None, np.ndarray]:
+    """Return what is missing, and the size factors, or the molecules to estimate them from."""
+    params = fit.params
+    observed_g = torch.from_numpy(present[fit.modelled_g])
+    all_modelled, all_outside = bool(observed_g.all()), bool(present[~fit.modelled_g].all())
+    if params.model.latent_library:
+        # the encoder of the library uses the modelled genes only
+        return (
+            (None, counts.total_n)
+            if all_modelled
+            else (Missing(observed_g, library_known=False, inside=True), counts.inside_n)
+        )
+    modelled_only = params.library_source == "modelled genes"
+    left = _counts_what_is_left(adata, fit, counts, present)
+    counted = modelled_only or left or params.library_source == "genes present"
+    if not counted or (all_modelled and (modelled_only or all_outside)):
+        library_n = read_library(adata.obs, counts, params.library_source, params.library, params.library_factor)
+        return (None if all_modelled else Missing(observed_g, library_known=True)), library_n
+    # shares refer to modelled genes only, so molecules of other genes count only if none of these genes is missing
+    inside = modelled_only or left or not all_outside
+    return Missing(
+        observed_g, library_known=False, inside=inside, beyond=not modelled_only
+    ), counts.inside_n if inside else counts.total_n
+
+
+def _counts_what_is_left(adata: AnnData, fit: Fit, counts: CountData, present: np.ndarray) -> bool:
+    """Return whether ``obs["library_size"]`` is the sum of the genes present, although modelled genes are missing."""
+    column = f"obs[{LIBRARY_SIZE!r}]"
+    if fit.params.library_source != column or present[fit.modelled_g].all() or LIBRARY_SIZE not in adata.obs:
+        return False
+    stored = find_column(adata.obs, LIBRARY_SIZE)
+    if not is_real(stored.dtype):
+        return False
+    stored_n = stored.to_numpy(dtype=np.float64, na_value=np.nan)
+    if not (stored_n <= counts.total_n * (1 + TOLERANCE) + 0.5).all():
+        return False
+    logg.warning(
+        f"{column} counts only molecules of the genes present, so it is too small for this fit, which counted more genes. Size "
+        "factors are estimated from these molecules and the missing genes."
+    )
+    return True
+
+
+def _check_genes(adata: AnnData, fit: Fit, position: np.ndarray) -> None:
+    """Raise if too few genes are shared, else report how many are missing."""
+    absent = fit.genes[position < 0]
+    if not len(absent):
+        return
+    modelled = fit.genes[fit.modelled_g & (position < 0)]
+    n_modelled, example = int(fit.modelled_g.sum()), list((modelled if len(modelled) else absent)[:5])
+    n_shared = n_modelled - len(modelled)
+    if len(absent) == len(fit.genes):
+        msg = (
+            f"{len(absent)} of the {len(fit.genes)} genes of the fit are missing from adata.var_names (for example {example}). "
+            f"adata uses different gene names (for example {adata.var_names[0]!r}): use the annotation of the fit."
+        )
+        raise ValueError(msg)
+    if n_shared < max(1, MIN_SHARE * n_modelled):
+        msg = (
+            f"{len(modelled)} of the {n_modelled} modelled genes are missing from adata.var_names (for example {example}); "
+            f"at least {MIN_SHARE:.0%} are needed. Pass the full matrix, with the annotation of the fit, or fit again on the "
+            "shared genes: vx.tl.fit_vae(reference[:, reference.var_names.isin(query.var_names)].copy())."
+        )
+        raise ValueError(msg)
+    if len(modelled):
+        logg.warning(
+            f"{len(modelled)} of the {n_modelled} modelled genes are missing from adata.var_names (for example {example}). "
+            "They are treated as not measured, not as zeros."
+        )
+    else:
+        logg.info(f"    {len(absent)} genes outside the model are missing from adata.var_names")
+
+
+def _warn_new_categories(fit: Fit, added: tuple[tuple[str, ...], ...], *, train: bool) -> None:
+    treated = (
+        "Their weights are trained on these cells" if train else "They are treated as the average of the known ones"
+    )
+    for (key, names), more in zip(fit.covariates.categorical, added, strict=True):
+        if more:
+            shown = ", ".join(map(repr, more[:5])) + (", ..." if len(more) > 5 else "")
+            logg.warning(
+                f"obs[{key!r}] holds {len(more)} categor{'y' if len(more) == 1 else 'ies'} that the fit has not seen ({shown}; it "
+                f"knows {', '.join(map(repr, names[:5]))}{', ...' if len(names) > 5 else ''}). {treated}."
+            )

@@ -1,0 +1,79 @@
+"""Check that the parts of a stored fit are consistent; each check raises a ``ValueError`` that names the mismatch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vxpress.core.training import HISTORY
+
+if TYPE_CHECKING:
+    from vxpress.bridge.fits.fit import Params
+    from vxpress.bridge.read.covariates import CovariateTable
+
+
+def check_genes(genes: np.ndarray, modelled_g: np.ndarray) -> None:
+    """Check that gene names are unique and that each has a boolean."""
+    if modelled_g.dtype.kind != "b" or modelled_g.shape != genes.shape:
+        msg = (
+            f"genes['modelled'] has shape {modelled_g.shape} and type {modelled_g.dtype}; one boolean for each of the "
+            f"{len(genes)} genes is expected"
+        )
+        raise ValueError(msg)
+    if len(set(genes)) < len(genes):
+        names, n = np.unique(genes.astype(str), return_counts=True)
+        msg = f"genes['names'] holds repeated names ({names[n > 1].tolist()[:3]})"
+        raise ValueError(msg)
+
+
+def check_sizes(params: Params, covariates: CovariateTable, genes: np.ndarray, modelled_g: np.ndarray) -> None:
+    """Check the numbers of genes and covariates, and the names of the columns, against the settings."""
+    config = params.model
+    found = (
+        len(genes),
+        int(modelled_g.sum()),
+        tuple(len(names) for _, names in covariates.categorical),
+        len(covariates.continuous),
+        0 if covariates.labels is None else len(covariates.labels[1]),
+    )
+    expected = (len(modelled_g), config.n_genes, config.n_categories, config.n_continuous, config.n_labels)
+    if found != expected:
+        msg = f"the numbers of genes and covariates are {found}, but its settings give {expected}"
+        raise ValueError(msg)
+    batch = () if params.batch_key is None else (params.batch_key,)
+    further = tuple(key for key in params.categorical_covariate_keys if key not in batch)
+    named = (batch, (*batch, *further), params.continuous_covariate_keys, params.labels_key)
+    stored = (
+        () if covariates.batch_key is None else (covariates.batch_key,),
+        tuple(key for key, *_ in covariates.categorical),
+        tuple(key for key, *_ in covariates.continuous),
+        None if covariates.labels is None else covariates.labels[0],
+    )
+    if named != stored or config.has_batch != bool(batch) or config.latent_library != (params.library == "latent"):
+        msg = f"its covariates are {stored}, but its settings name {named}, or its library does not match"
+        raise ValueError(msg)
+
+
+def check_conditions(params: Params, prior: Mapping[str, Any]) -> None:
+    """Check that all conditions of the prior are recorded."""
+    expected = params.model.prior.n_conditions
+    names = [str(name) for name in prior.get("categories", ())]
+    found = len(set(names)) + bool(prior.get("unlabelled", False))
+    if found != expected or len(set(names)) < len(names):
+        msg = f"its prior has {expected} condition(s), but {found} are recorded"
+        raise ValueError(msg)
+
+
+def check_history(params: Params, history: Mapping[str, np.ndarray]) -> None:
+    """Check that the history has all columns, each with one number per epoch."""
+    lacking = sorted(set(HISTORY) - set(history))
+    if lacking:
+        msg = f"its history lacks {lacking}"
+        raise ValueError(msg)
+    wrong = [name for name, values in history.items() if values.ndim == 0 or values.dtype.kind not in "fiu"]
+    lengths = {name: len(values) for name, values in history.items() if values.ndim}
+    if wrong or len(set(lengths.values())) != 1 or params.best_epoch >= lengths["lr"]:
+        msg = f"its history does not hold one number per epoch for {params.best_epoch + 1} or more epochs (found: {wrong or lengths})"
+        raise ValueError(msg)

@@ -1,0 +1,231 @@
+"""Convert a fit to the mappings that ``uns`` holds, and back to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from vxpress.bridge.fits.codec import from_uns, to_uns
+from vxpress.bridge.fits.consistency import check_conditions, check_genes, check_history, check_sizes
+from vxpress.bridge.fits.seal import ADVICE, NAME, check_seal, sealed
+from vxpress.bridge.fits.upgrade import FIRST, FORMAT, upgraded
+from vxpress.bridge.read.covariates import CovariateTable
+from vxpress.core.config import ModelConfig, Preset, TrainConfig, check_range
+from vxpress.core.likelihoods import LIKELIHOODS
+from vxpress.core.training import INTERRUPTED
+from vxpress.core.vae import VAE, build, expected_shapes
+
+# parts of every fit, and of some; a file may lose an empty mapping
+PARTS = ("params", "history", "genes", "weights")
+FURTHER = ("format", NAME, "covariates", "diagnostics", "prior", "choice")
+# allowed values of two settings
+SCALES = tuple(sorted({kind.scale for kind in LIKELIHOODS.values()}))
+STOPPED = ("budget", "early", INTERRUPTED)
+NOT_NEGATIVE = ("running_var", "library_log_var_b", "outside_share")
+
+
+@dataclass(frozen=True)
+class Params:
+    """All settings of a fit, enough to run it again; the record under ``uns[key]["params"]``.
+
+    A mask that was given as an array is recorded under ``genes``. A generator given as ``rng`` is not recorded.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    version: str
+    library: str
+    library_source: str
+    scale: str
+    library_factor: float = 1.0
+    layer: str | None = None
+    mask_var: str | None = None
+    batch_key: str | None = None
+    categorical_covariate_keys: tuple[str, ...] = ()
+    continuous_covariate_keys: tuple[str, ...] = ()
+    labels_key: str | None = None
+    validation_fraction: float = 0.1
+    target_sum: float = 1e4
+    preset: str | None = None
+    rng: int | None = None
+    split_rng: int | None = None
+    device: str = "cpu"
+    stopped: str = "budget"
+    best_epoch: int = 0
+    n_steps: int = 0
+    n_voided: int = 0
+    dispersion_gain: float = 0.0
+    n_train: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("validation_fraction", self.validation_fraction, 0.0, 0.99)
+        for name in ("target_sum", "library_factor"):
+            check_range(name, getattr(self, name), np.finfo(float).tiny, np.finfo(float).max)
+        for name in ("best_epoch", "n_steps", "n_voided", "n_train"):
+            check_range(name, getattr(self, name), 0, 2**62, integer=True)
+        for seed in (self.rng, self.split_rng):
+            if seed is not None:
+                check_range("rng", seed, 0, np.inf, integer=True)
+        for name, known in (("scale", SCALES), ("stopped", STOPPED), ("preset", (None, *get_args(Preset)))):
+            if getattr(self, name) not in known:
+                msg = f"{name}={getattr(self, name)!r} was given; one of {list(known)} is expected."
+                raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A trained model with everything needed to use it again."""
+
+    params: Params
+    covariates: CovariateTable
+    genes: np.ndarray
+    modelled_g: np.ndarray
+    model: VAE
+    history: dict[str, np.ndarray]
+    diagnostics: dict[str, Any]
+    prior: dict[str, Any] = field(default_factory=dict)
+    """How the prior was learned, if it was; see :func:`vxpress.tl.fit_prior`."""
+    choice: dict[str, Any] = field(default_factory=dict)
+    """How a setting such as ``likelihood="auto"`` was chosen from the data, if one was."""
+
+    @property
+    def condition_key(self) -> str | None:
+        """The column of ``obs`` that the prior is conditioned on, if any."""
+        return str(self.prior["condition_key"]) if "condition_key" in self.prior else None
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The values of that column that the prior knows, in the order of their codes.
+
+        Cells without a value have one more condition, the last, which has no name.
+        """
+        return tuple(map(str, self.prior["categories"])) if "condition_key" in self.prior else ()
+
+    def to_uns(self) -> dict[str, Any]:
+        """Return nested mappings of scalars, strings and arrays, with a checksum; everything written of a fit is made here."""
+        out = {
+            "format": FORMAT,
+            "params": to_uns(self.params),
+            "history": dict(self.history),
+            "diagnostics": dict(self.diagnostics),
+            "covariates": self.covariates.to_uns(),
+            "genes": {"names": np.array(self.genes, dtype=object), "modelled": self.modelled_g},
+            "weights": {name: value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()},
+        }
+        records = {"prior": self.prior, "choice": self.choice}
+        return sealed(out | {name: dict(record) for name, record in records.items() if record})
+
+    def loadings(self) -> np.ndarray | None:
+        """Return the slopes of the decoded logits in z, float32 (genes, d); None unless the decoder is linear.
+
+        Genes outside the model are NaN.
+        """
+        config = self.params.model
+        if config.decoder != "linear":
+            return None
+        loadings_gd = np.full((len(self.genes), config.n_latent), np.nan, dtype=np.float32)
+        weight = self.model.decoder.location.weight.detach().cpu().numpy()
+        # further columns belong to the condition, further rows to the remainder
+        loadings_gd[self.modelled_g] = weight[: config.n_genes, : config.n_latent]
+        return loadings_gd
+
+    @classmethod
+    def from_uns(cls, stored: Mapping[str, Any]) -> Fit:
+        """Read a fit that :meth:`to_uns` stored; raises ``ValueError`` if it is damaged."""
+        _check_parts(stored)
+        try:
+            fit = cls._read(upgraded(stored))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            why = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+            why = why.removeprefix("The stored fit is damaged: ").rstrip(".")
+            msg = f"The stored fit is damaged: {why}. {ADVICE}"
+            raise ValueError(msg) from error
+        if str(stored["format"]) != FIRST:
+            check_seal(stored)
+        return fit
+
+    @classmethod
+    def _read(cls, stored: Mapping[str, Any]) -> Fit:
+        params = from_uns(Params, stored["params"])
+        covariates = CovariateTable.from_uns(stored.get("covariates", {}))
+        genes = np.array([str(name) for name in stored["genes"]["names"]], dtype=object)
+        modelled_g = np.asarray(stored["genes"]["modelled"])
+        prior = dict(stored.get("prior", {}))
+        history = {str(name): np.asarray(values) for name, values in stored["history"].items()}
+        check_genes(genes, modelled_g)
+        check_sizes(params, covariates, genes, modelled_g)
+        check_conditions(params, prior)
+        check_history(params, history)
+        return cls(
+            params,
+            covariates,
+            genes,
+            modelled_g,
+            load_weights(params.model, stored["weights"]),
+            history,
+            Diagnostics(stored.get("diagnostics", {})),
+            prior,
+            dict(stored.get("choice", {})),
+        )
+
+
+class Diagnostics(dict[str, Any]):
+    """The diagnosis of a fit; the error for a missing entry names the call that writes it."""
+
+    def __missing__(self, name: str) -> Any:
+        msg = f"The diagnostics of the fit lack {name!r}. Compute them with vx.tl.diagnose(adata)."
+        raise KeyError(msg)
+
+
+def _check_parts(stored: Mapping[str, Any]) -> None:
+    """Raise unless all parts are present and mappings, and there are no others."""
+    missing = [part for part in PARTS if not isinstance(stored.get(part), Mapping)]
+    missing += [
+        part
+        for part in FURTHER
+        if part not in ("format", NAME) and part in stored and not isinstance(stored[part], Mapping)
+    ]
+    if missing:
+        msg = f"The stored fit lacks {missing}: it is damaged, or parts of uns were removed. {ADVICE}"
+        raise ValueError(msg)
+    unknown = sorted(set(map(str, stored)) - {*PARTS, *FURTHER})
+    if unknown:
+        msg = f"The stored fit holds {unknown}, which are not parts of a fit: it is damaged, or something was added. Delete these entries of uns[key]."
+        raise ValueError(msg)
+
+
+def load_weights(config: ModelConfig, weights: Mapping[str, Any]) -> VAE:
+    """Build a model with these weights, in evaluation mode; shapes are checked before anything is allocated."""
+    expected = expected_shapes(config)
+    found = {str(name): tuple(np.shape(value)) for name, value in weights.items()}
+    if found != expected:
+        wrong = sorted(name for name in set(found) | set(expected) if found.get(name) != expected.get(name))[:5]
+        msg = f"The stored weights do not match the stored settings (first: {wrong}): the fit is damaged."
+        raise ValueError(msg)
+    state = {str(name): _weight(str(name), value) for name, value in weights.items()}
+    model = build(config, seed=0)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _weight(name: str, value: Any) -> torch.Tensor:
+    """Check a stored weight: single precision, finite, variances at least 0; counters are whole numbers."""
+    array, counter = np.asarray(value), name.endswith("num_batches_tracked")
+    # readers return scalars in double precision
+    ok = array.dtype.kind == ("i" if counter else "f") and (array.ndim == 0 or counter or array.dtype.itemsize == 4)
+    if not ok:
+        msg = (
+            f"the weight {name!r} is of type {array.dtype}; {'whole numbers are' if counter else 'float32 is'} expected"
+        )
+        raise ValueError(msg)
+    if not np.isfinite(array).all():
+        msg = f"the weight {name!r} holds values that are not finite numbers"
+        raise ValueError(msg)
+    if (array < 0).any() and (counter or name.endswith(NOT_NEGATIVE)):
+        msg = f"the weight {name!r} holds values below 0"
+        raise ValueError(msg)
+    return torch.from_numpy(np.array(array, dtype=np.int64 if counter else np.float32))

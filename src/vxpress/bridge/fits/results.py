@@ -1,0 +1,184 @@
+"""Write into an AnnData: all of a result or none of it, and never over other data.
+
+A call replaces the results of an earlier call of the same kind, which a record in ``uns`` shows, so that a repeated call gives
+the same result. Slots with scanpy's names may also be replaced by scanpy's function of that name.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scanpy import logging as logg
+from scipy import sparse
+
+from vxpress._keys import Keys
+from vxpress._signals import interrupts_held
+from vxpress.bridge.fits.upgrade import FORMAT, FORMATS
+from vxpress.bridge.read.columns import find_column
+
+SLOTS = ("obs", "var", "obsm", "obsp", "varm", "layers", "uns")
+
+
+@dataclass
+class Results:
+    """Results to write, by slot and name."""
+
+    obs: dict[str, Any] = field(default_factory=dict)
+    var: dict[str, Any] = field(default_factory=dict)
+    obsm: dict[str, np.ndarray] = field(default_factory=dict)
+    obsp: dict[str, Any] = field(default_factory=dict)
+    varm: dict[str, np.ndarray] = field(default_factory=dict)
+    layers: dict[str, np.ndarray | sparse.csr_matrix] = field(default_factory=dict)
+    uns: dict[str, Any] = field(default_factory=dict)
+    stale: list[tuple[str, str]] = field(default_factory=list)
+    """Slots and names that an earlier fit under the same name wrote and that are no longer valid."""
+
+    def write(self, adata: AnnData) -> None:
+        """Assign everything and remove stale results; if an assignment fails, the AnnData is restored.
+
+        Ctrl-C takes effect after everything is assigned or restored.
+        """
+        with interrupts_held():
+            self._assign(adata)
+
+    def _assign(self, adata: AnnData) -> None:
+        before: list[tuple[Any, str, bool, Any]] = []
+        try:
+            for slot in SLOTS:
+                target = getattr(adata, slot)
+                for name, value in getattr(self, slot).items():
+                    had = name in target
+                    before.append((slot, name, had, target[name] if had else None))
+                    target[name] = value
+            for slot, name in self.stale:
+                if name in getattr(adata, slot):
+                    before.append((slot, name, True, getattr(adata, slot)[name]))
+                    del getattr(adata, slot)[name]
+        except BaseException:
+            for slot, name, had, value in reversed(before):
+                target = getattr(adata, slot)
+                if had:
+                    target[name] = value
+                elif name in target:
+                    del target[name]
+            raise
+
+    def describe(self) -> str:
+        """Return the lines that scanpy logs at verbosity "hint"."""
+        lines = [f"    adata.{slot}[{name!r}]" for slot in SLOTS for name in getattr(self, slot)]
+        return "added\n" + "\n".join(lines)
+
+
+def check_adata(adata: Any, *, copy: bool) -> None:
+    """Raise unless ``adata`` is an AnnData that results can be written to."""
+    if not isinstance(adata, AnnData):
+        kind = type(adata).__name__
+        hint = " Pass one modality, for example mdata.mod['rna']." if kind == "MuData" else ""
+        msg = f"An AnnData is expected as first argument; found {kind}.{hint}"
+        raise TypeError(msg)
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        msg = f"adata has {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is expected."
+        raise ValueError(msg)
+    if adata.isbacked and (copy or adata.is_view):
+        what = "copy=True cannot copy a backed AnnData" if copy else "A view of a backed AnnData cannot hold results"
+        msg = f"{what}. Load it first, adata = adata.to_memory(), or pass the backed AnnData itself."
+        raise ValueError(msg)
+
+
+def own(adata: AnnData, *, copy: bool) -> AnnData:
+    """Return the object to write to: a copy, or ``adata`` itself; a view is turned into an actual AnnData."""
+    if copy:
+        return adata.copy()
+    if adata.is_view:
+        warnings.warn("Received a view of an AnnData. Making a copy.", UserWarning, stacklevel=4)
+        adata._init_as_actual(adata.copy())
+    if adata.isbacked:
+        logg.warning(
+            "The AnnData is backed: results are stored in memory only. Save them with "
+            "adata.to_memory().write_h5ad(path)."
+        )
+    return adata
+
+
+def is_fit(stored: Any) -> bool:
+    """Return whether an entry of ``uns`` is a fit."""
+    return isinstance(stored, Mapping) and str(stored.get("format", "")).startswith("vxpress-fit-")
+
+
+def check_format(stored: Mapping[str, Any], where: str) -> None:
+    """Raise unless this version reads the format of the fit."""
+    if str(stored.get("format")) not in FORMATS:
+        msg = f"{where} is a fit of format {stored.get('format')!r}; this version reads {FORMAT!r}. Update vxpress, or fit again."
+        raise ValueError(msg)
+
+
+def check_free(adata: AnnData, keys: Keys) -> None:
+    """Raise if one of the slots of a fit is taken by something else."""
+    check_single(adata, keys.split, keys.library)
+    if is_fit(adata.uns.get(keys.uns)):
+        return
+    taken = [f"uns[{keys.uns!r}]"] if keys.uns in adata.uns else []
+    taken += [f"obsm[{name!r}]" for name in (keys.latent, keys.latent_var) if name in adata.obsm]
+    taken += [f"layers[{keys.normalized!r}]"] if keys.normalized in adata.layers else []
+    taken += [f"varm[{keys.loadings!r}]"] if keys.loadings in adata.varm else []
+    taken += [f"obs[{name!r}]" for name in (keys.split, keys.library) if name in adata.obs]
+    if taken:
+        msg = (
+            f"adata already holds {', '.join(taken)}, but no fit in uns[{keys.uns!r}] that they belong to. Choose another name "
+            "with key_added=, or delete them first. If they remain from ad.concat, which drops uns, concatenate with "
+            "ad.concat(..., uns_merge='same')."
+        )
+        raise ValueError(msg)
+
+
+def announce_replaced(adata: AnnData, keys: Keys) -> None:
+    """Warn that a fit replaces another one."""
+    stored = adata.uns.get(keys.uns)
+    if not is_fit(stored):
+        return
+    params = stored.get("params", {})
+    batch_key, layer = params.get("batch_key"), params.get("layer")
+    of = [f"{name}={value!r}" for name, value in (("batch_key", batch_key), ("layer", layer)) if value is not None]
+    n_epochs = len(stored.get("history", {}).get("elbo_train", ()))
+    logg.warning(
+        f"The earlier fit in adata.uns[{keys.uns!r}] ({', '.join([*map(str, of), f'{n_epochs} epochs'])}) was replaced. Use "
+        "key_added= to keep several fits."
+    )
+
+
+def has_params(stored: Mapping[str, Any], *names: str) -> bool:
+    """Return whether an entry of ``uns`` is the record of a call with these parameters."""
+    params = stored.get("params")
+    return isinstance(params, Mapping) and set(names) <= set(params)
+
+
+def check_single(adata: AnnData, *names: str) -> None:
+    """Raise if ``obs`` has several columns with a name that is to be written."""
+    for name in names:
+        if name in adata.obs.columns:
+            find_column(adata.obs, name)
+
+
+def check_replaceable(
+    adata: AnnData,
+    record: str,
+    *,
+    ours: Callable[[Mapping[str, Any]], bool],
+    cure: str = "Choose another key_added=, or delete it first.",
+    **slots: list[str],
+) -> None:
+    """Raise if a slot is taken, unless ``uns[record]`` shows that an earlier call of the same kind wrote it."""
+    check_single(adata, *slots.get("obs", ()))
+    stored = adata.uns.get(record)
+    if isinstance(stored, Mapping) and ours(stored):
+        return
+    taken = [f"{slot}[{name!r}]" for slot, names in slots.items() for name in names if name in getattr(adata, slot)]
+    taken += [f"uns[{record!r}]"] if record in adata.uns else []
+    if taken:
+        msg = f"adata already holds {', '.join(taken)}, which no earlier call wrote. {cure}"
+        raise ValueError(msg)

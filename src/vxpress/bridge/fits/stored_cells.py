@@ -1,0 +1,83 @@
+"""Read the results of a fit for every cell from an AnnData: enough to decode without counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from anndata import AnnData
+
+from vxpress._keys import Keys
+from vxpress.bridge.fits.find_fit import Model, find_fit
+from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.read.columns import find_column, get_array, is_real
+from vxpress.core.covariates import Covariates
+
+
+@dataclass(frozen=True)
+class StoredCells:
+    """A fit and its results for every cell: posterior (n, d), float32, and covariates."""
+
+    fit: Fit
+    keys: Keys
+    mean_nd: np.ndarray
+    var_nd: np.ndarray
+    covariates: Covariates
+
+    @classmethod
+    def find(cls, adata: AnnData, model: Model, key: str) -> StoredCells:
+        """Read the results named ``key`` from ``adata``, and the fit from there or from ``model``."""
+        fit, keys = find_fit(adata, model, key), Keys.of(key)
+        return cls(fit, keys, *stored_posterior(adata, fit, keys), fit.covariates.read(adata.obs, labels=False))
+
+
+def stored_library(adata: AnnData, keys: Keys) -> np.ndarray:
+    """Read the size factor of every cell, float64 (n,), that the fit or ``vx.tl.encode`` wrote."""
+    if keys.library not in adata.obs:
+        msg = f"adata.obs lacks {keys.library!r}, the size factors of the fit. Write them with vx.tl.encode(adata, model=...)."
+        raise KeyError(msg)
+    column = find_column(adata.obs, keys.library)
+    values = column.to_numpy(dtype=np.float64, na_value=np.nan) if is_real(column.dtype) else np.array([np.nan])
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+        msg = (
+            f"adata.obs[{keys.library!r}] holds values that are not size factors (NaN or negative). Write it again with "
+            "vx.tl.encode(adata, model=...)."
+        )
+        raise ValueError(msg)
+    return values
+
+
+def stored_posterior(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
+    """Read posterior mean and variance, float32 (n, d); the message of an error names the call that writes them."""
+    missing = [name for name in (keys.latent, keys.latent_var) if name not in adata.obsm]
+    if missing:
+        msg = f"adata.obsm lacks {missing}. Write the posterior of these cells with vx.tl.encode(adata, model=...)."
+        raise KeyError(msg)
+    rewrite = "Write it again with vx.tl.encode(adata, model=...)."
+    mean_nd, var_nd = (get_array(adata, name, rewrite) for name in (keys.latent, keys.latent_var))
+    expected = (adata.n_obs, fit.params.model.n_latent)
+    if mean_nd.shape != expected or var_nd.shape != expected:
+        msg = (
+            f"adata.obsm[{keys.latent!r}] has shape {mean_nd.shape}, but the fit writes {expected}: it belongs to another "
+            "fit. Write it again with vx.tl.encode(adata, model=...)."
+        )
+        raise ValueError(msg)
+    if not (np.isfinite(mean_nd).all() and np.isfinite(var_nd).all() and (var_nd > 0).all()):
+        msg = (
+            f"adata.obsm[{keys.latent!r}] or [{keys.latent_var!r}] holds values that are not a posterior (NaN, or a variance "
+            "that is not positive). Write it again with vx.tl.encode(adata, model=...)."
+        )
+        raise ValueError(msg)
+    return mean_nd, var_nd
+
+
+def stored_split(adata: AnnData, keys: Keys) -> np.ndarray | None:
+    """Read the split that the fit wrote: ``"train"``, ``"validation"`` or ``"query"`` of every cell, object (n,).
+
+    Missing values are ``""``. None if ``obs`` has no such column.
+    """
+    if keys.split not in adata.obs:
+        return None
+    column = find_column(adata.obs, keys.split).astype(object)
+    # concatenation leaves missing values
+    return column.where(column.notna(), "").astype(str).to_numpy(dtype=object)

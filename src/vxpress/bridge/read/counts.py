@@ -1,0 +1,73 @@
+"""Read the counts of a fit: modelled genes, other genes, and molecules per cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+
+from vxpress.bridge.read.matrix import canonical, check_counts, get_matrix, matrix_name, row_blocks
+from vxpress.core.progress import steps
+
+
+@dataclass(frozen=True)
+class CountData:
+    """Counts of the modelled genes and of the other genes (None if there are none), and their totals per cell."""
+
+    inside: sparse.csr_matrix
+    outside: sparse.csr_matrix | None
+    inside_n: np.ndarray
+    total_n: np.ndarray
+
+
+def read_counts(
+    adata: AnnData, layer: str | None, modelled_g: np.ndarray, genes: np.ndarray | None = None
+) -> CountData:
+    """Read and check the counts; ``genes`` selects columns, then ``modelled_g`` marks the modelled genes among them.
+
+    A column is empty if its entry of ``genes`` is -1. Every value is checked once. The user's matrix is never changed. It is
+    not copied if it is canonical CSR in memory and all its genes are modelled.
+    """
+    matrix, where = get_matrix(adata, layer), matrix_name(layer)
+    blocks: list[tuple[sparse.csr_matrix, sparse.csr_matrix | None, np.ndarray, np.ndarray]] = []
+    in_memory = sparse.issparse(matrix)
+    parts = [(slice(0, matrix.shape[0]), canonical(matrix))] if in_memory else row_blocks(matrix)
+    all_modelled = bool(modelled_g.all())
+    for _, block in steps(parts, "reading counts"):
+        check_counts(block, where, adata)
+        picked = block if genes is None else _pick(block, genes)
+        inside = picked if all_modelled else picked[:, modelled_g]
+        outside = None if all_modelled else picked[:, ~modelled_g]
+        blocks.append(
+            (
+                inside.astype(np.float32, copy=False),
+                None if outside is None else outside.astype(np.float32, copy=False),
+                _sums(inside),
+                _sums(picked),
+            )
+        )
+    return CountData(
+        _stack([b[0] for b in blocks]),
+        None if all_modelled else _stack([b[1] for b in blocks]),
+        np.concatenate([b[2] for b in blocks]),
+        np.concatenate([b[3] for b in blocks]),
+    )
+
+
+def _pick(block: sparse.csr_matrix, genes: np.ndarray) -> sparse.csr_matrix:
+    present = np.flatnonzero(genes >= 0)
+    found = block[:, genes[present]].sorted_indices()
+    if len(present) == len(genes):
+        return found
+    indices = present.astype(found.indices.dtype, copy=False)[found.indices]
+    return sparse.csr_matrix((found.data, indices, found.indptr), shape=(block.shape[0], len(genes)))
+
+
+def _sums(block: sparse.csr_matrix) -> np.ndarray:
+    return np.asarray(block.sum(1, dtype=np.float64)).reshape(-1)
+
+
+def _stack(blocks: list) -> sparse.csr_matrix:
+    return blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")

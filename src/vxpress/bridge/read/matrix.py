@@ -1,0 +1,137 @@
+"""Read count matrices of any type in row blocks and check every value once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from anndata.abc import CSCDataset
+from scipy import sparse
+
+from vxpress.core.data import without_stored_zeros
+
+MAX_COUNT = 2**24
+# counts that were normalised and scaled back differ from whole numbers by at most this, plus its square times their size
+NEARLY = 1e-3
+# number of rows checked to find another matrix with counts
+LOOKED_AT = 200
+BLOCK_ENTRIES = 32_000_000
+
+
+def get_matrix(adata: AnnData, layer: str | None) -> Any:
+    """Return ``adata.X`` or a layer, unchanged."""
+    if layer is None:
+        if adata.X is None:
+            msg = f"adata.X is empty. Pass layer= to name the layer that holds the counts.{_elsewhere(adata)}"
+            raise ValueError(msg)
+        return adata.X
+    names = [name for name in adata.layers if name is not None]
+    if layer not in names:
+        msg = f"layer={layer!r} is not in adata.layers (found: {names or 'none'}). Pass layer=None to read adata.X.{_elsewhere(adata)}"
+        raise KeyError(msg)
+    return adata.layers[layer]
+
+
+def matrix_name(layer: str | None) -> str:
+    """Return the name of the matrix in messages."""
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
+def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """Yield canonical CSR blocks of consecutive rows; the matrix itself is never changed.
+
+    ``matrix`` is a numpy array, a scipy sparse matrix or array, or a backed HDF5 or zarr one. A backed CSC matrix is read
+    whole, because its rows are not stored contiguously.
+    """
+    n, g = matrix.shape
+    if isinstance(matrix, CSCDataset):
+        matrix = matrix.to_memory()
+    if sparse.issparse(matrix) and matrix.format != "csr":
+        matrix = (matrix.astype(np.float32) if matrix.dtype.itemsize < 4 else matrix).tocsr()
+    step = n_rows or max(1, BLOCK_ENTRIES // max(1, g))
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        yield rows, canonical(matrix[rows])
+
+
+def canonical(block: Any) -> sparse.csr_matrix:
+    """Convert to a CSR matrix of non-zeros only, with sorted, unique indices and a dtype safe for arithmetic.
+
+    Stored zeros, which remain for example after masking genes, are dropped. The data are copied if anything changes.
+    """
+    if hasattr(block, "compute"):
+        block = block.compute()
+    if not sparse.issparse(block):
+        block = np.asarray(block)
+    if block.dtype.kind not in "biuf":
+        msg = f"Counts must be real numbers; found dtype {block.dtype}."
+        raise ValueError(msg)
+    if block.dtype.itemsize < 4:
+        # small types overflow when duplicate entries are added up
+        block = block.astype(np.float32)
+    out = sparse.csr_matrix(block)
+    # check a new matrix object over the same arrays, because scipy caches the answer on the object
+    fresh = sparse.csr_matrix((out.data, out.indices, out.indptr), shape=out.shape)
+    if not fresh.has_canonical_format:
+        fresh = fresh.copy()
+        fresh.sum_duplicates()
+    return without_stored_zeros(fresh)
+
+
+def check_counts(block: sparse.csr_matrix, where: str, adata: AnnData | None = None) -> None:
+    """Raise ``ValueError`` unless every entry is a whole number from 0 to 2^24.
+
+    If ``adata`` is given, the message names where in it counts can be found.
+    """
+    data = block.data
+    if data.size == 0:
+        return
+    floats = data.dtype.kind == "f"
+    if floats and not np.isfinite(data).all():
+        n_bad = int((~np.isfinite(data)).sum())
+        msg = f"{where} holds {n_bad} value(s) that are NaN or infinite; counts are expected. Remove these cells or genes, or pass layer= to name the layer with raw counts.{_elsewhere(adata)}"
+        raise ValueError(msg)
+    off = np.abs(data - np.rint(data)) if floats else np.zeros(1)
+    low, high = data.min(), data.max()
+    if off.any() and (off <= NEARLY + NEARLY**2 * np.abs(data)).all():
+        msg = (
+            f"{where} holds {int((off > 0).sum())} value(s) that are whole numbers except for rounding errors (for example "
+            f"{data[np.argmax(off)]!s}); raw counts are expected. Round them: {where} = np.rint({where})."
+        )
+        raise ValueError(msg)
+    if low < 0:
+        msg = f"{where} holds negative values (smallest: {low:g}); counts are expected. It looks scaled or centred: pass layer= to name the layer with raw counts.{_elsewhere(adata)}"
+        raise ValueError(msg)
+    if off.any():
+        example = data[np.argmax(off > 0)]
+        msg = f"{where} holds {int((off > 0).sum())} value(s) that are not whole numbers (for example {example!s}); raw counts are expected, but these look normalised or log-transformed. Pass layer= to name the layer with raw counts, for example layer='counts', or read the file again if no copy of the counts was kept. Counts corrected for ambient RNA (SoupX, DecontX) must be rounded first: {where} = np.rint({where}).{_elsewhere(adata)}"
+        raise ValueError(msg)
+    if high > MAX_COUNT:
+        msg = f"{where} holds a count of {high:g}, above 2^24 = {MAX_COUNT}, where single precision no longer distinguishes consecutive whole numbers. Check the matrix, or drop the gene with adata[:, adata.var_names != ...]."
+        raise ValueError(msg)
+
+
+def _elsewhere(adata: AnnData | None) -> str:
+    """Name where an AnnData holds whole numbers, and the call that uses them as counts; empty if nowhere."""
+    if adata is None:
+        return ""
+    layers = [name for name in adata.layers if name is not None and _seem_counts(adata.layers[name])]
+    if layers:
+        return f" adata.layers[{layers[0]!r}] holds whole numbers: pass layer={layers[0]!r}."
+    if adata.raw is not None and _seem_counts(adata.raw.X):
+        return (
+            " adata.raw holds whole numbers: counts = adata.raw.to_adata() gives an AnnData with all genes of raw; "
+            "adata.layers['counts'] = adata.raw[:, adata.var_names].X gives a layer with the genes of adata, for layer='counts'."
+        )
+    return ""
+
+
+def _seem_counts(matrix: Any) -> bool:
+    """Return whether the first rows of a matrix hold only whole numbers of at least 0, and some above 0."""
+    try:
+        data = next(row_blocks(matrix[:LOOKED_AT]))[1].data
+    except (ValueError, TypeError, StopIteration):
+        return False
+    return bool(data.size and (data >= 0).all() and (data == np.rint(data)).all() and data.any())

@@ -1,0 +1,230 @@
+"""Turn an AnnData and arguments into the input of the core, and check both for everything that can be wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress._unset import Unset
+from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.read.columns import as_mask, find_column
+from vxpress.bridge.read.counts import CountData, read_counts
+from vxpress.bridge.read.covariates import CovariateTable
+from vxpress.bridge.read.learned import MIN_CELLS as MIN_LEARNED
+from vxpress.bridge.read.learned import few, with_cells
+from vxpress.bridge.read.library import Library, read_library, resolve_library
+from vxpress.core.data import Cells, Counts
+from vxpress.core.split import split_cells
+
+MIN_CELLS = 4
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """The data that a fit reads."""
+
+    layer: str | None
+    mask_var: str | np.ndarray | Unset | None
+    batch_key: str | None
+    categorical_covariate_keys: tuple[str, ...]
+    continuous_covariate_keys: tuple[str, ...]
+    labels_key: str | None
+    library: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a fit: counts, size factors, covariates, and which cells are held out."""
+
+    counts: CountData
+    modelled_g: np.ndarray
+    mask_name: str | None
+    covariates: CovariateTable
+    library: Library
+    cells: Cells
+    train_n: np.ndarray
+    validation_n: np.ndarray
+
+    def split_n(self) -> np.ndarray:
+        """Return ``"train"``, ``"validation"`` or, for a cell excluded from the fit, ``"query"``."""
+        names = np.full(len(self.cells), "query", dtype=object)
+        names[self.train_n], names[self.validation_n] = "train", "validation"
+        return names
+
+
+def prepare(
+    adata: AnnData,
+    request: FitRequest,
+    *,
+    validation_fraction: float,
+    split_rng: np.random.Generator,
+    library_of_modelled_genes: bool,
+) -> Prepared:
+    """Read the data of a fit, check them, and split the cells."""
+    check_gene_names(adata)
+    modelled_g, mask_name = modelled_genes(adata, request.mask_var)
+    covariates = CovariateTable.learn(
+        adata.obs,
+        request.batch_key,
+        request.categorical_covariate_keys,
+        request.continuous_covariate_keys,
+        request.labels_key,
+    )
+    counts = read_counts(adata, request.layer, modelled_g)
+    _warn_empty_genes(adata, counts, modelled_g)
+    library = resolve_library(adata.obs, counts, request.library, modelled_only=library_of_modelled_genes)
+    usable = np.flatnonzero((library.values_n > 0) & (counts.inside_n > 0))
+    n_empty = adata.n_obs - len(usable)
+    if len(usable) < MIN_CELLS:
+        msg = f"{len(usable)} of {adata.n_obs} cell(s) have a count in the modelled genes; at least {MIN_CELLS} are needed to fit a model. Check adata.X and mask_var=."
+        raise ValueError(msg)
+    if n_empty:
+        logg.warning(
+            f"{n_empty} cell(s) have no count in the modelled genes. They are excluded from the fit (split 'query') and get the "
+            "latent position of an empty cell. sc.pp.filter_cells(adata, min_counts=1) removes them."
+        )
+    cells = Cells(Counts.from_scipy(counts.inside), log_library(library.values_n), covariates.read(adata.obs))
+    codes_nk = cells.covariates.categorical_nk.numpy()[usable]
+    train, validation = split_cells(len(usable), validation_fraction, split_rng, codes_nk)
+    covariates = covariates.trained_on(codes_nk[train])
+    _warn_few_cells(covariates)
+    return Prepared(counts, modelled_g, mask_name, covariates, library, cells, usable[train], usable[validation])
+
+
+def _warn_few_cells(covariates: CovariateTable) -> None:
+    """Warn about categories with too few training cells."""
+    for (key, names), n_train in zip(covariates.categorical, covariates.n_train, strict=True):
+        small, n = few(names, n_train)
+        if not small:
+            continue
+        out = ""
+        if key == covariates.batch_key and len(covariates.averaged_batches) < len(names):
+            out = " Averages over batches exclude these batches."
+        logg.warning(
+            f"obs[{key!r}] has {len(small)} categor{'y' if len(small) == 1 else 'ies'} with fewer than {MIN_LEARNED} training "
+            f"cells: {with_cells(small, n)}. These are too few to learn them well.{out} Merge them with other categories, or remove their cells."
+        )
+
+
+def read_query(adata: AnnData, fit: Fit, layer: str | Unset | None) -> tuple[Cells, np.ndarray]:
+    """Read cells for a fitted model, with genes in the order of the fit, and their size factors."""
+    check_gene_names(adata)
+    position = adata.var_names.get_indexer(fit.genes)
+    missing = fit.genes[position < 0]
+    if len(missing):
+        if len(missing) == len(fit.genes):
+            cure = (
+                f"adata uses different gene names (for example {adata.var_names[0]!r}): use the annotation of the fit."
+            )
+        elif set(missing).isdisjoint(fit.genes[fit.modelled_g]):
+            cure = "All modelled genes are present, but the size factor of the fit also counts the other genes: pass the full matrix."
+        else:
+            cure = (
+                "Use the same annotation as the fit, or fit again on the shared genes: "
+                "vx.tl.fit_vae(reference[:, reference.var_names.isin(query.var_names)].copy())."
+            )
+        msg = (
+            f"{len(missing)} of the {len(fit.genes)} genes of the fit are missing from adata.var_names (for example "
+            f"{list(missing[:5])}). {cure}"
+        )
+        raise ValueError(msg)
+    same = len(position) == adata.n_vars and bool((position == np.arange(adata.n_vars)).all())
+    where = fit.params.layer if isinstance(layer, Unset) else layer
+    counts = read_counts(adata, where, fit.modelled_g, None if same else position)
+    params = fit.params
+    library_n = counts.total_n  # for a latent library, which is inferred
+    if not params.model.latent_library:
+        library_n = read_library(adata.obs, counts, params.library_source, params.library, params.library_factor)
+    covariates = fit.covariates.read(adata.obs, labels=False)
+    return Cells(Counts.from_scipy(counts.inside), log_library(library_n), covariates), library_n
+
+
+def log_library(values_n: np.ndarray) -> torch.Tensor:
+    """Compute log size factors, (n, 1) float32; 0 for an empty cell, whose size factor has no effect."""
+    return torch.from_numpy(np.log(np.where(values_n > 0, values_n, 1.0)).astype(np.float32))[:, None]
+
+
+def check_gene_names(adata: AnnData) -> None:
+    """Raise if gene names are not unique."""
+    if not adata.var_names.is_unique:
+        repeated = adata.var_names[adata.var_names.duplicated()].unique()
+        msg = f"adata.var_names are not unique (for example {list(repeated[:3])}). Make them unique: adata.var_names_make_unique()."
+        raise ValueError(msg)
+
+
+def modelled_genes(adata: AnnData, mask_var: str | np.ndarray | Unset | None) -> tuple[np.ndarray, str | None]:
+    """Return the genes to model as a boolean array, and the name of the mask; the rule is that of ``sc.pp.pca``."""
+    if isinstance(mask_var, Unset):
+        mask_var = "highly_variable" if "highly_variable" in adata.var else None
+    if mask_var is None:
+        return np.ones(adata.n_vars, dtype=bool), None
+    name = mask_var if isinstance(mask_var, str) else None
+    hint = "vx.pp.highly_variable_genes(adata) writes 'highly_variable'."
+    given = mask_var if name is None else find_column(adata.var, name, argument="mask_var", of="var", hint=hint)
+    where = "mask_var" if name is None else f"adata.var[{name!r}]"
+    gaps = (
+        f"Exclude these genes, {where} = {where}.fillna(False).astype(bool), or model all genes: mask_var=None."
+        if name is not None
+        else "Give each gene a value, for example with fillna(False), or model all genes: mask_var=None."
+    )
+    mask = as_mask(given, adata.var_names, where, of="gene", gaps=gaps)
+    if not mask.any():
+        msg = f"mask_var={name or 'the given array'} selects no gene. Pass mask_var=None to model all genes."
+        raise ValueError(msg)
+    logg.info(f"    modelling {int(mask.sum())} of {adata.n_vars} genes" + (f" (var[{name!r}])" if name else ""))
+    return mask, name
+
+
+def _warn_empty_genes(adata: AnnData, counts: CountData, modelled_g: np.ndarray) -> None:
+    n_empty = int((np.asarray(counts.inside.sum(0)).reshape(-1) == 0).sum())
+    if n_empty == int(modelled_g.sum()):
+        msg = "None of the modelled genes has a count. Check adata.X, layer= and mask_var=."
+        raise ValueError(msg)
+    if n_empty:
+        logg.warning(
+            f"{n_empty} of the {int(modelled_g.sum())} modelled genes have no count in any cell; "
+            "sc.pp.filter_genes(adata, min_cells=1) removes them."
+        )
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device: for ``"auto"`` CUDA if available, else the CPU; otherwise the named device, if it is available."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        msg = f"device={device!r} is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:0'."
+        raise ValueError(msg) from error
+    if found.type not in ("cpu", "cuda"):
+        msg = f"device={str(device)!r} is not supported: sums are computed in double precision, which it may lack. Use device='auto', 'cpu' or 'cuda'."
+        raise ValueError(msg)
+    absent = found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count())
+    if absent:
+        msg = f"device={str(device)!r} is not available on this machine. Use device='auto' or device='cpu'."
+        raise ValueError(msg)
+    return found
+
+
+def check_single_process() -> None:
+    """Raise if torchrun started more than one process."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world.isdigit() and int(world) > 1:
+        msg = f"WORLD_SIZE={world}: fitting on several processes is not supported. Run one process (unset WORLD_SIZE)."
+        raise RuntimeError(msg)
+
+
+def as_tuple(keys: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return column names as a tuple; one name may be given as a string."""
+    if keys is None:
+        return ()
+    if not isinstance(keys, Iterable):
+        msg = f"The name of a column, or a list of names, is expected; found {keys!r}."
+        raise TypeError(msg)
+    return (keys,) if isinstance(keys, str) else tuple(keys)

@@ -352,15 +352,15 @@ def device_form(*, stream: bool) -> Iterator[None]:
     script that depends on internals: adapt it if they move, so that the same operations run.
     """
     from vxpress.bridge.fits import runner as run
-    from vxpress.core import device, likelihoods, training
-    from vxpress.core.counts import Counts
-    from vxpress.core.kernels import rule
+    from vxpress.core import device, rule, training
+    from vxpress.core.data.counts import Counts
+    from vxpress.core.likelihoods import counted
 
     with ExitStack() as stack:
         stack.enter_context(rule.plain())
         stack.enter_context(patch.object(training, "_Step", training._DeviceStep))
         stack.enter_context(patch.object(Counts, "dense", Counts.padded_dense))
-        stack.enter_context(patch.object(likelihoods, "_where_counted", likelihoods._where_counted_selected))
+        stack.enter_context(patch.object(counted, "gathered", counted.selected))
         if stream:
             stack.enter_context(patch.object(run, "place", device.streamed))
         yield

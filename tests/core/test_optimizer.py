@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from vxpress.core import rule
 from vxpress.core.config import OptimizerName, TrainConfig
-from vxpress.core.optimizer import BETAS, TorchAdam
+from vxpress.core.optimizer import BETAS, Optimizer, TorchAdam
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
@@ -61,3 +64,37 @@ def test_a_voided_update_has_no_effect(kind: OptimizerName, max_norm: float, tro
         return flat.detach()
 
     assert torch.equal(run(()), run((0, 3)))
+
+
+@pytest.mark.parametrize("saved_plain", [False, True])
+@pytest.mark.parametrize("loaded_plain", [False, True])
+def test_a_loaded_state_continues_with_the_same_steps(saved_plain: bool, loaded_plain: bool) -> None:
+    """The compiled implementation and that in torch operations read each other's states."""
+    config = TrainConfig(max_epochs=1)
+
+    def steps(optimizer: Optimizer, first: int, last: int) -> None:
+        for step in range(first, last):
+            draw = torch.Generator().manual_seed(step)
+            for p in optimizer.parameters:
+                assert p.grad is not None
+                p.grad.copy_(torch.randn(p.shape, generator=draw))
+            (optimizer.step_leading if step % 3 == 0 else optimizer.step)(torch.zeros(()))
+
+    def start(plain: bool) -> Optimizer:
+        weights = [nn.Parameter(torch.ones(5, 3)), nn.Parameter(torch.ones(7))]
+        with rule.plain() if plain else nullcontext():
+            return Optimizer(config, weights, 8, n_leading=1)
+
+    whole = start(saved_plain)
+    steps(whole, 0, 4)
+    state, weights = whole.state_dict(), [p.detach().clone() for p in whole.parameters]
+    steps(whole, 4, 8)
+    resumed = start(loaded_plain)
+    resumed.load_state_dict(state)
+    for p, value in zip(resumed.parameters, weights, strict=True):
+        p.data.copy_(value)
+    steps(resumed, 4, 8)
+    exact = saved_plain == loaded_plain
+    for p, q in zip(resumed.parameters, whole.parameters, strict=True):
+        torch.testing.assert_close(p, q, rtol=0.0 if exact else 1e-5, atol=0.0 if exact else 1e-6)
+    assert resumed.lr == whole.lr

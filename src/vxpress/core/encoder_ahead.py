@@ -7,6 +7,7 @@ ignore z in the meantime, the encoder has nothing left to learn.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,16 @@ class EncoderAhead:
         order = torch.randperm(len(judged), generator=self.generator)[:MAX_CELLS]
         self.judged_rows = judged[order.to(judged.device)]
         self.best, self.waited = -math.inf, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of updates, the best information so far, the epochs without growth, and the generator."""
+        generator = self.generator.get_state()
+        return {"n_steps": self.n_steps, "best": self.best, "waited": self.waited, "generator": generator}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after a stored state; the cells that are judged follow from the seed."""
+        self.n_steps, self.best, self.waited = state["n_steps"], state["best"], state["waited"]
+        self.generator.set_state(state["generator"])
 
     def rows(self, n: int) -> Tensor:
         """Draw training cells for one update."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.data import Cells
+from vxpress.core.loop import copies, keep_best, put, shuffled
 from vxpress.core.networks import Noise
 from vxpress.core.objectives import elbo
 from vxpress.core.progress import steps
@@ -66,17 +67,15 @@ def fine_tune(
     trained = [parameters[name] for name in masks]
     import_for_optimizers()
     optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
+    n_batches = math.ceil(len(train_rows) / BATCH)
     order, noise = torch.Generator().manual_seed(seed), Noise(seed + 1, device)
     eps_nd = _fixed_noise(model, len(validation_rows), seed, device)
 
     def held_out() -> float:
         return _mean_bound(model, cells, validation_rows, eps_nd, completed)
 
-    before = best = held_out()
-    state, best_epoch, epoch = [p.detach().clone() for p in trained], 0, 0
-    n_batches = math.ceil(len(train_rows) / BATCH)
-    for epoch in steps(range(1, max_epochs + 1), "fine-tuning"):
-        for rows in train_rows[torch.randperm(len(train_rows), generator=order).to(device)].tensor_split(n_batches):
+    def epoch(_: int, __: int) -> None:
+        for rows in shuffled(train_rows, order).tensor_split(n_batches):
             optimizer.zero_grad(set_to_none=True)
             loss = -_bound(model, cells, rows, noise, None, completed).mean()
             loss.backward()
@@ -84,18 +83,21 @@ def fine_tune(
                 if parameter.grad is not None:
                     parameter.grad = torch.where(mask & torch.isfinite(parameter.grad), parameter.grad, 0.0)
             optimizer.step()
-        reached = held_out()
-        if reached > best:
-            best, best_epoch, state = reached, epoch, [p.detach().clone() for p in trained]
-        elif epoch - best_epoch >= PATIENCE:
-            break
-    with torch.no_grad():
-        for parameter, value_kept in zip(trained, state, strict=True):
-            parameter.copy_(value_kept)
+
+    before = held_out()
+    kept = keep_best(
+        steps(range(max_epochs), "fine-tuning"),
+        epoch,
+        lambda: -held_out(),
+        lambda: copies(trained),
+        start=-before,
+        patience=PATIENCE,
+    )
+    put(trained, kept.state)
     for name, value in parameters.items():
         value.grad = None
         value.requires_grad_(required[name])
-    return FineTuned(before, best, epoch)
+    return FineTuned(before, -kept.loss, kept.n_steps)
 
 
 def _fixed_noise(model: VAE, n: int, seed: int, device: torch.device) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +19,21 @@ class Noise:
         self.generator = torch.Generator(device=device).manual_seed(seed)
         # for masks on a CPU, where torch draws Bernoulli numbers one by one
         self._bits = np.random.SFC64(seed) if torch.device(device).type == "cpu" else None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state of the generator and, on a CPU, that of the random bits."""
+        state = {"generator": self.generator.get_state()}
+        if self._bits is not None:
+            words = np.asarray(self._bits.state["state"]["state"], np.uint64)
+            state["bits"] = torch.from_numpy(words.view(np.int64).copy())
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where the numbers of a stored state end."""
+        self.generator.set_state(state["generator"])
+        if self._bits is not None:
+            now: Any = self._bits.state
+            self._bits.state = now | {"state": {"state": state["bits"].numpy().view(np.uint64)}}
 
     def normal_like(self, x: Tensor) -> Tensor:
         """Draw standard normal numbers with the shape of ``x``."""

@@ -137,6 +137,13 @@ class Objective:
     def __init__(self, config: TrainConfig, model: VAE) -> None:
         self.config = config
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what the objective has adapted in training; most adapt nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from a stored state."""
+
     def terms(self, model: VAE, batch: Batch, noise: Noise, eps: Tensor | None = None) -> Elbo:
         """Draw z and evaluate the terms; ``eps`` (n, columns), or (n, samples, columns), fixes the noise."""
         raise NotImplementedError
@@ -176,6 +183,13 @@ class ElboObjective(Objective):
         self.floor = config.free_bits * model.config.n_latent / columns
         # kept here, not in the model: reported numbers do not depend on it
         self.share_d = torch.ones(columns, device=model.decoder.location.weight.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"share_d": self.share_d.cpu().clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        # in place: a CUDA graph may read this memory
+        self.share_d.copy_(state["share_d"])
 
     def terms(self, model: VAE, batch: Batch, noise: Noise, eps: Tensor | None = None) -> Elbo:
         return elbo(model, batch, noise, eps)

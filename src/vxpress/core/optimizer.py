@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,6 +106,15 @@ class Optimizer:
         self.done += 1
         return rate
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the schedule, and moments and step counts; the weights are part of the model."""
+        return {"done": self.done, "adam": self.adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the last step of a stored state, of either implementation of Adam."""
+        self.done = state["done"]
+        self.adam.load_state_dict(state["adam"])
+
     def release(self) -> None:
         """Give every parameter its own memory again and remove gradients."""
         for p in self.parameters:
@@ -130,6 +140,20 @@ class TorchAdam:
         self.lr = torch.zeros((), dtype=torch.float64, device=flat.device)
         self.taken = torch.zeros(len(self.parts), dtype=torch.float64, device=flat.device)
         self.betas = torch.full((2,), BETAS[1], dtype=torch.float64, device=flat.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of both moments, (weights,), and the number of steps of every part."""
+        return {
+            "first": self.first.cpu().clone(),
+            "second": self.second.cpu().clone(),
+            "taken": self.taken.long().tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy moments and step counts into the memory that a CUDA graph may read."""
+        self.first.copy_(state["first"])
+        self.second.copy_(state["second"])
+        self.taken.copy_(torch.tensor(state["taken"]))
 
     def set_rate(self, lr: float, momentum: float) -> None:
         """Set learning rate and first momentum of the next update."""
@@ -194,6 +218,17 @@ class _CompiledAdam:
         self.flat, self.gradient = flat.detach().numpy(), gradient.numpy()
         self.moments = torch.zeros_like(gradient).numpy(), torch.zeros_like(gradient).numpy()
         self.decoupled = config.optimizer == "adamw"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the same as :meth:`TorchAdam.state_dict`."""
+        first, second = (torch.from_numpy(moment.copy()) for moment in self.moments)
+        return {"first": first, "second": second, "taken": list(self.taken)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy moments and step counts."""
+        for moment, name in zip(self.moments, ("first", "second"), strict=True):
+            moment[:] = state[name].numpy()
+        self.taken = list(state["taken"])
 
     def step(self, loss: Tensor, lr: float, momentum: float, *, leading: bool = False) -> Tensor:
         from vxpress.core.kernels import adam_rows, team

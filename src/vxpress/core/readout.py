@@ -18,6 +18,7 @@ from torch import Tensor
 from vxpress.core import rule
 from vxpress.core.data import Cells, Counts
 from vxpress.core.likelihoods import log_cp10k
+from vxpress.core.loop import keep_best, shuffled
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 from vxpress.core.whole_import import import_for_optimizers
@@ -72,31 +73,34 @@ def _fit_softmax(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=n_steps + 1)
     order = torch.Generator().manual_seed(seed)
     judged = validation_rows if len(validation_rows) else train_rows[:BATCH]
-    judged = judged[_shuffled(judged, order)[:MAX_JUDGED]]
-    best, best_state = _mean_loss(readout, f_nf, outside, judged), copy.deepcopy(readout.state_dict())
+    judged = shuffled(judged, order)[:MAX_JUDGED]
     gradient = _Gradient(readout, min(BATCH, len(train_rows)))
-    batches = steps(_batches(train_rows, n_steps, order), "reading out genes outside the model", n_steps)
-    for step, batch in enumerate(batches, 1):
+
+    def step(_: int, batch: Tensor) -> None:
         gradient.set(f_nf[batch], *outside.entries(batch))
         optimizer.step()
         schedule.step()
-        if step * CHECKS % n_steps < CHECKS:
-            value = _mean_loss(readout, f_nf, outside, judged)
-            if value < best:
-                best, best_state = value, copy.deepcopy(readout.state_dict())
-    readout.load_state_dict(best_state)
+
+    def judge() -> float:
+        return _mean_loss(readout, f_nf, outside, judged)
+
+    kept = keep_best(
+        steps(_batches(train_rows, n_steps, order), "reading out genes outside the model", n_steps),
+        step,
+        judge,
+        lambda: copy.deepcopy(readout.state_dict()),
+        start=judge(),
+        due=lambda done: done * CHECKS % n_steps < CHECKS,
+    )
+    readout.load_state_dict(kept.state)
     readout.zero_grad(set_to_none=True)
-
-
-def _shuffled(rows: Tensor, order: torch.Generator) -> Tensor:
-    return torch.randperm(len(rows), generator=order).to(rows.device)
 
 
 def _batches(rows: Tensor, n_steps: int, order: torch.Generator) -> Iterator[Tensor]:
     """Yield ``n_steps`` minibatches, in repeated passes over the cells."""
     left = n_steps
     while left:
-        batches = rows[_shuffled(rows, order)].tensor_split(math.ceil(len(rows) / BATCH))[:left]
+        batches = shuffled(rows, order).tensor_split(math.ceil(len(rows) / BATCH))[:left]
         yield from batches
         left -= len(batches)
 

@@ -137,6 +137,13 @@ class Prior(nn.Module):
         """Compute the loss of a fit of the prior alone, (n,): by default the negative log density."""
         return -self.log_prob(z_nd, condition_n)
 
+    def training_state(self) -> dict[str, Tensor]:
+        """Return what training changes besides weights and buffers; nothing, unless a prior draws noise itself."""
+        return {}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Continue training from a stored :meth:`training_state`."""
+
     def set_shares(self, condition_n: Tensor) -> None:
         """Set the shares of the conditions to those among these cells."""
         counts = torch.bincount(condition_n, minlength=self.config.n_conditions).double()

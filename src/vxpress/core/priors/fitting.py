@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vxpress.core.config import PriorConfig
 from vxpress.core.isolation import seeded
+from vxpress.core.loop import copies, keep_best, put
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors import PRIORS, Prior
 from vxpress.core.progress import steps
@@ -75,13 +76,13 @@ def learn(
     parameters = [p for p in prior.parameters() if p.requires_grad]
     if not parameters:
         return Learned(0, 0, [])
-    averages = [p.detach().clone() for p in parameters]
+    averages = copies(parameters)
+    losses: list[float] = []
     import_for_optimizers()
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     every = max(1, n_steps // CHECKS)
-    best, best_step, losses = math.inf, 0, []
-    state = [p.detach().clone() for p in parameters]
-    for step in steps(range(1, n_steps + 1), "learning the prior"):
+
+    def take(step: int, _: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _rate(step, n_steps)
         at = rows[torch.randint(len(rows), (min(BATCH, len(rows)),), generator=generator, device=device)]
@@ -94,17 +95,24 @@ def learn(
         # early on, the mean covers the steps so far
         share = min(AVERAGING, step / (step + 10))
         torch._foreach_lerp_(averages, [p.detach() for p in parameters], 1.0 - share)
-        if step % every == 0 or step == n_steps:
-            losses.append(_loss_with(prior, parameters, averages, *judged, seed=seed))
-            if losses[-1] < best:
-                best, best_step, state = losses[-1], step, [p.clone() for p in averages]
-            if step - best_step >= PATIENCE * every:
-                break
-    _put(parameters, state)
+
+    def judge() -> float:
+        losses.append(_loss_with(prior, parameters, averages, *judged, seed=seed))
+        return losses[-1]
+
+    kept = keep_best(
+        steps(range(n_steps), "learning the prior"),
+        take,
+        judge,
+        lambda: copies(averages),
+        due=lambda step: step % every == 0 or step == n_steps,
+        patience=PATIENCE * every,
+    )
+    put(parameters, kept.state)
     for p in parameters:
         p.grad = None
     prior.eval()
-    return Learned(best_step, step, losses)
+    return Learned(kept.step, kept.n_steps, losses)
 
 
 def _rate(step: int, n_steps: int) -> float:
@@ -114,12 +122,6 @@ def _rate(step: int, n_steps: int) -> float:
         return step / rise
     fall = (1 + math.cos(math.pi * (step - rise) / max(1.0, n_steps - rise))) / 2
     return END_SHARE + (1.0 - END_SHARE) * fall
-
-
-@torch.no_grad()
-def _put(parameters: list[torch.nn.Parameter], values: list[Tensor]) -> None:
-    for p, value in zip(parameters, values, strict=True):
-        p.copy_(value)
 
 
 @torch.no_grad()
@@ -133,9 +135,9 @@ def _loss_with(
     seed: int,
 ) -> float:
     """Compute the mean loss with other weights, with the same noise in every call."""
-    before = [p.detach().clone() for p in parameters]
-    _put(parameters, weights)
+    before = copies(parameters)
+    put(parameters, weights)
     generator = torch.Generator(device=z_nd.device).manual_seed(seed)
     found = float(prior.loss(z_nd, condition_n, generator).double().mean())
-    _put(parameters, before)
+    put(parameters, before)
     return found

@@ -113,8 +113,8 @@ class GaussianPath(StandardisedPrior):
     def __init__(self, config: PriorConfig, n_latent: int) -> None:
         super().__init__(config, n_latent)
         self.velocity = Velocity(n_latent, config.n_conditions)
-        # noise of the bound when trained together with the model, see kl
-        self.__dict__["noise"] = None
+        # of the bound, when trained together with the model
+        self.noise: torch.Generator | None = None
 
     # what subclasses define
 
@@ -179,7 +179,16 @@ class GaussianPath(StandardisedPrior):
     def start_from(self, model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator) -> None:
         """Start as N(0, I), since the network is zero; seed the noise of the bound."""
         seed = int(torch.randint(2**62, (1,), generator=generator))
-        self.__dict__["noise"] = torch.Generator(device=rows.device).manual_seed(seed)
+        self.noise = torch.Generator(device=rows.device).manual_seed(seed)
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {} if self.noise is None else {"noise": self.noise.get_state()}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        self.noise = None
+        if "noise" in state:
+            self.noise = torch.Generator(device=self.centre_d.device)
+            self.noise.set_state(state["noise"])
 
     def loss(self, z_nd: Tensor, condition_n: Tensor | None, generator: torch.Generator) -> Tensor:
         """Compute the squared error of the velocity at one angle per cell, weighted as the subclass defines, (n,)."""
@@ -216,11 +225,12 @@ class GaussianPath(StandardisedPrior):
 
         In evaluation mode every call uses the same noise, so that epochs are comparable.
         """
-        generator = torch.Generator(device=z_nd.device).manual_seed(0)
-        if self.training:
-            generator = self.__dict__["noise"] or generator
-            self.__dict__["noise"] = generator
-        return self.kl_bound(q, z_nd, generator, condition_n)[..., None]
+        fixed = torch.Generator(device=z_nd.device).manual_seed(0)
+        if not self.training:
+            return self.kl_bound(q, z_nd, fixed, condition_n)[..., None]
+        if self.noise is None:
+            self.noise = fixed
+        return self.kl_bound(q, z_nd, self.noise, condition_n)[..., None]
 
     def kl_bound(
         self, q: DiagonalNormal, z_nd: Tensor, generator: torch.Generator, condition_n: Tensor | None = None

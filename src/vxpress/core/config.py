@@ -7,8 +7,9 @@ to train it in the same way.  Both hold only plain scalars and tuples, so one co
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
+
+from vxpress._checks import check_choice, check_range
 
 LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian", "bernoulli"]
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
@@ -24,23 +25,6 @@ ObjectiveName = Literal["elbo", "iwae", "dreg"]
 KlSchedule = Literal["linear", "cyclical", "capacity"]
 FreeBitsForm = Literal["hard", "soft"]
 BATCH_SIZES = 2, 10_000_000
-
-
-def check_choice(name: str, value: object, choices: object) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of the strings of a ``Literal``."""
-    valid = get_args(choices)
-    if value not in valid:
-        msg = f"{name}={value!r} is not known; choose one of {', '.join(map(repr, valid))}."
-        raise ValueError(msg)
-
-
-def check_range(name: str, value: float, low: float, high: float, *, integer: bool = False) -> None:
-    """Raise ``ValueError`` unless ``value`` is a number (with ``integer``, a whole number) from ``low`` to ``high``."""
-    ok_type = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
-    if not ok_type or not low <= value <= high:
-        kind = "a whole number" if integer else "a number"
-        msg = f"{name}={value!r} was given; {kind} from {low:g} to {high:g} is expected."
-        raise ValueError(msg)
 
 
 def plain(config: Any) -> None:

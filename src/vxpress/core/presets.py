@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from vxpress._checks import check_choice, check_range
 from vxpress.core.config import (
     BATCH_SIZES,
     CovariateCode,
@@ -25,8 +26,6 @@ from vxpress.core.config import (
     Schedule,
     TrainConfig,
     WarmupUnit,
-    check_choice,
-    check_range,
 )
 from vxpress.core.priors import PRIORS
 

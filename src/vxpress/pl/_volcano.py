@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import check_name
 from vxpress._names import find_name
 from vxpress.bridge.read.columns import find_column
-from vxpress.core.config import check_range
 from vxpress.pl._colours import MAIN, SECOND, Shades
 from vxpress.pl._labels import label_points
 from vxpress.pl._shared import check_adata, check_switches, finish, panels, plain, put_legend, titled

@@ -13,6 +13,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 from scipy import sparse
 
+from vxpress._checks import check_choice, check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
@@ -20,7 +21,6 @@ from vxpress._seeds import seed_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, own
 from vxpress.bridge.fits.stored_cells import stored_posterior
-from vxpress.core.config import check_choice, check_range
 from vxpress.core.forked import check_numba_threads
 from vxpress.core.inference.nearest import edge_frequency, likelihood_of, nearest
 

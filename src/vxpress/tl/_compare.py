@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import check_name
 from vxpress._progress import progress_bar
@@ -20,7 +21,6 @@ from vxpress.bridge.ask.compared_fits import Candidate, Models, find_candidates,
 from vxpress.bridge.ask.predictive import read_scored
 from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, own
 from vxpress.bridge.read.prepare import resolve_device
-from vxpress.core.config import check_range
 from vxpress.core.data import Cells
 from vxpress.core.inference.comparison import LEVEL, Scores, difference, ranking, verdict
 from vxpress.core.inference.importance import Bound, log_likelihoods

@@ -9,6 +9,7 @@ import numpy as np
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._names import each_value, name_of
@@ -27,7 +28,6 @@ from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, has_params, own
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.read.covariates import Batches
-from vxpress.core.config import check_range
 from vxpress.core.inference.posterior import Draws
 from vxpress.core.inference.support import local_support, neighborhood_size
 

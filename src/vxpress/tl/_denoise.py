@@ -10,6 +10,7 @@ import numpy as np
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._checks import check_choice, check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
@@ -29,7 +30,6 @@ from vxpress.bridge.fits.results import Results, check_adata, check_replaceable,
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
 from vxpress.bridge.read.covariates import Batches
 from vxpress.bridge.read.prepare import log_library, read_query
-from vxpress.core.config import check_choice, check_range
 from vxpress.core.data import Cells
 from vxpress.core.inference.posterior import Draws
 from vxpress.core.likelihoods import LIKELIHOODS

@@ -6,6 +6,7 @@ import numpy as np
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
@@ -17,7 +18,6 @@ from vxpress.bridge.fits.results import Results, check_adata, own
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_split
 from vxpress.bridge.health.diagnosis import Decoding
 from vxpress.bridge.health.diagnosis import diagnose as diagnose_posterior
-from vxpress.core.config import check_range
 from vxpress.core.data import Cells
 
 

@@ -9,6 +9,7 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
@@ -19,7 +20,6 @@ from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.results import Results, check_adata, check_free, own
 from vxpress.bridge.fits.stored_cells import stored_split
 from vxpress.bridge.read.prepare import resolve_device
-from vxpress.core.config import check_range
 
 FINE_TUNE_EPOCHS = 10
 

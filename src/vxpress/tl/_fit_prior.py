@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._checks import check_choice, check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
@@ -25,7 +26,7 @@ from vxpress.bridge.fits.training_cells import learning_split
 from vxpress.bridge.health.diagnosis import OF_THE_PRIOR, Decoding, diagnose
 from vxpress.bridge.read.columns import find_column
 from vxpress.bridge.read.prepare import resolve_device
-from vxpress.core.config import PriorName, check_choice, check_range
+from vxpress.core.config import PriorName
 
 
 @entry

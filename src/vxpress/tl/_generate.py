@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
@@ -29,7 +30,6 @@ from vxpress.bridge.ask.predictive import log_library_of, params_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.read.columns import get_numbers
-from vxpress.core.config import check_range
 from vxpress.core.inference.predictive import likelihood_draws
 
 GENERATED = "generated"

@@ -12,6 +12,7 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._checks import check_choice, check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
@@ -26,7 +27,6 @@ from vxpress.bridge.fits.results import check_adata
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.read.columns import get_numbers
 from vxpress.bridge.read.covariates import Batches
-from vxpress.core.config import check_choice, check_range
 from vxpress.core.inference.paths import CellDensity, linear_path, percentile_among, spherical_path
 from vxpress.core.inference.posterior import Draws
 from vxpress.metrics._latent import log_aggregate_posterior

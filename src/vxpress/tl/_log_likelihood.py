@@ -8,6 +8,7 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
@@ -17,7 +18,6 @@ from vxpress.bridge.ask.predictive import check_own, params_of, read_scored, spl
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.results import Results, check_adata, own
 from vxpress.bridge.read.prepare import resolve_device
-from vxpress.core.config import check_range
 from vxpress.core.inference.importance import Bound
 from vxpress.core.inference.importance import log_likelihood as importance_log_likelihood
 

@@ -11,6 +11,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 from scipy.stats import false_discovery_control, spearmanr
 
+from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
@@ -22,7 +23,6 @@ from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, own
 from vxpress.bridge.fits.training_cells import fitted_cells, training_latent
 from vxpress.bridge.read.columns import as_mask, find_column
-from vxpress.core.config import check_range
 from vxpress.core.inference.anomaly import MAX_REFERENCE, PARTS, Evidence, evidence, neighbor_distance
 from vxpress.core.inference.conformal import DepthAndBatch, Score, cross_fitted, p_values, strata
 

@@ -7,6 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
@@ -15,7 +16,6 @@ from vxpress._unset import UNSET, Unset
 from vxpress.bridge.ask.predictive import check_own, params_of, read_scored
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.results import Results, check_adata, own
-from vxpress.core.config import check_range
 from vxpress.core.inference.predictive_check import LEVELS, Summary
 from vxpress.core.inference.predictive_check import predictive_check as check_counts
 

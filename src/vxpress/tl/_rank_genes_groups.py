@@ -10,6 +10,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 from scipy.stats import false_discovery_control
 
+from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
@@ -22,7 +23,6 @@ from vxpress.bridge.fits.results import Results, check_adata, check_replaceable,
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.read.matrix import get_matrix
 from vxpress.bridge.read.prepare import check_gene_names
-from vxpress.core.config import check_range
 from vxpress.core.inference.differential import Comparison
 
 DEFAULT_NAME = "rank_genes_groups"

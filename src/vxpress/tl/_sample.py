@@ -11,6 +11,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 from scipy import sparse
 
+from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
@@ -22,7 +23,6 @@ from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.results import Results, check_adata, own
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
 from vxpress.bridge.read.prepare import check_gene_names
-from vxpress.core.config import check_range
 from vxpress.core.inference.predictive import predictive_draws
 
 

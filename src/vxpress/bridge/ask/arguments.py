@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._checks import check_range
 from vxpress._names import each_value
 from vxpress._seeds import seed_of
 from vxpress._similar import similar_names
@@ -18,7 +19,6 @@ from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
 from vxpress.bridge.read.columns import as_mask, is_mask
 from vxpress.bridge.read.prepare import check_gene_names
-from vxpress.core.config import check_range
 
 TargetSum = float | Literal["library"] | None
 

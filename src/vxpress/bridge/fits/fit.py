@@ -9,12 +9,13 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from vxpress._checks import check_range
 from vxpress.bridge.fits.codec import from_uns, to_uns
 from vxpress.bridge.fits.consistency import check_conditions, check_genes, check_history, check_sizes
 from vxpress.bridge.fits.seal import ADVICE, NAME, check_seal, sealed
 from vxpress.bridge.fits.upgrade import FIRST, FORMAT, upgraded
 from vxpress.bridge.read.covariates import CovariateTable
-from vxpress.core.config import ModelConfig, Preset, TrainConfig, check_range
+from vxpress.core.config import ModelConfig, Preset, TrainConfig
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.training import INTERRUPTED
 from vxpress.core.vae import VAE, build, expected_shapes

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from vxpress._checks import check_choice, check_range
 from vxpress._seeds import seed_of
 from vxpress.bridge.health.choice import CANDIDATES
 from vxpress.bridge.read.prepare import Prepared, resolve_device
@@ -20,8 +21,6 @@ from vxpress.core.config import (
     PriorConfig,
     PriorName,
     TrainConfig,
-    check_choice,
-    check_range,
 )
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.presets import FitOptions, Settings, resolve, settings_for

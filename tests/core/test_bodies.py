@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from vxpress.core import rule
-from vxpress.core.bodies import MIN_SPLIT_WIDTH
-from vxpress.core.config import DecoderName, LikelihoodName, ModelConfig, Norm
+from vxpress.core.bodies import DECODERS as REGISTRY
+from vxpress.core.bodies import MIN_SPLIT_WIDTH, Body, join
+from vxpress.core.config import DecoderName, LikelihoodName, ModelConfig, Norm, TrainConfig
 from vxpress.core.data import Cells
+from vxpress.core.noise import Noise
+from vxpress.core.surgery import new_weights
+from vxpress.core.training import train
 from vxpress.core.vae import VAE, build
 
 MakeCells = Callable[..., Cells]
@@ -174,3 +179,41 @@ def test_the_other_settings_do_not_change() -> None:
     assert replace(config, decoder="mlp") == ModelConfig(n_genes=G, n_latent=D)
     with pytest.raises(ValueError, match="decoder='deep'"):
         replace(config, decoder="deep")  # type: ignore[arg-type]
+
+
+class Waves(Body):
+    """Features that are sines of z, shifted by the condition."""
+
+    def __init__(self, config: ModelConfig, n_condition: int) -> None:
+        super().__init__()
+        self.n_features = config.n_hidden
+        self.linear = torch.nn.Linear(config.n_latent + n_condition, config.n_hidden)
+
+    def conditioned(self) -> Iterator[str]:
+        yield "linear.weight"
+
+    def forward(self, z_nd: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Tensor:
+        return torch.sin(self.linear(join(z_nd, s_nc)))
+
+
+def test_a_registered_body_is_built_and_trained(make_cells: MakeCells) -> None:
+    cells, rows = make_cells(60, G, n_batches=2), torch.arange(60)
+    REGISTRY.register("waves", Waves)
+    try:
+        model = _model("waves", norm="batch")
+    finally:
+        REGISTRY.remove("waves")
+    assert type(model.decoder.body) is Waves
+    start = model.decoder.body.linear.weight.detach().clone()
+    outcome = train(model, cells, rows[:50], rows[50:], TrainConfig(max_epochs=2, batch_size=25), seed=0)
+    assert not torch.equal(start, model.decoder.body.linear.weight)
+    assert bool(np.isfinite(outcome.history["elbo_train"]).all())
+    # fine-tuning finds the weights of the condition by the names that the body yields
+    assert new_weights(model, (1,))["decoder.body.linear.weight"].sum() == H
+
+
+def test_an_unknown_body_is_an_error() -> None:
+    config = ModelConfig(n_genes=G)
+    object.__setattr__(config, "decoder", "deep")
+    with pytest.raises(ValueError, match="decoder='deep' is not known; choose one of 'mlp', 'skip', 'linear', 'split'"):
+        build(config, 0)

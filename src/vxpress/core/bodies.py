@@ -1,8 +1,7 @@
 """The hidden layers of encoder and decoder.
 
-``n_features`` of a decoder's body is the number of values that it passes to the output layers. A layer that receives
-the condition vector keeps the condition's weights in its last columns; ``conditioned`` yields the names of these
-weights.
+The body of a decoder maps z to the features that its output layers receive. A new one is a subclass of :class:`Body`
+and one entry in :data:`DECODERS`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from vxpress.core import rule
 from vxpress.core.config import ModelConfig
 from vxpress.core.noise import BITS, NO_BITS, Noise
+from vxpress.core.registries import DECODERS
 
 # least number of hidden units of the network of one latent dimension
 MIN_SPLIT_WIDTH = 8
@@ -28,6 +28,25 @@ def join(*parts: Tensor | None) -> Tensor:
     """Concatenate the parts that are not None along the last axis."""
     there = [part for part in parts if part is not None]
     return there[0] if len(there) == 1 else torch.cat(there, dim=-1)
+
+
+class Body(nn.Module):
+    """Base class of the bodies of decoders; every body is built as ``Body(config, n_condition)``.
+
+    ``n_condition`` is the width of the condition vector. ``n_features`` is the number of values per cell that :meth:`forward` returns. If ``receives_condition`` is False,
+    the body does not receive the condition vector, which then enters at the output layers.
+    """
+
+    receives_condition: ClassVar[bool] = True
+    n_features: int
+
+    def conditioned(self) -> Iterator[str]:
+        """Yield the names of the weights whose last columns belong to the condition vector."""
+        yield from ()
+
+    def forward(self, z_nd: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Tensor:
+        """Return the features of each cell, (n, features)."""
+        raise NotImplementedError
 
 
 class MLP(nn.Module):
@@ -65,22 +84,35 @@ class MLP(nn.Module):
         return x
 
 
-class Direct(nn.Module):
+class MLPBody(MLP, Body):
+    """Hidden layers without dropout."""
+
+    with_skips: ClassVar[bool] = False
+
+    def __init__(self, config: ModelConfig, n_condition: int) -> None:
+        super().__init__(config.n_latent, n_condition, config, dropout=0.0, skip=self.with_skips)
+
+
+class Skip(MLPBody):
+    """Hidden layers that all receive z as well, as do the output layers (Dieng et al. 2019)."""
+
+    with_skips = True
+
+
+class Direct(Body):
     """No hidden layer: the output layers receive z itself (Svensson et al. 2020)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    receives_condition = False
+
+    def __init__(self, config: ModelConfig, n_condition: int) -> None:
         super().__init__()
         self.n_features = config.n_latent
-
-    def conditioned(self) -> Iterator[str]:
-        """Yield nothing: there are no weights."""
-        yield from ()
 
     def forward(self, z_nd: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Tensor:
         return z_nd
 
 
-class Split(nn.Module):
+class Split(Body):
     """A separate small network for each latent dimension, which receives no other dimension.
 
     The output layer adds their outputs, so logits are sums of one function per dimension (given the condition), as in
@@ -159,10 +191,7 @@ def _activate(x: Tensor, norm: nn.Module, dropout: float, noise: Noise | None) -
     return x if noise is None or dropout == 0.0 else x * noise.dropout(x, 1.0 - dropout)
 
 
-def decoder_body(config: ModelConfig, n_condition: int) -> MLP | Direct | Split:
-    """Build the body of the decoder that ``config.decoder`` names."""
-    if config.decoder == "linear":
-        return Direct(config)
-    if config.decoder == "split":
-        return Split(config, n_condition)
-    return MLP(config.n_latent, n_condition, config, dropout=0.0, skip=config.decoder == "skip")
+DECODERS.register("mlp", MLPBody)
+DECODERS.register("skip", Skip)
+DECODERS.register("linear", Direct)
+DECODERS.register("split", Split)

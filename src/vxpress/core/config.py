@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_type_hints
 
 from vxpress._checks import check_choice, check_range
+from vxpress.core.registries import DECODERS, LIKELIHOODS
 
 LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian", "bernoulli"]
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
@@ -95,8 +96,8 @@ class ModelConfig:
     prior: PriorConfig = PriorConfig()
 
     def __post_init__(self) -> None:
-        check_choice("likelihood", self.likelihood, LikelihoodName)
-        check_choice("decoder", self.decoder, DecoderName)
+        LIKELIHOODS.check(self.likelihood)
+        DECODERS.check(self.decoder)
         check_choice("dispersion", self.dispersion, Dispersion)
         check_choice("norm", self.norm, Norm)
         check_choice("covariate_code", self.covariate_code, CovariateCode)

@@ -93,8 +93,7 @@ class _FilledEncoder:
         self.encoder = encoder
         self.s_nc = model.conditioner(batch.covariates) if model.config.encode_covariates else None
         self.first_nh = encoder.first_product(batch, self.s_nc)
-        weight: Tensor = encoder.body.linears[0].weight  # type: ignore[assignment]
-        self.weight_mh = weight.detach().t()[missing_g]
+        self.weight_mh = encoder.gene_weights(missing_g)
 
     def product(self, log_x_nm: Tensor) -> Tensor:
         """Compute what the missing genes add to the first layer."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vxpress.core import rule
-from vxpress.core.bodies import MLP, decoder_body, join
+from vxpress.core.bodies import DECODERS, MLP, join
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch
@@ -32,21 +32,37 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, n_condition: int, n_out: int) -> None:
         super().__init__()
         self.body = MLP(config.n_genes, n_condition, config, config.dropout)
-        first = cast("nn.Linear", self.body.linears[0])
+        first = self.first
         # weights of one gene are adjacent in memory, the order in which sparse counts read them
         first.weight = nn.Parameter(first.weight.detach().t().contiguous().t())
         self.mean = nn.Linear(config.n_hidden, n_out)
         self.log_variance = nn.Linear(config.n_hidden, n_out)
 
+    @property
+    def first(self) -> nn.Linear:
+        """The first linear layer; its columns are the genes and then the condition."""
+        return cast("nn.Linear", self.body.linears[0])
+
     def first_product(self, batch: Batch, s_nc: Tensor | None) -> Tensor:
         """Apply the first linear layer to log1p counts and condition, (n, hidden)."""
-        first = cast("nn.Linear", self.body.linears[0])
+        first = self.first
         if not rule.sparse_input(first.weight.device, first.weight.dtype):
-            log_x_ng = batch.x_ng.to(first.weight.dtype).log1p()
-            return cast("Tensor", first(join(log_x_ng, s_nc)))
+            return self.product_of(batch.x_ng.to(first.weight.dtype).log1p(), s_nc)
         from vxpress.core.kernels.input_layer import input_product
 
         return input_product(batch, first.weight, first.bias, s_nc)
+
+    def product_of(self, log_x_ng: Tensor, s_nc: Tensor | None) -> Tensor:
+        """Apply the first linear layer to given log1p counts and condition, (n, hidden)."""
+        return cast("Tensor", self.first(join(log_x_ng, s_nc)))
+
+    def gene_weights(self, genes: Tensor) -> Tensor:
+        """Return the weights of some genes in the first linear layer, (genes, hidden)."""
+        return self.first.weight.detach().t()[genes]
+
+    def conditioned(self) -> Iterator[str]:
+        """Yield the names of the weights whose last columns belong to the condition vector, if it is encoded."""
+        yield from (f"body.{name}" for name in self.body.conditioned())
 
     def forward(self, batch: Batch, s_nc: Tensor | None, noise: Noise | None) -> DiagonalNormal:
         return self.after_first(self.first_product(batch, s_nc), s_nc, noise)
@@ -67,9 +83,10 @@ class Decoder(nn.Module):
         self.likelihood_name = config.likelihood
         self.dispersion = config.dispersion
         self.n_genes = config.n_genes
-        # without a hidden layer, covariates can enter only here
-        self.condition_output = config.condition_output or config.decoder == "linear"
-        self.body = decoder_body(config, n_condition)
+        DECODERS.check(config.decoder)
+        self.body = DECODERS[config.decoder](config, n_condition)
+        # if the body does not receive the covariates, they can enter only here
+        self.condition_output = config.condition_output or not self.body.receives_condition
         n_features = self.body.n_features + (n_condition if self.condition_output else 0)
         # the last output is the share of the molecules outside the modelled genes
         self.location = nn.Linear(n_features, config.n_genes + (config.remainder and self.likelihood.composition))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vxpress.core.registry import Registry
 
 if TYPE_CHECKING:
+    from vxpress.core.bodies import Body
     from vxpress.core.likelihoods import Likelihood
     from vxpress.core.objectives import Objective
     from vxpress.core.priors import Prior
@@ -18,3 +19,4 @@ if TYPE_CHECKING:
 LIKELIHOODS: Registry[type[Likelihood]] = Registry("likelihood", home="vxpress.core.likelihoods")
 PRIORS: Registry[type[Prior]] = Registry("prior", home="vxpress.core.priors")
 OBJECTIVES: Registry[type[Objective]] = Registry("objective", home="vxpress.core.objectives")
+DECODERS: Registry[type[Body]] = Registry("decoder", home="vxpress.core.bodies")

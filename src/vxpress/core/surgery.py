@@ -85,7 +85,7 @@ def _conditioned(model: VAE) -> set[str]:
     names = {f"decoder.{name}" for name in model.decoder.conditioned()}
     if config.encode_covariates:
         parts = ("encoder", "library_encoder")
-        names |= {f"{part}.body.linears.{i}.weight" for part in parts for i in range(config.n_layers)}
+        names |= {f"{part}.{name}" for part in parts for name in model.encoder.conditioned()}
     return names
 
 

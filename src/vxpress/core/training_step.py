@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vxpress.core import rule
-from vxpress.core.bodies import MLP
+from vxpress.core.bodies import MLPBody
 from vxpress.core.config import TrainConfig
 from vxpress.core.data import Batch, Cells
 from vxpress.core.gradients import GradientSink, hand_over
@@ -37,7 +37,7 @@ def covers(model: VAE, cells: Cells, train: TrainConfig) -> bool:
         train.objective == "elbo"
         and train.kl_schedule != "capacity"
         and train.free_bits == 0
-        and config.decoder == "mlp"
+        and type(model.decoder.body) is MLPBody
         and config.norm == "batch"
         and config.n_layers == 1
         and config.covariate_code == "one-hot"
@@ -57,9 +57,9 @@ class TrainingStep:
     def __init__(self, model: VAE, noise: Noise) -> None:
         self.model, self.noise = model, noise
         encoder, decoder = model.encoder, model.decoder
-        self.first = cast("nn.Linear", encoder.body.linears[0])
+        self.first = encoder.first
         self.heads = encoder.mean, encoder.log_variance
-        body = cast("MLP", decoder.body)
+        body = cast("MLPBody", decoder.body)
         self.into = cast("nn.Linear", body.linears[0])
         self.norm_in, self.norm_out = (_Norm(cast("nn.BatchNorm1d", b.norms[0])) for b in (encoder.body, body))
         self.bounds = np.float32(MAX_LOG_VARIANCE), np.float32(MIN_POSTERIOR_VARIANCE)

@@ -70,11 +70,9 @@ class Vamp(ComponentPrior):
         encoder.eval()
         try:
             s_kc: Tensor | None = None
-            input_km: Tensor = self.pseudo_kg
             if model.config.encode_covariates and model.conditioner.width:
-                s_kc = model.conditioner.average(self.known_k).to(input_km).expand(len(input_km), -1)
-                input_km = torch.cat((input_km, s_kc), dim=-1)
-            q = encoder.after_first(encoder.body.linears[0](input_km), s_kc)
+                s_kc = model.conditioner.average(self.known_k).to(self.pseudo_kg).expand(len(self.pseudo_kg), -1)
+            q = encoder.after_first(encoder.product_of(self.pseudo_kg, s_kc), s_kc)
         finally:
             encoder.train(training)
         return q.loc, q.scale

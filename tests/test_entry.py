@@ -264,9 +264,17 @@ def test_fits_in_threads_have_the_bits_of_a_fit_alone(adata: ad.AnnData, prior: 
     assert random_states() == before
 
 
-def test_warnings_point_to_the_line_that_called(adata: ad.AnnData):
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda adata: vx.pp.library_size(adata, overwrite=True),
+        lambda adata: vx.tl.fit_vae(adata, n_latent=2, n_hidden=4, max_epochs=1, denoised=False),
+    ],
+    ids=["library_size", "fit_vae"],
+)
+def test_warnings_point_to_the_line_that_called(adata: ad.AnnData, call: Callable[[ad.AnnData], None]):
     with pytest.warns(UserWarning, match="view") as caught:
-        vx.pp.library_size(adata[:20], overwrite=True)
+        call(adata[:20])
     # anndata 0.13 adds warnings of its own
     ours = [record for record in caught if str(record.message).startswith("Received a view")]
     assert {record.filename for record in ours} == {__file__}

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 import vxpress as vx
-from vxpress.bridge.fits import runner as run
+from vxpress.bridge import fitting
+from vxpress.bridge.fits import runner
 from vxpress.bridge.fits.results import Results
 from vxpress.bridge.health import choice, cure
 from vxpress.core import training
-from vxpress.tl import _fit_vae as fitting
 
 STAGES: dict[str, tuple[Any, str]] = {
-    "encoding": (run, "encode"),
-    "diagnosing": (fitting, "diagnosis_of"),
+    "encoding": (runner, "encode"),
+    "diagnosing": (fitting, "_diagnose"),
     "judging a cure": (cure, "log_likelihood"),
     "choosing": (choice, "log_likelihoods"),
-    "reading out": (run, "fit_readout"),
-    "decoding": (fitting, "results_of"),
+    "reading out": (runner, "fit_readout"),
+    "decoding": (fitting, "_results"),
     "writing": (Results, "write"),
 }
 QUICK = {"n_latent": 3, "n_hidden": 8, "max_epochs": 2, "batch_size": 64, "validation_fraction": 0.2}

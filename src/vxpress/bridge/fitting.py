@@ -1,8 +1,10 @@
-"""Turn a trained model into its diagnosis, its record, and the results to write."""
+"""Fit a model to the cells of an AnnData: read, train, diagnose, cure, choose, and write the results."""
 
 from __future__ import annotations
 
 from copy import deepcopy as copy_of
+from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -14,18 +16,122 @@ from scanpy import logging as logg
 from vxpress._keys import Keys
 from vxpress.bridge.ask.decoded import denoised_matrix
 from vxpress.bridge.fits.fit import Fit, Params
+from vxpress.bridge.fits.fit_arguments import CheckedArguments, model_config_of, train_config_of
 from vxpress.bridge.fits.learn_prior import joint_record
-from vxpress.bridge.fits.results import Results
-from vxpress.bridge.fits.runner import Fitted
+from vxpress.bridge.fits.results import Results, announce_replaced, own
+from vxpress.bridge.fits.runner import Fitted, Runner, finish
+from vxpress.bridge.health.choice import choose_likelihood
+from vxpress.bridge.health.cure import cure
 from vxpress.bridge.health.diagnosis import Decoding, diagnose
-from vxpress.bridge.read.prepare import Prepared
+from vxpress.bridge.health.verdict import is_sound
+from vxpress.bridge.read.prepare import FitRequest, Prepared, prepare
 from vxpress.core.inference.posterior import Encoded
+from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.normal import DiagonalNormal
+from vxpress.core.presets import FitOptions
+from vxpress.core.training import INTERRUPTED, TrainingError
+
+# what users of the call also need
+__all__ = ["FitOptions", "TrainingError", "fit"]
 
 MAX_DENSE_BYTES = 1_000_000_000
 
 
-def diagnosis_of(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
+def fit(
+    adata: AnnData, request: FitRequest, checked: CheckedArguments, keys: Keys, *, copy: bool
+) -> tuple[AnnData, Results]:
+    """Fit a model and write it; returns the AnnData that was written to, a copy with ``copy``, and what was written."""
+    prepared = prepare(
+        adata,
+        request,
+        validation_fraction=checked.validation_fraction,
+        split_rng=checked.split_rng,
+        library_of_modelled_genes=checked.settings.library_of_modelled_genes,
+    )
+    logg.info(f"    library: {prepared.library.source}")
+    runner = Runner(
+        prepared,
+        rng=checked.rng,
+        device=checked.device,
+        start_from_data=checked.settings.start_from_data,
+        describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
+    )
+    fitted = runner.fit(
+        model_config_of(checked, prepared, latent_library=request.library == "latent"),
+        train_config_of(checked, prepared),
+    )
+    fitted, diagnosis, choice = _improved(runner, fitted, checked)
+    finish(fitted.outcome, lambda: runner.read_out(fitted))
+    fitted.model.cpu()
+
+    def complete() -> tuple[AnnData, Results]:
+        params = _params(request, checked, prepared, fitted)
+        found = replace(_as_fit(params, prepared, fitted, adata, diagnosis), choice=choice)
+        results = _results(found, prepared, fitted.encoded, keys, denoised=checked.denoised)
+        _report(found)
+        target = own(adata, copy=copy)
+        announce_replaced(target, keys)
+        results.write(target)
+        return target, results
+
+    return finish(fitted.outcome, complete)
+
+
+def _improved(
+    runner: Runner, fitted: Fitted, checked: CheckedArguments
+) -> tuple[Fitted, dict[str, Any], dict[str, Any]]:
+    """Return the fit after its cure and the choice of its likelihood, if requested, its diagnosis, and the record of the choice."""
+
+    def diagnose_of(tried: Fitted) -> dict[str, Any]:
+        return _diagnose(runner.prepared, tried)
+
+    diagnosis = finish(fitted.outcome, lambda: diagnose_of(fitted))
+    if checked.cure:
+        fitted, diagnosis = cure(runner, fitted, diagnosis, diagnose_of)
+    if not checked.choosing:
+        return fitted, diagnosis, {}
+    # after a cure: with an unsound fit, zero inflation would have to explain what the latent space misses
+    chosen, choice = choose_likelihood(runner, fitted)
+    if chosen is not fitted:
+        of_cure = {name: diagnosis[name] for name in ("cure", "before_cure") if name in diagnosis}
+        diagnosis = finish(chosen.outcome, lambda: diagnose_of(chosen)) | of_cure
+    return chosen, diagnosis, choice
+
+
+def _params(request: FitRequest, checked: CheckedArguments, prepared: Prepared, fitted: Fitted) -> Params:
+    """Return every setting of the fit, and how its training went."""
+    outcome = fitted.outcome
+    rng, split_rng = checked.seeds
+    return Params(
+        model=fitted.model.config,
+        train=fitted.train,
+        version=version("vxpress"),
+        library=request.library,
+        library_source=prepared.library.source,
+        library_factor=prepared.library.factor,
+        scale=LIKELIHOODS[fitted.model.config.likelihood].scale,
+        layer=request.layer,
+        mask_var=prepared.mask_name,
+        batch_key=request.batch_key,
+        categorical_covariate_keys=request.categorical_covariate_keys,
+        continuous_covariate_keys=request.continuous_covariate_keys,
+        labels_key=request.labels_key,
+        validation_fraction=checked.validation_fraction,
+        target_sum=checked.target_sum,
+        preset=checked.preset,
+        rng=rng,
+        split_rng=split_rng,
+        device=str(checked.device),
+        stopped=outcome.stopped,
+        best_epoch=outcome.best_epoch,
+        n_steps=outcome.n_steps,
+        n_voided=outcome.n_voided,
+        dispersion_gain=outcome.dispersion_gain,
+        n_train=len(prepared.train_n),
+    )
+
+
+def _diagnose(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
     """Diagnose a fit of these cells."""
     model = fitted.model
     if prepared.cells.log_library_n1.device != next(model.parameters()).device:
@@ -43,7 +149,7 @@ def diagnosis_of(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
     )
 
 
-def as_fit(params: Params, prepared: Prepared, fitted: Fitted, adata: AnnData, diagnosis: dict[str, Any]) -> Fit:
+def _as_fit(params: Params, prepared: Prepared, fitted: Fitted, adata: AnnData, diagnosis: dict[str, Any]) -> Fit:
     """Return the fit as it is stored."""
     return Fit(
         params,
@@ -64,7 +170,7 @@ def _judged(encoded: Encoded, prepared: Prepared) -> DiagonalNormal:
     return DiagonalNormal(mean, var.sqrt())
 
 
-def results_of(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, denoised: bool | None) -> Results:
+def _results(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, denoised: bool | None) -> Results:
     """Return all that :func:`vxpress.tl.fit_vae` writes; ``denoised`` is its argument."""
     library = prepared.library.values_n
     if encoded.log_library_n is not None:
@@ -100,3 +206,14 @@ def results_of(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, de
             target_sum=fit.params.target_sum,
         )
     return results
+
+
+def _report(fit: Fit) -> None:
+    """Log interruptions, voided steps and the verdict."""
+    params = fit.params
+    if params.stopped == INTERRUPTED:
+        logg.warning(f"The fit was interrupted; the state of epoch {params.best_epoch + 1} is kept.")
+    if params.n_voided:
+        logg.warning(f"{params.n_voided} of {params.n_steps} training steps were not finite and were left out.")
+    verdict = str(fit.diagnostics["verdict"])
+    (logg.info if is_sound(verdict) else logg.warning)(verdict)

@@ -1,7 +1,6 @@
 """Tools: fit a model and use it."""
 
-from vxpress.core.presets import FitOptions
-from vxpress.core.training import TrainingError
+from vxpress.bridge.fitting import FitOptions, TrainingError
 from vxpress.tl._cluster_stability import cluster_stability
 from vxpress.tl._compare import compare
 from vxpress.tl._counterfactual import counterfactual

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from importlib.metadata import version
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,31 +14,17 @@ from vxpress._entry import entry
 from vxpress._keys import Keys
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.fits.fit import Fit, Params
-from vxpress.bridge.fits.fit_arguments import check_arguments, model_config_of
-from vxpress.bridge.fits.results import announce_replaced, check_adata, check_free, own
-from vxpress.bridge.fits.runner import Runner, finish
-from vxpress.bridge.fitting import as_fit, diagnosis_of, results_of
-from vxpress.bridge.health.choice import choose_likelihood
-from vxpress.bridge.health.cure import cure as walk_ladder
-from vxpress.bridge.health.verdict import is_sound
-from vxpress.bridge.read.prepare import (
-    FitRequest,
-    as_tuple,
-    check_single_process,
-    prepare,
-)
-from vxpress.core.config import (
+from vxpress.bridge.fits.fit_arguments import (
     Dispersion,
     LikelihoodName,
     ObjectiveName,
     Preset,
     PriorName,
-    TrainConfig,
+    check_arguments,
 )
-from vxpress.core.likelihoods import LIKELIHOODS
-from vxpress.core.presets import FitOptions, settings_for
-from vxpress.core.training import INTERRUPTED
+from vxpress.bridge.fits.results import check_adata, check_free
+from vxpress.bridge.fitting import FitOptions, fit
+from vxpress.bridge.read.prepare import FitRequest, as_tuple, check_single_process
 
 
 @entry
@@ -294,7 +278,6 @@ def fit_vae(
         rng=rng,
         split_rng=split_rng,
     )
-    settings = checked.settings
     request = FitRequest(
         layer,
         mask_var,
@@ -306,97 +289,6 @@ def fit_vae(
     )
     start = logg.info("fitting a variational autoencoder")
     with progress_bar("fit_vae", progress):
-        prepared = prepare(
-            adata,
-            request,
-            validation_fraction=validation_fraction,
-            split_rng=checked.split_rng,
-            library_of_modelled_genes=settings.library_of_modelled_genes,
-        )
-        logg.info(f"    library: {prepared.library.source}")
-        model_config = model_config_of(settings, prepared, dispersion, latent_library=library == "latent")
-        settings = settings.sized(len(prepared.train_n))
-        train_config = TrainConfig(
-            max_epochs=settings.max_epochs(len(prepared.train_n), len(prepared.validation_n))
-            if max_epochs is None
-            else max_epochs,
-            **{**settings_for(TrainConfig, settings), "beta": beta},
-        )
-        runner = Runner(
-            prepared,
-            rng=checked.rng,
-            device=checked.device,
-            start_from_data=settings.start_from_data,
-            describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
-        )
-        fitted = runner.fit(model_config, train_config)
-        diagnosis = finish(fitted.outcome, lambda: diagnosis_of(prepared, fitted))
-        if cure:
-            fitted, diagnosis = walk_ladder(runner, fitted, diagnosis, lambda tried: diagnosis_of(prepared, tried))
-        choice: dict[str, Any] = {}
-        if checked.choosing:
-            # after a cure: with an unsound fit, zero inflation would have to explain what the latent space misses
-            simplest = fitted
-            fitted, choice = choose_likelihood(runner, simplest)
-            if fitted is not simplest:
-                of_cure = {name: diagnosis[name] for name in ("cure", "before_cure") if name in diagnosis}
-                diagnosis = finish(fitted.outcome, lambda: diagnosis_of(prepared, fitted)) | of_cure
-        finish(fitted.outcome, lambda: runner.read_out(fitted))
-        fitted.model.cpu()
-
-        def params_of() -> Params:
-            return Params(
-                model=fitted.model.config,
-                train=fitted.train,
-                version=version("vxpress"),
-                library=library,
-                library_source=prepared.library.source,
-                library_factor=prepared.library.factor,
-                scale=LIKELIHOODS[fitted.model.config.likelihood].scale,
-                layer=layer,
-                mask_var=prepared.mask_name,
-                batch_key=batch_key,
-                categorical_covariate_keys=request.categorical_covariate_keys,
-                continuous_covariate_keys=request.continuous_covariate_keys,
-                labels_key=labels_key,
-                validation_fraction=float(validation_fraction),
-                target_sum=float(target_sum),
-                preset=preset,
-                rng=_seed_of(rng),
-                split_rng=_seed_of(split_rng),
-                device=str(checked.device),
-                stopped=fitted.outcome.stopped,
-                best_epoch=fitted.outcome.best_epoch,
-                n_steps=fitted.outcome.n_steps,
-                n_voided=fitted.outcome.n_voided,
-                dispersion_gain=fitted.outcome.dispersion_gain,
-                n_train=len(prepared.train_n),
-            )
-
-        def complete() -> AnnData:
-            fit = replace(as_fit(params_of(), prepared, fitted, adata, diagnosis), choice=choice)
-            results = results_of(fit, prepared, fitted.encoded, keys, denoised=denoised)
-            _report(fit)
-            target = own(adata, copy=copy)
-            announce_replaced(target, keys)
-            results.write(target)
-            logg.info("    finished", time=start, deep=results.describe())
-            return target
-
-        target = finish(fitted.outcome, complete)
+        target, results = fit(adata, request, checked, keys, copy=copy)
+    logg.info("    finished", time=start, deep=results.describe())
     return target if copy else None
-
-
-def _report(fit: Fit) -> None:
-    """Log interruptions, voided steps and the verdict."""
-    params = fit.params
-    if params.stopped == INTERRUPTED:
-        logg.warning(f"The fit was interrupted; the state of epoch {params.best_epoch + 1} is kept.")
-    if params.n_voided:
-        logg.warning(f"{params.n_voided} of {params.n_steps} training steps were not finite and were left out.")
-    verdict = str(fit.diagnostics["verdict"])
-    (logg.info if is_sound(verdict) else logg.warning)(verdict)
-
-
-def _seed_of(rng: Any) -> int | None:
-    return int(rng) if isinstance(rng, (int, np.integer)) else None

@@ -180,7 +180,7 @@ def test_a_healthy_fit_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_first_step_follows_the_verdict(
     monkeypatch: pytest.MonkeyPatch, verdict: str, settings: dict[str, Any], first: str
 ) -> None:
-    monkeypatch.setitem(PRIORS, "vamp", Prior)
+    monkeypatch.setitem(PRIORS._entries, "vamp", Prior)
     calls: list[Any] = []
 
     def once(fitted: Any) -> str:

@@ -29,13 +29,22 @@ from vxpress.core.priors import PRIORS
 
 @dataclass(frozen=True)
 class CheckedArguments:
-    """Arguments of a fit, after their checks."""
+    """Arguments of a fit, after their checks; ``seeds`` are those of ``rng`` and ``split_rng``, None for a generator."""
 
     device: torch.device
     rng: np.random.Generator
     split_rng: np.random.Generator
+    seeds: tuple[int | None, int | None]
     settings: Settings
     choosing: bool
+    dispersion: Dispersion
+    beta: float
+    max_epochs: int | None
+    validation_fraction: float
+    preset: Preset | None
+    cure: bool
+    denoised: bool | None
+    target_sum: float
 
 
 def check_arguments(
@@ -99,7 +108,26 @@ def check_arguments(
         msg = "cure=True needs held-out cells, but validation_fraction=0 leaves none. Pass validation_fraction=0.1."
         raise ValueError(msg)
     _check_ranges(settings, beta, max_epochs)
-    return CheckedArguments(torch_device, generator, split_generator, settings, choosing)
+    return CheckedArguments(
+        torch_device,
+        generator,
+        split_generator,
+        (_number(rng), _number(split_rng)),
+        settings,
+        choosing,
+        dispersion,
+        beta,
+        max_epochs,
+        float(validation_fraction),
+        preset,
+        cure,
+        denoised,
+        float(target_sum),
+    )
+
+
+def _number(rng: object) -> int | None:
+    return int(rng) if isinstance(rng, (int, np.integer)) else None
 
 
 def _check_ranges(settings: Settings, beta: float, max_epochs: int | None) -> None:
@@ -142,16 +170,14 @@ def _check_choosing(validation_fraction: float) -> None:
         raise ValueError(msg)
 
 
-def model_config_of(
-    settings: Settings, prepared: Prepared, dispersion: Dispersion, *, latent_library: bool
-) -> ModelConfig:
+def model_config_of(checked: CheckedArguments, prepared: Prepared, *, latent_library: bool) -> ModelConfig:
     """Return the configuration of the model from the settings and the data of a fit."""
+    settings, table = checked.settings, prepared.covariates
     check_choice("likelihood", settings.likelihood, LikelihoodName)
-    table = prepared.covariates
     n_outside = int((~prepared.modelled_g).sum())
     return ModelConfig(
         n_genes=int(prepared.modelled_g.sum()),
-        dispersion=dispersion,
+        dispersion=checked.dispersion,
         n_categories=tuple(len(names) for _, names in table.categorical),
         has_batch=table.batch_key is not None,
         n_continuous=len(table.continuous),
@@ -162,3 +188,11 @@ def model_config_of(
         prior=PriorConfig(settings.prior, settings.prior_components),
         **settings_for(ModelConfig, settings),
     )
+
+
+def train_config_of(checked: CheckedArguments, prepared: Prepared) -> TrainConfig:
+    """Return the configuration of the training from the settings and the number of cells of a fit."""
+    n_train, n_validation = len(prepared.train_n), len(prepared.validation_n)
+    settings = checked.settings.sized(n_train)
+    n_epochs = settings.max_epochs(n_train, n_validation) if checked.max_epochs is None else checked.max_epochs
+    return TrainConfig(max_epochs=n_epochs, **{**settings_for(TrainConfig, settings), "beta": checked.beta})

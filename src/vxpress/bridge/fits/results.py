@@ -6,6 +6,7 @@ the same result. Slots with scanpy's names may also be replaced by scanpy's func
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ def own(adata: AnnData, *, copy: bool) -> AnnData:
     if copy:
         return adata.copy()
     if adata.is_view:
-        warnings.warn("Received a view of an AnnData. Making a copy.", UserWarning, stacklevel=4)
+        warnings.warn("Received a view of an AnnData. Making a copy.", UserWarning, stacklevel=_level_of_caller())
         adata._init_as_actual(adata.copy())
     if adata.isbacked:
         logg.warning(
@@ -103,6 +104,14 @@ def own(adata: AnnData, *, copy: bool) -> AnnData:
             "adata.to_memory().write_h5ad(path)."
         )
     return adata
+
+
+def _level_of_caller() -> int:
+    """Return the ``stacklevel`` that makes the warning of a function point to the first line outside this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).split(".")[0] == "vxpress":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def is_fit(stored: Any) -> bool:

@@ -31,8 +31,8 @@ SETTINGS: dict[str, dict[str, object]] = {
 def real(args: argparse.Namespace) -> None:
     """Rank settings on the reported data sets, and count differences found between equal models."""
     import vxpress as vx
-    from vxpress.bridge.ask.predictive import read_scored
     from vxpress.bridge.fits.find_fit import find_fit
+    from vxpress.bridge.fits.query import read_scored
     from vxpress.core.inference.comparison import Scores, difference
     from vxpress.core.inference.importance import log_likelihoods
 

@@ -20,7 +20,7 @@ from anndata import AnnData
 
 import vxpress as vx
 from vxpress.bridge.fits.find_fit import find_fit
-from vxpress.bridge.read.prepare import read_query
+from vxpress.bridge.fits.query import read_query
 
 SETTINGS = {
     "default": {},
@@ -32,7 +32,7 @@ SETTINGS = {
 def judge_fit(fitted: AnnData, test: AnnData, key: str = "vae", n_samples: int = 100) -> tuple[Judgement, np.ndarray]:
     """Compute scores of the test cells by ``_judge.py``, and their latent means."""
     fit = find_fit(fitted, None, key)
-    cells, _ = read_query(test, fit, None)
+    cells = read_query(test, fit, None).cells
     model = fit.model
 
     def posterior(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

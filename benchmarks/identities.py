@@ -54,8 +54,8 @@ def divergences(mean_nd: np.ndarray, var_nd: np.ndarray, n_draws: int, seed: int
 
 def bounds(adata: object, test: object) -> dict[str, object]:
     """Compute ELBO and bounds of the test cells, and each step between them with its paired standard error."""
-    from vxpress.bridge.ask.predictive import read_scored
     from vxpress.bridge.fits.find_fit import find_fit
+    from vxpress.bridge.fits.query import read_scored
     from vxpress.core.inference.importance import log_likelihoods
 
     fit = find_fit(adata, None, "vae")

@@ -21,7 +21,7 @@ from _speed import alternate, machine, save, set_threads, spread, timed
 from fit_ours import judge_fit
 
 from vxpress.bridge.fits.find_fit import find_fit
-from vxpress.bridge.read.prepare import read_query
+from vxpress.bridge.fits.query import read_query
 from vxpress.core.inference.importance import CellProposal, importance_bound
 
 
@@ -87,7 +87,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, object]:
     }
     print(f"{name}: {test.n_obs} cells x {test.n_vars} genes, {args.samples} samples, {args.likelihood}")
     fit = find_fit(adata, None, "vae")
-    few, _ = read_query(test[:100].copy(), fit, None)
+    few = read_query(test[:100].copy(), fit, None).cells
     pair = [
         importance_bound(
             lambda rows, kind=kind: kind(fit.model, few, rows), len(few), 20, rows_per_pass=400, seed=0

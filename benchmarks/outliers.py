@@ -34,7 +34,7 @@ from sklearn.metrics import roc_auc_score
 
 import vxpress as vx
 from vxpress.bridge.fits.find_fit import find_fit
-from vxpress.bridge.read.prepare import read_query
+from vxpress.bridge.fits.query import read_query
 
 HERE = Path(__file__).parent / "results" / "outliers"
 ALPHA, P_SMALL, SHARES, DRAWS = 0.1, 0.05, (0.1, 0.3), 20
@@ -105,7 +105,7 @@ def simulate(test: ad.AnnData, reference: ad.AnnData, rng: np.random.Generator) 
 def plain_error(adata: ad.AnnData, reference: ad.AnnData) -> np.ndarray:
     """Compute -log p(x | z, s, l) at the posterior mean."""
     fit = find_fit(reference, None, "vae")
-    cells, _ = read_query(adata, fit, None)
+    cells = read_query(adata, fit, None).cells
     parts = []
     for rows in torch.arange(len(cells)).split(512):
         batch = cells.batch(rows)

@@ -12,8 +12,8 @@ import torch
 from scipy import integrate, special, stats
 
 import vxpress as vx
-from vxpress.bridge.ask.predictive import read_scored
 from vxpress.bridge.fits.find_fit import find_fit
+from vxpress.bridge.fits.query import read_scored
 from vxpress.core.config import PriorConfig
 from vxpress.core.inference.importance import importance_bounds, log_likelihoods
 from vxpress.core.normal import DiagonalNormal, gaussian_kl

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import vxpress as vx
-from vxpress.bridge.ask.predictive import read_scored
 from vxpress.bridge.fits.find_fit import find_fit
+from vxpress.bridge.fits.query import read_scored
 from vxpress.core.inference.importance import log_likelihoods
 
 COLUMNS = ["rank", "n_fits", "fits", "likelihood", "n_latent", "prior", "log_likelihood", "se", "log_likelihood_fewer"]

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress.bridge.read.adata import check_anndata
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.pl._colours import MAIN, SECOND, SOFT, Shades
-from vxpress.pl._shared import check_adata, check_switches, finish, panels, plain, put_legend, titled
+from vxpress.pl._shared import check_switches, finish, panels, plain, put_legend, titled
 
 N_PANELS = 6
 # with more points a scatter plot is unreadable and its file large
@@ -105,7 +106,7 @@ def _draw(axes: list[Axes], found: Mapping[str, Any], scale: str) -> None:
 
 
 def _found(adata: AnnData, key: str) -> Mapping[str, Any]:
-    check_adata(adata)
+    check_anndata(adata)
     name = f"{Keys.of(key).uns}_predictive_check"
     found = adata.uns.get(name)
     if not isinstance(found, Mapping) or "genes" not in found:

@@ -23,6 +23,7 @@ from vxpress._keys import Keys
 from vxpress.bridge.fits.find_fit import find_fit
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.stored_cells import stored_posterior
+from vxpress.bridge.read.adata import check_anndata
 
 # width of an average letter, in font sizes
 LETTER = 0.56
@@ -37,16 +38,9 @@ MAX_INCHES = 100.0
 AnyAxes = TypeVar("AnyAxes", bound=Axes | list[Axes])
 
 
-def check_adata(adata: object) -> None:
-    """Raise ``TypeError`` unless this is an AnnData."""
-    if not isinstance(adata, AnnData):
-        msg = f"An AnnData is expected as the first argument; found {type(adata).__name__}."
-        raise TypeError(msg)
-
-
 def fit_of(adata: AnnData, key: str) -> Fit:
     """Return the fit with this name in ``adata``; if there is none, a ``KeyError`` names the call that writes one."""
-    check_adata(adata)
+    check_anndata(adata)
     return find_fit(adata, None, key)
 
 

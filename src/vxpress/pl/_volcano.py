@@ -16,10 +16,11 @@ from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import check_name
 from vxpress._names import find_name
+from vxpress.bridge.read.adata import check_anndata
 from vxpress.bridge.read.columns import find_column
 from vxpress.pl._colours import MAIN, SECOND, Shades
 from vxpress.pl._labels import label_points
-from vxpress.pl._shared import check_adata, check_switches, finish, panels, plain, put_legend, titled
+from vxpress.pl._shared import check_switches, finish, panels, plain, put_legend, titled
 
 # p-values of 0 (below the smallest float) are drawn this far above the others
 HEADROOM = 1.06
@@ -185,7 +186,7 @@ def _draw(ax: Axes, table: pd.DataFrame, passed: pd.Series, beyond: pd.Series, e
 
 
 def _ranking(adata: AnnData, key: str) -> Mapping[str, Any]:
-    check_adata(adata)
+    check_anndata(adata)
     check_name("key", key)
     ranking = adata.uns.get(key)
     if not isinstance(ranking, Mapping) or "names" not in ranking:

@@ -19,8 +19,9 @@ from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
-from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, own
+from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.fits.stored_cells import stored_posterior
+from vxpress.bridge.read.adata import check_adata
 from vxpress.core.forked import check_numba_threads
 from vxpress.core.inference.nearest import edge_frequency, likelihood_of, nearest
 

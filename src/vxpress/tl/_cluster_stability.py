@@ -9,7 +9,8 @@ from scipy import sparse
 
 from vxpress._entry import entry
 from vxpress._keys import check_name
-from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, has_params, own
+from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
+from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.columns import get_names
 
 

@@ -18,8 +18,9 @@ from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.ask.comparable import MIN_CELLS, check_enough, check_library, check_settings, shared_cells
 from vxpress.bridge.ask.compared_fits import Candidate, Models, find_candidates, groups
-from vxpress.bridge.ask.predictive import read_scored
-from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, own
+from vxpress.bridge.fits.query import read_scored
+from vxpress.bridge.fits.results import Results, check_replaceable, own
+from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.prepare import resolve_device
 from vxpress.core.data import Cells
 from vxpress.core.inference.comparison import LEVEL, Scores, difference, ranking, verdict

@@ -25,8 +25,9 @@ from vxpress.bridge.ask.arguments import (
 from vxpress.bridge.ask.decoded import DENOISING_DRAWS, DENOISING_SEED, DecodingRequest, decode
 from vxpress.bridge.ask.intervention import Intervention
 from vxpress.bridge.fits.find_fit import Model
-from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, has_params, own
+from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
 from vxpress.bridge.fits.stored_cells import StoredCells
+from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.covariates import Batches
 from vxpress.core.inference.posterior import Draws
 from vxpress.core.inference.support import local_support, neighborhood_size

@@ -26,10 +26,12 @@ from vxpress.bridge.ask.arguments import (
 from vxpress.bridge.ask.decoded import DENOISING_DRAWS, DENOISING_SEED, DecodingRequest, FloatName, decode
 from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.fit import Fit
-from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, has_params, own
+from vxpress.bridge.fits.query import read_query
+from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
+from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.covariates import Batches
-from vxpress.bridge.read.prepare import log_library, read_query
+from vxpress.bridge.read.library import log_library
 from vxpress.core.data import Cells
 from vxpress.core.inference.posterior import Draws
 from vxpress.core.likelihoods import LIKELIHOODS
@@ -253,7 +255,7 @@ def _own_counts(adata: AnnData, stored: StoredCells, layer: str | Unset | None, 
     if interval is not None:
         msg = f"own_counts=True and interval={interval:g} were given, but an interval is available for rho alone. Leave one of the two out."
         raise ValueError(msg)
-    counts = read_query(adata, fit, layer)[0]
+    counts = read_query(adata, fit, layer).cells
     if not config.latent_library:
         return counts
     # mu refers to the inferred size factor, which is not a sum of counts

@@ -12,12 +12,13 @@ from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.ask.predictive import read_scored
 from vxpress.bridge.fits.find_fit import Model
-from vxpress.bridge.fits.results import Results, check_adata, own
+from vxpress.bridge.fits.query import read_scored
+from vxpress.bridge.fits.results import Results, own
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_split
 from vxpress.bridge.health.diagnosis import Decoding
 from vxpress.bridge.health.diagnosis import diagnose as diagnose_posterior
+from vxpress.bridge.read.adata import check_adata
 from vxpress.core.data import Cells
 
 

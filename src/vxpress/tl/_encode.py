@@ -15,10 +15,12 @@ from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.ask.query import check_enough_new, encode_query, read_any_query
+from vxpress.bridge.ask.encoding import check_enough_new, encode_query
 from vxpress.bridge.fits.find_fit import Model, find_fit
-from vxpress.bridge.fits.results import Results, check_adata, check_free, own
+from vxpress.bridge.fits.query import read_query
+from vxpress.bridge.fits.results import Results, check_free, own
 from vxpress.bridge.fits.stored_cells import stored_split
+from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.prepare import resolve_device
 
 FINE_TUNE_EPOCHS = 10
@@ -130,7 +132,7 @@ def encode(
     start = logg.info("encoding cells")
     labels = bool(max_epochs) and fit.params.model.dispersion == "gene-label"
     with progress_bar("encode", progress):
-        query = read_any_query(adata, fit, layer, labels=labels, train=bool(max_epochs))
+        query = read_query(adata, fit, layer, labels=labels, incomplete=True, train=bool(max_epochs))
         if max_epochs:
             check_enough_new(query)
         encoded, library_n, fit = encode_query(query, torch_device, max_epochs=max_epochs, rng=generator)

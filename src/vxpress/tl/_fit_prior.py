@@ -19,11 +19,12 @@ from vxpress._seeds import seed_of
 from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.learn_prior import Conditions, Judgement, Task, learn_prior
-from vxpress.bridge.fits.results import Results, announce_replaced, check_adata, check_free, is_fit, own
+from vxpress.bridge.fits.results import Results, announce_replaced, check_free, is_fit, own
 from vxpress.bridge.fits.seal import NAME
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.fits.training_cells import learning_split
 from vxpress.bridge.health.diagnosis import OF_THE_PRIOR, Decoding, diagnose
+from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.columns import find_column
 from vxpress.bridge.read.prepare import resolve_device
 from vxpress.core.config import PriorName

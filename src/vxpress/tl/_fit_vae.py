@@ -22,8 +22,9 @@ from vxpress.bridge.fits.fit_arguments import (
     PriorName,
     check_arguments,
 )
-from vxpress.bridge.fits.results import check_adata, check_free
+from vxpress.bridge.fits.results import check_free
 from vxpress.bridge.fitting import FitOptions, fit
+from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.prepare import FitRequest, as_tuple, check_single_process
 
 

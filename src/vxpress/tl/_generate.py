@@ -26,9 +26,11 @@ from vxpress.bridge.ask.generation import (
     requested_labels,
     requested_library,
 )
-from vxpress.bridge.ask.predictive import log_library_of, params_of
+from vxpress.bridge.ask.records import params_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.query import log_library_of
+from vxpress.bridge.read.adata import check_anndata
 from vxpress.bridge.read.columns import get_numbers
 from vxpress.core.inference.predictive import likelihood_draws
 
@@ -142,12 +144,7 @@ def generate(
     >>> new.shape, new.obs["vae_split"].iloc[0], new.uns["vae_generate"]["params"]["drawn_from"]
     ((200, 765), 'generated', 'prior')
     """
-    if not isinstance(adata, AnnData):
-        msg = (
-            f"An AnnData is expected as first argument; found {type(adata).__name__}. Read a file with anndata.read_h5ad(path), "
-            "or with vx.load_model(path) if it holds only weights (.safetensors)."
-        )
-        raise TypeError(msg)
+    check_anndata(adata)
     fit, keys = find_fit(adata, model, key), Keys.of(key)
     if n_obs is not None:
         check_range("n_obs", n_obs, 1, 100_000_000, integer=True)

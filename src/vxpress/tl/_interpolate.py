@@ -23,8 +23,8 @@ from vxpress.bridge.ask.endpoints import Endpoint, endpoint_name, endpoint_rows
 from vxpress.bridge.ask.generation import Columns, get_column_names, requested_covariates
 from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.fit import Fit
-from vxpress.bridge.fits.results import check_adata
 from vxpress.bridge.fits.stored_cells import StoredCells
+from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.columns import get_numbers
 from vxpress.bridge.read.covariates import Batches
 from vxpress.core.inference.paths import CellDensity, linear_path, percentile_among, spherical_path

@@ -14,9 +14,12 @@ from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.ask.predictive import check_own, params_of, read_scored, split_of
+from vxpress.bridge.ask.records import check_own, params_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
-from vxpress.bridge.fits.results import Results, check_adata, own
+from vxpress.bridge.fits.query import read_scored
+from vxpress.bridge.fits.results import Results, own
+from vxpress.bridge.fits.stored_cells import stored_split
+from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.prepare import resolve_device
 from vxpress.core.inference.importance import Bound
 from vxpress.core.inference.importance import log_likelihood as importance_log_likelihood
@@ -140,7 +143,7 @@ def log_likelihood(
     fit.model.cpu()
     # if these cells have a fit of their own, their split belongs to that fit and not to one found elsewhere
     own_fit = model is None or model is adata or keys.uns not in adata.uns
-    summary = _summary(found, split_of(adata, keys, own_fit=own_fit))
+    summary = _summary(found, stored_split(adata, keys) if own_fit else None)
     record = params_of(fit, key, n_samples=int(n_samples), rng=int(rng) if isinstance(rng, int) else None)
     adata = own(adata, copy=copy)
     results = Results(

@@ -17,11 +17,12 @@ from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.ask.query import read_any_query
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.fit import Fit
-from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, own
+from vxpress.bridge.fits.query import needs_labels, read_query
+from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.fits.training_cells import fitted_cells, training_latent
+from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.columns import as_mask, find_column
 from vxpress.core.inference.anomaly import MAX_REFERENCE, PARTS, Evidence, evidence, neighbor_distance
 from vxpress.core.inference.conformal import DepthAndBatch, Score, cross_fitted, p_values, strata
@@ -224,7 +225,7 @@ class _Read:
         part = adata if len(rows) == adata.n_obs else adata[rows]
         if part.isbacked and part.is_view:
             part = part.to_memory()
-        query = read_any_query(part, fit, layer, labels=fit.params.model.dispersion == "gene-label", train=False)
+        query = read_query(part, fit, layer, labels=needs_labels(fit), incomplete=True)
         if query.missing is not None:
             msg = (
                 f"{int((~query.missing.observed_g).sum())} of the {len(query.missing.observed_g)} modelled genes are missing, but the "

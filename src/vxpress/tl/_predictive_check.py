@@ -13,9 +13,11 @@ from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.ask.predictive import check_own, params_of, read_scored
+from vxpress.bridge.ask.records import check_own, params_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
-from vxpress.bridge.fits.results import Results, check_adata, own
+from vxpress.bridge.fits.query import read_scored
+from vxpress.bridge.fits.results import Results, own
+from vxpress.bridge.read.adata import check_adata
 from vxpress.core.inference.predictive_check import LEVELS, Summary
 from vxpress.core.inference.predictive_check import predictive_check as check_counts
 

@@ -19,10 +19,10 @@ from vxpress._unset import UNSET, Unset
 from vxpress.bridge.ask.composition import LIBRARY, RelativeTo, requested_relative_to
 from vxpress.bridge.ask.differential import CellSets, Groups, Question, ask
 from vxpress.bridge.fits.find_fit import Model
-from vxpress.bridge.fits.results import Results, check_adata, check_replaceable, own
+from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.fits.stored_cells import StoredCells
+from vxpress.bridge.read.adata import check_adata, check_gene_names
 from vxpress.bridge.read.matrix import get_matrix
-from vxpress.bridge.read.prepare import check_gene_names
 from vxpress.core.inference.differential import Comparison
 
 DEFAULT_NAME = "rank_genes_groups"

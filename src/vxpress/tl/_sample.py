@@ -17,12 +17,13 @@ from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress.bridge.ask.arguments import named_genes
-from vxpress.bridge.ask.predictive import check_own, decoding_covariates, log_library_of, params_of
+from vxpress.bridge.ask.records import check_own, params_of
 from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.fit import Fit
-from vxpress.bridge.fits.results import Results, check_adata, own
+from vxpress.bridge.fits.query import decoding_covariates, log_library_of
+from vxpress.bridge.fits.results import Results, own
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
-from vxpress.bridge.read.prepare import check_gene_names
+from vxpress.bridge.read.adata import check_adata, check_gene_names
 from vxpress.core.inference.predictive import predictive_draws
 
 

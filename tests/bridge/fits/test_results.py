@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vxpress._keys import Keys
-from vxpress.bridge.fits.results import Results, check_adata
+from vxpress.bridge.fits.results import Results
 
 
 def test_all_or_nothing() -> None:
@@ -42,15 +42,6 @@ def test_slots_follow_the_name_of_the_fit() -> None:
         "loadings": "mine_loadings",
         "uns": "mine",
     }
-
-
-def test_the_error_for_mudata_says_which_modality_to_pass() -> None:
-    mudata = pytest.importorskip("mudata")
-    adata = ad.AnnData(np.ones((3, 2), dtype=np.float32))
-    with pytest.raises(TypeError, match=r"mdata\.mod"):
-        check_adata(mudata.MuData({"rna": adata}), copy=False)
-    with pytest.raises(TypeError, match="ndarray"):
-        check_adata(np.ones((3, 2)), copy=False)
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -8,7 +8,7 @@ from scipy import stats
 
 import vxpress as vx
 from vxpress.bridge.fits.find_fit import find_fit
-from vxpress.bridge.read.prepare import read_query
+from vxpress.bridge.fits.query import read_query
 from vxpress.core.inference.generalisation import generalisation
 from vxpress.core.inference.importance import log_likelihood
 
@@ -29,7 +29,7 @@ def _rows(adata: ad.AnnData) -> list[np.ndarray]:
 def test_an_overfitted_model_describes_new_cells_worse(overfitted: ad.AnnData) -> None:
     fit = find_fit(overfitted, None, "vae")
     train, held = _rows(overfitted)
-    cells = read_query(overfitted, fit, None)[0]
+    cells = read_query(overfitted, fit, None).cells
     found = generalisation(fit.model, cells, train, held, seed=0)
     assert found is not None
     assert found.share_low > 0.05
@@ -48,7 +48,7 @@ def test_differences_in_depth_are_not_reported_as_overfitting() -> None:
     train, _ = _rows(adata)
     depth = np.asarray(adata.X[train].sum(1)).ravel()
     deep = np.random.default_rng(0).random(len(train)) < stats.rankdata(depth) / len(depth)
-    cells = read_query(adata, fit, None)[0]
+    cells = read_query(adata, fit, None).cells
     found = generalisation(fit.model, cells, train[~deep], train[deep], seed=0)
     elbo_n = log_likelihood(fit.model, cells.take(torch.from_numpy(train)), 1, seed=0).elbo_n
     assert found is not None
@@ -58,12 +58,12 @@ def test_differences_in_depth_are_not_reported_as_overfitting() -> None:
 
 def test_too_few_cells_give_no_result(fitted: ad.AnnData) -> None:
     fit = find_fit(fitted, None, "vae")
-    cells = read_query(fitted, fit, None)[0]
+    cells = read_query(fitted, fit, None).cells
     assert generalisation(fit.model, cells, np.arange(100), np.arange(100, 110), seed=0) is None
 
 
 def test_rows_of_counts_are_returned_in_the_requested_order(fitted: ad.AnnData) -> None:
-    cells = read_query(fitted, find_fit(fitted, None, "vae"), None)[0]
+    cells = read_query(fitted, find_fit(fitted, None, "vae"), None).cells
     rows = torch.tensor([7, 3, 3, 150])
     assert (cells.take(rows).counts.dense(torch.arange(4)) == cells.counts.dense(rows)).all()
     assert len(cells.take(rows[:0])) == 0

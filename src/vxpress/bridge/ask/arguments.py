@@ -17,8 +17,8 @@ from vxpress._similar import similar_names
 from vxpress.bridge.ask.decoded import DENOISING_SEED, Matrix
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
+from vxpress.bridge.read.adata import check_gene_names
 from vxpress.bridge.read.columns import as_mask, is_mask
-from vxpress.bridge.read.prepare import check_gene_names
 
 TargetSum = float | Literal["library"] | None
 

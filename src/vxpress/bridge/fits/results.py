@@ -75,22 +75,6 @@ class Results:
         return "added\n" + "\n".join(lines)
 
 
-def check_adata(adata: Any, *, copy: bool) -> None:
-    """Raise unless ``adata`` is an AnnData that results can be written to."""
-    if not isinstance(adata, AnnData):
-        kind = type(adata).__name__
-        hint = " Pass one modality, for example mdata.mod['rna']." if kind == "MuData" else ""
-        msg = f"An AnnData is expected as first argument; found {kind}.{hint}"
-        raise TypeError(msg)
-    if adata.n_obs == 0 or adata.n_vars == 0:
-        msg = f"adata has {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is expected."
-        raise ValueError(msg)
-    if adata.isbacked and (copy or adata.is_view):
-        what = "copy=True cannot copy a backed AnnData" if copy else "A view of a backed AnnData cannot hold results"
-        msg = f"{what}. Load it first, adata = adata.to_memory(), or pass the backed AnnData itself."
-        raise ValueError(msg)
-
-
 def own(adata: AnnData, *, copy: bool) -> AnnData:
     """Return the object to write to: a copy, or ``adata`` itself; a view is turned into an actual AnnData."""
     if copy:

@@ -16,6 +16,7 @@ from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.model_file import write_fit
 from vxpress.bridge.fits.open_files import SUFFIX, as_path, existing, read_model_file
 from vxpress.bridge.fits.results import check_format
+from vxpress.bridge.read.adata import check_anndata
 
 
 @entry
@@ -52,9 +53,7 @@ def save_model(adata: AnnData, path: str | Path, *, key: str = DEFAULT_KEY) -> N
     >>> vx.save_model(reference, path)
     >>> vx.tl.encode(query, model=path)
     """
-    if not isinstance(adata, AnnData):
-        msg = f"An AnnData is expected as first argument; found {type(adata).__name__}."
-        raise TypeError(msg)
+    check_anndata(adata)
     path = as_path("path", path)
     if path.suffix != SUFFIX:
         msg = f"path={str(path)!r} should end in {SUFFIX}."

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from scanpy import logging as logg
 
 from vxpress._keys import LIBRARY_SIZE
@@ -55,6 +56,14 @@ def resolve_library(obs: pd.DataFrame, counts: CountData, library: str, *, model
     # a factor does not count molecules: there is a remainder only if genes that are present are not modelled
     beyond = counts.outside is not None
     return Library(values * factor, f"obs[{library!r}], rescaled to the mean library", beyond, factor)
+
+
+def log_library(values_n: np.ndarray, *, empty: float = 1.0) -> torch.Tensor:
+    """Compute log size factors, (n, 1) float32; ``empty`` replaces the size factor of a cell without molecules.
+
+    For an encoder its value has no effect; for a count distribution it has to be so small that no molecule is expected.
+    """
+    return torch.from_numpy(np.log(np.where(values_n > 0, values_n, empty)).astype(np.float32))[:, None]
 
 
 def _counted(values_n: np.ndarray, counts: CountData, source: str) -> Library:

@@ -12,13 +12,13 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._unset import Unset
-from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.read.adata import check_gene_names
 from vxpress.bridge.read.columns import as_mask, find_column
 from vxpress.bridge.read.counts import CountData, read_counts
 from vxpress.bridge.read.covariates import CovariateTable
 from vxpress.bridge.read.learned import MIN_CELLS as MIN_LEARNED
 from vxpress.bridge.read.learned import few, with_cells
-from vxpress.bridge.read.library import Library, read_library, resolve_library
+from vxpress.bridge.read.library import Library, log_library, resolve_library
 from vxpress.core.data import Cells, Counts
 from vxpress.core.split import split_cells
 
@@ -110,52 +110,6 @@ def _warn_few_cells(covariates: CovariateTable) -> None:
             f"obs[{key!r}] has {len(small)} categor{'y' if len(small) == 1 else 'ies'} with fewer than {MIN_LEARNED} training "
             f"cells: {with_cells(small, n)}. These are too few to learn them well.{out} Merge them with other categories, or remove their cells."
         )
-
-
-def read_query(adata: AnnData, fit: Fit, layer: str | Unset | None) -> tuple[Cells, np.ndarray]:
-    """Read cells for a fitted model, with genes in the order of the fit, and their size factors."""
-    check_gene_names(adata)
-    position = adata.var_names.get_indexer(fit.genes)
-    missing = fit.genes[position < 0]
-    if len(missing):
-        if len(missing) == len(fit.genes):
-            cure = (
-                f"adata uses different gene names (for example {adata.var_names[0]!r}): use the annotation of the fit."
-            )
-        elif set(missing).isdisjoint(fit.genes[fit.modelled_g]):
-            cure = "All modelled genes are present, but the size factor of the fit also counts the other genes: pass the full matrix."
-        else:
-            cure = (
-                "Use the same annotation as the fit, or fit again on the shared genes: "
-                "vx.tl.fit_vae(reference[:, reference.var_names.isin(query.var_names)].copy())."
-            )
-        msg = (
-            f"{len(missing)} of the {len(fit.genes)} genes of the fit are missing from adata.var_names (for example "
-            f"{list(missing[:5])}). {cure}"
-        )
-        raise ValueError(msg)
-    same = len(position) == adata.n_vars and bool((position == np.arange(adata.n_vars)).all())
-    where = fit.params.layer if isinstance(layer, Unset) else layer
-    counts = read_counts(adata, where, fit.modelled_g, None if same else position)
-    params = fit.params
-    library_n = counts.total_n  # for a latent library, which is inferred
-    if not params.model.latent_library:
-        library_n = read_library(adata.obs, counts, params.library_source, params.library, params.library_factor)
-    covariates = fit.covariates.read(adata.obs, labels=False)
-    return Cells(Counts.from_scipy(counts.inside), log_library(library_n), covariates), library_n
-
-
-def log_library(values_n: np.ndarray) -> torch.Tensor:
-    """Compute log size factors, (n, 1) float32; 0 for an empty cell, whose size factor has no effect."""
-    return torch.from_numpy(np.log(np.where(values_n > 0, values_n, 1.0)).astype(np.float32))[:, None]
-
-
-def check_gene_names(adata: AnnData) -> None:
-    """Raise if gene names are not unique."""
-    if not adata.var_names.is_unique:
-        repeated = adata.var_names[adata.var_names.duplicated()].unique()
-        msg = f"adata.var_names are not unique (for example {list(repeated[:3])}). Make them unique: adata.var_names_make_unique()."
-        raise ValueError(msg)
 
 
 def modelled_genes(adata: AnnData, mask_var: str | np.ndarray | Unset | None) -> tuple[np.ndarray, str | None]:

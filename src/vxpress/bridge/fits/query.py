@@ -1,4 +1,4 @@
-"""Read and encode cells for a fitted model, also with unseen categories and missing genes."""
+"""Read the cells of an AnnData for a fit: all it knows, or also new categories and with missing genes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from scanpy import logging as logg
 from vxpress._keys import LIBRARY_SIZE
 from vxpress._unset import Unset
 from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.read.adata import check_gene_names
 from vxpress.bridge.read.columns import find_column, is_real
 from vxpress.bridge.read.counts import CountData, read_counts
-from vxpress.bridge.read.library import TOLERANCE, read_library
-from vxpress.bridge.read.prepare import MIN_CELLS, check_gene_names, log_library
+from vxpress.bridge.read.library import TOLERANCE, log_library, read_library
+from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
-from vxpress.core.fine_tuning import Completed, fine_tune
-from vxpress.core.inference.posterior import Encoded, encode
-from vxpress.core.masked import Missing, encode_masked
-from vxpress.core.split import split_cells
+from vxpress.core.masked import Missing
 from vxpress.core.surgery import extend
 
 # with fewer than this share of the modelled genes, too little is known about a cell to predict the missing ones
 MIN_SHARE = 0.05
-VALIDATION_FRACTION = 0.1
+# size factor that replaces zero: such a cell has no molecules, and none are drawn
+NO_MOLECULE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -57,87 +56,61 @@ class Query:
         return np.asarray((codes >= np.array(self.n_known, dtype=np.int64)).any(1) & counted)
 
 
-def read_any_query(adata: AnnData, fit: Fit, layer: str | Unset | None, *, labels: bool, train: bool) -> Query:
-    """Read and check cells, and warn about new categories (which ``train`` says are trained) and missing genes.
+def read_query(
+    adata: AnnData,
+    fit: Fit,
+    layer: str | Unset | None,
+    *,
+    labels: bool = False,
+    incomplete: bool = False,
+    train: bool = False,
+) -> Query:
+    """Read and check cells for a fit, with genes in its order; ``fit`` is not changed.
 
-    ``fit`` is not changed.
+    ``labels`` also reads the labels of a dispersion per label. With ``incomplete`` genes may be missing and categories
+    may be new; both are warned about (``train`` says that new categories are trained). Otherwise they raise an error.
     """
     check_gene_names(adata)
     position = adata.var_names.get_indexer(fit.genes)
-    _check_genes(adata, fit, position)
+    (_check_shared if incomplete else _check_complete)(adata, fit, position)
     same = len(position) == adata.n_vars and bool((position == np.arange(adata.n_vars)).all())
     where = fit.params.layer if isinstance(layer, Unset) else layer
     counts = read_counts(adata, where, fit.modelled_g, None if same else position)
     missing, observed_n = _missing(adata, fit, counts, position >= 0)
-    table, added = fit.covariates.with_categories_of(adata.obs)
+    table, added = fit.covariates.with_categories_of(adata.obs) if incomplete else (fit.covariates, ())
     covariates = table.read(adata.obs, labels=labels)
     if any(added):
         _warn_new_categories(fit, added, train=train)
         model = extend(fit.model, [len(names) for names in added], fit.covariates.learned)
         fit = replace(fit, covariates=table, model=model, params=replace(fit.params, model=model.config))
-    return Query(
-        fit, Cells(Counts.from_scipy(counts.inside), log_library(observed_n), covariates), added, missing, observed_n
+    cells = Cells(Counts.from_scipy(counts.inside), log_library(observed_n), covariates)
+    return Query(fit, cells, added, missing, observed_n)
+
+
+def read_scored(adata: AnnData, fit: Fit, layer: str | Unset | None) -> Cells:
+    """Read cells with counts, in the gene order of the fit, for their count distribution."""
+    query = read_query(adata, fit, layer, labels=needs_labels(fit))
+    # a latent library is sampled and needs no size factor
+    return (
+        query.cells
+        if fit.params.model.latent_library
+        else replace(query.cells, log_library_n1=log_library_of(query.observed_n))
     )
 
 
-def encode_query(
-    query: Query, device: torch.device, *, max_epochs: int, rng: np.random.Generator
-) -> tuple[Encoded, np.ndarray, Fit]:
-    """Return posterior and size factor of every cell after at most ``max_epochs`` of fine-tuning, and the fit, on the CPU."""
-    fit = query.fit
-    model, cells = fit.model.to(device), query.cells.to(device)
-    missing = query.missing
-    if missing is not None:
-        missing = replace(missing, observed_g=missing.observed_g.to(device))
-    new = np.flatnonzero(query.new_n)
-    if max_epochs and len(new):
-        completed = None
-        if missing is not None:
-            masked = encode_masked(model, cells, missing, keep_filled=True)
-            assert masked.filled_nh is not None  # noqa: S101 - requested by keep_filled
-            completed = Completed(missing.observed_g, masked.filled_nh)
-            cells = Cells(cells.counts, masked.log_library_n1, cells.covariates)
-        codes_nk = query.cells.covariates.categorical_nk.numpy()[new]
-        split = split_cells(len(new), VALIDATION_FRACTION, rng, codes_nk)
-        fit = replace(fit, covariates=fit.covariates.trained_on(codes_nk[split[0]], known=query.n_known))
-        train, validation = (torch.from_numpy(new[part]).to(device) for part in split)
-        added = [len(names) for names in query.added]
-        seed = int(rng.integers(2**62))
-        outcome = fine_tune(
-            model, cells, added, train, validation, max_epochs=max_epochs, seed=seed, completed=completed
-        )
-        logg.info(
-            f"    trained the weights of new categories for {outcome.n_epochs} epoch(s): the ELBO of {len(validation)} "
-            f"held-out cells went from {outcome.before:.1f} to {outcome.after:.1f} nats per cell"
-        )
-    library_n = query.observed_n
-    if missing is None:
-        encoded = encode(model, cells)
-    else:
-        masked = encode_masked(model, query.cells.to(device), missing)
-        encoded, log_library_n = masked.encoded, masked.log_library_n1.squeeze(-1).cpu().numpy()
-        if not missing.library_known:
-            library_n = np.where(library_n > 0, np.exp(log_library_n.astype(np.float64)), 0.0)
-    if encoded.log_library_n is not None:
-        library_n = np.exp(encoded.log_library_n.astype(np.float64))
-    model.cpu()
-    return encoded, library_n, fit
+def log_library_of(library_n: np.ndarray) -> torch.Tensor:
+    """Compute log size factors, (n, 1) float32, for the count distribution of cells."""
+    return log_library(library_n, empty=NO_MOLECULE)
 
 
-def check_enough_new(query: Query) -> None:
-    """Raise unless there are enough cells to learn new categories from; warn if there is nothing to learn."""
-    if not any(query.added):
-        logg.warning(
-            "fine_tune= trains the weights of new categories, but the fit knows all categories of these cells."
-        )
-        return
-    n_new = int(query.new_n.sum())
-    if n_new < MIN_CELLS:
-        msg = (
-            f"fine_tune= was given, but {n_new} cell(s) with counts have a new category; at least {MIN_CELLS} are needed. "
-            "Omit fine_tune=: new categories are then treated as the average of the known ones."
-        )
-        raise ValueError(msg)
+def needs_labels(fit: Fit) -> bool:
+    """Whether the count distribution of a cell depends on its label."""
+    return fit.params.model.dispersion == "gene-label"
+
+
+def decoding_covariates(adata: AnnData, fit: Fit) -> Covariates:
+    """Read the covariates of the cells; labels only if the dispersion depends on them."""
+    return fit.covariates.read(adata.obs, labels=needs_labels(fit))
 
 
 def _missing(adata: AnnData, fit: Fit, counts: CountData, present: np.ndarray) -> tuple[Missing | None, np.ndarray]:
@@ -183,7 +156,29 @@ def _counts_what_is_left(adata: AnnData, fit: Fit, counts: CountData, present: n
     return True
 
 
-def _check_genes(adata: AnnData, fit: Fit, position: np.ndarray) -> None:
+def _check_complete(adata: AnnData, fit: Fit, position: np.ndarray) -> None:
+    """Raise if genes of the fit are missing."""
+    missing = fit.genes[position < 0]
+    if len(missing):
+        if len(missing) == len(fit.genes):
+            cure = (
+                f"adata uses different gene names (for example {adata.var_names[0]!r}): use the annotation of the fit."
+            )
+        elif set(missing).isdisjoint(fit.genes[fit.modelled_g]):
+            cure = "All modelled genes are present, but the size factor of the fit also counts the other genes: pass the full matrix."
+        else:
+            cure = (
+                "Use the same annotation as the fit, or fit again on the shared genes: "
+                "vx.tl.fit_vae(reference[:, reference.var_names.isin(query.var_names)].copy())."
+            )
+        msg = (
+            f"{len(missing)} of the {len(fit.genes)} genes of the fit are missing from adata.var_names (for example "
+            f"{list(missing[:5])}). {cure}"
+        )
+        raise ValueError(msg)
+
+
+def _check_shared(adata: AnnData, fit: Fit, position: np.ndarray) -> None:
     """Raise if too few genes are shared, else report how many are missing."""
     absent = fit.genes[position < 0]
     if not len(absent):

@@ -30,7 +30,7 @@ from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
 from vxpress.core.device import Replay, streamed
-from vxpress.core.presets import PRESETS
+from vxpress.core.settings import preset_settings
 from vxpress.core.vae import build
 
 HIDDEN, LATENT = 128, 10
@@ -158,7 +158,7 @@ def runs_of(adata: AnnData, likelihood: str, epochs: int) -> dict[str, Callable[
     device = torch.device("cuda")
     cells = as_cells(adata)
     resident, on_host = cells.to(device), streamed(cells, device)
-    default = PRESETS[None].batch_size
+    default = preset_settings().batch_size
     return {
         f"scvi-tools, {SCVI_BATCH}": Scvi(adata.copy(), likelihood, SCVI_BATCH, epochs),
         f"ours, {SCVI_BATCH}": Ours(resident, likelihood, SCVI_BATCH, epochs),

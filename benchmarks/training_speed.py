@@ -33,7 +33,7 @@ from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
 from vxpress.core.kernels import adam_rows, sparse_rows, team
 from vxpress.core.kernels.vector import exp32, log1p32
-from vxpress.core.presets import PRESETS
+from vxpress.core.settings import preset_settings
 from vxpress.core.training import train
 from vxpress.core.vae import VAE, build
 
@@ -250,7 +250,7 @@ def main() -> None:
     cells = as_cells(adata)
     print(f"{args.cells} x {args.genes}, {cells.counts.density:.1%} not zero, {args.threads} threads")
     set_threads(args.threads)
-    rows, default = [], PRESETS[None].sized(args.cells).batch_size
+    rows, default = [], preset_settings().sized(args.cells).batch_size
     for likelihood in args.likelihoods:
         runs: dict[str, Scvi | Ours] = {
             "scvi-tools, 128": Scvi(adata, likelihood, args.epochs),

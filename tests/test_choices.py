@@ -16,8 +16,8 @@ from vxpress.core.bodies import DECODERS
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.objectives import OBJECTIVES
-from vxpress.core.presets import PRESETS, FitOptions, Settings
 from vxpress.core.priors import PRIORS
+from vxpress.core.settings import PRESETS, FitOptions, Settings
 
 SIGNATURE = inspect.signature(vx.tl.fit_vae).parameters
 SETTINGS = {f.name: f.default for f in dataclasses.fields(Settings)}

@@ -21,7 +21,7 @@ from vxpress._similar import similar
 from vxpress._waiting import let_idle_threads_sleep
 from vxpress.core.forked import use_one_thread_if_forked
 from vxpress.core.isolation import SharedSetting, on_device
-from vxpress.core.presets import FitOptions
+from vxpress.core.settings import FitOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -1,6 +1,6 @@
-"""The options of ``vxpress fit``: the arguments of ``fit_vae`` and the fields of ``FitOptions``, read from their source.
+"""The options of ``vxpress fit``: the arguments of ``fit_vae`` and the fields of ``FitOptions``.
 
-The source is read and not imported, so that help and errors on the command line do not wait for torch.
+The source of ``fit_vae`` is read and not imported, so that help and errors on the command line do not wait for torch.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import argparse
 import ast
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from vxpress.core import config
+from vxpress.core.option import declaration, kinds
+from vxpress.core.settings import FitOptions
 
 ROOT = Path(__file__).parent
 # arguments without a meaning on the command line, or given in another way
@@ -78,15 +80,16 @@ def fit_options() -> list[Option]:
 
 def further_options() -> list[Option]:
     """List the fields of ``FitOptions``."""
-    found = _definition(ROOT / "core" / "presets.py", "FitOptions")
-    texts = _texts(found)
-    fields = [node for node in found.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
     # None leaves the choice to the preset and is not a separate value
     return [
-        Option(node.target.id, ast.unparse(node.annotation), nullable=False, text=texts[node.target.id])
-        for node in fields
-        if isinstance(node.target, ast.Name)
+        Option(f.name, _written(kinds(FitOptions)[f.name]), nullable=False, text=_shortened(declaration(f).text))
+        for f in fields(FitOptions)
     ]
+
+
+def _written(kind: Any) -> str:
+    """Write a type as in the source."""
+    return f"Literal[{', '.join(map(repr, get_args(kind)))}]" if get_origin(kind) is Literal else str(kind.__name__)
 
 
 def _option(name: str, annotation: ast.expr | None, text: str) -> Option:

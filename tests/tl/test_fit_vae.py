@@ -17,7 +17,7 @@ from scipy import sparse
 
 import vxpress as vx
 from vxpress.core.config import Preset
-from vxpress.core.presets import PRESETS
+from vxpress.core.settings import PRESETS, preset_settings
 
 SLOTS = {
     "obs": {"vae_split", "vae_library"},
@@ -416,7 +416,7 @@ def test_preset_scvi_has_the_shapes_and_constants_of_scvi_tools(adata: ad.AnnDat
 
 @pytest.mark.parametrize(("n", "epochs"), [(500, 400), (20_000, 400), (40_000, 200), (10_000_000, 1)])
 def test_preset_scvi_trains_as_many_epochs_as_scvi_tools(n: int, epochs: int) -> None:
-    assert PRESETS["scvi"].max_epochs(n - n // 10, n // 10) == epochs
+    assert preset_settings("scvi").max_epochs(n - n // 10, n // 10) == epochs
 
 
 def test_every_preset_can_be_named() -> None:

@@ -28,7 +28,7 @@ from vxpress.bridge.read.prepare import FitRequest, Prepared, prepare
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.normal import DiagonalNormal
-from vxpress.core.presets import FitOptions
+from vxpress.core.settings import FitOptions
 from vxpress.core.training import INTERRUPTED, TrainingError
 
 # what users of the call also need

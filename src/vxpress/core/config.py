@@ -1,16 +1,21 @@
-"""Settings of a model and of its training, as frozen dataclasses.
+"""The options of a model and of its training, each declared once, as frozen dataclasses.
 
 :class:`ModelConfig` holds everything needed to build the same network again, :class:`TrainConfig` everything needed
-to train it in the same way.  Both hold only plain scalars and tuples, so one codec stores them.
+to train it in the same way. Both hold only plain scalars, tuples and such dataclasses, so one codec stores them. Their
+defaults are those of :func:`~vxpress.tl.fit_vae`.
+
+:class:`NetworkOptions` and :class:`TrainingOptions` are the part that users give as fields of
+:class:`~vxpress.tl.FitOptions`, where each can also be ``None``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_type_hints
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Generic, Literal, Never
 
-from vxpress._checks import check_choice, check_range
-from vxpress.core.registries import DECODERS, LIKELIHOODS
+from vxpress._checks import check_range
+from vxpress.core.option import U, check, declares, option
+from vxpress.core.registries import DECODERS, LIKELIHOODS, OBJECTIVES, PRIORS
 
 LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian", "bernoulli"]
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
@@ -25,20 +30,6 @@ PriorName = Literal["normal", "mixture", "vamp", "flow", "diffusion", "flow_matc
 ObjectiveName = Literal["elbo", "iwae", "dreg"]
 KlSchedule = Literal["linear", "cyclical", "capacity"]
 FreeBitsForm = Literal["hard", "soft"]
-BATCH_SIZES = 2, 10_000_000
-
-
-def plain(config: Any) -> None:
-    """Convert numpy scalars in a frozen dataclass to Python scalars; raise ``ValueError`` if a switch is not a bool."""
-    hints = get_type_hints(type(config))
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if hints[f.name] is bool and not isinstance(value, bool):
-            msg = f"{f.name}={value!r} was given; True or False is expected."
-            raise ValueError(msg)
-        for kind in (int, float):
-            if hints[f.name] is kind:
-                object.__setattr__(config, f.name, kind(value))
 
 
 @dataclass(frozen=True)
@@ -48,72 +39,90 @@ class PriorConfig:
     ``from_cells`` applies to ``"vamp"`` learned on a frozen model: see :class:`vxpress.core.priors.vamp.Vamp`.
     """
 
-    name: PriorName = "normal"
-    n_components: int = 50
-    n_conditions: int = 0
+    name: PriorName = option("normal", registry=PRIORS, label="prior")
+    n_components: int = option(50, low=1, high=100_000)
+    n_conditions: int = option(0, low=0, high=1_000_000)
     from_cells: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("prior", self.name, PriorName)
-        check_range("n_components", self.n_components, 1, 100_000, integer=True)
-        check_range("n_conditions", self.n_conditions, 0, 1_000_000, integer=True)
-        plain(self)
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(Generic[U]):
+    """Options of the network that rarely need a change."""
+
+    dropout: float | U = option(
+        0.1, "Share of the encoder's hidden units that are dropped in training.", low=0.0, high=0.95
+    )
+    norm: Norm | U = option(
+        "batch", 'Normalisation after every hidden linear layer: ``"layer"``, ``"batch"`` or ``"none"``.'
+    )
+    encode_covariates: bool | U = option(False, "Whether the encoder also receives the covariates.")
+    condition_output: bool | U = option(
+        False,
+        """Whether the decoder's output layer receives the covariates, in addition to its hidden layers. This gives a
+        factor per gene and category.""",
+    )
+    covariate_code: CovariateCode | U = option(
+        "one-hot",
+        """``"one-hot"``, or ``"embedding"``: a learned vector of ``n_embedding`` numbers per category, for covariates
+        with many categories.""",
+    )
+    n_embedding: int | U = option(8, "Length of these vectors.", low=1, high=4_096)
+    decoder: DecoderName | U = option(
+        "mlp",
+        """How the decoder maps z to expression. ``"mlp"`` (default) has hidden layers. ``"skip"`` has them too, and
+        every layer and the output also receive z, which makes z harder to ignore (Dieng et al. 2019). ``"linear"`` has
+        no hidden layer: its weights are loadings of the genes and are written to ``varm`` (Svensson et al. 2020).
+        ``"split"`` has a small network for each latent dimension. Their outputs are added before the softmax, so each
+        dimension multiplies expression by its own factors (after Moinfar & Theis 2024). ``n_hidden`` and ``n_layers``
+        apply to the first two and to the encoder. Each network of ``"split"`` has ``n_hidden / n_latent`` units per
+        layer, at least 8.""",
+        registry=DECODERS,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(NetworkOptions[Never]):
+    """What a preset or the user decides about the network; the data decide the rest of :class:`ModelConfig`.
+
+    ``bias_before_norm`` trains the biases that batch norm removes again, as scvi-tools does.
+    """
+
+    n_latent: int = option(10, low=1, high=4_096)
+    n_hidden: int = option(128, low=1, high=65_536)
+    n_layers: int = option(1, low=1, high=64)
+    likelihood: LikelihoodName = option("nb", registry=LIKELIHOODS)
+    norm_momentum: float = option(0.1, low=0.0, high=1.0)
+    norm_eps: float = option(1e-3, low=1e-16, high=1.0)
+    bias_before_norm: bool = option(False)
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Network):
     """The architecture: sizes, likelihood, prior and how covariates enter.
 
-    ``bias_before_norm`` trains the biases that batch norm removes again, as scvi-tools does.
-
     ``n_categories`` holds the number of categories of each categorical covariate; with ``has_batch``, the
-    first one is the batch.  ``remainder`` adds the share of molecules from genes outside the model.
+    first one is the batch. ``remainder`` adds the share of molecules from genes outside the model. ``decoder_options``
+    is an instance of the ``Options`` of the decoder's class, and can be given as a mapping.
     """
 
-    n_genes: int
-    n_latent: int = 10
-    n_hidden: int = 128
-    n_layers: int = 1
-    likelihood: LikelihoodName = "nb"
+    n_genes: int = field(metadata=declares(low=1, high=10_000_000))
+    _: KW_ONLY
     dispersion: Dispersion = "gene"
-    n_categories: tuple[int, ...] = ()
+    n_categories: tuple[int, ...] = option((), low=1, high=1_000_000)
     has_batch: bool = False
-    n_continuous: int = 0
-    n_labels: int = 0
-    covariate_code: CovariateCode = "one-hot"
-    n_embedding: int = 8
-    encode_covariates: bool = False
-    condition_output: bool = False
-    norm: Norm = "batch"
-    norm_momentum: float = 0.1
-    norm_eps: float = 1e-3
-    bias_before_norm: bool = False
-    dropout: float = 0.1
+    n_continuous: int = option(0, low=0, high=100_000)
+    n_labels: int = option(0, low=0, high=1_000_000)
     latent_library: bool = False
     remainder: bool = False
-    n_readout: int = 0
-    decoder: DecoderName = "mlp"
-    prior: PriorConfig = PriorConfig()
+    n_readout: int = option(0, low=0, high=10_000_000)
+    # made when it is needed, because its check imports the priors, which import this module
+    prior: PriorConfig = option(PriorConfig)
 
     def __post_init__(self) -> None:
-        LIKELIHOODS.check(self.likelihood)
-        DECODERS.check(self.decoder)
-        check_choice("dispersion", self.dispersion, Dispersion)
-        check_choice("norm", self.norm, Norm)
-        check_choice("covariate_code", self.covariate_code, CovariateCode)
-        check_range("n_genes", self.n_genes, 1, 10_000_000, integer=True)
-        check_range("n_latent", self.n_latent, 1, 4_096, integer=True)
-        check_range("n_hidden", self.n_hidden, 1, 65_536, integer=True)
-        check_range("n_layers", self.n_layers, 1, 64, integer=True)
-        check_range("n_embedding", self.n_embedding, 1, 4_096, integer=True)
-        check_range("n_readout", self.n_readout, 0, 10_000_000, integer=True)
-        check_range("n_continuous", self.n_continuous, 0, 100_000, integer=True)
-        check_range("n_labels", self.n_labels, 0, 1_000_000, integer=True)
-        for size in self.n_categories:
-            check_range("n_categories", size, 1, 1_000_000, integer=True)
-        check_range("dropout", self.dropout, 0.0, 0.95)
-        check_range("norm_momentum", self.norm_momentum, 0.0, 1.0)
-        check_range("norm_eps", self.norm_eps, 1e-16, 1.0)
+        check(self)
         if self.n_latent > self.n_genes:
             msg = (
                 f"n_latent={self.n_latent} exceeds the {self.n_genes} modelled gene(s): a latent space wider than "
@@ -126,7 +135,6 @@ class ModelConfig:
         if self.dispersion == "gene-label" and self.n_labels == 0:
             msg = "dispersion='gene-label' needs labels: pass labels_key=, or use dispersion='gene'."
             raise ValueError(msg)
-        plain(self)
 
     @property
     def n_batches(self) -> int:
@@ -134,8 +142,113 @@ class ModelConfig:
         return self.n_categories[0] if self.has_batch else 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(Generic[U]):
+    """Options of the training that rarely need a change."""
+
+    optimizer: OptimizerName | U = option(
+        "adamw", '``"adamw"`` (decoupled weight decay; Loshchilov & Hutter 2019) or ``"adam"``.'
+    )
+    schedule: Schedule | U = option(
+        "one-cycle", 'Learning rate schedule: ``"one-cycle"`` (Smith & Topin 2019) or ``"constant"``.'
+    )
+    learning_rate: float | U = option(
+        0.01,
+        """Peak learning rate. The default is 0.01 for minibatches of 256 cells and proportional to their size, at most
+        0.02 (Goyal et al. 2017); 0.001 with ``preset="scvi"``.""",
+        low=1e-12,
+        high=10.0,
+    )
+    weight_decay: float | U = option(1e-4, "Weight decay of the optimizer.", low=0.0, high=10.0)
+    adam_eps: float | U = option(1e-8, "Epsilon of the optimizer.", low=1e-16, high=1.0)
+    max_grad_norm: float | U = option(
+        0.0, "Largest gradient norm: larger gradients are scaled down to it. 0 means no limit.", low=0.0, high=1e12
+    )
+    patience: int | U = option(
+        20,
+        "Number of epochs without a better validation objective after which training stops early.",
+        low=1,
+        high=1_000_000,
+    )
+    keep_best: bool | U = option(
+        True, "Whether to keep the state with the best validation objective instead of the last one."
+    )
+    n_samples: int | U = option(
+        5,
+        """Samples per cell of ``objective="iwae"`` and ``"dreg"``; 5 by default. The cost of the decoder grows with
+        it.""",
+        low=1,
+        high=1_000,
+        applies=lambda settings: settings.objective != "elbo",
+        needs="objective='iwae' or 'dreg'",
+    )
+    kl_schedule: KlSchedule | U = option(
+        "linear",
+        """How the KL term changes over the warm-up. With ``"linear"`` (default) its weight rises from 0 to ``beta``.
+        With ``"cyclical"`` the weight rises ``kl_cycles`` times, over the first half of each cycle, and stays at
+        ``beta`` over the second half (Fu et al. 2019). With ``"capacity"`` the penalty is ``beta`` times the distance
+        ``|KL - C|`` of a minibatch's mean divergence from a target C, which rises from 0 to ``kl_capacity`` (Burgess
+        et al. 2018). This needs a ``beta`` above 1 to hold the target; 10 usually works.""",
+    )
+    kl_cycles: int | U = option(
+        4,
+        "Number of cycles of the cyclical schedule; 4 by default, as in its source.",
+        low=1,
+        high=1_000,
+        applies=lambda settings: settings.kl_schedule == "cyclical",
+        needs="options=FitOptions(kl_schedule='cyclical')",
+    )
+    kl_capacity: float | U = option(
+        0.0,
+        "Final target of the capacity schedule, in nats per cell. Required with this schedule.",
+        low=0.0,
+        high=1e4,
+        applies=lambda settings: settings.kl_schedule == "capacity",
+        needs="options=FitOptions(kl_schedule='capacity')",
+    )
+    free_bits_form: FreeBitsForm | U = option(
+        "soft",
+        """``"soft"`` (default) lowers the weight of a dimension by a tenth per step while its divergence is below
+        ``free_bits``, and raises it again, up to ``beta``, while it is above (Chen et al. 2017). ``"hard"`` gives
+        divergences below ``free_bits`` no gradient (Kingma et al. 2016). Divergences are means over a minibatch, with
+        dropout. A prior that does not factorise over dimensions has a single floor, ``free_bits`` times their number.
+        """,
+        applies=lambda settings: settings.free_bits != 0,
+        needs="free_bits=",
+    )
+    encoder_steps: int | U = option(
+        0,
+        """Number of updates of the encoder alone before each step. They continue while the mutual information between
+        held-out cells and the latent space grows, and end after three epochs without growth (after He et al. 2019).
+        Each update costs as much as a step; 0 by default.""",
+        low=0,
+        high=1_000,
+    )
+    refit_dispersion: bool | U = option(
+        True,
+        """Whether to refit the dispersions of the genes after training, with the rest of the model fixed (default; not
+        with ``preset="scvi"``). Training moves them only so far, and counts of strongly expressed genes would stay too
+        noisy. The most likely dispersions are found on up to 4,096 training cells. At least 20 validation cells are
+        needed: on them the dispersions of genes of similar expression are shifted together, and the new dispersions are
+        kept only if the importance-weighted bound of these cells increases. Latent space and decoded expression do not
+        change.""",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(TrainingOptions[Never]):
+    """What a preset or the user decides about the training."""
+
+    batch_size: int = option(256, low=2, high=10_000_000)
+    kl_warmup: float = 0.3
+    warmup_unit: WarmupUnit = "steps"
+    early_stopping: bool = True
+    objective: ObjectiveName = option("elbo", registry=OBJECTIVES)
+    free_bits: float = option(0.0, low=0.0, high=100.0)
+
+
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Training):
     """How the network is trained; one step is one minibatch.
 
     ``max_epochs`` is filled in before training. ``kl_warmup`` is the share of all steps over which the KL weight rises
@@ -143,53 +256,14 @@ class TrainConfig:
     the rule of scvi-tools); ``kl_schedule`` sets how it rises. ``free_bits`` are nats per latent dimension.
     """
 
-    max_epochs: int
-    batch_size: int = 256
-    beta: float = 1.0
-    kl_warmup: float = 0.3
-    warmup_unit: WarmupUnit = "steps"
-    optimizer: OptimizerName = "adamw"
-    schedule: Schedule = "one-cycle"
-    learning_rate: float = 0.01
-    weight_decay: float = 1e-4
-    adam_eps: float = 1e-8
-    max_grad_norm: float = 0.0
-    early_stopping: bool = True
-    patience: int = 20
-    keep_best: bool = True
-    objective: ObjectiveName = "elbo"
-    n_samples: int = 5
-    kl_schedule: KlSchedule = "linear"
-    kl_cycles: int = 4
-    kl_capacity: float = 0.0
-    free_bits: float = 0.0
-    free_bits_form: FreeBitsForm = "soft"
-    encoder_steps: int = 0
-    refit_dispersion: bool = True
+    max_epochs: int = field(metadata=declares(low=1, high=1_000_000))
+    _: KW_ONLY
+    beta: float = option(1.0, low=0.0, high=1e6)
 
     def __post_init__(self) -> None:
-        check_choice("objective", self.objective, ObjectiveName)
-        check_choice("kl_schedule", self.kl_schedule, KlSchedule)
-        check_choice("free_bits_form", self.free_bits_form, FreeBitsForm)
-        check_range("n_samples", self.n_samples, 1, 1_000, integer=True)
-        check_range("kl_cycles", self.kl_cycles, 1, 1_000, integer=True)
-        check_range("kl_capacity", self.kl_capacity, 0.0, 1e4)
-        check_range("free_bits", self.free_bits, 0.0, 100.0)
-        check_range("encoder_steps", self.encoder_steps, 0, 1_000, integer=True)
-        check_choice("optimizer", self.optimizer, OptimizerName)
-        check_choice("schedule", self.schedule, Schedule)
-        check_choice("warmup_unit", self.warmup_unit, WarmupUnit)
-        check_range("max_epochs", self.max_epochs, 1, 1_000_000, integer=True)
-        check_range("batch_size", self.batch_size, *BATCH_SIZES, integer=True)
-        check_range("patience", self.patience, 1, 1_000_000, integer=True)
-        check_range("beta", self.beta, 0.0, 1e6)
-        check_range("learning_rate", self.learning_rate, 1e-12, 10.0)
-        check_range("weight_decay", self.weight_decay, 0.0, 10.0)
-        check_range("adam_eps", self.adam_eps, 1e-16, 1.0)
-        check_range("max_grad_norm", self.max_grad_norm, 0.0, 1e12)
         check_range("kl_warmup", self.kl_warmup, 0.0, 1.0 if self.warmup_unit == "steps" else 1e6)
+        check(self)
         self._check_together()
-        plain(self)
 
     def _check_together(self) -> None:
         """Raise ``ValueError`` if two choices cannot be combined."""

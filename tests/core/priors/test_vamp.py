@@ -34,8 +34,8 @@ def _model(**settings: Any) -> tuple[Any, Cells]:
     library = torch.from_numpy(np.log(np.asarray(counts.sum(1)))).float()
     config = ModelConfig(
         G,
-        3,
-        8,
+        n_latent=3,
+        n_hidden=8,
         n_categories=(3,),
         has_batch=True,
         n_continuous=1,

@@ -23,8 +23,8 @@ from vxpress.core.config import (
     TrainConfig,
 )
 from vxpress.core.likelihoods import LIKELIHOODS
-from vxpress.core.presets import FitOptions, Settings, resolve, settings_for
 from vxpress.core.priors import PRIORS
+from vxpress.core.settings import FitOptions, Settings, resolve, settings_for
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def check_arguments(
     )
     _check_objective(settings)
     _check_arguments(labels_key, dispersion, validation_fraction, target_sum)
-    choosing = settings.likelihood == "auto"
+    choosing = likelihood == "auto"
     if choosing:
         _check_choosing(validation_fraction)
         settings = replace(settings, likelihood=CANDIDATES[0])
@@ -141,7 +141,6 @@ def _check_ranges(settings: Settings, beta: float, max_epochs: int | None) -> No
 
 
 def _check_objective(settings: Settings) -> None:
-    check_choice("prior", settings.prior, PriorName)
     if settings.objective != "elbo" and not PRIORS[settings.prior].cheap:
         msg = (
             f"objective={settings.objective!r} needs the density of the prior in every step, which is too slow with "

@@ -21,8 +21,8 @@ from vxpress.bridge.health.verdict import MIN_STEPS, is_sound, kind_of
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.inference.importance import log_likelihood
 from vxpress.core.isolation import after_interrupt
-from vxpress.core.presets import Settings
 from vxpress.core.progress import stage
+from vxpress.core.settings import Settings
 from vxpress.core.training import INTERRUPTED, TrainingError
 
 # largest number of held-out cells that a cure is judged on, and samples per cell

@@ -1,0 +1,178 @@
+"""What users give for a fit: :class:`FitOptions`, presets, and the settings that they make together.
+
+Every value of a preset can be overridden by an argument of ``fit_vae`` or a field of :class:`FitOptions`.
+The measurements behind them are in ``docs/benchmarks.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, Literal, Never
+
+from vxpress._checks import check_choice
+from vxpress.core.config import (
+    ModelConfig,
+    Network,
+    NetworkOptions,
+    Preset,
+    PriorName,
+    TrainConfig,
+    Training,
+    TrainingOptions,
+)
+from vxpress.core.option import U, check_option, check_used, documented, option, unset_by_default
+from vxpress.core.registries import DECODERS, PRIORS
+
+MAX_EPOCHS = 100
+# number of times that a cell is used, summed over cells, in a fit of up to 5,000 cells
+VISITS, VISITS_UP_TO = 184_320, 5_000
+SMALL_BATCH, LARGE_BATCH, LARGE_BATCH_FROM = 256, 512, 1_500
+# learning rate per cell of a minibatch (Goyal et al. 2017), and its maximum
+RATE_PER_CELL, MAX_RATE = 0.01 / 256, 0.02
+
+
+def _with_components() -> str:
+    """Name the priors that have components."""
+    return " or ".join(repr(name) for name, kind in PRIORS.items() if kind.has_components)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FurtherOptions(Generic[U]):
+    """Options that rarely need a change, and from which a part of the model follows."""
+
+    readout: bool | U = option(True, "Whether genes outside the modelled subset also get denoised values.")
+    prior_components: int | U = option(
+        50,
+        """Number of components of ``prior="mixture"`` and of pseudo-inputs of ``prior="vamp"``; 50 by default.""",
+        low=1,
+        high=100_000,
+        applies=lambda settings: PRIORS[settings.prior].has_components,
+        needs=lambda: f"prior={_with_components()}",
+    )
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+@unset_by_default
+class FitOptions(FurtherOptions[None], TrainingOptions[None], NetworkOptions[None]):
+    """Rarely needed settings of :func:`~vxpress.tl.fit_vae`; ``None`` leaves the choice to the preset.
+
+    Examples
+    --------
+    >>> import vxpress as vx
+    >>> adata = vx.datasets.pbmc68k_reduced()
+    >>> vx.tl.fit_vae(adata, max_epochs=2, options=vx.tl.FitOptions(dropout=0.2))
+    >>> float(adata.uns["vae"]["params"]["model"]["dropout"])
+    0.2
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(FurtherOptions[Never], Training, Network):
+    """A complete set of settings, before the data are known; the number of cells decides what is ``None``."""
+
+    batch_size: int | None = None  # type: ignore[assignment]
+    learning_rate: float | None = None  # type: ignore[assignment]
+    prior: PriorName = "normal"
+    start_from_data: bool = True
+    library_of_modelled_genes: bool = False
+    epochs: Literal["visits", "scvi-tools"] = "visits"
+
+    def max_epochs(self, n_train: int, n_validation: int) -> int:
+        """Compute the default number of epochs."""
+        return _EPOCHS[self.epochs](n_train, n_validation)
+
+    def sized(self, n_train: int) -> Settings:
+        """Fill in the batch size if not given, 512 (256 for few cells), and a learning rate that matches it."""
+        batch_size = LARGE_BATCH if n_train >= LARGE_BATCH_FROM else SMALL_BATCH
+        if self.batch_size is not None:
+            batch_size = check_option(Training, "batch_size", self.batch_size)
+        rate = min(MAX_RATE, RATE_PER_CELL * batch_size) if self.learning_rate is None else self.learning_rate
+        return replace(self, batch_size=batch_size, learning_rate=rate)
+
+
+def _epochs_of_visits(n_train: int, n_validation: int) -> int:
+    """Compute the epochs from a number of visits of cells that grows slowly with the data.
+
+    Small data are overfitted long before that many visits, and training should end before.
+    """
+    visits = VISITS * max(1.0, n_train / VISITS_UP_TO) ** 0.5
+    return min(MAX_EPOCHS, max(2, round(visits / max(1, n_train))))
+
+
+def _epochs_of_scvi_tools(n_train: int, n_validation: int) -> int:
+    """Return 400 epochs for up to 20,000 cells, including held-out ones, then as many as give 8 million visits."""
+    return max(1, min(400, round(20_000 / (n_train + n_validation) * 400)))
+
+
+_EPOCHS: dict[str, Callable[[int, int], int]] = {"visits": _epochs_of_visits, "scvi-tools": _epochs_of_scvi_tools}
+
+PRESETS: dict[Preset | None, dict[str, Any]] = {
+    None: {},
+    # the defaults of SCVI in scvi-tools (1.5.1): architecture, initialisation, optimizer, KL schedule and epochs. One
+    # difference remains: the cells of an epoch are divided into equal minibatches, while scvi-tools has a smaller one at the end
+    "scvi": {
+        "likelihood": "zinb",
+        "n_latent": 10,
+        "dropout": 0.1,
+        "norm": "batch",
+        "norm_momentum": 0.01,
+        "norm_eps": 1e-3,
+        "bias_before_norm": True,
+        "condition_output": False,
+        "batch_size": 128,
+        "optimizer": "adam",
+        "schedule": "constant",
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-6,
+        "adam_eps": 0.01,
+        "kl_warmup": 400.0,
+        "warmup_unit": "epochs",
+        "early_stopping": False,
+        "keep_best": False,
+        "start_from_data": False,
+        "refit_dispersion": False,
+        "library_of_modelled_genes": True,
+        "epochs": "scvi-tools",
+    },
+    # better held-out likelihood, coarser clusters
+    "likelihood": {"n_latent": 20, "dropout": 0.3, "norm": "layer", "norm_eps": 1e-5, "condition_output": True},
+}
+
+
+def preset_settings(preset: Preset | None = None, **given: Any) -> Settings:
+    """Return the settings of a preset, with the given ones in place of its own."""
+    return Settings(**{**PRESETS[preset], **given})
+
+
+def resolve(preset: Preset | None, arguments: Mapping[str, Any], options: FitOptions | None) -> Settings:
+    """Combine a preset with the values that were given explicitly, which take precedence; ``None`` is not given."""
+    if preset is not None:
+        check_choice("preset", preset, Preset)
+    if options is not None and not isinstance(options, FitOptions):
+        msg = f"options={options!r} was given; pass options=vx.tl.FitOptions(...)."
+        raise TypeError(msg)
+    of_options = {} if options is None else _given(vars(options))
+    settings = preset_settings(preset, **_given(arguments), **of_options)
+    PRIORS.check(settings.prior)
+    DECODERS.check(settings.decoder)
+    check_used(settings, of_options)
+    check_option(FurtherOptions, "prior_components", settings.prior_components)
+    if not DECODERS[settings.decoder].receives_condition and of_options.get("condition_output") is False:
+        msg = (
+            f"options=FitOptions(condition_output=False) is not available with decoder={settings.decoder!r}, in which covariates "
+            "enter only at the output. Leave it out."
+        )
+        raise ValueError(msg)
+    return settings
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def settings_for(config: type[ModelConfig | TrainConfig], settings: Settings) -> dict[str, Any]:
+    """Select the settings that are fields of a config."""
+    names = {f.name for f in fields(config)} - {"max_epochs", "prior"}
+    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in names}

@@ -26,7 +26,6 @@ from vxpress.bridge.health.diagnosis import Decoding, diagnose
 from vxpress.bridge.health.verdict import is_sound
 from vxpress.bridge.read.prepare import FitRequest, Prepared, prepare
 from vxpress.core.inference.posterior import Encoded
-from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.settings import FitOptions
 from vxpress.core.training import INTERRUPTED, TrainingError
@@ -109,7 +108,7 @@ def _params(request: FitRequest, checked: CheckedArguments, prepared: Prepared, 
         library=request.library,
         library_source=prepared.library.source,
         library_factor=prepared.library.factor,
-        scale=LIKELIHOODS[fitted.model.config.likelihood].scale,
+        scale=fitted.model.decoder.output.scale,
         layer=request.layer,
         mask_var=prepared.mask_name,
         batch_key=request.batch_key,

@@ -9,6 +9,7 @@ so their share of the Fisher information is removed from the precision of the po
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from vxpress.core.data import Batch, Cells
 from vxpress.core.inference.posterior import Encoded
-from vxpress.core.likelihoods import Likelihood
+from vxpress.core.likelihoods import Likelihood, Measured
 from vxpress.core.networks import Encoder
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.progress import steps
@@ -127,40 +128,18 @@ class _Chunk:
         self.q = self.encoder(self.log_x_nm)
 
     def _share_n1(self, distribution: Likelihood) -> Tensor:
-        """Estimate the share of a cell's molecules that the library includes.
+        """Estimate the share of a cell's molecules that the library includes, given the distribution of one molecule."""
+        missing, decoder = self.missing, self.model.decoder
+        read_out = self._read_out if missing.beyond and decoder.readout is not None else None
+        measured = Measured(missing.observed_g, self.batch, missing.inside, read_out)
+        return decoder.output.measured_share(distribution, measured).clamp(1e-6, 1.0)
 
-        ``distribution`` is of one molecule per cell.
-        """
-        observed = self.missing.observed_g
-        if not distribution.composition:
-            share = self._share_of_levels_n1(distribution)
-        else:
-            rho_ng = distribution.log_rate.exp()
-            share = (
-                rho_ng[:, observed].sum(-1, keepdim=True)
-                if self.missing.inside
-                else 1.0 - rho_ng[:, self.missing_g].sum(-1, keepdim=True)
-            )
-        return share.clamp(1e-6, 1.0)
-
-    def _share_of_levels_n1(self, distribution: Likelihood) -> Tensor:
-        """Compute :meth:`_share_n1` for the Gaussian likelihood.
-
-        The exp of a mean log is not a share, but the error cancels in a ratio.
-        """
-        level_ng = distribution.mean.expm1().clamp_min(0.0)
-        measured_n1 = level_ng[:, self.missing.observed_g].sum(-1, keepdim=True)
-        level_n1 = level_ng.sum(-1, keepdim=True)
-        if not self.missing.inside:
-            # missing genes relative to the measured modelled ones, whose molecules are known
-            total_n1 = self.batch.log_library_n1.exp()
-            lost_n1 = self.batch.x_ng.sum(-1, keepdim=True) * (level_n1 / measured_n1.clamp_min(1e-12) - 1.0)
-            return total_n1 / (total_n1 + lost_n1)
+    def _read_out(self) -> Tensor:
+        """Return the outputs of the readout at the present posterior means."""
         decoder = self.model.decoder
-        if self.missing.beyond and decoder.readout is not None:
-            f_nf = decoder.features(self.q.loc, self.model.conditioner(self.batch.covariates))
-            level_n1 = level_n1 + decoder.readout(f_nf).expm1().clamp_min(0.0).sum(-1, keepdim=True)
-        return measured_n1 / level_n1.clamp_min(1e-12)
+        assert decoder.readout is not None  # noqa: S101 - the caller checks it
+        f_nf = decoder.features(self.q.loc, self.model.conditioner(self.batch.covariates))
+        return cast("Tensor", decoder.readout(f_nf))
 
     def variance(self) -> Tensor:
         """Return the encoder's variance with the information of the missing genes removed, (n, d)."""

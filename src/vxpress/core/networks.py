@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vxpress.core import rule
 from vxpress.core.bodies import DECODERS, MLP, join
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch
-from vxpress.core.likelihoods import LIKELIHOODS, Decoded, Likelihood
+from vxpress.core.likelihoods import LIKELIHOODS, Decoded, Layers, Likelihood
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal
 
@@ -80,6 +79,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
         super().__init__()
         self.likelihood: type[Likelihood] = LIKELIHOODS[config.likelihood]
+        self.output = self.likelihood.output
         self.likelihood_name = config.likelihood
         self.dispersion = config.dispersion
         self.n_genes = config.n_genes
@@ -88,8 +88,8 @@ class Decoder(nn.Module):
         # if the body does not receive the covariates, they can enter only here
         self.condition_output = config.condition_output or not self.body.receives_condition
         n_features = self.body.n_features + (n_condition if self.condition_output else 0)
-        # the last output is the share of the molecules outside the modelled genes
-        self.location = nn.Linear(n_features, config.n_genes + (config.remainder and self.likelihood.composition))
+        # with a remainder, the last output is the share of the molecules outside the modelled genes
+        self.location = nn.Linear(n_features, self.output.width(config.n_genes, remainder=config.remainder))
         self.heads = nn.ModuleDict({name: nn.Linear(n_features, config.n_genes) for name in self.likelihood.heads})
         if self.likelihood.has_dispersion:
             if config.dispersion == "gene-cell":
@@ -110,15 +110,15 @@ class Decoder(nn.Module):
         if self.condition_output:
             yield from (f"{name}.weight" for name in ("location", "readout", *(f"heads.{h}" for h in self.heads)))
 
+    def layers(self, kept: Mapping[str, Tensor]) -> Layers:
+        """Return the output layers with the tensors that the output keeps, as the output needs them."""
+        heads = {name: cast("nn.Linear", head) for name, head in self.heads.items()}
+        log_dispersion = getattr(self, "log_dispersion", None)
+        return Layers(self.n_genes, self.location, heads, log_dispersion, self.readout, kept)
+
     def locate(self, f_nf: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the location of the modelled genes, and the log share of the remainder if there is one."""
-        location = self.location(f_nf)
-        if not self.likelihood.composition:
-            return location, None
-        log_rho = F.log_softmax(location, dim=-1)
-        if location.shape[-1] == self.n_genes:
-            return log_rho, None
-        return log_rho[:, : self.n_genes], log_rho[:, self.n_genes :]
+        return self.output.locate(self.location(f_nf), self.n_genes)
 
     def forward(
         self,

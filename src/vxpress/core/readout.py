@@ -1,35 +1,16 @@
 """Expression of genes outside the modelled subset: a linear readout from the frozen body of the decoder.
 
-Their share of the molecules is a share of the remainder times a softmax of a linear map of the decoder's features. It
-is not the whole remainder if the library size includes genes that are not in the data. The map is fitted by
-multinomial likelihood; for the Gaussian likelihood, by ridge regression of the log values. It starts at the mean
-profile and stays there if the features carry no information.
+How it is fitted and read depends on the output of the likelihood, see :mod:`vxpress.core.likelihoods.output`.
 """
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from vxpress.core import rule
 from vxpress.core.data import Cells, Counts
-from vxpress.core.likelihoods import log_cp10k
-from vxpress.core.loop import keep_best, shuffled
-from vxpress.core.progress import steps
+from vxpress.core.likelihoods import ToReadOut
 from vxpress.core.vae import VAE
-from vxpress.core.whole_import import import_for_optimizers
-
-BATCH = 256
-# passes over the cells, and limits for the number of steps: more do not improve the fit of held-out cells
-PASSES, MIN_STEPS, MAX_STEPS = 8, 100, 200
-# how often the held-out loss is computed, and on how many cells at most
-CHECKS, MAX_JUDGED = 4, 2048
-LEARNING_RATE = 0.01
-WEIGHT_DECAY = 0.05
 
 
 def fit_readout(
@@ -46,122 +27,5 @@ def fit_readout(
     with torch.no_grad():
         condition = model.conditioner(cells.covariates)
         f_nf = model.decoder.features(mean_nd, condition)
-    if not model.decoder.likelihood.composition:
-        _fit_ridge(model, cells, outside, f_nf, train_rows)
-        return
-    _fit_softmax(model, outside, f_nf, train_rows, validation_rows, seed=seed)
-    read = float(outside.gene_sums(train_rows).sum())
-    modelled = float(cells.counts.gene_sums(train_rows).sum())
-    library = float(cells.log_library_n1[train_rows].exp().double().sum())
-    beyond = library - modelled if model.config.remainder else modelled + read
-    model.outside_share.fill_(min(1.0, read / beyond) if beyond > 0 else 0.0)
-
-
-def _fit_softmax(
-    model: VAE, outside: Counts, f_nf: Tensor, train_rows: Tensor, validation_rows: Tensor, *, seed: int
-) -> None:
-    readout = model.decoder.readout
-    assert readout is not None  # noqa: S101 - the caller checks it
-    sums_g = outside.gene_sums(train_rows)
-    with torch.no_grad():
-        readout.weight.zero_()
-        # half a molecule is added per gene, so that the log of an unseen gene is finite
-        readout.bias.copy_((sums_g + 0.5).log() - (sums_g + 0.5).sum().log())
-    n_steps = min(MAX_STEPS, max(MIN_STEPS, PASSES * math.ceil(len(train_rows) / BATCH)))
-    import_for_optimizers()
-    optimizer = torch.optim.AdamW(readout.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=n_steps + 1)
-    order = torch.Generator().manual_seed(seed)
-    judged = validation_rows if len(validation_rows) else train_rows[:BATCH]
-    judged = shuffled(judged, order)[:MAX_JUDGED]
-    gradient = _Gradient(readout, min(BATCH, len(train_rows)))
-
-    def step(_: int, batch: Tensor) -> None:
-        gradient.set(f_nf[batch], *outside.entries(batch))
-        optimizer.step()
-        schedule.step()
-
-    def judge() -> float:
-        return _mean_loss(readout, f_nf, outside, judged)
-
-    kept = keep_best(
-        steps(_batches(train_rows, n_steps, order), "reading out genes outside the model", n_steps),
-        step,
-        judge,
-        lambda: copy.deepcopy(readout.state_dict()),
-        start=judge(),
-        due=lambda done: done * CHECKS % n_steps < CHECKS,
-    )
-    readout.load_state_dict(kept.state)
-    readout.zero_grad(set_to_none=True)
-
-
-def _batches(rows: Tensor, n_steps: int, order: torch.Generator) -> Iterator[Tensor]:
-    """Yield ``n_steps`` minibatches, in repeated passes over the cells."""
-    left = n_steps
-    while left:
-        batches = shuffled(rows, order).tensor_split(math.ceil(len(rows) / BATCH))[:left]
-        yield from batches
-        left -= len(batches)
-
-
-class _Gradient:
-    """Gradient of the mean loss per molecule, sum_n (total_n softmax_ng - x_ng) f_n / total; memory is reused.
-
-    The features, which are few, are multiplied by the totals, and x is read at its non-zeros only. The two products
-    have the precision of those in training steps, see :func:`rule.product_dtype`.
-    """
-
-    def __init__(self, readout: torch.nn.Linear, n: int) -> None:
-        self.readout = readout
-        (g, h), device = readout.weight.shape, readout.weight.device
-        on_processor = device.type == "cpu"
-        self.dtype = rule.product_dtype(n, h, g, training=True) if on_processor else torch.float32
-        self.logits, self.shares = torch.empty(2, n, g, device=device)
-
-    @torch.no_grad()
-    def set(self, f_nf: Tensor, where: Tensor, values: Tensor) -> None:
-        """Write the gradient of a minibatch to ``.grad``; its counts are ``values`` at flat positions ``where``."""
-        n, readout = len(f_nf), self.readout
-        product_ng = f_nf.to(self.dtype) @ readout.weight.to(self.dtype).t()
-        logits = torch.add(product_ng, readout.bias, out=self.logits[:n])
-        residual_ng = torch.softmax(logits, dim=-1, out=self.shares[:n])
-        rows = where // residual_ng.shape[1]
-        total_n = torch.zeros(n, device=f_nf.device).index_add_(0, rows, values)
-        residual_ng.view(-1).index_add_(0, where, values / total_n[rows].clamp_min(1.0), alpha=-1.0)
-        weight_n = total_n / total_n.sum().clamp_min(1.0)
-        weighted_nf = (f_nf * weight_n[:, None]).to(self.dtype)
-        readout.weight.grad = (residual_ng.to(self.dtype).t() @ weighted_nf).float()
-        readout.bias.grad = weight_n @ residual_ng
-
-
-@torch.no_grad()
-def _mean_loss(readout: torch.nn.Linear, f_nf: Tensor, outside: Counts, rows: Tensor) -> float:
-    """Compute the negative multinomial log likelihood of some cells, without its constant."""
-    total = 0.0
-    for part in rows.split(BATCH):
-        where, values = outside.entries(part)
-        logits = readout(f_nf[part])
-        at_n = where // logits.shape[1]
-        log_share = logits.view(-1)[where] - logits.logsumexp(-1)[at_n]
-        total -= float((values * log_share).sum(dtype=torch.float64))
-    return total if math.isfinite(total) else math.inf
-
-
-@torch.no_grad()
-def _fit_ridge(model: VAE, cells: Cells, outside: Counts, f_nf: Tensor, train_rows: Tensor) -> None:
-    readout = model.decoder.readout
-    assert readout is not None  # noqa: S101 - the caller checks it
-    f_nf = f_nf.double()
-    center = f_nf[train_rows].mean(0)
-    gram = torch.eye(f_nf.shape[1], dtype=torch.float64, device=f_nf.device) * len(train_rows) * 1e-3
-    cross = torch.zeros(f_nf.shape[1], outside.n_genes, dtype=torch.float64, device=f_nf.device)
-    total = torch.zeros(outside.n_genes, dtype=torch.float64, device=f_nf.device)
-    for part in steps(train_rows.split(BATCH), "reading out genes outside the model"):
-        f, y = f_nf[part] - center, log_cp10k(outside.dense(part), cells.log_library_n1[part].exp()).double()
-        gram += f.T @ f
-        cross += f.T @ y
-        total += y.sum(0)
-    weight = torch.linalg.solve(gram, cross)
-    readout.weight.copy_(weight.T)
-    readout.bias.copy_(total / len(train_rows) - center @ weight)
+    data = ToReadOut(cells, outside, lambda rows: f_nf[rows], train_rows, validation_rows, seed)
+    model.decoder.output.fit_readout(model.layers, data)

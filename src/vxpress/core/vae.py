@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +10,7 @@ from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Conditioner, Covariates
 from vxpress.core.data import Batch, Cells
 from vxpress.core.isolation import on_device, seeded
-from vxpress.core.likelihoods import MIN_GAUSSIAN_VARIANCE, Likelihood, log_cp10k
+from vxpress.core.likelihoods import Layers, Likelihood
 from vxpress.core.networks import Decoder, Encoder, Noise
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors import PRIORS, Prior
@@ -22,13 +20,12 @@ class VAE(nn.Module):
     """A conditional variational autoencoder of counts.
 
     ``library_log_mean_b`` and ``library_log_var_b`` are the parameters of the log-normal prior of a latent library, one
-    per batch. ``outside_share`` is the share of the readout's genes in the molecules outside the model, which may also
-    come from genes that are not in the data. In a model without remainder it is their share in all molecules.
+    per batch. Further buffers are those that the output of the likelihood keeps, such as ``outside_share``, see
+    :class:`vxpress.core.likelihoods.shares.Shares`.
     """
 
     library_log_mean_b: Tensor
     library_log_var_b: Tensor
-    outside_share: Tensor
     prior: Prior
 
     def __init__(self, config: ModelConfig) -> None:
@@ -45,8 +42,8 @@ class VAE(nn.Module):
         if config.latent_library:
             self.register_buffer("library_log_mean_b", torch.zeros(config.n_batches))
             self.register_buffer("library_log_var_b", torch.ones(config.n_batches))
-        if config.n_readout and self.decoder.likelihood.composition:
-            self.register_buffer("outside_share", torch.zeros(()))
+        for name, value in self.decoder.output.kept(config.n_readout).items():
+            self.register_buffer(name, value)
 
     def posterior(self, batch: Batch, noise: Noise | None = None) -> DiagonalNormal:
         """Return the posterior q(z | x, s)."""
@@ -81,45 +78,18 @@ class VAE(nn.Module):
     def _encoder_condition(self, covariates: Covariates) -> Tensor | None:
         return self.conditioner(covariates) if self.config.encode_covariates else None
 
-    @torch.no_grad()
+    @property
+    def layers(self) -> Layers:
+        """The output layers of the decoder, with the tensors that the output of the likelihood keeps in the model."""
+        kept = self.decoder.output.kept(self.config.n_readout)
+        return self.decoder.layers({name: self.get_buffer(name) for name in kept})
+
     def start_from(self, cells: Cells, rows: Tensor) -> None:
-        """Initialise the decoder at the mean profile of the data, with a moderate dispersion if the likelihood has one.
+        """Start the decoder from the data, typically at the mean profile.
 
         Otherwise the decoder would spend a large share of its steps on learning the mean profile.
         """
-        counts, library = cells.counts, cells.log_library_n1[rows].exp().double()
-        sums_g = counts.gene_sums(rows)
-        distribution = self.decoder.likelihood
-        if not distribution.composition:
-            _start_gaussian(self, cells, rows)
-            return
-        # a gene without molecules gets the share of half a molecule
-        profile = (sums_g.clamp_min(0.5) / library.sum()).float()
-        bias = profile.log()
-        if self.config.remainder:
-            rest = 1.0 - float(sums_g.sum() / library.sum())
-            bias = torch.cat((bias, torch.tensor([max(rest, 1e-3)], device=bias.device).log()))
-        self.decoder.location.bias.copy_(bias)
-        self.decoder.location.weight.mul_(0.1)
-        if hasattr(self.decoder, "log_dispersion"):
-            self.decoder.log_dispersion.fill_(0.0)
-        for name, start in (("gate", -3.0), ("dispersion", 0.0)):
-            if name in self.decoder.heads:
-                head = cast("nn.Linear", self.decoder.heads[name])
-                head.bias.fill_(start)
-                head.weight.mul_(0.1)
-
-
-def _start_gaussian(model: VAE, cells: Cells, rows: Tensor) -> None:
-    """Initialise at mean and variance of log1p(1e4 x / l) per gene, over 4,096 to 8,191 cells if there are more."""
-    some = rows[:: max(1, len(rows) // 4096)]
-    batch = cells.batch(some)
-    y_ng = log_cp10k(batch.x_ng, batch.log_library_n1.exp())
-    model.decoder.location.bias.copy_(y_ng.mean(0))
-    model.decoder.location.weight.mul_(0.1)
-    if hasattr(model.decoder, "log_dispersion"):
-        above_floor = (y_ng.var(0) - MIN_GAUSSIAN_VARIANCE).clamp_min(1e-4)
-        model.decoder.log_dispersion.copy_(above_floor.log().expand_as(model.decoder.log_dispersion))
+        self.decoder.output.start(self.layers, self.decoder.likelihood, cells, rows)
 
 
 def build(config: ModelConfig, seed: int) -> VAE:

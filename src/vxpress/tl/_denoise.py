@@ -22,6 +22,7 @@ from vxpress.bridge.ask.arguments import (
     genes_present,
     requested_genes,
     scale_from,
+    values_of,
 )
 from vxpress.bridge.ask.decoded import DENOISING_DRAWS, DENOISING_SEED, DecodingRequest, FloatName, decode
 from vxpress.bridge.fits.find_fit import Model
@@ -270,8 +271,8 @@ def _check_form(fit: Fit, dtype: FloatName, drop_below: float | None) -> None:
     if dtype != "float32":
         msg = f"drop_below={drop_below!r} writes a sparse matrix, which does not support {dtype}. Leave dtype= or drop_below= out."
         raise ValueError(msg)
-    if fit.params.scale != "composition":
-        msg = f"drop_below={drop_below!r}: the values of a Gaussian fit are expected log values, which may be negative. Leave it out."
+    if not fit.model.decoder.output.nonnegative:
+        msg = f"drop_below={drop_below!r}: {values_of(fit)}, which may be negative. Leave it out."
         raise ValueError(msg)
 
 

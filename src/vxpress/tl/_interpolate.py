@@ -17,7 +17,7 @@ from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
-from vxpress.bridge.ask.arguments import genes_of_fit
+from vxpress.bridge.ask.arguments import genes_of_fit, total_from
 from vxpress.bridge.ask.decoded import DENOISING_SEED, DecodingRequest, decode
 from vxpress.bridge.ask.endpoints import Endpoint, endpoint_name, endpoint_rows
 from vxpress.bridge.ask.generation import Columns, get_column_names, requested_covariates
@@ -172,7 +172,7 @@ def interpolate(
         msg = f"source= and target= are identical ({len(ends[0])} and {len(ends[1])} cells). Choose two different groups or cells."
         raise ValueError(msg)
     wanted = None if genes is None else genes_of_fit(adata, fit, genes)
-    scale = _scale(fit, target_sum)
+    scale = total_from(fit, target_sum)
     obs = _conditions(adata, fit, covariates, np.concatenate(ends), n_steps)
     batches = fit.covariates.decoding_batches(transform_batch)
     generator = seed_of(rng)
@@ -256,17 +256,6 @@ def _density(fit: Fit, path_sd: np.ndarray, position_s: np.ndarray, cells: CellD
         "prior_log_density": prior_s,
         "prior_percentile": percentile_among(prior_s, prior_n),
     }
-
-
-def _scale(fit: Fit, target_sum: float | None) -> np.float32:
-    if fit.params.scale != "composition":
-        if target_sum is not None:
-            msg = f"target_sum={target_sum!r}: the values of a Gaussian fit are expected log values and have no sum to scale to. Leave it out."
-            raise ValueError(msg)
-        return np.float32(1.0)
-    target_sum = fit.params.target_sum if target_sum is None else target_sum
-    check_range("target_sum", target_sum, 1e-12, 1e12)
-    return np.float32(target_sum)
 
 
 def _conditions(

@@ -21,7 +21,7 @@ def _model(dispersion: Dispersion = "gene", *, remainder: bool = True, n_readout
     )  # fmt: skip
     model = build(config, seed=0).eval()
     if n_readout:
-        model.outside_share.fill_(0.3)
+        model.get_buffer("outside_share").fill_(0.3)
     return model
 
 

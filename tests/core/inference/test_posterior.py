@@ -10,6 +10,7 @@ from vxpress.core.config import LikelihoodName, ModelConfig
 from vxpress.core.data import Cells
 from vxpress.core.inference import posterior
 from vxpress.core.inference.posterior import Draws, Genes, encode, expected_expression
+from vxpress.core.likelihoods import sums
 from vxpress.core.vae import VAE, build
 
 DRAWS = Draws(4, (0, 1), seed=3)
@@ -27,8 +28,8 @@ def _model(likelihood: LikelihoodName, *, remainder: bool, n_readout: int) -> VA
         n_readout=n_readout,
     )
     model = build(config, seed=0).eval()
-    if n_readout and model.decoder.likelihood.composition:
-        model.outside_share.fill_(0.3)
+    if n_readout and model.decoder.output.scalable:
+        model.get_buffer("outside_share").fill_(0.3)
     return model
 
 
@@ -42,9 +43,9 @@ def _plain(model: VAE, mean_nd: torch.Tensor, var_nd: torch.Tensor, cells: Cells
         f_nf = model.decoder.features(z_nd, model.conditioner(cells.covariates.with_batch(code or 0)))
         location = model.decoder.location(f_nf)
         read = model.decoder.readout(f_nf) if model.decoder.readout is not None else torch.zeros(len(f_nf), 0)
-        if model.decoder.likelihood.composition:
+        if model.decoder.output.scalable:
             share = F.softmax(location, dim=-1)
-            outside_share = model.outside_share if model.config.n_readout else torch.zeros(())
+            outside_share = model.get_buffer("outside_share") if model.config.n_readout else torch.zeros(())
             rest = share[:, 20:] if model.config.remainder else torch.ones(())
             location = share[:, :20] if model.config.remainder else share * (1 - outside_share)
             read = outside_share * rest * F.softmax(read, dim=-1)
@@ -65,7 +66,7 @@ def test_expected_expression_is_the_plain_mean_over_draws(
     n_readout: int,
 ) -> None:
     # several blocks, the last one short
-    monkeypatch.setattr(posterior, "BLOCK_ENTRIES", 1)
+    monkeypatch.setattr(sums, "BLOCK_ENTRIES", 1)
     cells = make_cells(n_batches=2)
     model = _model(likelihood, remainder=remainder, n_readout=n_readout)
     found = encode(model, cells)

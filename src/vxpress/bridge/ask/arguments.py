@@ -82,18 +82,36 @@ def genes_present(adata: AnnData, fit: Fit) -> tuple[np.ndarray | None, np.ndarr
 
 def scale_from(adata: AnnData, cells: StoredCells, target_sum: TargetSum) -> np.float32 | np.ndarray:
     """Return the factor that shares are multiplied by: the target sum, or the size factor of each cell, (n, 1) float32."""
-    params = cells.fit.params
-    if target_sum is not None and params.scale != "composition":
-        msg = f"target_sum={target_sum!r}: the values of a Gaussian fit are expected log values and have no sum to scale to."
-        raise ValueError(msg)
+    fit = cells.fit
     if isinstance(target_sum, str):
+        check_scalable(fit, target_sum)
         if target_sum != "library":
             msg = f"target_sum={target_sum!r} was given; a number, or 'library' for each cell's own size factor, is expected."
             raise ValueError(msg)
         return stored_library(adata, cells.keys).astype(np.float32)[:, None]
-    target_sum = params.target_sum if target_sum is None else target_sum
+    return total_from(fit, target_sum)
+
+
+def total_from(fit: Fit, target_sum: float | None) -> np.float32:
+    """Return the sum that the expression of a cell is scaled to: the one given, or that of the fit."""
+    if target_sum is not None:
+        check_scalable(fit, target_sum)
+    target_sum = fit.params.target_sum if target_sum is None else target_sum
     check_range("target_sum", target_sum, 1e-12, 1e12)
     return np.float32(target_sum)
+
+
+def check_scalable(fit: Fit, target_sum: object) -> None:
+    """Raise ``ValueError`` if the decoded values of a fit are not shares, which can be scaled to any sum."""
+    if not fit.model.decoder.output.scalable:
+        msg = f"target_sum={target_sum!r}: {values_of(fit)} and have no sum to scale to. Leave it out."
+        raise ValueError(msg)
+
+
+def values_of(fit: Fit) -> str:
+    """Say what the decoded values of a fit are that are not shares of molecules."""
+    likelihood = fit.model.decoder.likelihood
+    return f"the values of a {likelihood.__name__} fit are expected {likelihood.observes}"
 
 
 def draw_seed(rng: int | np.random.Generator | None) -> int:

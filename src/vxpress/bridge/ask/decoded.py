@@ -78,7 +78,7 @@ def decode(
         _Dense(len(mean_nd), place, request.dtype) if request.drop_below is None else _Sparse(place, request.drop_below)
         for _ in range(n_out)
     ]
-    scale = request.scale if model.decoder.likelihood.composition else np.float32(1.0)
+    scale = request.scale if model.decoder.output.scalable else np.float32(1.0)
     moments = torch.from_numpy(mean_nd), torch.from_numpy(var_nd)
     for rows, values in _chunks(model, *moments, covariates, request=request, genes=chosen, counts=counts):
         scale_here = scale[rows] if isinstance(scale, np.ndarray) else scale

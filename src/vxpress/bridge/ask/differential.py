@@ -334,8 +334,12 @@ def ask(
 
 def _genes(adata: AnnData, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     """Return the column of every gene of the fit in ``adata`` (-1: absent), and the ranked genes, in the order of ``adata``."""
-    if not fit.model.decoder.likelihood.composition:
-        msg = "The fit is Gaussian: it predicts log values and has no count distribution to compare groups by. Fit with likelihood='nb'."
+    likelihood = fit.model.decoder.likelihood
+    if not likelihood.output.scalable:
+        msg = (
+            f"The fit is {likelihood.__name__}: it predicts {likelihood.observes} and has no count distribution to compare "
+            "groups by. Fit with likelihood='nb'."
+        )
         raise ValueError(msg)
     position = np.asarray(adata.var_names.get_indexer(fit.genes))
     decoded = fit.modelled_g | (fit.params.model.n_readout > 0)

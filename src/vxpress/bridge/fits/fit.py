@@ -23,8 +23,6 @@ from vxpress.core.vae import VAE, build, expected_shapes
 # parts of every fit, and of some; a file may lose an empty mapping
 PARTS = ("params", "history", "genes", "weights")
 FURTHER = ("format", NAME, "covariates", "diagnostics", "prior", "choice")
-# allowed values of two settings
-SCALES = tuple(sorted({kind.scale for kind in LIKELIHOODS.values()}))
 STOPPED = ("budget", "early", INTERRUPTED)
 NOT_NEGATIVE = ("running_var", "library_log_var_b", "outside_share")
 
@@ -71,7 +69,8 @@ class Params:
         for seed in (self.rng, self.split_rng):
             if seed is not None:
                 check_range("rng", seed, 0, np.inf, integer=True)
-        for name, known in (("scale", SCALES), ("stopped", STOPPED), ("preset", (None, *get_args(Preset)))):
+        scales = tuple(sorted({kind.output.scale for kind in LIKELIHOODS.values()}))
+        for name, known in (("scale", scales), ("stopped", STOPPED), ("preset", (None, *get_args(Preset)))):
             if getattr(self, name) not in known:
                 msg = f"{name}={getattr(self, name)!r} was given; one of {list(known)} is expected."
                 raise ValueError(msg)

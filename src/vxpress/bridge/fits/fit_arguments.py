@@ -182,7 +182,7 @@ def model_config_of(checked: CheckedArguments, prepared: Prepared, *, latent_lib
         n_continuous=len(table.continuous),
         n_labels=0 if table.labels is None else len(table.labels[1]),
         latent_library=latent_library,
-        remainder=prepared.library.beyond and LIKELIHOODS[settings.likelihood].composition,
+        remainder=prepared.library.beyond and LIKELIHOODS[settings.likelihood].output.has_remainder,
         n_readout=n_outside if settings.readout else 0,
         prior=PriorConfig(settings.prior, settings.prior_components),
         **settings_for(ModelConfig, settings),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.data import Cells
-from vxpress.core.inference.posterior import MIN_BLOCK
+from vxpress.core.likelihoods.sums import MIN_BLOCK
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 

@@ -83,4 +83,4 @@ def count_overdispersion(model: VAE, mean_nd: torch.Tensor, covariates: Covariat
         log_theta = decoder.heads["dispersion"](decoder.features(mean_nd, model.conditioner(covariates)))
     else:
         log_theta = decoder.log_dispersion
-    return log_theta.double().neg().exp().mean(0).numpy()
+    return decoder.likelihood.overdispersion(log_theta.double()).mean(0).numpy()

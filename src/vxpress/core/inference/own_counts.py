@@ -28,16 +28,13 @@ def updated_expression(
     # the same draws of z, so that the two decoded values differ only by the batch
     own_draws = replace(draws, n=len(draws.per_cell()), batches=(None,))
     own_parts = parts if observed else expected_expression(model, mean_nd, var_nd, cells.covariates, own_draws, genes)
-    # share of the modelled genes in all molecules, if the library counts only modelled genes
-    among_modelled = 1.0
-    if model.config.n_readout and not model.config.remainder:
-        among_modelled = 1.0 - float(model.outside_share)
+    decoder, layers = model.decoder, model.layers
     for part, inside, outside in parts:
         own = inside if observed else next(iter(own_parts))[1]
         rows = torch.arange(part.start, part.stop)
-        x_ng, theta = cells.batch(rows).x_ng, model.decoder.dispersion_of(cells.covariates[rows]).exp()
+        x_ng, log_theta = cells.batch(rows).x_ng, decoder.dispersion_of(cells.covariates[rows])
         if genes.inside is not None:
-            x_ng, theta = x_ng[:, genes.inside], theta[:, genes.inside]
-        mean_ng = own * (cells.log_library_n1[rows].exp() / among_modelled)
-        inside.mul_((theta + x_ng) / (theta + mean_ng))
+            x_ng, log_theta = x_ng[:, genes.inside], log_theta[:, genes.inside]
+        mean_ng = decoder.output.expected_counts(layers, own, cells.log_library_n1[rows])
+        inside.mul_(decoder.likelihood.rate_update(x_ng, mean_ng, log_theta))
         yield part, inside, outside

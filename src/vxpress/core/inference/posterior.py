@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells
+from vxpress.core.likelihoods import Sums
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
 
 CHUNK = 1024
-# entries of one block of decoded cells (2 MB), and its least number of rows
-BLOCK_ENTRIES, MIN_BLOCK = 2**19, 32
 # entries of all draws of a chunk that are kept for quantiles (64 MB)
 DRAWN_ENTRIES = 2**24
 
@@ -73,29 +72,34 @@ class Genes:
 ALL_GENES = Genes()
 
 
+def _sums(model: VAE, genes: Genes, n: int) -> Sums:
+    return model.decoder.output.sums(model.layers, n, genes.inside, genes.outside)
+
+
 @torch.no_grad()
 def expected_expression(
     model: VAE, mean_nd: Tensor, var_nd: Tensor, covariates: Covariates, draws: Draws, genes: Genes = ALL_GENES
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Yield E_q[rho] in chunks of cells: rows, modelled genes (n, g), and the genes of the readout, or None.
 
-    For the Gaussian likelihood, whose location is not a composition, it is the expected location. The tensors are valid
-    until the next chunk is requested, which reuses their memory.
+    Decoded expression is what the output of the likelihood makes of the location: shares rho for count distributions,
+    expected log values for the Gaussian likelihood. The tensors are valid until the next chunk is requested, which reuses
+    their memory.
     """
     model.eval()
     generator = torch.Generator().manual_seed(draws.seed)
     plan = draws.per_cell()
-    layers = _OutputLayers(model, genes, min(CHUNK, len(mean_nd)))
+    sums = _sums(model, genes, min(CHUNK, len(mean_nd)))
     for start in steps(range(0, len(mean_nd), CHUNK), "decoding"):
         part = slice(start, min(start + CHUNK, len(mean_nd)))
         rows = torch.arange(part.start, part.stop, device=mean_nd.device)
         own, sd_nd = covariates[rows], var_nd[part].sqrt()
-        layers.clear()
+        sums.clear()
         for code in plan:
             eps_nd = torch.randn(sd_nd.shape, generator=generator).to(mean_nd.device)
             here = own if code is None else own.with_batch(code)
-            layers.add(model.decoder.features(mean_nd[part] + sd_nd * eps_nd, model.conditioner(here)))
-        yield part, *layers.mean(len(rows), len(plan))
+            sums.add(model.decoder.features(mean_nd[part] + sd_nd * eps_nd, model.conditioner(here)))
+        yield part, *sums.mean(len(rows), len(plan))
 
 
 @torch.no_grad()
@@ -118,9 +122,9 @@ def credible_expression(
     """
     model.eval()
     generator = torch.Generator().manual_seed(draws.seed)
-    layers = _OutputLayers(model, genes, min(CHUNK, len(mean_nd)))
-    n_inside = layers.inside.shape[1]
-    width = n_inside + (0 if layers.outside is None else layers.outside.shape[1])
+    sums = _sums(model, genes, min(CHUNK, len(mean_nd)))
+    n_inside = sums.inside.shape[1]
+    width = n_inside + (0 if sums.outside is None else sums.outside.shape[1])
     step = max(1, min(CHUNK, len(mean_nd), DRAWN_ENTRIES // max(1, draws.n * width)))
     drawn = torch.empty(draws.n, step, width)
     for start in steps(range(0, len(mean_nd), step), "decoding"):
@@ -129,16 +133,16 @@ def credible_expression(
         own, sd_nd = covariates[torch.arange(part.start, part.stop, device=mean_nd.device)], var_nd[part].sqrt()
         for k in range(draws.n):
             z_nd = mean_nd[part] + sd_nd * torch.randn(sd_nd.shape, generator=generator).to(mean_nd.device)
-            layers.clear()
+            sums.clear()
             for code in draws.batches:
                 here = own if code is None else own.with_batch(code)
-                layers.add(model.decoder.features(z_nd, model.conditioner(here)))
-            inside, outside = layers.mean(n, len(draws.batches))
+                sums.add(model.decoder.features(z_nd, model.conditioner(here)))
+            inside, outside = sums.mean(n, len(draws.batches))
             drawn[k, :n, :n_inside] = inside
             if outside is not None:
                 drawn[k, :n, n_inside:] = outside
         found = [drawn[:, :n].mean(0), *_quantiles(drawn[:, :n], levels)]
-        yield part, [(value[:, :n_inside], None if layers.outside is None else value[:, n_inside:]) for value in found]
+        yield part, [(value[:, :n_inside], None if sums.outside is None else value[:, n_inside:]) for value in found]
 
 
 def _quantiles(drawn: Tensor, levels: Sequence[float]) -> list[Tensor]:
@@ -152,89 +156,3 @@ def _quantiles(drawn: Tensor, levels: Sequence[float]) -> list[Tensor]:
         )
         for level, place in zip(levels, places, strict=True)
     ]
-
-
-class _OutputLayers:
-    """Sums of decoded expression over draws, for the requested genes.
-
-    A draw passes through the output layers one block of cells at a time, in reused memory that fits the caches of the
-    processor. Values are normalised over all genes within the block, and only requested genes are copied out of it.
-    """
-
-    def __init__(self, model: VAE, genes: Genes, n: int) -> None:
-        decoder, config = model.decoder, model.config
-        self.genes, self.composition = genes, decoder.likelihood.composition
-        self.outside_share = model.outside_share if decoder.readout is not None and self.composition else None
-        self.remainder = decoder.location.out_features > config.n_genes
-        self.n_genes = config.n_genes
-        location, readout = decoder.location, decoder.readout
-        n_inside = config.n_genes if genes.inside is None else len(genes.inside)
-        n_outside = 0 if readout is None else config.n_readout if genes.outside is None else len(genes.outside)
-        layers: dict[str, tuple[Tensor, Tensor]] = {}
-        # with a remainder, the share of the genes outside follows from the location
-        if n_inside or (n_outside and self.remainder):
-            layers["location"] = self._wanted(location, genes.inside)
-        if n_outside and readout is not None:
-            layers["readout"] = self._wanted(readout, genes.outside)
-        widest = max((len(bias) for _, bias in layers.values()), default=1)
-        self.block = max(MIN_BLOCK, min(n, BLOCK_ENTRIES // widest))
-        device = location.weight.device
-        self.layers = {
-            name: (weight, bias, *torch.empty(2, self.block, len(bias), device=device))
-            for name, (weight, bias) in layers.items()
-        }
-        self.inside = torch.empty(n, n_inside, device=device)
-        self.outside = None if readout is None else torch.empty(n, n_outside, device=device)
-
-    def _wanted(self, layer: nn.Linear, columns: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return weight and bias; only those of the requested columns if these do not depend on the others."""
-        weight, bias = layer.weight.detach(), layer.bias.detach()
-        return (weight, bias) if self.composition or columns is None else (weight[columns], bias[columns])
-
-    def clear(self) -> None:
-        """Reset the sums for a new chunk of cells."""
-        self.inside.zero_()
-        if self.outside is not None:
-            self.outside.zero_()
-
-    def add(self, f_nf: Tensor) -> None:
-        """Add a draw of every cell of the chunk, given the decoder's features."""
-        for start in range(0, len(f_nf), self.block):
-            part = slice(start, min(start + self.block, len(f_nf)))
-            self._add_block(f_nf[part], part)
-
-    def _add_block(self, f_nf: Tensor, part: slice) -> None:
-        rest_n1 = None
-        if "location" in self.layers:
-            location = self._values("location", f_nf)
-            rest_n1 = location[:, self.n_genes :] if self.remainder else None
-            location = location[:, : self.n_genes] if self.remainder else location
-            self.inside[part].add_(self._select(location, self.genes.inside))
-        if self.outside is not None and "readout" in self.layers:
-            readout = self._select(self._values("readout", f_nf), self.genes.outside)
-            if rest_n1 is None:
-                self.outside[part].add_(readout)
-            else:
-                self.outside[part].addcmul_(readout, rest_n1)
-
-    def _values(self, name: str, f_nf: Tensor) -> Tensor:
-        """Apply a linear map to the features, and a softmax if the likelihood is a composition."""
-        weight, bias, logits, shares = self.layers[name]
-        logits, shares = logits[: len(f_nf)], shares[: len(f_nf)]
-        torch.addmm(bias, f_nf, weight.t(), out=logits)
-        return torch.softmax(logits, dim=-1, out=shares) if self.composition else logits
-
-    def _select(self, values: Tensor, columns: Tensor | None) -> Tensor:
-        return values if columns is None or not self.composition else values[:, columns]
-
-    def mean(self, n: int, n_draws: int) -> tuple[Tensor, Tensor | None]:
-        """Return means over draws of the ``n`` cells of the chunk."""
-        inside, outside = (
-            self.inside[:n].div_(n_draws),
-            None if self.outside is None else self.outside[:n].div_(n_draws),
-        )
-        if self.outside_share is not None and outside is not None:
-            outside.mul_(self.outside_share)
-            if not self.remainder:
-                inside.mul_(1.0 - self.outside_share)
-        return inside, outside

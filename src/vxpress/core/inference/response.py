@@ -35,11 +35,9 @@ def decoder_response(model: VAE, mean_nd: np.ndarray, var_nd: np.ndarray, covari
     chunks = expected_expression(
         model, z_md, torch.zeros_like(z_md), covariates[rows], Draws(1, (None,), 0), nothing_outside
     )
-    composition = model.decoder.likelihood.composition
     found = np.empty(len(z_md) // 2)
     assert CHUNK % 2 == 0  # noqa: S101 - the two ends of a move are in one chunk
     for part, location, _ in chunks:
-        inside = location / location.sum(-1, keepdim=True) if composition else location
-        change = (inside[1::2] - inside[0::2]).abs()
-        found[part.start // 2 : part.stop // 2] = 0.5 * change.sum(-1) if composition else change.mean(-1)
+        change_n = model.decoder.output.change(location[0::2], location[1::2])
+        found[part.start // 2 : part.stop // 2] = change_n.numpy()
     return found.reshape(len(chosen), d).mean(0)

@@ -2,9 +2,14 @@
 
 from vxpress.core.likelihoods.base import Decoded, Likelihood
 from vxpress.core.likelihoods.bernoulli import Bernoulli
-from vxpress.core.likelihoods.gaussian import CP10K, MIN_GAUSSIAN_VARIANCE, Gaussian, log_cp10k
+from vxpress.core.likelihoods.gaussian import MIN_GAUSSIAN_VARIANCE, Gaussian
+from vxpress.core.likelihoods.layers import Layers
+from vxpress.core.likelihoods.levels import CP10K, Levels, log_cp10k
 from vxpress.core.likelihoods.negative_binomial import NegativeBinomial
+from vxpress.core.likelihoods.output import Measured, Output, ToReadOut
 from vxpress.core.likelihoods.poisson import Poisson
+from vxpress.core.likelihoods.shares import Shares
+from vxpress.core.likelihoods.sums import Sums
 from vxpress.core.likelihoods.zero_inflated import ZeroInflated, ZeroInflatedNegativeBinomial
 from vxpress.core.registries import LIKELIHOODS
 
@@ -15,9 +20,16 @@ __all__ = [
     "Bernoulli",
     "Decoded",
     "Gaussian",
+    "Layers",
+    "Levels",
     "Likelihood",
+    "Measured",
     "NegativeBinomial",
+    "Output",
     "Poisson",
+    "Shares",
+    "Sums",
+    "ToReadOut",
     "ZeroInflated",
     "ZeroInflatedNegativeBinomial",
     "log_cp10k",

@@ -2,12 +2,13 @@
 
 Each one is a :class:`torch.distributions.Distribution` over cells x genes with ``log_prob``, ``mean``,
 ``variance`` and ``sample``.  Values are in nats and include all constants, so they compare with scipy and other tools.
-A likelihood also declares what it needs from the decoder: whether it has a dispersion, which further heads it has, and
-whether its location is a composition.
+A likelihood also declares what it needs from the decoder: whether it has a dispersion, and which further heads. Its
+:class:`~vxpress.core.likelihoods.output.Output` decides what the location means, and all that follows from it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,12 +16,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from vxpress.core.likelihoods.output import Output
+
 
 @dataclass(frozen=True)
 class Decoded:
     """Output of the decoder: a location per gene, and the further parameters that the likelihood needs.
 
-    ``location_ng`` is log rho (a log composition) for count distributions, the mean itself for the Gaussian.
+    ``location_ng`` is what the output of the likelihood makes of the location layer: log rho, the log share of each gene,
+    for count distributions, and the mean itself for the Gaussian.
     ``log_dispersion`` broadcasts to cells x genes; ``heads`` holds further cells x genes outputs by name.
     """
 
@@ -33,17 +37,19 @@ class Decoded:
 class Likelihood(Distribution):
     """Base class of the likelihoods; ``x`` is always a tensor of counts.  Subclasses sample in :meth:`_draw`.
 
+    ``output`` decides what the location of the decoder means. ``has_dispersion`` asks for one more parameter, per gene or
+    as the settings say, which starts at ``start_log_dispersion``. ``heads`` names further outputs per cell and gene, with
+    the value of each at the start.
     ``observes`` names the quantity that is distributed; only likelihoods of the same quantity are comparable.
-    ``gamma_rate`` is True if counts are Poisson given a gamma-distributed rate with shape theta, so that a count
-    updates the rate.
+    ``gamma_rate`` is True if a count updates the rate of its gene, see :meth:`rate_update`.
     """
 
+    output: ClassVar[Output]
     has_dispersion: ClassVar[bool] = False
-    heads: ClassVar[tuple[str, ...]] = ()
-    composition: ClassVar[bool] = True
+    start_log_dispersion: ClassVar[float] = 0.0
+    heads: ClassVar[Mapping[str, float]] = {}
     discrete: ClassVar[bool] = True
     gamma_rate: ClassVar[bool] = False
-    scale: ClassVar[str] = "composition"
     observes: ClassVar[str] = "counts"
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
@@ -53,6 +59,24 @@ class Likelihood(Distribution):
     @classmethod
     def from_decoded(cls, decoded: Decoded) -> Likelihood:
         """Build the distribution from the decoder's output."""
+        raise NotImplementedError
+
+    @classmethod
+    def log_dispersion_from(cls, variance_g: Tensor) -> Tensor:
+        """Compute log dispersions at the start from the variances of levels, (genes,); for outputs of levels."""
+        return torch.full_like(variance_g, cls.start_log_dispersion)
+
+    @classmethod
+    def overdispersion(cls, log_dispersion: Tensor) -> Tensor:
+        """Compute the variance of counts beyond that of a Poisson distribution, in units of their squared mean.
+
+        It is 0 for likelihoods without a dispersion.
+        """
+        return torch.zeros_like(log_dispersion)
+
+    @classmethod
+    def rate_update(cls, x: Tensor, mean: Tensor, log_dispersion: Tensor) -> Tensor:
+        """Compute E[rate | x] / E[rate], if ``gamma_rate`` is True: counts x with this mean are Poisson given a rate."""
         raise NotImplementedError
 
     def observe(self, x: Tensor) -> Tensor:
@@ -66,7 +90,7 @@ class Likelihood(Distribution):
 
     @property
     def log_rate(self) -> Tensor:
-        """Log mean of the counts before zero inflation or reduction to detection; for compositions only."""
+        """Log mean of the counts before zero inflation or reduction to detection; for outputs of shares."""
         raise NotImplementedError
 
     def expected_log1p(self, log_library_n1: Tensor) -> Tensor:

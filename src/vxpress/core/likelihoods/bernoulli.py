@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from vxpress.core.likelihoods.base import Decoded, Likelihood
+from vxpress.core.likelihoods.shares import Shares
 from vxpress.core.numerics import expected_log1p, log1mexp
 
 
@@ -16,6 +17,7 @@ class Bernoulli(Likelihood):
     The complementary log-log link keeps sequencing depth out of z.
     """
 
+    output = Shares()
     observes = "detection"
     support = constraints.boolean
 

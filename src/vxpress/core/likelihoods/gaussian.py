@@ -9,14 +9,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from vxpress.core.likelihoods.base import Decoded, Likelihood
+from vxpress.core.likelihoods.levels import CP10K, Levels, log_cp10k
 
-CP10K = 1e4
 MIN_GAUSSIAN_VARIANCE = 1e-3
-
-
-def log_cp10k(x: Tensor, library: Tensor) -> Tensor:
-    """Compute log1p(1e4 x / l), the scale of the Gaussian likelihood."""
-    return torch.log1p(CP10K * x / library)
 
 
 class Gaussian(Likelihood):
@@ -27,10 +22,9 @@ class Gaussian(Likelihood):
     ``log_prob`` takes counts; ``mean``, ``variance`` and ``sample`` are on the log scale.
     """
 
+    output = Levels()
     has_dispersion = True
-    composition = False
     discrete = False
-    scale = "log1p_cp10k"
     observes = "log values"
     support = constraints.real
 
@@ -44,6 +38,10 @@ class Gaussian(Likelihood):
         assert decoded.log_dispersion is not None  # noqa: S101 - the decoder builds what the likelihood needs
         variance = MIN_GAUSSIAN_VARIANCE + decoded.log_dispersion.exp()
         return cls(decoded.location_ng, variance, decoded.log_library_n1.exp())
+
+    @classmethod
+    def log_dispersion_from(cls, variance_g: Tensor) -> Tensor:
+        return (variance_g - MIN_GAUSSIAN_VARIANCE).clamp_min(1e-4).log()
 
     def observe(self, x: Tensor) -> Tensor:
         return log_cp10k(x, self.library)

@@ -8,6 +8,7 @@ from torch.distributions import constraints
 
 from vxpress.core.likelihoods.base import Decoded, Likelihood
 from vxpress.core.likelihoods.counted import where_counted
+from vxpress.core.likelihoods.shares import Shares
 from vxpress.core.numerics import count_steps, expected_log1p, negative_binomial_log_prob, stirling_tail
 
 
@@ -18,6 +19,7 @@ class NegativeBinomial(Likelihood):
     which stays accurate for theta from 1e-3 to 1e6 and tends to the Poisson distribution.
     """
 
+    output = Shares()
     has_dispersion = True
     gamma_rate = True
     support = constraints.nonnegative_integer
@@ -32,6 +34,16 @@ class NegativeBinomial(Likelihood):
     def from_decoded(cls, decoded: Decoded) -> NegativeBinomial:
         assert decoded.log_dispersion is not None  # noqa: S101 - the decoder builds what the likelihood needs
         return cls(decoded.location_ng + decoded.log_library_n1, decoded.log_dispersion)
+
+    @classmethod
+    def overdispersion(cls, log_dispersion: Tensor) -> Tensor:
+        return log_dispersion.neg().exp()
+
+    @classmethod
+    def rate_update(cls, x: Tensor, mean: Tensor, log_dispersion: Tensor) -> Tensor:
+        """Compute (theta + x) / (theta + mean): the rate has a gamma distribution with shape theta."""
+        theta = log_dispersion.exp()
+        return (theta + x) / (theta + mean)
 
     @property
     def mean(self) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -9,12 +12,15 @@ from torch.nn import functional as F
 
 from vxpress.core.likelihoods.base import Decoded, Likelihood
 from vxpress.core.likelihoods.negative_binomial import NegativeBinomial
+from vxpress.core.likelihoods.shares import Shares
 
 
 class ZeroInflated(Likelihood):
     """A count distribution with additional zeros: a count is set to zero with probability sigmoid(gate_logits)."""
 
-    heads = ("gate",)
+    output = Shares()
+    # few additional zeros at the start
+    heads: ClassVar[Mapping[str, float]] = {"gate": -3.0}
     support = constraints.nonnegative_integer
 
     def __init__(self, base: Likelihood, gate_logits: Tensor) -> None:
@@ -65,6 +71,10 @@ class ZeroInflatedNegativeBinomial(ZeroInflated):
     """Zero-inflated negative binomial (ZINB), with one dropout logit per cell and gene."""
 
     has_dispersion = True
+
+    @classmethod
+    def overdispersion(cls, log_dispersion: Tensor) -> Tensor:
+        return NegativeBinomial.overdispersion(log_dispersion)
 
     @classmethod
     def from_decoded(cls, decoded: Decoded) -> ZeroInflatedNegativeBinomial:

@@ -12,9 +12,9 @@ from anndata import AnnData
 from vxpress.bridge.ask.arguments import named_genes
 from vxpress.bridge.ask.comparable import shared_cells
 from vxpress.bridge.ask.endpoints import endpoint_rows
+from vxpress.bridge.ask.outliers import _mask
 from vxpress.bridge.read.prepare import modelled_genes
 from vxpress.bridge.read.selection import select_cells
-from vxpress.tl._outliers import _mask
 
 NAMES = ["a", "b", "c", "d"]
 CHOSEN = [True, False, False, True]

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress.bridge.ask.predictive_check import is_discrete
 from vxpress.bridge.read.adata import check_anndata
-from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.pl._colours import MAIN, SECOND, SOFT, Shades
 from vxpress.pl._shared import check_switches, finish, panels, plain, put_legend, titled
 
@@ -85,7 +85,7 @@ def predictive_check(
     check_switches(show=show, return_fig=return_fig)
     found = _found(adata, key)
     # values of a density can be negative, so their axes are linear
-    scale = "log" if LIKELIHOODS[str(found["params"]["likelihood"])].discrete else "linear"
+    scale = "log" if is_discrete(found["params"]) else "linear"
     columns = 3 if ncols is None and figsize is None else ncols
     with panels(ax, N_PANELS, size=(3.5, 3.3), figsize=figsize, ncols=columns, least_width=2.6) as axes:
         _draw(axes, found, scale)

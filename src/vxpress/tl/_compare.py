@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
 from scanpy import logging as logg
@@ -16,16 +15,12 @@ from vxpress._keys import check_name
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
-from vxpress.bridge.ask.comparable import MIN_CELLS, check_enough, check_library, check_settings, shared_cells
-from vxpress.bridge.ask.compared_fits import Candidate, Models, find_candidates, groups
-from vxpress.bridge.fits.query import read_scored
+from vxpress.bridge.ask.comparable import MIN_CELLS, check_settings, shared_cells
+from vxpress.bridge.ask.compared_fits import Models, find_candidates
+from vxpress.bridge.ask.comparison import LEVEL, read_cells, score_fits, table_of
 from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.prepare import resolve_device
-from vxpress.core.data import Cells
-from vxpress.core.inference.comparison import LEVEL, Scores, difference, ranking, verdict
-from vxpress.core.inference.importance import Bound, log_likelihoods
-from vxpress.core.progress import stage
 
 # the bound is also computed with one FEWER-th of the samples
 FEWER = 10
@@ -168,23 +163,10 @@ def compare(
         rows = np.sort(generator.permutation(rows)[:n_cells])
     start = logg.info(f"comparing {len(candidates)} fits")
     with progress_bar("compare", progress):
-        scored = _read(adata, candidates, rows, layer)
+        scored = read_cells(adata, candidates, rows, layer)
         seed, fewer = int(generator.integers(2**62)), int(n_samples) // FEWER
-        found = []
-        for candidate, (cells_of_fit, counted) in zip(candidates, scored, strict=True):
-            model = candidate.fit.model.to(torch_device)
-            with stage(f"fit {candidate.name!r}"):
-                found.append(
-                    log_likelihoods(
-                        model,
-                        cells_of_fit.to(torch_device),
-                        (fewer, int(n_samples)),
-                        seed=seed,
-                        rows=torch.from_numpy(counted).to(torch_device),
-                    )
-                )
-            model.cpu()
-    table = _table(candidates, found)
+        found = score_fits(candidates, scored, (fewer, int(n_samples)), seed=seed, device=torch_device)
+    table = table_of(candidates, found)
     params: dict[str, Any] = {
         "n_cells": len(scored[0][1]),
         "n_samples": int(n_samples),
@@ -205,59 +187,3 @@ def compare(
         )
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
-
-
-def _read(
-    adata: AnnData, candidates: list[Candidate], rows: np.ndarray, layer: str | Unset | None
-) -> list[tuple[Cells, np.ndarray]]:
-    """Read the cells as each fit needs them; also return which of them have counts."""
-    part = adata[rows]
-    scored: list[tuple[Cells, np.ndarray]] = []
-    for candidate in candidates:
-        cells = read_scored(part, candidate.fit, layer)
-        counted = np.flatnonzero(cells.counts.counted_n.numpy())
-        if not scored:
-            used_n = np.zeros(adata.n_obs, dtype=bool)
-            used_n[rows[counted]] = True
-            check_enough(candidates, used_n)
-        elif not candidate.fit.params.model.latent_library:
-            sizes = [c.log_library_n1.numpy()[counted, 0] for c in (scored[0][0], cells)]
-            check_library(candidates[0], candidate, *sizes)
-        scored.append((cells, counted))
-    return scored
-
-
-def _table(candidates: list[Candidate], found: list[tuple[Bound, ...]]) -> pd.DataFrame:
-    """Build the table: one row per model, the best first."""
-    models = groups(candidates)
-    scores = [
-        Scores(*(np.stack([found[i][which].log_likelihood_n for i in members]) for which in (1, 0)))
-        for members in models.values()
-    ]
-    order = ranking(scores)
-    names, best = list(models), scores[order[0]]
-    rows = []
-    for rank, position in enumerate(order, start=1):
-        members, score = models[names[position]], scores[position]
-        config = candidates[members[0]].fit.params.model
-        to_best = None if rank == 1 else difference(score, best)
-        rows.append(
-            {
-                "rank": rank,
-                "n_fits": len(members),
-                "fits": ", ".join(candidates[i].name for i in members),
-                "likelihood": config.likelihood,
-                "n_latent": config.n_latent,
-                "prior": config.prior.name,
-                "log_likelihood": score.mean,
-                "se": score.se(),
-                "log_likelihood_fewer": score.fewer,
-                "ess_median": float(np.median(np.concatenate([found[i][1].ess_n for i in members]))),
-                "difference": 0.0 if to_best is None else to_best.estimate,
-                "ci_low": 0.0 if to_best is None else to_best.low,
-                "ci_high": 0.0 if to_best is None else to_best.high,
-                "gap": score.gap if to_best is None else to_best.gap,
-                "verdict": verdict(to_best),
-            }
-        )
-    return pd.DataFrame(rows, index=pd.Index([names[i] for i in order], name="model"))

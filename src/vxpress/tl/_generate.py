@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
@@ -16,25 +15,11 @@ from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
-from vxpress.bridge.ask.generation import (
-    NO_NAME,
-    Columns,
-    Labels,
-    TrainingCells,
-    get_column_names,
-    requested_covariates,
-    requested_labels,
-    requested_library,
-)
+from vxpress.bridge.ask.generation import Labels
+from vxpress.bridge.ask.new_cells import NewCells
 from vxpress.bridge.ask.records import params_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
-from vxpress.bridge.fits.fit import Fit
-from vxpress.bridge.fits.query import log_library_of
 from vxpress.bridge.read.adata import check_anndata
-from vxpress.bridge.read.columns import get_numbers
-from vxpress.core.inference.predictive import likelihood_draws
-
-GENERATED = "generated"
 
 
 @entry
@@ -150,97 +135,21 @@ def generate(
         check_range("n_obs", n_obs, 1, 100_000_000, integer=True)
     if n_neighbors is not None:
         check_range("n_neighbors", n_neighbors, 1, 1_000_000, integer=True)
-    columns = Columns.of(fit)
-    condition_key, names = fit.condition_key, fit.conditions
-    n, code_n = requested_labels(labels, n_obs, condition_key, names, _hint(columns))
-    given = requested_covariates(covariates, columns, n)
-    if condition_key in given:
-        msg = f"covariates= names {condition_key!r}, which is the label of the prior. Give it as labels=, which sets both."
-        raise ValueError(msg)
-    from_prior = _library_from_prior(library, adata, fit)
-    library_n = None if from_prior else requested_library(library, n)
+    new = NewCells.requested(adata, fit, n_obs=n_obs, labels=labels, covariates=covariates, library=library)
     generator = seed_of(rng)
-    start = logg.info(f"generating {n} cells from the prior")
-
+    start = logg.info(f"generating {new.n} cells from the prior")
     with progress_bar("generate", progress):
-        if condition_key is not None and code_n is None:
-            shares = fit.model.prior.log_share_c.double().exp().numpy()
-            code_n = generator.choice(len(shares), n, p=shares / shares.sum())
-        seeds = generator.integers(2**62, size=2)
-        with torch.no_grad():
-            z_nd = fit.model.prior.sample(
-                n,
-                torch.Generator().manual_seed(int(seeds[0])),
-                None if code_n is None else torch.from_numpy(np.asarray(code_n, dtype=np.int64)),
-            ).float()
-
-        obs = pd.DataFrame(given, index=[f"{GENERATED}-{i}" for i in range(n)])
-        if condition_key is not None:
-            # the condition after the named ones is that of cells without a label
-            obs[condition_key] = np.array([*names, NO_NAME], dtype=object)[code_n]
-        missing = [name for name in columns.names if name not in obs]
-        known = columns.categories | ({} if condition_key is None else {condition_key: names})
-        needed = ["library"] * (library_n is None and not from_prior) + ["covariates"] * bool(missing)
-        if needed:
-            cells = TrainingCells.find(adata, fit, keys, needed)
-            match = {name: obs[name].to_numpy() for name in obs if name not in columns.numbers}
-            partner_n = cells.partners(z_nd.numpy(), match, known, n_neighbors, generator)
-            for name in missing:
-                number = name in columns.numbers
-                column = get_numbers(cells.obs, name) if number else get_column_names(cells.obs, name, known[name])
-                obs[name] = column[partner_n]
-            if library_n is None and not from_prior:
-                library_n = cells.library_n[partner_n]
-
-        table = fit.covariates.read(obs, labels=fit.params.model.dispersion == "gene-label")
-        if library_n is None:
-            mean_n1, var_n1 = fit.model.library_prior(table)
-            noise_n1 = torch.from_numpy(generator.standard_normal((n, 1)).astype(np.float32))
-            library_n = (mean_n1 + var_n1.sqrt() * noise_n1).double().exp().numpy()[:, 0]
-        x = likelihood_draws(fit.model, z_nd, table, log_library_of(library_n), seed=int(seeds[1]))
-    for name, categories in known.items():
-        values = obs[name].astype(object)
-        obs[name] = pd.Categorical(values.where(values != NO_NAME), categories=categories)
-    obs[keys.library] = library_n
-    obs[keys.split] = pd.Categorical([GENERATED] * n)
+        cells = new.draw(adata, keys, n_neighbors, generator)
     params = params_of(
         fit,
         key,
         drawn_from="prior",
         prior=fit.params.model.prior.name,
-        condition_key=condition_key,
+        condition_key=fit.condition_key,
         scale="counts" if fit.model.decoder.likelihood.discrete else fit.params.scale,
         n_neighbors=None if n_neighbors is None else int(n_neighbors),
         rng=int(rng) if isinstance(rng, int) else None,
     )
     logg.info("    finished", time=start)
-    return AnnData(
-        x,
-        obs=obs,
-        var=pd.DataFrame(index=pd.Index(fit.genes[fit.modelled_g], dtype=object)),
-        obsm={keys.latent: z_nd.numpy()},
-        uns={f"{keys.uns}_generate": {"params": params}},
-    )
-
-
-def _hint(columns: Columns) -> str:
-    covariate = (
-        f" Pass labels that are covariates of the fit ({', '.join(columns.categories)}) as covariates=."
-        if columns.categories
-        else ""
-    )
-    return f"Learn p(z | label) first: vx.tl.fit_prior(adata, condition_key='cell_type').{covariate}"
-
-
-def _library_from_prior(library: object, adata: AnnData, fit: Fit) -> bool:
-    """Return whether size factors are drawn from their own prior."""
-    latent = fit.params.model.latent_library
-    if isinstance(library, str):
-        if library != "prior":
-            msg = f"library={library!r} was given; a number, an array or 'prior' is expected."
-            raise ValueError(msg)
-        if not latent:
-            msg = "library='prior' needs a fit with library='latent'; the size factors of this fit were observed. Leave library= out, or give numbers."
-            raise ValueError(msg)
-        return True
-    return library is None and latent and adata.n_obs == 0
+    cells.uns[f"{keys.uns}_generate"] = {"params": params}
+    return cells

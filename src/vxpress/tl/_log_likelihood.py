@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
 from scanpy import logging as logg
@@ -14,15 +13,13 @@ from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
+from vxpress.bridge.ask.likelihood import columns_of, score, summary_of
 from vxpress.bridge.ask.records import check_own, params_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
-from vxpress.bridge.fits.query import read_scored
 from vxpress.bridge.fits.results import Results, own
 from vxpress.bridge.fits.stored_cells import stored_split
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.prepare import resolve_device
-from vxpress.core.inference.importance import Bound
-from vxpress.core.inference.importance import log_likelihood as importance_log_likelihood
 
 # below this median effective sample size the bound depends on a few samples
 MIN_ESS = 5.0
@@ -138,16 +135,14 @@ def log_likelihood(
     torch_device = resolve_device(device)
     start = logg.info("scoring cells")
     with progress_bar("log_likelihood", progress):
-        cells = read_scored(adata, fit, layer).to(torch_device)
-        found = importance_log_likelihood(fit.model.to(torch_device), cells, n_samples, seed=seed)
-    fit.model.cpu()
+        found = score(adata, fit, layer, n_samples, seed=seed, device=torch_device)
     # if these cells have a fit of their own, their split belongs to that fit and not to one found elsewhere
     own_fit = model is None or model is adata or keys.uns not in adata.uns
-    summary = _summary(found, stored_split(adata, keys) if own_fit else None)
+    summary = summary_of(found, stored_split(adata, keys) if own_fit else None)
     record = params_of(fit, key, n_samples=int(n_samples), rng=int(rng) if isinstance(rng, int) else None)
     adata = own(adata, copy=copy)
     results = Results(
-        obs=dict(zip(columns, _columns(found).values(), strict=True)),
+        obs=dict(zip(columns, columns_of(found).values(), strict=True)),
         uns={name: {"summary": summary, "params": record}},
     )
     results.write(adata)
@@ -160,35 +155,3 @@ def log_likelihood(
         )
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
-
-
-def _columns(found: Bound) -> dict[str, np.ndarray]:
-    return {
-        "log_likelihood": found.log_likelihood_n,
-        "se": found.se_n,
-        "ess": found.ess_n,
-        "elbo": found.elbo_n,
-        "reconstruction": found.reconstruction_n,
-    }
-
-
-def _summary(found: Bound, split_n: np.ndarray | None) -> pd.DataFrame:
-    """Compute means over all cells and over each part of the split."""
-    cells = pd.DataFrame(_columns(found))
-    parts = {"all": cells}
-    if split_n is not None:
-        parts |= {str(name): cells[split_n == name] for name in sorted(set(split_n) - {""})}
-    rows = {}
-    for name, part in parts.items():
-        n = len(part)
-        rows[name] = {
-            "n_cells": n,
-            "log_likelihood": part["log_likelihood"].mean(),
-            "se": part["log_likelihood"].std(ddof=1) / np.sqrt(n) if n > 1 else np.nan,
-            "se_sampling": np.sqrt(np.square(part["se"].to_numpy()).sum()) / n,
-            "elbo": part["elbo"].mean(),
-            "reconstruction": part["reconstruction"].mean(),
-            "ess_median": part["ess"].median(),
-        }
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    return table.astype({"n_cells": np.int64})

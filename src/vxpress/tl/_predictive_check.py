@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
@@ -13,13 +12,11 @@ from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
+from vxpress.bridge.ask.predictive_check import check_counts
 from vxpress.bridge.ask.records import check_own, params_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
-from vxpress.bridge.fits.query import read_scored
 from vxpress.bridge.fits.results import Results, own
 from vxpress.bridge.read.adata import check_adata
-from vxpress.core.inference.predictive_check import LEVELS, Summary
-from vxpress.core.inference.predictive_check import predictive_check as check_counts
 
 
 @entry
@@ -115,36 +112,14 @@ def predictive_check(
     seed = int(seed_of(rng).integers(2**62))
     start = logg.info("checking the posterior predictive distribution")
     with progress_bar("predictive_check", progress):
-        found = check_counts(fit.model, read_scored(adata, fit, layer), n_draws=n_draws, seed=seed)
-    coverage = pd.DataFrame(
-        {"nominal": LEVELS, "all": found.coverage, "expressed": found.expressed_coverage},
-        index=pd.Index([_percent(level) for level in LEVELS], dtype=object),
-    )
+        found = check_counts(adata, fit, layer, n_draws=n_draws, seed=seed)
     record = params_of(fit, key, n_draws=int(n_draws), rng=int(rng) if isinstance(rng, int) else None)
-    stored = {
-        "genes": _frame(found.genes, pd.Index(fit.genes[fit.modelled_g], dtype=object)),
-        "cells": _frame(found.cells, pd.Index(adata.obs_names, dtype=object)),
-        "coverage": coverage,
-        "pit": found.pit * len(found.pit),
-        "n_expressed": found.n_expressed,
-        "params": record,
-    }
     adata = own(adata, copy=copy)
-    results = Results(uns={name: stored})
+    results = Results(uns={name: {**found, "params": record}})
     results.write(adata)
     inside = ", ".join(
-        f"{found.expressed_coverage[k]:.1%} in the {_percent(p)} % interval" for k, p in enumerate(LEVELS)
+        f"{share:.1%} in the {level} % interval" for level, share in found["coverage"]["expressed"].items()
     )
-    logg.info(f"    coverage of the {found.n_expressed} entries expected to be expressed: {inside}")
+    logg.info(f"    coverage of the {found['n_expressed']} entries expected to be expressed: {inside}")
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
-
-
-def _percent(level: float) -> str:
-    return f"{100 * level:.0f}"
-
-
-def _frame(summary: Summary, index: pd.Index) -> pd.DataFrame:
-    values = {name: value for name, value in vars(summary).items() if name != "coverage"}
-    values |= {f"coverage_{_percent(level)}": summary.coverage[k] for k, level in enumerate(LEVELS)}
-    return pd.DataFrame(values, index=index)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-import pandas as pd
-import torch
 from anndata import AnnData
 from scanpy import logging as logg
 from scipy import sparse
@@ -16,15 +14,20 @@ from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
-from vxpress.bridge.ask.arguments import named_genes
 from vxpress.bridge.ask.records import check_own, params_of
+from vxpress.bridge.ask.sampling import (
+    draw_counts,
+    draws_as_anndata,
+    modelled_genes_named,
+    modelled_genes_present,
+    one_batch,
+    spread_over_genes,
+)
 from vxpress.bridge.fits.find_fit import Model
-from vxpress.bridge.fits.fit import Fit
-from vxpress.bridge.fits.query import decoding_covariates, log_library_of
+from vxpress.bridge.fits.query import decoding_covariates
 from vxpress.bridge.fits.results import Results, own
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
-from vxpress.bridge.read.adata import check_adata, check_gene_names
-from vxpress.core.inference.predictive import predictive_draws
+from vxpress.bridge.read.adata import check_adata
 
 
 @entry
@@ -136,34 +139,17 @@ def sample(
         given = f"key_added={key_added!r}" if key_added is not None else "copy=True"
         msg = f"{given} is not available with genes= or with n_samples= above 1, which return an AnnData and write no layer. Leave one of the two out."
         raise ValueError(msg)
-    names = _present(adata, fit) if genes is None else _named(adata, fit, genes)
+    names = modelled_genes_present(adata, fit) if genes is None else modelled_genes_named(adata, fit, genes)
     if not returned:
         check_own(adata, layer, layers=[layer])
     covariates = decoding_covariates(adata, fit)
     if transform_batch is not None:
-        codes = fit.covariates.batch_codes(transform_batch)
-        if len(codes) != 1 or isinstance(transform_batch, list):
-            msg = f"transform_batch={transform_batch!r} was given; the name of one batch is expected, because each draw is made under one batch."
-            raise ValueError(msg)
-        (code,) = codes
-        covariates = covariates.with_batch(code)
-        transform_batch = fit.covariates.batches[code]
-    log_library_n1 = log_library_of(stored_library(adata, keys))
+        covariates, transform_batch = one_batch(fit, covariates, transform_batch)
+    library_n = stored_library(adata, keys)
     start = logg.info("drawing counts")
-    # positions of the requested genes among the modelled ones
-    columns = torch.from_numpy(pd.Index(fit.genes[fit.modelled_g], dtype=object).get_indexer(names))
-    draws = predictive_draws(
-        fit.model,
-        torch.from_numpy(cells.mean_nd),
-        torch.from_numpy(cells.var_nd),
-        covariates,
-        log_library_n1,
-        n_draws=n_samples,
-        seed=int(seed_of(rng).integers(2**62)),
-    )
+    seed = int(seed_of(rng).integers(2**62))
     with progress_bar("sample", progress):
-        blocks = [_stored(x_ng[:, columns], discrete=fit.model.decoder.likelihood.discrete) for _, _, x_ng in draws]
-    matrix = sparse.vstack(blocks, format="csr") if sparse.issparse(blocks[0]) else np.concatenate(blocks)
+        matrix = draw_counts(cells, covariates, library_n, names, n_draws=n_samples, seed=seed)
     record = params_of(
         fit,
         key,
@@ -173,7 +159,7 @@ def sample(
     )
     if returned:
         logg.info("    finished", time=start)
-        out = _as_adata(matrix, adata, names, n_samples)
+        out = draws_as_anndata(matrix, adata, names, n_samples)
         out.uns[layer] = {"params": record}
         return out
     position = adata.var_names.get_indexer(names)
@@ -185,65 +171,9 @@ def sample(
         )
     adata = own(adata, copy=copy)
     results = Results(
-        layers={layer: _place(matrix, position, adata.n_vars)},
+        layers={layer: spread_over_genes(matrix, position, adata.n_vars)},
         uns={layer: {"genes": names.to_numpy(dtype=object), "params": record}},
     )
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
-
-
-def _present(adata: AnnData, fit: Fit) -> pd.Index:
-    """Return the names of the modelled genes in ``adata``, in its order."""
-    check_gene_names(adata)
-    names = adata.var_names[adata.var_names.isin(fit.genes[fit.modelled_g])]
-    if not len(names):
-        msg = (
-            f"None of the {adata.n_vars} genes of adata is modelled by the fit, and only modelled genes can be drawn (for example "
-            f"{list(fit.genes[fit.modelled_g][:3])}). Name modelled genes: vx.tl.sample(adata, genes=[...])."
-        )
-        raise ValueError(msg)
-    return names
-
-
-def _named(adata: AnnData, fit: Fit, genes: str | Sequence[str] | np.ndarray) -> pd.Index:
-    """Return the names of the requested genes, after checking that all of them are modelled."""
-    names = named_genes(adata, genes)
-    if not len(names):
-        msg = "genes= names no gene; name at least one, or leave genes= out for all genes."
-        raise ValueError(msg)
-    unknown = names[~names.isin(fit.genes[fit.modelled_g])]
-    if len(unknown):
-        msg = (
-            f"{len(unknown)} of the {len(names)} genes of genes= are not modelled by the fit (for example {list(unknown[:3])}), "
-            "which therefore has no distribution of their counts. It models adata.uns[key]['genes']['names'] where ['modelled'] is "
-            "True; vx.tl.denoise gives the mean of the others."
-        )
-        raise KeyError(msg)
-    return names
-
-
-def _stored(x_ng: torch.Tensor, *, discrete: bool) -> sparse.csr_matrix | np.ndarray:
-    return sparse.csr_matrix(x_ng.numpy()) if discrete else x_ng.numpy().copy()
-
-
-def _place(matrix: sparse.csr_matrix | np.ndarray, position: np.ndarray, n_vars: int) -> sparse.csr_matrix | np.ndarray:
-    """Expand the matrix to all genes of ``adata``; its columns belong at ``position``, in increasing order."""
-    if isinstance(matrix, np.ndarray):
-        out = np.full((len(matrix), n_vars), np.nan, dtype=np.float32)
-        out[:, position] = matrix
-        return out
-    indices = position[matrix.indices].astype(matrix.indices.dtype)
-    return sparse.csr_matrix((matrix.data, indices, matrix.indptr), shape=(matrix.shape[0], n_vars))
-
-
-def _as_adata(matrix: sparse.csr_matrix | np.ndarray, adata: AnnData, names: pd.Index, n_samples: int) -> AnnData:
-    """Return the draws as an AnnData with one row per cell and draw."""
-    obs = pd.concat([adata.obs] * n_samples)
-    obs["source"] = np.tile(adata.obs_names.to_numpy(dtype=object), n_samples)
-    obs["draw"] = np.repeat(np.arange(n_samples), adata.n_obs)
-    if n_samples > 1:
-        obs.index = pd.Index(
-            [f"{name}-{draw}" for name, draw in zip(obs["source"], obs["draw"], strict=True)], dtype=object
-        )
-    return AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(names, dtype=object)))

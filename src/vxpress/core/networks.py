@@ -13,7 +13,14 @@ from vxpress.core.bodies import DECODERS, MLP, join
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch
-from vxpress.core.likelihoods import LIKELIHOODS, Decoded, Layers, Likelihood
+from vxpress.core.likelihoods import (
+    LIKELIHOODS,
+    Decoded,
+    Layers,
+    Likelihood,
+    NegativeBinomial,
+    ZeroInflatedNegativeBinomial,
+)
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal
 
@@ -23,6 +30,10 @@ if TYPE_CHECKING:
 MIN_POSTERIOR_VARIANCE = 1e-4
 # its exp is far above the variance of any posterior and far below overflow
 MAX_LOG_VARIANCE = 20.0
+
+
+# names of likelihoods in :mod:`vxpress.core.rule`
+COMPILED: dict[type[Likelihood], str] = {NegativeBinomial: "nb", ZeroInflatedNegativeBinomial: "zinb"}
 
 
 class Encoder(nn.Module):
@@ -80,7 +91,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.likelihood: type[Likelihood] = LIKELIHOODS[config.likelihood]
         self.output = self.likelihood.output
-        self.likelihood_name = config.likelihood
+        # only these have compiled code; a class that replaces one of them under its name does not
+        self.likelihood_name = COMPILED.get(self.likelihood, "")
         self.dispersion = config.dispersion
         self.n_genes = config.n_genes
         DECODERS.check(config.decoder)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from vxpress.core.likelihoods.base import Decoded, Likelihood
+from vxpress.core.likelihoods.output import Output
 from vxpress.core.likelihoods.shares import Shares
 from vxpress.core.numerics import expected_log1p, log1mexp
 
@@ -17,7 +20,7 @@ class Bernoulli(Likelihood):
     The complementary log-log link keeps sequencing depth out of z.
     """
 
-    output = Shares()
+    output: ClassVar[Output] = Shares()
     observes = "detection"
     support = constraints.boolean
 

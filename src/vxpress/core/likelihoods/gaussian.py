@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.distributions import constraints
 
 from vxpress.core.likelihoods.base import Decoded, Likelihood
 from vxpress.core.likelihoods.levels import CP10K, Levels, log_cp10k
+from vxpress.core.likelihoods.output import Output
 
 MIN_GAUSSIAN_VARIANCE = 1e-3
 
@@ -22,7 +24,7 @@ class Gaussian(Likelihood):
     ``log_prob`` takes counts; ``mean``, ``variance`` and ``sample`` are on the log scale.
     """
 
-    output = Levels()
+    output: ClassVar[Output] = Levels()
     has_dispersion = True
     discrete = False
     observes = "log values"

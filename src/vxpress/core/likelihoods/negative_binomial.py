@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from vxpress.core.likelihoods.base import Decoded, Likelihood
 from vxpress.core.likelihoods.counted import where_counted
+from vxpress.core.likelihoods.output import Output
 from vxpress.core.likelihoods.shares import Shares
 from vxpress.core.numerics import count_steps, expected_log1p, negative_binomial_log_prob, stirling_tail
 
@@ -19,7 +22,7 @@ class NegativeBinomial(Likelihood):
     which stays accurate for theta from 1e-3 to 1e6 and tends to the Poisson distribution.
     """
 
-    output = Shares()
+    output: ClassVar[Output] = Shares()
     has_dispersion = True
     gamma_rate = True
     support = constraints.nonnegative_integer

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from vxpress.core.likelihoods.base import Decoded, Likelihood
 from vxpress.core.likelihoods.counted import where_counted
+from vxpress.core.likelihoods.output import Output
 from vxpress.core.likelihoods.shares import Shares
 from vxpress.core.numerics import count_steps, expected_log1p, poisson_log_prob
 
@@ -15,7 +18,7 @@ from vxpress.core.numerics import count_steps, expected_log1p, poisson_log_prob
 class Poisson(Likelihood):
     """Poisson counts: variance equal to the mean."""
 
-    output = Shares()
+    output: ClassVar[Output] = Shares()
     support = constraints.nonnegative_integer
 
     def __init__(self, log_mean: Tensor) -> None:

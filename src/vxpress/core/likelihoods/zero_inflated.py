@@ -12,13 +12,14 @@ from torch.nn import functional as F
 
 from vxpress.core.likelihoods.base import Decoded, Likelihood
 from vxpress.core.likelihoods.negative_binomial import NegativeBinomial
+from vxpress.core.likelihoods.output import Output
 from vxpress.core.likelihoods.shares import Shares
 
 
 class ZeroInflated(Likelihood):
     """A count distribution with additional zeros: a count is set to zero with probability sigmoid(gate_logits)."""
 
-    output = Shares()
+    output: ClassVar[Output] = Shares()
     # few additional zeros at the start
     heads: ClassVar[Mapping[str, float]] = {"gate": -3.0}
     support = constraints.nonnegative_integer

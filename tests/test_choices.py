@@ -11,18 +11,18 @@ import pytest
 
 import vxpress as vx
 from vxpress._cli import _parser
+from vxpress.bridge.fits.fit_arguments import CheckedArguments, check_arguments
 from vxpress.core import config
 from vxpress.core.bodies import DECODERS
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.objectives import OBJECTIVES
+from vxpress.core.option import kind_of
 from vxpress.core.priors import PRIORS
-from vxpress.core.settings import PRESETS, FitOptions, Settings
+from vxpress.core.settings import PRESETS, FitOptions, Settings, model_config, preset_settings, train_config
 
 SIGNATURE = inspect.signature(vx.tl.fit_vae).parameters
 SETTINGS = {f.name: f.default for f in dataclasses.fields(Settings)}
-# what a preset leaves to the number of cells
-SIZED = {"batch_size", "learning_rate"}
 
 
 @pytest.mark.parametrize(
@@ -39,30 +39,44 @@ def test_a_name_stands_in_its_registry(names: Any, registry: Any) -> None:
     assert set(get_args(names)) == set(registry)
 
 
-@pytest.mark.parametrize("kind", [ModelConfig, TrainConfig])
-def test_a_config_has_the_defaults_of_the_settings(kind: Any) -> None:
-    defaults = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
-    shared = (set(defaults) & set(SETTINGS)) - SIZED - {"prior"}
-    assert len(shared) > 10
-    assert {name: defaults[name] for name in shared} == {name: SETTINGS[name] for name in shared}
+def defaults_of_the_call() -> CheckedArguments:
+    return check_arguments({name: parameter.default for name, parameter in SIGNATURE.items()})
 
 
-def test_what_a_preset_decides_is_left_to_it() -> None:
+def test_the_defaults_of_the_configurations_are_those_of_a_fit() -> None:
+    settings = defaults_of_the_call().settings
+    assert settings == Settings()
+    assert model_config(settings, n_genes=50) == ModelConfig(n_genes=50)
+    # with few cells, because the number of cells decides the size of a minibatch
+    few = settings.sized(1_000)
+    assert train_config(few, few.max_epochs(1_000, 0)) == TrainConfig(max_epochs=few.max_epochs(1_000, 0))
+
+
+def test_every_setting_is_given_in_one_place_and_left_to_the_preset_by_default() -> None:
     options = {f.name: f.default for f in dataclasses.fields(FitOptions)}
     assert set(options) <= set(SETTINGS)
     assert set(options.values()) == {None}
-    of_signature = set(SIGNATURE) & set(SETTINGS)
-    assert {"likelihood", "n_latent", "prior", "objective", "early_stopping"} <= of_signature
-    assert {name: SIGNATURE[name].default for name in of_signature} == dict.fromkeys(of_signature)
-    # each is set in one place
-    assert not of_signature & set(options)
+    of_signature = {name: SIGNATURE[name].default for name in set(SIGNATURE) & set(SETTINGS)}
+    assert {"likelihood", "n_latent", "prior", "objective", "early_stopping"} <= set(of_signature)
+    with_one_default = {name: value for name, value in of_signature.items() if value is not None}
+    assert with_one_default == {"beta": SETTINGS["beta"], "dispersion": SETTINGS["dispersion"]}
+    assert not set(of_signature) & set(options)
 
 
-def test_the_other_defaults_of_the_call_are_those_of_the_configs() -> None:
-    defaults = {f.name: f.default for kind in (ModelConfig, TrainConfig) for f in dataclasses.fields(kind)}
-    for name in (set(SIGNATURE) & set(defaults)) - set(SETTINGS):
-        if SIGNATURE[name].default is not None:
-            assert SIGNATURE[name].default == defaults[name], name
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_changes_settings_that_exist(preset: Any) -> None:
+    assert set(PRESETS[preset]) <= set(SETTINGS)
+    built = preset_settings(preset, n_latent=7, dropout=0.4)
+    expected = {name: value for name, value in SETTINGS.items() if name not in PRESETS[preset]}
+    for name, value in (expected | PRESETS[preset] | {"n_latent": 7, "dropout": 0.4}).items():
+        assert getattr(built, name) == value, name
+
+
+def test_an_option_has_the_type_that_it_has_in_the_configuration() -> None:
+    hints = {name: hint for kind in (Settings, ModelConfig, TrainConfig) for name, hint in get_type_hints(kind).items()}
+    for name, hint in get_type_hints(FitOptions).items():
+        assert type(None) in get_args(hint), name
+        assert kind_of(hint) == kind_of(hints[name]), name
 
 
 @pytest.mark.parametrize(

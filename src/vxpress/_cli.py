@@ -8,6 +8,7 @@ state is still written.
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 import time
@@ -25,18 +26,6 @@ if TYPE_CHECKING:
 
 OK, WRONG, USAGE, INTERRUPTED = 0, 1, 2, 130
 SUFFIXES = (".h5ad", ".zarr")
-# arguments of a fit that name parts of the data
-OF_THE_DATA = (
-    "layer",
-    "mask_var",
-    "batch_key",
-    "categorical_covariate_keys",
-    "continuous_covariate_keys",
-    "library",
-    "key_added",
-    "progress",
-)
-
 FIT_EXAMPLES = """\
 examples:
   vxpress fit counts.h5ad -o fitted.h5ad
@@ -227,10 +216,12 @@ def _checked(settings: dict[str, Any], further: dict[str, Any]) -> dict[str, Any
     from vxpress._keys import Keys
     from vxpress.bridge.fits.fit_arguments import check_arguments
     from vxpress.tl import FitOptions
+    from vxpress.tl._fit_vae import fit_vae
 
     settings = settings | {"options": FitOptions(**further)} if further else settings
     Keys.of(settings.get("key_added"), "key_added")
-    check_arguments(**{name: value for name, value in settings.items() if name not in OF_THE_DATA})
+    defaults = {name: parameter.default for name, parameter in inspect.signature(fit_vae).parameters.items()}
+    check_arguments(defaults | settings)
     return settings
 
 

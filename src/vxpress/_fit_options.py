@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from vxpress.core import config
-from vxpress.core.option import declaration, kinds
+from vxpress.core.option import declaration, hints, kind_of
 from vxpress.core.settings import FitOptions
 
 ROOT = Path(__file__).parent
@@ -82,7 +82,9 @@ def further_options() -> list[Option]:
     """List the fields of ``FitOptions``."""
     # None leaves the choice to the preset and is not a separate value
     return [
-        Option(f.name, _written(kinds(FitOptions)[f.name]), nullable=False, text=_shortened(declaration(f).text))
+        Option(
+            f.name, _written(kind_of(hints(FitOptions)[f.name])), nullable=False, text=_shortened(declaration(f).text)
+        )
         for f in fields(FitOptions)
     ]
 

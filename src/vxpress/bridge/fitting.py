@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy as copy_of
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -24,7 +24,7 @@ from vxpress.bridge.health.choice import choose_likelihood
 from vxpress.bridge.health.cure import cure
 from vxpress.bridge.health.diagnosis import Decoding, diagnose
 from vxpress.bridge.health.verdict import is_sound
-from vxpress.bridge.read.prepare import FitRequest, Prepared, prepare
+from vxpress.bridge.read.prepare import Prepared, Recorded, prepare
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.settings import FitOptions
@@ -36,17 +36,9 @@ __all__ = ["FitOptions", "TrainingError", "fit"]
 MAX_DENSE_BYTES = 1_000_000_000
 
 
-def fit(
-    adata: AnnData, request: FitRequest, checked: CheckedArguments, keys: Keys, *, copy: bool
-) -> tuple[AnnData, Results]:
+def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) -> tuple[AnnData, Results]:
     """Fit a model and write it; returns the AnnData that was written to, a copy with ``copy``, and what was written."""
-    prepared = prepare(
-        adata,
-        request,
-        validation_fraction=checked.validation_fraction,
-        split_rng=checked.split_rng,
-        library_of_modelled_genes=checked.settings.library_of_modelled_genes,
-    )
+    prepared = prepare(adata, checked, library_of_modelled_genes=checked.settings.library_of_modelled_genes)
     logg.info(f"    library: {prepared.library.source}")
     runner = Runner(
         prepared,
@@ -55,16 +47,13 @@ def fit(
         start_from_data=checked.settings.start_from_data,
         describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
     )
-    fitted = runner.fit(
-        model_config_of(checked, prepared, latent_library=request.library == "latent"),
-        train_config_of(checked, prepared),
-    )
+    fitted = runner.fit(model_config_of(checked, prepared), train_config_of(checked, prepared))
     fitted, diagnosis, choice = _improved(runner, fitted, checked)
     finish(fitted.outcome, lambda: runner.read_out(fitted))
     fitted.model.cpu()
 
     def complete() -> tuple[AnnData, Results]:
-        params = _params(request, checked, prepared, fitted)
+        params = _params(checked, prepared, fitted)
         found = replace(_as_fit(params, prepared, fitted, adata, diagnosis), choice=choice)
         results = _results(found, prepared, fitted.encoded, keys, denoised=checked.denoised)
         _report(found)
@@ -97,27 +86,19 @@ def _improved(
     return chosen, diagnosis, choice
 
 
-def _params(request: FitRequest, checked: CheckedArguments, prepared: Prepared, fitted: Fitted) -> Params:
+def _params(checked: CheckedArguments, prepared: Prepared, fitted: Fitted) -> Params:
     """Return every setting of the fit, and how its training went."""
     outcome = fitted.outcome
     rng, split_rng = checked.seeds
     return Params(
+        **{f.name: getattr(checked, f.name) for f in fields(Recorded)},
         model=fitted.model.config,
         train=fitted.train,
         version=version("vxpress"),
-        library=request.library,
         library_source=prepared.library.source,
         library_factor=prepared.library.factor,
         scale=fitted.model.decoder.output.scale,
-        layer=request.layer,
         mask_var=prepared.mask_name,
-        batch_key=request.batch_key,
-        categorical_covariate_keys=request.categorical_covariate_keys,
-        continuous_covariate_keys=request.continuous_covariate_keys,
-        labels_key=request.labels_key,
-        validation_fraction=checked.validation_fraction,
-        target_sum=checked.target_sum,
-        preset=checked.preset,
         rng=rng,
         split_rng=split_rng,
         device=str(checked.device),

@@ -94,6 +94,7 @@ class Network(NetworkOptions[Never]):
     n_hidden: int = option(128, low=1, high=65_536)
     n_layers: int = option(1, low=1, high=64)
     likelihood: LikelihoodName = option("nb", registry=LIKELIHOODS)
+    dispersion: Dispersion = "gene"
     norm_momentum: float = option(0.1, low=0.0, high=1.0)
     norm_eps: float = option(1e-3, low=1e-16, high=1.0)
     bias_before_norm: bool = option(False)
@@ -110,7 +111,6 @@ class ModelConfig(Network):
 
     n_genes: int = field(metadata=declares(low=1, high=10_000_000))
     _: KW_ONLY
-    dispersion: Dispersion = "gene"
     n_categories: tuple[int, ...] = option((), low=1, high=1_000_000)
     has_batch: bool = False
     n_continuous: int = option(0, low=0, high=100_000)
@@ -240,6 +240,7 @@ class Training(TrainingOptions[Never]):
     """What a preset or the user decides about the training."""
 
     batch_size: int = option(256, low=2, high=10_000_000)
+    beta: float = option(1.0, low=0.0, high=1e6)
     kl_warmup: float = 0.3
     warmup_unit: WarmupUnit = "steps"
     early_stopping: bool = True
@@ -257,8 +258,6 @@ class TrainConfig(Training):
     """
 
     max_epochs: int = field(metadata=declares(low=1, high=1_000_000))
-    _: KW_ONLY
-    beta: float = option(1.0, low=0.0, high=1e6)
 
     def __post_init__(self) -> None:
         check_range("kl_warmup", self.kl_warmup, 0.0, 1.0 if self.warmup_unit == "steps" else 1e6)

@@ -67,16 +67,18 @@ _NOTHING = Declaration()
 
 
 @cache
-def kinds(cls: type) -> Mapping[str, Any]:
-    """Return the type of every field of a dataclass, without ``None``."""
-    return {name: kind_of(hint) for name, hint in get_type_hints(cls).items()}
+def hints(cls: type) -> Mapping[str, Any]:
+    """Return the types of all fields of a dataclass."""
+    return get_type_hints(cls)
 
 
 def kind_of(hint: Any) -> Any:
-    """Return the type of an option that may also be unset."""
-    if get_origin(hint) not in (Union, types.UnionType):
-        return hint
-    return next(part for part in get_args(hint) if part is not type(None) and not isinstance(part, TypeVar))
+    """Return the type of an option that may also be ``None``, without it."""
+    return next(part for part in _parts(hint) if part is not type(None) and not isinstance(part, TypeVar))
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 # checks
@@ -89,33 +91,33 @@ def check(config: Any) -> None:
     """
     for f in fields(config):
         value = getattr(config, f.name)
-        if value is None and f.default is None:
-            continue
-        checked = _checked(f.name, value, kinds(config.__class__)[f.name], declaration(f))
+        checked = _checked(f, value, hints(config.__class__)[f.name])
         if checked is not value:
             object.__setattr__(config, f.name, checked)
 
 
 def check_option(cls: type, name: str, value: Any) -> Any:
     """Check one option of a dataclass before it is built, and return its value as a Python scalar."""
-    f = next(f for f in fields(cls) if f.name == name)
-    return _checked(name, value, kinds(cls)[name], declaration(f))
+    return _checked(next(f for f in fields(cls) if f.name == name), value, hints(cls)[name])
 
 
-def _checked(name: str, value: Any, kind: Any, declared: Declaration) -> Any:
-    label = declared.label or name
+def _checked(f: Field[Any], value: Any, hint: Any) -> Any:
+    kind, declared, nullable = kind_of(hint), declaration(f), type(None) in _parts(hint)
+    label = declared.label or f.name
+    several = get_origin(kind) is tuple
+    if nullable and value is None:
+        return None
     if declared.registry is not None:
-        for one in value if get_origin(kind) is tuple else (value,):
+        for one in value if several else (value,):
             declared.registry.check(one, label)
     elif get_origin(kind) is Literal:
         check_choice(label, value, kind)
-    elif kind is bool:
-        if not isinstance(value, bool):
-            msg = f"{label}={value!r} was given; True or False is expected."
-            raise ValueError(msg)
+    elif kind is bool and not isinstance(value, bool):
+        msg = f"{label}={value!r} was given; {'True, False or None' if nullable else 'True or False'} is expected."
+        raise ValueError(msg)
     elif declared.low is not None and declared.high is not None:
-        number = get_args(kind)[0] if get_origin(kind) is tuple else kind
-        for one in value if get_origin(kind) is tuple else (value,):
+        number = get_args(kind)[0] if several else kind
+        for one in value if several else (value,):
             check_range(label, one, declared.low, declared.high, integer=number is int)
     return kind(value) if kind in (int, float) else value
 
@@ -135,14 +137,13 @@ def check_used(settings: Any, given: Mapping[str, Any]) -> None:
 
 def unset_by_default(cls: type[C]) -> type[C]:
     """Make ``None``, which leaves the choice to a preset, the default of every option of a class to be made a dataclass."""
-    inherited = {f.name: f for base in cls.__mro__[:0:-1] if is_dataclass(base) for f in fields(base)}
     own = inspect.get_annotations(cls)
-    hints = {
-        name: kinds(base)[name] | None for base in cls.__mro__[:0:-1] if is_dataclass(base) for name in kinds(base)
-    }
-    for name, f in inherited.items():
-        setattr(cls, name, field(default=None, metadata=f.metadata))
-    cls.__annotations__ = hints | own
+    annotations: dict[str, Any] = {}
+    for base in reversed(cls.__mro__[1:]):
+        for f in fields(base) if is_dataclass(base) else ():
+            annotations[f.name] = kind_of(hints(base)[f.name]) | None
+            setattr(cls, f.name, field(default=None, metadata=f.metadata))
+    cls.__annotations__ = annotations | own
     return cls
 
 

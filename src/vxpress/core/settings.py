@@ -16,6 +16,7 @@ from vxpress.core.config import (
     Network,
     NetworkOptions,
     Preset,
+    PriorConfig,
     PriorName,
     TrainConfig,
     Training,
@@ -87,7 +88,7 @@ class Settings(FurtherOptions[Never], Training, Network):
         """Fill in the batch size if not given, 512 (256 for few cells), and a learning rate that matches it."""
         batch_size = LARGE_BATCH if n_train >= LARGE_BATCH_FROM else SMALL_BATCH
         if self.batch_size is not None:
-            batch_size = check_option(Training, "batch_size", self.batch_size)
+            batch_size = check_option(TrainConfig, "batch_size", self.batch_size)
         rate = min(MAX_RATE, RATE_PER_CELL * batch_size) if self.learning_rate is None else self.learning_rate
         return replace(self, batch_size=batch_size, learning_rate=rate)
 
@@ -146,19 +147,26 @@ def preset_settings(preset: Preset | None = None, **given: Any) -> Settings:
     return Settings(**{**PRESETS[preset], **given})
 
 
-def resolve(preset: Preset | None, arguments: Mapping[str, Any], options: FitOptions | None) -> Settings:
-    """Combine a preset with the values that were given explicitly, which take precedence; ``None`` is not given."""
+def resolve(arguments: Mapping[str, Any]) -> Settings:
+    """Combine the preset with what was given explicitly, which takes precedence.
+
+    ``arguments`` are those of ``fit_vae`` by name. ``None`` leaves a setting to the preset, in an argument as in a field of
+    ``options``; ``beta`` and ``dispersion`` have one default with every preset.
+    """
+    preset, options = arguments["preset"], arguments["options"]
     if preset is not None:
         check_choice("preset", preset, Preset)
     if options is not None and not isinstance(options, FitOptions):
         msg = f"options={options!r} was given; pass options=vx.tl.FitOptions(...)."
         raise TypeError(msg)
+    for name in ("beta", "dispersion"):
+        check_option(Settings, name, arguments[name])
     of_options = {} if options is None else _given(vars(options))
     settings = preset_settings(preset, **_given(arguments), **of_options)
     PRIORS.check(settings.prior)
     DECODERS.check(settings.decoder)
     check_used(settings, of_options)
-    check_option(FurtherOptions, "prior_components", settings.prior_components)
+    check_option(Settings, "prior_components", settings.prior_components)
     if not DECODERS[settings.decoder].receives_condition and of_options.get("condition_output") is False:
         msg = (
             f"options=FitOptions(condition_output=False) is not available with decoder={settings.decoder!r}, in which covariates "
@@ -169,10 +177,22 @@ def resolve(preset: Preset | None, arguments: Mapping[str, Any], options: FitOpt
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    """Select the settings that were given."""
+    names = {f.name for f in fields(Settings)}
+    return {name: value for name, value in values.items() if name in names and value is not None}
 
 
-def settings_for(config: type[ModelConfig | TrainConfig], settings: Settings) -> dict[str, Any]:
-    """Select the settings that are fields of a config."""
-    names = {f.name for f in fields(config)} - {"max_epochs", "prior"}
-    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in names}
+def model_config(settings: Settings, **of_the_data: Any) -> ModelConfig:
+    """Return the configuration of a model from settings, and what the data decide."""
+    prior = PriorConfig(settings.prior, settings.prior_components)
+    return ModelConfig(**_shared(Network, settings), prior=prior, **of_the_data)
+
+
+def train_config(settings: Settings, max_epochs: int) -> TrainConfig:
+    """Return the configuration of the training from settings for a number of cells."""
+    return TrainConfig(**_shared(Training, settings), max_epochs=max_epochs)
+
+
+def _shared(part: type, settings: Settings) -> dict[str, Any]:
+    """Select the settings that are fields of a part of them."""
+    return {f.name: getattr(settings, f.name) for f in fields(part)}

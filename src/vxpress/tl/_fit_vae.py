@@ -25,7 +25,7 @@ from vxpress.bridge.fits.fit_arguments import (
 from vxpress.bridge.fits.results import check_free
 from vxpress.bridge.fitting import FitOptions, fit
 from vxpress.bridge.read.adata import check_adata
-from vxpress.bridge.read.prepare import FitRequest, as_tuple, check_single_process
+from vxpress.bridge.read.prepare import check_single_process
 
 
 @entry
@@ -250,46 +250,14 @@ def fit_vae(
     >>> adata.obsm["X_vae"].shape
     (700, 10)
     """
+    given = dict(locals())
     check_adata(adata, copy=copy)
     check_single_process()
     keys = Keys.of(key_added, "key_added")
     check_free(adata, keys)
-    checked = check_arguments(
-        labels_key=labels_key,
-        likelihood=likelihood,
-        dispersion=dispersion,
-        n_latent=n_latent,
-        n_hidden=n_hidden,
-        n_layers=n_layers,
-        prior=prior,
-        objective=objective,
-        beta=beta,
-        kl_warmup=kl_warmup,
-        free_bits=free_bits,
-        max_epochs=max_epochs,
-        batch_size=batch_size,
-        validation_fraction=validation_fraction,
-        early_stopping=early_stopping,
-        preset=preset,
-        options=options,
-        cure=cure,
-        denoised=denoised,
-        target_sum=target_sum,
-        device=device,
-        rng=rng,
-        split_rng=split_rng,
-    )
-    request = FitRequest(
-        layer,
-        mask_var,
-        batch_key,
-        as_tuple(categorical_covariate_keys),
-        as_tuple(continuous_covariate_keys),
-        labels_key,
-        library,
-    )
+    checked = check_arguments(given)
     start = logg.info("fitting a variational autoencoder")
     with progress_bar("fit_vae", progress):
-        target, results = fit(adata, request, checked, keys, copy=copy)
+        target, results = fit(adata, checked, keys, copy=copy)
     logg.info("    finished", time=start, deep=results.describe())
     return target if copy else None

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 
-from vxpress._checks import check_range
 from vxpress.bridge.fits.codec import from_uns, to_uns
 from vxpress.bridge.fits.consistency import check_conditions, check_genes, check_history, check_sizes
 from vxpress.bridge.fits.seal import ADVICE, NAME, check_seal, sealed
 from vxpress.bridge.fits.upgrade import FIRST, FORMAT, upgraded
 from vxpress.bridge.read.covariates import CovariateTable
-from vxpress.core.config import ModelConfig, Preset, TrainConfig
+from vxpress.bridge.read.prepare import Recorded
+from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.likelihoods import LIKELIHOODS
+from vxpress.core.option import check, option
 from vxpress.core.training import INTERRUPTED
 from vxpress.core.vae import VAE, build, expected_shapes
 
@@ -27,8 +28,8 @@ STOPPED = ("budget", "early", INTERRUPTED)
 NOT_NEGATIVE = ("running_var", "library_log_var_b", "outside_share")
 
 
-@dataclass(frozen=True)
-class Params:
+@dataclass(frozen=True, kw_only=True)
+class Params(Recorded):
     """All settings of a fit, enough to run it again; the record under ``uns[key]["params"]``.
 
     A mask that was given as an array is recorded under ``genes``. A generator given as ``rng`` is not recorded.
@@ -37,42 +38,26 @@ class Params:
     model: ModelConfig
     train: TrainConfig
     version: str
-    library: str
     library_source: str
     scale: str
-    library_factor: float = 1.0
-    layer: str | None = None
+    library_factor: float = option(1.0, low=np.finfo(float).tiny, high=np.finfo(float).max)
     mask_var: str | None = None
-    batch_key: str | None = None
-    categorical_covariate_keys: tuple[str, ...] = ()
-    continuous_covariate_keys: tuple[str, ...] = ()
-    labels_key: str | None = None
-    validation_fraction: float = 0.1
-    target_sum: float = 1e4
-    preset: str | None = None
-    rng: int | None = None
-    split_rng: int | None = None
+    rng: int | None = option(None, low=0, high=np.inf)
+    split_rng: int | None = option(None, low=0, high=np.inf, label="rng")
     device: str = "cpu"
     stopped: str = "budget"
-    best_epoch: int = 0
-    n_steps: int = 0
-    n_voided: int = 0
+    best_epoch: int = option(0, low=0, high=2**62)
+    n_steps: int = option(0, low=0, high=2**62)
+    n_voided: int = option(0, low=0, high=2**62)
     dispersion_gain: float = 0.0
-    n_train: int = 0
+    n_train: int = option(0, low=0, high=2**62)
 
     def __post_init__(self) -> None:
-        check_range("validation_fraction", self.validation_fraction, 0.0, 0.99)
-        for name in ("target_sum", "library_factor"):
-            check_range(name, getattr(self, name), np.finfo(float).tiny, np.finfo(float).max)
-        for name in ("best_epoch", "n_steps", "n_voided", "n_train"):
-            check_range(name, getattr(self, name), 0, 2**62, integer=True)
-        for seed in (self.rng, self.split_rng):
-            if seed is not None:
-                check_range("rng", seed, 0, np.inf, integer=True)
-        scales = tuple(sorted({kind.output.scale for kind in LIKELIHOODS.values()}))
-        for name, known in (("scale", scales), ("stopped", STOPPED), ("preset", (None, *get_args(Preset)))):
+        check(self)
+        scales = sorted({kind.output.scale for kind in LIKELIHOODS.values()})
+        for name, known in (("scale", scales), ("stopped", list(STOPPED))):
             if getattr(self, name) not in known:
-                msg = f"{name}={getattr(self, name)!r} was given; one of {list(known)} is expected."
+                msg = f"{name}={getattr(self, name)!r} was given; one of {known} is expected."
                 raise ValueError(msg)
 
 

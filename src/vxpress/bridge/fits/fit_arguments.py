@@ -2,142 +2,96 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from vxpress._checks import check_choice, check_range
 from vxpress._seeds import seed_of
 from vxpress.bridge.health.choice import CANDIDATES
-from vxpress.bridge.read.prepare import Prepared, resolve_device
+from vxpress.bridge.read.prepare import FitRequest, Prepared, as_tuple, resolve_device
 from vxpress.core.config import (
     Dispersion,
     LikelihoodName,
     ModelConfig,
     ObjectiveName,
     Preset,
-    PriorConfig,
     PriorName,
     TrainConfig,
 )
 from vxpress.core.likelihoods import LIKELIHOODS
+from vxpress.core.option import check
 from vxpress.core.priors import PRIORS
-from vxpress.core.settings import FitOptions, Settings, resolve, settings_for
+from vxpress.core.settings import Settings, model_config, resolve, train_config
+
+# what fit_vae names in its signature, and this module
+__all__ = [
+    "CheckedArguments",
+    "Dispersion",
+    "LikelihoodName",
+    "ObjectiveName",
+    "Preset",
+    "PriorName",
+    "check_arguments",
+    "model_config_of",
+    "train_config_of",
+]
 
 
-@dataclass(frozen=True)
-class CheckedArguments:
-    """Arguments of a fit, after their checks; ``seeds`` are those of ``rng`` and ``split_rng``, None for a generator."""
+@dataclass(frozen=True, kw_only=True)
+class CheckedArguments(FitRequest):
+    """Arguments of a fit, after their checks; ``seeds`` are those of ``rng`` and ``split_rng``, None for a generator.
+
+    ``settings`` are the preset with all that was given in its place.
+    """
 
     device: torch.device
     rng: np.random.Generator
-    split_rng: np.random.Generator
     seeds: tuple[int | None, int | None]
     settings: Settings
     choosing: bool
-    dispersion: Dispersion
-    beta: float
     max_epochs: int | None
-    validation_fraction: float
-    preset: Preset | None
     cure: bool
     denoised: bool | None
-    target_sum: float
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
-def check_arguments(
-    *,
-    labels_key: str | None = None,
-    likelihood: LikelihoodName | Literal["auto"] | None = None,
-    dispersion: Dispersion = "gene",
-    n_latent: int | None = None,
-    n_hidden: int | None = None,
-    n_layers: int | None = None,
-    prior: PriorName | None = None,
-    objective: ObjectiveName | None = None,
-    beta: float = 1.0,
-    kl_warmup: float | None = None,
-    free_bits: float | None = None,
-    max_epochs: int | None = None,
-    batch_size: int | None = None,
-    validation_fraction: float = 0.1,
-    early_stopping: bool | None = None,
-    preset: Preset | None = None,
-    options: FitOptions | None = None,
-    cure: bool = False,
-    denoised: bool | None = None,
-    target_sum: float = 1e4,
-    device: str | torch.device = "auto",
-    rng: int | np.random.Generator | None = 0,
-    split_rng: int | np.random.Generator | None = 0,
-) -> CheckedArguments:
-    """Check the arguments of :func:`fit_vae` as far as possible without the data; raises the same errors."""
-    torch_device = resolve_device(device)
-    generator, split_generator = seed_of(rng), seed_of(split_rng, "split_rng")
-    settings = resolve(
-        preset,
-        {
-            "likelihood": likelihood,
-            "n_latent": n_latent,
-            "n_hidden": n_hidden,
-            "n_layers": n_layers,
-            "kl_warmup": kl_warmup,
-            "free_bits": free_bits,
-            "prior": prior,
-            "objective": objective,
-            "batch_size": batch_size,
-            "early_stopping": early_stopping,
-        },
-        options,
-    )
-    _check_objective(settings)
-    _check_arguments(labels_key, dispersion, validation_fraction, target_sum)
-    choosing = likelihood == "auto"
+def check_arguments(given: Mapping[str, Any]) -> CheckedArguments:
+    """Check the arguments of :func:`fit_vae` as far as possible without the data; raises the same errors.
+
+    ``given`` holds the arguments by name. Those that name parts of the data are checked when the data are read.
+    """
+    device = resolve_device(given["device"])
+    rng, split_rng = seed_of(given["rng"]), seed_of(given["split_rng"], "split_rng")
+    settings = resolve(given)
+    choosing = settings.likelihood == "auto"  # type: ignore[comparison-overlap]
     if choosing:
-        _check_choosing(validation_fraction)
         settings = replace(settings, likelihood=CANDIDATES[0])
-    if not (denoised is None or isinstance(denoised, bool)):
-        msg = f"denoised={denoised!r} was given; True, False or None is expected."
-        raise ValueError(msg)
-    if not isinstance(cure, bool):
-        msg = f"cure={cure!r} was given; True or False is expected."
-        raise ValueError(msg)
-    if cure and validation_fraction == 0:
-        msg = "cure=True needs held-out cells, but validation_fraction=0 leaves none. Pass validation_fraction=0.1."
-        raise ValueError(msg)
-    _check_ranges(settings, beta, max_epochs)
-    return CheckedArguments(
-        torch_device,
-        generator,
-        split_generator,
-        (_number(rng), _number(split_rng)),
-        settings,
-        choosing,
-        dispersion,
-        beta,
-        max_epochs,
-        float(validation_fraction),
-        preset,
-        cure,
-        denoised,
-        float(target_sum),
-    )
+    _check_ranges(settings, given["max_epochs"])
+    _check_objective(settings)
+    columns = {name: as_tuple(given[name]) for name in ("categorical_covariate_keys", "continuous_covariate_keys")}
+    names = {f.name for f in fields(CheckedArguments)} & set(given)
+    own = {"device": device, "rng": rng, "split_rng": split_rng, "settings": settings, "choosing": choosing}
+    seeds = _number(given["rng"]), _number(given["split_rng"])
+    checked = CheckedArguments(**{name: given[name] for name in names} | columns | own, seeds=seeds)
+    _check_together(checked)
+    return checked
 
 
 def _number(rng: object) -> int | None:
     return int(rng) if isinstance(rng, (int, np.integer)) else None
 
 
-def _check_ranges(settings: Settings, beta: float, max_epochs: int | None) -> None:
+def _check_ranges(settings: Settings, max_epochs: int | None) -> None:
     """Raise an error if a number is out of range, before any count is read."""
     few = settings.sized(2)
-    n_epochs = few.max_epochs(2, 0) if max_epochs is None else max_epochs
-    TrainConfig(max_epochs=n_epochs, **{**settings_for(TrainConfig, few), "beta": beta})
-    prior = PriorConfig(settings.prior, settings.prior_components)
-    # the largest possible number of genes, because the actual number is not known yet
-    ModelConfig(n_genes=10_000_000, prior=prior, **settings_for(ModelConfig, settings))
+    train_config(few, few.max_epochs(2, 0) if max_epochs is None else max_epochs)
+    # the largest possible number of genes and a dispersion without groups, because the data are not known yet
+    model_config(replace(settings, dispersion="gene"), n_genes=10_000_000)
 
 
 def _check_objective(settings: Settings) -> None:
@@ -149,43 +103,36 @@ def _check_objective(settings: Settings) -> None:
         raise ValueError(msg)
 
 
-def _check_arguments(labels_key: str | None, dispersion: str, validation_fraction: float, target_sum: float) -> None:
-    check_choice("dispersion", dispersion, Dispersion)
-    if labels_key is not None and dispersion != "gene-label":
-        msg = (
-            f"labels_key={labels_key!r} has no effect unless you pass dispersion='gene-label'. Leave it out otherwise."
-        )
+def _check_together(checked: CheckedArguments) -> None:
+    """Raise ``ValueError`` if two arguments cannot be combined."""
+    if checked.labels_key is not None and checked.settings.dispersion != "gene-label":
+        msg = f"labels_key={checked.labels_key!r} has no effect unless you pass dispersion='gene-label'. Leave it out otherwise."
         raise ValueError(msg)
-    check_range("validation_fraction", validation_fraction, 0.0, 0.99)
-    check_range("target_sum", target_sum, 1e-12, 1e12)
-
-
-def _check_choosing(validation_fraction: float) -> None:
-    if validation_fraction == 0:
+    if checked.choosing and checked.validation_fraction == 0:
         msg = (
             "likelihood='auto' needs held-out cells, but validation_fraction=0 leaves none. Pass "
             "validation_fraction=0.1, or name the likelihood, for example likelihood='nb'."
         )
         raise ValueError(msg)
+    if checked.cure and checked.validation_fraction == 0:
+        msg = "cure=True needs held-out cells, but validation_fraction=0 leaves none. Pass validation_fraction=0.1."
+        raise ValueError(msg)
 
 
-def model_config_of(checked: CheckedArguments, prepared: Prepared, *, latent_library: bool) -> ModelConfig:
+def model_config_of(checked: CheckedArguments, prepared: Prepared) -> ModelConfig:
     """Return the configuration of the model from the settings and the data of a fit."""
     settings, table = checked.settings, prepared.covariates
-    check_choice("likelihood", settings.likelihood, LikelihoodName)
     n_outside = int((~prepared.modelled_g).sum())
-    return ModelConfig(
+    return model_config(
+        settings,
         n_genes=int(prepared.modelled_g.sum()),
-        dispersion=checked.dispersion,
         n_categories=tuple(len(names) for _, names in table.categorical),
         has_batch=table.batch_key is not None,
         n_continuous=len(table.continuous),
         n_labels=0 if table.labels is None else len(table.labels[1]),
-        latent_library=latent_library,
+        latent_library=checked.library == "latent",
         remainder=prepared.library.beyond and LIKELIHOODS[settings.likelihood].output.has_remainder,
         n_readout=n_outside if settings.readout else 0,
-        prior=PriorConfig(settings.prior, settings.prior_components),
-        **settings_for(ModelConfig, settings),
     )
 
 
@@ -194,4 +141,4 @@ def train_config_of(checked: CheckedArguments, prepared: Prepared) -> TrainConfi
     n_train, n_validation = len(prepared.train_n), len(prepared.validation_n)
     settings = checked.settings.sized(n_train)
     n_epochs = settings.max_epochs(n_train, n_validation) if checked.max_epochs is None else checked.max_epochs
-    return TrainConfig(max_epochs=n_epochs, **{**settings_for(TrainConfig, settings), "beta": checked.beta})
+    return train_config(settings, n_epochs)

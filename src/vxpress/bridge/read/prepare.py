@@ -19,23 +19,35 @@ from vxpress.bridge.read.covariates import CovariateTable
 from vxpress.bridge.read.learned import MIN_CELLS as MIN_LEARNED
 from vxpress.bridge.read.learned import few, with_cells
 from vxpress.bridge.read.library import Library, log_library, resolve_library
+from vxpress.core.config import Preset
 from vxpress.core.data import Cells, Counts
+from vxpress.core.option import option
 from vxpress.core.split import split_cells
 
 MIN_CELLS = 4
 
 
-@dataclass(frozen=True)
-class FitRequest:
-    """The data that a fit reads."""
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """Arguments of a fit that it records as they were given."""
 
-    layer: str | None
-    mask_var: str | np.ndarray | Unset | None
-    batch_key: str | None
-    categorical_covariate_keys: tuple[str, ...]
-    continuous_covariate_keys: tuple[str, ...]
-    labels_key: str | None
+    layer: str | None = None
+    batch_key: str | None = None
+    categorical_covariate_keys: tuple[str, ...] = ()
+    continuous_covariate_keys: tuple[str, ...] = ()
+    labels_key: str | None = None
     library: str
+    validation_fraction: float = option(0.1, low=0.0, high=0.99)
+    target_sum: float = option(1e4, low=1e-12, high=1e12)
+    preset: Preset | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRequest(Recorded):
+    """The data that a fit reads, and which cells it holds out."""
+
+    mask_var: str | np.ndarray | Unset | None
+    split_rng: np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -58,14 +70,7 @@ class Prepared:
         return names
 
 
-def prepare(
-    adata: AnnData,
-    request: FitRequest,
-    *,
-    validation_fraction: float,
-    split_rng: np.random.Generator,
-    library_of_modelled_genes: bool,
-) -> Prepared:
+def prepare(adata: AnnData, request: FitRequest, *, library_of_modelled_genes: bool) -> Prepared:
     """Read the data of a fit, check them, and split the cells."""
     check_gene_names(adata)
     modelled_g, mask_name = modelled_genes(adata, request.mask_var)
@@ -91,7 +96,7 @@ def prepare(
         )
     cells = Cells(Counts.from_scipy(counts.inside), log_library(library.values_n), covariates.read(adata.obs))
     codes_nk = cells.covariates.categorical_nk.numpy()[usable]
-    train, validation = split_cells(len(usable), validation_fraction, split_rng, codes_nk)
+    train, validation = split_cells(len(usable), request.validation_fraction, request.split_rng, codes_nk)
     covariates = covariates.trained_on(codes_nk[train])
     _warn_few_cells(covariates)
     return Prepared(counts, modelled_g, mask_name, covariates, library, cells, usable[train], usable[validation])

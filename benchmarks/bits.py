@@ -352,8 +352,8 @@ def device_form(*, stream: bool) -> Iterator[None]:
     script that depends on internals: adapt it if they move, so that the same operations run.
     """
     from vxpress.bridge.fits import runner as run
-    from vxpress.core import device, rule, training
-    from vxpress.core.data.counts import Counts
+    from vxpress.core import rule, training
+    from vxpress.core.data import Counts, place
     from vxpress.core.likelihoods import counted
 
     with ExitStack() as stack:
@@ -362,7 +362,7 @@ def device_form(*, stream: bool) -> Iterator[None]:
         stack.enter_context(patch.object(Counts, "dense", Counts.padded_dense))
         stack.enter_context(patch.object(counted, "gathered", counted.selected))
         if stream:
-            stack.enter_context(patch.object(run, "place", device.streamed))
+            stack.enter_context(patch.object(run, "place", partial(place, source="streamed")))
         yield
 
 

@@ -28,8 +28,8 @@ from anndata import AnnData
 from vxpress.core import training
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Cells, Counts
-from vxpress.core.device import Replay, streamed
+from vxpress.core.data import Cells, Counts, Source, Streamed, place
+from vxpress.core.device import Replay
 from vxpress.core.settings import preset_settings
 from vxpress.core.vae import build
 
@@ -66,11 +66,11 @@ class Clock:
 @contextmanager
 def watched(clock: Clock, replays: list[Replay], *, captured: bool):
     """Time the epochs of :func:`training.train`, and record how its steps ran."""
-    minibatches, replay = training.minibatches, training.Replay
+    replay, batches = training.Replay, {kind: kind.batches for kind in (Cells, Streamed)}
 
-    def timed(*args):
+    def timed(self, parts):
         clock.start()
-        yield from minibatches(*args)
+        yield from batches[type(self)](self, parts)
         clock.stop()
 
     def noted(*args):
@@ -79,18 +79,18 @@ def watched(clock: Clock, replays: list[Replay], *, captured: bool):
             replays[-1].failure = "switched off"
         return replays[-1]
 
-    training.minibatches, training.Replay = timed, noted
+    Cells.batches, Streamed.batches, training.Replay = timed, timed, noted
     try:
         yield
     finally:
-        training.minibatches, training.Replay = minibatches, replay
+        Cells.batches, Streamed.batches, training.Replay = batches[Cells], batches[Streamed], replay
 
 
 @dataclass
 class Ours:
     """vxpress on these cells; every run trains a new model."""
 
-    cells: Cells
+    cells: Source
     likelihood: str
     batch_size: int
     epochs: int
@@ -100,10 +100,10 @@ class Ours:
 
     def __call__(self) -> float:
         """Measure the cells per second."""
-        device = self.cells.log_library_n1.device
+        device = self.cells.device
         rows, held_out = torch.arange(len(self.cells), device=device), torch.arange(0, device=device)
         config = ModelConfig(
-            n_genes=self.cells.counts.n_genes, likelihood=self.likelihood, n_latent=LATENT, n_hidden=HIDDEN,
+            n_genes=self.cells.n_genes, likelihood=self.likelihood, n_latent=LATENT, n_hidden=HIDDEN,
             norm="batch", condition_output=False,
         )  # fmt: skip
         model = build(config, 0).to(device)
@@ -157,7 +157,7 @@ def runs_of(adata: AnnData, likelihood: str, epochs: int) -> dict[str, Callable[
     """List the calls that take turns; vxpress and scvi-tools alternate."""
     device = torch.device("cuda")
     cells = as_cells(adata)
-    resident, on_host = cells.to(device), streamed(cells, device)
+    resident, on_host = (place(cells, device, source) for source in ("resident", "streamed"))
     default = preset_settings().batch_size
     return {
         f"scvi-tools, {SCVI_BATCH}": Scvi(adata.copy(), likelihood, SCVI_BATCH, epochs),

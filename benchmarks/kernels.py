@@ -62,7 +62,7 @@ def likelihood(model: VAE, batch: Batch) -> None:
 
 def dense_input(batch: Batch, weight: torch.Tensor, bias: torch.Tensor) -> None:
     """Compute the dense first product, forward and backward."""
-    x = batch.counts.dense(batch.rows).log1p()
+    x = batch.counts.dense().log1p()
     torch.nn.functional.linear(x, weight, bias).sum().backward()
     weight.grad = None
 

@@ -248,7 +248,8 @@ def main() -> None:
     adata = simulated(args.cells + 1_000, args.genes, n_block=args.cells + 1_000)
     adata, test = adata[: args.cells].copy(), adata[args.cells :].copy()
     cells = as_cells(adata)
-    print(f"{args.cells} x {args.genes}, {cells.counts.density:.1%} not zero, {args.threads} threads")
+    density = len(cells.counts.data) / (len(cells) * cells.n_genes)
+    print(f"{args.cells} x {args.genes}, {density:.1%} not zero, {args.threads} threads")
     set_threads(args.threads)
     rows, default = [], preset_settings().sized(args.cells).batch_size
     for likelihood in args.likelihoods:
@@ -300,7 +301,7 @@ def main() -> None:
     whole = instead(adata, args.repeats)
     for name, seconds in whole.items():
         print(f"{name}: {seconds['median']:.2f} s ({seconds['min']:.2f}-{seconds['max']:.2f})")
-    print(save("training_speed", {"density": cells.counts.density, "rows": rows, "whole": whole}))
+    print(save("training_speed", {"density": density, "rows": rows, "whole": whole}))
 
 
 def instead(adata: AnnData, repeats: int) -> dict[str, dict[str, object]]:

@@ -1,11 +1,11 @@
-"""What a GPU is given: rates on the device, streams, graphs.
+"""What a GPU is given: rates on the device, graphs, rounded products.
 
 What does not need one runs on the processor, its form called by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import cast
@@ -18,16 +18,8 @@ from torch import Tensor
 from vxpress.core import device as device_module
 from vxpress.core import rule, training
 from vxpress.core.config import ModelConfig, TrainConfig
-from vxpress.core.data import Cells, Counts
-from vxpress.core.device import (
-    Replay,
-    StreamedCounts,
-    bytes_needed,
-    minibatches,
-    place,
-    residency,
-    streamed,
-)
+from vxpress.core.data import Batch, Cells, Counts, Source, Streamed, place
+from vxpress.core.device import Replay
 from vxpress.core.inference.posterior import encode
 from vxpress.core.likelihoods import counted
 from vxpress.core.networks import Noise
@@ -42,62 +34,15 @@ TRAIN = TrainConfig(max_epochs=4, batch_size=32, early_stopping=False)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-# placement of the data
-
-
-def test_data_are_resident_if_they_fit() -> None:
-    assert residency(0, 0) == residency(1, 10) == "resident"
-    assert residency(10, 10) == residency(1, 0) == "streamed"
-    verdicts = [residency(needed, 1000) for needed in range(0, 1001, 50)]
-    assert verdicts == sorted(verdicts)
-
-
-def test_bytes_needed_include_every_tensor(make_cells: MakeCells) -> None:
-    cells = make_cells(60)
-    n_stored = len(cells.counts.data)
-    # row ends, gene and value of every entry, log library, one covariate, order
-    assert bytes_needed(cells) == 8 * 61 + 8 * n_stored + 4 * 60 + 8 * 60 + 8 * 60
-
-
-def test_everything_is_resident_on_a_cpu(make_cells: MakeCells) -> None:
-    cells = make_cells(30)
-    placed = place(cells, CPU)
-    assert type(placed.counts) is Counts
-    assert placed.counts.data is cells.counts.data
-
-
-def test_streamed_counts_give_the_same_results_as_resident_ones(make_cells: MakeCells) -> None:
-    cells = make_cells(60)
-    on_cpu, rows = streamed(cells, CPU), torch.tensor([5, 59, 0, 5])
-    assert isinstance(on_cpu.counts, StreamedCounts)
-    assert len(on_cpu) == 60
-    assert torch.equal(on_cpu.batch(rows).x_ng, cells.batch(rows).x_ng)
-    assert torch.equal(on_cpu.counts.gene_sums(rows), cells.counts.gene_sums(rows))
-    for mine, reference in zip(on_cpu.counts.entries(rows), cells.counts.entries(rows), strict=True):
-        assert torch.equal(mine, reference)
-
-
-@pytest.mark.parametrize("n_batches", [1, 2, 3, 7])
-def test_streamed_minibatches_are_the_parts_of_the_epoch(make_cells: MakeCells, n_batches: int) -> None:
-    cells = make_cells(60)
-    rows = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    dense = cells.counts.dense(torch.arange(60))
-    seen = [
-        (part.clone(), x.clone()) for part, x in minibatches(streamed(cells, CPU), rows, n_batches) if x is not None
-    ]
-    assert [len(part) for part, _ in seen] == [len(part) for part in rows.tensor_split(n_batches)]
-    assert torch.equal(torch.cat([part for part, _ in seen]), rows)
-    assert torch.equal(torch.cat([x for _, x in seen]), dense[rows])
-    resident = list(minibatches(cells, rows, n_batches))
-    assert [x for _, x in resident] == [None] * n_batches
-    assert torch.equal(torch.cat([part for part, _ in resident]), rows)
-
-
 # the step
 
 
+def _streamed(cells: Cells, device: torch.device) -> Streamed:
+    return Streamed.of(cells.counts, cells.log_library_n1, cells.covariates, device)
+
+
 def _fit(
-    cells: Cells, config: TrainConfig = TRAIN, model: ModelConfig = CONFIG, device: torch.device = CPU
+    cells: Source, config: TrainConfig = TRAIN, model: ModelConfig = CONFIG, device: torch.device = CPU
 ) -> tuple[VAE, Outcome]:
     vae, rows = build(model, 0).to(device), torch.arange(len(cells), device=device)
     return vae, train(vae, cells, rows[21:], rows[:21], config, seed=0)
@@ -147,7 +92,7 @@ def test_the_device_step_trains_like_the_plain_step_with_any_settings(
         monkeypatch.setattr(training, "_Step", training._DeviceStep)
         monkeypatch.setattr(Counts, "dense", Counts.padded_dense)
         monkeypatch.setattr(counted, "gathered", counted.selected)
-        _, outcome = _fit(streamed(cells, CPU) if stream else cells, config)
+        _, outcome = _fit(_streamed(cells, CPU) if stream else cells, config)
     for key, values in plain.history.items():
         np.testing.assert_allclose(outcome.history[key], values, rtol=1e-4, atol=1e-4, err_msg=key)
 
@@ -170,16 +115,16 @@ def test_streamed_and_resident_training_are_equal(make_cells: MakeCells) -> None
     for context in (rule.plain, nullcontext):
         with context():
             first, resident = _fit(cells)
-            second, streaming = _fit(streamed(cells, CPU))
+            second, streaming = _fit(_streamed(cells, CPU))
         assert resident.history == streaming.history
         assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
 
 
-def test_without_a_gpu_no_graph_is_used() -> None:
-    seen: list[int] = []
-    replay = Replay(lambda rows, _: seen.append(len(rows)), Noise(0), CPU)
+def test_without_a_gpu_no_graph_is_used(make_cells: MakeCells) -> None:
+    cells, seen = make_cells(3), []
+    replay = Replay(lambda batch: seen.append(len(batch)), cells, Noise(0), CPU)
     for n in (3, 3, 3, 3, 3, 2):
-        replay(torch.arange(n))
+        replay(cells.batch(torch.arange(n)))
     assert seen == [3, 3, 3, 3, 3, 2]
     assert replay.failure is not None
 
@@ -239,66 +184,60 @@ def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_streams")
-def test_every_minibatch_size_is_warmed_up_captured_once_and_replayed() -> None:
-    seen: list[tuple[str, list[int]]] = []
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_minibatch_size_is_warmed_up_captured_once_and_replayed(make_cells: MakeCells, stream: bool) -> None:
+    seen: list[tuple[str, list[int], list[float]]] = []
 
-    def step(rows: Tensor, _: Tensor | None) -> None:
+    def step(batch: Batch) -> None:
         if (graph := _Graph.recording) is None:
-            seen.append(("taken", rows.tolist()))
+            seen.append(("taken", batch.rows.tolist(), batch.x_ng[:, 0].tolist()))
         else:
-            graph.tape.append(lambda: seen.append(("replayed", rows.tolist())))
+            # what a source reads within a graph is read again by every replay
+            again = (lambda: cells.batch(batch.rows)) if cells.on_device else (lambda: batch)
+            graph.tape.append(lambda: seen.append(("replayed", batch.rows.tolist(), again().x_ng[:, 0].tolist())))
 
-    replay = Replay(step, Noise(0), CPU)
+    resident = make_cells(8)
+    cells: Source = _streamed(resident, CPU) if stream else resident
+    replay = Replay(step, cells, Noise(0), CPU)
     given = [list(range(i, i + n)) for i in range(6) for n in (3, 2)]
     for rows in given:
-        replay(torch.tensor(rows))
+        replay(cells.batch(torch.tensor(rows)))
     how = ["taken"] * 2 * device_module.WARM_UP_STEPS
-    assert seen == list(zip(how + ["replayed"] * (len(given) - len(how)), given, strict=True))
+    how += ["replayed"] * (len(given) - len(how))
+    x_n = resident.counts.dense(torch.arange(8))[:, 0]
+    assert seen == [(what, rows, x_n[rows].tolist()) for what, rows in zip(how, given, strict=True)]
     assert replay.failure is None
     graphs = [cast("_Graph", size.graph) for size in replay.sizes.values()]
     assert [len(graph.tape) for graph in graphs] == [1, 1]
 
 
 @pytest.mark.usefixtures("no_streams")
-def test_a_failed_capture_loses_neither_a_step_nor_noise() -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failed_capture_loses_neither_a_step_nor_noise(make_cells: MakeCells, stream: bool) -> None:
     noise, seen = Noise(0), []
 
-    def step(rows: Tensor, x_ng: Tensor | None) -> None:
-        assert x_ng is not None
+    def step(batch: Batch) -> None:
         if _Graph.recording is not None:
-            noise.normal_like(x_ng)
+            noise.normal_like(batch.x_ng)
             msg = "cannot be captured"
             raise RuntimeError(msg)
-        seen.append((rows.tolist(), x_ng.tolist(), float(noise.normal_like(torch.zeros(())))))
+        seen.append((batch.rows.tolist(), batch.x_ng.tolist(), float(noise.normal_like(torch.zeros(())))))
 
-    replay = Replay(step, noise, CPU)
+    resident = make_cells(8)
+    cells: Source = _streamed(resident, CPU) if stream else resident
+    replay = Replay(step, cells, noise, CPU)
 
     def replay_all() -> None:
         for i in range(8):
-            replay(torch.tensor([i]), torch.tensor([[float(i)]]))
+            replay(cells.batch(torch.tensor([i])))
 
     with pytest.warns(RuntimeWarning, match="cannot be captured"):
         replay_all()
     reference = Noise(0)
     draws = [float(reference.normal_like(torch.zeros(()))) for _ in range(8)]
-    assert seen == [([i], [[float(i)]], draw) for i, draw in enumerate(draws)]
+    x_ng = resident.counts.dense(torch.arange(8)).tolist()
+    assert seen == [([i], [x_ng[i]], draw) for i, draw in enumerate(draws)]
     assert replay.failure == "cannot be captured"
-
-
-@pytest.mark.usefixtures("no_streams")
-def test_memory_of_a_minibatch_is_reused_only_when_it_is_free(make_cells: MakeCells) -> None:
-    cells = make_cells(30)
-    counts = streamed(cells, CPU).counts
-    assert isinstance(counts, StreamedCounts)
-    slot, stream, rows = device_module._Slot(4, 20, CPU), _Stream(), torch.tensor([3, 9, 1])
-    sent, used = _Stream(), _Stream()
-    slot.sent, slot.used = cast("torch.cuda.Event", sent), cast("torch.cuda.Event", used)
-    slot.send(counts, rows, cast("torch.cuda.Stream", stream))
-    assert torch.equal(slot.receive(3), cells.counts.dense(rows))
-    slot.release()
-    assert sent.calls == ["synchronize", "record"]
-    assert stream.calls == ["wait_event"]
-    assert used.calls == ["record"]
 
 
 # on a GPU
@@ -316,7 +255,7 @@ def test_training_on_a_gpu_gives_the_results_of_a_cpu(make_cells: MakeCells, nam
     cells, gpu = make_cells(2000, n_batches=2), torch.device("cuda")
     config = replace(TRAIN, max_epochs=12, batch_size=64)
     _, reference = _fit(cells, config, MODELS[name])
-    moved = cells.to(gpu) if where == "resident" else streamed(cells, gpu)
+    moved = cells.to(gpu) if where == "resident" else _streamed(cells, gpu)
     model, outcome = _fit(moved, config, MODELS[name], gpu)
     # different noise, same data and schedule
     mine, theirs = (o.history["elbo_validation"][-1] for o in (outcome, reference))
@@ -377,22 +316,25 @@ def test_nothing_within_an_epoch_waits_for_the_device(
     make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch, name: str, where: str, captured: bool
 ) -> None:
     cells, gpu, epochs = make_cells(400, n_batches=2), torch.device("cuda"), 0
+    moved = cells.to(gpu) if where == "resident" else _streamed(cells, gpu)
+    batches = type(moved).batches
 
-    def guarded(*args: object) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def guarded(self: Source, parts: Iterable[Tensor]) -> Iterator[Batch]:
         nonlocal epochs
-        epochs += 1
-        for part in minibatches(*args):
+        parts = list(parts)
+        training_epoch = len(parts) > 1
+        epochs += training_epoch
+        for batch in batches(self, parts):
             # by the second epoch libraries are loaded and graphs captured
-            torch.cuda.set_sync_debug_mode("error" if epochs > 2 else "default")
+            torch.cuda.set_sync_debug_mode("error" if epochs > 2 and training_epoch else "default")
             try:
-                yield part
+                yield batch
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(training, "minibatches", guarded)
+    monkeypatch.setattr(type(moved), "batches", guarded)
     if not captured:
         monkeypatch.setattr(device_module, "WARM_UP_STEPS", 10**9)
-    moved = cells.to(gpu) if where == "resident" else streamed(cells, gpu)
     _, outcome = _fit(moved, TRAIN, MODELS[name], gpu)
     assert epochs == TRAIN.max_epochs
     assert outcome.n_voided == 0

@@ -44,7 +44,7 @@ def test_only_the_encoder_moves(make_cells: MakeCells, plain: bool, latent_libra
         assert optimizer.done == 0
         assert not bool(optimizer.gradient.any())
         middle = {name: p.detach().clone() for name, p in model.named_parameters()}
-        step(torch.arange(30), None, 1.0, 0.0)
+        step(cells.batch(torch.arange(30)), 1.0, 0.0)
         moved = {name for name, p in model.named_parameters() if not torch.equal(p, middle[name])}
         assert moved == {name for name in before if _trained(model, name)}
         optimizer.release()

@@ -11,7 +11,7 @@ from torch import Tensor
 from vxpress.core.bodies import MLP
 from vxpress.core.config import Dispersion, ModelConfig, Norm
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Batch, Counts
+from vxpress.core.data import Batch, Counts, Rows
 from vxpress.core.likelihoods import Gaussian, NegativeBinomial, ZeroInflated
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE, Decoder, Encoder
 from vxpress.core.noise import Noise
@@ -106,7 +106,7 @@ def test_the_condition_reaches_the_composition(condition_output: bool) -> None:
 def _batch(x_ng: torch.Tensor) -> Batch:
     counts = Counts.from_scipy(sparse.csr_matrix(x_ng.numpy()))
     nothing = Covariates(torch.zeros(len(x_ng), 0, dtype=torch.int64), torch.zeros(len(x_ng), 0))
-    return Batch(counts, torch.arange(len(x_ng)), torch.zeros(len(x_ng), 1), nothing)
+    return Batch(Rows(torch.arange(len(x_ng)), counts), torch.arange(len(x_ng)), torch.zeros(len(x_ng), 1), nothing)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])

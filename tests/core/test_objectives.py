@@ -13,7 +13,7 @@ from torch.distributions import Normal, kl_divergence
 from vxpress.core.bodies import MLP
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Batch, Cells, Counts
+from vxpress.core.data import Batch, Cells, Counts, Rows
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE, Noise
 from vxpress.core.objectives import Elbo, elbo
 from vxpress.core.vae import VAE, build
@@ -116,7 +116,7 @@ def test_the_bound_is_the_log_evidence_where_the_posterior_is_exact() -> None:
     log_library = torch.full((7, 1), np.log(1e4), dtype=torch.float64)
     counts = Counts.from_scipy(sparse.csr_matrix(x_ng.numpy()))
     nothing = Covariates(torch.zeros(7, 0, dtype=torch.int64), torch.zeros(7, 0))
-    batch = Batch(counts, torch.arange(7), log_library, nothing)
+    batch = Batch(Rows(torch.arange(7), counts), torch.arange(7), log_library, nothing)
     model = _linear_gaussian(slope_g, mean_g, variance_g)
     with torch.no_grad():
         # a quadratic in the noise has its expectation at the mean of -1 and 1

@@ -15,7 +15,7 @@ from torch.distributions import MultivariateNormal, Normal
 
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Batch, Cells, Counts
+from vxpress.core.data import Batch, Cells, Counts, Rows
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import (
@@ -56,7 +56,9 @@ def _toy(n: int, *, latent_library: bool = False) -> tuple[VAE, Batch]:
     x_ng = np.tile([[3.0, 0.0, 7.0, 1.0]], (n, 1))
     counts = Counts.from_scipy(sparse.csr_matrix(x_ng))
     nothing = Covariates(torch.zeros(n, 0, dtype=torch.int64), torch.zeros(n, 0, dtype=torch.float64))
-    return model, Batch(counts, torch.arange(n), torch.full((n, 1), math.log(11.0), dtype=torch.float64), nothing)
+    return model, Batch(
+        Rows(torch.arange(n), counts), torch.arange(n), torch.full((n, 1), math.log(11.0), dtype=torch.float64), nothing
+    )
 
 
 def _gradients(model: VAE, batch: Batch, objective: Objective, weight: float, seed: int) -> dict[str, Tensor]:
@@ -129,7 +131,9 @@ def test_against_the_gradient_of_the_exact_evidence() -> None:
     counts = Counts.from_scipy(sparse.csr_matrix(x_ng))
     nothing = Covariates(torch.zeros(n, 0, dtype=torch.int64), torch.zeros(n, 0))
     # with a library of 1e4 the distribution is of log1p(x), which is what the encoder sees too
-    batch = Batch(counts, torch.arange(n), torch.full((n, 1), math.log(1e4), dtype=torch.float64), nothing)
+    batch = Batch(
+        Rows(torch.arange(n), counts), torch.arange(n), torch.full((n, 1), math.log(1e4), dtype=torch.float64), nothing
+    )
 
     bias = torch.tensor(mean_g, requires_grad=True)
     covariance = torch.as_tensor(np.outer(slope_g, slope_g) + np.diag(variance_g))

@@ -94,7 +94,10 @@ def test_running_statistics_survive_a_voided_step(
     make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch, norm: Norm
 ) -> None:
     def act(step: int, _: VAE, batch: Batch) -> Batch:
-        return replace(batch, counts=replace(batch.counts, data=batch.counts.data * math.inf)) if step == 1 else batch
+        if step != 1:
+            return batch
+        matrix = batch.counts.csr
+        return replace(batch, counts=replace(batch.counts, matrix=replace(matrix, data=matrix.data * math.inf)))
 
     _at_step(monkeypatch, act)
     model, outcome = _train(make_cells(), model=replace(CONFIG, norm=norm))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vxpress.core.data import Cells
+from vxpress.core.data import Source, gene_sums
 from vxpress.core.inference.importance import log_likelihoods
 from vxpress.core.vae import VAE
 
@@ -36,7 +36,7 @@ def has_dispersions(model: VAE) -> bool:
     return model.decoder.likelihood.discrete and hasattr(model.decoder, "log_dispersion")
 
 
-def refit(model: VAE, cells: Cells, train_rows: Tensor, validation_rows: Tensor, *, seed: int) -> float:
+def refit(model: VAE, cells: Source, train_rows: Tensor, validation_rows: Tensor, *, seed: int) -> float:
     """Refit the dispersions of a model in place; restore the old ones unless validation cells gain.
 
     Returns the gain in the importance-weighted bound of the validation cells, in nats per cell. It is 0 if the old
@@ -79,7 +79,7 @@ class Drawn:
 
 
 @torch.no_grad()
-def draw(model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator) -> list[Drawn]:
+def draw(model: VAE, cells: Source, rows: Tensor, generator: torch.Generator) -> list[Drawn]:
     """Draw from the posteriors of some cells, in minibatches."""
     model.eval()
     found = []
@@ -98,7 +98,7 @@ def draw(model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator) -> 
     return found
 
 
-def most_likely(model: VAE, cells: Cells, drawn: list[Drawn]) -> Tensor:
+def most_likely(model: VAE, cells: Source, drawn: list[Drawn]) -> Tensor:
     """Find the log theta that maximise E_q[log p(x | z)] of some cells plus their log prior, (rows of theta, g)."""
     start = model.decoder.log_dispersion.detach().clone().clamp(LOWEST, HIGHEST)
 
@@ -108,10 +108,10 @@ def most_likely(model: VAE, cells: Cells, drawn: list[Drawn]) -> Tensor:
     return climb(slope, start, LOWEST, HIGHEST)
 
 
-def shifted(model: VAE, cells: Cells, drawn: list[Drawn]) -> Tensor:
+def shifted(model: VAE, cells: Source, drawn: list[Drawn]) -> Tensor:
     """Shift log theta by the most likely amount, one for all genes of similar expression, (rows of theta, g)."""
     start = model.decoder.log_dispersion.detach().clone()
-    total_g = cells.counts.gene_sums(torch.cat([part.rows for part in drawn]))
+    total_g = gene_sums(cells, torch.cat([part.rows for part in drawn]))
     n_bins = max(1, min(MAX_BINS, len(total_g) // GENES_PER_BIN))
     bin_g = total_g.argsort().argsort() * n_bins // len(total_g)
     reach = HIGHEST - LOWEST
@@ -160,7 +160,7 @@ def climb(slope: Callable[[Tensor], Tensor], start: Tensor, low: float, high: fl
     return at
 
 
-def _slope(model: VAE, cells: Cells, drawn: list[Drawn], log_theta: Tensor) -> Tensor:
+def _slope(model: VAE, cells: Source, drawn: list[Drawn], log_theta: Tensor) -> Tensor:
     """Differentiate the summed log likelihood with respect to log theta, (rows of theta, g)."""
     set_dispersions(model, log_theta)
     total = torch.zeros_like(log_theta)

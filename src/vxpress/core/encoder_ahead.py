@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vxpress.core.data import Cells
+from vxpress.core.data import Source
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.vae import VAE
 
@@ -52,7 +52,7 @@ class EncoderAhead:
         at = torch.randint(len(self.train_rows), (n,), generator=self.generator)
         return self.train_rows[at.to(self.train_rows.device)]
 
-    def judge(self, model: VAE, cells: Cells) -> None:
+    def judge(self, model: VAE, cells: Source) -> None:
         """Estimate the information after an epoch and end the updates if it no longer grows."""
         if self.n_steps == 0:
             return
@@ -65,7 +65,7 @@ class EncoderAhead:
 
 
 @torch.no_grad()
-def held_out_information(model: VAE, cells: Cells, rows: Tensor) -> float:
+def held_out_information(model: VAE, cells: Source, rows: Tensor) -> float:
     """Estimate I_q(x; z) of some cells in nats: E log q(z|x) - E log q(z).
 
     q(z) is the mean of their posteriors, so the information is at most log n. Every call uses the same noise, so that

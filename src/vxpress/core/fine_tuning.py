@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vxpress.core.data import Cells
+from vxpress.core.data import Source
 from vxpress.core.loop import copies, keep_best, put, shuffled
 from vxpress.core.networks import Noise
 from vxpress.core.objectives import elbo
@@ -43,7 +43,7 @@ class Completed:
 
 def fine_tune(
     model: VAE,
-    cells: Cells,
+    cells: Source,
     added: Sequence[int],
     train_rows: Tensor,
     validation_rows: Tensor,
@@ -106,7 +106,7 @@ def _fixed_noise(model: VAE, n: int, seed: int, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def _mean_bound(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor, completed: Completed | None) -> float:
+def _mean_bound(model: VAE, cells: Source, rows: Tensor, eps_nd: Tensor, completed: Completed | None) -> float:
     unused, total = Noise(0, rows.device), 0.0
     for part, eps in zip(rows.split(EVAL_CHUNK), eps_nd.split(EVAL_CHUNK), strict=True):
         total += float(_bound(model, cells, part, unused, eps, completed).double().sum())
@@ -114,7 +114,7 @@ def _mean_bound(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor, complete
 
 
 def _bound(
-    model: VAE, cells: Cells, rows: Tensor, noise: Noise, eps_nd: Tensor | None, completed: Completed | None
+    model: VAE, cells: Source, rows: Tensor, noise: Noise, eps_nd: Tensor | None, completed: Completed | None
 ) -> Tensor:
     """Compute the ELBO of some cells, over the measured genes only."""
     batch = cells.batch(rows)

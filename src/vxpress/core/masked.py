@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.data import Batch, Cells
+from vxpress.core.data import Batch, Source
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import Likelihood, Measured
 from vxpress.core.networks import Encoder
@@ -57,7 +57,7 @@ class Masked:
 
 @torch.no_grad()
 def encode_masked(
-    model: VAE, cells: Cells, missing: Missing, *, n_rounds: int = ROUNDS, keep_filled: bool = False
+    model: VAE, cells: Source, missing: Missing, *, n_rounds: int = ROUNDS, keep_filled: bool = False
 ) -> Masked:
     """Compute the posterior of every cell given the measured genes alone; counts of the others must be zero."""
     model.eval()

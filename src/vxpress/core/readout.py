@@ -8,15 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vxpress.core.data import Cells, Counts
+from vxpress.core.data import Batch, Source
 from vxpress.core.likelihoods import ToReadOut
 from vxpress.core.vae import VAE
 
 
 def fit_readout(
     model: VAE,
-    cells: Cells,
-    outside: Counts,
+    cells: Source,
+    outside: Source,
     mean_nd: Tensor,
     train_rows: Tensor,
     validation_rows: Tensor,
@@ -24,8 +24,10 @@ def fit_readout(
     seed: int,
 ) -> None:
     """Fit ``model.decoder.readout`` in place on posterior means; the rest of the model does not change."""
-    with torch.no_grad():
-        condition = model.conditioner(cells.covariates)
-        f_nf = model.decoder.features(mean_nd, condition)
-    data = ToReadOut(cells, outside, lambda rows: f_nf[rows], train_rows, validation_rows, seed)
+
+    @torch.no_grad()
+    def features(batch: Batch) -> Tensor:
+        return model.decoder.features(mean_nd[batch.rows], model.conditioner(batch.covariates))
+
+    data = ToReadOut(cells, outside, features, train_rows, validation_rows, seed)
     model.decoder.output.fit_readout(model.layers, data)

@@ -12,6 +12,7 @@ from vxpress.core.registry import Registry
 
 if TYPE_CHECKING:
     from vxpress.core.bodies import Body
+    from vxpress.core.data import Source
     from vxpress.core.likelihoods import Likelihood
     from vxpress.core.objectives import Objective
     from vxpress.core.priors import Prior
@@ -20,3 +21,4 @@ LIKELIHOODS: Registry[type[Likelihood]] = Registry("likelihood", home="vxpress.c
 PRIORS: Registry[type[Prior]] = Registry("prior", home="vxpress.core.priors")
 OBJECTIVES: Registry[type[Objective]] = Registry("objective", home="vxpress.core.objectives")
 DECODERS: Registry[type[Body]] = Registry("decoder", home="vxpress.core.bodies")
+SOURCES: Registry[type[Source]] = Registry("data source", home="vxpress.core.data")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from vxpress.core import rule
 from vxpress.core.config import TrainConfig
-from vxpress.core.data import Batch, Cells
-from vxpress.core.device import Replay, StreamedCounts, minibatches, precision
+from vxpress.core.data import Batch, Source, number_of_batches, walk
+from vxpress.core.device import Replay, precision
 from vxpress.core.dispersion import has_dispersions, refit
 from vxpress.core.encoder_ahead import EncoderAhead
 from vxpress.core.isolation import after_interrupt
@@ -83,7 +83,7 @@ class Outcome:
 
 def train(
     model: VAE,
-    cells: Cells,
+    cells: Source,
     train_rows: Tensor,
     validation_rows: Tensor,
     config: TrainConfig,
@@ -101,7 +101,6 @@ def train(
     order_seed, noise_seed, validation_seed, ahead_seed, refit_seed = map(
         int, np.random.SeedSequence(seed).generate_state(5)
     )
-    order = torch.Generator().manual_seed(order_seed)
     noise = Noise(noise_seed, device)
     # one additional column for a latent library
     n_eps = model.config.n_latent + model.config.latent_library
@@ -113,8 +112,8 @@ def train(
     if len(train_rows) < 2:
         msg = f"{len(train_rows)} cell(s) are left to train on; at least 2 are needed. Hold out fewer (validation_fraction=)."
         raise TrainingError(msg)
-    # no minibatch of one cell, which has no variance for batch norm
-    n_batches = min(math.ceil(len(train_rows) / config.batch_size), max(1, len(train_rows) // 2))
+    n_batches = number_of_batches(len(train_rows), config.batch_size)
+    sampler = cells.sampler(train_rows, n_batches, order_seed)
     n_steps = n_batches * config.max_epochs
     parameters, n_leading = _parameters(model, config)
     optimizer = Optimizer(config, parameters, n_steps, n_leading=n_leading)
@@ -127,14 +126,13 @@ def train(
         for epoch, progress in parts(range(config.max_epochs), "training", n_steps):
             model.train()
             step.start_epoch()
-            rows = train_rows[torch.randperm(len(train_rows), generator=order).to(device)]
             with precision(model.decoder, device):
-                for batch_rows, x_ng in minibatches(cells, rows, n_batches):
+                for batch in cells.batches(sampler.epoch()):
                     at = outcome.n_steps, epoch, n_steps
                     weight, target, lr = kl_weight(config, *at), kl_target(config, *at), optimizer.lr
                     for _ in range(ahead.n_steps):
-                        step.lead(ahead.rows(len(batch_rows)), weight, target)
-                    step(batch_rows, x_ng, weight, target)
+                        step.lead(ahead.rows(len(batch)), weight, target)
+                    step(batch, weight, target)
                     outcome.n_steps += 1
                     progress.done += 1
             sums, voided = step.sums, int(step.voided)
@@ -201,9 +199,9 @@ class _Step:
     because they were not finite.
     """
 
-    def __init__(self, model: VAE, cells: Cells, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
+    def __init__(self, model: VAE, cells: Source, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
         self.cells, self.optimizer, self.noise = cells, optimizer, noise
-        device = cells.log_library_n1.device
+        device = cells.device
         self.gradient = _gradient(model, cells, noise, objective)
         self.running = [value for value in model.buffers() if value.dim()]
         self.before = [value.clone() for value in self.running]
@@ -214,8 +212,8 @@ class _Step:
         self.sums.zero_()
         self.voided.zero_()
 
-    def __call__(self, rows: Tensor, x_ng: Tensor | None, weight: float, target: float) -> None:
-        self.take(self.cells.batch(rows, x_ng), weight, target, self.optimizer.step)
+    def __call__(self, batch: Batch, weight: float, target: float) -> None:
+        self.take(batch, weight, target, self.optimizer.step)
 
     def lead(self, rows: Tensor, weight: float, target: float) -> None:
         """Take a step of the encoder alone, which is not counted."""
@@ -243,49 +241,47 @@ class _Step:
         # neither terms nor cells of a voided step are counted
         if bad.device.type != "cpu" or bool(bad):
             self.voided += bad
-            terms = torch.where(bad > 0, 0.0, F.pad(terms, (0, 1), value=len(batch.rows)))
+            terms = torch.where(bad > 0, 0.0, F.pad(terms, (0, 1), value=len(batch)))
             self.sums += terms
         else:
             self.sums[:3] += terms
-            self.sums[3] += len(batch.rows)
+            self.sums[3] += len(batch)
 
 
 class _DeviceStep(_Step):
     """A training step on a GPU: the rates are on the device, so that the whole step can be replayed as a CUDA graph."""
 
-    def __init__(self, model: VAE, cells: Cells, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
+    def __init__(self, model: VAE, cells: Source, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
         super().__init__(model, cells, optimizer, noise, objective)
         assert isinstance(optimizer.adam, TorchAdam)  # noqa: S101 - the compiled one runs on CPUs only
         self.adam = optimizer.adam
         self.weight, self.target = torch.zeros(2, device=self.sums.device)
-        self.replay = Replay(self._from_device, noise, self.sums.device)
-        self.replay_lead = Replay(self._lead_from_device, noise, self.sums.device)
+        self.replay = Replay(self._from_device, cells, noise, self.sums.device)
+        self.replay_lead = Replay(self._lead_from_device, cells, noise, self.sums.device)
 
-    def __call__(self, rows: Tensor, x_ng: Tensor | None, weight: float, target: float) -> None:
+    def __call__(self, batch: Batch, weight: float, target: float) -> None:
         self._set(weight, target, self.optimizer.advance())
-        self.replay(rows, x_ng)
+        self.replay(batch)
 
     def lead(self, rows: Tensor, weight: float, target: float) -> None:
         self._set(weight, target, self.optimizer.rate())
-        # streamed counts are assembled before the step, which may be a graph
-        x_ng = self.cells.batch(rows).x_ng if isinstance(self.cells.counts, StreamedCounts) else None
-        self.replay_lead(rows, x_ng)
+        self.replay_lead(self.cells.batch(rows))
 
     def _set(self, weight: float, target: float, rate: tuple[float, float]) -> None:
         self.weight.fill_(weight)
         self.target.fill_(target)
         self.adam.set_rate(*rate)
 
-    def _from_device(self, rows: Tensor, x_ng: Tensor | None) -> None:
-        self.take(self.cells.batch(rows, x_ng), self.weight, self.target, self.adam.update)
+    def _from_device(self, batch: Batch) -> None:
+        self.take(batch, self.weight, self.target, self.adam.update)
 
-    def _lead_from_device(self, rows: Tensor, x_ng: Tensor | None) -> None:
-        self.move(self.cells.batch(rows, x_ng), self.weight, self.target, self.adam.update_leading)
+    def _lead_from_device(self, batch: Batch) -> None:
+        self.move(batch, self.weight, self.target, self.adam.update_leading)
 
 
-def _gradient(model: VAE, cells: Cells, noise: Noise, objective: Objective) -> Gradient:
+def _gradient(model: VAE, cells: Source, noise: Noise, objective: Objective) -> Gradient:
     """Return a function that writes a minibatch's gradient to the optimizer and returns sums of terms and the loss."""
-    if rule.compiled_optimizer(cells.log_library_n1.device, cells.log_library_n1.dtype):
+    if rule.compiled_optimizer(cells.device, cells.log_library_n1.dtype):
         from vxpress.core import training_step
 
         if training_step.covers(model, cells, objective.config):
@@ -307,16 +303,10 @@ def _sums(terms: Elbo) -> Tensor:
     return torch.stack((terms.reconstruction_n.sum(), terms.kl_nd.sum(), library)).detach().double()
 
 
-def _chunks(rows: Tensor, size: int = EVAL_CHUNK) -> Iterator[tuple[Tensor, slice]]:
-    for start in range(0, len(rows), size):
-        part = slice(start, start + size)
-        yield rows[part], part
-
-
 @torch.no_grad()
 def evaluate(
     model: VAE,
-    cells: Cells,
+    cells: Source,
     rows: Tensor,
     eps: Tensor,
     objective: Objective | None = None,
@@ -329,8 +319,7 @@ def evaluate(
     model.eval()
     unused, sums = Noise(0, rows.device), torch.zeros(3, dtype=torch.float64, device=rows.device)
     n_samples = 1 if objective is None else objective.n_samples or 1
-    for part_rows, part in _chunks(rows, max(1, EVAL_CHUNK // n_samples)):
-        batch = cells.batch(part_rows)
+    for part, batch in walk(cells, rows, max(1, EVAL_CHUNK // n_samples)):
         if objective is None:
             sums = sums + _sums(elbo(model, batch, unused, eps[part]))
             continue
@@ -399,14 +388,14 @@ class _Keeper:
 
 @torch.no_grad()
 def _failure_message(
-    model: VAE, cells: Cells, rows: Tensor, voided: int, n_batches: int, describe: Callable[[Tensor], str]
+    model: VAE, cells: Source, rows: Tensor, voided: int, n_batches: int, describe: Callable[[Tensor], str]
 ) -> str:
     """Write the error message: which cells cannot be evaluated, and what to do."""
     model.eval()
     noise, bad = Noise(0, rows.device), []
-    for part_rows, _ in _chunks(rows):
-        value = elbo(model, cells.batch(part_rows), noise).value()
-        bad.append(part_rows[~torch.isfinite(value)])
+    for _, batch in walk(cells, rows, EVAL_CHUNK):
+        value = elbo(model, batch, noise).value()
+        bad.append(batch.rows[~torch.isfinite(value)])
     suspects = torch.cat(bad)
     if len(suspects) == 0:
         # no cell diverges at the current weights: the largest libraries are the most likely cause

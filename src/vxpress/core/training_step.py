@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vxpress.core import rule
 from vxpress.core.bodies import MLPBody
 from vxpress.core.config import TrainConfig
-from vxpress.core.data import Batch, Cells
+from vxpress.core.data import Batch, Source
 from vxpress.core.gradients import GradientSink, hand_over
 from vxpress.core.kernels import latent_rows, layer_rows
 from vxpress.core.kernels.count_likelihood import CountLikelihood
@@ -27,7 +27,7 @@ from vxpress.core.priors import StandardNormal
 from vxpress.core.vae import VAE
 
 
-def covers(model: VAE, cells: Cells, train: TrainConfig) -> bool:
+def covers(model: VAE, cells: Source, train: TrainConfig) -> bool:
     """Whether a training step with this model, cells and settings can run without autograd.
 
     Any schedule of the KL weight is supported; steps of the encoder alone are handled by the optimizer.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vxpress._signals import interrupts_held
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Conditioner, Covariates
-from vxpress.core.data import Batch, Cells
+from vxpress.core.data import Batch, Source
 from vxpress.core.isolation import on_device, seeded
 from vxpress.core.likelihoods import Layers, Likelihood
 from vxpress.core.networks import Decoder, Encoder, Noise
@@ -84,7 +84,7 @@ class VAE(nn.Module):
         kept = self.decoder.output.kept(self.config.n_readout)
         return self.decoder.layers({name: self.get_buffer(name) for name in kept})
 
-    def start_from(self, cells: Cells, rows: Tensor) -> None:
+    def start_from(self, cells: Source, rows: Tensor) -> None:
         """Start the decoder from the data, typically at the mean profile.
 
         Otherwise the decoder would spend a large share of its steps on learning the mean profile.

@@ -5,8 +5,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from vxpress.core.covariates import Covariates
-from vxpress.core.data import Cells, Counts
+from vxpress.core.data import Counts
 
 
 def _matrix(n: int = 60, g: int = 17) -> sparse.csr_matrix:
@@ -43,42 +42,12 @@ def test_a_matrix_without_molecules(shape: tuple[int, int]) -> None:
     counts = Counts.from_scipy(sparse.csr_matrix(shape, dtype=np.float32))
     assert len(counts) == shape[0]
     np.testing.assert_array_equal(counts.dense(torch.arange(shape[0])).numpy(), np.zeros(shape))
-    np.testing.assert_array_equal(counts.gene_sums().numpy(), np.zeros(shape[1]))
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.float64, np.uint16])
 def test_from_scipy_takes_other_dtypes_and_csr_arrays(dtype: type) -> None:
     x = sparse.csr_array(_matrix().astype(dtype))
     np.testing.assert_array_equal(Counts.from_scipy(x).dense(torch.arange(60)).numpy(), x.toarray())
-
-
-def test_gene_sums() -> None:
-    x = _matrix()
-    counts = Counts.from_scipy(x)
-    np.testing.assert_array_equal(counts.gene_sums().numpy(), x.toarray().sum(0))
-    rows = torch.tensor([3, 0, 59, 12])
-    np.testing.assert_array_equal(counts.gene_sums(rows).numpy(), x.toarray()[rows].sum(0))
-
-
-def test_gene_sums_are_exact_beyond_float32() -> None:
-    # 2**24 + 1 is the smallest whole number that float32 cannot represent
-    x = sparse.csr_matrix(np.array([[2.0**24], [1.0], [1.0]], dtype=np.float32))
-    assert float(Counts.from_scipy(x).gene_sums()) == 2**24 + 2
-
-
-def test_a_batch_keeps_counts_library_and_covariates_together() -> None:
-    x = _matrix()
-    covariates = Covariates(torch.arange(60)[:, None], torch.arange(60.0)[:, None] / 10, torch.arange(60) * 2)
-    cells = Cells(Counts.from_scipy(x), torch.arange(60.0)[:, None], covariates)
-    assert len(cells) == 60
-    rows = torch.tensor([41, 2, 2])
-    batch = cells.batch(rows)
-    np.testing.assert_array_equal(batch.x_ng.numpy(), x.toarray()[rows])
-    assert batch.log_library_n1[:, 0].tolist() == [41.0, 2.0, 2.0]
-    assert batch.covariates.categorical_nk[:, 0].tolist() == [41, 2, 2]
-    assert batch.covariates.continuous_nc[:, 0].tolist() == pytest.approx([4.1, 0.2, 0.2])
-    assert batch.covariates.label_n is not None
-    assert batch.covariates.label_n.tolist() == [82, 4, 4]
 
 
 def test_entries_are_the_non_zeros_at_their_flat_positions() -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from vxpress.core import rule
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Batch, Counts
+from vxpress.core.data import Batch, Counts, Rows
 from vxpress.core.kernels import count_likelihood
 from vxpress.core.kernels.count_likelihood import OutputLayers, _Buffer, count_log_likelihood
 from vxpress.core.kernels.dense_likelihood import dense_log_likelihood
@@ -29,7 +29,12 @@ WIDTH = 8
 def _batch(x: np.ndarray, log_library: Tensor) -> Batch:
     n = len(x)
     counts = Counts.from_scipy(sparse.csr_matrix(x.astype(np.float32)))
-    return Batch(counts, torch.arange(n), log_library, Covariates(torch.zeros(n, 0).long(), torch.zeros(n, 0)))
+    return Batch(
+        Rows(torch.arange(n), counts),
+        torch.arange(n),
+        log_library,
+        Covariates(torch.zeros(n, 0).long(), torch.zeros(n, 0)),
+    )
 
 
 def _problem(
@@ -160,10 +165,10 @@ def test_fractional_counts_use_gamma_functions() -> None:
 @pytest.mark.parametrize("gate", [False, True])
 def test_explicit_zeros_are_supported(gate: bool) -> None:
     f, layers, batch = _problem(5, 30, gate=gate)
-    counts = batch.counts
-    data = counts.data.clone()
+    matrix = batch.counts.csr
+    data = matrix.data.clone()
     data[::3] = 0
-    batch = replace(batch, counts=replace(counts, data=data))
+    batch = replace(batch, counts=replace(batch.counts, matrix=replace(matrix, data=data)))
     _assert_close(*_both(f, layers, batch, torch.ones(5)))
 
 

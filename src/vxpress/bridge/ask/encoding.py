@@ -11,7 +11,6 @@ from scanpy import logging as logg
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.query import Query
 from vxpress.bridge.read.prepare import MIN_CELLS
-from vxpress.core.data import Cells
 from vxpress.core.fine_tuning import Completed, fine_tune
 from vxpress.core.inference.posterior import Encoded, encode
 from vxpress.core.masked import encode_masked
@@ -36,7 +35,7 @@ def encode_query(
             masked = encode_masked(model, cells, missing, keep_filled=True)
             assert masked.filled_nh is not None  # noqa: S101 - requested by keep_filled
             completed = Completed(missing.observed_g, masked.filled_nh)
-            cells = Cells(cells.counts, masked.log_library_n1, cells.covariates)
+            cells = cells.with_library(masked.log_library_n1)
         codes_nk = query.cells.covariates.categorical_nk.numpy()[new]
         split = split_cells(len(new), VALIDATION_FRACTION, rng, codes_nk)
         fit = replace(fit, covariates=fit.covariates.trained_on(codes_nk[split[0]], known=query.n_known))

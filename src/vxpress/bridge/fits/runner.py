@@ -13,8 +13,7 @@ from scanpy import logging as logg
 from vxpress.bridge.read.prepare import Prepared
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Counts
-from vxpress.core.device import place
+from vxpress.core.data import Counts, place
 from vxpress.core.inference.posterior import Encoded, encode
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.readout import fit_readout
@@ -102,7 +101,7 @@ class Runner:
         if not model.config.n_readout:
             return
         assert prepared.counts.outside is not None  # noqa: S101 - there are genes to read out
-        outside = place(replace(prepared.cells, counts=Counts.from_scipy(prepared.counts.outside)), self.device).counts
+        outside = place(replace(prepared.cells, counts=Counts.from_scipy(prepared.counts.outside)), self.device)
         mean_nd = torch.from_numpy(fitted.encoded.mean_nd).to(self.device)
         logg.info(f"    reading out {model.config.n_readout} genes outside the model")
         fit_readout(model, self.cells, outside, mean_nd, self.train_rows, self.validation_rows, seed=self.readout_seed)

@@ -1,5 +1,34 @@
-"""Data of the cells: the only part of the core that knows how counts are stored."""
+"""Data of the cells: the only part of the core that knows how counts are stored.
 
-from vxpress.core.data.counts import Batch, Cells, Counts, without_stored_zeros
+A *source* (:class:`Source`) gives a *batch* (:class:`Batch`) for given row numbers, a *sampler* (:class:`Sampler`)
+gives the order of an epoch, and :func:`walk` goes through all cells once.
+"""
 
-__all__ = ["Batch", "Cells", "Counts", "without_stored_zeros"]
+from vxpress.core.data.batch import Batch, Rows
+from vxpress.core.data.counts import Counts, without_stored_zeros
+from vxpress.core.data.placement import SOURCES, place
+from vxpress.core.data.resident import Cells
+from vxpress.core.data.sampler import ByBlock, ByRank, Sampler, Shuffled, number_of_batches
+from vxpress.core.data.source import Source
+from vxpress.core.data.streamed import Streamed
+from vxpress.core.data.walk import gene_sums, walk, with_counts
+
+__all__ = [
+    "SOURCES",
+    "Batch",
+    "ByBlock",
+    "ByRank",
+    "Cells",
+    "Counts",
+    "Rows",
+    "Sampler",
+    "Shuffled",
+    "Source",
+    "Streamed",
+    "gene_sums",
+    "number_of_batches",
+    "place",
+    "walk",
+    "with_counts",
+    "without_stored_zeros",
+]

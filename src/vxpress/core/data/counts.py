@@ -1,4 +1,4 @@
-"""Counts of all cells, stored once as CSR tensors; minibatches are gathered from them."""
+"""Counts as CSR tensors, from which minibatches are gathered."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
-
-from vxpress.core.covariates import Covariates
 
 
 def _tensor(array: np.ndarray, dtype: type) -> Tensor:
@@ -50,15 +48,13 @@ class Counts:
     def __len__(self) -> int:
         return len(self.indptr) - 1
 
-    @property
-    def counted_n(self) -> Tensor:
-        """Whether each cell has any count, bool (n,)."""
-        return self.indptr.diff() > 0
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tensors that hold the matrix."""
+        return self.indptr, self.indices, self.data
 
-    @cached_property
-    def density(self) -> float:
-        """Share of entries that are not zero."""
-        return len(self.data) / max(1, len(self) * self.n_genes)
+    def lengths(self, rows: Tensor) -> Tensor:
+        """Return the number of stored entries of some rows, int64 (n,)."""
+        return self.indptr[rows + 1] - self.indptr[rows]
 
     def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return indptr, indices and data as numpy arrays that share memory; only for counts on the CPU."""
@@ -107,18 +103,18 @@ class Counts:
         where = torch.arange(len(rows), device=rows.device)[:, None] * self.n_genes + gene
         return where.view(-1), torch.where(stored, self.data[here], 0.0).view(-1)
 
-    def padded_dense(self, rows: Tensor) -> Tensor:
+    def padded_dense(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the same as :meth:`dense`, in a form that suits devices other than the CPU."""
-        x_ng = torch.zeros(len(rows), self.n_genes, device=rows.device)
+        x_ng = torch.zeros(len(rows), self.n_genes, device=rows.device) if out is None else out.zero_()
         x_ng.view(-1).index_add_(0, *self.padded_entries(rows))
         return x_ng
 
-    def dense(self, rows: Tensor) -> Tensor:
-        """Return rows as a dense float32 tensor, (len(rows), n_genes)."""
+    def dense(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return rows as a dense float32 tensor, (len(rows), n_genes), written into ``out`` if given."""
         if self.indptr.device.type != "cpu":
-            return self.padded_dense(rows)
+            return self.padded_dense(rows, out)
         where, values = self.entries(rows)
-        x_ng = torch.zeros(len(rows), self.n_genes, device=rows.device)
+        x_ng = torch.zeros(len(rows), self.n_genes) if out is None else out.zero_()
         x_ng.view(-1)[where] = values
         return x_ng
 
@@ -132,64 +128,3 @@ class Counts:
         )
         indptr = torch.cat((ends.new_zeros(1), ends))
         return Counts(indptr, self.indices[at], self.data[at], self.n_genes)
-
-    def gene_sums(self, rows: Tensor | None = None) -> Tensor:
-        """Sum molecules per gene over a set of rows (repeated rows count once), float64 (n_genes,)."""
-        data, indices = self.data, self.indices
-        if rows is not None:
-            keep = torch.zeros(len(self), dtype=torch.bool, device=data.device)
-            keep[rows] = True
-            at = torch.repeat_interleave(keep, self.indptr.diff())
-            data, indices = data[at], indices[at]
-        return torch.zeros(self.n_genes, dtype=torch.float64, device=data.device).index_add_(
-            0, indices.long(), data.double()
-        )
-
-
-@dataclass(frozen=True)
-class Cells:
-    """The data of some cells that a model needs: counts, log library (n, 1) and covariates."""
-
-    counts: Counts
-    log_library_n1: Tensor
-    covariates: Covariates
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    def to(self, device: torch.device) -> Cells:
-        """Return the same data on another device."""
-        return Cells(self.counts.to(device), self.log_library_n1.to(device), self.covariates.to(device))
-
-    def take(self, rows: Tensor) -> Cells:
-        """Return some of the cells."""
-        return Cells(self.counts.take(rows), self.log_library_n1[rows], self.covariates[rows])
-
-    def batch(self, rows: Tensor, x_ng: Tensor | None = None) -> Batch:
-        """Return a minibatch; ``x_ng`` are its dense counts if they are already known."""
-        return Batch(self.counts, rows, self.log_library_n1[rows], self.covariates[rows], x_ng)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A minibatch: row numbers in the counts, log library (n, 1) and covariates of the rows, dense counts if known."""
-
-    counts: Counts
-    rows: Tensor
-    log_library_n1: Tensor
-    covariates: Covariates
-    dense_ng: Tensor | None = None
-
-    @cached_property
-    def x_ng(self) -> Tensor:
-        """Dense counts; only the plain implementations use them."""
-        return self.counts.dense(self.rows) if self.dense_ng is None else self.dense_ng
-
-    def repeated(self, k: int) -> Batch:
-        """Repeat the minibatch ``k`` times; except on the CPU, its dense counts are not gathered again."""
-        if k == 1:
-            return self
-        at = torch.arange(len(self.rows), device=self.rows.device).repeat(k)
-        here = self.dense_ng is None and self.rows.device.type == "cpu"
-        dense_ng = None if here else self.x_ng.repeat(k, 1)
-        return Batch(self.counts, self.rows.repeat(k), self.log_library_n1[at], self.covariates[at], dense_ng)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.data import Cells
+from vxpress.core.data import Source
 from vxpress.core.likelihoods.sums import MIN_BLOCK
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
@@ -37,7 +37,7 @@ class Evidence:
 
 
 @torch.no_grad()
-def evidence(model: VAE, cells: Cells, reference_md: np.ndarray, *, n_top: int = 3) -> Evidence:
+def evidence(model: VAE, cells: Source, reference_md: np.ndarray, *, n_top: int = 3) -> Evidence:
     """Compute the evidence of every cell, in chunks; ``reference_md`` are posterior means of training cells.
 
     * ``distance``: log of the mean distance to the nearest training cells in the latent space.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.data import Cells
+from vxpress.core.data import Source
 from vxpress.core.inference.importance import MAX_ROWS, MIN_ROWS, PASS_ENTRIES, CellProposal, importance_bound
 from vxpress.core.normal import DiagonalNormal, gaussian_kl
 from vxpress.core.priors import Prior
@@ -52,7 +52,7 @@ class Gaps:
         return float((self.iwae_n - self.elbo_n).mean())
 
 
-def gaps(model: VAE, cells: Cells, *, seed: int, n_steps: int = STEPS) -> Gaps:
+def gaps(model: VAE, cells: Source, *, seed: int, n_steps: int = STEPS) -> Gaps:
     """Compute the gaps of every cell of ``cells``, which should be few.
 
     A latent library keeps the encoder's q(l | x).
@@ -85,7 +85,7 @@ def gaps(model: VAE, cells: Cells, *, seed: int, n_steps: int = STEPS) -> Gaps:
 
 
 def _refined(
-    model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator, n_steps: int
+    model: VAE, cells: Source, rows: Tensor, generator: torch.Generator, n_steps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Compute ELBO and divergence of some cells before and after optimising q of each cell."""
     batch = cells.batch(rows)

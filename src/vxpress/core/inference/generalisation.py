@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vxpress.core.data import Cells
+from vxpress.core.data import Source, gene_sums, walk
 from vxpress.core.inference.importance import log_likelihood
 from vxpress.core.vae import VAE
 
@@ -39,7 +39,7 @@ class Generalisation:
 
 
 def generalisation(
-    model: VAE, cells: Cells, train_n: np.ndarray, held_out_n: np.ndarray, *, seed: int
+    model: VAE, cells: Source, train_n: np.ndarray, held_out_n: np.ndarray, *, seed: int
 ) -> Generalisation | None:
     """Compare at most 400 cells of each kind, given by row; None if there are fewer than 20 of one.
 
@@ -62,29 +62,32 @@ def generalisation(
     return Generalisation(float(-held.mean()), float(se), float(elbo_n[n:].mean()))
 
 
-def _known(cells: Cells, n_train: int) -> np.ndarray:
+def _known(cells: Source, n_train: int) -> np.ndarray:
     """Compute the regressors of each cell.
 
     They are molecules and functions of them, detected genes, log p(x | mean profile) and log x! up to constants, and
     log l.
     """
-    counts = cells.counts
-    row = np.repeat(np.arange(len(counts)), np.diff(counts.indptr.numpy()))
-    gene, value = counts.indices.numpy(), counts.data.numpy().astype(np.float64)
-    profile_g = 0.5 + np.bincount(gene[row < n_train], value[row < n_train], minlength=counts.n_genes)
+    profile_g = 0.5 + gene_sums(cells, torch.arange(n_train)).numpy()
     log_share_g = np.log(profile_g / profile_g.sum())
-    factorial = torch.lgamma(torch.from_numpy(value) + 1.0).numpy()
-    size = len(counts)
-    total_n = np.bincount(row, value, minlength=size)
-    return np.column_stack(
-        (
-            total_n,
-            total_n * np.log(np.maximum(total_n, 1.0)),
-            np.sqrt(total_n),
-            np.log1p(total_n),
-            np.bincount(row, minlength=size),
-            np.bincount(row, value * log_share_g[gene], minlength=size),
-            np.bincount(row, factorial, minlength=size),
-            cells.log_library_n1[:, 0].double().numpy(),
+    known: list[np.ndarray] = []
+    for _, batch in walk(cells, dense=False):
+        where, value = (part.numpy() for part in batch.entries())
+        (row, gene), value, n = np.divmod(where, cells.n_genes), value.astype(np.float64), len(batch)
+        factorial = torch.lgamma(torch.from_numpy(value) + 1.0).numpy()
+        total_n = np.bincount(row, value, minlength=n)
+        known.append(
+            np.column_stack(
+                (
+                    total_n,
+                    total_n * np.log(np.maximum(total_n, 1.0)),
+                    np.sqrt(total_n),
+                    np.log1p(total_n),
+                    np.bincount(row, minlength=n),
+                    np.bincount(row, value * log_share_g[gene], minlength=n),
+                    np.bincount(row, factorial, minlength=n),
+                    batch.log_library_n1[:, 0].double().numpy(),
+                )
+            )
         )
-    )
+    return np.concatenate(known)

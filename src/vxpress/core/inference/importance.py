@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.data import Cells
+from vxpress.core.data import Source
 from vxpress.core.normal import DiagonalNormal, gaussian_kl
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
@@ -148,7 +148,7 @@ def importance_bounds(
 class CellProposal:
     """The encoder's q(z | x), and q(log l | x) for a latent library, of some rows of ``cells``."""
 
-    def __init__(self, model: VAE, cells: Cells, rows: Tensor) -> None:
+    def __init__(self, model: VAE, cells: Source, rows: Tensor) -> None:
         self.model, self.cells, self.rows = model, cells, rows
         batch = cells.batch(rows)
         q = model.posterior(batch)
@@ -185,14 +185,14 @@ def _log_density(standard: Tensor, scale: Tensor) -> Tensor:
     return (-0.5 * (standard.square() + math.log(2 * math.pi)) - scale.log()).sum(-1)
 
 
-def log_likelihood(model: VAE, cells: Cells, n_samples: int, *, seed: int) -> Bound:
+def log_likelihood(model: VAE, cells: Source, n_samples: int, *, seed: int) -> Bound:
     """Compute the bound of every cell under a model; both are on the same device."""
     (found,) = log_likelihoods(model, cells, [n_samples], seed=seed)
     return found
 
 
 def log_likelihoods(
-    model: VAE, cells: Cells, n_samples: Sequence[int], *, seed: int, rows: Tensor | None = None
+    model: VAE, cells: Source, n_samples: Sequence[int], *, seed: int, rows: Tensor | None = None
 ) -> tuple[Bound, ...]:
     """Compute the bound of all cells or of ``rows``, for several increasing numbers of samples.
 

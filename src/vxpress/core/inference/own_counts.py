@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vxpress.core.data import Cells
+from vxpress.core.data import Source
 from vxpress.core.inference.posterior import ALL_GENES, Draws, Genes, expected_expression
 from vxpress.core.vae import VAE
 
 
 @torch.no_grad()
 def updated_expression(
-    model: VAE, mean_nd: Tensor, var_nd: Tensor, cells: Cells, draws: Draws, genes: Genes = ALL_GENES
+    model: VAE, mean_nd: Tensor, var_nd: Tensor, cells: Source, draws: Draws, genes: Genes = ALL_GENES
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Yield E_q[rho] times (theta + x) / (theta + mu), in the chunks of ``expected_expression``.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Cells
+from vxpress.core.data import Source
 from vxpress.core.likelihoods import Sums
 from vxpress.core.progress import steps
 from vxpress.core.vae import VAE
@@ -30,7 +30,7 @@ class Encoded:
 
 
 @torch.no_grad()
-def encode(model: VAE, cells: Cells) -> Encoded:
+def encode(model: VAE, cells: Source) -> Encoded:
     """Compute the posterior of every cell."""
     model.eval()
     n, device = len(cells), cells.log_library_n1.device

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.data import Cells
+from vxpress.core.data import Source
 from vxpress.core.inference.predictive import block_rows
 from vxpress.core.likelihoods import Likelihood
 from vxpress.core.normal import DiagonalNormal
@@ -170,7 +170,7 @@ class _Sums:
 
 
 @torch.no_grad()
-def predictive_check(model: VAE, cells: Cells, *, n_draws: int, seed: int) -> PredictiveCheck:
+def predictive_check(model: VAE, cells: Source, *, n_draws: int, seed: int) -> PredictiveCheck:
     """Compare the counts of all cells with their distribution under ``n_draws`` draws of the latent variables."""
     model.eval()
     generator = torch.Generator().manual_seed(seed)

@@ -154,7 +154,7 @@ class CountLikelihood:
             np.zeros((runs, gate_bias.size), np.float32),
         )
         value, self.d_library = np.empty(n, np.float64), np.empty(n, np.float32)
-        batch = (self.batch.rows.numpy(), *self.batch.counts.numpy(), self.log_library_n)
+        batch = (*self.batch.counts.numpy(), self.log_library_n)
         team.run(
             count_rows.count_rows_serial, count_rows.count_rows, cuts,
             batch, (*logits[0].numpy(), bias), (*gate, gate_bias), self.dispersion, gradient, weight_n,

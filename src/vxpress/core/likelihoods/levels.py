@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vxpress.core.data import Cells
+from vxpress.core.data import Source, walk
 from vxpress.core.likelihoods.layers import Layers
 from vxpress.core.likelihoods.output import Measured, Output, ToReadOut
-from vxpress.core.progress import steps
 
 if TYPE_CHECKING:
     from vxpress.core.likelihoods.base import Likelihood
@@ -49,7 +48,7 @@ class Levels(Output):
         return library / CP10K
 
     @torch.no_grad()
-    def start(self, layers: Layers, likelihood: type[Likelihood], cells: Cells, rows: Tensor) -> None:
+    def start(self, layers: Layers, likelihood: type[Likelihood], cells: Source, rows: Tensor) -> None:
         """Start at mean and variance of the levels of each gene, over 4,096 to 8,191 cells if there are more."""
         some = rows[:: max(1, len(rows) // N_START)]
         batch = cells.batch(some)
@@ -68,12 +67,15 @@ class Levels(Output):
         """Fit by ridge regression of the levels on the features."""
         readout, outside, rows = layers.readout, data.outside, data.train_rows
         assert readout is not None  # noqa: S101 - the caller checks it
-        center = data.features(rows).double().mean(0)
+        center = torch.zeros(readout.in_features, dtype=torch.float64, device=rows.device)
+        for _, batch in walk(outside, rows, BATCH, dense=False):
+            center += data.features(batch).double().sum(0)
+        center /= len(rows)
         gram = torch.eye(len(center)).to(center) * len(rows) * RIDGE
         cross, total = center.new_zeros(len(center), outside.n_genes), center.new_zeros(outside.n_genes)
-        for part in steps(rows.split(BATCH), "reading out genes outside the model"):
-            f = data.features(part).double() - center
-            y = self.level(outside.dense(part), data.cells.log_library_n1[part].exp()).double()
+        for _, batch in walk(outside, rows, BATCH, stage="reading out genes outside the model"):
+            f = data.features(batch).double() - center
+            y = self.level(batch.x_ng, batch.log_library_n1.exp()).double()
             gram += f.T @ f
             cross += f.T @ y
             total += y.sum(0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from vxpress.core.data import Batch, Cells, Counts
+from vxpress.core.data import Batch, Source
 from vxpress.core.likelihoods.layers import Layers
 from vxpress.core.likelihoods.sums import Sums
 
@@ -28,12 +28,12 @@ class ToReadOut:
     """Data from which the readout of genes outside the model is fitted.
 
     ``cells`` holds the counts of the modelled genes, ``outside`` those of the others, of the same cells. ``features``
-    returns what the decoder passes to its output layers at the posterior means of the given cells, (n, features).
+    returns what the frozen decoder passes to its output layers at the posterior means of a batch, (n, features).
     """
 
-    cells: Cells
-    outside: Counts
-    features: Callable[[Tensor], Tensor]
+    cells: Source
+    outside: Source
+    features: Callable[[Batch], Tensor]
     train_rows: Tensor
     validation_rows: Tensor
     seed: int
@@ -81,7 +81,7 @@ class Output(ABC):
         return location, None
 
     @abstractmethod
-    def start(self, layers: Layers, likelihood: type[Likelihood], cells: Cells, rows: Tensor) -> None:
+    def start(self, layers: Layers, likelihood: type[Likelihood], cells: Source, rows: Tensor) -> None:
         """Start the output layers from the data of some cells, in place."""
 
     def sums(self, layers: Layers, n: int, inside: Tensor | None, outside: Tensor | None) -> Sums:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vxpress.core.data import Cells
+from vxpress.core.data import Source, gene_sums
 from vxpress.core.likelihoods.layers import Layers
 from vxpress.core.likelihoods.output import Measured, Output, ToReadOut
 from vxpress.core.likelihoods.softmax_readout import fit_softmax
@@ -44,10 +44,10 @@ class Shares(Output):
         return log_rho[:, :n_genes], log_rho[:, n_genes:]
 
     @torch.no_grad()
-    def start(self, layers: Layers, likelihood: type[Likelihood], cells: Cells, rows: Tensor) -> None:
+    def start(self, layers: Layers, likelihood: type[Likelihood], cells: Source, rows: Tensor) -> None:
         """Start at the mean profile of the data, with a moderate dispersion if the likelihood has one."""
         library = cells.log_library_n1[rows].exp().double()
-        sums_g = cells.counts.gene_sums(rows)
+        sums_g = gene_sums(cells, rows)
         # a gene without molecules gets the share of half a molecule
         bias = (sums_g.clamp_min(0.5) / library.sum()).float().log()
         if layers.remainder:
@@ -72,9 +72,9 @@ class Shares(Output):
     def fit_readout(self, layers: Layers, data: ToReadOut) -> None:
         """Fit by multinomial likelihood, and find the share of the genes in the molecules outside the model."""
         assert layers.readout is not None  # noqa: S101 - the caller checks it
-        fit_softmax(layers.readout, data)
-        read = float(data.outside.gene_sums(data.train_rows).sum())
-        modelled = float(data.cells.counts.gene_sums(data.train_rows).sum())
+        sums_g = gene_sums(data.outside, data.train_rows)
+        fit_softmax(layers.readout, data, sums_g)
+        read, modelled = float(sums_g.sum()), float(gene_sums(data.cells, data.train_rows).sum())
         library = float(data.cells.log_library_n1[data.train_rows].exp().double().sum())
         beyond = library - modelled if layers.remainder else modelled + read
         layers.kept["outside_share"].fill_(min(1.0, read / beyond) if beyond > 0 else 0.0)

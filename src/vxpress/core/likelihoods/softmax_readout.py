@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core import rule
-from vxpress.core.data import Counts
+from vxpress.core.data import Batch, Source, walk
 from vxpress.core.likelihoods.output import ToReadOut
 from vxpress.core.loop import keep_best, shuffled
 from vxpress.core.progress import steps
@@ -28,10 +28,12 @@ LEARNING_RATE = 0.01
 WEIGHT_DECAY = 0.05
 
 
-def fit_softmax(readout: torch.nn.Linear, data: ToReadOut) -> None:
-    """Fit the readout in place, so that a softmax of its outputs gives the shares of the genes outside the model."""
+def fit_softmax(readout: torch.nn.Linear, data: ToReadOut, sums_g: Tensor) -> None:
+    """Fit the readout in place, so that a softmax of its outputs gives the shares of the genes outside the model.
+
+    ``sums_g`` are the sums of these genes over the training cells.
+    """
     outside, train_rows = data.outside, data.train_rows
-    sums_g = outside.gene_sums(train_rows)
     with torch.no_grad():
         readout.weight.zero_()
         # half a molecule is added per gene, so that the log of an unseen gene is finite
@@ -45,8 +47,9 @@ def fit_softmax(readout: torch.nn.Linear, data: ToReadOut) -> None:
     judged = shuffled(judged, order)[:MAX_JUDGED]
     gradient = _Gradient(readout, min(BATCH, len(train_rows)))
 
-    def step(_: int, batch: Tensor) -> None:
-        gradient.set(data.features(batch), *outside.entries(batch))
+    def step(_: int, rows: Tensor) -> None:
+        batch = outside.batch(rows)
+        gradient.set(data.features(batch), *batch.entries())
         optimizer.step()
         schedule.step()
 
@@ -105,12 +108,12 @@ class _Gradient:
 
 
 @torch.no_grad()
-def _mean_loss(readout: torch.nn.Linear, features: Callable[[Tensor], Tensor], outside: Counts, rows: Tensor) -> float:
+def _mean_loss(readout: torch.nn.Linear, features: Callable[[Batch], Tensor], outside: Source, rows: Tensor) -> float:
     """Compute the negative multinomial log likelihood of some cells, without its constant."""
     total = 0.0
-    for part in rows.split(BATCH):
-        where, values = outside.entries(part)
-        logits = readout(features(part))
+    for _, batch in walk(outside, rows, BATCH, dense=False):
+        where, values = batch.entries()
+        logits = readout(features(batch))
         at_n = where // logits.shape[1]
         log_share = logits.view(-1)[where] - logits.logsumexp(-1)[at_n]
         total -= float((values * log_share).sum(dtype=torch.float64))

@@ -12,7 +12,7 @@ from vxpress.core.config import PriorConfig
 from vxpress.core.normal import DiagonalNormal
 
 if TYPE_CHECKING:
-    from vxpress.core.data import Cells
+    from vxpress.core.data import Source
     from vxpress.core.vae import VAE
 
 # draws from which the variance of a prior without a closed form is estimated
@@ -127,7 +127,7 @@ class Prior(nn.Module):
     def bind(self, model: VAE) -> None:
         """Store a reference to the model of this prior, without making it a part of the prior."""
 
-    def start_from(self, model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator) -> None:
+    def start_from(self, model: VAE, cells: Source, rows: Tensor, generator: torch.Generator) -> None:
         """Initialise for training together with the model."""
 
     def start_from_posteriors(self, q: DiagonalNormal, condition_n: Tensor | None, generator: torch.Generator) -> None:

@@ -31,7 +31,7 @@ from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors.base import StandardisedPrior
 
 if TYPE_CHECKING:
-    from vxpress.core.data import Cells
+    from vxpress.core.data import Source
     from vxpress.core.vae import VAE
 
 # log signal-to-noise ratio at both ends: noise is 1.1 % of the spread of z at the near end; at the far end, the reverse
@@ -176,7 +176,7 @@ class GaussianPath(StandardisedPrior):
 
     # learning
 
-    def start_from(self, model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator) -> None:
+    def start_from(self, model: VAE, cells: Source, rows: Tensor, generator: torch.Generator) -> None:
         """Start as N(0, I), since the network is zero; seed the noise of the bound."""
         seed = int(torch.randint(2**62, (1,), generator=generator))
         self.noise = torch.Generator(device=rows.device).manual_seed(seed)

@@ -12,7 +12,7 @@ from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors.components import ComponentPrior, conditional_k_means
 
 if TYPE_CHECKING:
-    from vxpress.core.data import Cells
+    from vxpress.core.data import Source
     from vxpress.core.vae import VAE
 
 # the least variance of a posterior: a component cannot become a spike
@@ -36,7 +36,7 @@ class Mixture(ComponentPrior):
         return self.loc_kd, ((2.0 * self.log_scale_kd).exp() + MIN_VARIANCE).sqrt()
 
     @torch.no_grad()
-    def start_from(self, model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator) -> None:
+    def start_from(self, model: VAE, cells: Source, rows: Tensor, generator: torch.Generator) -> None:
         """Start with separate components that together approximate N(0, I): before training, z has no information."""
         start = torch.randn(self.loc_kd.shape, generator=generator)
         self.loc_kd.copy_(START_SPREAD * start)

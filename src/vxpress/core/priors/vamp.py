@@ -13,7 +13,7 @@ from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors.components import ComponentPrior, conditional_k_means
 
 if TYPE_CHECKING:
-    from vxpress.core.data import Cells
+    from vxpress.core.data import Source
     from vxpress.core.vae import VAE
 
 # initial widening of components made of cells, as a share of the standard deviation of all posterior means
@@ -78,7 +78,7 @@ class Vamp(ComponentPrior):
         return q.loc, q.scale
 
     @torch.no_grad()
-    def start_from(self, model: VAE, cells: Cells, rows: Tensor, generator: torch.Generator) -> None:
+    def start_from(self, model: VAE, cells: Source, rows: Tensor, generator: torch.Generator) -> None:
         """Start the pseudo-inputs at random training cells."""
         order = torch.randperm(len(rows), generator=generator)
         chosen = order[torch.arange(self.config.n_components) % len(order)].to(rows.device)

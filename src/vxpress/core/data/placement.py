@@ -1,0 +1,47 @@
+"""Which source holds the cells of a fit."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from vxpress.core.data.resident import Cells
+from vxpress.core.data.source import Source
+from vxpress.core.data.streamed import Streamed
+from vxpress.core.registries import SOURCES
+
+SOURCES.register("resident", Cells)
+SOURCES.register("streamed", Streamed)
+
+# the rest is for the model, its optimizer and the temporaries of a step
+RESIDENT_SHARE = 0.6
+
+
+def residency(needed: int, free: int) -> Literal["resident", "streamed"]:
+    """Decide whether ``needed`` bytes stay on a device with ``free`` bytes, or are sent minibatch by minibatch."""
+    return "resident" if needed <= RESIDENT_SHARE * free else "streamed"
+
+
+def bytes_needed(cells: Cells) -> int:
+    """Compute the memory of all tensors of these cells and of the order of an epoch."""
+    covariates = cells.covariates
+    tensors = (
+        *cells.counts.tensors(), cells.log_library_n1,
+        covariates.categorical_nk, covariates.continuous_nc, covariates.label_n,
+    )  # fmt: skip
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None) + 8 * len(cells)
+
+
+def place(cells: Cells, device: torch.device, source: str | None = None) -> Source:
+    """Return the cells in the named source of :data:`SOURCES`.
+
+    By default they are resident on ``device``; on a GPU whose free memory they would fill, they are streamed.
+    """
+    if source is None:
+        source = "resident"
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            source = residency(bytes_needed(cells), free)
+    SOURCES.check(source, "source")
+    return SOURCES[source].of(cells.counts, cells.log_library_n1, cells.covariates, device)

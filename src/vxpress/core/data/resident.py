@@ -1,0 +1,47 @@
+"""Cells whose counts are in the memory of the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vxpress.core.covariates import Covariates
+from vxpress.core.data.batch import Rows
+from vxpress.core.data.counts import Counts
+from vxpress.core.data.source import Source
+
+
+@dataclass(frozen=True)
+class Cells(Source):
+    """Counts, log library (n, 1) and covariates of some cells, all on one device."""
+
+    counts: Counts
+    log_library_n1: Tensor
+    covariates: Covariates
+
+    on_device: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, counts: Counts, log_library_n1: Tensor, covariates: Covariates, device: torch.device) -> Cells:
+        """Return the cells on ``device``."""
+        return cls(counts, log_library_n1, covariates).to(device)
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return self.counts.n_genes
+
+    def read(self, rows: Tensor) -> Rows:
+        """Return the counts of some rows: their numbers in the matrix of all cells."""
+        return Rows(rows, self.counts)
+
+    def take(self, rows: Tensor) -> Cells:
+        """Return a copy of some of the cells."""
+        return Cells(self.counts.take(rows), self.log_library_n1[rows], self.covariates[rows])
+
+    def to(self, device: torch.device) -> Cells:
+        """Return the same data on another device."""
+        return Cells(self.counts.to(device), self.log_library_n1.to(device), self.covariates.to(device))

@@ -1,0 +1,132 @@
+"""The order in which a training visits its cells.
+
+Every sampler visits each cell once per epoch, in ``n_batches`` minibatches whose sizes differ by at most one cell.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# rows that are read together, and how many such blocks are mixed at a time
+BLOCK, BUFFER = 256, 16
+
+
+def number_of_batches(n: int, batch_size: int) -> int:
+    """Return how many minibatches of at most ``batch_size`` of n cells an epoch has.
+
+    None has a single cell, which has no variance for batch norm; then a minibatch may be larger.
+    """
+    return min(math.ceil(n / batch_size), max(1, n // 2))
+
+
+class Sampler(ABC):
+    """The order of ``rows`` (n,), the numbers of the cells in their source.
+
+    ``state_dict`` holds everything that decides the epochs to come, as tensors and numbers.
+    """
+
+    def __init__(self, rows: Tensor, n_batches: int) -> None:
+        self.rows, self.n_batches = rows, n_batches
+
+    @abstractmethod
+    def epoch(self) -> Sequence[Tensor]:
+        """Return the rows of each minibatch of the next epoch."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state between two epochs."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+
+
+class _Random(Sampler):
+    """A sampler with a random generator on the CPU, which is its whole state."""
+
+    def __init__(self, rows: Tensor, n_batches: int, seed: int) -> None:
+        super().__init__(rows, n_batches)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def permutation(self, n: int) -> Tensor:
+        """Return the numbers from 0 to n - 1 in random order."""
+        return torch.randperm(n, generator=self.generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+
+
+class Shuffled(_Random):
+    """All cells in random order: the best order for learning, if any cell can be read as fast as any other."""
+
+    def epoch(self) -> Sequence[Tensor]:
+        return self.rows[self.permutation(len(self.rows)).to(self.rows.device)].tensor_split(self.n_batches)
+
+
+class ByBlock(_Random):
+    """Blocks of neighbouring cells in random order, mixed through a buffer: for counts that are read from a disk.
+
+    A block holds the cells whose row numbers share the quotient by ``block``, so it is one contiguous read. ``buffer``
+    blocks are read, their cells are shuffled together and visited, then come the next ones. A source that keeps the
+    last ``buffer`` blocks it has read therefore reads every block once per epoch.
+
+    Cells of a minibatch come from ``buffer`` places. If neighbours on the disk resemble each other, for example because
+    batches were concatenated, more blocks make a minibatch resemble the whole data more closely.
+    """
+
+    def __init__(self, rows: Tensor, n_batches: int, seed: int, *, block: int = BLOCK, buffer: int = BUFFER) -> None:
+        super().__init__(rows, n_batches, seed)
+        if block < 1 or buffer < 1:
+            msg = f"block={block!r} and buffer={buffer!r} were given; both have to be at least 1."
+            raise ValueError(msg)
+        ordered = rows.cpu().sort().values
+        _, sizes = (ordered // block).unique_consecutive(return_counts=True)
+        self.blocks, self.buffer = ordered.split(sizes.tolist()), buffer
+
+    def epoch(self) -> Sequence[Tensor]:
+        order, mixed = self.permutation(len(self.blocks)).tolist(), []
+        for start in range(0, len(order), self.buffer):
+            together = torch.cat([self.blocks[b] for b in order[start : start + self.buffer]])
+            mixed.append(together[self.permutation(len(together))])
+        rows = torch.cat(mixed) if mixed else self.rows.cpu()
+        return rows.to(self.rows.device).tensor_split(self.n_batches)
+
+
+class ByRank(Sampler):
+    """The share of one of several processes: its part of each minibatch of another sampler.
+
+    All processes need an equal ``sampler``, with the same seed. Their parts are disjoint and together make up its
+    minibatches, so the sum of their gradients is that of one process, and all take the same number of steps.
+    """
+
+    def __init__(self, sampler: Sampler, rank: int, world: int) -> None:
+        super().__init__(sampler.rows, sampler.n_batches)
+        if not 0 <= rank < world:
+            msg = f"rank={rank} of world={world} processes was given; a rank from 0 to world - 1 is expected."
+            raise ValueError(msg)
+        # no part of one cell, which has no variance for batch norm
+        if len(sampler.rows) // max(1, sampler.n_batches) < 2 * world:
+            msg = (
+                f"{len(sampler.rows)} cells in {sampler.n_batches} minibatches are too few for {world} processes: each needs at "
+                "least 2 cells of every minibatch. Use larger minibatches (batch_size=) or fewer processes."
+            )
+            raise ValueError(msg)
+        self.sampler, self.rank, self.world = sampler, rank, world
+
+    def epoch(self) -> Sequence[Tensor]:
+        return [part.tensor_split(self.world)[self.rank] for part in self.sampler.epoch()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sampler.load_state_dict(state)

@@ -1,0 +1,114 @@
+"""Where the cells of a fit come from: a source gives a batch for given row numbers, and nothing else sees its matrix."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from vxpress.core.covariates import Covariates
+from vxpress.core.data.batch import Batch, Rows
+from vxpress.core.data.counts import Counts
+from vxpress.core.data.sampler import Sampler, Shuffled
+
+
+class Source(ABC):
+    """Counts, log library (n, 1) and covariates of some cells.
+
+    The last two are small and always in memory, on the device of the computations. Only the counts may be elsewhere. A
+    source has to define :meth:`of`, :meth:`read` and :attr:`n_genes`.
+    """
+
+    log_library_n1: Tensor
+    covariates: Covariates
+
+    on_device: ClassVar[bool] = False
+    """Whether :meth:`batch` only reads memory of the device, so that it may be part of a CUDA graph."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, counts: Counts, log_library_n1: Tensor, covariates: Covariates, device: torch.device) -> Source:
+        """Return a source of cells that were read into memory, for computations on ``device``."""
+
+    @property
+    @abstractmethod
+    def n_genes(self) -> int:
+        """Number of genes."""
+
+    @abstractmethod
+    def read(self, rows: Tensor) -> Rows:
+        """Return the counts of some rows; of ``rows``, on the device of the source, any may be repeated."""
+
+    def __len__(self) -> int:
+        return len(self.log_library_n1)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the computations."""
+        return self.log_library_n1.device
+
+    def batch(self, rows: Tensor) -> Batch:
+        """Return a minibatch."""
+        return Batch(self.read(rows), rows, self.log_library_n1[rows], self.covariates[rows])
+
+    def assembled(self, rows: Tensor, x_ng: Tensor) -> Batch:
+        """Return a minibatch whose dense counts are known, without reading any."""
+        return Batch(Rows(rows, None, x_ng), rows, self.log_library_n1[rows], self.covariates[rows])
+
+    def batches(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
+        """Yield the minibatches of some lists of rows; each is valid until the next one is requested."""
+        for rows in parts:
+            yield self.batch(rows)
+
+    def sampler(self, rows: Tensor, n_batches: int, seed: int) -> Sampler:
+        """Return the order in which a training visits ``rows``; by default it is shuffled anew for every epoch."""
+        return Shuffled(rows, n_batches, seed)
+
+    def take(self, rows: Tensor) -> Source:
+        """Return some of the cells."""
+        return Part(self, rows)
+
+    def to(self, device: torch.device) -> Source:
+        """Return the same data for computations on another device."""
+        moved = copy.copy(self)
+        moved.log_library_n1, moved.covariates = self.log_library_n1.to(device), self.covariates.to(device)
+        return moved
+
+    def with_library(self, log_library_n1: Tensor) -> Self:
+        """Return the same cells with other libraries."""
+        changed = copy.copy(self)
+        # some sources are frozen
+        object.__setattr__(changed, "log_library_n1", log_library_n1)
+        return changed
+
+
+class Part(Source):
+    """Some cells of another source, which still reads them."""
+
+    def __init__(self, whole: Source, rows: Tensor) -> None:
+        self.whole, self.rows = whole, rows
+        self.log_library_n1, self.covariates = whole.log_library_n1[rows], whole.covariates[rows]
+
+    @classmethod
+    def of(cls, counts: Counts, log_library_n1: Tensor, covariates: Covariates, device: torch.device) -> Source:
+        """Raise ``TypeError``: a part is taken of another source."""
+        msg = "A part is made from another source, with its method take()."
+        raise TypeError(msg)
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return self.whole.n_genes
+
+    def read(self, rows: Tensor) -> Rows:
+        return self.whole.read(self.rows[rows])
+
+    def to(self, device: torch.device) -> Source:
+        moved = super().to(device)
+        assert isinstance(moved, Part)  # noqa: S101 - a copy of itself
+        moved.whole, moved.rows = self.whole.to(device), self.rows.to(device)
+        return moved

@@ -18,7 +18,7 @@ from torch import Tensor
 from vxpress.bridge.ask.decoded import DecodingRequest, decode
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Cells, Counts
+from vxpress.core.data import Cells, Counts, Source
 from vxpress.core.inference.group_expression import count_overdispersion
 from vxpress.core.inference.importance import log_likelihood
 from vxpress.core.inference.posterior import Draws, Genes, encode, expected_expression
@@ -135,7 +135,7 @@ class Foreground(Output):
     scale = "foreground"
     nonnegative = True
 
-    def start(self, layers: Layers, likelihood: type[Likelihood], cells: Cells, rows: Tensor) -> None:
+    def start(self, layers: Layers, likelihood: type[Likelihood], cells: Source, rows: Tensor) -> None:
         mean_g = cells.batch(rows).x_ng.mean(0).clamp_min(1e-2)
         layers.start_location((mean_g / 2).log())
         for name, value in likelihood.heads.items():

@@ -108,7 +108,7 @@ class LogNormal(Likelihood):
     def log_prob(self, value: Tensor) -> Tensor:
         return torch.distributions.Normal(self.loc, self.variance.sqrt()).log_prob(self.observe(value))
 
-    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    def draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
         return self.loc + self.variance.sqrt() * torch.randn(shape, generator=generator)
 
 

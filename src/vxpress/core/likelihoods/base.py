@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from vxpress.core.likelihoods.output import Output
+from vxpress.core.likelihoods.shares import Shares
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,10 @@ class Decoded:
 
 
 class Likelihood(Distribution):
-    """Base class of the likelihoods; ``x`` is always a tensor of counts.  Subclasses sample in :meth:`_draw`.
+    """Base class of the likelihoods; ``x`` is always a tensor of counts.
+
+    Subclasses define every method and property that raises ``NotImplementedError`` here (:attr:`log_rate` only for an
+    output of shares), and ``log_prob``, ``mean`` and ``variance`` of torch's distributions.
 
     ``output`` decides what the location of the decoder means. ``has_dispersion`` asks for one more parameter, per gene or
     as the settings say, which starts at ``start_log_dispersion``. ``heads`` names further outputs per cell and gene, with
@@ -44,7 +48,7 @@ class Likelihood(Distribution):
     ``gamma_rate`` is True if a count updates the rate of its gene, see :meth:`rate_update`.
     """
 
-    output: ClassVar[Output]
+    output: ClassVar[Output] = Shares()
     has_dispersion: ClassVar[bool] = False
     start_log_dispersion: ClassVar[float] = 0.0
     heads: ClassVar[Mapping[str, float]] = {}
@@ -119,7 +123,8 @@ class Likelihood(Distribution):
     ) -> Tensor:
         """Sample the quantity of :meth:`observe`, ``sample_shape`` + cells x genes, from ``generator`` if given."""
         with torch.no_grad():
-            return self._draw(self._extended_shape(torch.Size(sample_shape)), generator)
+            return self.draw(self._extended_shape(torch.Size(sample_shape)), generator)
 
-    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    def draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        """Draw values of the quantity of :meth:`observe`; called by :meth:`sample`."""
         raise NotImplementedError

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from vxpress.core.likelihoods.base import Decoded, Likelihood
-from vxpress.core.likelihoods.output import Output
-from vxpress.core.likelihoods.shares import Shares
 from vxpress.core.numerics import expected_log1p, log1mexp
 
 
@@ -20,7 +16,6 @@ class Bernoulli(Likelihood):
     The complementary log-log link keeps sequencing depth out of z.
     """
 
-    output: ClassVar[Output] = Shares()
     observes = "detection"
     support = constraints.boolean
 
@@ -65,5 +60,5 @@ class Bernoulli(Likelihood):
     def log_prob(self, value: Tensor) -> Tensor:
         return torch.where(value > 0, log1mexp(self._log_rate), -self.rate)
 
-    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    def draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
         return torch.bernoulli(self.mean.expand(shape), generator=generator)

@@ -74,6 +74,6 @@ class Gaussian(Likelihood):
         squared = (self.observe(value) - self.loc).square()
         return -0.5 * (squared / self._variance + self._variance.log() + math.log(2 * math.pi))
 
-    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    def draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
         noise = torch.randn(shape, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
         return self.loc + self._variance.sqrt() * noise

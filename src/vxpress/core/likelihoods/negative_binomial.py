@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from vxpress.core.likelihoods.base import Decoded, Likelihood
 from vxpress.core.likelihoods.counted import where_counted
-from vxpress.core.likelihoods.output import Output
-from vxpress.core.likelihoods.shares import Shares
 from vxpress.core.numerics import count_steps, expected_log1p, negative_binomial_log_prob, stirling_tail
 
 
@@ -22,7 +18,6 @@ class NegativeBinomial(Likelihood):
     which stays accurate for theta from 1e-3 to 1e6 and tends to the Poisson distribution.
     """
 
-    output: ClassVar[Output] = Shares()
     has_dispersion = True
     gamma_rate = True
     support = constraints.nonnegative_integer
@@ -81,7 +76,7 @@ class NegativeBinomial(Likelihood):
             at_zero, value, negative_binomial_log_prob, self.log_mean, self.log_theta, self._theta, tail
         )
 
-    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    def draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
         # a Poisson draw from a gamma-distributed rate
         theta = self._theta.expand(shape).contiguous()
         gamma = torch._standard_gamma(theta, generator=generator)

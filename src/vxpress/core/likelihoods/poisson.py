@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from vxpress.core.likelihoods.base import Decoded, Likelihood
 from vxpress.core.likelihoods.counted import where_counted
-from vxpress.core.likelihoods.output import Output
-from vxpress.core.likelihoods.shares import Shares
 from vxpress.core.numerics import count_steps, expected_log1p, poisson_log_prob
 
 
 class Poisson(Likelihood):
     """Poisson counts: variance equal to the mean."""
 
-    output: ClassVar[Output] = Shares()
     support = constraints.nonnegative_integer
 
     def __init__(self, log_mean: Tensor) -> None:
@@ -57,5 +52,5 @@ class Poisson(Likelihood):
     def log_prob(self, value: Tensor) -> Tensor:
         return where_counted(-self.mean, value, poisson_log_prob, self.log_mean)
 
-    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    def draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
         return torch.poisson(self.mean.expand(shape), generator=generator)

@@ -12,14 +12,11 @@ from torch.nn import functional as F
 
 from vxpress.core.likelihoods.base import Decoded, Likelihood
 from vxpress.core.likelihoods.negative_binomial import NegativeBinomial
-from vxpress.core.likelihoods.output import Output
-from vxpress.core.likelihoods.shares import Shares
 
 
 class ZeroInflated(Likelihood):
     """A count distribution with additional zeros: a count is set to zero with probability sigmoid(gate_logits)."""
 
-    output: ClassVar[Output] = Shares()
     # few additional zeros at the start
     heads: ClassVar[Mapping[str, float]] = {"gate": -3.0}
     support = constraints.nonnegative_integer
@@ -62,8 +59,8 @@ class ZeroInflated(Likelihood):
         at_zero = torch.logaddexp(F.logsigmoid(self.gate_logits), base)
         return torch.where(value == 0, at_zero, base)
 
-    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
-        x = self.base._draw(shape, generator)
+    def draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        x = self.base.draw(shape, generator)
         uniform = torch.rand(shape, generator=generator, dtype=x.dtype, device=x.device)
         return torch.where(uniform < torch.sigmoid(self.gate_logits), 0.0, x)
 

@@ -70,7 +70,7 @@ CALLS: dict[str, Callable[[AnnData], Any]] = {
 def ready(fitted: AnnData, monkeypatch: pytest.MonkeyPatch) -> AnnData:
     """A fit, with what some calls need from earlier ones, and nothing that one of the calls has written."""
     # a prior of few steps is kept whatever it gains
-    monkeypatch.setattr("vxpress.bridge.fits.learn_prior.MARGIN", -1e9)
+    monkeypatch.setattr("vxpress.bridge.health.learn_prior.MARGIN", -1e9)
     del fitted.var["highly_variable"]
     n = fitted.n_obs
     fitted.obsp["edge_frequency"] = sparse.csr_matrix(np.eye(n, k=1) + np.eye(n, k=-1), dtype=np.float32)

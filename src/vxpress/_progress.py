@@ -13,12 +13,15 @@ from typing import Any, TextIO
 from scanpy import settings
 from tqdm import TqdmWarning
 
-from vxpress.core.progress import Stage, watched
+from vxpress.core.progress import Stage, parts, watched
 
 with warnings.catch_warnings():
     # in a notebook without ipywidgets the bar is drawn as text
     warnings.simplefilter("ignore", TqdmWarning)
     from tqdm.auto import tqdm
+
+# public functions that report stages of their own take these from here too
+__all__ = ["parts", "progress_bar"]
 
 # seconds until the bar appears, and between two updates
 DELAY, REDRAW = 5.0, 0.2

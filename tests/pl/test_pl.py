@@ -18,7 +18,7 @@ from scipy.stats import norm
 
 import vxpress as vx
 from vxpress._keys import Keys
-from vxpress.metrics._latent import kl_per_cell
+from vxpress.metrics import kl_per_cell
 from vxpress.pl._colours import SOFT
 from vxpress.pl._latent import umap_is_of
 from vxpress.pl._shared import headline

@@ -180,7 +180,7 @@ def test_a_flow_path_is_straight_in_the_base_space_and_has_the_given_ends(fitted
 
 
 def test_a_slow_prior_is_evaluated_for_some_cells_only(fitted: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vxpress.bridge.fits.learn_prior.MARGIN", -np.inf)
+    monkeypatch.setattr("vxpress.bridge.health.learn_prior.MARGIN", -np.inf)
     vx.tl.fit_prior(fitted, "flow_matching", max_steps=20)
     asked: list[int] = []
     log_prob = GaussianPath.log_prob
@@ -190,7 +190,7 @@ def test_a_slow_prior_is_evaluated_for_some_cells_only(fitted: ad.AnnData, monke
         return log_prob(prior, z)
 
     monkeypatch.setattr(GaussianPath, "log_prob", counted)
-    monkeypatch.setattr("vxpress.tl._interpolate.N_COSTLY", 10)
+    monkeypatch.setattr("vxpress.bridge.ask.interpolation.N_COSTLY", 10)
     path = vx.tl.interpolate(fitted, *_groups(fitted), groupby="group", n_steps=4)
     assert asked == [4, 10]
     assert (path.obs["prior_percentile"] % 10 == 0).all()

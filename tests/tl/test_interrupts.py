@@ -18,7 +18,7 @@ from vxpress.core import training
 
 STAGES: dict[str, tuple[Any, str]] = {
     "encoding": (runner, "encode"),
-    "diagnosing": (fitting, "_diagnose"),
+    "diagnosing": (fitting, "diagnose_trained"),
     "judging a cure": (cure, "log_likelihood"),
     "choosing": (choice, "log_likelihoods"),
     "reading out": (runner, "fit_readout"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy as copy_of
 from dataclasses import fields, replace
 from importlib.metadata import version
 from typing import Any
@@ -17,12 +16,12 @@ from vxpress._keys import Keys
 from vxpress.bridge.ask.decoded import denoised_matrix
 from vxpress.bridge.fits.fit import Fit, Params
 from vxpress.bridge.fits.fit_arguments import CheckedArguments, model_config_of, train_config_of
-from vxpress.bridge.fits.learn_prior import joint_record
 from vxpress.bridge.fits.results import Results, announce_replaced, own
 from vxpress.bridge.fits.runner import Fitted, Runner, finish
 from vxpress.bridge.health.choice import choose_likelihood
 from vxpress.bridge.health.cure import cure
-from vxpress.bridge.health.diagnosis import Decoding, diagnose
+from vxpress.bridge.health.diagnose_fit import diagnose_trained
+from vxpress.bridge.health.learn_prior import joint_record
 from vxpress.bridge.health.verdict import is_sound
 from vxpress.bridge.read.prepare import Prepared, Recorded, prepare
 from vxpress.core.inference.posterior import Encoded
@@ -71,7 +70,7 @@ def _improved(
     """Return the fit after its cure and the choice of its likelihood, if requested, its diagnosis, and the record of the choice."""
 
     def diagnose_of(tried: Fitted) -> dict[str, Any]:
-        return _diagnose(runner.prepared, tried)
+        return diagnose_trained(runner.prepared, tried)
 
     diagnosis = finish(fitted.outcome, lambda: diagnose_of(fitted))
     if checked.cure:
@@ -108,24 +107,6 @@ def _params(checked: CheckedArguments, prepared: Prepared, fitted: Fitted) -> Pa
         n_voided=outcome.n_voided,
         dispersion_gain=outcome.dispersion_gain,
         n_train=len(prepared.train_n),
-    )
-
-
-def _diagnose(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
-    """Diagnose a fit of these cells."""
-    model = fitted.model
-    if prepared.cells.log_library_n1.device != next(model.parameters()).device:
-        model = copy_of(model).cpu()
-    held_out = np.zeros(len(prepared.cells), dtype=bool)
-    held_out[prepared.validation_n] = True
-    return diagnose(
-        fitted.encoded.mean_nd,
-        fitted.encoded.var_nd,
-        held_out,
-        fitted.train,
-        fitted.outcome.history,
-        n_steps=fitted.outcome.n_steps,
-        decoding=Decoding(model, prepared.cells.covariates, prepared.cells, prepared.train_n),
     )
 
 

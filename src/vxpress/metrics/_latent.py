@@ -43,10 +43,32 @@ def kl_per_dimension(
     return kl_per_cell(mean_nd, var_nd, prior_mean, prior_var).mean(0)
 
 
+@entry
 def kl_per_cell(
     mean_nd: np.ndarray, var_nd: np.ndarray, prior_mean: np.ndarray | float = 0.0, prior_var: np.ndarray | float = 1.0
 ) -> np.ndarray:
-    """Compute the divergence of each cell's posterior from a normal prior in nats, (n, d)."""
+    """Compute the divergence of each cell's posterior from a normal prior, per latent dimension.
+
+    Parameters
+    ----------
+    mean_nd
+        Posterior means, n_cells x n_latent.
+    var_nd
+        Posterior variances, same shape.
+    prior_mean, prior_var
+        Mean and variance of the prior, numbers or (n_latent,). The default is N(0, 1).
+
+    Returns
+    -------
+    Nats, n_cells x n_latent; the mean over cells is :func:`kl_per_dimension`.
+
+    Examples
+    --------
+    >>> import numpy as np, vxpress as vx
+    >>> vx.metrics.kl_per_cell(np.array([[0.0, 2.0], [1.0, 0.0]]), np.ones((2, 2)))
+    array([[0. , 2. ],
+           [0.5, 0. ]])
+    """
     mean_nd, var_nd = _pair(mean_nd, var_nd)
     ratio = var_nd / prior_var
     return np.asarray(0.5 * ((mean_nd - prior_mean) ** 2 / prior_var + ratio - np.log(ratio) - 1.0))

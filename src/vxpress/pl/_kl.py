@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress.bridge.fits.fit import Fit
-from vxpress.metrics._latent import kl_per_cell
+from vxpress.metrics import kl_per_cell
 from vxpress.pl._colours import SECOND, SOFT, Shades
 from vxpress.pl._shared import (
     active_of,

@@ -20,7 +20,7 @@ from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._similar import similar_names
 from vxpress.bridge.read.columns import check_drawable, find_column, get_array
-from vxpress.metrics._latent import kl_per_cell
+from vxpress.metrics import kl_per_cell
 from vxpress.pl._colours import ensure_colours, is_categorical
 from vxpress.pl._shared import (
     check_switches,

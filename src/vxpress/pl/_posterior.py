@@ -17,7 +17,7 @@ from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.read.selection import Cells, select_cells
-from vxpress.metrics._latent import kl_per_cell
+from vxpress.metrics import kl_per_cell
 from vxpress.pl._colours import Shades, few_colours
 from vxpress.pl._shared import (
     active_of,

@@ -13,11 +13,10 @@ from scanpy import logging as logg
 
 from vxpress._entry import entry
 from vxpress._keys import LIBRARY_SIZE, check_name
-from vxpress._progress import progress_bar
+from vxpress._progress import parts, progress_bar
 from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.matrix import check_counts, get_matrix, matrix_name, row_blocks
-from vxpress.core.progress import parts
 from vxpress.pp._shared import batch_codes
 
 

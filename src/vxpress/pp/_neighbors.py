@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
-
 import numpy as np
-import pandas as pd
-import scanpy as sc
 from anndata import AnnData
 from scanpy import logging as logg
-from scipy import sparse
 
 from vxpress._checks import check_choice, check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
+from vxpress.bridge.ask.neighbors import Distance, check_numba_threads, neighbor_graph
 from vxpress.bridge.fits.find_fit import Model, find_fit
-from vxpress.bridge.fits.results import Results, check_replaceable, own
+from vxpress.bridge.fits.results import check_replaceable, own
 from vxpress.bridge.fits.stored_cells import stored_posterior
 from vxpress.bridge.read.adata import check_adata
-from vxpress.core.forked import check_numba_threads
-from vxpress.core.inference.nearest import edge_frequency, likelihood_of, nearest
-
-Distance = Literal["likelihood", "euclidean"]
 
 
 @entry
@@ -150,36 +140,19 @@ def neighbors(
     generator = seed_of(rng)
     random_state = int(rng) if isinstance(rng, (int, np.integer)) and rng < 2**32 else int(generator.integers(2**31))
     start = logg.info("finding neighbors by their posteriors")
-    k = int(n_neighbors) - 1
-    peak_nd, precision_nd = likelihood_of(mean_nd, var_nd)
     with progress_bar("neighbors", progress):
-        transformer = None
-        if distance == "likelihood":
-            found = nearest(peak_nd, precision_nd, mean_nd, var_nd, k, random_state)
-            transformer = _Found(*found)
-        graph = AnnData(obs=pd.DataFrame(index=adata.obs_names), obsm={keys.latent: mean_nd})
-        with _quiet():
-            sc.pp.neighbors(
-                graph,
-                int(n_neighbors),
-                use_rep=keys.latent,
-                method=method,  # type: ignore[arg-type]
-                transformer=transformer,  # type: ignore[arg-type]
-                random_state=random_state,
-                key_added=key_added,
-            )
-        name = "neighbors" if key_added is None else key_added
-        frequency = "edge_frequency" if key_added is None else f"{key_added}_edge_frequency"
-        entry = dict(graph.uns[name])
-        entry["params"] = dict(entry["params"]) | {"distance": distance, "n_draws": int(n_draws)}
-        results = Results(obsp=dict(graph.obsp))
-        if n_draws:
-            weight_nd = precision_nd if distance == "likelihood" else np.ones_like(precision_nd)
-            results.obsp[frequency] = edge_frequency(mean_nd, var_nd, weight_nd, k, int(n_draws), generator)
-            entry["edge_frequency_key"] = frequency
-        else:
-            results.stale = [("obsp", frequency)]
-    results.uns[name] = entry
+        results = neighbor_graph(
+            adata,
+            (mean_nd, var_nd),
+            int(n_neighbors),
+            keys.latent,
+            distance=distance,
+            method=method,
+            n_draws=int(n_draws),
+            random_state=random_state,
+            rng=generator,
+            key_added=key_added,
+        )
     adata = own(adata, copy=copy)
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
@@ -195,30 +168,3 @@ def _check_replaceable(adata: AnnData, key_added: str | None) -> None:
         ours=lambda stored: {"connectivities_key", "distances_key", "params"} <= set(stored),
         obsp=[f"{stem}{name}" for name in ("connectivities", "distances", "edge_frequency")],
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence scanpy's messages about what it writes to a temporary AnnData."""
-    before = sc.settings.verbosity
-    sc.settings.verbosity = min(int(before), 1)
-    try:
-        yield
-    finally:
-        sc.settings.verbosity = before
-
-
-class _Found:
-    """Neighbours that were already found, with the interface of a transformer that scanpy expects."""
-
-    def __init__(self, index_nk: np.ndarray, squared_nk: np.ndarray) -> None:
-        n, k = index_nk.shape
-        self.n_neighbors = k + 1
-        distances = np.sqrt(squared_nk).ravel()
-        self.distances = sparse.csr_matrix((distances, index_nk.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
-
-    def get_params(self) -> dict[str, Any]:
-        return {"n_neighbors": self.n_neighbors}
-
-    def fit_transform(self, x: np.ndarray) -> sparse.csr_matrix:
-        return self.distances

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from vxpress._progress import parts
 from vxpress.bridge.read.matrix import row_blocks
-from vxpress.core.progress import parts
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]

@@ -22,17 +22,14 @@ from vxpress.bridge.ask.arguments import (
     requested_genes,
     scale_from,
 )
-from vxpress.bridge.ask.decoded import DENOISING_DRAWS, DENOISING_SEED, DecodingRequest, decode
+from vxpress.bridge.ask.counterfactual import batches_of, decode_changed
+from vxpress.bridge.ask.decoded import DENOISING_DRAWS, DENOISING_SEED, DecodingRequest, Draws
 from vxpress.bridge.ask.intervention import Intervention
 from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.covariates import Batches
-from vxpress.core.inference.posterior import Draws
-from vxpress.core.inference.support import local_support, neighborhood_size
-
-LOW_SUPPORT = 0.2
 
 
 @entry
@@ -175,20 +172,15 @@ def counterfactual(
     if n_neighbors is not None:
         check_range("n_neighbors", n_neighbors, 1, 1_000_000, integer=True)
     request = DecodingRequest(
-        Draws(n_draws, _batches(cells, change, transform_batch), draw_seed(rng)),
+        Draws(n_draws, batches_of(cells, change, transform_batch), draw_seed(rng)),
         scale_from(adata, cells, target_sum),
         genes=chosen,
         columns=columns,
         width=adata.n_vars if wanted is None else None,
     )
     start = logg.info(f"decoding under {key_covariate} = {change.value}")
-    weight_n = change.weights(cells.covariates)
-    n_neighbors = neighborhood_size(weight_n) if n_neighbors is None else n_neighbors
     with progress_bar("counterfactual", progress):
-        support_n = local_support(cells.mean_nd, weight_n, n_neighbors)
-        _warn_unsupported(change, weight_n, support_n)
-        changed = change.apply(cells.covariates)
-        matrix = decode(fit.model, cells.mean_nd, cells.var_nd, changed, modelled_g=fit.modelled_g, request=request)[0]
+        matrix, support_n, n_neighbors = decode_changed(cells, change, request, n_neighbors)
     if wanted is not None:
         out = genes_as_anndata(adata, fit, wanted, matrix)
         out.obs[f"{name}_support"] = support_n
@@ -211,19 +203,6 @@ def counterfactual(
     return adata if copy else None
 
 
-def _batches(cells: StoredCells, change: Intervention, transform_batch: Batches | None) -> tuple[int | None, ...]:
-    table = cells.fit.covariates
-    if change.key != table.batch_key:
-        return table.decoding_batches(transform_batch)
-    if transform_batch is not None:
-        msg = (
-            f"transform_batch={transform_batch!r} was given while the batch itself, {change.key!r}, is set to "
-            f"{change.value!r}. Leave it out."
-        )
-        raise ValueError(msg)
-    return (None,)
-
-
 def _check_free(adata: AnnData, name: str) -> None:
     check_name("key_added", name)
     check_replaceable(
@@ -233,21 +212,3 @@ def _check_free(adata: AnnData, name: str) -> None:
         layers=[name],
         obs=[f"{name}_support"],
     )
-
-
-def _warn_unsupported(change: Intervention, weight_n: np.ndarray, support_n: np.ndarray) -> None:
-    what = f"{change.key} = {change.value}"
-    if weight_n.sum() < 1:
-        logg.warning(
-            f"No cell of adata is at or near {what}, so no cell has support for it. Support is computed from the cells of "
-            "adata: include the cells of the condition, or treat the result as extrapolation."
-        )
-        return
-    others = weight_n < 1 if change.categorical else np.ones(len(weight_n), dtype=bool)
-    low = int((support_n[others] < LOW_SUPPORT).sum())
-    if low:
-        logg.warning(
-            f"{low} of {int(others.sum())} cells{' of other conditions' if change.categorical else ''} have a support below "
-            f"{LOW_SUPPORT:g} for {what}: among their neighbours this value is less than a fifth as common as overall, so their "
-            "decoded expression is extrapolation. The score of every cell is in adata.obs."
-        )

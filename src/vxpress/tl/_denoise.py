@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
 from scanpy import logging as logg
 
-from vxpress._checks import check_choice, check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
@@ -22,22 +20,14 @@ from vxpress.bridge.ask.arguments import (
     genes_present,
     requested_genes,
     scale_from,
-    values_of,
 )
-from vxpress.bridge.ask.decoded import DENOISING_DRAWS, DENOISING_SEED, DecodingRequest, FloatName, decode
+from vxpress.bridge.ask.decoded import DENOISING_SEED, DecodingRequest, Draws, FloatName
+from vxpress.bridge.ask.denoising import check_form, checked_draws, denoise_cells, own_counts_of
 from vxpress.bridge.fits.find_fit import Model
-from vxpress.bridge.fits.fit import Fit
-from vxpress.bridge.fits.query import read_query
 from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
-from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
+from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.covariates import Batches
-from vxpress.bridge.read.library import log_library
-from vxpress.core.data import Cells
-from vxpress.core.inference.posterior import Draws
-from vxpress.core.likelihoods import LIKELIHOODS
-
-INTERVAL_DRAWS = 100
 
 
 @entry
@@ -182,10 +172,10 @@ def denoise(
     fit = cells.fit
     wanted = None if genes is None else requested_genes(adata, fit, genes, key_added=key_added, copy=copy)
     chosen, columns = genes_present(adata, fit) if wanted is None else (wanted, None)
-    n_draws = _checked_draws(n_draws, interval)
-    _check_form(fit, dtype, drop_below)
+    n_draws = checked_draws(n_draws, interval)
+    check_form(fit, dtype, drop_below)
     scale = scale_from(adata, cells, target_sum)
-    counts = _own_counts(adata, cells, layer, interval) if own_counts else None
+    counts = own_counts_of(adata, cells, layer, interval) if own_counts else None
     names = _names(adata, cells.keys, key_added, interval) if wanted is None else []
     request = DecodingRequest(
         Draws(n_draws, fit.covariates.decoding_batches(transform_batch), draw_seed(rng)),
@@ -199,15 +189,7 @@ def denoise(
     )
     start = logg.info("denoising")
     with progress_bar("denoise", progress):
-        matrices = decode(
-            fit.model,
-            cells.mean_nd,
-            cells.var_nd,
-            cells.covariates,
-            modelled_g=fit.modelled_g,
-            request=request,
-            counts=counts,
-        )
+        matrices = denoise_cells(cells, request, counts)
     if wanted is not None:
         logg.info("    finished", time=start)
         out = genes_as_anndata(adata, fit, wanted, matrices[0])
@@ -224,56 +206,6 @@ def denoise(
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
-
-
-def _checked_draws(n_draws: int | None, interval: float | None) -> int:
-    """Return the number of draws per cell, after checking that it is enough for the interval."""
-    if n_draws is None:
-        n_draws = DENOISING_DRAWS if interval is None else INTERVAL_DRAWS
-    check_range("n_draws", n_draws, 1, 100_000, integer=True)
-    if interval is not None:
-        check_range("interval", interval, 0.01, 0.999)
-        # one draw beyond each end, on average
-        least = int(np.ceil(2 / (1 - interval) - 1e-9))
-        if n_draws < least:
-            msg = (
-                f"n_draws={n_draws} is too small for interval={interval:g}: even the extreme draws are inside this interval. Pass "
-                f"n_draws={least} or more."
-            )
-            raise ValueError(msg)
-    return n_draws
-
-
-def _own_counts(adata: AnnData, stored: StoredCells, layer: str | Unset | None, interval: float | None) -> Cells:
-    """Read the counts to combine with, or raise an error if the likelihood of the fit does not allow it."""
-    fit, config = stored.fit, stored.fit.params.model
-    if not LIKELIHOODS[config.likelihood].gamma_rate or config.dispersion not in {"gene", "gene-batch"}:
-        msg = (
-            f"own_counts=True needs a fit with likelihood='nb' and a dispersion per gene, or per gene and batch; this one "
-            f"has {config.likelihood!r} and {config.dispersion!r}. Leave own_counts= out, or fit again."
-        )
-        raise ValueError(msg)
-    if interval is not None:
-        msg = f"own_counts=True and interval={interval:g} were given, but an interval is available for rho alone. Leave one of the two out."
-        raise ValueError(msg)
-    counts = read_query(adata, fit, layer).cells
-    if not config.latent_library:
-        return counts
-    # mu refers to the inferred size factor, which is not a sum of counts
-    return replace(counts, log_library_n1=log_library(stored_library(adata, stored.keys)))
-
-
-def _check_form(fit: Fit, dtype: FloatName, drop_below: float | None) -> None:
-    check_choice("dtype", dtype, FloatName)
-    if drop_below is None:
-        return
-    check_range("drop_below", drop_below, 1e-12, 1e12)
-    if dtype != "float32":
-        msg = f"drop_below={drop_below!r} writes a sparse matrix, which does not support {dtype}. Leave dtype= or drop_below= out."
-        raise ValueError(msg)
-    if not fit.model.decoder.output.nonnegative:
-        msg = f"drop_below={drop_below!r}: {values_of(fit)}, which may be negative. Leave it out."
-        raise ValueError(msg)
 
 
 def _names(adata: AnnData, keys: Keys, key_added: str | None, interval: float | None) -> list[str]:

@@ -13,13 +13,10 @@ from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.fits.find_fit import Model
-from vxpress.bridge.fits.query import read_scored
 from vxpress.bridge.fits.results import Results, own
-from vxpress.bridge.fits.stored_cells import StoredCells, stored_split
-from vxpress.bridge.health.diagnosis import Decoding
-from vxpress.bridge.health.diagnosis import diagnose as diagnose_posterior
+from vxpress.bridge.fits.stored_cells import StoredCells
+from vxpress.bridge.health.diagnose_fit import diagnose_stored
 from vxpress.bridge.read.adata import check_adata
-from vxpress.core.data import Cells
 
 
 @entry
@@ -134,39 +131,9 @@ def diagnose(
         raise ValueError(msg)
     seed = int(seed_of(rng).integers(2**31))
     stored = StoredCells.find(adata, model, key)
-    fit, keys = stored.fit, stored.keys
-    split_n = stored_split(adata, keys)
-    split_n = np.full(adata.n_obs, "", dtype=object) if split_n is None else split_n
     with progress_bar("diagnose", progress):
-        cells = _cells(adata, stored, layer, gaps=gaps)
-        found = diagnose_posterior(
-            stored.mean_nd,
-            stored.var_nd,
-            split_n == "validation",
-            fit.params.train,
-            fit.history,
-            n_steps=fit.params.n_steps,
-            decoding=Decoding(fit.model, stored.covariates, cells, np.flatnonzero(split_n == "train")),
-            n_probed=n_cells,
-            known=fit.diagnostics,
-            seed=seed,
-        )
-    # the record of a cure belongs to the fit, not to these cells
-    found |= {name: fit.diagnostics[name] for name in ("cure", "before_cure") if name in fit.diagnostics}
+        found = diagnose_stored(adata, stored, layer, gaps=gaps, n_probed=n_cells, seed=seed)
     adata = own(adata, copy=copy)
-    Results(uns={keys.uns: fit.to_uns() | {"diagnostics": found}}).write(adata)
+    Results(uns={stored.keys.uns: stored.fit.to_uns() | {"diagnostics": found}}).write(adata)
     logg.info(str(found["verdict"]))
     return adata if copy else None
-
-
-def _cells(adata: AnnData, stored: StoredCells, layer: str | Unset | None, *, gaps: bool | None) -> Cells | None:
-    """Read the cells with their counts; None if the counts are not requested or not available."""
-    if gaps is False:
-        return None
-    try:
-        return read_scored(adata, stored.fit, layer)
-    except (ValueError, KeyError) as error:
-        if gaps:
-            raise
-        logg.info(f"    the quantities that need counts are kept from the fit: {error}")
-        return None

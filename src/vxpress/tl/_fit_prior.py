@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
 from scanpy import logging as logg
@@ -17,17 +13,12 @@ from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress.bridge.fits.find_fit import Model
-from vxpress.bridge.fits.fit import Fit
-from vxpress.bridge.fits.learn_prior import Conditions, Judgement, Task, learn_prior
-from vxpress.bridge.fits.results import Results, announce_replaced, check_free, is_fit, own
-from vxpress.bridge.fits.seal import NAME
+from vxpress.bridge.fits.results import announce_replaced, check_free, own
 from vxpress.bridge.fits.stored_cells import StoredCells
-from vxpress.bridge.fits.training_cells import learning_split
-from vxpress.bridge.health.diagnosis import OF_THE_PRIOR, Decoding, diagnose
+from vxpress.bridge.health.learn_prior import PriorName, learn_prior
+from vxpress.bridge.health.new_prior import report, results_of_refusal, results_with_prior, task_of
 from vxpress.bridge.read.adata import check_adata
-from vxpress.bridge.read.columns import find_column
 from vxpress.bridge.read.prepare import resolve_device
-from vxpress.core.config import PriorName
 
 
 @entry
@@ -148,7 +139,7 @@ def fit_prior(
     to = Keys.of(key) if key_added is None else Keys.of(key_added, "key_added")
     if to != stored.keys:
         check_free(adata, to)
-    task = _task(adata, stored, condition_key)
+    task = task_of(adata, stored, condition_key)
     torch_device = resolve_device(device)
     seed = int(seed_of(rng).integers(2**62))
     start = logg.info(f"fitting a prior ({prior}) to {len(task.train_n)} cells")
@@ -157,71 +148,13 @@ def fit_prior(
             stored.fit, task, prior, n_components=n_components, n_steps=max_steps, device=torch_device, seed=seed
         )
         if found.better:
-            results = _results(adata, stored, replace(fit, diagnostics=_diagnosed(stored, fit, task)), record, to)
+            results = results_with_prior(adata, stored, fit, task, record=record, to=to)
         else:
-            results = _refusal(adata, stored, record)
-    _report(prior, found)
+            results = results_of_refusal(adata, stored, record)
+    report(prior, found)
     adata = own(adata, copy=copy)
     if found.better and to != stored.keys:
         announce_replaced(adata, to)
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None
-
-
-def _task(adata: AnnData, stored: StoredCells, condition_key: str | None) -> Task:
-    """Return the cells to learn from and to evaluate on, after checking them."""
-    train_n, validation_n = learning_split(adata, stored.keys)
-    conditions = None if condition_key is None else Conditions.read(adata.obs, condition_key, train_n)
-    return Task(stored.mean_nd, stored.var_nd, train_n, validation_n, conditions)
-
-
-def _diagnosed(stored: StoredCells, fit: Fit, task: Task) -> dict[str, Any]:
-    """Diagnose the fit with its new prior; keep the values that were computed from counts, except the bounds."""
-    known = {name: value for name, value in fit.diagnostics.items() if name not in OF_THE_PRIOR}
-    held_out = np.zeros(len(stored.mean_nd), dtype=bool)
-    held_out[task.validation_n] = True
-    found = diagnose(
-        stored.mean_nd,
-        stored.var_nd,
-        held_out,
-        fit.params.train,
-        fit.history,
-        n_steps=fit.params.n_steps,
-        decoding=Decoding(fit.model, stored.covariates),
-        known=known,
-    )
-    return {**known, **found}
-
-
-def _results(adata: AnnData, stored: StoredCells, fit: Fit, record: dict[str, Any], to: Keys) -> Results:
-    results = Results(uns={to.uns: replace(fit, prior=record).to_uns()})
-    keys = stored.keys
-    if to != keys:
-        results.obsm = {to.latent: stored.mean_nd, to.latent_var: stored.var_nd}
-        results.obs = {to.split: pd.Categorical(find_column(adata.obs, keys.split))}
-        if keys.library in adata.obs:
-            results.obs[to.library] = find_column(adata.obs, keys.library).to_numpy()
-        # layers of an earlier fit with that name
-        results.stale = [("layers", name) for name in (to.normalized, *to.bounds())]
-    return results
-
-
-def _refusal(adata: AnnData, stored: StoredCells, record: dict[str, Any]) -> Results:
-    """Return the unchanged fit with a record of the prior that was not kept."""
-    name = stored.keys.uns
-    here = adata.uns.get(name)
-    if not is_fit(here) or Fit.from_uns(here).to_uns()[NAME] != stored.fit.to_uns()[NAME]:
-        return Results()  # the fit is in another place, which is not written to
-    return Results(uns={name: replace(stored.fit, prior={**stored.fit.prior, "refused": record}).to_uns()})
-
-
-def _report(prior: str, found: Judgement) -> None:
-    where = f"{found.after:.2f} nats against {found.before:.2f} (gain {found.gain:+.2f} +- {found.gain_se:.2f})"
-    if found.better:
-        logg.info(f"    log p(z) of {found.n_cells} validation cells: {where}")
-        return
-    logg.warning(
-        f"The new prior ({prior}) is not better and was not kept: the fit stays as it was. Mean log p(z) of "
-        f"{found.n_cells} validation cells: {where}."
-    )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
@@ -18,22 +16,19 @@ from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress.bridge.ask.arguments import genes_of_fit, total_from
-from vxpress.bridge.ask.decoded import DENOISING_SEED, DecodingRequest, decode
 from vxpress.bridge.ask.endpoints import Endpoint, endpoint_name, endpoint_rows
-from vxpress.bridge.ask.generation import Columns, get_column_names, requested_covariates
+from vxpress.bridge.ask.interpolation import (
+    Method,
+    check_apart,
+    covariates_of,
+    decode_path,
+    path_with_densities,
+    warn_empty,
+)
 from vxpress.bridge.fits.find_fit import Model
-from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.read.adata import check_adata
-from vxpress.bridge.read.columns import get_numbers
 from vxpress.bridge.read.covariates import Batches
-from vxpress.core.inference.paths import CellDensity, linear_path, percentile_among, spherical_path
-from vxpress.core.inference.posterior import Draws
-from vxpress.metrics._latent import log_aggregate_posterior
-
-Method = Literal["linear", "spherical", "flow"]
-# number of cells whose density under the prior is computed if it needs a numerical integration
-N_COSTLY = 300
 
 
 @entry
@@ -166,14 +161,11 @@ def interpolate(
     check_range("n_steps", n_steps, 2, 100_000, integer=True)
     check_range("min_percentile", min_percentile, 0.0, 100.0)
     ends = [endpoint_rows(adata, end, groupby, name) for end, name in ((source, "source"), (target, "target"))]
-    mean_nd, var_nd = cells.mean_nd.astype(np.float64), cells.var_nd.astype(np.float64)
-    start_d, end_d = (mean_nd[rows].mean(0) for rows in ends)
-    if np.array_equal(start_d, end_d):
-        msg = f"source= and target= are identical ({len(ends[0])} and {len(ends[1])} cells). Choose two different groups or cells."
-        raise ValueError(msg)
+    posterior = cells.mean_nd.astype(np.float64), cells.var_nd.astype(np.float64)
+    check_apart(posterior[0], ends)
     wanted = None if genes is None else genes_of_fit(adata, fit, genes)
     scale = total_from(fit, target_sum)
-    obs = _conditions(adata, fit, covariates, np.concatenate(ends), n_steps)
+    obs = covariates_of(adata, fit, covariates, np.concatenate(ends), n_steps)
     batches = fit.covariates.decoding_batches(transform_batch)
     generator = seed_of(rng)
     if adata.n_obs < 3:
@@ -183,19 +175,11 @@ def interpolate(
     start = logg.info(f"interpolating ({method})")
     with progress_bar("interpolate", progress):
         position_s = np.linspace(0.0, 1.0, n_steps)
-        path_sd = _path(fit, method, start_d, end_d, position_s)
-        density = _density(fit, path_sd, position_s, CellDensity.choose(mean_nd, var_nd, ends, generator))
+        path_sd, density = path_with_densities(fit, method, position_s, posterior, ends, rng=generator)
         density["empty"] = density["density_percentile"] < min_percentile
-        matrix = decode(
-            fit.model,
-            path_sd.astype(np.float32),
-            np.zeros_like(path_sd, dtype=np.float32),
-            fit.covariates.read(obs, labels=False),
-            modelled_g=fit.modelled_g,
-            request=DecodingRequest(Draws(1, batches, DENOISING_SEED), scale, genes=wanted),
-        )[0]
+        matrix = decode_path(fit, path_sd, obs, batches=batches, scale=scale, genes=wanted)
     names = [endpoint_name(adata, groupby, rows) for rows in ends]
-    _warn_empty(density["empty"], position_s, names, method)
+    warn_empty(density["empty"], position_s, names, method)
     params = {
         "key": key,
         "method": method,
@@ -215,86 +199,4 @@ def interpolate(
         var=pd.DataFrame(index=pd.Index(fit.genes if wanted is None else fit.genes[wanted], dtype=object)),
         obsm={keys.latent: path_sd.astype(np.float32)},
         uns={f"{keys.uns}_interpolate": {"params": params}},
-    )
-
-
-def _path(fit: Fit, method: Method, start_d: np.ndarray, end_d: np.ndarray, position_s: np.ndarray) -> np.ndarray:
-    if method == "linear":
-        return linear_path(start_d, end_d, position_s)
-    if method == "spherical":
-        return spherical_path(start_d, end_d, position_s)
-    prior = fit.model.prior
-    if not prior.invertible or prior.config.n_conditions:
-        kind = f"{prior.config.name!r}" + (f" given {fit.condition_key!r}" if prior.config.n_conditions else "")
-        msg = (
-            f"method='flow' needs a prior that maps the latent space to N(0, I) and back; the prior of this fit is {kind}. Learn a "
-            "flow: vx.tl.fit_prior(adata, prior='flow')."
-        )
-        raise ValueError(msg)
-    # in single precision the ends would be recovered to three digits only
-    prior = copy.deepcopy(prior).double()
-    base = prior.to_base(torch.from_numpy(np.stack([start_d, end_d]))).numpy()
-    path_sd: np.ndarray = prior.from_base(torch.from_numpy(linear_path(base[0], base[1], position_s))).numpy()
-    if not np.allclose(path_sd[[0, -1]], [start_d, end_d], atol=1e-3):
-        msg = "The learned flow cannot be inverted at the ends of the path. Learn it again: vx.tl.fit_prior(adata, prior='flow')."
-        raise ValueError(msg)
-    return path_sd
-
-
-def _density(fit: Fit, path_sd: np.ndarray, position_s: np.ndarray, cells: CellDensity) -> dict[str, np.ndarray]:
-    """Compute the densities of the steps, and the percentage of cells at a lower density."""
-    prior, mean_nd = fit.model.prior, cells.mean_nd
-    if not prior.cheap and len(mean_nd) > N_COSTLY:
-        mean_nd = mean_nd[np.linspace(0, len(mean_nd) - 1, N_COSTLY).astype(int)]
-    with torch.no_grad():
-        prior_s, prior_n = (
-            prior.log_prob(torch.from_numpy(z.astype(np.float32))).double().numpy() for z in (path_sd, mean_nd)
-        )
-    return {
-        "log_density": log_aggregate_posterior(path_sd, cells.mean_nd, cells.var_nd),
-        "density_percentile": cells.percentiles(path_sd, position_s),
-        "prior_log_density": prior_s,
-        "prior_percentile": percentile_among(prior_s, prior_n),
-    }
-
-
-def _conditions(
-    adata: AnnData, fit: Fit, covariates: Mapping[str, Any] | None, rows: np.ndarray, n_steps: int
-) -> pd.DataFrame:
-    """Return the covariates of the steps, the same for all: given, or taken from the cells of the ends."""
-    table = fit.covariates
-    columns = Columns(dict(table.categorical), tuple(name for name, _ in table.continuous))
-    given = requested_covariates(covariates, columns, n_steps)
-    if table.batch_key in given:
-        msg = f"covariates= names the batch, {table.batch_key!r}. Choose it with transform_batch=."
-        raise ValueError(msg)
-    obs = pd.DataFrame(given, index=np.arange(n_steps))
-    for name in columns.names:
-        if name in given:
-            continue
-        if name in columns.numbers:
-            obs[name] = float(get_numbers(adata.obs, name)[rows].mean())
-        else:
-            names = get_column_names(adata.obs, name, columns.categories[name])
-            found, counts = np.unique(names[rows].astype(str), return_counts=True)
-            obs[name] = found[counts.argmax()]
-    return obs
-
-
-def _warn_empty(empty_s: np.ndarray, position_s: np.ndarray, names: list[str], method: Method) -> None:
-    if not empty_s.any():
-        return
-    steps = np.flatnonzero(empty_s)
-    runs = np.split(steps, np.flatnonzero(np.diff(steps) > 1) + 1)
-    where = ", ".join(
-        f"{position_s[run[0]]:.2f}" + (f"-{position_s[run[-1]]:.2f}" if len(run) > 1 else "") for run in runs
-    )
-    more = (
-        ""
-        if method == "flow"
-        else " For a path that follows the cells, call vx.tl.fit_prior(adata, prior='flow') and use method='flow'."
-    )
-    logg.warning(
-        f"{len(steps)} of {len(empty_s)} steps from {names[0]} to {names[1]} cross regions with hardly any cells (position {where}; "
-        f"obs['empty']). Expression decoded there is not supported by data.{more}"
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
 from scanpy import logging as logg
-from scipy.stats import false_discovery_control
 
 from vxpress._checks import check_range
 from vxpress._entry import entry
@@ -18,15 +17,14 @@ from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.ask.composition import LIBRARY, RelativeTo, requested_relative_to
 from vxpress.bridge.ask.differential import CellSets, Groups, Question, ask
+from vxpress.bridge.ask.ranking import layout
 from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.read.adata import check_adata, check_gene_names
 from vxpress.bridge.read.matrix import get_matrix
-from vxpress.core.inference.differential import Comparison
 
 DEFAULT_NAME = "rank_genes_groups"
-DTYPES = {"names": "O", "scores": "float32", "logfoldchanges": "float32", "pvals": "float64", "pvals_adj": "float64"}
 
 
 @entry
@@ -240,7 +238,7 @@ def rank_genes_groups(
             relative_to if isinstance(relative_to, str) else np.array(question.relative_to, dtype=object)
         )
         params["shift"] = np.array(list(answer.shifts.values()))
-    results = Results(uns={name: {"params": params, **_layout(answer.genes, answer.comparisons, n_genes)}})
+    results = Results(uns={name: {"params": params, **layout(answer.genes, answer.comparisons, n_genes)}})
     adata = own(adata, copy=copy)
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
@@ -258,17 +256,3 @@ def _check_sets(groupby: Any, cells: Any, reference_cells: Any, *, default: bool
     if groupby is None and not default:
         msg = "groups= and reference= name groups of groupby=, which was not given. Pass groupby=, or compare cells= with reference_cells=."
         raise ValueError(msg)
-
-
-def _layout(genes: np.ndarray, comparisons: Mapping[str, Comparison], n_genes: int | None) -> dict[str, np.ndarray]:
-    """Build one record array per statistic, with one field per group, best first."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in DTYPES}
-    for found in comparisons.values():
-        order = np.lexsort((-found.lfc_g, -found.score_g))[:n_genes]
-        values = (genes, found.score_g, found.lfc_g, found.pval_g, false_discovery_control(found.pval_g))
-        for name, value in zip(DTYPES, values, strict=True):
-            columns[name].append(value[order])
-    return {
-        name: np.rec.fromarrays(columns[name], dtype=[(group, dtype) for group in comparisons])
-        for name, dtype in DTYPES.items()
-    }

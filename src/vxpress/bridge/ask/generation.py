@@ -14,6 +14,7 @@ from scanpy import logging as logg
 from vxpress._keys import Keys
 from vxpress._names import each_value, find_name, find_names
 from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.query import needs_labels
 from vxpress.bridge.fits.stored_cells import stored_library, stored_posterior
 from vxpress.bridge.fits.training_cells import fitted_cells
 from vxpress.bridge.read.columns import get_names
@@ -33,11 +34,11 @@ class Columns:
     numbers: tuple[str, ...]
 
     @classmethod
-    def of(cls, fit: Fit) -> Columns:
-        """Return the columns of a fit; labels only if the dispersion depends on them."""
+    def of(cls, fit: Fit, *, labels: bool = True) -> Columns:
+        """Return the columns of a fit; labels only if the dispersion depends on them and ``labels`` is True."""
         table = fit.covariates
         categories = dict(table.categorical)
-        if fit.params.model.dispersion == "gene-label" and table.labels is not None:
+        if labels and needs_labels(fit) and table.labels is not None:
             categories[table.labels[0]] = table.labels[1]
         return cls(categories, tuple(name for name, _ in table.continuous))
 

@@ -1,0 +1,97 @@
+"""Diagnose a fit: one that was just trained, a stored one on some cells, or one whose prior was replaced."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scanpy import logging as logg
+
+from vxpress._unset import Unset
+from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.query import read_scored
+from vxpress.bridge.fits.runner import Fitted
+from vxpress.bridge.fits.stored_cells import StoredCells, stored_split
+from vxpress.bridge.health.diagnosis import OF_THE_PRIOR, Decoding, diagnose
+from vxpress.bridge.read.prepare import Prepared
+from vxpress.core.data import Cells
+
+
+def diagnose_trained(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
+    """Diagnose a model that was trained on these cells."""
+    model = fitted.model
+    if prepared.cells.log_library_n1.device != next(model.parameters()).device:
+        model = deepcopy(model).cpu()
+    held_out = np.zeros(len(prepared.cells), dtype=bool)
+    held_out[prepared.validation_n] = True
+    return diagnose(
+        fitted.encoded.mean_nd,
+        fitted.encoded.var_nd,
+        held_out,
+        fitted.train,
+        fitted.outcome.history,
+        n_steps=fitted.outcome.n_steps,
+        decoding=Decoding(model, prepared.cells.covariates, prepared.cells, prepared.train_n),
+    )
+
+
+def diagnose_stored(
+    adata: AnnData,
+    stored: StoredCells,
+    layer: str | Unset | None,
+    *,
+    gaps: bool | None,
+    n_probed: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Diagnose a stored fit on the cells of ``adata``; ``gaps`` is the argument of :func:`vxpress.tl.diagnose`."""
+    fit, split_n = stored.fit, stored_split(adata, stored.keys)
+    split_n = np.full(adata.n_obs, "", dtype=object) if split_n is None else split_n
+    cells = _cells(adata, stored, layer, gaps=gaps)
+    found = diagnose(
+        stored.mean_nd,
+        stored.var_nd,
+        split_n == "validation",
+        fit.params.train,
+        fit.history,
+        n_steps=fit.params.n_steps,
+        decoding=Decoding(fit.model, stored.covariates, cells, np.flatnonzero(split_n == "train")),
+        n_probed=n_probed,
+        known=fit.diagnostics,
+        seed=seed,
+    )
+    # the record of a cure belongs to the fit, not to these cells
+    return found | {name: fit.diagnostics[name] for name in ("cure", "before_cure") if name in fit.diagnostics}
+
+
+def diagnose_new_prior(stored: StoredCells, fit: Fit, held_out: np.ndarray) -> dict[str, Any]:
+    """Diagnose a stored fit with another prior; keep the values that were computed from counts, except the bounds."""
+    known = {name: value for name, value in fit.diagnostics.items() if name not in OF_THE_PRIOR}
+    held_out_n = np.zeros(len(stored.mean_nd), dtype=bool)
+    held_out_n[held_out] = True
+    found = diagnose(
+        stored.mean_nd,
+        stored.var_nd,
+        held_out_n,
+        fit.params.train,
+        fit.history,
+        n_steps=fit.params.n_steps,
+        decoding=Decoding(fit.model, stored.covariates),
+        known=known,
+    )
+    return {**known, **found}
+
+
+def _cells(adata: AnnData, stored: StoredCells, layer: str | Unset | None, *, gaps: bool | None) -> Cells | None:
+    """Read the cells with their counts; None if the counts are not requested or not available."""
+    if gaps is False:
+        return None
+    try:
+        return read_scored(adata, stored.fit, layer)
+    except (ValueError, KeyError) as error:
+        if gaps:
+            raise
+        logg.info(f"    the quantities that need counts are kept from the fit: {error}")
+        return None

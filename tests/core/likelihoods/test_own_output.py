@@ -7,6 +7,7 @@ decoded expression depends on a head, from :class:`Output` itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -194,7 +195,7 @@ class Trained(NamedTuple):
     started: VAE
     model: VAE
     cells: Cells
-    outside: Counts
+    outside: Cells
     outcome: Outcome
 
 
@@ -227,7 +228,7 @@ def trained(_registered: None, request: pytest.FixtureRequest) -> Trained:
     for each in (started, model):
         each.start_from(cells, ROWS)
     outcome = train(model, cells, ROWS[:140], ROWS[140:], TrainConfig(30, batch_size=35), seed=0)
-    return Trained(started.eval(), model.eval(), cells, outside, outcome)
+    return Trained(started.eval(), model.eval(), cells, replace(cells, counts=outside), outcome)
 
 
 def _moments(trained: Trained) -> tuple[Tensor, Tensor]:
@@ -298,7 +299,7 @@ def test_genes_outside_are_read_out_as_levels(trained: Trained) -> None:
     (found,) = expected_expression(
         trained.model, mean_nd, torch.zeros(N, 2), trained.cells.covariates, Draws(1, (None,), 0)
     )
-    y = torch.log1p(trained.outside.dense(ROWS))
+    y = torch.log1p(trained.outside.batch(ROWS).x_ng)
     with torch.no_grad():
         f = trained.model.decoder.features(mean_nd, trained.model.conditioner(trained.cells.covariates)).numpy()
     centred = f - f[:140].mean(0)

@@ -236,13 +236,13 @@ def writer(adata: ad.AnnData, path: Path) -> Callable[[], int]:
     """Write a file in one of three formats; status 0 means success, 1 an expected error of the system."""
 
     def write() -> int:
-        from vxpress import _cli
+        from vxpress import _command_output
 
         try:
             if path.suffix == ".safetensors":
                 vx.save_model(adata, path)
             else:
-                _cli.write(adata, path, overwrite=True)
+                _command_output.write(adata, path, overwrite=True)
         except OSError as error:
             return 1 if path.name in str(error) else 2
         return 0

@@ -21,7 +21,8 @@ from anndata import AnnData
 
 import vxpress as vx
 from vxpress import _cli
-from vxpress._cli import main, write
+from vxpress._cli import main
+from vxpress._command_output import write
 from vxpress._fit_options import fit_options, further_options, given
 from vxpress.core import training
 

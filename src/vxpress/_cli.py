@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from vxpress._command_output import check_target, report, was_interrupted, write
 from vxpress._file_names import FileNames
 from vxpress._fit_options import fit_options, further_options, given
 from vxpress._signals import StopSignals
@@ -165,7 +165,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     settings, further = given(arguments)
     # check everything possible before reading the data and before a long fit
     try:
-        _check_target(target, overwrite=arguments.overwrite)
+        check_target(target, overwrite=arguments.overwrite)
         if not source.exists():
             msg = f"{source} does not exist."
             raise FileNotFoundError(msg)
@@ -240,22 +240,6 @@ def _run_fit(adata: AnnData, n_top_genes: int | None, settings: Mapping[str, Any
     return stored
 
 
-def was_interrupted(stored: Any) -> bool:
-    """Return whether Ctrl-C ended the training, so that the fit is the best state so far."""
-    return str(stored["params"]["stopped"]) == "interrupted"
-
-
-def report(stored: Any, seconds: float) -> None:
-    """Print a summary of the fit in two lines."""
-    params, history = stored["params"], stored["history"]
-    kept, n_epochs = int(params["best_epoch"]), len(history["elbo_train"])
-    elbo = float(history["elbo_validation"][kept])
-    # NaN without held-out cells
-    held_out = f"; held-out ELBO {elbo:,.1f} nats per cell" if elbo == elbo else ""  # noqa: PLR0124
-    print(f"fitted in {seconds:.0f} s: {n_epochs} epochs, kept epoch {kept + 1}{held_out}")
-    print(str(stored["diagnostics"]["verdict"]))
-
-
 def _read(path: Path) -> AnnData:
     import anndata as ad
 
@@ -268,52 +252,6 @@ def _read(path: Path) -> AnnData:
         # errors of h5py, zarr and anndata on a damaged file have no common type
         msg = f"{path} cannot be read as an AnnData: {error}"
         raise ValueError(msg) from error
-
-
-def _check_target(path: Path, *, overwrite: bool) -> None:
-    """Raise unless the output can be written; ``path`` may be the input."""
-    if path.exists() and not overwrite:
-        msg = f"{path} already exists. Choose another --output, or replace it with --overwrite."
-        raise FileExistsError(msg)
-    if path.exists() and path.is_dir() != (path.suffix == ".zarr"):
-        msg = f"{path} exists and is {'a folder' if path.is_dir() else 'a file'}, which {path.suffix} is not. Choose another --output."
-        raise FileExistsError(msg)
-    parent = path.resolve().parent
-    if not parent.is_dir():
-        msg = f"{parent} is not a folder. Create it first, or choose another --output."
-        raise FileNotFoundError(msg)
-    if not os.access(parent, os.W_OK | os.X_OK):
-        msg = f"{parent} cannot be written to. Choose another --output."
-        raise PermissionError(msg)
-
-
-def write(adata: AnnData, path: Path, *, overwrite: bool) -> None:
-    """Write next to ``path`` and move the result there, so that ``path`` is always the complete old or new file.
-
-    On failure the incomplete file is removed, and an existing file is unchanged.
-    """
-    from vxpress._h5ad import write_h5ad
-    from vxpress._whole import flush, whole
-
-    # the output may have been created during the fit
-    with whole(path, check=lambda: _check_target(path, overwrite=overwrite)) as new, _nullable_strings():
-        if new.suffix == ".zarr":
-            adata.write_zarr(new)
-        else:
-            write_h5ad(adata, new)
-            flush(new)
-
-
-@contextmanager
-def _nullable_strings() -> Iterator[None]:
-    """Let anndata 0.12 write the string columns that it reads from files of anndata 0.13."""
-    import anndata as ad
-
-    if getattr(ad.settings, "allow_write_nullable_strings", None) is not False:
-        yield
-        return
-    with ad.settings.override(allow_write_nullable_strings=True):
-        yield
 
 
 def _demo(arguments: argparse.Namespace) -> int:

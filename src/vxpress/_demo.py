@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vxpress._cli import report, was_interrupted, write
+from vxpress._command_output import report, was_interrupted, write
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -14,8 +14,9 @@ from scanpy import logging as logg
 
 from vxpress._keys import Keys
 from vxpress.bridge.ask.decoded import denoised_matrix
-from vxpress.bridge.fits.fit import Fit, Params
+from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.fit_arguments import CheckedArguments, model_config_of, train_config_of
+from vxpress.bridge.fits.params import Params
 from vxpress.bridge.fits.results import Results, announce_replaced, own
 from vxpress.bridge.fits.runner import Fitted, Runner, finish
 from vxpress.bridge.health.choice import choose_likelihood

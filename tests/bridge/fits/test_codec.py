@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vxpress.bridge.fits.codec import from_uns, to_uns
-from vxpress.bridge.fits.fit import Params
+from vxpress.bridge.fits.params import Params
 from vxpress.core.config import ModelConfig, TrainConfig
 
 MODELS = [

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from vxpress.bridge.fits.params import Params
+from vxpress.bridge.read.covariates import CovariateTable
 from vxpress.core.training import HISTORY
-
-if TYPE_CHECKING:
-    from vxpress.bridge.fits.fit import Params
-    from vxpress.bridge.read.covariates import CovariateTable
 
 
 def check_genes(genes: np.ndarray, modelled_g: np.ndarray) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from vxpress._seeds import seed_of
-from vxpress.bridge.health.choice import CANDIDATES
 from vxpress.bridge.read.prepare import FitRequest, Prepared, as_tuple, resolve_device
 from vxpress.core.config import (
     Dispersion,
@@ -28,6 +27,7 @@ from vxpress.core.settings import Settings, model_config, resolve, train_config
 
 # what fit_vae names in its signature, and this module
 __all__ = [
+    "CANDIDATES",
     "CheckedArguments",
     "Dispersion",
     "LikelihoodName",
@@ -38,6 +38,9 @@ __all__ = [
     "model_config_of",
     "train_config_of",
 ]
+
+# what likelihood="auto" chooses from, the simplest first: a later one is chosen only if it is decidedly better
+CANDIDATES: tuple[LikelihoodName, ...] = ("nb", "zinb")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,16 +8,14 @@ from typing import Any
 import numpy as np
 from scanpy import logging as logg
 
+from vxpress.bridge.fits.fit_arguments import CANDIDATES
 from vxpress.bridge.fits.runner import Fitted, Runner
-from vxpress.core.config import LikelihoodName
 from vxpress.core.inference.comparison import Scores, difference
 from vxpress.core.inference.importance import log_likelihoods
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.progress import stage
 from vxpress.core.training import INTERRUPTED
 
-# the simplest distribution first: a later one is chosen only if it is decidedly better
-CANDIDATES: tuple[LikelihoodName, ...] = ("nb", "zinb")
 N_SAMPLES, N_FEWER = 1_000, 100
 MAX_CELLS, MIN_CELLS = 1_000, 200
 _UNDECIDED = f"likelihood='auto' was interrupted: {CANDIDATES[0]} is kept without a comparison."

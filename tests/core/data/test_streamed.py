@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vxpress.core.data import Cells, Streamed, gene_sums
-from vxpress.core.data.streamed import _Slot
+from vxpress.core.data.prefetch import _Slot
 
 MakeCells = Callable[..., Cells]
 CPU = torch.device("cpu")
@@ -69,9 +69,9 @@ def test_memory_of_a_minibatch_is_reused_only_when_it_is_free(
     monkeypatch.setattr(torch.cuda, "stream", lambda _: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: _Recorder())
     cells, rows = make_cells(30), torch.tensor([3, 9, 1])
-    slot = _Slot(4, _streamed(cells))
+    slot = _Slot(4, cells.n_genes, CPU)
     slot.sent, slot.used = cast("torch.cuda.Event", sent), cast("torch.cuda.Event", used)
-    slot.send(rows, cast("torch.cuda.Stream", stream))
+    slot.send(cells.read(rows), cast("torch.cuda.Stream", stream))
     assert torch.equal(slot.receive().dense(), cells.counts.dense(rows))
     slot.release()
     assert sent.calls == ["synchronize", "record"]

@@ -6,6 +6,7 @@ gives the order of an epoch, and :func:`walk` goes through all cells once.
 
 from vxpress.core.data.batch import Batch, Rows
 from vxpress.core.data.counts import Counts, without_stored_zeros
+from vxpress.core.data.mapped import Mapped
 from vxpress.core.data.placement import SOURCES, place
 from vxpress.core.data.resident import Cells
 from vxpress.core.data.sampler import ByBlock, ByRank, Sampler, Shuffled, number_of_batches
@@ -20,6 +21,7 @@ __all__ = [
     "ByRank",
     "Cells",
     "Counts",
+    "Mapped",
     "Rows",
     "Sampler",
     "Shuffled",

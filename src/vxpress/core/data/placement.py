@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from vxpress.core.data.mapped import Mapped
 from vxpress.core.data.resident import Cells
 from vxpress.core.data.source import Source
 from vxpress.core.data.streamed import Streamed
@@ -13,6 +14,7 @@ from vxpress.core.registries import SOURCES
 
 SOURCES.register("resident", Cells)
 SOURCES.register("streamed", Streamed)
+SOURCES.register("mapped", Mapped)
 
 # the rest is for the model, its optimizer and the temporaries of a step
 RESIDENT_SHARE = 0.6

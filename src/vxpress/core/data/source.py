@@ -13,6 +13,7 @@ from torch import Tensor
 from vxpress.core.covariates import Covariates
 from vxpress.core.data.batch import Batch, Rows
 from vxpress.core.data.counts import Counts
+from vxpress.core.data.prefetch import prefetched
 from vxpress.core.data.sampler import Sampler, Shuffled
 
 
@@ -41,7 +42,10 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, rows: Tensor) -> Rows:
-        """Return the counts of some rows; of ``rows``, on the device of the source, any may be repeated."""
+        """Return the counts of some rows, any of which may be repeated.
+
+        ``rows`` are on the device of the source, or on the host if the source is not ``on_device``.
+        """
 
     def __len__(self) -> int:
         return len(self.log_library_n1)
@@ -60,9 +64,18 @@ class Source(ABC):
         return Batch(Rows(rows, None, x_ng), rows, self.log_library_n1[rows], self.covariates[rows])
 
     def batches(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
-        """Yield the minibatches of some lists of rows; each is valid until the next one is requested."""
-        for rows in parts:
-            yield self.batch(rows)
+        """Yield the minibatches of some lists of rows; each is valid until the next one is requested.
+
+        For a GPU, the next minibatch of counts that are not on the device is prepared while the device is at work.
+        """
+        if self.device.type == "cuda" and not self.on_device:
+            return self.prefetched(parts)
+        return map(self.batch, parts)
+
+    def prefetched(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
+        """Yield the same minibatches with dense counts, which are sent to the device ahead."""
+        for rows, counts in prefetched(self.read, parts, self.n_genes, self.device):
+            yield Batch(counts, rows, self.log_library_n1[rows], self.covariates[rows])
 
     def sampler(self, rows: Tensor, n_batches: int, seed: int) -> Sampler:
         """Return the order in which a training visits ``rows``; by default it is shuffled anew for every epoch."""
@@ -75,13 +88,14 @@ class Source(ABC):
     def to(self, device: torch.device) -> Source:
         """Return the same data for computations on another device."""
         moved = copy.copy(self)
-        moved.log_library_n1, moved.covariates = self.log_library_n1.to(device), self.covariates.to(device)
+        # some sources are frozen
+        object.__setattr__(moved, "log_library_n1", self.log_library_n1.to(device))
+        object.__setattr__(moved, "covariates", self.covariates.to(device))
         return moved
 
     def with_library(self, log_library_n1: Tensor) -> Self:
         """Return the same cells with other libraries."""
         changed = copy.copy(self)
-        # some sources are frozen
         object.__setattr__(changed, "log_library_n1", log_library_n1)
         return changed
 

@@ -8,7 +8,7 @@
 #     test        the test command of the README: installs the package with its tests' needs, runs tests and doctests
 #     tools       everything the checks below need
 #     lint        ruff check, ruff format
-#     layers      what may import what: pl, tl, pp -> bridge -> metrics -> core, and no AnnData in the core
+#     layers      what may import what: pl, tl, pp -> bridge -> metrics -> core, no circle, no AnnData in the core
 #     hooks       the hooks of pre-commit that are no check of their own here
 #     workflows   GitHub's workflows and forms, Dependabot, Read the Docs and CITATION.cff against their schemas; zizmor
 #     types       mypy

@@ -12,15 +12,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy import special
 from torch import Tensor
 
 _STIRLING_FROM = 16.0
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 # below this rate log(1 - exp(-r)) is log r - r / 2 + r^2 / 24 to the last digit of float64
 _LOG_SMALL_RATE = -8.0
-# beyond it the distribution functions of the negative binomial and the Poisson distribution agree to 1e-12
-MAX_LOG_THETA = 35.0
 # trapezoidal rule in log t: the integrand is analytic; it decays as t to the left and doubly exponentially to the right
 _STEP = 1.5
 _NODES = np.exp(np.arange(-13.0, 2.5, _STEP))
@@ -92,27 +89,3 @@ def expected_log1p(mean: Tensor, cumulant: Callable[[Tensor], Tensor]) -> Tensor
     for t in _NODES:
         total.sub_(torch.expm1(-cumulant(mean * float(-np.expm1(-t)))), alpha=float(np.exp(-t)))
     return total.mul_(_STEP)
-
-
-def count_steps(value: Tensor, log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute P(X < ``value``) and P(X <= ``value``) of negative binomial counts (Poisson where theta is infinite)."""
-    from vxpress.core.kernels.count_steps import count_steps as add_up
-
-    shape = torch.broadcast_shapes(value.shape, log_mean.shape)
-    x, m, t = (part.detach().cpu().double().expand(shape).reshape(-1).numpy() for part in (value, log_mean, log_theta))
-    out = np.empty((2, len(x)))
-    add_up(x, m, t, out[0], out[1])
-    rest = np.flatnonzero(np.isnan(out[1]))
-    for row, at_most in enumerate((x[rest] - 1.0, x[rest])):
-        out[row, rest] = 1.0 - _above(at_most, m[rest], t[rest])
-    below, upto = torch.from_numpy(out).view(2, *shape).to(value.device)
-    return below, upto
-
-
-def _above(x: np.ndarray, log_mean: np.ndarray, log_theta: np.ndarray) -> np.ndarray:
-    """Compute P(X > ``x``); the argument of this form stays accurate where the distribution is close to Poisson."""
-    theta = np.exp(np.minimum(log_theta, MAX_LOG_THETA))
-    counted = np.maximum(x + 1.0, 0.5)
-    nb = special.betainc(counted, theta, special.expit(log_mean - log_theta))
-    poisson = special.gammainc(counted, np.exp(log_mean))
-    return np.where(x < 0, 1.0, np.where(log_theta > MAX_LOG_THETA, poisson, nb))

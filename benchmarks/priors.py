@@ -139,7 +139,7 @@ def timing(args: object) -> dict[str, object]:
         f"\nseconds on 10,000 latents, {args.threads} thread(s); target {TARGET_SECONDS:.0f} s for flow and diffusion"
     )
     for kind in args.priors:
-        prior = build_prior(PriorConfig(kind, 500 if kind == "vamp" else 50), 10, 0)
+        prior = build_prior(PriorConfig.of(kind, n_components=500 if kind == "vamp" else 50), 10, 0)
         clock, processor = [time.perf_counter()], time.process_time()
         learned = learn(prior, q, None, seed=0)
         processor = time.process_time() - processor

@@ -17,12 +17,12 @@ from vxpress.core.bodies import DECODERS
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.objectives import OBJECTIVES
-from vxpress.core.option import kind_of
+from vxpress.core.option import default_of, kind_of
 from vxpress.core.priors import PRIORS
 from vxpress.core.settings import PRESETS, FitOptions, Settings, model_config, preset_settings, train_config
 
 SIGNATURE = inspect.signature(vx.tl.fit_vae).parameters
-SETTINGS = {f.name: f.default for f in dataclasses.fields(Settings)}
+SETTINGS = {f.name: default_of(f) for f in dataclasses.fields(Settings)}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_preset_changes_settings_that_exist(preset: Any) -> None:
 
 
 def test_an_option_has_the_type_that_it_has_in_the_configuration() -> None:
-    hints = {name: hint for kind in (Settings, ModelConfig, TrainConfig) for name, hint in get_type_hints(kind).items()}
+    hints = {name: hint for kind in (ModelConfig, TrainConfig, Settings) for name, hint in get_type_hints(kind).items()}
     for name, hint in get_type_hints(FitOptions).items():
         assert type(None) in get_args(hint), name
         assert kind_of(hint) == kind_of(hints[name]), name

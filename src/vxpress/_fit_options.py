@@ -79,13 +79,13 @@ def fit_options() -> list[Option]:
 
 
 def further_options() -> list[Option]:
-    """List the fields of ``FitOptions``."""
+    """List the fields of ``FitOptions``, without those for classes that were registered: a command has none."""
+    kinds = {name: kind_of(hint) for name, hint in hints(FitOptions).items()}
     # None leaves the choice to the preset and is not a separate value
     return [
-        Option(
-            f.name, _written(kind_of(hints(FitOptions)[f.name])), nullable=False, text=_shortened(declaration(f).text)
-        )
+        Option(f.name, _written(kinds[f.name]), nullable=False, text=_shortened(declaration(f).text))
         for f in fields(FitOptions)
+        if kinds[f.name] in (bool, int, float) or get_origin(kinds[f.name]) is Literal
     ]
 
 

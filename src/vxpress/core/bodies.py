@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from vxpress.core import rule
 from vxpress.core.config import ModelConfig
 from vxpress.core.noise import BITS, NO_BITS, Noise
+from vxpress.core.option import Options as NoOptions
 from vxpress.core.registries import DECODERS
 
 # least number of hidden units of the network of one latent dimension
@@ -37,6 +38,8 @@ class Body(nn.Module):
     the body does not receive the condition vector, which then enters at the output layers.
     """
 
+    Options: ClassVar[type[NoOptions]] = NoOptions
+    """The options of this body, a frozen dataclass; ``config.decoder_options`` holds them."""
     receives_condition: ClassVar[bool] = True
     n_features: int
 

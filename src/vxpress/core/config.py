@@ -11,10 +11,10 @@ defaults are those of :func:`~vxpress.tl.fit_vae`.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Generic, Literal, Never
+from typing import Any, Generic, Literal, Never
 
 from vxpress._checks import check_range
-from vxpress.core.option import U, check, declares, option
+from vxpress.core.option import Options, U, check, declares, option
 from vxpress.core.registries import DECODERS, LIKELIHOODS, OBJECTIVES, PRIORS
 
 LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian", "bernoulli"]
@@ -34,18 +34,22 @@ FreeBitsForm = Literal["hard", "soft"]
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """The prior of z: its kind, its size, and the number of conditions of a conditional prior p(z | condition).
+    """The prior of z: its name, the number of conditions of a conditional prior p(z | condition), and its own options.
 
-    ``from_cells`` applies to ``"vamp"`` learned on a frozen model: see :class:`vxpress.core.priors.vamp.Vamp`.
+    ``options`` is an instance of the ``Options`` of the prior's class; a mapping can be given.
     """
 
     name: PriorName = option("normal", registry=PRIORS, label="prior")
-    n_components: int = option(50, low=1, high=100_000)
     n_conditions: int = option(0, low=0, high=1_000_000)
-    from_cells: bool = False
+    options: Any = option(Options, of="name", flat=True)
 
     def __post_init__(self) -> None:
         check(self)
+
+    @classmethod
+    def of(cls, name: PriorName, n_conditions: int = 0, **options: Any) -> PriorConfig:
+        """Build the configuration of a prior with some of its options."""
+        return cls(name, n_conditions, options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,7 @@ class ModelConfig(Network):
 
     ``n_categories`` holds the number of categories of each categorical covariate; with ``has_batch``, the
     first one is the batch. ``remainder`` adds the share of molecules from genes outside the model. ``decoder_options``
-    is an instance of the ``Options`` of the decoder's class, and can be given as a mapping.
+    is an instance of the ``Options`` of the decoder's class; a mapping can be given.
     """
 
     n_genes: int = field(metadata=declares(low=1, high=10_000_000))
@@ -120,6 +124,7 @@ class ModelConfig(Network):
     n_readout: int = option(0, low=0, high=10_000_000)
     # made when it is needed, because its check imports the priors, which import this module
     prior: PriorConfig = option(PriorConfig)
+    decoder_options: Any = option(Options, of="decoder", since="0.2.0")
 
     def __post_init__(self) -> None:
         check(self)

@@ -8,14 +8,16 @@ Each option is declared once, with :func:`option`. Its name, type and default ar
 from __future__ import annotations
 
 import inspect
+import math
 import textwrap
 import types
-from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from vxpress._checks import check_choice, check_range
+from vxpress._similar import similar
 from vxpress.core.registry import Registry
 
 C = TypeVar("C")
@@ -31,6 +33,10 @@ class Declaration:
     type. ``label`` is the name in messages if it differs. An option with ``since``, the first release that stored it, is
     not stored while it has its default, which is also what a stored fit without it has. ``applies`` returns whether the
     option has an effect with given settings, ``needs`` is what to pass so that it does. ``text`` documents it.
+
+    With ``of``, the name of another option that chooses a class from a registry, this one holds the options of that class,
+    an instance of its ``Options``. With ``flat``, these are stored next to the other fields. An ``internal`` option of a
+    class is stored and not offered to users.
     """
 
     low: float | None = None
@@ -38,6 +44,9 @@ class Declaration:
     registry: Registry[Any] | None = None
     label: str | None = None
     since: str | None = None
+    of: str | None = None
+    flat: bool = False
+    internal: bool = False
     applies: Callable[[Any], bool] | None = None
     needs: str | Callable[[], str] = ""
     text: str = ""
@@ -66,9 +75,18 @@ def declaration(f: Field[Any]) -> Declaration:
 _NOTHING = Declaration()
 
 
-@cache
+def default_of(f: Field[Any]) -> Any:
+    """Return the default of a field, ``MISSING`` if it has none."""
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
 def hints(cls: type) -> Mapping[str, Any]:
     """Return the types of all fields of a dataclass."""
+    return _hints(cast("Hashable", cls))
+
+
+@cache
+def _hints(cls: Hashable) -> Mapping[str, Any]:
     return get_type_hints(cls)
 
 
@@ -90,15 +108,19 @@ def check(config: Any) -> None:
     Raises ``ValueError`` that names the field, what was found and what is expected.
     """
     for f in fields(config):
-        value = getattr(config, f.name)
-        checked = _checked(f, value, hints(config.__class__)[f.name])
+        value, of = getattr(config, f.name), declaration(f).of
+        checked = (
+            _checked(f, value, hints(type(config))[f.name])
+            if of is None
+            else _own_options(type(config), of, getattr(config, of), f.name, value)
+        )
         if checked is not value:
             object.__setattr__(config, f.name, checked)
 
 
 def check_option(cls: type, name: str, value: Any) -> Any:
     """Check one option of a dataclass before it is built, and return its value as a Python scalar."""
-    return _checked(next(f for f in fields(cls) if f.name == name), value, hints(cls)[name])
+    return _checked(_field(cls, name), value, hints(cls)[name])
 
 
 def _checked(f: Field[Any], value: Any, hint: Any) -> Any:
@@ -130,6 +152,77 @@ def check_used(settings: Any, given: Mapping[str, Any]) -> None:
             needs = declared.needs if isinstance(declared.needs, str) else declared.needs()
             msg = f"options=FitOptions({f.name}={given[f.name]!r}) has no effect unless you pass {needs}. Leave it out."
             raise ValueError(msg)
+
+
+# options of a class that is chosen by name
+
+
+@dataclass(frozen=True)
+class Options:
+    """Base class of the options of one prior or one decoder body: a frozen dataclass, by default without fields."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def options_class(cls: type, of: str, name: str) -> type[Options]:
+    """Return the ``Options`` of the class that the option ``of`` of a configuration chooses by ``name``."""
+    registry = declaration(_field(cls, of)).registry
+    assert registry is not None  # noqa: S101 - it chooses a class
+    registry.check(name, declaration(_field(cls, of)).label or of)
+    found: type[Options] = registry[name].Options
+    return found
+
+
+def offered(kind: type[Options]) -> list[str]:
+    """List the options that users can give."""
+    return [f.name for f in fields(kind) if not declaration(f).internal]
+
+
+def check_offered(kind: type[Options], given: object, argument: str, owner: str) -> None:
+    """Check names and types of options that a user gives for a class, which ``owner`` names as in ``prior='vamp'``.
+
+    Raises ``TypeError`` if they are not a mapping, and ``ValueError`` for an unknown name or a value of another type.
+    """
+    if not isinstance(given, Mapping):
+        msg = f"{argument}={given!r} was given; a dict with the options of {owner} by name is expected."
+        raise TypeError(msg)
+    known = offered(kind)
+    for name, value in given.items():
+        if name not in known:
+            meant = similar(str(name), known)
+            hint = (
+                f"Did you mean {' or '.join(map(repr, meant))}?" if meant else f"It has {', '.join(map(repr, known))}."
+            )
+            msg = f"{argument} holds {name!r}, which is not an option of {owner}. {hint if known else 'It has none.'}"
+            raise ValueError(msg)
+        _check_type(f"{argument}: {name}", value, kind_of(hints(kind)[name]))
+
+
+def _check_type(label: str, value: Any, kind: Any) -> None:
+    """Raise ``ValueError`` unless a value has the type of an option, if that is a scalar."""
+    if kind in (int, float):
+        check_range(label, value, -math.inf, math.inf, integer=kind is int)
+    elif kind in (bool, str) and not isinstance(value, kind):
+        msg = f"{label}={value!r} was given; {'True or False' if kind is bool else 'a string'} is expected."
+        raise ValueError(msg)
+
+
+def _own_options(cls: type, of: str, name: str, argument: str, value: Any) -> Options:
+    """Return the options of the chosen class; they may be given as a mapping, and by default are its defaults."""
+    kind = options_class(cls, of, name)
+    if isinstance(value, kind):
+        return value
+    if type(value) is Options:
+        value = {}
+    if not isinstance(value, Mapping):
+        msg = f"{argument}={value!r} was given; options of {of}={name!r} are expected, {kind.__name__}(...)."
+        raise TypeError(msg)
+    return kind(**value)
+
+
+def _field(cls: type, name: str) -> Field[Any]:
+    return next(f for f in fields(cls) if f.name == name)
 
 
 # options that users may leave out

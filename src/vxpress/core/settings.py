@@ -22,7 +22,16 @@ from vxpress.core.config import (
     Training,
     TrainingOptions,
 )
-from vxpress.core.option import U, check_option, check_used, documented, option, unset_by_default
+from vxpress.core.option import (
+    U,
+    check_offered,
+    check_option,
+    check_used,
+    documented,
+    offered,
+    option,
+    unset_by_default,
+)
 from vxpress.core.registries import DECODERS, PRIORS
 
 MAX_EPOCHS = 100
@@ -33,9 +42,12 @@ SMALL_BATCH, LARGE_BATCH, LARGE_BATCH_FROM = 256, 512, 1_500
 RATE_PER_CELL, MAX_RATE = 0.01 / 256, 0.02
 
 
-def _with_components() -> str:
-    """Name the priors that have components."""
-    return " or ".join(repr(name) for name, kind in PRIORS.items() if kind.has_components)
+def _has_components(prior: str) -> bool:
+    return "n_components" in offered(PRIORS[prior].Options)
+
+
+def _needs_components() -> str:
+    return f"prior={' or '.join(repr(name) for name in PRIORS if _has_components(name))}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +60,14 @@ class FurtherOptions(Generic[U]):
         """Number of components of ``prior="mixture"`` and of pseudo-inputs of ``prior="vamp"``; 50 by default.""",
         low=1,
         high=100_000,
-        applies=lambda settings: PRIORS[settings.prior].has_components,
-        needs=lambda: f"prior={_with_components()}",
+        applies=lambda settings: _has_components(settings.prior),
+        needs=_needs_components,
+    )
+    prior_options: Mapping[str, Any] | U = option(
+        dict, "Options of a prior that was registered from outside the package, by name, as a dict."
+    )
+    decoder_options: Mapping[str, Any] | U = option(
+        dict, "Options of a decoder that was registered from outside the package, by name, as a dict."
     )
 
 
@@ -166,7 +184,7 @@ def resolve(arguments: Mapping[str, Any]) -> Settings:
     PRIORS.check(settings.prior)
     DECODERS.check(settings.decoder)
     check_used(settings, of_options)
-    check_option(Settings, "prior_components", settings.prior_components)
+    settings = _with_own_options(settings, of_options)
     if not DECODERS[settings.decoder].receives_condition and of_options.get("condition_output") is False:
         msg = (
             f"options=FitOptions(condition_output=False) is not available with decoder={settings.decoder!r}, in which covariates "
@@ -174,6 +192,20 @@ def resolve(arguments: Mapping[str, Any]) -> Settings:
         )
         raise ValueError(msg)
     return settings
+
+
+def _with_own_options(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    """Check the options of the chosen prior and decoder that users give as a dict; ``prior_components`` is one of them."""
+    for of, kind in (("prior", PRIORS[settings.prior].Options), ("decoder", DECODERS[settings.decoder].Options)):
+        argument = f"{of}_options"
+        check_offered(kind, getattr(settings, argument), argument, f"{of}={getattr(settings, of)!r}")
+    if "prior_components" not in given:
+        return settings
+    if "n_components" in settings.prior_options:
+        msg = "prior_components= and n_components in prior_options= are the same option. Leave one of them out."
+        raise ValueError(msg)
+    n_components = check_option(Settings, "prior_components", settings.prior_components)
+    return replace(settings, prior_options={**settings.prior_options, "n_components": n_components})
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,8 +216,12 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def model_config(settings: Settings, **of_the_data: Any) -> ModelConfig:
     """Return the configuration of a model from settings, and what the data decide."""
-    prior = PriorConfig(settings.prior, settings.prior_components)
-    return ModelConfig(**_shared(Network, settings), prior=prior, **of_the_data)
+    return ModelConfig(
+        **_shared(Network, settings),
+        prior=PriorConfig(settings.prior, options=settings.prior_options),
+        decoder_options=settings.decoder_options,
+        **of_the_data,
+    )
 
 
 def train_config(settings: Settings, max_epochs: int) -> TrainConfig:

@@ -7,7 +7,7 @@ import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
-from vxpress._checks import check_choice, check_range
+from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
 from vxpress._progress import progress_bar
@@ -15,7 +15,7 @@ from vxpress._seeds import seed_of
 from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.results import announce_replaced, check_free, own
 from vxpress.bridge.fits.stored_cells import StoredCells
-from vxpress.bridge.health.learn_prior import PriorName, learn_prior
+from vxpress.bridge.health.learn_prior import PriorName, check_prior, learn_prior
 from vxpress.bridge.health.new_prior import report, results_of_refusal, results_with_prior, task_of
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.prepare import resolve_device
@@ -130,7 +130,7 @@ def fit_prior(
     True
     """
     check_adata(adata, copy=copy)
-    check_choice("prior", prior, PriorName)
+    check_prior(prior)
     if n_components is not None:
         check_range("n_components", n_components, 1, 100_000, integer=True)
     if max_steps is not None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
@@ -8,7 +9,8 @@ import pytest
 
 from vxpress.bridge.fits.codec import from_uns, to_uns
 from vxpress.bridge.fits.params import Params
-from vxpress.core.config import ModelConfig, TrainConfig
+from vxpress.core.config import ModelConfig, PriorConfig, TrainConfig
+from vxpress.core.option import check, option
 
 MODELS = [
     ModelConfig(n_genes=20),
@@ -76,3 +78,41 @@ def test_a_missing_setting_is_named_and_not_replaced_by_a_default(name: str) -> 
     del stored[name]
     with pytest.raises(ValueError, match=name):
         from_uns(ModelConfig, stored)
+
+
+@dataclass(frozen=True)
+class Record:
+    old: int
+    new: int = option(3, low=0, high=9, since="0.2.0")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def test_an_option_added_later_is_stored_only_if_it_is_not_the_default() -> None:
+    assert to_uns(Record(1)) == {"old": 1}
+    assert from_uns(Record, {"old": 1}) == Record(1, 3)
+    assert from_uns(Record, to_uns(Record(1, 4))) == Record(1, 4)
+    with pytest.raises(ValueError, match="new=10"):
+        from_uns(Record, {"old": 1, "new": 10})
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"n_components": 2.5}, "n_components"),
+        ({"n_components": 0}, "n_components"),
+        ({"surprise": 1}, "surprise"),
+        ({"name": "magic"}, "prior='magic'"),
+    ],
+)
+def test_options_of_a_prior_are_stored_next_to_its_name(change: dict, match: str) -> None:
+    prior = PriorConfig.of("vamp", 2, n_components=7)
+    stored = to_uns(prior)
+    assert stored == {"name": "vamp", "n_conditions": 2, "n_components": 7, "from_cells": False}
+    assert from_uns(PriorConfig, stored) == prior
+    with pytest.raises(ValueError, match=match):
+        from_uns(PriorConfig, stored | change)
+    for name in stored:
+        with pytest.raises(ValueError, match=name):
+            from_uns(PriorConfig, {other: value for other, value in stored.items() if other != name})

@@ -13,7 +13,7 @@ from vxpress.core.priors.mixture import Mixture
 
 
 def _mixture(n_components: int, d: int, n_conditions: int = 0) -> Mixture:
-    prior = Mixture(PriorConfig("mixture", n_components, n_conditions), d)
+    prior = Mixture(PriorConfig.of("mixture", n_conditions, n_components=n_components), d)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in prior.parameters():
@@ -81,7 +81,7 @@ def test_k_means_finds_clusters_in_every_condition() -> None:
 
 
 def test_more_components_than_cells() -> None:
-    prior = Mixture(PriorConfig("mixture", 10), 2)
+    prior = Mixture(PriorConfig.of("mixture", n_components=10), 2)
     q = DiagonalNormal(torch.zeros(4, 2), torch.ones(4, 2))
     prior.start_from_posteriors(q, None, torch.Generator().manual_seed(0))
     assert torch.isfinite(prior.log_prob(q.loc)).all()

@@ -36,7 +36,7 @@ def learned(kind: str, d: int, n_conditions: int = 0) -> Prior:
 
 
 def _learn(kind: str, d: int, n_conditions: int = 0) -> Prior:
-    prior = build_prior(PriorConfig(kind, COMPONENTS, n_conditions), d, seed=0)
+    prior = build_prior(PriorConfig.of(kind, n_conditions, n_components=COMPONENTS), d, seed=0)
     q = posteriors(d)
     code = (q.loc[:, 0] > 0.2).long() if n_conditions else None
     learn(prior, q, code, n_steps=60, seed=0)
@@ -173,7 +173,9 @@ def test_leading_axes_and_precision(kind: str) -> None:
 
 def test_weights_of_every_prior_have_known_shapes_on_the_meta_device() -> None:
     for kind in KINDS:
-        config = ModelConfig(n_genes=7, n_latent=3, norm="layer", prior=PriorConfig(kind, COMPONENTS, 2))
+        config = ModelConfig(
+            n_genes=7, n_latent=3, norm="layer", prior=PriorConfig.of(kind, 2, n_components=COMPONENTS)
+        )
         from vxpress.bridge.fits.fit import expected_shapes
         from vxpress.core.vae import build
 

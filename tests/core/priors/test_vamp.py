@@ -39,7 +39,7 @@ def _model(**settings: Any) -> tuple[Any, Cells]:
         n_categories=(3,),
         has_batch=True,
         n_continuous=1,
-        prior=PriorConfig("vamp", K),
+        prior=PriorConfig.of("vamp", n_components=K),
         norm="batch",
         **settings,
     )
@@ -132,7 +132,7 @@ def test_added_batches_do_not_change_the_prior() -> None:
 def test_components_from_cells_are_widened_posteriors() -> None:
     from vxpress.core.priors.fitting import build_prior
 
-    prior: Any = build_prior(PriorConfig("vamp", 4), 2, 0)
+    prior: Any = build_prior(PriorConfig.of("vamp", n_components=4), 2, 0)
     q = DiagonalNormal(torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0], [5.0, 5.0]]), torch.full((4, 2), 0.2))
     prior.start_from_posteriors(q, None, torch.Generator().manual_seed(0))
     loc, scale = prior.components()

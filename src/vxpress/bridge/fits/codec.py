@@ -2,7 +2,8 @@
 
 Such files do not preserve tuples, ``None``, numpy scalars and 0-d arrays. So unset options are omitted, sequences are arrays,
 and the types of the dataclass define how a value is read. Fields that are always written are required for reading: a default
-in their place would be another fit.
+in their place would be another fit. The exception are options that were added later (``since``): they are left out while they
+have their default, which is what earlier fits have. Options of a prior or decoder are those of its class.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import numpy as np
+
+from vxpress.core.option import declaration, default_of, hints, options_class
 
 T = TypeVar("T")
 
@@ -21,13 +24,16 @@ def to_uns(config: Any) -> dict[str, Any]:
     """Convert a frozen dataclass to a mapping of scalars, strings, arrays and such mappings."""
     out: dict[str, Any] = {}
     for f in fields(config):
-        value = getattr(config, f.name)
-        if value is None:
+        value, declared = getattr(config, f.name), declaration(f)
+        if value is None or (declared.since is not None and value == default_of(f)):
             continue
         if is_dataclass(value):
             value = to_uns(value)
+            if declared.flat:
+                out |= value
+                continue
         elif isinstance(value, tuple):
-            of_strings = get_args(get_type_hints(type(config))[f.name])[0] is str
+            of_strings = get_args(hints(type(config))[f.name])[0] is str
             value = np.array(value, dtype=object if of_strings else None) if value else np.array([], dtype=float)
         out[f.name] = value
     return out
@@ -38,21 +44,25 @@ def from_uns(kind: type[T], stored: Mapping[str, Any]) -> T:
 
     Raises ``ValueError`` if a field is missing, unknown, of the wrong type or out of range.
     """
-    hints = get_type_hints(kind)
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    unknown = sorted(set(stored) - set(known))
-    if unknown:
-        msg = f"{kind.__name__} has no fields {unknown}: the fit was stored by another version, or is damaged."
-        raise ValueError(msg)
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    further = {name: value for name, value in stored.items() if name not in known}
     values: dict[str, Any] = {}
-    for name in known:
-        if name in stored:
-            values[name] = _read(stored[name], hints[name], name)
-        elif type(None) in get_args(hints[name]):
-            values[name] = None
-        else:
-            msg = f"{kind.__name__} lacks {name!r}: the stored fit is damaged."
+    for f in fields(kind):  # type: ignore[arg-type]
+        declared, hint = declaration(f), hints(kind)[f.name]
+        if declared.of is not None:
+            own = further if declared.flat else stored.get(f.name, {})
+            values[f.name] = _read(own, options_class(kind, declared.of, values[declared.of]), f.name)
+            further = {} if declared.flat else further
+        elif f.name in stored:
+            values[f.name] = _read(stored[f.name], hint, f.name)
+        elif type(None) in get_args(hint):
+            values[f.name] = None
+        elif declared.since is None:
+            msg = f"{kind.__name__} lacks {f.name!r}: the stored fit is damaged."
             raise ValueError(msg)
+    if further:
+        msg = f"{kind.__name__} has no fields {sorted(further)}: the fit was stored by another version, or is damaged."
+        raise ValueError(msg)
     return kind(**values)
 
 

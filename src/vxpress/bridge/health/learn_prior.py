@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,11 @@ def joint_record(prior: Prior, q: DiagonalNormal, seed: int = 0) -> dict[str, An
     }
 
 
+def check_prior(kind: object) -> None:
+    """Raise ``ValueError`` unless there is a prior of this name."""
+    PRIORS.check(kind)
+
+
 def learn_prior(
     fit: Fit,
     task: Task,
@@ -192,4 +197,6 @@ def _config(kind: PriorName, n_components: int | None, n_conditions: int, n_cell
     """Set the number of components: as requested, and at least one per condition."""
     most, cells_each = PRIORS[kind].alone_components
     n = max(min(most, max(1, n_cells // cells_each)), 4 * n_conditions) if n_components is None else n_components
-    return PriorConfig(name=kind, n_components=max(n, n_conditions), n_conditions=n_conditions)
+    names = {f.name for f in fields(PRIORS[kind].Options)}
+    of_prior = {"n_components": max(n, n_conditions)} if "n_components" in names else {}
+    return PriorConfig(kind, n_conditions, of_prior)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vxpress.core.config import PriorConfig
 from vxpress.core.normal import DiagonalNormal
+from vxpress.core.option import Options as NoOptions
+from vxpress.core.option import option
 
 if TYPE_CHECKING:
     from vxpress.core.data import Source
@@ -17,6 +20,14 @@ if TYPE_CHECKING:
 
 # draws from which the variance of a prior without a closed form is estimated
 VARIANCE_DRAWS = 2048
+
+
+@dataclass(frozen=True)
+class StoredOptions(NoOptions):
+    """What every prior of the package stores, also those without components."""
+
+    n_components: int = option(50, low=1, high=100_000, internal=True)
+    from_cells: bool = option(False, internal=True)
 
 
 class Prior(nn.Module):
@@ -39,8 +50,8 @@ class Prior(nn.Module):
     invertible: ClassVar[bool] = False
     """Whether :meth:`to_base` and :meth:`from_base` map z to draws of N(0, I) and back (without conditions)."""
 
-    has_components: ClassVar[bool] = False
-    """Whether ``config.n_components`` has an effect."""
+    Options: ClassVar[type[NoOptions]] = NoOptions
+    """The options of this prior, a frozen dataclass; ``options`` of the instance holds them."""
     alone_components: ClassVar[tuple[int, int]] = (50, 10)
     """When the prior is learned alone: largest number of components, and number of cells needed for each."""
     capturable: ClassVar[bool] = False
@@ -50,10 +61,11 @@ class Prior(nn.Module):
     """Steps and peak learning rate of a fit of the prior alone."""
 
     log_share_c: Tensor
+    options: Any
 
     def __init__(self, config: PriorConfig, n_latent: int) -> None:
         super().__init__()
-        self.config, self.n_latent = config, n_latent
+        self.config, self.options, self.n_latent = config, config.options, n_latent
         if config.n_conditions:
             self.register_buffer("log_share_c", torch.full((config.n_conditions,), -math.log(config.n_conditions)))
 
@@ -153,6 +165,7 @@ class Prior(nn.Module):
 class StandardisedPrior(Prior):
     """A prior that learns the density of (z - centre) / spread."""
 
+    Options = StoredOptions
     centre_d: Tensor
     spread_d: Tensor
 

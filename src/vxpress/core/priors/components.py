@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vxpress.core.config import PriorConfig
-from vxpress.core.priors.base import Prior
+from vxpress.core.option import option
+from vxpress.core.priors.base import Prior, StoredOptions
 
 
 def component_log_prob(z: Tensor, loc_kd: Tensor, scale_kd: Tensor) -> Tensor:
@@ -24,14 +26,22 @@ def component_log_prob(z: Tensor, loc_kd: Tensor, scale_kd: Tensor) -> Tensor:
     return -0.5 * (square + constant_k + z.shape[-1] * math.log(2 * math.pi))
 
 
+@dataclass(frozen=True)
+class ComponentOptions(StoredOptions):
+    """Options of a mixture: its number of components."""
+
+    n_components: int = option(50, low=1, high=100_000)
+
+
 class ComponentPrior(Prior):
     """Mixture sum_k w_k N(z; m_k, s_k^2); conditions share the components and have separate weights."""
 
-    has_components = True
+    Options = ComponentOptions
+    options: ComponentOptions
 
     def __init__(self, config: PriorConfig, n_latent: int) -> None:
         super().__init__(config, n_latent)
-        self.logits_ck = nn.Parameter(torch.zeros(max(1, config.n_conditions), config.n_components))
+        self.logits_ck = nn.Parameter(torch.zeros(max(1, config.n_conditions), self.options.n_components))
 
     def components(self) -> tuple[Tensor, Tensor]:
         """Return means and standard deviations, each (k, d)."""

@@ -28,8 +28,8 @@ class Mixture(ComponentPrior):
 
     def __init__(self, config: PriorConfig, n_latent: int) -> None:
         super().__init__(config, n_latent)
-        self.loc_kd = nn.Parameter(torch.zeros(config.n_components, n_latent))
-        self.log_scale_kd = nn.Parameter(torch.zeros(config.n_components, n_latent))
+        self.loc_kd = nn.Parameter(torch.zeros(self.options.n_components, n_latent))
+        self.log_scale_kd = nn.Parameter(torch.zeros(self.options.n_components, n_latent))
 
     def components(self) -> tuple[Tensor, Tensor]:
         """Return means and standard deviations, each (k, d)."""
@@ -46,7 +46,7 @@ class Mixture(ComponentPrior):
     def start_from_posteriors(self, q: DiagonalNormal, condition_n: Tensor | None, generator: torch.Generator) -> None:
         """Start from k-means of posterior draws, within each condition if there are conditions."""
         z_nd = q.draw(generator)
-        centres, label_n = conditional_k_means(z_nd, condition_n, self.config.n_components, generator)
+        centres, label_n = conditional_k_means(z_nd, condition_n, self.options.n_components, generator)
         self.loc_kd.copy_(centres)
         spread = z_nd.var(0)
         for k in range(len(centres)):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vxpress.core.normal import DiagonalNormal
-from vxpress.core.priors.base import Prior
+from vxpress.core.priors.base import Prior, StoredOptions
 
 
 class _StandardNormalKL(torch.autograd.Function):
@@ -33,6 +33,7 @@ class StandardNormal(Prior):
 
     analytic = True
     capturable = True
+    Options = StoredOptions
 
     def log_prob(self, z: Tensor, condition_n: Tensor | None = None) -> Tensor:
         """Compute the log density, summed over the latent dimensions."""

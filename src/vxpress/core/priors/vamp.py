@@ -26,7 +26,7 @@ class Vamp(ComponentPrior):
     The pseudo-inputs are learned in the input space of the encoder, log1p counts, and start at training cells. They are
     encoded without dropout, with norms in evaluation mode and with covariates at their average.
 
-    If the prior is learned afterwards on a frozen model (``config.from_cells``), there are no pseudo-inputs. The
+    If the prior is learned afterwards on a frozen model (``from_cells``), there are no pseudo-inputs. The
     components are then the posteriors of the training cells nearest to the centres of a k-means. They are widened by a
     normal distribution that is learned with the weights, because few narrow posteriors would leave gaps.
     """
@@ -41,29 +41,29 @@ class Vamp(ComponentPrior):
     def __init__(self, config: PriorConfig, n_latent: int) -> None:
         super().__init__(config, n_latent)
         self.__dict__["model"] = None
-        if config.from_cells:
-            self.register_buffer("loc_kd", torch.zeros(config.n_components, n_latent))
-            self.register_buffer("variance_kd", torch.ones(config.n_components, n_latent))
+        if self.options.from_cells:
+            self.register_buffer("loc_kd", torch.zeros(self.options.n_components, n_latent))
+            self.register_buffer("variance_kd", torch.ones(self.options.n_components, n_latent))
             self.log_widening_d = nn.Parameter(torch.zeros(n_latent))
 
     @classmethod
     def alone(cls, config: PriorConfig) -> PriorConfig:
         """Return settings with components made of cells, which do not need the encoder."""
-        return replace(config, from_cells=True)
+        return replace(config, options=replace(config.options, from_cells=True))
 
     def bind(self, model: VAE) -> None:
         """Store the model for its encoder, without registering it in torch: it is not a part of the prior."""
-        if self.config.from_cells:
+        if self.options.from_cells:
             return
         self.__dict__["model"] = model
         if not hasattr(self, "pseudo_kg"):
-            self.pseudo_kg = nn.Parameter(torch.zeros(self.config.n_components, model.config.n_genes))
+            self.pseudo_kg = nn.Parameter(torch.zeros(self.options.n_components, model.config.n_genes))
             # categories that are added to a trained model later must not change its prior
             self.register_buffer("known_k", torch.tensor(model.config.n_categories, dtype=torch.float32))
 
     def components(self) -> tuple[Tensor, Tensor]:
         """Return means and standard deviations, each (k, d)."""
-        if self.config.from_cells:
+        if self.options.from_cells:
             return self.loc_kd, (self.variance_kd + (2.0 * self.log_widening_d).exp()).sqrt()
         model = cast("VAE", self.__dict__["model"])
         encoder, training = model.encoder, model.encoder.training
@@ -81,13 +81,13 @@ class Vamp(ComponentPrior):
     def start_from(self, model: VAE, cells: Source, rows: Tensor, generator: torch.Generator) -> None:
         """Start the pseudo-inputs at random training cells."""
         order = torch.randperm(len(rows), generator=generator)
-        chosen = order[torch.arange(self.config.n_components) % len(order)].to(rows.device)
+        chosen = order[torch.arange(self.options.n_components) % len(order)].to(rows.device)
         self.pseudo_kg.copy_(cells.batch(rows[chosen]).x_ng.log1p())
 
     @torch.no_grad()
     def start_from_posteriors(self, q: DiagonalNormal, condition_n: Tensor | None, generator: torch.Generator) -> None:
         """Start from the posteriors of the cells nearest to the centres of a k-means."""
-        centres, label_n = conditional_k_means(q.loc, condition_n, self.config.n_components, generator)
+        centres, label_n = conditional_k_means(q.loc, condition_n, self.options.n_components, generator)
         chosen = torch.cdist(centres, q.loc).argmin(-1)
         self.loc_kd.copy_(q.loc[chosen])
         self.variance_kd.copy_(q.scale[chosen].square())

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vxpress._stores import open_store
+
 
 @dataclass(frozen=True)
 class FileNames:
@@ -20,14 +22,8 @@ class FileNames:
     def of(cls, path: Path) -> FileNames:
         """Read the names of a file; raises ``ValueError`` if it is not an AnnData."""
         try:
-            if path.suffix == ".zarr":
-                import zarr
-
-                return cls._read(zarr.open_group(str(path), mode="r"))
-            import h5py
-
-            with h5py.File(path, "r") as file:
-                return cls._read(file)
+            with open_store(path) as root:
+                return cls._read(root)
         except Exception as error:
             # errors of h5py and zarr on a damaged file have no common type
             msg = f"{path} cannot be read as an AnnData: {error}"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from vxpress.core import encoder_ahead, rule
 from vxpress.core.config import ModelConfig, OptimizerName, TrainConfig
@@ -150,12 +151,15 @@ class _Known(nn.Module):
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5, 30.0])
-def test_the_information_is_that_of_the_metric(make_cells: MakeCells, spread: float) -> None:
+def test_the_information_is_that_of_the_mixture_of_all_posteriors(make_cells: MakeCells, spread: float) -> None:
     draw = torch.Generator().manual_seed(0)
     loc, scale = torch.randn(700, 2, generator=draw) * spread, torch.rand(700, 2, generator=draw) * 0.1 + 0.9
     found = held_out_information(_Known(loc, scale), make_cells(700), torch.arange(700))  # type: ignore[arg-type]
-    reference = mutual_information(loc.numpy(), scale.square().numpy())
-    assert found == pytest.approx(reference, abs=0.1)
+    q = Independent(Normal(loc.double(), scale.double()), 1)
+    aggregate = MixtureSameFamily(Categorical(torch.ones(700, dtype=torch.float64)), q)
+    z_nd = loc + scale * torch.randn(700, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert found == pytest.approx(float((q.log_prob(z_nd) - aggregate.log_prob(z_nd)).mean()), abs=1e-9)
+    assert found == pytest.approx(mutual_information(loc.numpy(), scale.square().numpy()), abs=0.1)
     assert found <= np.log(700) + 1e-9
     if spread == 0.0:
         assert found == pytest.approx(0.0, abs=0.02)

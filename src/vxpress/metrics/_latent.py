@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
-from scipy.special import logsumexp
 
 from vxpress._entry import entry
 from vxpress._seeds import seed_of
-
-_BLOCK = 512
+from vxpress.core.aggregate import information, log_aggregate
 
 
 @entry
@@ -126,14 +124,7 @@ def log_aggregate_posterior(z_md: np.ndarray, mean_nd: np.ndarray, var_nd: np.nd
     if z_md.shape[1] != mean_nd.shape[1]:
         msg = f"z_md has {z_md.shape[1]} columns and the posteriors have {mean_nd.shape[1]}; the same latent dimensions are expected."
         raise ValueError(msg)
-    precision, scaled = 1.0 / var_nd, mean_nd / var_nd
-    constant = -0.5 * ((mean_nd * scaled).sum(1) + np.log(2 * np.pi * var_nd).sum(1))
-    out = np.empty(len(z_md))
-    for start in range(0, len(z_md), _BLOCK):
-        z = z_md[start : start + _BLOCK]
-        log_q = z @ scaled.T - 0.5 * (z**2) @ precision.T + constant
-        out[start : start + _BLOCK] = logsumexp(log_q, axis=1) - np.log(len(mean_nd))
-    return out
+    return log_aggregate(z_md, mean_nd, var_nd)
 
 
 @entry
@@ -168,9 +159,7 @@ def mutual_information(
         rows = np.sort(rng.choice(len(mean_nd), n_cells, replace=False))
         mean_nd, var_nd = mean_nd[rows], var_nd[rows]
     eps_nd = rng.standard_normal(mean_nd.shape)
-    z_nd = mean_nd + np.sqrt(var_nd) * eps_nd
-    log_q_given_x = -0.5 * (eps_nd**2 + np.log(2 * np.pi * var_nd)).sum(1)
-    return float(np.round((log_q_given_x - log_aggregate_posterior(z_nd, mean_nd, var_nd)).mean(), 12)) + 0.0
+    return float(np.round(information(mean_nd, var_nd, eps_nd), 12)) + 0.0
 
 
 def _pair(mean_nd: np.ndarray, var_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,10 +13,10 @@ from scanpy import logging as logg
 
 from vxpress._entry import entry
 from vxpress._keys import LIBRARY_SIZE, check_name
-from vxpress._progress import parts, progress_bar
+from vxpress._progress import progress_bar
 from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.read.adata import check_adata
-from vxpress.bridge.read.matrix import check_counts, get_matrix, matrix_name, row_blocks
+from vxpress.bridge.read.matrix import count_blocks, matrix_name
 from vxpress.pp._shared import batch_codes
 
 
@@ -148,9 +148,7 @@ def _is_record(stored: Mapping[str, Any]) -> bool:
 def _molecules(adata: AnnData, layer: str | None) -> NDArray[np.float64]:
     """Compute row sums in double precision, and check that the matrix contains counts."""
     sums = []
-    for (rows, block), progress in parts(row_blocks(get_matrix(adata, layer)), "reading counts", adata.n_obs):
-        progress.done = rows.start
-        check_counts(block, matrix_name(layer), adata)
+    for _, block in count_blocks(adata, layer):
         sums.append(block @ np.ones(block.shape[1]))
     return np.concatenate(sums)
 

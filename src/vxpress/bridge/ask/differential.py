@@ -17,7 +17,7 @@ from vxpress.bridge.ask.composition import LIBRARY, reference_genes, shift_of, w
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
 from vxpress.bridge.read.columns import get_categories
-from vxpress.bridge.read.matrix import canonical, check_counts, get_matrix, matrix_name, row_blocks
+from vxpress.bridge.read.matrix import canonical, count_blocks, row_blocks
 from vxpress.bridge.read.selection import Cells as CellSet
 from vxpress.bridge.read.selection import select_cells
 from vxpress.core.inference.composition import displacement, relative
@@ -35,7 +35,7 @@ from vxpress.core.inference.differential import (
     expected_evidence,
 )
 from vxpress.core.inference.group_expression import GroupExpression, count_overdispersion, decode_units, subsample
-from vxpress.core.progress import parts, steps
+from vxpress.core.progress import steps
 
 BLOCK_COUNTS = 4_000_000
 CellSets: TypeAlias = CellSet | Mapping[str, CellSet]
@@ -223,10 +223,7 @@ def tally_counts(
     column = np.full(adata.n_vars, -1, dtype=np.int64)
     column[genes] = np.arange(len(genes))
     tally = Tally(units, weights, len(genes))
-    where = matrix_name(layer)
-    for (rows, block), progress in parts(_blocks(get_matrix(adata, layer)), "reading counts", adata.n_obs):
-        progress.done = rows.stop
-        check_counts(block, where, adata)
+    for rows, block in count_blocks(adata, layer, _blocks):
         row_k = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
         tally.add(rows, row_k, column[block.indices], block.data.astype(np.float64), library_n)
     return tally.evidence()

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import h5py
 from anndata.io import read_elem
 
+from vxpress._stores import open_store
 from vxpress.bridge.fits.model_file import read_fit
 from vxpress.bridge.fits.results import is_fit
 
@@ -58,12 +58,8 @@ def read_model_file(path: Path) -> tuple[dict[str, Any], str]:
 def read_store(path: Path, read: Callable[[Any], T]) -> T:
     """Apply ``read`` to the root of an ``.h5ad`` file or zarr store; raises ``ValueError`` if it is neither, or damaged."""
     try:
-        if path.is_dir():
-            import zarr
-
-            return read(zarr.open_group(str(path), mode="r"))
-        with h5py.File(path, "r") as file:
-            return read(file)
+        with open_store(path) as root:
+            return read(root)
     except PermissionError as error:
         msg = f"{str(path)!r} cannot be read: permission denied"
         raise PermissionError(error.errno, msg) from error

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from anndata.io import read_elem
 
 from vxpress._keys import Keys
+from vxpress._stores import open_store
 from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.open_files import SUFFIX
 from vxpress.bridge.fits.results import is_fit
 from vxpress.bridge.fits.stored_cells import stored_split
 from vxpress.bridge.read.columns import as_array, get_array
@@ -98,14 +99,10 @@ def _of_adata(adata: AnnData, keys: Keys) -> tuple[np.ndarray, np.ndarray] | Non
 
 def _of_file(path: Path, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
     """Read the same from a stored AnnData, and nothing else; None for a file of weights, which holds no cells."""
-    if path.suffix == ".safetensors":
+    if path.suffix == SUFFIX:
         return None
-    if path.is_dir():
-        import zarr
-
-        return _of_group(zarr.open_group(str(path), mode="r"), keys)
-    with h5py.File(path, "r") as file:
-        return _of_group(file, keys)
+    with open_store(path) as root:
+        return _of_group(root, keys)
 
 
 def _of_group(group: Any, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from vxpress.bridge.read.matrix import canonical, check_counts, get_matrix, matrix_name, row_blocks
-from vxpress.core.progress import steps
+from vxpress.bridge.read.matrix import Block, canonical, count_blocks, row_blocks
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,9 @@ def read_counts(
     A column is empty if its entry of ``genes`` is -1. Every value is checked once. The user's matrix is never changed. It is
     not copied if it is canonical CSR in memory and all its genes are modelled.
     """
-    matrix, where = get_matrix(adata, layer), matrix_name(layer)
     blocks: list[tuple[sparse.csr_matrix, sparse.csr_matrix | None, np.ndarray, np.ndarray]] = []
-    in_memory = sparse.issparse(matrix)
-    parts = [(slice(0, matrix.shape[0]), canonical(matrix))] if in_memory else row_blocks(matrix)
     all_modelled = bool(modelled_g.all())
-    for _, block in steps(parts, "reading counts"):
-        check_counts(block, where, adata)
+    for _, block in count_blocks(adata, layer, _whole_or_blocks):
         picked = block if genes is None else _pick(block, genes)
         inside = picked if all_modelled else picked[:, modelled_g]
         outside = None if all_modelled else picked[:, ~modelled_g]
@@ -54,6 +51,11 @@ def read_counts(
         np.concatenate([b[2] for b in blocks]),
         np.concatenate([b[3] for b in blocks]),
     )
+
+
+def _whole_or_blocks(matrix: Any) -> Iterable[Block]:
+    """Return a sparse matrix in memory as a single block, which need not be copied."""
+    return [(slice(0, matrix.shape[0]), canonical(matrix))] if sparse.issparse(matrix) else row_blocks(matrix)
 
 
 def _pick(block: sparse.csr_matrix, genes: np.ndarray) -> sparse.csr_matrix:

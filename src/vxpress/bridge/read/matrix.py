@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 from anndata import AnnData
@@ -11,6 +11,7 @@ from anndata.abc import CSCDataset
 from scipy import sparse
 
 from vxpress.core.data import without_stored_zeros
+from vxpress.core.progress import parts
 
 MAX_COUNT = 2**24
 # counts that were normalised and scaled back differ from whole numbers by at most this, plus its square times their size
@@ -18,6 +19,8 @@ NEARLY = 1e-3
 # number of rows checked to find another matrix with counts
 LOOKED_AT = 200
 BLOCK_ENTRIES = 32_000_000
+
+Block: TypeAlias = tuple[slice, sparse.csr_matrix]
 
 
 def get_matrix(adata: AnnData, layer: str | None) -> Any:
@@ -39,7 +42,7 @@ def matrix_name(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[Block]:
     """Yield canonical CSR blocks of consecutive rows; the matrix itself is never changed.
 
     ``matrix`` is a numpy array, a scipy sparse matrix or array, or a backed HDF5 or zarr one. A backed CSC matrix is read
@@ -54,6 +57,17 @@ def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[tuple[slice, 
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
         yield rows, canonical(matrix[rows])
+
+
+def count_blocks(
+    adata: AnnData, layer: str | None, cut: Callable[[Any], Iterable[Block]] = row_blocks
+) -> Iterator[Block]:
+    """Yield rows and counts of a matrix in the blocks of ``cut``; the values of each are checked, and reading is a stage."""
+    where = matrix_name(layer)
+    for (rows, block), progress in parts(cut(get_matrix(adata, layer)), "reading counts", adata.n_obs):
+        progress.done = rows.stop
+        check_counts(block, where, adata)
+        yield rows, block
 
 
 def canonical(block: Any) -> sparse.csr_matrix:

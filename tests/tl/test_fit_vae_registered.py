@@ -17,7 +17,8 @@ import vxpress as vx
 from vxpress.bridge.fits.fit import Fit
 from vxpress.core.bodies import DECODERS, Body
 from vxpress.core.config import ModelConfig, PriorConfig
-from vxpress.core.option import Options, option
+from vxpress.core.option import Options as OwnOptions
+from vxpress.core.option import option
 from vxpress.core.priors import PRIORS, Prior
 from vxpress.tl import FitOptions
 
@@ -26,7 +27,7 @@ class Wide(Prior):
     """A normal distribution of a given width."""
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(OwnOptions):
         width: float = option(1.0, low=0.1, high=10.0)
         n_components: int = 2
 
@@ -41,7 +42,7 @@ class Narrow(Body):
     """One hidden layer of a given width."""
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(OwnOptions):
         units: int = 5
         bias: bool = True
         activation: str = "tanh"

@@ -13,16 +13,14 @@ FORMAT = "vxpress-fit-2"
 # format of release 0.1.0, without a checksum
 FIRST = "vxpress-fit-1"
 FORMATS = (FIRST, FORMAT)
-# settings added later, as part/name, with the value for fits stored before
-LATER: dict[str, Any] = {}
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record of a fit of any supported format with the fields of the current format added."""
+    """Return the record of a fit of any supported format with the fields of the current format added.
+
+    An option that was added since is declared so, and read by the codec.
+    """
     record = dict(record)
-    for path, value in LATER.items():
-        *parts, name = path.split("/")
-        _set_default(record, parts, name, value)
     if str(record.get("format")) != FIRST:
         return record
     if NAME in record:
@@ -54,14 +52,3 @@ def _with_all_fields(covariates: Mapping[str, Any], params: Mapping[str, Any]) -
         names = covariates.get(f"categories_{i}", ())
         fields[f"n_train_{i}"] = np.full(len(names), int(params.get("n_train", 0)), dtype=np.int64)
     return fields | dict(covariates)
-
-
-def _set_default(record: dict[str, Any], parts: list[str], name: str, value: Any) -> None:
-    """Set a missing entry, in copies of the mappings that contain it."""
-    at = record
-    for part in parts:
-        if not isinstance(at.get(part), Mapping):
-            return  # the error is raised when the part is read
-        at[part] = dict(at[part])
-        at = at[part]
-    at.setdefault(name, value)

@@ -40,8 +40,8 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 import vxpress as vx
+from vxpress.bridge.ask.neighbors import FoundNeighbors
 from vxpress.core.inference.nearest import edge_frequency, likelihood_of, nearest
-from vxpress.pp._neighbors import _Found
 
 Posterior = tuple[np.ndarray, np.ndarray]
 Found = tuple[np.ndarray, np.ndarray]
@@ -186,7 +186,7 @@ def leiden(found: Found) -> np.ndarray:
     """Compute Leiden clusters of scanpy's graph of these neighbours."""
     n = len(found[0])
     cells = ad.AnnData(obs=pd.DataFrame(index=np.arange(n).astype(str)), obsm={"X": np.zeros((n, 1))})
-    sc.pp.neighbors(cells, found[0].shape[1] + 1, use_rep="X", transformer=_Found(*found))
+    sc.pp.neighbors(cells, found[0].shape[1] + 1, use_rep="X", transformer=FoundNeighbors(*found))
     sc.tl.leiden(cells, flavor="igraph", n_iterations=2)
     return cells.obs["leiden"].cat.codes.to_numpy()
 

@@ -41,7 +41,7 @@ def neighbor_graph(
     peak_nd, precision_nd = likelihood_of(mean_nd, var_nd)
     transformer = None
     if distance == "likelihood":
-        transformer = _Found(*nearest(peak_nd, precision_nd, mean_nd, var_nd, k, random_state))
+        transformer = FoundNeighbors(*nearest(peak_nd, precision_nd, mean_nd, var_nd, k, random_state))
     graph = AnnData(obs=pd.DataFrame(index=adata.obs_names), obsm={use_rep: mean_nd})
     with _quiet():
         sc.pp.neighbors(
@@ -79,7 +79,7 @@ def _quiet() -> Iterator[None]:
         sc.settings.verbosity = before
 
 
-class _Found:
+class FoundNeighbors:
     """Neighbours that were already found, with the interface of a transformer that scanpy expects."""
 
     def __init__(self, index_nk: np.ndarray, squared_nk: np.ndarray) -> None:

@@ -31,6 +31,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -345,15 +346,13 @@ def _empty_cells() -> Arrays:
 
 
 @contextmanager
-def device_form(*, stream: bool) -> Iterator[None]:
+def device_form() -> Iterator[None]:
     """Within this block, fits on the processor use the training step, padded entries and likelihoods of a GPU.
 
-    With ``stream``, counts are not moved as a whole but assembled for every minibatch. This is the only part of this
-    script that depends on internals: adapt it if they move, so that the same operations run.
+    This is the only part of this script that depends on internals: adapt it if they move, so that the same operations run.
     """
-    from vxpress.bridge.fits import runner as run
     from vxpress.core import rule, training
-    from vxpress.core.data import Counts, place
+    from vxpress.core.data import Counts
     from vxpress.core.likelihoods import counted
 
     with ExitStack() as stack:
@@ -361,8 +360,6 @@ def device_form(*, stream: bool) -> Iterator[None]:
         stack.enter_context(patch.object(training, "_Step", training._DeviceStep))
         stack.enter_context(patch.object(Counts, "dense", Counts.padded_dense))
         stack.enter_context(patch.object(counted, "gathered", counted.selected))
-        if stream:
-            stack.enter_context(patch.object(run, "place", partial(place, source="streamed")))
         yield
 
 
@@ -381,8 +378,10 @@ DEVICE: dict[str, dict[str, Any]] = {
 
 
 def on_device(*, stream: bool, **arguments: Any) -> Arrays:
-    """Fit with the GPU's form of the step."""
-    with device_form(stream=stream):
+    """Fit with the GPU's form of the step; with ``stream``, counts are assembled for every minibatch."""
+    if stream:
+        arguments["options"] = replace(arguments.get("options") or Options(), source="streamed")
+    with device_form():
         return fit_result(**arguments)
 
 

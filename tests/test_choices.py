@@ -15,6 +15,7 @@ from vxpress.bridge.fits.fit_arguments import CheckedArguments, check_arguments
 from vxpress.core import config
 from vxpress.core.bodies import DECODERS
 from vxpress.core.config import ModelConfig, TrainConfig
+from vxpress.core.data import SOURCES
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.objectives import OBJECTIVES
 from vxpress.core.option import default_of, kind_of
@@ -32,6 +33,7 @@ SETTINGS = {f.name: default_of(f) for f in dataclasses.fields(Settings)}
         (config.PriorName, PRIORS),
         (config.DecoderName, DECODERS),
         (config.ObjectiveName, OBJECTIVES),
+        (config.SourceName, SOURCES),
         (config.Preset, {name for name in PRESETS if name is not None}),
     ],
 )

@@ -45,6 +45,7 @@ def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) ->
         rng=checked.rng,
         device=checked.device,
         start_from_data=checked.settings.start_from_data,
+        source=checked.settings.source,
         describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
     )
     fitted = runner.fit(model_config_of(checked, prepared), train_config_of(checked, prepared))

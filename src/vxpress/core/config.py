@@ -28,6 +28,7 @@ Preset = Literal["scvi", "likelihood"]
 DecoderName = Literal["mlp", "skip", "linear", "split"]
 PriorName = Literal["normal", "mixture", "vamp", "flow", "diffusion", "flow_matching"]
 ObjectiveName = Literal["elbo", "iwae", "dreg"]
+SourceName = Literal["resident", "streamed", "mapped"]
 KlSchedule = Literal["linear", "cyclical", "capacity"]
 FreeBitsForm = Literal["hard", "soft"]
 

@@ -18,6 +18,7 @@ from vxpress.core.config import (
     Preset,
     PriorConfig,
     PriorName,
+    SourceName,
     TrainConfig,
     Training,
     TrainingOptions,
@@ -32,7 +33,7 @@ from vxpress.core.option import (
     option,
     unset_by_default,
 )
-from vxpress.core.registries import DECODERS, PRIORS
+from vxpress.core.registries import DECODERS, PRIORS, SOURCES
 
 MAX_EPOCHS = 100
 # number of times that a cell is used, summed over cells, in a fit of up to 5,000 cells
@@ -55,6 +56,15 @@ class FurtherOptions(Generic[U]):
     """Options that rarely need a change, and from which a part of the model follows."""
 
     readout: bool | U = option(True, "Whether genes outside the modelled subset also get denoised values.")
+    source: SourceName | U | None = option(
+        None,
+        """Where the counts are during the fit: ``"resident"`` in the memory of the device, ``"streamed"`` in the memory of
+        the host, which sends the next minibatch to the GPU while it computes, or ``"mapped"`` in temporary files. By default
+        they are resident, and streamed if they would fill the free memory of the GPU. From files, cells are read in blocks of
+        256 neighbours: the blocks come in random order, and the cells of 16 blocks at a time are shuffled together. The
+        others shuffle all cells.""",
+        registry=SOURCES,
+    )
     prior_components: int | U = option(
         50,
         """Number of components of ``prior="mixture"`` and of pseudo-inputs of ``prior="vamp"``; 50 by default.""",
@@ -181,6 +191,7 @@ def resolve(arguments: Mapping[str, Any]) -> Settings:
         check_option(Settings, name, arguments[name])
     of_options = {} if options is None else _given(vars(options))
     settings = preset_settings(preset, **_given(arguments), **of_options)
+    check_option(Settings, "source", settings.source)
     PRIORS.check(settings.prior)
     DECODERS.check(settings.decoder)
     check_used(settings, of_options)

@@ -65,12 +65,13 @@ class Runner:
         rng: np.random.Generator,
         device: torch.device,
         start_from_data: bool,
+        source: str | None = None,
         describe: Callable[[torch.Tensor], str],
     ) -> None:
         self.init_seed, self.train_seed, self.readout_seed = (int(seed) for seed in rng.integers(2**62, size=3))
         self.prepared, self.device, self.start_from_data = prepared, device, start_from_data
-        self.describe = describe
-        self.cells = place(prepared.cells, device)
+        self.describe, self.source = describe, source
+        self.cells = place(prepared.cells, device, source)
         self.train_rows = torch.from_numpy(prepared.train_n).to(device)
         self.validation_rows = torch.from_numpy(prepared.validation_n).to(device)
 
@@ -101,10 +102,18 @@ class Runner:
         if not model.config.n_readout:
             return
         assert prepared.counts.outside is not None  # noqa: S101 - there are genes to read out
-        outside = place(replace(prepared.cells, counts=Counts.from_scipy(prepared.counts.outside)), self.device)
+        outside = replace(prepared.cells, counts=Counts.from_scipy(prepared.counts.outside))
         mean_nd = torch.from_numpy(fitted.encoded.mean_nd).to(self.device)
         logg.info(f"    reading out {model.config.n_readout} genes outside the model")
-        fit_readout(model, self.cells, outside, mean_nd, self.train_rows, self.validation_rows, seed=self.readout_seed)
+        fit_readout(
+            model,
+            self.cells,
+            place(outside, self.device, self.source),
+            mean_nd,
+            self.train_rows,
+            self.validation_rows,
+            seed=self.readout_seed,
+        )
 
 
 def _set_library_prior(model: VAE, log_library_n: torch.Tensor, covariates: Covariates) -> None:

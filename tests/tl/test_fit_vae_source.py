@@ -1,0 +1,58 @@
+"""Where the counts of a fit are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import vxpress as vx
+
+QUICK: dict[str, Any] = {"n_latent": 3, "n_hidden": 8, "max_epochs": 2, "batch_size": 64}
+
+
+def _fit(source: str | None, **arguments: Any) -> ad.AnnData:
+    adata = vx.datasets.simulate(300, 30, n_groups=2, n_batches=2, library_mean=80, rng=3)
+    adata.var["chosen"] = np.arange(30) % 3 > 0
+    vx.tl.fit_vae(
+        adata, batch_key="batch", mask_var="chosen", options=vx.tl.FitOptions(source=source), **QUICK, **arguments
+    )
+    return adata
+
+
+@pytest.fixture(scope="module")
+def default() -> ad.AnnData:
+    return _fit(None)
+
+
+@pytest.mark.parametrize("source", ["resident", "streamed"])
+def test_resident_and_streamed_counts_give_the_same_fit(default: ad.AnnData, source: str) -> None:
+    adata = _fit(source)
+    for name in ("X_vae", "X_vae_var"):
+        np.testing.assert_array_equal(adata.obsm[name], default.obsm[name])
+    np.testing.assert_array_equal(adata.layers["vae_normalized"], default.layers["vae_normalized"])
+    assert adata.uns["vae"]["sha256"] == default.uns["vae"]["sha256"]
+
+
+def test_counts_in_files_are_fitted_in_blocks(default: ad.AnnData) -> None:
+    # one block holds all of these few cells, so the order is another one, but just as random
+    adata = _fit("mapped", library="latent")
+    reference = _fit(None, library="latent")
+    assert (adata.obs["vae_split"] == reference.obs["vae_split"]).all()
+    assert not np.array_equal(adata.obsm["X_vae"], reference.obsm["X_vae"])
+    bounds = [float(a.uns["vae"]["history"]["elbo_validation"][-1]) for a in (adata, reference)]
+    assert bounds[0] == pytest.approx(bounds[1], rel=0.02)
+    readout = [np.asarray(a.layers["vae_normalized"])[:, ~a.var["chosen"]] for a in (adata, reference)]
+    np.testing.assert_allclose(readout[0].mean(0), readout[1].mean(0), rtol=0.05)
+
+
+def test_the_source_is_not_part_of_the_fit(default: ad.AnnData) -> None:
+    assert not any("source" in name and "library" not in name for name in default.uns["vae"]["params"])
+    assert "source" not in default.uns["vae"]["params"]["train"]
+
+
+def test_an_unknown_source_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(ValueError, match="source='tape' is not known; choose one of 'resident', 'streamed', 'mapped'"):
+        _fit("tape")

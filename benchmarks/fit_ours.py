@@ -36,12 +36,14 @@ def judge_fit(fitted: AnnData, test: AnnData, key: str = "vae", n_samples: int =
     model = fit.model
 
     def posterior(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        q = model.posterior(cells.batch(torch.from_numpy(rows)))
+        q = model.posterior(cells.batch(torch.from_numpy(rows)))["z"]
         return q.loc, q.scale
 
     def decoder(z: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         repeated = torch.from_numpy(rows).repeat(z.shape[0])
-        distribution = model.likelihood(z.flatten(0, 1), cells.covariates[repeated], cells.log_library_n1[repeated])
+        distribution = model.likelihood(
+            {"z": z.flatten(0, 1)}, cells.covariates[repeated], cells.log_library_n1[repeated]
+        )
         shape = (*z.shape[:2], -1)
         base = getattr(distribution, "base", distribution)
         gate = distribution.gate_logits.reshape(shape) if base is not distribution else None

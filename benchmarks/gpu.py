@@ -30,8 +30,8 @@ from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts, Source, Streamed, place
 from vxpress.core.device import Replay
+from vxpress.core.model import build
 from vxpress.core.settings import preset_settings
-from vxpress.core.vae import build
 
 HIDDEN, LATENT = 128, 10
 SCVI_BATCH = 128

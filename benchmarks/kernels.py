@@ -27,7 +27,7 @@ from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch, Cells, Counts
 from vxpress.core.kernels.input_layer import input_product
-from vxpress.core.vae import VAE, build
+from vxpress.core.model import VAE, build
 
 HIDDEN, MOST_PLAIN_ENTRIES = 128, 6_000_000
 
@@ -56,7 +56,7 @@ def timed(function: Callable[[], object]) -> Callable[[], float]:
 def likelihood(model: VAE, batch: Batch) -> None:
     """Compute value and gradients from fixed features."""
     z = torch.zeros(len(batch.rows), model.config.n_latent)
-    model.log_likelihood(z, batch, batch.log_library_n1).mean().backward()
+    model.log_likelihood({"z": z}, batch)["rna"].mean().backward()
     model.zero_grad()
 
 

@@ -32,7 +32,7 @@ class Judged(CellProposal):
         k, n = eps_knd.shape[:2]
         z_knd = torch.addcmul(self.q.loc, self.q.scale, eps_knd)
         batch = self.cells.batch(self.rows.repeat(k))
-        distribution = self.model.likelihood(z_knd.flatten(0, 1).float(), batch.covariates, batch.log_library_n1)
+        distribution = self.model.likelihood({"z": z_knd.flatten(0, 1).float()}, batch.covariates, batch.log_library_n1)
         base = getattr(distribution, "base", distribution)
         gate = distribution.gate_logits.double() if base is not distribution else None
         # of the logarithms, whose exponentials are computed in double precision

@@ -109,7 +109,7 @@ def plain_error(adata: ad.AnnData, reference: ad.AnnData) -> np.ndarray:
     parts = []
     for rows in torch.arange(len(cells)).split(512):
         batch = cells.batch(rows)
-        parts.append(-fit.model.log_likelihood(fit.model.posterior(batch).loc, batch, batch.log_library_n1))
+        parts.append(-fit.model.log_likelihood({"z": fit.model.posterior(batch)["z"].loc}, batch)["rna"])
     return torch.cat(parts).double().numpy()
 
 

@@ -31,6 +31,7 @@ from fit_ours import judge_fit
 
 import vxpress as vx
 from vxpress.bridge.fits.seal import sealed
+from vxpress.bridge.fits.weights import stored_weights
 from vxpress.core import training
 
 # trajectories are scored on some of the test cells, with few samples and fixed noise; vxpress at every fourth epoch
@@ -122,7 +123,7 @@ def ours(adata: AnnData, test: AnnData, batch: str | None, seed: int) -> dict[st
         if len(epochs) % EVERY:
             return out
         seconds.append(clock.elapsed())
-        clock.without(lambda: states.append({k: v.detach().clone() for k, v in model.state_dict().items()}))
+        clock.without(lambda: states.append(stored_weights(model)))
         return out
 
     training.evaluate = evaluate
@@ -138,7 +139,7 @@ def ours(adata: AnnData, test: AnnData, batch: str | None, seed: int) -> dict[st
     weights = adata.uns["vae"]["weights"]
     elbo = []
     for state in states:
-        adata.uns["vae"] = sealed(adata.uns["vae"] | {"weights": {name: state[name].numpy() for name in weights}})
+        adata.uns["vae"] = sealed(adata.uns["vae"] | {"weights": {name: state[name] for name in weights}})
         elbo.append(float(judge_fit(adata, some, n_samples=SAMPLES)[0].elbo_n.mean()))
     # the call keeps the best of these states
     return {

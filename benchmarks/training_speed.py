@@ -33,9 +33,9 @@ from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
 from vxpress.core.kernels import adam_rows, sparse_rows, team
 from vxpress.core.kernels.vector import exp32, log1p32
+from vxpress.core.model import VAE, build
 from vxpress.core.settings import preset_settings
 from vxpress.core.training import train
-from vxpress.core.vae import VAE, build
 
 HIDDEN, LATENT = 128, 10
 
@@ -78,12 +78,14 @@ class Ours:
         cells, model = as_cells(test), self.model
 
         def posterior(rows: np.ndarray):
-            q = model.posterior(cells.batch(torch.from_numpy(rows)))
+            q = model.posterior(cells.batch(torch.from_numpy(rows)))["z"]
             return q.loc, q.scale
 
         def decoder(z: torch.Tensor, rows: np.ndarray):
             repeated = torch.from_numpy(rows).repeat(z.shape[0])
-            distribution = model.likelihood(z.flatten(0, 1), cells.covariates[repeated], cells.log_library_n1[repeated])
+            distribution = model.likelihood(
+                {"z": z.flatten(0, 1)}, cells.covariates[repeated], cells.log_library_n1[repeated]
+            )
             base, shape = getattr(distribution, "base", distribution), (*z.shape[:2], -1)
             gate = distribution.gate_logits.reshape(shape) if base is not distribution else None
             return base.mean.reshape(shape), base.log_theta.exp().reshape(shape), gate

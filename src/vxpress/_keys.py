@@ -43,6 +43,10 @@ class Keys:
             return cls(*slots, DEFAULT_KEY)
         return cls(key, f"{key}_var", f"{key}_normalized", f"{key}_split", f"{key}_library", f"{key}_loadings", key)
 
+    def of_block(self, name: str) -> tuple[str, str]:
+        """Return the entries of ``obsm`` for posterior mean and variance of a further latent block."""
+        return f"{self.uns}_{name}", f"{self.uns}_{name}_var"
+
     def bounds(self, layer: str | None = None) -> tuple[str, str]:
         """Return the layers of the ends of a credible interval of ``layer``, by default the denoised layer."""
         name = self.normalized if layer is None else layer

@@ -16,10 +16,10 @@ from vxpress.core.bodies import DECODERS as REGISTRY
 from vxpress.core.bodies import MIN_SPLIT_WIDTH, Body, join
 from vxpress.core.config import DecoderName, LikelihoodName, ModelConfig, Norm, TrainConfig
 from vxpress.core.data import Cells, gene_sums
+from vxpress.core.model import VAE, build
 from vxpress.core.noise import Noise
 from vxpress.core.surgery import new_weights
 from vxpress.core.training import train
-from vxpress.core.vae import VAE, build
 
 MakeCells = Callable[..., Cells]
 G, D, H = 20, 3, 8
@@ -88,7 +88,7 @@ def test_training_keeps_the_dimensions_separate(make_cells: MakeCells, norm: Nor
     for _ in range(3):
         optimizer.zero_grad()
         batch = cells.batch(torch.arange(40))
-        (-model.log_likelihood(_z(40), batch, batch.log_library_n1).mean()).backward()
+        (-model.log_likelihood({"z": _z(40)}, batch)["rna"].mean()).backward()
         optimizer.step()
     model.eval()
     one = _z(1).expand(D, D).clone()
@@ -148,10 +148,10 @@ def test_compiled_and_plain_likelihood_agree(
     cells = make_cells(40, G, n_batches=2)
     batch, z_nd = cells.batch(torch.arange(40)), _z(40)
     twin = _model(decoder, likelihood=likelihood, norm="batch", n_layers=2).train(training)
-    ours = model.log_likelihood(z_nd, batch, batch.log_library_n1)
+    ours = model.log_likelihood({"z": z_nd}, batch)["rna"]
     with rule.plain():
-        plain = twin.log_likelihood(z_nd, batch, batch.log_library_n1)
-        distribution = twin.eval().likelihood(z_nd, batch.covariates, batch.log_library_n1)
+        plain = twin.log_likelihood({"z": z_nd}, batch)["rna"]
+        distribution = twin.eval().likelihood({"z": z_nd}, batch.covariates, batch.log_library_n1)
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-3)
     if not training:
         torch.testing.assert_close(plain, distribution.log_prob(batch.x_ng).sum(-1))

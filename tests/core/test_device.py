@@ -22,9 +22,9 @@ from vxpress.core.data import Batch, Cells, Counts, Source, Streamed, place
 from vxpress.core.device import Replay
 from vxpress.core.inference.posterior import encode
 from vxpress.core.likelihoods import counted
+from vxpress.core.model import VAE, build
 from vxpress.core.networks import Noise
 from vxpress.core.training import Outcome, train
-from vxpress.core.vae import VAE, build
 
 MakeCells = Callable[..., Cells]
 CPU = torch.device("cpu")

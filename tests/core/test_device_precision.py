@@ -9,7 +9,7 @@ import torch
 from vxpress.core import rule
 from vxpress.core.config import ModelConfig
 from vxpress.core.device import rounded_outputs, tensor_float32
-from vxpress.core.vae import build
+from vxpress.core.model import build
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(n_genes=20, n_latent=3, n_hidden=16)

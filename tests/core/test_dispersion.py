@@ -28,7 +28,7 @@ from vxpress.core.dispersion import (
     shifted,
 )
 from vxpress.core.inference.importance import log_likelihood
-from vxpress.core.vae import VAE, build
+from vxpress.core.model import VAE, build
 
 
 def _model(n_genes: int, **settings: object) -> VAE:

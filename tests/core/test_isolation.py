@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from vxpress.core.config import ModelConfig, PriorConfig
 from vxpress.core.isolation import SharedSetting, on_device, seeded
+from vxpress.core.model import build, expected_shapes
 from vxpress.core.priors import PRIORS
 from vxpress.core.priors.fitting import build_prior
-from vxpress.core.vae import build, expected_shapes
 
 
 def _weight(layer: Callable[[int, int], nn.Module]) -> Tensor:

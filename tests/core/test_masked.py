@@ -14,8 +14,8 @@ from vxpress.core.data import Cells, Counts
 from vxpress.core.inference.posterior import encode
 from vxpress.core.likelihoods import Bernoulli, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from vxpress.core.masked import Missing, _Chunk, encode_masked
+from vxpress.core.model import VAE, build
 from vxpress.core.training import train
-from vxpress.core.vae import VAE, build
 
 MEANS = [1e-3, 0.1, 1.0, 7.0, 100.0, 3000.0]
 
@@ -60,7 +60,9 @@ def _exact_mean(model: VAE, cells: Cells, observed: np.ndarray) -> np.ndarray:
     out = []
     for i in range(len(cells)):
         batch = cells.batch(torch.full((len(z),), i))
-        log_p = model.likelihood(z, batch.covariates, batch.log_library_n1).log_prob(batch.x_ng)[:, observed].sum(-1)
+        log_p = (
+            model.likelihood({"z": z}, batch.covariates, batch.log_library_n1).log_prob(batch.x_ng)[:, observed].sum(-1)
+        )
         out.append((torch.softmax(log_p, 0)[:, None] * z).sum(0).numpy())
     return np.array(out)
 

@@ -14,9 +14,9 @@ from vxpress.core.bodies import MLP
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch, Cells, Counts, Rows
+from vxpress.core.model import VAE, build
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE, Noise
 from vxpress.core.objectives import Elbo, elbo
-from vxpress.core.vae import VAE, build
 
 MakeCells = Callable[..., Cells]
 CONFIG = ModelConfig(n_genes=20, n_latent=4, n_hidden=16, n_categories=(3,), has_batch=True)
@@ -28,11 +28,12 @@ def _batch(make_cells: MakeCells) -> Batch:
 
 
 def test_beta_weighs_only_the_divergence_of_z() -> None:
-    terms = Elbo(torch.tensor([-10.0, -20.0]), torch.tensor([[1.0, 2.0], [0.0, 0.5]]))
+    terms = Elbo({"rna": torch.tensor([-10.0, -20.0])}, {"z": torch.tensor([[1.0, 2.0], [0.0, 0.5]])})
     assert terms.value().tolist() == [-13.0, -20.5]
     assert terms.value(4.0).tolist() == [-22.0, -22.0]
     assert terms.value(0.0).tolist() == [-10.0, -20.0]
-    assert replace(terms, kl_library_n=torch.tensor([1.0, 3.0])).value(2.0).tolist() == [-17.0, -24.0]
+    library = {"library": torch.tensor([[1.0], [3.0]])}
+    assert replace(terms, kl=terms.kl | library).value(2.0).tolist() == [-17.0, -24.0]
 
 
 def test_a_decoder_that_ignores_z_gives_the_closed_form(make_cells: MakeCells) -> None:
@@ -42,27 +43,28 @@ def test_a_decoder_that_ignores_z_gives_the_closed_form(make_cells: MakeCells) -
         terms = elbo(model, batch, Noise(0))
         rho_g = model.decoder.location.bias.double().softmax(0).numpy()
         theta_g = model.decoder.log_dispersion[0].double().exp().numpy()
-        q = model.posterior(batch)
+        q = model.posterior(batch)["z"]
     mean_ng = batch.log_library_n1.double().exp().numpy() * rho_g
     exact = stats.nbinom.logpmf(batch.x_ng.numpy(), theta_g, theta_g / (theta_g + mean_ng)).sum(1)
     np.testing.assert_allclose(terms.reconstruction_n, exact, rtol=1e-5)
     torch.testing.assert_close(
-        terms.kl_nd, kl_divergence(Normal(q.loc, q.scale), Normal(0.0, 1.0)), rtol=1e-4, atol=1e-6
+        terms.kl["z"], kl_divergence(Normal(q.loc, q.scale), Normal(0.0, 1.0)), rtol=1e-4, atol=1e-6
     )
 
 
 def test_the_divergence_of_a_latent_library(make_cells: MakeCells) -> None:
     batch, model = _batch(make_cells), build(replace(CONFIG, latent_library=True), 0).eval()
-    model.library_log_mean_b.copy_(torch.tensor([5.0, 6.0, 7.0]))
-    model.library_log_var_b.copy_(torch.tensor([0.1, 0.5, 2.0]))
+    model.get_buffer("blocks.library.log_mean_b").copy_(torch.tensor([5.0, 6.0, 7.0]))
+    model.get_buffer("blocks.library.log_var_b").copy_(torch.tensor([0.1, 0.5, 2.0]))
     with torch.no_grad():
         terms = elbo(model, batch, Noise(0))
-        q = model.library_posterior(batch)
+        q = model.posterior(batch)["library"]
     code = batch.covariates.categorical_nk[:, 0]
-    prior = Normal(model.library_log_mean_b[code], model.library_log_var_b[code].sqrt())
+    prior = Normal(
+        model.get_buffer("blocks.library.log_mean_b")[code], model.get_buffer("blocks.library.log_var_b")[code].sqrt()
+    )
     exact = kl_divergence(Normal(q.loc[:, 0], q.scale[:, 0]), prior)
-    assert terms.kl_library_n is not None
-    torch.testing.assert_close(terms.kl_library_n, exact, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(terms.kl["library"][:, 0], exact, rtol=1e-4, atol=1e-5)
 
 
 def test_a_latent_library_replaces_the_observed_one(make_cells: MakeCells) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 
+from vxpress.core.blocks import NormalBlock
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch, Cells, Counts, Rows
+from vxpress.core.model import VAE, build
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import (
@@ -25,12 +28,12 @@ from vxpress.core.objectives import (
     SOFT_STEP,
     Elbo,
     ElboObjective,
+    Means,
     Objective,
     elbo,
     importance_terms,
 )
 from vxpress.core.training import evaluate, train
-from vxpress.core.vae import VAE, build
 
 MakeCells = Callable[..., Cells]
 CONFIG = ModelConfig(n_genes=20, n_latent=4, n_hidden=16, n_categories=(3,), has_batch=True)
@@ -91,7 +94,9 @@ def _signal_to_noise(name: str, k: int) -> float:
     model, batch = _toy(50)
     objective = _objective(model, objective=name, n_samples=k)
     draws = [_gradients(model, batch, objective, 1.0, seed) for seed in range(40)]
-    flat = torch.stack([torch.cat([v.flatten() for n, v in d.items() if n.startswith("encoder")]) for d in draws])
+    flat = torch.stack(
+        [torch.cat([v.flatten() for n, v in d.items() if n.startswith("blocks.z.encoder")]) for d in draws]
+    )
     used = flat.var(0) > 0
     return float((flat.mean(0).square() / flat.var(0))[used].mean())
 
@@ -146,12 +151,12 @@ def test_against_the_gradient_of_the_exact_evidence() -> None:
     torch.testing.assert_close(terms.value().detach(), evidence.detach().expand(n), rtol=1e-8, atol=1e-8)
     gradients = _gradients(model, batch, objective, 1.0, 1)
     for name, gradient in gradients.items():
-        if name.startswith("encoder"):  # there is nothing to learn, and no noise in the gradient
+        if name.startswith("blocks.z.encoder"):  # there is nothing to learn, and no noise in the gradient
             assert float(gradient.abs().max()) < 1e-7, name
     assert bias.grad is not None
     torch.testing.assert_close(-gradients["decoder.location.bias"], bias.grad, rtol=0.05, atol=0.02)
     plain = _gradients(model, batch, _objective(model, objective="iwae", n_samples=8), 1.0, 1)
-    assert float(plain["encoder.log_variance.bias"].abs().max()) > 1e-4
+    assert float(plain["blocks.z.encoder.log_variance.bias"].abs().max()) > 1e-4
 
 
 # bounds
@@ -171,20 +176,20 @@ def test_one_sample_is_the_estimate_of_the_elbo(
             elbo(model, batch, Noise(0), eps_nd),
             importance_terms(model, batch, Noise(0), 1, eps_nd[:, None]),
         )
-        q = model.posterior(batch)
+        q = model.posterior(batch)["z"]
         z_nd = q.rsample(eps_nd[:, :4])
         kl_n = (Normal(q.loc, q.scale).log_prob(z_nd) - Normal(0.0, 1.0).log_prob(z_nd)).sum(-1)
         expected = terms.reconstruction_n - beta * kl_n
         if latent_library:
-            q_l = model.library_posterior(batch)
+            q_l = model.posterior(batch)["library"]
             log_l = q_l.rsample(eps_nd[:, 4:])
-            mean, variance = model.library_prior(batch.covariates)
+            mean, variance = cast("NormalBlock", model.blocks["library"]).prior(batch.covariates)
             expected = expected - (
                 Normal(q_l.loc, q_l.scale).log_prob(log_l) - Normal(mean, variance.sqrt()).log_prob(log_l)
             ).squeeze(-1)
     torch.testing.assert_close(several.value(beta), expected, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(several.reconstruction_n, terms.reconstruction_n, rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(several.kl_nd, terms.kl_nd)
+    torch.testing.assert_close(several.kl["z"], terms.kl["z"])
 
 
 def test_the_bound_rises_with_the_samples_and_over_the_elbo(make_cells: MakeCells) -> None:
@@ -207,11 +212,13 @@ def test_fixed_noise_fixes_the_objective_and_chunks_do_not_matter(
     objective = _objective(model, objective="iwae", n_samples=5, beta=0.7)
     eps = torch.randn(60, 5, 4, generator=torch.Generator().manual_seed(0))
     whole = evaluate(model, cells, rows, eps, objective)
-    monkeypatch.setattr("vxpress.core.training.EVAL_CHUNK", 35)
-    torch.testing.assert_close(evaluate(model, cells, rows, eps, objective), whole, rtol=1e-6, atol=1e-6)
-    assert len(whole) == 4
+    monkeypatch.setattr("vxpress.core.evaluation.CHUNK", 35)
+    parts = evaluate(model, cells, rows, eps, objective)
+    for name in ("reconstruction", "kl", "further"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-6, atol=1e-6)
+    assert list(whole.further) == ["bound"]
     expected = importance_terms(model, cells.batch(rows), Noise(9), 5, eps).value(0.7).mean()
-    assert objective.final(whole.tolist()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert objective.final(whole) == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["iwae", "dreg"])
@@ -235,7 +242,7 @@ def test_training_on_a_bound_reports_elbo_and_bound(
 
 
 def _terms(kl_nd: Tensor) -> Elbo:
-    return Elbo(torch.full((len(kl_nd),), -100.0), kl_nd)
+    return Elbo({"rna": torch.full((len(kl_nd),), -100.0)}, {"z": kl_nd})
 
 
 def test_hard_free_bits_give_no_gradient_below_the_floor() -> None:
@@ -256,7 +263,7 @@ def test_soft_free_bits_weigh_each_dimension_and_keep_its_gradient() -> None:
     for step in range(1, 4):
         loss = objective.loss(_terms(kl_nd), 3.0, 0.0)
         shares = [SOFT_STEP**-step, 1.0, 1.0, SOFT_STEP**-step]
-        assert objective.share_d.tolist() == pytest.approx(shares)
+        assert objective.share["z"].tolist() == pytest.approx(shares)
         assert float(loss.detach()) == pytest.approx(100 + 3.0 * (0.5 * shares[0] + 1.02 + 2.0))
     loss.backward()
     assert kl_nd.grad is not None
@@ -264,10 +271,10 @@ def test_soft_free_bits_weigh_each_dimension_and_keep_its_gradient() -> None:
     # the weight rises up to the full weight; NaN changes nothing
     for _ in range(5):
         objective.loss(_terms(torch.full((1, 4), SOFT_BAND + 0.01)), 3.0, 0.0)
-    assert objective.share_d.tolist() == [1.0] * 4
+    assert objective.share["z"].tolist() == [1.0] * 4
     for _ in range(200):
         objective.loss(_terms(torch.tensor([[0.0, float("nan"), 0.0, 0.0]])), 3.0, 0.0)
-    assert objective.share_d.tolist() == pytest.approx([MIN_SOFT_WEIGHT, 1.0, MIN_SOFT_WEIGHT, MIN_SOFT_WEIGHT])
+    assert objective.share["z"].tolist() == pytest.approx([MIN_SOFT_WEIGHT, 1.0, MIN_SOFT_WEIGHT, MIN_SOFT_WEIGHT])
 
 
 def test_dimensions_of_a_joint_divergence_share_one_floor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,15 +285,19 @@ def test_dimensions_of_a_joint_divergence_share_one_floor(monkeypatch: pytest.Mo
     assert float(objective.loss(_terms(torch.tensor([[3.0], [1.4]])), 1.0, 0.0)) == pytest.approx(102.2)
 
 
+def _means(kl: float, **further: list[float]) -> Means:
+    return Means({"rna": -100.0}, {"z": kl, "library": 1.0}, further)
+
+
 def test_final_objectives() -> None:
     model = build(CONFIG, 0)
-    assert _objective(model, beta=2.0).final([-100.0, 3.0, 1.0]) == -107.0
+    assert _objective(model, beta=2.0).final(_means(3.0)) == -107.0
     floored = _objective(model, beta=2.0, free_bits=0.5)
-    assert floored.final([-100.0, 3.0, 1.0, 0.1, 0.2, 2.6, 0.1]) == pytest.approx(-101.0 - 2 * (0.5 * 3 + 2.6))
+    assert floored.final(_means(3.0, z=[0.1, 0.2, 2.6, 0.1])) == pytest.approx(-101.0 - 2 * (0.5 * 3 + 2.6))
     held = _objective(model, beta=9.0, kl_schedule="capacity", kl_capacity=5.0)
-    assert [held.final([-100.0, kl, 1.0]) for kl in (4.0, 5.0, 7.0)] == [-110.0, -101.0, -119.0]
+    assert [held.final(_means(kl)) for kl in (4.0, 5.0, 7.0)] == [-110.0, -101.0, -119.0]
     for name in ("iwae", "dreg"):
-        assert _objective(model, objective=name).final([-1.0, -2.0, -3.0, -4.0]) == -4.0
+        assert _objective(model, objective=name).final(_means(2.0, bound=[-4.0])) == -4.0
 
 
 def _fit(cells: Cells, **settings: object) -> tuple[VAE, dict[str, np.ndarray], np.ndarray]:
@@ -297,7 +308,7 @@ def _fit(cells: Cells, **settings: object) -> tuple[VAE, dict[str, np.ndarray], 
     known = {"max_epochs": 45, "batch_size": 100, "early_stopping": False}
     outcome = train(model, cells, rows[100:], rows[:100], TrainConfig(**known | settings), seed=0)  # type: ignore[arg-type]
     with torch.no_grad():
-        q = model.posterior(cells.batch(rows[100:]))
+        q = model.posterior(cells.batch(rows[100:]))["z"]
         kl_d = model.prior.kl(q, q.loc).mean(0).numpy()
     return model, {k: np.array(v) for k, v in outcome.history.items()}, kl_d
 

@@ -2,17 +2,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
+from vxpress.core.blocks import NormalBlock
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells
+from vxpress.core.model import VAE, build
 from vxpress.core.surgery import extend, forget_labels, new_weights
-from vxpress.core.vae import VAE, build
 
 KNOWN, ADDED = (3, 2, 1), (2, 0, 1)
 BASE: dict[str, Any] = {
@@ -40,8 +41,8 @@ CONFIGS = [
 def _model(**settings: Any) -> VAE:
     model = build(ModelConfig(**(BASE | settings)), seed=1).eval()
     if model.config.latent_library:
-        model.library_log_mean_b.copy_(torch.tensor([1.0, 2.0, 6.0]))
-        model.library_log_var_b.copy_(torch.tensor([0.1, 0.2, 0.6]))
+        model.get_buffer("blocks.library.log_mean_b").copy_(torch.tensor([1.0, 2.0, 6.0]))
+        model.get_buffer("blocks.library.log_var_b").copy_(torch.tensor([0.1, 0.2, 0.6]))
     return model
 
 
@@ -56,12 +57,12 @@ def _of(make_cells: Callable[..., Cells], *codes: int) -> Cells:
 def _seen(model: VAE, cells: Cells) -> list[torch.Tensor]:
     """Compute all outputs of a model for some cells."""
     batch = cells.batch(torch.arange(len(cells)))
-    q = model.posterior(batch)
-    distribution = model.likelihood(q.loc, batch.covariates, batch.log_library_n1)
+    q = model.posterior(batch)["z"]
+    distribution = model.likelihood({"z": q.loc}, batch.covariates, batch.log_library_n1)
     seen = [q.loc, q.scale, distribution.mean, distribution.variance]
     if model.config.latent_library:
-        q_l = model.library_posterior(batch)
-        seen += [q_l.loc, q_l.scale, *model.library_prior(batch.covariates)]
+        q_l = model.posterior(batch)["library"]
+        seen += [q_l.loc, q_l.scale, *cast("NormalBlock", model.blocks["library"]).prior(batch.covariates)]
     return seen
 
 
@@ -102,9 +103,9 @@ def test_the_new_weights_are_the_mean_of_the_known_ones() -> None:
         torch.testing.assert_close(extended[:, -4:-2], old[:, -2:])
         assert not extended[:, -2:].any()
     torch.testing.assert_close(new.decoder.log_dispersion[3:], model.decoder.log_dispersion.mean(0).expand(2, -1))
-    torch.testing.assert_close(new.library_log_mean_b[3:], torch.full((2,), 3.0))
+    torch.testing.assert_close(new.get_buffer("blocks.library.log_mean_b")[3:], torch.full((2,), 3.0))
     # mean of the variances and variance of the means 1, 2 and 6
-    torch.testing.assert_close(new.library_log_var_b[3:], torch.full((2,), 0.3 + 14 / 3))
+    torch.testing.assert_close(new.get_buffer("blocks.library.log_var_b")[3:], torch.full((2,), 0.3 + 14 / 3))
 
 
 def test_the_mean_is_of_the_learned_categories() -> None:
@@ -118,8 +119,8 @@ def test_the_mean_is_of_the_learned_categories() -> None:
     of_theta = model.decoder.log_dispersion[::2].mean(0)
     torch.testing.assert_close(new.decoder.log_dispersion[3:], of_theta.expand(2, -1))
     # batches 0 and 2: log means 1 and 6, variances 0.1 and 0.6
-    torch.testing.assert_close(new.library_log_mean_b[3:], torch.full((2,), 3.5))
-    torch.testing.assert_close(new.library_log_var_b[3:], torch.full((2,), 0.35 + 6.25))
+    torch.testing.assert_close(new.get_buffer("blocks.library.log_mean_b")[3:], torch.full((2,), 3.5))
+    torch.testing.assert_close(new.get_buffer("blocks.library.log_var_b")[3:], torch.full((2,), 0.35 + 6.25))
     known = (model := _model(covariate_code="embedding")).get_parameter("conditioner.embeddings.0.weight")
     embedded = extend(model, ADDED, learned).get_parameter("conditioner.embeddings.0.weight")
     torch.testing.assert_close(embedded[3:], known[::2].mean(0).expand(2, -1))

@@ -14,9 +14,9 @@ from vxpress.bridge.health.diagnosis import Decoding, diagnose
 from vxpress.bridge.health.verdict import is_sound, verdict_of
 from vxpress.core.config import ModelConfig, PriorConfig, TrainConfig
 from vxpress.core.covariates import Covariates
+from vxpress.core.model import build
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors import Prior, sampled_kl
-from vxpress.core.vae import build
 
 TRAIN = TrainConfig(max_epochs=10)
 FLAT = {"kl_weight": [0.5, 1.0], "objective_validation": [-10.0, -10.0], "lr": [0.1, 0.001]}
@@ -224,7 +224,7 @@ def test_a_learned_prior_that_fits_leaves_no_gap_and_kl_per_dim_is_from_the_aggr
     mean = (rng.integers(0, 2, (2000, 1)) * 2.0 - 1.0) + rng.normal(0, np.sqrt(0.1), (2000, 2))
     var = np.full((2000, 2), 0.1)
     model = build(ModelConfig(n_genes=5, n_latent=2, n_hidden=4), 0)
-    model.prior = _Mixture(PriorConfig(), 2)
+    model.state.prior = _Mixture(PriorConfig(), 2)
     covariates = Covariates(torch.zeros(2000, 0, dtype=torch.int64), torch.zeros(2000, 0))
     mean, var = mean.astype(np.float32), var.astype(np.float32)
     found = diagnose(mean, var, np.arange(2000) % 4 == 0, TRAIN, FLAT, decoding=Decoding(model, covariates))

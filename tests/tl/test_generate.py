@@ -51,7 +51,7 @@ def test_counts_have_the_moments_of_the_decoder_at_z(adata: ad.AnnData, quick: d
     fit = find_fit(adata, None, "vae")
     with torch.no_grad():
         distribution = fit.model.likelihood(
-            torch.from_numpy(new.obsm["X_vae"]),
+            {"z": torch.from_numpy(new.obsm["X_vae"])},
             fit.covariates.read(new.obs, labels=False),
             torch.full((3000, 1), float(np.log(300.0))),
         )
@@ -133,11 +133,13 @@ def test_a_latent_library_can_be_drawn_from_its_prior(adata: ad.AnnData, quick: 
     new = vx.tl.generate(adata, 3000, covariates={"batch": batch}, library="prior")
     model = find_fit(adata, None, "vae").model
     log_l = np.log(new.obs["vae_library"])
-    assert log_l.mean() == pytest.approx(float(model.library_log_mean_b[1]), abs=0.05)
-    assert log_l.var() == pytest.approx(float(model.library_log_var_b[1]), rel=0.12)
+    assert log_l.mean() == pytest.approx(float(model.get_buffer("blocks.library.log_mean_b")[1]), abs=0.05)
+    assert log_l.var() == pytest.approx(float(model.get_buffer("blocks.library.log_var_b")[1]), rel=0.12)
     vx.save_model(adata, tmp_path / "m.safetensors")
     alone = vx.tl.generate(vx.load_model(tmp_path / "m.safetensors"), 3000, covariates={"batch": batch})
-    assert np.log(alone.obs["vae_library"]).mean() == pytest.approx(float(model.library_log_mean_b[1]), abs=0.05)
+    assert np.log(alone.obs["vae_library"]).mean() == pytest.approx(
+        float(model.get_buffer("blocks.library.log_mean_b")[1]), abs=0.05
+    )
 
 
 def test_the_error_for_a_model_without_cells_names_missing_arguments(fitted: ad.AnnData, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_agrees_with_a_plain_double_precision_estimate(fitted: ad.AnnData) -> No
         z = mean + sd * rng.normal(size=(n_samples, 4))
         rows = torch.full((n_samples,), n)
         with torch.no_grad():
-            distribution = fit.model.likelihood(torch.from_numpy(z).float(), covariates[rows], log_library[rows])
+            distribution = fit.model.likelihood({"z": torch.from_numpy(z).float()}, covariates[rows], log_library[rows])
         mu = distribution.mean.double().numpy()
         log_x = stats.nbinom.logpmf(x[n], theta, theta / (theta + mu)).sum(1)
         log_w = log_x + stats.norm.logpdf(z).sum(1) - stats.norm.logpdf(z, mean, sd).sum(1)

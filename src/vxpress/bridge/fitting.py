@@ -14,10 +14,11 @@ from scanpy import logging as logg
 
 from vxpress._keys import Keys
 from vxpress.bridge.ask.decoded import denoised_matrix
+from vxpress.bridge.fits.block_slots import add_posterior, stale_blocks
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.fit_arguments import CheckedArguments, model_config_of, train_config_of
 from vxpress.bridge.fits.params import Params
-from vxpress.bridge.fits.results import Results, announce_replaced, own
+from vxpress.bridge.fits.results import Results, announce_replaced, check_free, own
 from vxpress.bridge.fits.runner import Fitted, Runner, finish
 from vxpress.bridge.health.choice import choose_likelihood
 from vxpress.bridge.health.cure import cure
@@ -48,7 +49,9 @@ def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) ->
         source=checked.settings.source,
         describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
     )
-    fitted = runner.fit(model_config_of(checked, prepared), train_config_of(checked, prepared))
+    config = model_config_of(checked, prepared)
+    check_free(adata, keys, config.blocks)
+    fitted = runner.fit(config, train_config_of(checked, prepared))
     fitted, diagnosis, choice = _improved(runner, fitted, checked)
     finish(fitted.outcome, lambda: runner.read_out(fitted))
     fitted.model.cpu()
@@ -60,6 +63,7 @@ def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) ->
         _report(found)
         target = own(adata, copy=copy)
         announce_replaced(target, keys)
+        results.stale += stale_blocks(target, keys, found.model)
         results.write(target)
         return target, results
 
@@ -135,16 +139,13 @@ def _judged(encoded: Encoded, prepared: Prepared) -> DiagonalNormal:
 
 def _results(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, denoised: bool | None) -> Results:
     """Return all that :func:`vxpress.tl.fit_vae` writes; ``denoised`` is its argument."""
-    library = prepared.library.values_n
-    if encoded.log_library_n is not None:
-        library = np.exp(encoded.log_library_n.astype(np.float64))
     split = pd.Categorical(prepared.split_n(), categories=["train", "validation", "query"])
     results = Results(
-        obs={keys.split: split, keys.library: library},
-        obsm={keys.latent: encoded.mean_nd, keys.latent_var: encoded.var_nd},
+        obs={keys.split: split},
         uns={keys.uns: fit.to_uns()},
         stale=[("layers", name) for name in keys.bounds()],
     )
+    add_posterior(results, fit.model, encoded, keys, prepared.library.values_n)
     if (loadings_gd := fit.loadings()) is None:
         results.stale.append(("varm", keys.loadings))
     else:

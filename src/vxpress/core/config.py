@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, Never
 
 from vxpress._checks import check_range
 from vxpress.core.option import Options, U, check, declares, option
-from vxpress.core.registries import DECODERS, LIKELIHOODS, OBJECTIVES, PRIORS
+from vxpress.core.registries import BLOCKS, DECODERS, LIKELIHOODS, OBJECTIVES, PRIORS
 
 LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian", "bernoulli"]
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
@@ -110,8 +110,8 @@ class ModelConfig(Network):
     """The architecture: sizes, likelihood, prior and how covariates enter.
 
     ``n_categories`` holds the number of categories of each categorical covariate; with ``has_batch``, the
-    first one is the batch. ``remainder`` adds the share of molecules from genes outside the model. ``decoder_options``
-    is an instance of the ``Options`` of the decoder's class; a mapping can be given.
+    first one is the batch. ``remainder`` adds the share of molecules from genes outside the model. ``blocks`` are
+    registered latent blocks that this model has in addition to those of its other options. ``decoder_options`` is an instance of the ``Options`` of the decoder's class; a mapping can be given.
     """
 
     n_genes: int = field(metadata=declares(low=1, high=10_000_000))
@@ -126,6 +126,7 @@ class ModelConfig(Network):
     # made when it is needed, because its check imports the priors, which import this module
     prior: PriorConfig = option(PriorConfig)
     decoder_options: Any = option(Options, of="decoder", since="0.2.0")
+    blocks: tuple[str, ...] = option((), registry=BLOCKS, since="0.2.0")
 
     def __post_init__(self) -> None:
         check(self)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vxpress.core.blocks import Point
 from vxpress.core.data import Source, gene_sums
 from vxpress.core.inference.importance import log_likelihoods
-from vxpress.core.vae import VAE
+from vxpress.core.model import VAE
 
 # range of log theta of a fitted gene; above the highest the distribution is almost Poisson
 LOWEST, HIGHEST = -4.0, 7.0
@@ -71,31 +72,21 @@ def _some(rows: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Row numbers of cells with one posterior draw each, and a draw of the library size if it is inferred."""
+    """Row numbers of cells, and one draw of their latent blocks."""
 
     rows: Tensor
-    z_nd: Tensor
-    log_library_n1: Tensor
+    point: Point
 
 
 @torch.no_grad()
 def draw(model: VAE, cells: Source, rows: Tensor, generator: torch.Generator) -> list[Drawn]:
     """Draw from the posteriors of some cells, in minibatches."""
     model.eval()
-    found = []
 
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(like.device)
 
-    for part in rows.split(CHUNK):
-        batch = cells.batch(part)
-        q = model.posterior(batch)
-        z_nd, log_library_n1 = q.rsample(noise(q.loc)), batch.log_library_n1
-        if model.config.latent_library:
-            of_library = model.library_posterior(batch)
-            log_library_n1 = of_library.rsample(noise(of_library.loc))
-        found.append(Drawn(part, z_nd, log_library_n1))
-    return found
+    return [Drawn(part, model.posterior(cells.batch(part)).draw(noise)) for part in rows.split(CHUNK)]
 
 
 def most_likely(model: VAE, cells: Source, drawn: list[Drawn]) -> Tensor:
@@ -165,9 +156,7 @@ def _slope(model: VAE, cells: Source, drawn: list[Drawn], log_theta: Tensor) -> 
     set_dispersions(model, log_theta)
     total = torch.zeros_like(log_theta)
     for part in drawn:
-        batch = cells.batch(part.rows)
-        condition = model.conditioner(batch.covariates)
-        total += model.decoder.dispersion_gradient(part.z_nd, condition, batch, part.log_library_n1)
+        total += model.dispersion_gradient(part.point, cells.batch(part.rows))
     return total
 
 

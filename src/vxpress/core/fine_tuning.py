@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vxpress.core.blocks import Z
 from vxpress.core.data import Source
 from vxpress.core.loop import copies, keep_best, put, shuffled
+from vxpress.core.model import VAE
 from vxpress.core.networks import Noise
 from vxpress.core.objectives import elbo
 from vxpress.core.progress import steps
 from vxpress.core.surgery import new_weights
-from vxpress.core.vae import VAE
 from vxpress.core.whole_import import import_for_optimizers
 
 BATCH = 128
@@ -101,8 +102,7 @@ def fine_tune(
 
 
 def _fixed_noise(model: VAE, n: int, seed: int, device: torch.device) -> Tensor:
-    n_eps = model.config.n_latent + model.config.latent_library
-    return torch.randn(n, n_eps, generator=torch.Generator().manual_seed(seed)).to(device)
+    return torch.randn(n, model.n_noise, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 @torch.no_grad()
@@ -116,13 +116,16 @@ def _mean_bound(model: VAE, cells: Source, rows: Tensor, eps_nd: Tensor, complet
 def _bound(
     model: VAE, cells: Source, rows: Tensor, noise: Noise, eps_nd: Tensor | None, completed: Completed | None
 ) -> Tensor:
-    """Compute the ELBO of some cells, over the measured genes only."""
+    """Compute the ELBO of some cells, over the measured genes only.
+
+    If some were not measured, only z is inferred; the size factor is that of the cells, and further blocks are unknown.
+    """
     batch = cells.batch(rows)
     if completed is None:
         return elbo(model, batch, noise, eps_nd).value()
-    s_nc = model.conditioner(batch.covariates) if model.config.encode_covariates else None
+    s_nc = model.encoder_condition(batch.covariates)
     q = model.encoder.after_first(model.encoder.first_product(batch, s_nc) + completed.filled_nh[rows], s_nc)
-    z_nd = q.rsample(noise.normal_like(q.loc) if eps_nd is None else eps_nd[:, : model.config.n_latent])
-    distribution = model.likelihood(z_nd, batch.covariates, batch.log_library_n1)
+    z_nd = q.rsample(noise.normal_like(q.loc) if eps_nd is None else eps_nd[:, : q.loc.shape[1]])
+    distribution = model.likelihood({Z: z_nd}, batch.covariates, batch.log_library_n1)
     log_prob_ng = distribution.log_prob(batch.x_ng)[:, completed.observed_g]
     return log_prob_ng.sum(-1) - model.prior.kl(q, z_nd).sum(-1)

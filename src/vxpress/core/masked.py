@@ -11,18 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from vxpress.core.blocks import Z
 from vxpress.core.data import Batch, Source
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import Likelihood, Measured
+from vxpress.core.model import VAE
 from vxpress.core.networks import Encoder
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.progress import steps
 from vxpress.core.surgery import forget_labels
-from vxpress.core.vae import VAE
 
 CHUNK = 1024
 ROUNDS = 4
@@ -63,9 +63,8 @@ def encode_masked(
     model.eval()
     if model.config.dispersion == "gene-label":
         model = forget_labels(model)
-    n, d, device = len(cells), model.config.n_latent, cells.log_library_n1.device
-    mean_nd, var_nd = np.empty((n, d), dtype=np.float32), np.empty((n, d), dtype=np.float32)
-    log_library_n = np.empty(n, dtype=np.float32) if model.library_encoder is not None else None
+    n, device = len(cells), cells.log_library_n1.device
+    encoded = Encoded.empty(model, n)
     log_library_n1 = torch.empty(n, 1, device=device)
     filled_nh = torch.empty(n, model.config.n_hidden, device=device) if keep_filled else None
     n_rounds = 1 if bool(missing.observed_g.all()) else n_rounds
@@ -77,14 +76,15 @@ def encode_masked(
         )
         for _ in range(n_rounds):
             chunk.fill_in()
-        mean_nd[part], var_nd[part] = chunk.q.loc.cpu().numpy(), chunk.variance().cpu().numpy()
+        encoded.put(part, Z, chunk.q.loc, chunk.variance())
         log_library_n1[part] = chunk.log_library_n1
         if filled_nh is not None:
             filled_nh[part] = chunk.encoder.product(chunk.log_x_nm)
-        if log_library_n is not None and model.library_encoder is not None:
-            log_library = _FilledEncoder(model, model.library_encoder, chunk.batch, chunk.missing_g)
-            log_library_n[part] = log_library(chunk.log_x_nm).loc.squeeze(-1).cpu().numpy()
-    return Masked(Encoded(mean_nd, var_nd, log_library_n), log_library_n1, filled_nh)
+        for name, block in model.blocks.items():
+            if name != Z:
+                q = block.encode_filled(chunk.batch, chunk.encoder.s_nc, chunk.missing_g, chunk.log_x_nm)
+                encoded.put(part, name, q.loc, q.scale.square())
+    return Masked(encoded, log_library_n1, filled_nh)
 
 
 class _FilledEncoder:
@@ -92,7 +92,7 @@ class _FilledEncoder:
 
     def __init__(self, model: VAE, encoder: Encoder, batch: Batch, missing_g: Tensor) -> None:
         self.encoder = encoder
-        self.s_nc = model.conditioner(batch.covariates) if model.config.encode_covariates else None
+        self.s_nc = model.encoder_condition(batch.covariates)
         self.first_nh = encoder.first_product(batch, self.s_nc)
         self.weight_mh = encoder.gene_weights(missing_g)
 
@@ -116,8 +116,8 @@ class _Chunk:
         self.log_library_n1 = batch.log_library_n1
 
     def likelihood(self, z_nd: Tensor, log_library_n1: Tensor) -> Likelihood:
-        """Return the distribution of all modelled genes."""
-        return self.model.likelihood(z_nd, self.batch.covariates, log_library_n1)
+        """Return the distribution of all modelled genes; other latent blocks are at their prior mean."""
+        return self.model.likelihood({Z: z_nd}, self.batch.covariates, log_library_n1)
 
     def fill_in(self) -> None:
         """Run one round: decode, estimate the library, impute the missing genes, encode."""
@@ -138,7 +138,7 @@ class _Chunk:
         """Return the outputs of the readout at the present posterior means."""
         decoder = self.model.decoder
         assert decoder.readout is not None  # noqa: S101 - the caller checks it
-        f_nf = decoder.features(self.q.loc, self.model.conditioner(self.batch.covariates))
+        f_nf = self.model.features({Z: self.q.loc}, self.batch.covariates)
         return cast("Tensor", decoder.readout(f_nf))
 
     def variance(self) -> Tensor:

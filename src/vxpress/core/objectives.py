@@ -6,19 +6,20 @@ A new objective is one class here and one line in :data:`OBJECTIVES`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from vxpress.core.blocks import Point, Z
 from vxpress.core.config import TrainConfig
 from vxpress.core.data import Batch
+from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
-from vxpress.core.normal import DiagonalNormal, gaussian_kl
+from vxpress.core.normal import DiagonalNormal
 from vxpress.core.registries import OBJECTIVES as OBJECTIVES  # noqa: PLC0414 - also exported here
-from vxpress.core.vae import VAE
 
 # soft free bits: factor by which a weight changes, band above the floor in which it stays, and its least value
 SOFT_STEP, SOFT_BAND, MIN_SOFT_WEIGHT = 1.1, 1.05, 1e-4
@@ -26,38 +27,54 @@ SOFT_STEP, SOFT_BAND, MIN_SOFT_WEIGHT = 1.1, 1.05, 1e-4
 
 @dataclass(frozen=True)
 class Elbo:
-    """Terms of the evidence lower bound per cell: E_q log p(x|z,s,l), KL(q(z)||p(z)) and KL(q(l)||p(l)).
+    """Terms of the evidence lower bound per cell, in nats, by name.
 
-    ``kl_nd`` has one column per dimension, or a single column if the prior does not factorise over dimensions.
+    ``reconstruction`` holds E_q log p(x | z, s, l) of each modality, (n,). ``kl`` holds the divergence of each latent
+    block from its prior, with one column per dimension, or a single one if the prior does not factorise over
+    dimensions. ``weighted`` names the blocks whose divergence has the weight beta.
     """
 
-    reconstruction_n: Tensor
-    kl_nd: Tensor
-    kl_library_n: Tensor | None = None
+    reconstruction: dict[str, Tensor]
+    kl: dict[str, Tensor]
+    weighted: tuple[str, ...] = (Z,)
+
+    @property
+    def reconstruction_n(self) -> Tensor:
+        """The sum over modalities, (n,)."""
+        return total(self.reconstruction)
+
+    def divergence(self) -> Tensor:
+        """Compute the sum of the weighted divergences, (n,)."""
+        return total({name: self.kl[name].sum(-1) for name in self.weighted})
 
     def value(self, beta: float | Tensor = 1.0) -> Tensor:
-        """Compute the bound with weight ``beta`` on the divergence of z, (n,)."""
-        bound = self.reconstruction_n - beta * self.kl_nd.sum(-1)
-        return bound if self.kl_library_n is None else bound - self.kl_library_n
+        """Compute the bound with weight ``beta`` on the weighted divergences, (n,)."""
+        bound = self.reconstruction_n
+        for name, kl_nc in self.kl.items():
+            kl_n = kl_nc.sum(-1)
+            bound = bound - (beta * kl_n if name in self.weighted else kl_n)
+        return bound
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceTerms(Elbo):
-    """The same terms as means over K samples, and the parts of the importance weights, (k, n) (Burda et al. 2016).
+    """The same terms as means over K samples, and the parts of the importance weights (Burda et al. 2016).
 
-    Log weights are log p(x|z,l) + beta (log p(z) - log q(z|x)) + log p(l) - log q(l|x).
+    ``draws`` are the samples of each block, (k, n, columns), ``log_likelihood`` those of log p(x | z, l) of each
+    modality, and ``log_ratio`` those of log prior - log q of each block, (k, n). The log weights are the sum of both,
+    with the weight beta on the ratios of weighted blocks.
     """
 
-    z_knd: Tensor
-    log_likelihood_kn: Tensor
-    log_ratio_kn: Tensor
-    log_library_kn1: Tensor | None = None
-    log_library_ratio_kn: Tensor | None = None
+    draws: Point
+    log_likelihood: dict[str, Tensor]
+    log_ratio: dict[str, Tensor]
 
     def log_weight(self, beta: float | Tensor = 1.0) -> Tensor:
         """Compute the log importance weights, (k, n)."""
-        log_weight_kn = self.log_likelihood_kn + beta * self.log_ratio_kn
-        return log_weight_kn if self.log_library_ratio_kn is None else log_weight_kn + self.log_library_ratio_kn
+        log_weight_kn = total(self.log_likelihood)
+        for name, ratio_kn in self.log_ratio.items():
+            log_weight_kn = log_weight_kn + (beta * ratio_kn if name in self.weighted else ratio_kn)
+        return log_weight_kn
 
     def value(self, beta: float | Tensor = 1.0) -> Tensor:
         """Compute the importance-weighted bound, (n,)."""
@@ -65,22 +82,52 @@ class ImportanceTerms(Elbo):
         return log_weight_kn.logsumexp(0) - math.log(len(log_weight_kn))
 
 
-def elbo(model: VAE, batch: Batch, noise: Noise, eps_nd: Tensor | None = None) -> Elbo:
+@dataclass(frozen=True)
+class Means:
+    """Means over cells, in nats per cell, of the terms of a bound by name, and of what an objective needs in addition.
+
+    ``kl_per_column`` holds the divergence of each dimension of the blocks whose prior factorises.
+    """
+
+    reconstruction: dict[str, float]
+    kl: dict[str, float]
+    further: dict[str, list[float]] = field(default_factory=dict)
+    kl_per_column: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all means are finite."""
+        parts = *self.reconstruction.values(), *self.kl.values(), *(v for part in self.further.values() for v in part)
+        return all(map(math.isfinite, parts))
+
+    @property
+    def elbo(self) -> float:
+        """The evidence lower bound."""
+        bound = sum(self.reconstruction.values())
+        for kl in self.kl.values():
+            bound = bound - kl
+        return bound
+
+
+def total(parts: Mapping[str, Tensor]) -> Tensor:
+    """Add the parts in order."""
+    first, *others = parts.values()
+    for part in others:
+        first = first + part
+    return first
+
+
+def elbo(model: VAE, batch: Batch, noise: Noise, eps: Tensor | None = None) -> Elbo:
     """Estimate the bound from one sample.
 
-    ``eps_nd`` fixes the noise: one column per latent dimension, then the column of the library.
+    ``eps`` (n, columns) fixes the noise: the columns of z, then those of the other latent blocks in order.
     """
     dropout = noise if model.training else None
-    d = model.config.n_latent
     q = model.posterior(batch, dropout)
-    z_nd = q.rsample(noise.normal_like(q.loc) if eps_nd is None else eps_nd[:, :d])
-    log_library_n1, kl_library_n = batch.log_library_n1, None
-    if model.config.latent_library:
-        q_l = model.library_posterior(batch, dropout)
-        log_library_n1 = q_l.rsample(noise.normal_like(q_l.loc) if eps_nd is None else eps_nd[:, d:])
-        kl_library_n = gaussian_kl(q_l, *model.library_prior(batch.covariates)).squeeze(-1)
-    reconstruction_n = model.log_likelihood(z_nd, batch, log_library_n1, dropout)
-    return Elbo(reconstruction_n, model.prior.kl(q, z_nd), kl_library_n)
+    point = q.draw(noise.normal_like) if eps is None else q.at(eps)
+    reconstruction = model.log_likelihood(point, batch, dropout)
+    kl = {name: block.kl(q[name], point[name], batch.covariates) for name, block in model.blocks.items()}
+    return Elbo(reconstruction, kl, model.weighted)
 
 
 def importance_terms(
@@ -88,39 +135,31 @@ def importance_terms(
 ) -> ImportanceTerms:
     """Compute the terms from ``k`` samples of every cell; the encoder runs once, the decoder on all samples together.
 
-    With ``at_fixed_q``, log q(z|x) is a function of z alone, without a gradient with respect to the parameters of q.
+    With ``at_fixed_q``, log q is a function of the samples alone, without a gradient with respect to the parameters of q.
     """
     dropout = noise if model.training else None
-    d, n = model.config.n_latent, len(batch.rows)
-    eps_knd = None if eps_nkd is None else eps_nkd.transpose(0, 1)
     q = model.posterior(batch, dropout)
-    z_knd = q.rsample(noise.normals(k, q.loc) if eps_knd is None else eps_knd[..., :d])
-    log_ratio_kn = model.prior.log_prob(z_knd) - _density(q, z_knd, fixed=at_fixed_q)
-    repeated = batch.repeated(k)
-    log_library_m1, library = repeated.log_library_n1, {}
-    kl_library_n = None
-    if model.config.latent_library:
-        q_l = model.library_posterior(batch, dropout)
-        log_l_kn1 = q_l.rsample(noise.normals(k, q_l.loc) if eps_knd is None else eps_knd[..., d:])
-        loc_n1, variance_n1 = model.library_prior(batch.covariates)
-        ratio_kn = DiagonalNormal(loc_n1, variance_n1.sqrt()).log_prob(log_l_kn1)
-        library = {
-            "log_library_kn1": log_l_kn1,
-            "log_library_ratio_kn": ratio_kn - _density(q_l, log_l_kn1, fixed=at_fixed_q),
-        }
-        log_library_m1 = log_l_kn1.flatten(0, 1)
-        kl_library_n = gaussian_kl(q_l, loc_n1, variance_n1).squeeze(-1)
-    log_likelihood_kn = model.log_likelihood(z_knd.flatten(0, 1), repeated, log_library_m1, dropout).view(k, n)
+    draws = q.draw(lambda like: noise.normals(k, like)) if eps_nkd is None else q.at(eps_nkd.transpose(0, 1))
+    log_ratio = {
+        name: block.log_prior(draws[name], batch.covariates) - _density(q[name], draws[name], fixed=at_fixed_q)
+        for name, block in model.blocks.items()
+    }
+    found = model.log_likelihood({name: u.flatten(0, 1) for name, u in draws.items()}, batch.repeated(k), dropout)
+    log_likelihood = {name: value.view(k, len(batch.rows)) for name, value in found.items()}
     with torch.no_grad():
-        kl_nd = model.prior.kl(q, z_knd[0]) if model.prior.analytic else -log_ratio_kn.mean(0)[:, None]
+        kl = {
+            name: block.kl(q[name], draws[name][0], batch.covariates)
+            if block.analytic
+            else -log_ratio[name].mean(0)[:, None]
+            for name, block in model.blocks.items()
+        }
     return ImportanceTerms(
-        log_likelihood_kn.detach().mean(0),
-        kl_nd,
-        kl_library_n,
-        z_knd=z_knd,
-        log_likelihood_kn=log_likelihood_kn,
-        log_ratio_kn=log_ratio_kn,
-        **library,
+        {name: value.detach().mean(0) for name, value in log_likelihood.items()},
+        kl,
+        model.weighted,
+        draws=draws,
+        log_likelihood=log_likelihood,
+        log_ratio=log_ratio,
     )
 
 
@@ -152,15 +191,12 @@ class Objective:
         """Compute the loss, a mean per cell, at a weight and a target of the schedule."""
         raise NotImplementedError
 
-    def further(self, terms: Elbo) -> Tensor | None:
-        """Return sums for :meth:`final` in addition to those of reconstruction, KL of z and KL of l."""
-        return None
+    def further(self, terms: Elbo) -> dict[str, Tensor]:
+        """Return sums over cells, (any,), that :meth:`final` needs in addition to those of the terms."""
+        return {}
 
-    def final(self, means: Sequence[float]) -> float:
-        """Compute the objective at the end of the schedule from means over held-out cells.
-
-        ``means`` are those of reconstruction, KL of z, KL of l, and the sums of :meth:`further`.
-        """
+    def final(self, means: Means) -> float:
+        """Compute the objective at the end of the schedule from means over held-out cells."""
         raise NotImplementedError
 
 
@@ -174,55 +210,59 @@ class ElboObjective(Objective):
     * Soft free bits: sum_d beta_d KL_d. beta_d is lowered while KL_d is below lambda and raised, up to beta, while it
       is above (Chen et al. 2017).
 
-    If the prior does not factorise over dimensions, all share one floor of lambda times their number.
+    If a prior does not factorise over dimensions, all of the block share one floor of lambda times their number.
     """
 
     def __init__(self, config: TrainConfig, model: VAE) -> None:
         super().__init__(config, model)
-        columns = model.config.n_latent if model.prior.analytic else 1
-        self.floor = config.free_bits * model.config.n_latent / columns
+        weighted = {name: model.blocks[name] for name in model.weighted}
+        columns = {name: block.n_noise if block.analytic else 1 for name, block in weighted.items()}
+        self.floor = {name: config.free_bits * block.n_noise / columns[name] for name, block in weighted.items()}
         # kept here, not in the model: reported numbers do not depend on it
-        self.share_d = torch.ones(columns, device=model.decoder.location.weight.device)
+        device = model.decoder.location.weight.device
+        self.share = {name: torch.ones(n, device=device) for name, n in columns.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"share_d": self.share_d.cpu().clone()}
+        return {name: share_d.cpu().clone() for name, share_d in self.share.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         # in place: a CUDA graph may read this memory
-        self.share_d.copy_(state["share_d"])
+        for name, share_d in self.share.items():
+            share_d.copy_(state[name])
 
     def terms(self, model: VAE, batch: Batch, noise: Noise, eps: Tensor | None = None) -> Elbo:
         return elbo(model, batch, noise, eps)
 
     def loss(self, terms: Elbo, weight: float | Tensor, target: float | Tensor) -> Tensor:
         if self.config.kl_schedule == "capacity":
-            return weight * (terms.kl_nd.sum(-1).mean() - target).abs() - terms.value(0.0).mean()
-        if self.floor > 0:
-            return weight * self._floored(terms.kl_nd.mean(0)) - terms.value(0.0).mean()
+            return weight * (terms.divergence().mean() - target).abs() - terms.value(0.0).mean()
+        if self.config.free_bits > 0:
+            floored = total({name: self._floored(name, terms.kl[name].mean(0)) for name in terms.weighted})
+            return weight * floored - terms.value(0.0).mean()
         return -terms.value(weight).mean()
 
-    def _floored(self, kl_d: Tensor) -> Tensor:
+    def _floored(self, name: str, kl_d: Tensor) -> Tensor:
+        floor, share_d = self.floor[name], self.share[name]
         if self.config.free_bits_form == "hard":
-            return kl_d.clamp_min(self.floor).sum()
+            return kl_d.clamp_min(floor).sum()
         now_d = kl_d.detach()
         # for NaN both comparisons are false, so the weight stays
-        step_d = torch.where(
-            now_d > SOFT_BAND * self.floor, SOFT_STEP, torch.where(now_d < self.floor, 1 / SOFT_STEP, 1.0)
-        )
-        self.share_d.mul_(step_d).clamp_(MIN_SOFT_WEIGHT, 1.0)
-        return (self.share_d * kl_d).sum()
+        step_d = torch.where(now_d > SOFT_BAND * floor, SOFT_STEP, torch.where(now_d < floor, 1 / SOFT_STEP, 1.0))
+        share_d.mul_(step_d).clamp_(MIN_SOFT_WEIGHT, 1.0)
+        return (share_d * kl_d).sum()
 
-    def further(self, terms: Elbo) -> Tensor | None:
-        return terms.kl_nd.sum(0) if self.floor > 0 else None
+    def further(self, terms: Elbo) -> dict[str, Tensor]:
+        return {name: terms.kl[name].sum(0) for name in terms.weighted} if self.config.free_bits > 0 else {}
 
-    def final(self, means: Sequence[float]) -> float:
-        reconstruction, kl, kl_library, *kl_d = means
+    def final(self, means: Means) -> float:
+        kl = sum(means.kl[name] for name in self.floor)
         if self.config.kl_schedule == "capacity":
             kl = abs(kl - self.config.kl_capacity)
-        elif self.floor > 0:
+        elif self.config.free_bits > 0:
             # with beta above 1 the plain divergence would prefer the states that the floor prevents
-            kl = sum(max(self.floor, part) for part in kl_d)
-        return reconstruction - self.config.beta * kl - kl_library
+            kl = sum(max(floor, part) for name, floor in self.floor.items() for part in means.further[name])
+        others = sum(value for name, value in means.kl.items() if name not in self.floor)
+        return sum(means.reconstruction.values()) - self.config.beta * kl - others
 
 
 class Iwae(Objective):
@@ -244,11 +284,11 @@ class Iwae(Objective):
     def loss(self, terms: Elbo, weight: float | Tensor, target: float | Tensor) -> Tensor:
         return -terms.value(weight).mean()
 
-    def further(self, terms: Elbo) -> Tensor | None:
-        return terms.value(self.config.beta).sum()[None]
+    def further(self, terms: Elbo) -> dict[str, Tensor]:
+        return {"bound": terms.value(self.config.beta).sum()[None]}
 
-    def final(self, means: Sequence[float]) -> float:
-        return means[3]
+    def final(self, means: Means) -> float:
+        return means.further["bound"][0]
 
 
 class Dreg(Iwae):
@@ -266,9 +306,8 @@ class Dreg(Iwae):
         assert isinstance(terms, ImportanceTerms)  # noqa: S101 - its own
         log_weight_kn = terms.log_weight(weight)
         share_kn = log_weight_kn.detach().softmax(0)
-        _scale_gradient(terms.z_knd, 1.0 - weight + weight * share_kn)
-        if terms.log_library_kn1 is not None:
-            _scale_gradient(terms.log_library_kn1, share_kn)
+        for name, u_knd in terms.draws.items():
+            _scale_gradient(u_knd, 1.0 - weight + weight * share_kn if name in terms.weighted else share_kn)
         return -(share_kn * log_weight_kn).sum(0).mean()
 
 

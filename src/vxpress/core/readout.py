@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vxpress.core.blocks import Z
 from vxpress.core.data import Batch, Source
 from vxpress.core.likelihoods import ToReadOut
-from vxpress.core.vae import VAE
+from vxpress.core.model import VAE
 
 
 def fit_readout(
@@ -27,7 +28,7 @@ def fit_readout(
 
     @torch.no_grad()
     def features(batch: Batch) -> Tensor:
-        return model.decoder.features(mean_nd[batch.rows], model.conditioner(batch.covariates))
+        return model.features({Z: mean_nd[batch.rows]}, batch.covariates)
 
     data = ToReadOut(cells, outside, features, train_rows, validation_rows, seed)
     model.decoder.output.fit_readout(model.layers, data)

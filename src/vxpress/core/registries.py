@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vxpress.core.registry import Registry
 
 if TYPE_CHECKING:
+    from vxpress.core.blocks import Block
     from vxpress.core.bodies import Body
     from vxpress.core.data import Source
     from vxpress.core.likelihoods import Likelihood
@@ -22,3 +23,4 @@ PRIORS: Registry[type[Prior]] = Registry("prior", home="vxpress.core.priors")
 OBJECTIVES: Registry[type[Objective]] = Registry("objective", home="vxpress.core.objectives")
 DECODERS: Registry[type[Body]] = Registry("decoder", home="vxpress.core.bodies")
 SOURCES: Registry[type[Source]] = Registry("data source", home="vxpress.core.data")
+BLOCKS: Registry[type[Block]] = Registry("latent block", home="vxpress.core.blocks")

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from vxpress._signals import interrupts_held
+from vxpress.core.blocks.base import with_mean_rows
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Conditioner
 from vxpress.core.isolation import on_device, seeded
-from vxpress.core.vae import VAE, build
+from vxpress.core.model import VAE, build
 
 
 def extend(model: VAE, added: Sequence[int], learned: Sequence[np.ndarray] | None = None) -> VAE:
@@ -41,7 +42,7 @@ def extend(model: VAE, added: Sequence[int], learned: Sequence[np.ndarray] | Non
         elif value.shape == fresh[name].shape:
             state[name] = value
         else:
-            state[name] = _more_batches(name, value, model, len(fresh[name]), share[0])
+            state[name] = _with_batches(model, name, len(fresh[name]), share[0])
     new.load_state_dict(state | _embeddings(model, new, share))
     return new.eval()
 
@@ -84,8 +85,7 @@ def _conditioned(model: VAE) -> set[str]:
     config = model.config
     names = {f"decoder.{name}" for name in model.decoder.conditioned()}
     if config.encode_covariates:
-        parts = ("encoder", "library_encoder")
-        names |= {f"{part}.{name}" for part in parts for name in model.encoder.conditioned()}
+        names |= {f"blocks.{name}.{weight}" for name, block in model.blocks.items() for weight in block.conditioned()}
     return names
 
 
@@ -142,24 +142,13 @@ def _embeddings(model: VAE, new: VAE, share: Sequence[Tensor]) -> dict[str, Tens
     state = {}
     for i, (k, size) in enumerate(new.conditioner.sizes):
         table = known.get(k, torch.zeros(1, new.config.n_embedding, device=new.decoder.location.weight.device))
-        state[f"conditioner.embeddings.{i}.weight"] = _with_mean_rows(table, size, share[k])
+        state[f"conditioner.embeddings.{i}.weight"] = with_mean_rows(table, size, share[k])
     return state
 
 
-def _with_mean_rows(value: Tensor, n_rows: int, share: Tensor) -> Tensor:
-    mean = _mean(value, share)
-    return torch.cat((value, mean.expand(n_rows - len(value), *mean.shape)))
-
-
-def _mean(value: Tensor, share: Tensor) -> Tensor:
-    """Compute the weighted mean over the first axis."""
-    return torch.tensordot(share.to(value), value, dims=1)
-
-
-def _more_batches(name: str, value: Tensor, model: VAE, n_rows: int, share: Tensor) -> Tensor:
-    """Add rows for new batches to a tensor with one row per batch."""
-    if name != "library_log_var_b":
-        return _with_mean_rows(value, n_rows, share)
-    means = model.library_log_mean_b
-    between = _mean((means - _mean(means, share)) ** 2, share)
-    return torch.cat((value, (_mean(value, share) + between).expand(n_rows - len(value))))
+def _with_batches(model: VAE, name: str, n_rows: int, share: Tensor) -> Tensor:
+    """Return a weight that has one row per batch with rows for new batches."""
+    if name.startswith("blocks."):
+        _, block, weight = name.split(".", 2)
+        return model.blocks[block].with_batches(weight, n_rows, share)
+    return with_mean_rows(model.state_dict()[name], n_rows, share)

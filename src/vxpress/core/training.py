@@ -10,21 +10,22 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vxpress.core import rule
+from vxpress.core.blocks import Z
 from vxpress.core.config import TrainConfig
 from vxpress.core.data import Batch, Source, number_of_batches, walk
 from vxpress.core.device import Replay, precision
 from vxpress.core.dispersion import has_dispersions, refit
 from vxpress.core.encoder_ahead import EncoderAhead
+from vxpress.core.evaluation import CHUNK, Totals, evaluate
 from vxpress.core.isolation import after_interrupt
+from vxpress.core.model import RNA, VAE
 from vxpress.core.noise import Noise
-from vxpress.core.objectives import OBJECTIVES, Elbo, Objective, elbo
+from vxpress.core.objectives import OBJECTIVES, Means, Objective, elbo
 from vxpress.core.optimizer import Optimizer, TorchAdam
 from vxpress.core.progress import parts, stage
 from vxpress.core.schedules import kl_target, kl_weight, settled
-from vxpress.core.vae import VAE
 
 HISTORY = (
     "elbo_train",
@@ -41,7 +42,6 @@ HISTORY = (
 MAX_VOIDED = 0.5
 # or after this many epochs in a row with any such step or with a validation objective that is not finite
 MAX_TROUBLED_EPOCHS = 5
-EVAL_CHUNK = 1024
 # value of Outcome.stopped
 INTERRUPTED = "interrupted"
 
@@ -102,10 +102,8 @@ def train(
         int, np.random.SeedSequence(seed).generate_state(5)
     )
     noise = Noise(noise_seed, device)
-    # one additional column for a latent library
-    n_eps = model.config.n_latent + model.config.latent_library
     objective = OBJECTIVES[config.objective](config, model)
-    shape = (n_eps,) if objective.n_samples is None else (objective.n_samples, n_eps)
+    shape = (model.n_noise,) if objective.n_samples is None else (objective.n_samples, model.n_noise)
     eps_nd = torch.randn(len(validation_rows), *shape, generator=torch.Generator().manual_seed(validation_seed)).to(
         device
     )
@@ -135,21 +133,20 @@ def train(
                     step(batch, weight, target)
                     outcome.n_steps += 1
                     progress.done += 1
-            sums, voided = step.sums, int(step.voided)
-            kl_d = torch.zeros(model.config.n_latent, dtype=torch.float64, device=device)
-            validation = (
-                evaluate(model, cells, validation_rows, eps_nd, objective, kl_d) if len(validation_rows) else None
-            )
-            finite = validation is None or bool(torch.isfinite(validation).all())
+            voided = int(step.voided)
+            validation = evaluate(model, cells, validation_rows, eps_nd, objective) if len(validation_rows) else None
+            finite = validation is None or validation.finite
             troubled = troubled + 1 if voided or not finite else 0
             if voided > MAX_VOIDED * n_batches or troubled >= MAX_TROUBLED_EPOCHS:
                 rows = torch.cat((train_rows, validation_rows))
                 raise TrainingError(_failure_message(model, cells, rows, voided, n_batches, describe))
             outcome.n_voided += voided
-            _record(outcome, sums[:3] / sums[3], validation, objective, weight, float(lr))
+            _record(outcome, model, step.totals.means(), validation, objective)
+            outcome.history["kl_weight"].append(weight)
+            outcome.history["lr"].append(float(lr))
             _record_extras(outcome, config, target, ahead)
-            if validation is not None and model.prior.analytic:
-                outcome.history.setdefault("kl_per_dim", []).append(kl_d.tolist())
+            if validation is not None and Z in validation.kl_per_column:
+                outcome.history.setdefault("kl_per_dim", []).append(validation.kl_per_column[Z])
             ahead.judge(model, cells)
             progress.note = f"epoch {epoch + 1} of {config.max_epochs}, elbo {outcome.history['elbo_train'][-1]:.1f}"
             warm = settled(config, *at) or outcome.n_steps >= n_steps
@@ -181,12 +178,12 @@ def train(
 
 def _parameters(model: VAE, config: TrainConfig) -> tuple[list[torch.nn.Parameter], int]:
     """Return the trained parameters, and the number of leading ones (the encoder's) that also take steps alone."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith("decoder.readout")]
+    parameters = model.trained_parameters()
     if not config.encoder_steps:
-        return [p for _, p in named], 0
-    of_encoder = [n.startswith(("encoder.", "library_encoder.")) for n, _ in named]
-    order = sorted(range(len(named)), key=lambda i: not of_encoder[i])
-    return [named[i][1] for i in order], sum(of_encoder)
+        return parameters, 0
+    leading = set(map(id, model.inference_parameters()))
+    parameters.sort(key=lambda p: id(p) not in leading)
+    return parameters, sum(id(p) in leading for p in parameters)
 
 
 Gradient = Callable[[Batch, float | Tensor, float | Tensor], tuple[Tensor, Tensor]]
@@ -195,21 +192,21 @@ Gradient = Callable[[Batch, float | Tensor, float | Tensor], tuple[Tensor, Tenso
 class _Step:
     """One training step: gradient, optimizer, running statistics and sums, without waiting for the device.
 
-    ``sums`` are those of reconstruction, KL of z, KL of l and cells; ``voided`` counts the steps that were discarded
-    because they were not finite.
+    ``totals`` are those of the terms in the epoch; ``voided`` counts the steps that were discarded because they were
+    not finite.
     """
 
     def __init__(self, model: VAE, cells: Source, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
         self.cells, self.optimizer, self.noise = cells, optimizer, noise
         device = cells.device
-        self.gradient = _gradient(model, cells, noise, objective)
+        self.totals, self.voided = Totals(model, device), torch.zeros((), device=device)
+        self.gradient = _gradient(model, cells, noise, objective, self.totals)
         self.running = [value for value in model.buffers() if value.dim()]
         self.before = [value.clone() for value in self.running]
-        self.sums, self.voided = torch.zeros(4, dtype=torch.float64, device=device), torch.zeros((), device=device)
 
     def start_epoch(self) -> None:
-        """Reset the sums."""
-        self.sums.zero_()
+        """Reset the totals."""
+        self.totals.clear()
         self.voided.zero_()
 
     def __call__(self, batch: Batch, weight: float, target: float) -> None:
@@ -241,11 +238,9 @@ class _Step:
         # neither terms nor cells of a voided step are counted
         if bad.device.type != "cpu" or bool(bad):
             self.voided += bad
-            terms = torch.where(bad > 0, 0.0, F.pad(terms, (0, 1), value=len(batch)))
-            self.sums += terms
+            self.totals.add(terms, len(batch), bad)
         else:
-            self.sums[:3] += terms
-            self.sums[3] += len(batch)
+            self.totals.add(terms, len(batch))
 
 
 class _DeviceStep(_Step):
@@ -255,9 +250,9 @@ class _DeviceStep(_Step):
         super().__init__(model, cells, optimizer, noise, objective)
         assert isinstance(optimizer.adam, TorchAdam)  # noqa: S101 - the compiled one runs on CPUs only
         self.adam = optimizer.adam
-        self.weight, self.target = torch.zeros(2, device=self.sums.device)
-        self.replay = Replay(self._from_device, cells, noise, self.sums.device)
-        self.replay_lead = Replay(self._lead_from_device, cells, noise, self.sums.device)
+        self.weight, self.target = torch.zeros(2, device=self.voided.device)
+        self.replay = Replay(self._from_device, cells, noise, self.voided.device)
+        self.replay_lead = Replay(self._lead_from_device, cells, noise, self.voided.device)
 
     def __call__(self, batch: Batch, weight: float, target: float) -> None:
         self._set(weight, target, self.optimizer.advance())
@@ -279,73 +274,41 @@ class _DeviceStep(_Step):
         self.move(batch, self.weight, self.target, self.adam.update_leading)
 
 
-def _gradient(model: VAE, cells: Source, noise: Noise, objective: Objective) -> Gradient:
+def _gradient(model: VAE, cells: Source, noise: Noise, objective: Objective, totals: Totals) -> Gradient:
     """Return a function that writes a minibatch's gradient to the optimizer and returns sums of terms and the loss."""
     if rule.compiled_optimizer(cells.device, cells.log_library_n1.dtype):
         from vxpress.core import training_step
 
         if training_step.covers(model, cells, objective.config):
             without_tape = training_step.TrainingStep(model, noise)
-            return lambda batch, weight, _: without_tape(batch, cast("float", weight))
+
+            def in_closed_form(batch: Batch, weight: float | Tensor, target: float | Tensor) -> tuple[Tensor, Tensor]:
+                reconstruction, kl, loss = without_tape(batch, cast("float", weight))
+                return totals.pack_sums({RNA: reconstruction}, {Z: kl}), loss
+
+            return in_closed_form
 
     def by_autograd(batch: Batch, weight: float | Tensor, target: float | Tensor) -> tuple[Tensor, Tensor]:
         terms = objective.terms(model, batch, noise)
         loss = objective.loss(terms, weight, target)
         loss.backward()
-        return _sums(terms), loss.detach()
+        return totals.pack(terms), loss.detach()
 
     return by_autograd
 
 
-def _sums(terms: Elbo) -> Tensor:
-    """Sum reconstruction, KL of z and KL of l over cells."""
-    library = terms.reconstruction_n.new_zeros(()) if terms.kl_library_n is None else terms.kl_library_n.sum()
-    return torch.stack((terms.reconstruction_n.sum(), terms.kl_nd.sum(), library)).detach().double()
-
-
-@torch.no_grad()
-def evaluate(
-    model: VAE,
-    cells: Source,
-    rows: Tensor,
-    eps: Tensor,
-    objective: Objective | None = None,
-    kl_d: Tensor | None = None,
-) -> Tensor:
-    """Compute means of reconstruction, KL of z, KL of l and further sums of the objective, with fixed noise.
-
-    If the prior has a divergence per dimension, its mean is added to ``kl_d``.
-    """
-    model.eval()
-    unused, sums = Noise(0, rows.device), torch.zeros(3, dtype=torch.float64, device=rows.device)
-    n_samples = 1 if objective is None else objective.n_samples or 1
-    for part, batch in walk(cells, rows, max(1, EVAL_CHUNK // n_samples)):
-        if objective is None:
-            sums = sums + _sums(elbo(model, batch, unused, eps[part]))
-            continue
-        terms = objective.terms(model, batch, unused, eps[part])
-        if kl_d is not None and model.prior.analytic:
-            kl_d += terms.kl_nd.sum(0).double() / len(rows)
-        further = objective.further(terms)
-        here = _sums(terms) if further is None else torch.cat((_sums(terms), further.double()))
-        sums = F.pad(sums, (0, len(here) - len(sums))) + here
-    return sums / len(rows)
-
-
-def _record(
-    outcome: Outcome, train_sums: Tensor, validation_sums: Tensor | None, objective: Objective, weight: float, lr: float
-) -> None:
-    history = outcome.history
-    for name, sums in (("train", train_sums), ("validation", validation_sums)):
-        means = [math.nan] * 4 if sums is None else sums.tolist()
-        reconstruction, kl, kl_library = means[:3]
-        history[f"reconstruction_{name}"].append(reconstruction)
-        history[f"kl_{name}"].append(kl)
-        history[f"elbo_{name}"].append(reconstruction - kl - kl_library)
-        if name == "validation":
-            history["objective_validation"].append(objective.final(means))
-    history["kl_weight"].append(weight)
-    history["lr"].append(lr)
+def _record(outcome: Outcome, model: VAE, train: Means, validation: Means | None, objective: Objective) -> None:
+    """Record the means of an epoch; without validation cells, theirs are NaN."""
+    recorded = {name: column for name, block in model.blocks.items() if (column := block.recorded_as())}
+    for part, means in (("train", train), ("validation", validation)):
+        values = {"reconstruction": math.nan, "elbo": math.nan} | dict.fromkeys(recorded.values(), math.nan)
+        if means is not None:
+            values = {"reconstruction": sum(means.reconstruction.values()), "elbo": means.elbo}
+            values |= {column: means.kl[name] for name, column in recorded.items()}
+        for column, value in values.items():
+            outcome.history.setdefault(f"{column}_{part}", []).append(value)
+    final = math.nan if validation is None else objective.final(validation)
+    outcome.history["objective_validation"].append(final)
 
 
 def _record_extras(outcome: Outcome, config: TrainConfig, target: float, ahead: EncoderAhead) -> None:
@@ -393,7 +356,7 @@ def _failure_message(
     """Write the error message: which cells cannot be evaluated, and what to do."""
     model.eval()
     noise, bad = Noise(0, rows.device), []
-    for _, batch in walk(cells, rows, EVAL_CHUNK):
+    for _, batch in walk(cells, rows, CHUNK):
         value = elbo(model, batch, noise).value()
         bad.append(batch.rows[~torch.isfinite(value)])
     suspects = torch.cat(bad)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vxpress.core import rule
+from vxpress.core.blocks import Z
 from vxpress.core.bodies import MLPBody
 from vxpress.core.config import TrainConfig
 from vxpress.core.data import Batch, Source
@@ -21,10 +22,10 @@ from vxpress.core.kernels import latent_rows, layer_rows
 from vxpress.core.kernels.count_likelihood import CountLikelihood
 from vxpress.core.kernels.hidden_layer import update_running_statistics
 from vxpress.core.kernels.input_layer import InputProduct
+from vxpress.core.model import VAE
 from vxpress.core.networks import MAX_LOG_VARIANCE, MIN_POSTERIOR_VARIANCE
 from vxpress.core.noise import BITS, Noise
 from vxpress.core.priors import StandardNormal
-from vxpress.core.vae import VAE
 
 
 def covers(model: VAE, cells: Source, train: TrainConfig) -> bool:
@@ -41,7 +42,7 @@ def covers(model: VAE, cells: Source, train: TrainConfig) -> bool:
         and config.norm == "batch"
         and config.n_layers == 1
         and config.covariate_code == "one-hot"
-        and not config.latent_library
+        and tuple(model.blocks) == (Z,)
         and type(model.prior) is StandardNormal
         and rule.sparse_input(like.device, like.dtype)
         and model.decoder.compiled_likelihood(like)
@@ -65,8 +66,8 @@ class TrainingStep:
         self.bounds = np.float32(MAX_LOG_VARIANCE), np.float32(MIN_POSTERIOR_VARIANCE)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, kl_weight: float) -> tuple[Tensor, Tensor]:
-        """Return sums over cells of reconstruction, KL of z and KL of l (which is 0), and the mean loss."""
+    def __call__(self, batch: Batch, kl_weight: float) -> tuple[float, float, Tensor]:
+        """Return the sums over cells of reconstruction and KL of z, and the mean loss."""
         model, config, n = self.model, self.model.config, len(batch.rows)
         d = config.n_latent
         s_nc = model.conditioner(batch.covariates)
@@ -106,7 +107,7 @@ class TrainingStep:
 
         reconstruction, divergence = value_n.sum(), kl.sum(dtype=np.float64)
         loss = (kl_weight * divergence - reconstruction) / n
-        return torch.tensor((reconstruction, divergence, 0.0), dtype=torch.float64), torch.tensor(loss)
+        return float(reconstruction), float(divergence), torch.tensor(loss)
 
 
 def hand_over_linear(layer: nn.Linear, d_out: Tensor, x: Tensor) -> None:

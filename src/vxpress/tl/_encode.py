@@ -16,6 +16,7 @@ from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.ask.encoding import check_enough_new, encode_query
+from vxpress.bridge.fits.block_slots import add_posterior, stale_blocks
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.query import read_query
 from vxpress.bridge.fits.results import Results, check_free, own
@@ -125,7 +126,7 @@ def encode(
     check_adata(adata, copy=copy)
     fit = find_fit(adata, model, key)
     keys = Keys.of(key) if key_added is None else Keys.of(key_added, "key_added")
-    check_free(adata, keys)
+    check_free(adata, keys, fit.params.model.blocks)
     _check_no_other_fit(adata, model, keys)
     max_epochs, generator = _epochs(fine_tune), seed_of(rng)
     torch_device = resolve_device(device)
@@ -138,13 +139,10 @@ def encode(
         encoded, library_n, fit = encode_query(query, torch_device, max_epochs=max_epochs, rng=generator)
     of_itself = model is None or model is adata
     adata = own(adata, copy=copy)
-    results = Results(
-        obs={keys.library: library_n},
-        obsm={keys.latent: encoded.mean_nd, keys.latent_var: encoded.var_nd},
-        uns={keys.uns: fit.to_uns()},
-    )
+    results = Results(uns={keys.uns: fit.to_uns()}, stale=stale_blocks(adata, keys, fit.model))
+    add_posterior(results, fit.model, encoded, keys, library_n)
     if not of_itself:
-        results.stale = [("layers", name) for name in (keys.normalized, *keys.bounds())] + [("obs", keys.split)]
+        results.stale += [("layers", name) for name in (keys.normalized, *keys.bounds())] + [("obs", keys.split)]
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None

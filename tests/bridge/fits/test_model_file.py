@@ -20,9 +20,10 @@ import torch
 from safetensors.numpy import load_file, save, save_file
 
 import vxpress as vx
-from vxpress.bridge.fits.fit import expected_shapes, load_weights
 from vxpress.bridge.fits.model_file import VERSION, _digest, _split, read_fit, write_fit
+from vxpress.bridge.fits.weights import load_weights
 from vxpress.core.config import ModelConfig
+from vxpress.core.model import expected_shapes
 
 
 @pytest.fixture
@@ -249,7 +250,7 @@ def test_a_pickle_with_the_name_of_a_model_is_refused_without_opening(
 
 def test_shapes_are_checked_before_anything_is_allocated(fitted: ad.AnnData) -> None:
     huge = ModelConfig(n_genes=10_000_000, n_hidden=65_536)
-    assert expected_shapes(huge)["encoder.body.linears.0.weight"] == (65_536, 10_000_000)
+    assert expected_shapes(huge)["blocks.z.encoder.body.linears.0.weight"] == (65_536, 10_000_000)
     with pytest.raises(ValueError, match="do not match the stored settings"):
         load_weights(huge, fitted.uns["vae"]["weights"])
 

@@ -11,8 +11,8 @@ import torch
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.data import ByBlock, Cells, Mapped, Shuffled, Source, gene_sums, with_counts
 from vxpress.core.inference.posterior import encode
+from vxpress.core.model import build
 from vxpress.core.training import train
-from vxpress.core.vae import build
 
 MakeCells = Callable[..., Cells]
 CPU = torch.device("cpu")

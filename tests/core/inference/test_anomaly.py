@@ -11,7 +11,7 @@ from scipy.stats import nbinom
 import vxpress.core.inference.anomaly as anomaly
 from vxpress.core.config import ModelConfig
 from vxpress.core.inference.anomaly import evidence, neighbor_distance
-from vxpress.core.vae import build
+from vxpress.core.model import build
 
 
 def _model(likelihood="nb", **kwargs):
@@ -25,8 +25,8 @@ def test_surprise_peak_and_width_are_those_of_scipy(make_cells, monkeypatch):
     found = evidence(model, cells, reference)
     batch = cells.batch(torch.arange(30))
     with torch.no_grad():
-        q = model.posterior(batch)
-        distribution = model.likelihood(q.loc, batch.covariates, batch.log_library_n1)
+        q = model.posterior(batch)["z"]
+        distribution = model.likelihood({"z": q.loc}, batch.covariates, batch.log_library_n1)
     mean, theta = (
         distribution.mean.double().numpy(),
         np.broadcast_to(distribution._theta.detach().double().numpy(), distribution.mean.shape),

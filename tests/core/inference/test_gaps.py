@@ -15,7 +15,7 @@ from vxpress.core.config import ModelConfig, PriorConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
 from vxpress.core.inference.gaps import gaps
-from vxpress.core.vae import VAE, build
+from vxpress.core.model import VAE, build
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.group_expression import count_overdispersion, decode_units, subsample
-from vxpress.core.vae import VAE, build
+from vxpress.core.model import VAE, build
 
 
 def model_of(**settings: object) -> VAE:
@@ -28,7 +28,9 @@ def test_sums_over_units_are_those_of_decoded_cells():
     unit_n = np.arange(n) % 4
     tiny = torch.full((n, 3), 1e-12)
     found = decode_units(model, mean_nd, tiny, covariates(n), unit_n, 4, batches=(0, 1), n_draws=4, seeds=np.arange(4))
-    distribution = [model.likelihood(mean_nd, covariates(n).with_batch(b), torch.zeros(n, 1)).mean for b in (0, 1)]
+    distribution = [
+        model.likelihood({"z": mean_nd}, covariates(n).with_batch(b), torch.zeros(n, 1)).mean for b in (0, 1)
+    ]
     rho = torch.stack(distribution).double().detach().numpy()
     for m in range(4):
         cells = rho[:, unit_n == m]
@@ -59,7 +61,7 @@ def test_a_subsample_takes_all_of_small_groups_and_some_of_large_ones():
 @pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-cell"])
 def test_overdispersion_is_the_inverse_of_theta(dispersion):
     model, n = model_of(dispersion=dispersion), 12
-    distribution = model.likelihood(torch.zeros(n, 3), covariates(n), torch.zeros(n, 1))
+    distribution = model.likelihood({"z": torch.zeros(n, 3)}, covariates(n), torch.zeros(n, 1))
     found = count_overdispersion(model, torch.zeros(n, 3), covariates(n))
     by_cell = (
         ((distribution.variance - distribution.mean) / distribution.mean**2).expand(n, 7).double().detach().numpy()

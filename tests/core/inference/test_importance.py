@@ -18,8 +18,8 @@ from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
 from vxpress.core.inference.importance import Bound, CellProposal, ImportanceSums, importance_bound, log_likelihood
 from vxpress.core.likelihoods import MIN_GAUSSIAN_VARIANCE
+from vxpress.core.model import VAE, build
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE
-from vxpress.core.vae import VAE, build
 
 MakeCells = Callable[..., Cells]
 N, G, D, SHIFT = 200, 6, 2, 50.0
@@ -178,12 +178,12 @@ def test_a_latent_library_is_integrated_out(make_cells: MakeCells) -> None:
         dropout=0.0,
     )
     model = build(config, 1).eval()
-    model.library_log_mean_b.copy_(torch.tensor([5.5, 6.5]))
-    model.library_log_var_b.copy_(torch.tensor([0.3, 0.6]))
+    model.get_buffer("blocks.library.log_mean_b").copy_(torch.tensor([5.5, 6.5]))
+    model.get_buffer("blocks.library.log_var_b").copy_(torch.tensor([0.3, 0.6]))
     with torch.no_grad():
-        q_l = cast("nn.Linear", model.library_encoder.mean)  # type: ignore[union-attr]
+        q_l = model.blocks["library"].encoder.mean
         q_l.bias.fill_(6.0)
-        cast("nn.Linear", model.library_encoder.log_variance).bias.fill_(-2.0)  # type: ignore[union-attr]
+        model.blocks["library"].encoder.log_variance.bias.fill_(-2.0)
     found = log_likelihood(model, cells, 3000, seed=0)
     z, l = np.linspace(-5, 5, 81), np.linspace(3, 9, 241)
     grid = np.stack(np.meshgrid(z, l, indexing="ij"), -1).reshape(-1, 2)
@@ -191,11 +191,14 @@ def test_a_latent_library_is_integrated_out(make_cells: MakeCells) -> None:
     exact = np.empty(len(cells))
     for n in range(len(cells)):
         code = n % 2
-        mean, var = float(model.library_log_mean_b[code]), float(model.library_log_var_b[code])
+        mean, var = (
+            float(model.get_buffer("blocks.library.log_mean_b")[code]),
+            float(model.get_buffer("blocks.library.log_var_b")[code]),
+        )
         batch = cells.batch(torch.full((len(grid),), n))
         point = torch.from_numpy(grid).float()
         with torch.no_grad():
-            log_x = model.log_likelihood(point[:, :1], batch, point[:, 1:]).double().numpy()
+            log_x = model.log_likelihood({"z": point[:, :1], "library": point[:, 1:]}, batch)["rna"].double().numpy()
         log_prior = stats.norm.logpdf(grid[:, 0]) + stats.norm.logpdf(grid[:, 1], mean, np.sqrt(var))
         exact[n] = special.logsumexp(log_x + log_prior) + np.log(step)
     assert np.median(found.ess_n) > 50

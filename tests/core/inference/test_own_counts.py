@@ -11,7 +11,7 @@ from vxpress.core.config import Dispersion, ModelConfig
 from vxpress.core.data import Cells
 from vxpress.core.inference.own_counts import updated_expression
 from vxpress.core.inference.posterior import Draws, Genes, encode, expected_expression
-from vxpress.core.vae import VAE, build
+from vxpress.core.model import VAE, build
 
 
 def _model(dispersion: Dispersion = "gene", *, remainder: bool = True, n_readout: int = 0) -> VAE:

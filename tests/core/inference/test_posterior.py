@@ -11,7 +11,7 @@ from vxpress.core.data import Cells
 from vxpress.core.inference import posterior
 from vxpress.core.inference.posterior import Draws, Genes, encode, expected_expression
 from vxpress.core.likelihoods import sums
-from vxpress.core.vae import VAE, build
+from vxpress.core.model import VAE, build
 
 DRAWS = Draws(4, (0, 1), seed=3)
 

@@ -23,7 +23,7 @@ from vxpress.core.likelihoods import (
     Poisson,
     ZeroInflatedNegativeBinomial,
 )
-from vxpress.core.vae import VAE, build
+from vxpress.core.model import VAE, build
 
 CANDIDATES: tuple[Any, ...] = ("nb", "zinb", "poisson", "bernoulli", "gaussian")
 N, G = 400, 25
@@ -62,7 +62,7 @@ def _draws(model: VAE, n_draws: int, seed: int = 0) -> np.ndarray:
 
 def _distribution(model: VAE) -> Likelihood:
     with torch.no_grad():
-        return model.likelihood(torch.zeros(N, 2), _nothing(N), _cells(np.zeros((N, G))).log_library_n1)
+        return model.likelihood({"z": torch.zeros(N, 2)}, _nothing(N), _cells(np.zeros((N, G))).log_library_n1)
 
 
 @pytest.mark.parametrize("likelihood", CANDIDATES)

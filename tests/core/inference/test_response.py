@@ -38,7 +38,7 @@ def test_response_is_half_the_change_of_the_decoded_shares(fitted: ad.AnnData) -
             z = torch.from_numpy(mean_nd.copy())
             z[:, d] = float(mean_nd[:, d].mean() + sign * sd_d[d])
             with torch.no_grad():
-                distribution = model.likelihood(z, covariates, torch.zeros(5, 1))
+                distribution = model.likelihood({"z": z}, covariates, torch.zeros(5, 1))
             mean = distribution.mean[:, : model.config.n_genes]
             shares.append(mean / mean.sum(1, keepdim=True))
         expected = 0.5 * (shares[1] - shares[0]).abs().sum(1).mean()

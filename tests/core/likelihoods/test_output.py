@@ -8,7 +8,7 @@ from torch import nn
 
 from vxpress.core.config import ModelConfig
 from vxpress.core.likelihoods import LIKELIHOODS, Layers, Levels, NegativeBinomial, Shares
-from vxpress.core.vae import build
+from vxpress.core.model import build
 
 
 def _layers(n_outputs: int = 3) -> Layers:

@@ -38,9 +38,9 @@ from vxpress.core.likelihoods import (
     ToReadOut,
 )
 from vxpress.core.masked import Missing, encode_masked
+from vxpress.core.model import VAE, build
 from vxpress.core.readout import fit_readout
 from vxpress.core.training import Outcome, train
-from vxpress.core.vae import VAE, build
 
 N, INSIDE, OUTSIDE = 160, 20, 5
 
@@ -249,7 +249,7 @@ def _values(model: VAE, z_nd: Tensor, cells: Cells) -> Tensor:
 def test_it_starts_from_the_data(trained: Trained) -> None:
     x_ng, cells = trained.cells.batch(ROWS).x_ng, trained.cells
     with torch.no_grad():
-        distribution = trained.started.likelihood(torch.zeros(N, 2), cells.covariates, cells.log_library_n1)
+        distribution = trained.started.likelihood({"z": torch.zeros(N, 2)}, cells.covariates, cells.log_library_n1)
     expected = distribution.observe(x_ng).mean(0)
     error = (distribution.mean.mean(0) - expected).abs() / expected.clamp_min(1.0)
     assert float(error.max()) < 0.2
@@ -267,8 +267,8 @@ def test_it_trains(trained: Trained) -> None:
     assert history.max() - history[0] > 1.0
     batch, (mean_nd, _) = trained.cells.batch(ROWS), _moments(trained)
     with torch.no_grad():
-        value = trained.model.log_likelihood(mean_nd, batch, batch.log_library_n1)
-        distribution = trained.model.likelihood(mean_nd, batch.covariates, batch.log_library_n1)
+        value = trained.model.log_likelihood({"z": mean_nd}, batch)["rna"]
+        distribution = trained.model.likelihood({"z": mean_nd}, batch.covariates, batch.log_library_n1)
     torch.testing.assert_close(value, distribution.log_prob(batch.x_ng).sum(-1))
     assert float(log_likelihood(trained.model, trained.cells, 20, seed=0).log_likelihood_n.mean()) > history[0]
 
@@ -346,7 +346,7 @@ def test_the_response_is_that_of_decoded_values(trained: Trained) -> None:
 def test_it_is_checked_by_its_own_draws(trained: Trained) -> None:
     batch, (mean_nd, _) = trained.cells.batch(ROWS), _moments(trained)
     with torch.no_grad():
-        distribution = trained.model.likelihood(mean_nd, batch.covariates, batch.log_library_n1)
+        distribution = trained.model.likelihood({"z": mean_nd}, batch.covariates, batch.log_library_n1)
     drawn = distribution.sample((200,), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(drawn.mean((0, 1)), distribution.mean.mean(0), rtol=0.05, atol=0.05)
     check = predictive_check(trained.model, trained.cells, n_draws=2, seed=0)

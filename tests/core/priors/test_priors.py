@@ -176,8 +176,7 @@ def test_weights_of_every_prior_have_known_shapes_on_the_meta_device() -> None:
         config = ModelConfig(
             n_genes=7, n_latent=3, norm="layer", prior=PriorConfig.of(kind, 2, n_components=COMPONENTS)
         )
-        from vxpress.bridge.fits.fit import expected_shapes
-        from vxpress.core.vae import build
+        from vxpress.core.model import build, expected_shapes
 
         state = build(config, 0).state_dict()
         assert expected_shapes(config) == {name: tuple(value.shape) for name, value in state.items()}

@@ -40,7 +40,7 @@ def check_settings(candidates: Sequence[Candidate], layer: str | Unset | None) -
                 "vx.tl.fit_vae(adata, mask_var='highly_variable')."
             )
             raise ValueError(msg)
-        if a.model.latent_library != b.model.latent_library:
+        if first.fit.model.infers_library != other.fit.model.infers_library:
             msg = (
                 f"{pair} treat the library differently: library={a.library!r} and library={b.library!r}. A likelihood given the size "
                 "factor is not comparable with one that infers it. Fit again with the same library=, for example library='observed'."

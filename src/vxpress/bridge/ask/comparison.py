@@ -54,7 +54,7 @@ def read_cells(
             used_n = np.zeros(adata.n_obs, dtype=bool)
             used_n[rows[counted]] = True
             check_enough(candidates, used_n)
-        elif not candidate.fit.params.model.latent_library:
+        elif not candidate.fit.model.infers_library:
             sizes = [c.log_library_n1.numpy()[counted, 0] for c in (scored[0][0], cells)]
             check_library(candidates[0], candidate, *sizes)
         scored.append((cells, counted))

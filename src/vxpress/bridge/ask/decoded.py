@@ -16,7 +16,7 @@ from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells
 from vxpress.core.inference.own_counts import updated_expression
 from vxpress.core.inference.posterior import ALL_GENES, Draws, Genes, credible_expression, expected_expression
-from vxpress.core.vae import VAE
+from vxpress.core.model import VAE
 
 DENOISING_DRAWS = 10
 DENOISING_SEED = 0

@@ -57,8 +57,6 @@ def encode_query(
         encoded, log_library_n = masked.encoded, masked.log_library_n1.squeeze(-1).cpu().numpy()
         if not missing.library_known:
             library_n = np.where(library_n > 0, np.exp(log_library_n.astype(np.float64)), 0.0)
-    if encoded.log_library_n is not None:
-        library_n = np.exp(encoded.log_library_n.astype(np.float64))
     model.cpu()
     return encoded, library_n, fit
 

@@ -130,9 +130,8 @@ class NewCells:
     @torch.no_grad()
     def _library(self, table: Covariates, rng: np.random.Generator) -> np.ndarray:
         """Draw size factors from their own prior."""
-        mean_n1, var_n1 = self.fit.model.library_prior(table)
         noise_n1 = torch.from_numpy(rng.standard_normal((self.n, 1)).astype(np.float32))
-        return np.asarray((mean_n1 + var_n1.sqrt() * noise_n1).double().exp().numpy()[:, 0])
+        return np.asarray(self.fit.model.sample_log_library(table, noise_n1).double().exp().numpy()[:, 0])
 
 
 def _hint(columns: Columns) -> str:
@@ -146,7 +145,7 @@ def _hint(columns: Columns) -> str:
 
 def _library_from_prior(library: object, adata: AnnData, fit: Fit) -> bool:
     """Return whether size factors are drawn from their own prior."""
-    latent = fit.params.model.latent_library
+    latent = fit.model.infers_library
     if isinstance(library, str):
         if library != "prior":
             msg = f"library={library!r} was given; a number, an array or 'prior' is expected."

@@ -7,21 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from vxpress.bridge.fits.codec import from_uns, to_uns
 from vxpress.bridge.fits.consistency import check_conditions, check_genes, check_history, check_sizes
 from vxpress.bridge.fits.params import Params
 from vxpress.bridge.fits.seal import ADVICE, NAME, check_seal, sealed
 from vxpress.bridge.fits.upgrade import FIRST, FORMAT, upgraded
+from vxpress.bridge.fits.weights import load_weights, stored_weights
 from vxpress.bridge.read.covariates import CovariateTable
-from vxpress.core.config import ModelConfig
-from vxpress.core.vae import VAE, build, expected_shapes
+from vxpress.core.model import VAE
 
 # parts of every fit, and of some; a file may lose an empty mapping
 PARTS = ("params", "history", "genes", "weights")
 FURTHER = ("format", NAME, "covariates", "diagnostics", "prior", "choice")
-NOT_NEGATIVE = ("running_var", "library_log_var_b", "outside_share")
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Fit:
             "diagnostics": dict(self.diagnostics),
             "covariates": self.covariates.to_uns(),
             "genes": {"names": np.array(self.genes, dtype=object), "modelled": self.modelled_g},
-            "weights": {name: value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()},
+            "weights": stored_weights(self.model),
         }
         records = {"prior": self.prior, "choice": self.choice}
         return sealed(out | {name: dict(record) for name, record in records.items() if record})
@@ -144,36 +142,3 @@ def _check_parts(stored: Mapping[str, Any]) -> None:
     if unknown:
         msg = f"The stored fit holds {unknown}, which are not parts of a fit: it is damaged, or something was added. Delete these entries of uns[key]."
         raise ValueError(msg)
-
-
-def load_weights(config: ModelConfig, weights: Mapping[str, Any]) -> VAE:
-    """Build a model with these weights, in evaluation mode; shapes are checked before anything is allocated."""
-    expected = expected_shapes(config)
-    found = {str(name): tuple(np.shape(value)) for name, value in weights.items()}
-    if found != expected:
-        wrong = sorted(name for name in set(found) | set(expected) if found.get(name) != expected.get(name))[:5]
-        msg = f"The stored weights do not match the stored settings (first: {wrong}): the fit is damaged."
-        raise ValueError(msg)
-    state = {str(name): _weight(str(name), value) for name, value in weights.items()}
-    model = build(config, seed=0)
-    model.load_state_dict(state)
-    return model.eval()
-
-
-def _weight(name: str, value: Any) -> torch.Tensor:
-    """Check a stored weight: single precision, finite, variances at least 0; counters are whole numbers."""
-    array, counter = np.asarray(value), name.endswith("num_batches_tracked")
-    # readers return scalars in double precision
-    ok = array.dtype.kind == ("i" if counter else "f") and (array.ndim == 0 or counter or array.dtype.itemsize == 4)
-    if not ok:
-        msg = (
-            f"the weight {name!r} is of type {array.dtype}; {'whole numbers are' if counter else 'float32 is'} expected"
-        )
-        raise ValueError(msg)
-    if not np.isfinite(array).all():
-        msg = f"the weight {name!r} holds values that are not finite numbers"
-        raise ValueError(msg)
-    if (array < 0).any() and (counter or name.endswith(NOT_NEGATIVE)):
-        msg = f"the weight {name!r} holds values below 0"
-        raise ValueError(msg)
-    return torch.from_numpy(np.array(array, dtype=np.int64 if counter else np.float32))

@@ -93,7 +93,7 @@ def read_scored(adata: AnnData, fit: Fit, layer: str | Unset | None) -> Cells:
     # a latent library is sampled and needs no size factor
     return (
         query.cells
-        if fit.params.model.latent_library
+        if fit.model.infers_library
         else replace(query.cells, log_library_n1=log_library_of(query.observed_n))
     )
 
@@ -118,7 +118,7 @@ def _missing(adata: AnnData, fit: Fit, counts: CountData, present: np.ndarray) -
     params = fit.params
     observed_g = torch.from_numpy(present[fit.modelled_g])
     all_modelled, all_outside = bool(observed_g.all()), bool(present[~fit.modelled_g].all())
-    if params.model.latent_library:
+    if fit.model.infers_library:
         # the encoder of the library uses the modelled genes only
         return (
             (None, counts.total_n)

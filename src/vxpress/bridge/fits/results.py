@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,13 +110,14 @@ def check_format(stored: Mapping[str, Any], where: str) -> None:
         raise ValueError(msg)
 
 
-def check_free(adata: AnnData, keys: Keys) -> None:
-    """Raise if one of the slots of a fit is taken by something else."""
+def check_free(adata: AnnData, keys: Keys, blocks: Sequence[str] = ()) -> None:
+    """Raise if one of the slots of a fit, also of its further latent blocks, is taken by something else."""
     check_single(adata, keys.split, keys.library)
     if is_fit(adata.uns.get(keys.uns)):
         return
+    obsm = (keys.latent, keys.latent_var, *(name for block in blocks for name in keys.of_block(block)))
     taken = [f"uns[{keys.uns!r}]"] if keys.uns in adata.uns else []
-    taken += [f"obsm[{name!r}]" for name in (keys.latent, keys.latent_var) if name in adata.obsm]
+    taken += [f"obsm[{name!r}]" for name in obsm if name in adata.obsm]
     taken += [f"layers[{keys.normalized!r}]"] if keys.normalized in adata.layers else []
     taken += [f"varm[{keys.loadings!r}]"] if keys.loadings in adata.varm else []
     taken += [f"obs[{name!r}]" for name in (keys.split, keys.library) if name in adata.obs]

@@ -12,13 +12,12 @@ from scanpy import logging as logg
 
 from vxpress.bridge.read.prepare import Prepared
 from vxpress.core.config import ModelConfig, TrainConfig
-from vxpress.core.covariates import Covariates
 from vxpress.core.data import Counts, place
 from vxpress.core.inference.posterior import Encoded, encode
 from vxpress.core.isolation import after_interrupt
+from vxpress.core.model import VAE, build
 from vxpress.core.readout import fit_readout
 from vxpress.core.training import INTERRUPTED, Outcome, train
-from vxpress.core.vae import VAE, build
 
 T = TypeVar("T")
 
@@ -81,10 +80,7 @@ class Runner:
         if self.start_from_data:
             model.start_from(self.cells, self.train_rows)
         generator = torch.Generator().manual_seed(self.init_seed)
-        model.prior.start_from(model, self.cells, self.train_rows, generator)
-        if model_config.latent_library:
-            rows = self.train_rows
-            _set_library_prior(model, self.cells.log_library_n1[rows, 0], self.cells.covariates[rows])
+        model.start_blocks(self.cells, self.train_rows, generator)
         outcome = train(
             model,
             self.cells,
@@ -114,13 +110,3 @@ class Runner:
             self.validation_rows,
             seed=self.readout_seed,
         )
-
-
-def _set_library_prior(model: VAE, log_library_n: torch.Tensor, covariates: Covariates) -> None:
-    """Set the log-normal prior of the library: mean and variance of its log per batch (Lopez et al. 2018)."""
-    code = covariates.categorical_nk[:, 0] if model.config.has_batch else torch.zeros_like(log_library_n).long()
-    for b in range(model.config.n_batches):
-        values = log_library_n[code == b]
-        values = values if len(values) > 1 else log_library_n
-        model.library_log_mean_b[b] = values.mean()
-        model.library_log_var_b[b] = values.var().clamp_min(1e-3)

@@ -20,10 +20,10 @@ from vxpress.core.data import Cells
 from vxpress.core.inference.gaps import gaps
 from vxpress.core.inference.generalisation import generalisation
 from vxpress.core.inference.response import decoder_response
+from vxpress.core.model import VAE
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors import SampledKL, sampled_kl
 from vxpress.core.progress import stage
-from vxpress.core.vae import VAE
 from vxpress.metrics import active_units, kl_per_dimension, mutual_information, prior_gap
 
 KL_ACTIVE = 0.01

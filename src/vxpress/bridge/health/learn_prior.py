@@ -187,7 +187,7 @@ def learn_prior(
     model.cpu()
     if not found.better:
         return fit, record, found
-    model.prior = new.cpu()
+    model.state.prior = new.cpu()
     model.config = replace(model.config, prior=new.config)
     params = replace(fit.params, model=model.config)
     return replace(fit, params=params, model=model, prior=record), record, found

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vxpress.core.blocks import Z
 from vxpress.core.data import Source
 from vxpress.core.likelihoods.sums import MIN_BLOCK
+from vxpress.core.model import VAE
 from vxpress.core.progress import steps
-from vxpress.core.vae import VAE
 
 # entries of one block of decoded cells
 BLOCK_ENTRIES = 2**20
@@ -55,16 +56,15 @@ def evidence(model: VAE, cells: Source, reference_md: np.ndarray, *, n_top: int 
         part = slice(start, min(start + block, n))
         batch = cells.batch(torch.arange(part.start, part.stop))
         q = model.posterior(batch)
-        log_library = model.library_posterior(batch).loc if model.config.latent_library else batch.log_library_n1
-        distribution = model.likelihood(q.loc, batch.covariates, log_library)
+        distribution = model.likelihood(q.mean(), batch.covariates, batch.log_library_n1)
         nll_ng = -distribution.log_prob(batch.x_ng)
         above_ng = distribution.observe(batch.x_ng) > distribution.mean
         peak = torch.where(above_ng, nll_ng, 0.0).topk(max(n_peak, n_top), dim=-1)
         top_nk = peak.indices[:, :n_top]
-        mean_nd[part], genes_nk[part] = q.loc.numpy(), torch.where(above_ng.gather(1, top_nk), top_nk, -1).numpy()
+        mean_nd[part], genes_nk[part] = q[Z].loc.numpy(), torch.where(above_ng.gather(1, top_nk), top_nk, -1).numpy()
         parts_nk[part, 1] = nll_ng.sum(-1, dtype=torch.float64).numpy()
         parts_nk[part, 2] = peak.values[:, :n_peak].sum(-1, dtype=torch.float64).numpy()
-        parts_nk[part, 3] = 2.0 * q.scale.log().sum(-1, dtype=torch.float64).numpy()
+        parts_nk[part, 3] = 2.0 * q[Z].scale.log().sum(-1, dtype=torch.float64).numpy()
     distance_n, _ = neighbor_distance(mean_nd, reference_md)
     parts_nk[:, 0] = np.log(distance_n + 1e-6)
     return Evidence(parts_nk, mean_nd, genes_nk)

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vxpress.core.blocks import Z
 from vxpress.core.data import Source
 from vxpress.core.inference.importance import MAX_ROWS, MIN_ROWS, PASS_ENTRIES, CellProposal, importance_bound
-from vxpress.core.normal import DiagonalNormal, gaussian_kl
+from vxpress.core.model import VAE
+from vxpress.core.normal import DiagonalNormal
+from vxpress.core.objectives import total
 from vxpress.core.priors import Prior
 from vxpress.core.progress import steps
-from vxpress.core.vae import VAE
 from vxpress.core.whole_import import import_for_optimizers
 
 # steps of Adam per cell, and its learning rate, which decays to 0 as half a cosine
@@ -55,7 +57,7 @@ class Gaps:
 def gaps(model: VAE, cells: Source, *, seed: int, n_steps: int = STEPS) -> Gaps:
     """Compute the gaps of every cell of ``cells``, which should be few.
 
-    A latent library keeps the encoder's q(l | x).
+    Only q(z | x) is optimised; other latent blocks keep the posterior of their encoder.
     """
     model.eval()
     device = cells.log_library_n1.device
@@ -87,21 +89,19 @@ def gaps(model: VAE, cells: Source, *, seed: int, n_steps: int = STEPS) -> Gaps:
 def _refined(
     model: VAE, cells: Source, rows: Tensor, generator: torch.Generator, n_steps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Compute ELBO and divergence of some cells before and after optimising q of each cell."""
+    """Compute ELBO and divergence of some cells before and after optimising q(z | x) of each cell."""
     batch = cells.batch(rows)
     with torch.no_grad():
-        q = model.posterior(batch)
-        q_l = model.library_posterior(batch) if model.config.latent_library else None
+        encoded = model.posterior(batch)
+    q, prior = encoded[Z], model.prior
 
-    def noise(width: int) -> Tensor:
-        return torch.randn(len(rows), width, generator=generator).to(q.loc.device)
+    def noise() -> dict[str, Tensor]:
+        return encoded.noise(lambda like: torch.randn(like.shape, generator=generator).to(like.device))
 
-    def terms(posterior: DiagonalNormal, eps_nd: Tensor, eps_n1: Tensor | None, divergence: Divergence) -> Terms:
-        z_nd = posterior.rsample(eps_nd)
-        log_library_n1 = batch.log_library_n1 if q_l is None or eps_n1 is None else q_l.rsample(eps_n1)
-        return model.log_likelihood(z_nd, batch, log_library_n1), divergence(posterior, z_nd)
+    def terms(refined: DiagonalNormal, eps: dict[str, Tensor], divergence: Divergence) -> Terms:
+        point = encoded.replaced(**{Z: refined}).at(eps)
+        return total(model.log_likelihood(point, batch)), divergence(refined, point[Z])
 
-    d, prior = q.loc.shape[1], model.prior
     # a bound gets new noise in every step: a posterior would adapt to fixed noise
     step_noise = torch.Generator(device=q.loc.device).manual_seed(generator.initial_seed())
 
@@ -117,24 +117,23 @@ def _refined(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for _ in range(n_steps):
         optimizer.zero_grad()
-        likelihood_n, kl_n = terms(
-            DiagonalNormal(loc, log_scale.exp()), noise(d), None if q_l is None else noise(1), to_descend
-        )
+        likelihood_n, kl_n = terms(DiagonalNormal(loc, log_scale.exp()), noise(), to_descend)
         (kl_n - likelihood_n).sum().backward()
         optimizer.step()
         schedule.step()
     after = DiagonalNormal(loc.detach(), log_scale.detach().exp())
     sums = torch.zeros(4, len(rows), dtype=torch.float64, device=q.loc.device)
+    others = {name: block for name, block in model.blocks.items() if name != Z}
     with torch.no_grad():
         for _ in range(N_COMPARED):
-            eps_nd, eps_n1 = noise(d), None if q_l is None else noise(1)
+            eps = noise()
             for at, posterior in ((0, q), (2, after)):
-                likelihood_n, kl_n = terms(posterior, eps_nd, eps_n1, to_report)
+                likelihood_n, kl_n = terms(posterior, eps, to_report)
                 sums[at] += (likelihood_n - kl_n).double()
                 sums[at + 1] += kl_n.double()
-    elbo, kl, refined, refined_kl = (part.cpu().numpy() for part in sums / N_COMPARED)
-    if q_l is not None:
-        with torch.no_grad():
-            library = gaussian_kl(q_l, *model.library_prior(batch.covariates)).squeeze(-1).double().cpu().numpy()
-        elbo, refined = elbo - library, refined - library
+        elbo, kl, refined, refined_kl = (part.cpu().numpy() for part in sums / N_COMPARED)
+        # the other blocks keep their q, so their divergence is the same before and after
+        for name, block in others.items():
+            further = block.mean_kl(encoded[name], batch.covariates, N_COMPARED, generator).double().cpu().numpy()
+            elbo, refined = elbo - further, refined - further
     return elbo, kl, refined, refined_kl

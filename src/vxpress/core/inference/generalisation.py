@@ -14,7 +14,7 @@ import torch
 
 from vxpress.core.data import Source, gene_sums, walk
 from vxpress.core.inference.importance import log_likelihood
-from vxpress.core.vae import VAE
+from vxpress.core.model import VAE
 
 MAX_CELLS, MIN_CELLS = 400, 20
 

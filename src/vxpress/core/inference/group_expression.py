@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vxpress.core.blocks import Z
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.posterior import Draws, expected_expression
+from vxpress.core.model import VAE
 from vxpress.core.progress import steps
-from vxpress.core.vae import VAE
 
 Floats = NDArray[np.float64]
 
@@ -80,7 +81,7 @@ def count_overdispersion(model: VAE, mean_nd: torch.Tensor, covariates: Covariat
     if not decoder.likelihood.has_dispersion:
         return np.zeros(model.config.n_genes)
     if "dispersion" in decoder.heads:
-        log_theta = decoder.heads["dispersion"](decoder.features(mean_nd, model.conditioner(covariates)))
+        log_theta = decoder.heads["dispersion"](model.features({Z: mean_nd}, covariates))
     else:
         log_theta = decoder.log_dispersion
     return decoder.likelihood.overdispersion(log_theta.double()).mean(0).numpy()

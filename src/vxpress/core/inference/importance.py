@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vxpress.core.blocks import Z
 from vxpress.core.data import Source
-from vxpress.core.normal import DiagonalNormal, gaussian_kl
+from vxpress.core.model import VAE
+from vxpress.core.objectives import total
 from vxpress.core.progress import steps
-from vxpress.core.vae import VAE
 
 # decoded entries per pass, 4 MB in float32; limits of its rows; samples of a cell that are decoded together
 PASS_ENTRIES, MIN_ROWS, MAX_ROWS, SIDE_BY_SIDE = 2**20, 64, 4096, 16
@@ -146,37 +147,32 @@ def importance_bounds(
 
 
 class CellProposal:
-    """The encoder's q(z | x), and q(log l | x) for a latent library, of some rows of ``cells``."""
+    """The encoder's posterior of the latent blocks of some rows of ``cells``."""
 
     def __init__(self, model: VAE, cells: Source, rows: Tensor) -> None:
         self.model, self.cells, self.rows = model, cells, rows
         batch = cells.batch(rows)
         q = model.posterior(batch)
-        self.dtype, self.q = q.loc.dtype, DiagonalNormal(q.loc.double(), q.scale.double())
-        self.n_latent = q.loc.shape[-1]
-        self.n_noise = self.n_latent + int(model.config.latent_library)
-        self.kl_n = model.prior.kl(self.q, self.q.loc).sum(-1) if model.prior.analytic else None
-        self.library: tuple[DiagonalNormal, Tensor, Tensor] | None = None
-        if model.config.latent_library:
-            q_l = model.library_posterior(batch)
-            loc_n1, variance_n1 = (part.double() for part in model.library_prior(batch.covariates))
-            self.library = DiagonalNormal(q_l.loc.double(), q_l.scale.double()), loc_n1, variance_n1
-            if self.kl_n is not None:
-                self.kl_n = self.kl_n + gaussian_kl(*self.library).squeeze(-1)
+        self.dtype, self.q, self.n_noise = q[Z].loc.dtype, q.double(), model.n_noise
+        self.covariates = batch.covariates
+        self.kl_n: Tensor | None = None
+        if all(block.analytic for block in model.blocks.values()):
+            parts = {
+                name: block.kl(self.q[name], self.q[name].loc, self.covariates) for name, block in model.blocks.items()
+            }
+            self.kl_n = total({name: kl_nc.sum(-1) for name, kl_nc in parts.items()})
 
     def weigh(self, eps_knd: Tensor) -> tuple[Tensor, Tensor]:
-        k, n, d = *eps_knd.shape[:2], self.n_latent
-        z_knd = torch.addcmul(self.q.loc, self.q.scale, eps_knd[..., :d])
-        log_ratio_kn = self.model.prior.log_prob(z_knd) - _log_density(eps_knd[..., :d], self.q.scale)
-        batch = self.cells.batch(self.rows.repeat(k))
-        log_library_m1 = batch.log_library_n1
-        if self.library is not None:
-            q_l, loc_n1, variance_n1 = self.library
-            log_l_kn1 = torch.addcmul(q_l.loc, q_l.scale, eps_knd[..., d:])
-            prior_kn = _log_density((log_l_kn1 - loc_n1) / variance_n1.sqrt(), variance_n1.sqrt())
-            log_ratio_kn = log_ratio_kn + prior_kn - _log_density(eps_knd[..., d:], q_l.scale)
-            log_library_m1 = log_l_kn1.flatten(0, 1).to(self.dtype)
-        value_m = self.model.log_likelihood(z_knd.flatten(0, 1).to(self.dtype), batch, log_library_m1)
+        k, n = eps_knd.shape[:2]
+        point, eps = self.q.at(eps_knd), self.q.split(eps_knd)
+        log_ratio_kn: Tensor | None = None
+        for name, block in self.model.blocks.items():
+            log_prior_kn = block.log_prior(point[name], self.covariates)
+            log_ratio_kn = log_prior_kn if log_ratio_kn is None else log_ratio_kn + log_prior_kn
+            log_ratio_kn = log_ratio_kn - _log_density(eps[name], self.q[name].scale)
+        assert log_ratio_kn is not None  # noqa: S101 - every model has z
+        flat = {name: value.flatten(0, 1).to(self.dtype) for name, value in point.items()}
+        value_m = total(self.model.log_likelihood(flat, self.cells.batch(self.rows.repeat(k))))
         return value_m.double().view(k, n), log_ratio_kn
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vxpress.core.data import Source
 from vxpress.core.inference.posterior import ALL_GENES, Draws, Genes, expected_expression
-from vxpress.core.vae import VAE
+from vxpress.core.model import VAE
 
 
 @torch.no_grad()

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vxpress.core.blocks import Z
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Source
 from vxpress.core.likelihoods import Sums
+from vxpress.core.model import VAE
 from vxpress.core.progress import steps
-from vxpress.core.vae import VAE
 
 CHUNK = 1024
 # entries of all draws of a chunk that are kept for quantiles (64 MB)
@@ -22,11 +23,33 @@ DRAWN_ENTRIES = 2**24
 
 @dataclass(frozen=True)
 class Encoded:
-    """Posterior mean and variance of z, float32 (n, d), and the mean of a latent log library (n,), or None."""
+    """Posterior means and variances of the latent blocks by name, float32 (n, columns)."""
 
-    mean_nd: np.ndarray
-    var_nd: np.ndarray
-    log_library_n: np.ndarray | None = None
+    mean: dict[str, np.ndarray]
+    var: dict[str, np.ndarray]
+
+    @classmethod
+    def empty(cls, model: VAE, n: int) -> Encoded:
+        """Return the record of ``n`` cells, to be filled in."""
+        mean, var = (
+            {name: np.empty((n, block.n_noise), dtype=np.float32) for name, block in model.blocks.items()}
+            for _ in range(2)
+        )
+        return cls(mean, var)
+
+    @property
+    def mean_nd(self) -> np.ndarray:
+        """Posterior mean of z, (n, d)."""
+        return self.mean[Z]
+
+    @property
+    def var_nd(self) -> np.ndarray:
+        """Posterior variance of z, (n, d)."""
+        return self.var[Z]
+
+    def put(self, part: slice, name: str, mean: Tensor, variance: Tensor) -> None:
+        """Write the posterior of a block of some cells."""
+        self.mean[name][part], self.var[name][part] = mean.cpu().numpy(), variance.cpu().numpy()
 
 
 @torch.no_grad()
@@ -34,18 +57,13 @@ def encode(model: VAE, cells: Source) -> Encoded:
     """Compute the posterior of every cell."""
     model.eval()
     n, device = len(cells), cells.log_library_n1.device
-    mean_nd = np.empty((n, model.config.n_latent), dtype=np.float32)
-    var_nd = np.empty_like(mean_nd)
-    log_library_n = np.empty(n, dtype=np.float32) if model.config.latent_library else None
+    encoded = Encoded.empty(model, n)
     for start in steps(range(0, n, CHUNK), "encoding"):
         rows = torch.arange(start, min(start + CHUNK, n), device=device)
         part = slice(start, start + CHUNK)
-        batch = cells.batch(rows)
-        q = model.posterior(batch)
-        mean_nd[part], var_nd[part] = q.loc.cpu().numpy(), q.scale.square().cpu().numpy()
-        if log_library_n is not None:
-            log_library_n[part] = model.library_posterior(batch).loc.squeeze(-1).cpu().numpy()
-    return Encoded(mean_nd, var_nd, log_library_n)
+        for name, q in model.posterior(cells.batch(rows)).items():
+            encoded.put(part, name, q.loc, q.scale.square())
+    return encoded
 
 
 @dataclass(frozen=True)
@@ -98,7 +116,7 @@ def expected_expression(
         for code in plan:
             eps_nd = torch.randn(sd_nd.shape, generator=generator).to(mean_nd.device)
             here = own if code is None else own.with_batch(code)
-            sums.add(model.decoder.features(mean_nd[part] + sd_nd * eps_nd, model.conditioner(here)))
+            sums.add(model.features({Z: mean_nd[part] + sd_nd * eps_nd}, here))
         yield part, *sums.mean(len(rows), len(plan))
 
 
@@ -136,7 +154,7 @@ def credible_expression(
             sums.clear()
             for code in draws.batches:
                 here = own if code is None else own.with_batch(code)
-                sums.add(model.decoder.features(z_nd, model.conditioner(here)))
+                sums.add(model.features({Z: z_nd}, here))
             inside, outside = sums.mean(n, len(draws.batches))
             drawn[k, :n, :n_inside] = inside
             if outside is not None:

@@ -11,9 +11,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from vxpress.core.blocks import Z
 from vxpress.core.covariates import Covariates
+from vxpress.core.model import VAE
 from vxpress.core.progress import steps
-from vxpress.core.vae import VAE
 
 # entries of one block of drawn cells (2 MB per array), and its least number of rows
 BLOCK_ENTRIES, MIN_BLOCK = 2**19, 16
@@ -48,7 +49,7 @@ def predictive_draws(
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
         eps_nd = torch.randn(mean_nd[part].shape, generator=generator)
         distribution = model.likelihood(
-            torch.addcmul(mean_nd[part], var_nd[part].sqrt(), eps_nd),
+            {Z: torch.addcmul(mean_nd[part], var_nd[part].sqrt(), eps_nd)},
             covariates[torch.arange(part.start, part.stop)],
             log_library_n1[part],
         )
@@ -72,7 +73,7 @@ def likelihood_draws(
         state = np.random.SeedSequence([seed, block]).generate_state(1, np.uint64)[0]
         with torch.no_grad():
             distribution = model.likelihood(
-                z_nd[part], covariates[torch.arange(part.start, part.stop)], log_library_n1[part]
+                {Z: z_nd[part]}, covariates[torch.arange(part.start, part.stop)], log_library_n1[part]
             )
             x_ng = distribution.sample(generator=torch.Generator().manual_seed(int(state >> np.uint64(1)))).numpy()
         return sparse.csr_matrix(x_ng) if discrete else x_ng

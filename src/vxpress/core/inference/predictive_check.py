@@ -18,9 +18,8 @@ from torch import Tensor
 from vxpress.core.data import Source
 from vxpress.core.inference.predictive import block_rows
 from vxpress.core.likelihoods import Likelihood
-from vxpress.core.normal import DiagonalNormal
+from vxpress.core.model import VAE
 from vxpress.core.progress import steps
-from vxpress.core.vae import VAE
 
 LEVELS = (0.5, 0.9)
 N_BINS = 20
@@ -178,16 +177,10 @@ def predictive_check(model: VAE, cells: Source, *, n_draws: int, seed: int) -> P
     for start in steps(range(0, len(cells), step), "comparing counts"):
         batch = cells.batch(torch.arange(start, min(start + step, len(cells))))
         q = model.posterior(batch)
-        q_l = model.library_posterior(batch) if model.config.latent_library else None
         block = _Block(batch.x_ng, discrete=model.decoder.likelihood.discrete)
         for _ in range(n_draws):
-            z_nd = _draw(q, generator)
-            log_library_n1 = batch.log_library_n1 if q_l is None else _draw(q_l, generator)
-            block.add(model.likelihood(z_nd, batch.covariates, log_library_n1))
+            point = q.draw(lambda like: torch.randn(like.shape, generator=generator))
+            block.add(model.likelihood(point, batch.covariates, batch.log_library_n1))
         block.close()
         sums.add(block)
     return sums.result()
-
-
-def _draw(q: DiagonalNormal, generator: torch.Generator) -> Tensor:
-    return q.rsample(torch.randn(q.loc.shape, generator=generator))

@@ -7,7 +7,7 @@ import torch
 
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.posterior import CHUNK, Draws, Genes, expected_expression
-from vxpress.core.vae import VAE
+from vxpress.core.model import VAE
 
 # number of decoded cells, and how far a dimension is moved to each side, in standard deviations
 N_CELLS, REACH = 32, 2.0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,10 @@ from vxpress.core.normal import DiagonalNormal
 from vxpress.core.option import Options as NoOptions
 from vxpress.core.option import option
 
-if TYPE_CHECKING:
-    from vxpress.core.data import Source
-    from vxpress.core.vae import VAE
-
+# the posterior q(z) of log1p counts (k, genes) at the average over the first known categories of each covariate
+Encode = Callable[[Tensor, Tensor], DiagonalNormal]
+# log1p counts (k, genes) of the cells with these row numbers
+Examples = Callable[[Tensor], Tensor]
 # draws from which the variance of a prior without a closed form is estimated
 VARIANCE_DRAWS = 2048
 
@@ -35,6 +36,8 @@ class Prior(nn.Module):
 
     ``condition_n`` are codes from 0. Without them, a conditional prior is the mixture over conditions, a proper density
     of z. Its weights are the shares of the conditions among the cells it was fitted to, ``log_share_c``.
+
+    ``n_inputs`` is the number of genes that the encoder reads; 0 for a prior that is learned alone.
 
     Subclasses implement the density in :meth:`conditional_log_prob` and sampling in :meth:`conditional_sample`. This
     class handles conditions that are not given.
@@ -63,9 +66,9 @@ class Prior(nn.Module):
     log_share_c: Tensor
     options: Any
 
-    def __init__(self, config: PriorConfig, n_latent: int) -> None:
+    def __init__(self, config: PriorConfig, n_latent: int, n_inputs: int = 0) -> None:
         super().__init__()
-        self.config, self.options, self.n_latent = config, config.options, n_latent
+        self.config, self.options, self.n_latent, self.n_inputs = config, config.options, n_latent, n_inputs
         if config.n_conditions:
             self.register_buffer("log_share_c", torch.full((config.n_conditions,), -math.log(config.n_conditions)))
 
@@ -136,11 +139,11 @@ class Prior(nn.Module):
 
     # learning
 
-    def bind(self, model: VAE) -> None:
-        """Store a reference to the model of this prior, without making it a part of the prior."""
+    def bind(self, encode: Encode, known_k: Tensor) -> None:
+        """Connect to the encoder of a model; ``known_k`` is the number of categories of each covariate."""
 
-    def start_from(self, model: VAE, cells: Source, rows: Tensor, generator: torch.Generator) -> None:
-        """Initialise for training together with the model."""
+    def start_from(self, examples: Examples, rows: Tensor, generator: torch.Generator) -> None:
+        """Initialise for training together with the model, from the training cells ``rows``."""
 
     def start_from_posteriors(self, q: DiagonalNormal, condition_n: Tensor | None, generator: torch.Generator) -> None:
         """Initialise from the posteriors of training cells, for a fit of the prior alone."""
@@ -169,8 +172,8 @@ class StandardisedPrior(Prior):
     centre_d: Tensor
     spread_d: Tensor
 
-    def __init__(self, config: PriorConfig, n_latent: int) -> None:
-        super().__init__(config, n_latent)
+    def __init__(self, config: PriorConfig, n_latent: int, n_inputs: int = 0) -> None:
+        super().__init__(config, n_latent, n_inputs)
         self.register_buffer("centre_d", torch.zeros(n_latent))
         self.register_buffer("spread_d", torch.ones(n_latent))
 

@@ -39,8 +39,8 @@ class ComponentPrior(Prior):
     Options = ComponentOptions
     options: ComponentOptions
 
-    def __init__(self, config: PriorConfig, n_latent: int) -> None:
-        super().__init__(config, n_latent)
+    def __init__(self, config: PriorConfig, n_latent: int, n_inputs: int = 0) -> None:
+        super().__init__(config, n_latent, n_inputs)
         self.logits_ck = nn.Parameter(torch.zeros(max(1, config.n_conditions), self.options.n_components))
 
     def components(self) -> tuple[Tensor, Tensor]:

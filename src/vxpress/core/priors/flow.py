@@ -23,8 +23,8 @@ class Flow(StandardisedPrior):
     invertible = True
     n_steps, learning_rate = 600, 2e-3
 
-    def __init__(self, config: PriorConfig, n_latent: int) -> None:
-        super().__init__(config, n_latent)
+    def __init__(self, config: PriorConfig, n_latent: int, n_inputs: int = 0) -> None:
+        super().__init__(config, n_latent, n_inputs)
         import zuko
 
         # masks are computed from values, and "meta" tensors have no values

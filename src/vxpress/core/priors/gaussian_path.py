@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,7 @@ from torch.nn import functional as F
 
 from vxpress.core.config import PriorConfig
 from vxpress.core.normal import DiagonalNormal
-from vxpress.core.priors.base import StandardisedPrior
-
-if TYPE_CHECKING:
-    from vxpress.core.data import Source
-    from vxpress.core.vae import VAE
+from vxpress.core.priors.base import Examples, StandardisedPrior
 
 # log signal-to-noise ratio at both ends: noise is 1.1 % of the spread of z at the near end; at the far end, the reverse
 MAX_LOG_RATIO = 9.0
@@ -110,8 +106,8 @@ class GaussianPath(StandardisedPrior):
 
     cheap = False
 
-    def __init__(self, config: PriorConfig, n_latent: int) -> None:
-        super().__init__(config, n_latent)
+    def __init__(self, config: PriorConfig, n_latent: int, n_inputs: int = 0) -> None:
+        super().__init__(config, n_latent, n_inputs)
         self.velocity = Velocity(n_latent, config.n_conditions)
         # of the bound, when trained together with the model
         self.noise: torch.Generator | None = None
@@ -176,7 +172,7 @@ class GaussianPath(StandardisedPrior):
 
     # learning
 
-    def start_from(self, model: VAE, cells: Source, rows: Tensor, generator: torch.Generator) -> None:
+    def start_from(self, examples: Examples, rows: Tensor, generator: torch.Generator) -> None:
         """Start as N(0, I), since the network is zero; seed the noise of the bound."""
         seed = int(torch.randint(2**62, (1,), generator=generator))
         self.noise = torch.Generator(device=rows.device).manual_seed(seed)

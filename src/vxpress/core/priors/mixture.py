@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from vxpress.core.config import PriorConfig
 from vxpress.core.normal import DiagonalNormal
+from vxpress.core.priors.base import Examples
 from vxpress.core.priors.components import ComponentPrior, conditional_k_means
-
-if TYPE_CHECKING:
-    from vxpress.core.data import Source
-    from vxpress.core.vae import VAE
 
 # the least variance of a posterior: a component cannot become a spike
 MIN_VARIANCE = 1e-4
@@ -26,8 +21,8 @@ class Mixture(ComponentPrior):
 
     n_steps, learning_rate = 400, 5e-3
 
-    def __init__(self, config: PriorConfig, n_latent: int) -> None:
-        super().__init__(config, n_latent)
+    def __init__(self, config: PriorConfig, n_latent: int, n_inputs: int = 0) -> None:
+        super().__init__(config, n_latent, n_inputs)
         self.loc_kd = nn.Parameter(torch.zeros(self.options.n_components, n_latent))
         self.log_scale_kd = nn.Parameter(torch.zeros(self.options.n_components, n_latent))
 
@@ -36,7 +31,7 @@ class Mixture(ComponentPrior):
         return self.loc_kd, ((2.0 * self.log_scale_kd).exp() + MIN_VARIANCE).sqrt()
 
     @torch.no_grad()
-    def start_from(self, model: VAE, cells: Source, rows: Tensor, generator: torch.Generator) -> None:
+    def start_from(self, examples: Examples, rows: Tensor, generator: torch.Generator) -> None:
         """Start with separate components that together approximate N(0, I): before training, z has no information."""
         start = torch.randn(self.loc_kd.shape, generator=generator)
         self.loc_kd.copy_(START_SPREAD * start)

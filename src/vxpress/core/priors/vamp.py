@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from vxpress.core.config import PriorConfig
 from vxpress.core.normal import DiagonalNormal
+from vxpress.core.priors.base import Encode, Examples
 from vxpress.core.priors.components import ComponentPrior, conditional_k_means
-
-if TYPE_CHECKING:
-    from vxpress.core.data import Source
-    from vxpress.core.vae import VAE
 
 # initial widening of components made of cells, as a share of the standard deviation of all posterior means
 START_WIDENING = 0.3
@@ -38,51 +34,42 @@ class Vamp(ComponentPrior):
     variance_kd: Tensor
     known_k: Tensor
 
-    def __init__(self, config: PriorConfig, n_latent: int) -> None:
-        super().__init__(config, n_latent)
-        self.__dict__["model"] = None
+    def __init__(self, config: PriorConfig, n_latent: int, n_inputs: int = 0) -> None:
+        super().__init__(config, n_latent, n_inputs)
+        self.encode: Encode | None = None
         if self.options.from_cells:
             self.register_buffer("loc_kd", torch.zeros(self.options.n_components, n_latent))
             self.register_buffer("variance_kd", torch.ones(self.options.n_components, n_latent))
             self.log_widening_d = nn.Parameter(torch.zeros(n_latent))
+        else:
+            self.pseudo_kg = nn.Parameter(torch.zeros(self.options.n_components, n_inputs))
 
     @classmethod
     def alone(cls, config: PriorConfig) -> PriorConfig:
         """Return settings with components made of cells, which do not need the encoder."""
         return replace(config, options=replace(config.options, from_cells=True))
 
-    def bind(self, model: VAE) -> None:
-        """Store the model for its encoder, without registering it in torch: it is not a part of the prior."""
+    def bind(self, encode: Encode, known_k: Tensor) -> None:
+        """Store the encoder and the number of categories: those added to a trained model must not change its prior."""
         if self.options.from_cells:
             return
-        self.__dict__["model"] = model
-        if not hasattr(self, "pseudo_kg"):
-            self.pseudo_kg = nn.Parameter(torch.zeros(self.options.n_components, model.config.n_genes))
-            # categories that are added to a trained model later must not change its prior
-            self.register_buffer("known_k", torch.tensor(model.config.n_categories, dtype=torch.float32))
+        self.encode = encode
+        self.register_buffer("known_k", known_k)
 
     def components(self) -> tuple[Tensor, Tensor]:
         """Return means and standard deviations, each (k, d)."""
         if self.options.from_cells:
             return self.loc_kd, (self.variance_kd + (2.0 * self.log_widening_d).exp()).sqrt()
-        model = cast("VAE", self.__dict__["model"])
-        encoder, training = model.encoder, model.encoder.training
-        encoder.eval()
-        try:
-            s_kc: Tensor | None = None
-            if model.config.encode_covariates and model.conditioner.width:
-                s_kc = model.conditioner.average(self.known_k).to(self.pseudo_kg).expand(len(self.pseudo_kg), -1)
-            q = encoder.after_first(encoder.product_of(self.pseudo_kg, s_kc), s_kc)
-        finally:
-            encoder.train(training)
+        assert self.encode is not None  # noqa: S101 - the model has bound its encoder
+        q = self.encode(self.pseudo_kg, self.known_k)
         return q.loc, q.scale
 
     @torch.no_grad()
-    def start_from(self, model: VAE, cells: Source, rows: Tensor, generator: torch.Generator) -> None:
+    def start_from(self, examples: Examples, rows: Tensor, generator: torch.Generator) -> None:
         """Start the pseudo-inputs at random training cells."""
         order = torch.randperm(len(rows), generator=generator)
         chosen = order[torch.arange(self.options.n_components) % len(order)].to(rows.device)
-        self.pseudo_kg.copy_(cells.batch(rows[chosen]).x_ng.log1p())
+        self.pseudo_kg.copy_(examples(rows[chosen]))
 
     @torch.no_grad()
     def start_from_posteriors(self, q: DiagonalNormal, condition_n: Tensor | None, generator: torch.Generator) -> None:

@@ -3,14 +3,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
 
+from vxpress.core.blocks import NormalBlock
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch, Cells, gene_sums
-from vxpress.core.vae import build
+from vxpress.core.model import build
 
 CONFIG = ModelConfig(n_genes=20, n_latent=4, n_hidden=16, n_categories=(3,), has_batch=True)
 MakeCells = Callable[..., Cells]
@@ -34,38 +36,41 @@ def test_the_same_seed_gives_the_same_bits_and_does_not_change_the_global_state(
 def test_the_encoder_receives_covariates_only_if_requested(make_cells: MakeCells) -> None:
     batch = make_cells(8, n_batches=3).batch(torch.arange(8))
     blind, seeing = build(CONFIG, 0).eval(), build(replace(CONFIG, encode_covariates=True), 0).eval()
-    assert torch.equal(blind.posterior(_moved(batch, 0)).loc, blind.posterior(_moved(batch, 2)).loc)
-    assert not torch.allclose(seeing.posterior(_moved(batch, 0)).loc, seeing.posterior(_moved(batch, 2)).loc)
+    assert torch.equal(blind.posterior(_moved(batch, 0))["z"].loc, blind.posterior(_moved(batch, 2))["z"].loc)
+    assert not torch.allclose(seeing.posterior(_moved(batch, 0))["z"].loc, seeing.posterior(_moved(batch, 2))["z"].loc)
 
 
 def test_the_posterior_ignores_the_observed_library(make_cells: MakeCells) -> None:
     batch = make_cells(8).batch(torch.arange(8))
     model = build(CONFIG, 0).eval()
     deeper = replace(batch, log_library_n1=batch.log_library_n1 + 3)
-    assert torch.equal(model.posterior(batch).loc, model.posterior(deeper).loc)
+    assert torch.equal(model.posterior(batch)["z"].loc, model.posterior(deeper)["z"].loc)
 
 
 def test_the_library_prior_is_the_one_of_the_batch() -> None:
     model = build(replace(CONFIG, latent_library=True), 0)
-    model.library_log_mean_b.copy_(torch.tensor([1.0, 2.0, 3.0]))
-    model.library_log_var_b.copy_(torch.tensor([0.1, 0.2, 0.3]))
-    mean_n1, var_n1 = model.library_prior(Covariates(torch.tensor([[2], [0], [1]]), torch.zeros(3, 0)))
+    model.get_buffer("blocks.library.log_mean_b").copy_(torch.tensor([1.0, 2.0, 3.0]))
+    model.get_buffer("blocks.library.log_var_b").copy_(torch.tensor([0.1, 0.2, 0.3]))
+    mean_n1, var_n1 = cast("NormalBlock", model.blocks["library"]).prior(
+        Covariates(torch.tensor([[2], [0], [1]]), torch.zeros(3, 0))
+    )
     assert mean_n1.tolist() == [[3.0], [1.0], [2.0]]
     torch.testing.assert_close(var_n1, torch.tensor([[0.3], [0.1], [0.2]]))
 
 
 def test_a_library_prior_without_batches() -> None:
     model = build(ModelConfig(n_genes=20, latent_library=True, n_categories=(2,)), 0)
-    model.library_log_mean_b.fill_(6.0)
+    model.get_buffer("blocks.library.log_mean_b").fill_(6.0)
     # the first covariate is not a batch here, so its codes are not used as an index
-    mean_n1, var_n1 = model.library_prior(Covariates(torch.tensor([[1], [0]]), torch.zeros(2, 0)))
+    mean_n1, var_n1 = cast("NormalBlock", model.blocks["library"]).prior(
+        Covariates(torch.tensor([[1], [0]]), torch.zeros(2, 0))
+    )
     assert mean_n1.tolist() == [[6.0], [6.0]]
     assert var_n1.tolist() == [[1.0], [1.0]]
 
 
 def test_an_observed_library_has_no_posterior(make_cells: MakeCells) -> None:
-    with pytest.raises(RuntimeError, match="observed library size"):
-        build(CONFIG, 0).library_posterior(make_cells(4).batch(torch.arange(4)))
+    assert list(build(CONFIG, 0).posterior(make_cells(4).batch(torch.arange(4)))) == ["z"]
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "bernoulli"])
@@ -95,7 +100,7 @@ def test_a_gaussian_starts_at_mean_and_variance_of_the_log_values(make_cells: Ma
     torch.nn.init.zeros_(model.decoder.location.weight)
     batch = cells.batch(rows)
     y_ng = torch.log1p(1e4 * batch.x_ng / batch.log_library_n1.exp())
-    distribution = model.likelihood(torch.zeros(len(cells), 4), batch.covariates, batch.log_library_n1)
+    distribution = model.likelihood({"z": torch.zeros(len(cells), 4)}, batch.covariates, batch.log_library_n1)
     torch.testing.assert_close(distribution.mean[0], y_ng.mean(0))
     torch.testing.assert_close(distribution.variance[0], y_ng.var(0), rtol=0.02, atol=2e-3)
 

@@ -1,0 +1,92 @@
+"""Sums and means of the terms of a bound over cells, by the names of modalities and latent blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vxpress.core.data import Source, walk
+from vxpress.core.model import RNA, VAE
+from vxpress.core.noise import Noise
+from vxpress.core.objectives import Elbo, Means, Objective, elbo
+
+CHUNK = 1024
+
+
+class Totals:
+    """Sums over cells of the terms of a bound, in double precision, on a device.
+
+    All sums are in one tensor, which is allocated once, so that a CUDA graph can add to it.
+    """
+
+    def __init__(self, model: VAE, device: torch.device) -> None:
+        self._modalities, self._blocks = (RNA,), tuple(model.blocks)
+        self._sums = torch.zeros(len(self._modalities) + len(self._blocks) + 1, dtype=torch.float64, device=device)
+
+    def clear(self) -> None:
+        """Set all sums to zero."""
+        self._sums.zero_()
+
+    def pack(self, terms: Elbo) -> Tensor:
+        """Sum the terms of some cells, for :meth:`add`."""
+        parts = [terms.reconstruction[name] for name in self._modalities] + [terms.kl[name] for name in self._blocks]
+        return torch.stack([part.sum() for part in parts]).detach().double()
+
+    def pack_sums(self, reconstruction: Mapping[str, float], kl: Mapping[str, float]) -> Tensor:
+        """Return sums that are known already in the form of :meth:`pack`."""
+        values = [reconstruction[name] for name in self._modalities] + [kl[name] for name in self._blocks]
+        return torch.tensor(values, dtype=torch.float64)
+
+    def add(self, packed: Tensor, n_cells: int, bad: Tensor | None = None) -> None:
+        """Add the sums of ``n_cells`` cells, unless ``bad`` is above 0; nothing waits for the device."""
+        if bad is None:
+            self._sums[:-1] += packed
+            self._sums[-1] += n_cells
+        else:
+            self._sums += torch.where(bad > 0, 0.0, F.pad(packed, (0, 1), value=n_cells))
+
+    @property
+    def n_cells(self) -> float:
+        """Number of cells that were added."""
+        return float(self._sums[-1])
+
+    def means(
+        self, further: Mapping[str, Tensor] | None = None, kl_per_column: Mapping[str, Tensor] | None = None
+    ) -> Means:
+        """Return means over the cells; ``further`` are sums over the same cells, ``kl_per_column`` already means."""
+        n = self._sums[-1]
+        values = iter((self._sums[:-1] / n).tolist())
+        return Means(
+            {name: next(values) for name in self._modalities},
+            {name: next(values) for name in self._blocks},
+            {name: (sums / n).tolist() for name, sums in (further or {}).items()},
+            {name: value.tolist() for name, value in (kl_per_column or {}).items()},
+        )
+
+
+@torch.no_grad()
+def evaluate(model: VAE, cells: Source, rows: Tensor, eps: Tensor, objective: Objective | None = None) -> Means:
+    """Compute means of the terms over cells with fixed noise, and what the objective needs in addition.
+
+    Without an objective, the terms are those of the ELBO.
+    """
+    model.eval()
+    unused, totals = Noise(0, rows.device), Totals(model, rows.device)
+    n_samples = 1 if objective is None else objective.n_samples or 1
+    further: dict[str, Tensor] = {}
+    per_column: dict[str, Tensor] = {}
+    for part, batch in walk(cells, rows, max(1, CHUNK // n_samples)):
+        if objective is None:
+            terms = elbo(model, batch, unused, eps[part])
+        else:
+            terms = objective.terms(model, batch, unused, eps[part])
+            for name, sums in objective.further(terms).items():
+                further[name] = further.get(name, 0.0) + sums.double()
+        for name, block in model.blocks.items():
+            if block.analytic:
+                per_column[name] = per_column.get(name, 0.0) + terms.kl[name].sum(0).double() / len(rows)
+        totals.add(totals.pack(terms), len(batch))
+    return totals.means(further, per_column)

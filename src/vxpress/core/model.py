@@ -1,0 +1,192 @@
+"""The model: latent blocks, among them z, with posteriors and priors, and p(x | z, s, l) (Kingma & Welling 2014)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from vxpress._signals import interrupts_held
+from vxpress.core.blocks import Blocks, DecoderInputs, Point, Posterior, Z
+from vxpress.core.blocks.state import State
+from vxpress.core.config import ModelConfig
+from vxpress.core.covariates import Conditioner, Covariates
+from vxpress.core.data import Batch, Source
+from vxpress.core.isolation import on_device, seeded
+from vxpress.core.likelihoods import Layers, Likelihood
+from vxpress.core.networks import Decoder, Encoder, Noise
+from vxpress.core.normal import DiagonalNormal
+from vxpress.core.priors import Prior
+
+# name of the one observed modality in terms and sums
+RNA = "rna"
+
+
+class VAE(nn.Module):
+    """A conditional variational autoencoder of counts.
+
+    ``blocks`` holds the latent variables of a cell by name: ``"z"`` and those that the settings switch on.
+    Buffers are those that the output of the likelihood keeps, such as ``outside_share``, see
+    :class:`vxpress.core.likelihoods.shares.Shares`.
+    """
+
+    blocks: Blocks
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.conditioner = Conditioner(config)
+        width = self.conditioner.width
+        self.blocks = Blocks(config, width if config.encode_covariates else 0)
+        self.decoder = Decoder(config, width)
+        for block in self.blocks.values():
+            block.add_prior()
+        self.prior.bind(self.encode_average, torch.tensor(config.n_categories, dtype=torch.float32))
+        for name, value in self.decoder.output.kept(config.n_readout).items():
+            self.register_buffer(name, value)
+
+    # latent blocks
+
+    @property
+    def state(self) -> State:
+        """The block of z."""
+        return cast("State", self.blocks[Z])
+
+    @property
+    def prior(self) -> Prior:
+        """The prior of z; ``model.state.prior = ...`` replaces it."""
+        return self.state.prior
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of z."""
+        return self.state.encoder
+
+    @property
+    def n_noise(self) -> int:
+        """Number of columns of noise for one draw of all blocks."""
+        return sum(block.n_noise for block in self.blocks.values())
+
+    @property
+    def weighted(self) -> tuple[str, ...]:
+        """Names of the blocks whose divergence has the weight beta."""
+        return tuple(name for name, block in self.blocks.items() if block.weighted)
+
+    @property
+    def infers_library(self) -> bool:
+        """Whether a block infers the size factor of a cell; otherwise it has to be given."""
+        return any(block.infers_library for block in self.blocks.values())
+
+    def sample_log_library(self, covariates: Covariates, eps_n1: Tensor) -> Tensor:
+        """Draw log size factors from the prior of the block that infers them, (n, 1), with standard noise."""
+        (block,) = (block for block in self.blocks.values() if block.infers_library)
+        return block.sample_prior(covariates, eps_n1)
+
+    def posterior(self, batch: Batch, noise: Noise | None = None) -> Posterior:
+        """Return the posterior of a minibatch, q(block | x, s) for each latent block."""
+        return Posterior(
+            {
+                name: block.encode(batch, self.encoder_condition(batch.covariates), noise)
+                for name, block in self.blocks.items()
+            }
+        )
+
+    def encoder_condition(self, covariates: Covariates) -> Tensor | None:
+        """Return the condition vector of the encoders, or None if they receive none."""
+        return self.conditioner(covariates) if self.config.encode_covariates else None
+
+    def encode_average(self, log_x_kg: Tensor, known_k: Tensor) -> DiagonalNormal:
+        """Return q(z) of log1p counts without dropout, with norms in evaluation mode and covariates at their average.
+
+        The average is over the first ``known_k`` categories of each covariate.
+        """
+        encoder, training = self.encoder, self.encoder.training
+        encoder.eval()
+        try:
+            s_kc: Tensor | None = None
+            if self.config.encode_covariates and self.conditioner.width:
+                s_kc = self.conditioner.average(known_k).to(log_x_kg).expand(len(log_x_kg), -1)
+            return encoder.after_first(encoder.product_of(log_x_kg, s_kc), s_kc)
+        finally:
+            encoder.train(training)
+
+    def inference_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the posteriors."""
+        return [p for block in self.blocks.values() for p in block.inference_parameters()]
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that training changes: condition, posteriors, decoder without readout, and priors."""
+        of_posteriors = self.inference_parameters()
+        known = set(map(id, of_posteriors))
+        decoder = [p for name, p in self.decoder.named_parameters() if not name.startswith("readout")]
+        others = [p for p in self.blocks.parameters() if id(p) not in known]
+        return [p for p in (*self.conditioner.parameters(), *of_posteriors, *decoder, *others) if p.requires_grad]
+
+    # decoder
+
+    def inputs(self, point: Point, covariates: Covariates, log_library_n1: Tensor) -> DecoderInputs:
+        """Return the inputs of the decoder at a point (n, columns); blocks that are not in it are at their prior mean.
+
+        ``log_library_n1`` is used unless the point has a block that infers it.
+        """
+        inputs = DecoderInputs(point[Z], self.conditioner(covariates), covariates, log_library_n1)
+        for name, block in self.blocks.items():
+            inputs = block.enter(inputs, point[name]) if name in point else block.enter_unknown(inputs)
+        return inputs
+
+    def likelihood(
+        self, point: Point, covariates: Covariates, log_library_n1: Tensor, noise: Noise | None = None
+    ) -> Likelihood:
+        """Return the distribution p(x | point, s, l); see :meth:`inputs`."""
+        inputs = self.inputs(point, covariates, log_library_n1)
+        return self.decoder(inputs.z_nd, inputs.condition_nc, inputs.covariates, inputs.log_library_n1, noise)
+
+    def features(self, point: Point, covariates: Covariates) -> Tensor:
+        """Return the input of the output layers, (n, features), which does not depend on the size factor."""
+        inputs = self.inputs(point, covariates, torch.zeros_like(point[Z][:, :1]))
+        return self.decoder.features(inputs.z_nd, inputs.condition_nc)
+
+    def log_likelihood(self, point: Point, batch: Batch, noise: Noise | None = None) -> dict[str, Tensor]:
+        """Compute log p(x | point, s, l) of a minibatch, summed over genes, (n,), for each observed modality."""
+        inputs = self.inputs(point, batch.covariates, batch.log_library_n1)
+        return {RNA: self.decoder.log_likelihood(inputs.z_nd, inputs.condition_nc, batch, inputs.log_library_n1, noise)}
+
+    def dispersion_gradient(self, point: Point, batch: Batch) -> Tensor:
+        """Differentiate the summed log likelihood with respect to the log dispersions, (rows, genes)."""
+        inputs = self.inputs(point, batch.covariates, batch.log_library_n1)
+        return self.decoder.dispersion_gradient(inputs.z_nd, inputs.condition_nc, batch, inputs.log_library_n1)
+
+    # start
+
+    def start_blocks(self, cells: Source, rows: Tensor, generator: torch.Generator) -> None:
+        """Initialise the latent blocks from training cells."""
+        for block in self.blocks.values():
+            block.start_from(cells, rows, generator)
+
+    @property
+    def layers(self) -> Layers:
+        """The output layers of the decoder, with the tensors that the output of the likelihood keeps in the model."""
+        kept = self.decoder.output.kept(self.config.n_readout)
+        return self.decoder.layers({name: self.get_buffer(name) for name in kept})
+
+    def start_from(self, cells: Source, rows: Tensor) -> None:
+        """Start the decoder from the data, typically at the mean profile.
+
+        Otherwise the decoder would spend a large share of its steps on learning the mean profile.
+        """
+        self.decoder.output.start(self.layers, self.decoder.likelihood, cells, rows)
+
+
+def build(config: ModelConfig, seed: int) -> VAE:
+    """Build a newly initialised model from a seed; no global random state is read or changed."""
+    with interrupts_held(), seeded(seed):
+        return VAE(config)
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every weight of such a model, without allocating them."""
+    # seeded, because some modules draw random numbers on the CPU even on the meta device;
+    # interrupts are held, because a Ctrl-C on entry or exit could leave torch creating meta tensors in this process
+    with interrupts_held(), seeded(0), on_device("meta"):
+        return {name: tuple(value.shape) for name, value in VAE(config).state_dict().items()}

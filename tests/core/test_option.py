@@ -71,6 +71,7 @@ class Given(Choosable[None]):
         ({"mode": "c"}, r"mode='c' is not known; choose one of 'a', 'b'\."),
         ({"on": 1}, r"on=1 was given; True or False is expected\."),
         ({"sizes": (1, 6)}, r"sizes=6 was given; a whole number from 1 to 5"),
+        ({"sizes": 3}, r"sizes=3 was given; a list is expected\."),
         ({"seed": -1}, r"seed=-1 was given; a whole number from 0 to 9"),
         ({"quiet": 0}, r"quiet=0 was given; True, False or None is expected\."),
     ],
@@ -86,6 +87,7 @@ def test_numbers_of_numpy_become_numbers_of_python() -> None:
     assert config == Config(width=4, rate=0.25)
     assert type(check_option(Config, "width", np.int32(4))) is int
     assert Config(rate=1) == Config(rate=1.0)
+    assert Config(sizes=[1, 2]).sizes == (1, 2)  # type: ignore[arg-type]
 
 
 def test_a_name_that_is_registered_later_is_accepted() -> None:

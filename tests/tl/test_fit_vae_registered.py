@@ -101,7 +101,7 @@ def test_options_have_the_defaults_of_the_class(registered: None) -> None:
 
 def test_a_fit_without_such_options_stores_none() -> None:
     model = fit()["params"]["model"]
-    assert "decoder_options" not in model
+    assert not {"decoder_options", "blocks"} & set(model)
     assert model["prior"] == {"name": "normal", "n_conditions": 0, "n_components": 50, "from_cells": False}
 
 
@@ -120,6 +120,10 @@ def test_a_fit_without_such_options_stores_none() -> None:
         ({"decoder": "narrow", "decoder_options": {"activation": 1}}, ValueError, r"activation=1 was given; a string"),
         ({"decoder": "narrow", "decoder_options": {"units": 2.5}}, ValueError, r"units=2\.5 was given; a whole number"),
         ({"decoder_options": {"units": 3}}, ValueError, r"'units', which is not an option of decoder='mlp'\. It has none\."),
+        ({"blocks": "shift"}, ValueError, r"blocks='shift' is not known"),
+        ({"blocks": 3}, ValueError, r"blocks=3 was given; a list is expected"),
+        ({"blocks": ["z"]}, ValueError, r"blocks=\('z',\) names \['z'\], which other settings switch on"),
+        ({"blocks": ("library",)}, ValueError, r"names \['library'\], which other settings switch on"),
         ({"decoder": "norrow"}, ValueError, r"decoder='norrow' is not known; choose one of 'mlp', .*'narrow'"),
     ],
 )  # fmt: skip

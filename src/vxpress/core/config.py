@@ -10,7 +10,7 @@ defaults are those of :func:`~vxpress.tl.fit_vae`.
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Generic, Literal, Never
 
 from vxpress._checks import check_range
@@ -86,6 +86,12 @@ class NetworkOptions(Generic[U]):
         layer, at least 8.""",
         registry=DECODERS,
     )
+    blocks: tuple[str, ...] | U = option(
+        (),
+        "Names of latent variables that the model has in addition, registered from outside the package.",
+        registry=BLOCKS,
+        since="0.2.0",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +116,8 @@ class ModelConfig(Network):
     """The architecture: sizes, likelihood, prior and how covariates enter.
 
     ``n_categories`` holds the number of categories of each categorical covariate; with ``has_batch``, the
-    first one is the batch. ``remainder`` adds the share of molecules from genes outside the model. ``blocks`` are
-    registered latent blocks that this model has in addition to those of its other options. ``decoder_options`` is an instance of the ``Options`` of the decoder's class; a mapping can be given.
+    first one is the batch. ``remainder`` adds the share of molecules from genes outside the model. ``decoder_options``
+    is an instance of the ``Options`` of the decoder's class; a mapping can be given.
     """
 
     n_genes: int = field(metadata=declares(low=1, high=10_000_000))
@@ -126,7 +132,6 @@ class ModelConfig(Network):
     # made when it is needed, because its check imports the priors, which import this module
     prior: PriorConfig = option(PriorConfig)
     decoder_options: Any = option(Options, of="decoder", since="0.2.0")
-    blocks: tuple[str, ...] = option((), registry=BLOCKS, since="0.2.0")
 
     def __post_init__(self) -> None:
         check(self)
@@ -142,6 +147,13 @@ class ModelConfig(Network):
         if self.dispersion == "gene-label" and self.n_labels == 0:
             msg = "dispersion='gene-label' needs labels: pass labels_key=, or use dispersion='gene'."
             raise ValueError(msg)
+        if self.blocks:
+            without = replace(self, blocks=())
+            wrong = [name for name in self.blocks if BLOCKS[name].applies(without) or not BLOCKS[name].applies(self)]
+            wrong += [name for name in set(self.blocks) if self.blocks.count(name) > 1]
+            if wrong:
+                msg = f"blocks={self.blocks!r} names {wrong}, which other settings switch on, or twice. Leave them out of blocks=."
+                raise ValueError(msg)
 
     @property
     def n_batches(self) -> int:

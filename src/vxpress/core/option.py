@@ -11,7 +11,7 @@ import inspect
 import math
 import textwrap
 import types
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -129,6 +129,11 @@ def _checked(f: Field[Any], value: Any, hint: Any) -> Any:
     several = get_origin(kind) is tuple
     if nullable and value is None:
         return None
+    if several and not isinstance(value, tuple):
+        if not isinstance(value, Sequence) or isinstance(value, bytes):
+            msg = f"{label}={value!r} was given; a list is expected."
+            raise ValueError(msg)
+        value = (value,) if isinstance(value, str) else tuple(value)
     if declared.registry is not None:
         for one in value if several else (value,):
             declared.registry.check(one, label)

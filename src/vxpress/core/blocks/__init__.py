@@ -22,12 +22,7 @@ class Blocks(nn.ModuleDict):
     """The latent blocks of a model by name, in the order of the registry."""
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
-        for name in config.blocks:
-            BLOCKS.check(name, "blocks")
         chosen = {name: block for name, block in BLOCKS.items() if block.applies(config)}
-        if unused := sorted(set(config.blocks) - set(chosen)):
-            msg = f"blocks= names {unused}, which other settings switch on. Leave them out of blocks=."
-            raise ValueError(msg)
         super().__init__({name: block(config, n_condition) for name, block in chosen.items()})
 
     def __getitem__(self, name: str) -> Block:

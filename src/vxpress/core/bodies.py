@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vxpress.core import rule
+from vxpress.core import registries, rule
 from vxpress.core.config import ModelConfig
 from vxpress.core.noise import BITS, NO_BITS, Noise
 from vxpress.core.option import Options as NoOptions
-from vxpress.core.registries import DECODERS
+from vxpress.core.registry import Registry
 
 # least number of hidden units of the network of one latent dimension
 MIN_SPLIT_WIDTH = 8
@@ -194,6 +194,7 @@ def _activate(x: Tensor, norm: nn.Module, dropout: float, noise: Noise | None) -
     return x if noise is None or dropout == 0.0 else x * noise.dropout(x, 1.0 - dropout)
 
 
+DECODERS: Registry[type[Body]] = registries.DECODERS
 DECODERS.register("mlp", MLPBody)
 DECODERS.register("skip", Skip)
 DECODERS.register("linear", Direct)

@@ -13,13 +13,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vxpress.core import registries
 from vxpress.core.blocks import Point, Z
 from vxpress.core.config import TrainConfig
 from vxpress.core.data import Batch
 from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal
-from vxpress.core.registries import OBJECTIVES as OBJECTIVES  # noqa: PLC0414 - also exported here
+from vxpress.core.registry import Registry
 
 # soft free bits: factor by which a weight changes, band above the floor in which it stays, and its least value
 SOFT_STEP, SOFT_BAND, MIN_SOFT_WEIGHT = 1.1, 1.05, 1e-4
@@ -317,6 +318,7 @@ def _scale_gradient(x_knd: Tensor, factor_kn: Tensor) -> None:
         x_knd.register_hook(lambda gradient: gradient * factor_kn[..., None])
 
 
+OBJECTIVES: Registry[type[Objective]] = registries.OBJECTIVES
 OBJECTIVES.register("elbo", ElboObjective)
 OBJECTIVES.register("iwae", Iwae)
 OBJECTIVES.register("dreg", Dreg)

@@ -7,13 +7,15 @@ from typing import cast
 
 from torch import nn
 
+from vxpress.core import registries
 from vxpress.core.blocks.base import Block, DecoderInputs, NormalBlock, Point, Posterior, Slots
 from vxpress.core.blocks.library import Library
 from vxpress.core.blocks.state import State
 from vxpress.core.config import ModelConfig
-from vxpress.core.registries import BLOCKS
+from vxpress.core.registry import Registry
 
 Z = State.name
+BLOCKS: Registry[type[Block]] = registries.BLOCKS
 BLOCKS.register(State.name, State)
 BLOCKS.register(Library.name, Library)
 

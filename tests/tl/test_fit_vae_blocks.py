@@ -1,0 +1,104 @@
+"""A fit with a latent block that is registered from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import vxpress as vx
+from vxpress.bridge.fits.find_fit import find_fit
+from vxpress.core.blocks import BLOCKS, DecoderInputs, NormalBlock
+from vxpress.core.covariates import Covariates
+
+
+class Shift(NormalBlock):
+    """A number with a standard normal prior that is added to every dimension of z."""
+
+    name = "shift"
+
+    def prior(self, covariates: Covariates) -> tuple[Tensor, Tensor]:
+        return torch.zeros(1, 1), torch.ones(1, 1)
+
+    def enter(self, inputs: DecoderInputs, value: Tensor) -> DecoderInputs:
+        return replace(inputs, z_nd=inputs.z_nd + value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> Iterator[None]:
+    BLOCKS.register(Shift.name, Shift)
+    yield
+    BLOCKS.remove(Shift.name)
+
+
+@pytest.fixture(scope="module")
+def fitted(_registered: None) -> ad.AnnData:
+    """Cells with a fit that has the block."""
+    adata = vx.datasets.pbmc68k_reduced()[:200, :60].copy()
+    adata.obs["batch"] = np.where(np.arange(200) % 2, "a", "b")
+    vx.tl.fit_vae(adata, batch_key="batch", max_epochs=2, options=vx.tl.FitOptions(blocks=["shift"]))
+    return adata
+
+
+def test_its_posterior_its_divergence_and_its_weights_are_written(fitted: ad.AnnData) -> None:
+    assert fitted.obsm["vae_shift"].shape == fitted.obsm["vae_shift_var"].shape == (200, 1)
+    assert (fitted.obsm["vae_shift_var"] > 0).all()
+    history = fitted.uns["vae"]["history"]
+    elbo = history["reconstruction_train"] - history["kl_train"] - history["kl_shift_train"]
+    np.testing.assert_allclose(history["elbo_train"], elbo)
+    assert list(fitted.uns["vae"]["params"]["model"]["blocks"]) == ["shift"]
+    assert "blocks.shift.encoder.mean.weight" in fitted.uns["vae"]["weights"]
+
+
+def test_a_stored_fit_encodes_the_same(fitted: ad.AnnData, tmp_path) -> None:
+    path = tmp_path / "fit.safetensors"
+    vx.save_model(fitted, path)
+    again = fitted.copy()
+    del again.uns["vae"], again.obs["vae_split"]
+    for name in ("X_vae", "X_vae_var", "vae_shift", "vae_shift_var"):
+        del again.obsm[name]
+    del again.layers["vae_normalized"], again.obs["vae_library"]
+    vx.tl.encode(again, model=path)
+    for name in ("X_vae", "vae_shift", "vae_shift_var"):
+        np.testing.assert_allclose(again.obsm[name], fitted.obsm[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_taken_slot_is_not_replaced(fitted: ad.AnnData) -> None:
+    adata = ad.AnnData(fitted.X, obs=fitted.obs[["batch"]], var=fitted.var, obsm={"k_shift": np.zeros((200, 1))})
+    with pytest.raises(ValueError, match=r"already holds obsm\['k_shift'\]"):
+        vx.tl.fit_vae(adata, max_epochs=1, key_added="k", options=vx.tl.FitOptions(blocks=["shift"]))
+
+
+def test_a_later_fit_without_the_block_removes_its_slots(fitted: ad.AnnData) -> None:
+    adata = fitted.copy()
+    vx.tl.fit_vae(adata, batch_key="batch", max_epochs=1)
+    assert not {"vae_shift", "vae_shift_var"} & set(adata.obsm)
+    assert "kl_shift_train" not in adata.uns["vae"]["history"]
+
+
+def test_analyses_of_a_fit_run(fitted: ad.AnnData) -> None:
+    adata = fitted.copy()
+    vx.tl.log_likelihood(adata, n_samples=5)
+    vx.tl.predictive_check(adata, n_draws=2)
+    vx.tl.sample(adata)
+    vx.tl.denoise(adata, n_draws=1)
+    assert len(vx.tl.generate(adata, 5)) == 5
+    panel = adata[:, ::2].copy()
+    panel.obs["batch"] = "c"
+    model = find_fit(adata, None, "vae").model
+    vx.tl.encode(panel, model=adata, key_added="panel", fine_tune=1)
+    assert panel.obsm["panel_shift"].shape == (200, model.blocks["shift"].n_noise)
+
+
+def test_without_the_class_the_fit_names_what_is_missing(fitted: ad.AnnData) -> None:
+    BLOCKS.remove("shift")
+    try:
+        with pytest.raises(ValueError, match="blocks='shift' is not known"):
+            vx.tl.denoise(fitted.copy(), n_draws=1)
+    finally:
+        BLOCKS.register("shift", Shift)

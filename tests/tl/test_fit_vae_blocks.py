@@ -95,6 +95,16 @@ def test_analyses_of_a_fit_run(fitted: ad.AnnData) -> None:
     assert panel.obsm["panel_shift"].shape == (200, model.blocks["shift"].n_noise)
 
 
+def test_a_new_prior_under_another_name_keeps_the_posterior(
+    fitted: ad.AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vxpress.bridge.health.learn_prior.MARGIN", -np.inf)
+    adata = fitted.copy()
+    vx.tl.fit_prior(adata, "mixture", n_components=2, max_steps=2, key_added="mixed")
+    for name in ("shift", "shift_var"):
+        np.testing.assert_array_equal(adata.obsm[f"mixed_{name}"], adata.obsm[f"vae_{name}"])
+
+
 def test_without_the_class_the_fit_names_what_is_missing(fitted: ad.AnnData) -> None:
     BLOCKS.remove("shift")
     try:

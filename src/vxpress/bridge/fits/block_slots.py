@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,12 @@ def add_posterior(results: Results, model: VAE, encoded: Encoded, keys: Keys, li
     for name, block in model.blocks.items():
         for slot, values in block.slots(keys, encoded.mean[name], encoded.var[name]).items():
             getattr(results, slot).update(values)
+
+
+def copied_blocks(adata: AnnData, blocks: Sequence[str], keys: Keys, to: Keys) -> dict[str, np.ndarray]:
+    """Return the stored posteriors of further blocks under the name of another fit."""
+    names = [pair for block in blocks for pair in zip(keys.of_block(block), to.of_block(block), strict=True)]
+    return {new: np.asarray(adata.obsm[old]) for old, new in names if old in adata.obsm}
 
 
 def stale_blocks(adata: AnnData, keys: Keys, model: VAE) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import Keys
+from vxpress.bridge.fits.block_slots import copied_blocks, stale_blocks
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.results import Results, is_fit
 from vxpress.bridge.fits.seal import NAME
@@ -36,11 +37,13 @@ def results_with_prior(
     keys = stored.keys
     if to != keys:
         results.obsm = {to.latent: stored.mean_nd, to.latent_var: stored.var_nd}
+        results.obsm |= copied_blocks(adata, fit.params.model.blocks, keys, to)
         results.obs = {to.split: pd.Categorical(find_column(adata.obs, keys.split))}
         if keys.library in adata.obs:
             results.obs[to.library] = find_column(adata.obs, keys.library).to_numpy()
         # layers of an earlier fit with that name
         results.stale = [("layers", name) for name in (to.normalized, *to.bounds())]
+        results.stale += stale_blocks(adata, to, fit.model)
     return results
 
 

@@ -9,7 +9,7 @@ from vxpress._waiting import ask_idle_threads_to_sleep
 
 if TYPE_CHECKING:
     from vxpress import datasets, metrics, pl, pp, tl
-    from vxpress.bridge.fits.save_load import load_model, save_model
+    from vxpress._save_load import load_model, save_model
 
 __all__ = ["datasets", "load_model", "metrics", "pl", "pp", "save_model", "tl"]
 
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"vxpress.{name}")
     if name in ("load_model", "save_model"):
-        return getattr(import_module("vxpress.bridge.fits.save_load"), name)
+        return getattr(import_module("vxpress._save_load"), name)
     if name == "__version__":
         return import_module("importlib.metadata").version("vxpress")
     msg = f"module 'vxpress' has no attribute {name!r}"

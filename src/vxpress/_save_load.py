@@ -1,4 +1,4 @@
-"""Save and load models as separate files: ``save_model`` and ``load_model``."""
+"""``vx.save_model`` and ``vx.load_model``: models as separate files."""
 
 from __future__ import annotations
 

@@ -351,13 +351,13 @@ def device_form() -> Iterator[None]:
 
     This is the only part of this script that depends on internals: adapt it if they move, so that the same operations run.
     """
-    from vxpress.core import rule, training
+    from vxpress.core import rule, step
     from vxpress.core.data import Counts
     from vxpress.core.likelihoods import counted
 
     with ExitStack() as stack:
         stack.enter_context(rule.plain())
-        stack.enter_context(patch.object(training, "_Step", training._DeviceStep))
+        stack.enter_context(patch.object(step, "Step", step.DeviceStep))
         stack.enter_context(patch.object(Counts, "dense", Counts.padded_dense))
         stack.enter_context(patch.object(counted, "gathered", counted.selected))
         yield

@@ -15,7 +15,6 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,13 +24,12 @@ from _simulated import simulated
 from _speed import alternate, save, spread
 from anndata import AnnData
 
-from vxpress.core import training
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Cells, Counts, Source, Streamed, place
-from vxpress.core.device import Replay
+from vxpress.core.data import Cells, Counts, Source, place
 from vxpress.core.model import build
 from vxpress.core.settings import preset_settings
+from vxpress.core.training import Training
 
 HIDDEN, LATENT = 128, 10
 SCVI_BATCH = 128
@@ -63,27 +61,16 @@ class Clock:
         return n * (len(self.seconds) - 1) / sum(self.seconds[1:])
 
 
-@contextmanager
-def watched(clock: Clock, replays: list[Replay], *, captured: bool):
-    """Time the epochs of :func:`training.train`, and record how its steps ran."""
-    replay, batches = training.Replay, {kind: kind.batches for kind in (Cells, Streamed)}
+class Timed(Training):
+    """A training whose epochs are timed."""
 
-    def timed(self, parts):
-        clock.start()
-        yield from batches[type(self)](self, parts)
-        clock.stop()
+    clock: Clock
 
-    def noted(*args):
-        replays.append(replay(*args))
-        if not captured:
-            replays[-1].failure = "switched off"
-        return replays[-1]
-
-    Cells.batches, Streamed.batches, training.Replay = timed, timed, noted
-    try:
-        yield
-    finally:
-        Cells.batches, Streamed.batches, training.Replay = batches[Cells], batches[Streamed], replay
+    def epoch(self) -> None:
+        """Time the epoch."""
+        self.clock.start()
+        super().epoch()
+        self.clock.stop()
 
 
 @dataclass
@@ -108,11 +95,13 @@ class Ours:
         )  # fmt: skip
         model = build(config, 0).to(device)
         model.start_from(self.cells, rows)
-        clock, replays = Clock(), []
-        with watched(clock, replays, captured=self.captured):
-            settings = TrainConfig(max_epochs=self.epochs, batch_size=self.batch_size)
-            training.train(model, self.cells, rows, held_out, settings, seed=0)
-        self.failure = replays[0].failure
+        settings = TrainConfig(max_epochs=self.epochs, batch_size=self.batch_size)
+        training = Timed(model, self.cells, rows, held_out, settings, seed=0)
+        training.clock = clock = Clock()
+        if not self.captured:
+            training.stepper.replay.failure = "switched off"
+        training.run()
+        self.failure = training.stepper.replay.failure
         self.first.append(clock.seconds[0])
         return clock.rate(len(rows))
 

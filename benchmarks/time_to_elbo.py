@@ -32,7 +32,7 @@ from fit_ours import judge_fit
 import vxpress as vx
 from vxpress.bridge.fits.seal import sealed
 from vxpress.bridge.fits.weights import stored_weights
-from vxpress.core import training
+from vxpress.core.training import Training
 
 # trajectories are scored on some of the test cells, with few samples and fixed noise; vxpress at every fourth epoch
 SAMPLES, JUDGED, EVERY = 10, 200, 4
@@ -115,23 +115,23 @@ def ours(adata: AnnData, test: AnnData, batch: str | None, seed: int) -> dict[st
     """Measure seconds and ELBO after every epoch of ``vx.tl.fit_vae`` at its defaults."""
     adata = adata.copy()
     seconds, states, epochs = [], [], []
-    plain = training.evaluate
+    plain = Training.validate
 
-    def evaluate(model, *args):
-        out = plain(model, *args)
+    def validate(training):
+        out = plain(training)
         epochs.append(None)
         if len(epochs) % EVERY:
             return out
         seconds.append(clock.elapsed())
-        clock.without(lambda: states.append(stored_weights(model)))
+        clock.without(lambda: states.append(stored_weights(training.model)))
         return out
 
-    training.evaluate = evaluate
+    Training.validate = validate
     clock = Clock()
     try:
         vx.tl.fit_vae(adata, batch, rng=seed)
     finally:
-        training.evaluate = plain
+        Training.validate = plain
     whole = clock.elapsed()
     iwae = float(judge_fit(adata, test)[0].iwae_n.mean())
     some = test[:JUDGED].copy()

@@ -18,7 +18,7 @@ import scanpy as sc
 import torch
 
 import vxpress as vx
-from vxpress.core import training
+from vxpress.core.training import Training
 
 
 @pytest.fixture(autouse=True)
@@ -70,15 +70,15 @@ def interrupt_look(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list]:
 
     def install(n: int) -> list:
         calls: list = []
-        evaluate = training.evaluate
+        validate = Training.validate
 
-        def interrupted(*args: object) -> object:
-            calls.append(args)
+        def interrupted(training: Training) -> object:
+            calls.append(training)
             if len(calls) == n:
                 raise KeyboardInterrupt
-            return evaluate(*args)
+            return validate(training)
 
-        monkeypatch.setattr(training, "evaluate", interrupted)
+        monkeypatch.setattr(Training, "validate", interrupted)
         return calls
 
     return install

@@ -24,7 +24,7 @@ from vxpress import _cli
 from vxpress._cli import main
 from vxpress._command_output import write
 from vxpress._fit_options import fit_options, further_options, given
-from vxpress.core import training
+from vxpress.core.training import Training
 
 QUICK = ["--max-epochs", "2", "--n-latent", "3"]
 
@@ -177,15 +177,15 @@ def test_interrupt_is_status_130_and_leaves_nothing(counts, tmp_path, monkeypatc
 
 
 def test_training_that_was_cut_short_is_written_with_status_130(counts, tmp_path, monkeypatch, capsys):
-    evaluate, n_calls = training.evaluate, itertools.count(1)
+    validate, n_calls = Training.validate, itertools.count(1)
 
     def cut_short(*args, **kwargs):
         # once an epoch
         if next(n_calls) == 3:
             raise KeyboardInterrupt
-        return evaluate(*args, **kwargs)
+        return validate(*args, **kwargs)
 
-    monkeypatch.setattr(training, "evaluate", cut_short)
+    monkeypatch.setattr(Training, "validate", cut_short)
     out = tmp_path / "out.h5ad"
     assert fit(counts, "-o", out, "--max-epochs", "9", "--n-latent", "3") == 130
     said = capsys.readouterr()
@@ -203,15 +203,15 @@ def test_training_that_was_cut_short_is_written_with_status_130(counts, tmp_path
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 def test_a_signal_to_stop_keeps_what_was_trained_and_is_the_status(counts, tmp_path, monkeypatch, capsys, name, status):
-    evaluate, n_calls, number = training.evaluate, itertools.count(1), getattr(signal, name)
+    validate, n_calls, number = Training.validate, itertools.count(1), getattr(signal, name)
     before = signal.getsignal(number)
 
     def cut_short(*args, **kwargs):
         if next(n_calls) == 3:
             signal.raise_signal(number)
-        return evaluate(*args, **kwargs)
+        return validate(*args, **kwargs)
 
-    monkeypatch.setattr(training, "evaluate", cut_short)
+    monkeypatch.setattr(Training, "validate", cut_short)
     out = tmp_path / "out.h5ad"
     assert fit(counts, "-o", out, "--max-epochs", "9", "--n-latent", "3") == status
     assert signal.getsignal(number) == before

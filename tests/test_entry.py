@@ -208,7 +208,7 @@ def test_settings_are_put_back_after_errors_and_interrupts(error: type[BaseExcep
 def test_an_interrupt_while_gradients_are_off_does_not_leave_them_off(
     adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch
 ):
-    from vxpress.core import training
+    from vxpress.core.training import Training
 
     looks = []
 
@@ -217,10 +217,10 @@ def test_an_interrupt_while_gradients_are_off_does_not_leave_them_off(
         if len(looks) == 2:
             torch.set_grad_enabled(False)  # as torch.no_grad does first, before Python looks for interrupts
             raise KeyboardInterrupt
-        return evaluate(*args)
+        return validate(*args)
 
-    evaluate = training.evaluate
-    monkeypatch.setattr(training, "evaluate", half_way)
+    validate = Training.validate
+    monkeypatch.setattr(Training, "validate", half_way)
     adata.var["highly_variable"] = np.arange(adata.n_vars) % 2 == 0
     # the genes outside the model are read out with gradients, after the interrupt
     stored = fit(adata).uns["vae"]

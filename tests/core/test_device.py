@@ -5,18 +5,17 @@ What does not need one runs on the processor, its form called by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from vxpress.core import device as device_module
-from vxpress.core import rule, training
+from vxpress.core import rule
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.data import Batch, Cells, Counts, Source, Streamed, place
 from vxpress.core.device import Replay
@@ -24,7 +23,8 @@ from vxpress.core.inference.posterior import encode
 from vxpress.core.likelihoods import counted
 from vxpress.core.model import VAE, build
 from vxpress.core.networks import Noise
-from vxpress.core.training import Outcome, train
+from vxpress.core.step import DeviceStep
+from vxpress.core.training import Outcome, Training
 
 MakeCells = Callable[..., Cells]
 CPU = torch.device("cpu")
@@ -44,8 +44,30 @@ def _streamed(cells: Cells, device: torch.device) -> Streamed:
 def _fit(
     cells: Source, config: TrainConfig = TRAIN, model: ModelConfig = CONFIG, device: torch.device = CPU
 ) -> tuple[VAE, Outcome]:
+    training = _training(cells, config, model, device)
+    return training.model, training.run()
+
+
+def _training(
+    cells: Source,
+    config: TrainConfig = TRAIN,
+    model: ModelConfig = CONFIG,
+    device: torch.device = CPU,
+    kind: type[Training] = Training,
+) -> Training:
     vae, rows = build(model, 0).to(device), torch.arange(len(cells), device=device)
-    return vae, train(vae, cells, rows[21:], rows[:21], config, seed=0)
+    return kind(vae, cells, rows[21:], rows[:21], config, seed=0)
+
+
+def _fit_as_on_a_device(
+    monkeypatch: pytest.MonkeyPatch, cells: Source, config: TrainConfig = TRAIN, model: ModelConfig = CONFIG
+) -> Outcome:
+    """Train on the CPU with the step, the counts and the likelihood of a GPU."""
+    monkeypatch.setattr(Counts, "dense", Counts.padded_dense)
+    monkeypatch.setattr(counted, "gathered", counted.selected)
+    training = _training(cells, config, model)
+    training.stepper = DeviceStep(training.model, cells, training.optimizer, training.noise, training.objective)
+    return training.run()
 
 
 MODELS = {
@@ -64,10 +86,7 @@ def test_the_device_step_trains_like_the_plain_step(
     cells = make_cells(n_batches=2)
     with rule.plain():
         _, plain = _fit(cells, model=MODELS[name])
-        monkeypatch.setattr(training, "_Step", training._DeviceStep)
-        monkeypatch.setattr(Counts, "dense", Counts.padded_dense)
-        monkeypatch.setattr(counted, "gathered", counted.selected)
-        _, outcome = _fit(cells, model=MODELS[name])
+        outcome = _fit_as_on_a_device(monkeypatch, cells, model=MODELS[name])
     for key, values in plain.history.items():
         np.testing.assert_allclose(outcome.history[key], values, rtol=1e-4, atol=1e-4, err_msg=key)
 
@@ -89,10 +108,7 @@ def test_the_device_step_trains_like_the_plain_step_with_any_settings(
     cells, config = make_cells(n_batches=2), replace(TRAIN, **OTHERWISE[name])
     with rule.plain():
         _, plain = _fit(cells, config)
-        monkeypatch.setattr(training, "_Step", training._DeviceStep)
-        monkeypatch.setattr(Counts, "dense", Counts.padded_dense)
-        monkeypatch.setattr(counted, "gathered", counted.selected)
-        _, outcome = _fit(_streamed(cells, CPU) if stream else cells, config)
+        outcome = _fit_as_on_a_device(monkeypatch, _streamed(cells, CPU) if stream else cells, config)
     for key, values in plain.history.items():
         np.testing.assert_allclose(outcome.history[key], values, rtol=1e-4, atol=1e-4, err_msg=key)
 
@@ -267,44 +283,56 @@ def test_training_on_a_gpu_gives_the_results_of_a_cpu(make_cells: MakeCells, nam
 
 @pytest.mark.gpu
 @needs_cuda
-def test_a_captured_step_equals_the_plain_step(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells, replays = make_cells(400), []
-
-    class Recorded(Replay):
-        def __init__(self, *args: object) -> None:
-            super().__init__(*args)
-            replays.append(self)
-
-    class OneByOne(Replay):
-        def __init__(self, *args: object) -> None:
-            super().__init__(*args)
-            self.failure = "switched off"
-
-    monkeypatch.setattr(training, "Replay", Recorded)
-    _, captured = _on_gpu(cells, replace(TRAIN, max_epochs=6))
-    assert replays[0].failure is None
+def test_a_captured_step_equals_the_plain_step(make_cells: MakeCells) -> None:
+    gpu, config = torch.device("cuda"), replace(TRAIN, max_epochs=6)
+    cells = make_cells(400).to(gpu)
+    captured, eager = (_training(cells, config, device=gpu) for _ in range(2))
+    step, one_by_one = _device_step(captured), _device_step(eager)
+    captured.run()
+    assert step.replay.failure is None
     # 379 cells in 12 batches: 32 and 31
-    assert {n: size.graph is not None for n, size in replays[0].sizes.items()} == {32: True, 31: True}
-    monkeypatch.setattr(training, "Replay", OneByOne)
-    _, eager = _on_gpu(cells, replace(TRAIN, max_epochs=6))
-    assert captured.history["elbo_validation"] == pytest.approx(eager.history["elbo_validation"], rel=0.02)
-    assert captured.history["lr"] == eager.history["lr"]
+    assert {n: size.graph is not None for n, size in step.replay.sizes.items()} == {32: True, 31: True}
+    one_by_one.replay.failure = "switched off"
+    eager.run()
+    recorded, reference = captured.outcome.history, eager.outcome.history
+    assert recorded["elbo_validation"] == pytest.approx(reference["elbo_validation"], rel=0.02)
+    assert recorded["lr"] == reference["lr"]
+
+
+def _device_step(training: Training) -> DeviceStep:
+    assert isinstance(training.stepper, DeviceStep)
+    return training.stepper
 
 
 @pytest.mark.gpu
 @needs_cuda
-def test_a_step_that_cannot_be_captured_still_runs(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
-    take = training._Step.take
+def test_a_step_that_cannot_be_captured_still_runs(make_cells: MakeCells) -> None:
+    gpu = torch.device("cuda")
+    training = _training(make_cells(400).to(gpu), device=gpu)
+    step = _device_step(training)
+    take = step.take
 
-    def waiting(self: training._Step, *args: object) -> None:
-        take(self, *args)
-        float(self.voided)
+    def waiting(*args: Any) -> None:
+        take(*args)
+        float(step.voided)
 
-    monkeypatch.setattr(training._Step, "take", waiting)
+    step.take = waiting  # type: ignore[method-assign, assignment]
     with pytest.warns(RuntimeWarning, match="captured"):
-        _, outcome = _on_gpu(make_cells(400))
+        outcome = training.run()
     assert outcome.n_voided == 0
     assert np.isfinite(outcome.history["elbo_validation"]).all()
+
+
+class _Guarded(Training):
+    """A training in which steps after the second epoch must not wait for the device."""
+
+    def step(self, batch: Batch) -> None:
+        # by then libraries are loaded and graphs captured
+        torch.cuda.set_sync_debug_mode("error" if self.outcome.n_epochs >= 2 else "default")
+        try:
+            super().step(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu
@@ -315,26 +343,25 @@ def test_a_step_that_cannot_be_captured_still_runs(make_cells: MakeCells, monkey
 def test_nothing_within_an_epoch_waits_for_the_device(
     make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch, name: str, where: str, captured: bool
 ) -> None:
-    cells, gpu, epochs = make_cells(400, n_batches=2), torch.device("cuda"), 0
-    moved = cells.to(gpu) if where == "resident" else _streamed(cells, gpu)
-    batches = type(moved).batches
-
-    def guarded(self: Source, parts: Iterable[Tensor]) -> Iterator[Batch]:
-        nonlocal epochs
-        parts = list(parts)
-        training_epoch = len(parts) > 1
-        epochs += training_epoch
-        for batch in batches(self, parts):
-            # by the second epoch libraries are loaded and graphs captured
-            torch.cuda.set_sync_debug_mode("error" if epochs > 2 and training_epoch else "default")
-            try:
-                yield batch
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-
-    monkeypatch.setattr(type(moved), "batches", guarded)
+    cells, gpu = make_cells(400, n_batches=2), torch.device("cuda")
     if not captured:
         monkeypatch.setattr(device_module, "WARM_UP_STEPS", 10**9)
-    _, outcome = _fit(moved, TRAIN, MODELS[name], gpu)
-    assert epochs == TRAIN.max_epochs
+    moved = cells.to(gpu) if where == "resident" else _streamed(cells, gpu)
+    outcome = _training(moved, TRAIN, MODELS[name], gpu, _Guarded).run()
+    assert outcome.n_epochs == TRAIN.max_epochs
     assert outcome.n_voided == 0
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_training_on_a_gpu_is_continued_with_the_same_results(make_cells: MakeCells) -> None:
+    gpu, config = torch.device("cuda"), replace(TRAIN, encoder_steps=1, free_bits=0.3)
+    cells = make_cells(400).to(gpu)
+    whole, paused, resumed = (_training(cells, config, device=gpu) for _ in range(3))
+    whole.run()
+    paused.run(until=2)
+    resumed.load_state_dict(paused.state_dict())
+    resumed.run()
+    for name, values in whole.outcome.history.items():
+        # sums on a GPU depend on the order in which threads end
+        np.testing.assert_allclose(resumed.outcome.history[name], values, rtol=1e-3, atol=1e-3, err_msg=name)

@@ -16,10 +16,8 @@ from vxpress.core.config import ModelConfig, OptimizerName, TrainConfig
 from vxpress.core.data import Cells
 from vxpress.core.encoder_ahead import EncoderAhead, held_out_information
 from vxpress.core.model import VAE, build
-from vxpress.core.noise import Noise
-from vxpress.core.objectives import OBJECTIVES
 from vxpress.core.optimizer import BETAS, Optimizer, TorchAdam
-from vxpress.core.training import _parameters, _Step, train
+from vxpress.core.training import Training, train
 from vxpress.metrics import mutual_information
 
 MakeCells = Callable[..., Cells]
@@ -34,21 +32,19 @@ def test_only_the_encoder_moves(make_cells: MakeCells, plain: bool, latent_libra
     model = build(ModelConfig(**{**vars(CONFIG), "latent_library": latent_library}), 0).train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with rule.plain() if plain else nullcontext():
-        parameters, n_leading = _parameters(model, config)
-        optimizer = Optimizer(config, parameters, 10, n_leading=n_leading)
-        step = _Step(model, cells, optimizer, Noise(0), OBJECTIVES["elbo"](config, model))
+        training = Training(model, cells, torch.arange(50), torch.arange(50, 60), config, seed=0)
+        optimizer = training.optimizer
         for _ in range(3):
-            step.lead(torch.arange(30), 1.0, 0.0)
+            training.stepper.lead(cells.batch(torch.arange(30)), 1.0, 0.0)
         moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
         assert moved == {n for n in before if ".encoder." in n and _trained(model, n)}
-        assert step.totals.n_cells == 0.0
+        assert training.stepper.totals.n_cells == 0.0
         assert optimizer.done == 0
         assert not bool(optimizer.gradient.any())
         middle = {name: p.detach().clone() for name, p in model.named_parameters()}
-        step(cells.batch(torch.arange(30)), 1.0, 0.0)
+        training.step(cells.batch(torch.arange(30)))
         moved = {name for name, p in model.named_parameters() if not torch.equal(p, middle[name])}
         assert moved == {name for name in before if _trained(model, name)}
-        optimizer.release()
 
 
 def _trained(model: VAE, name: str) -> bool:

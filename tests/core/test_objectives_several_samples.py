@@ -18,6 +18,7 @@ from vxpress.core.blocks import NormalBlock
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch, Cells, Counts, Rows
+from vxpress.core.evaluation import evaluate
 from vxpress.core.model import VAE, build
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE
 from vxpress.core.noise import Noise
@@ -33,7 +34,7 @@ from vxpress.core.objectives import (
     elbo,
     importance_terms,
 )
-from vxpress.core.training import evaluate, train
+from vxpress.core.training import train
 
 MakeCells = Callable[..., Cells]
 CONFIG = ModelConfig(n_genes=20, n_latent=4, n_hidden=16, n_categories=(3,), has_batch=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from vxpress.core import training
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.data import Cells
+from vxpress.core.evaluation import evaluate
 from vxpress.core.model import VAE, build
-from vxpress.core.objectives import Means, Objective
 from vxpress.core.schedules import kl_weight
-from vxpress.core.training import HISTORY, Outcome, evaluate, train
+from vxpress.core.training import HISTORY, Outcome, Training, train
 from vxpress.core.training_step import covers
 
 MakeCells = Callable[..., Cells]
@@ -149,33 +149,44 @@ def test_training_finds_the_structure_the_data_were_simulated_with(make_cells: M
 # selection
 
 
-def _states(monkeypatch: pytest.MonkeyPatch, script: list[float] | None = None) -> list[dict[str, Tensor]]:
-    """Collect the weights at every validation; ``script`` replaces the results of validation."""
-    states: list[dict[str, Tensor]] = []
-    plain = training.evaluate
+class _Watched(Training):
+    """Collects the weights after every epoch; a script replaces the objective on the validation cells."""
 
-    def spy(model: VAE, cells: Cells, rows: Tensor, eps_nd: Tensor, objective: Objective) -> Means:
-        states.append({name: value.clone() for name, value in model.state_dict().items()})
-        if script is None:
-            return plain(model, cells, rows, eps_nd, objective)
-        return Means({"rna": script[len(states) - 1]}, {"z": 0.0})
+    script: Iterator[float] | None = None
 
-    monkeypatch.setattr(training, "evaluate", spy)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.states: list[dict[str, Tensor]] = []
+        if self.script is not None:
+            self.objective.final = lambda means: next(self.script)  # type: ignore[method-assign, arg-type, misc]
+
+    def epoch(self) -> None:
+        super().epoch()
+        self.states.append({name: value.clone() for name, value in self.model.state_dict().items()})
+
+
+def _watched(
+    cells: Cells, config: TrainConfig, script: list[float] | None = None, *, n_validation: int = 20
+) -> tuple[VAE, Outcome, list[dict[str, Tensor]]]:
+    class Scripted(_Watched):
+        pass
+
+    Scripted.script = None if script is None else iter(script)
+    rows, model = torch.arange(len(cells)), build(CONFIG, 0)
+    model.start_from(cells, rows[n_validation:])
     # refitting would change the dispersions afterwards
-    monkeypatch.setattr(training, "refit", lambda *_, **__: 0.0)
-    return states
+    config = replace(config, refit_dispersion=False)
+    training = Scripted(model, cells, rows[n_validation:], rows[:n_validation], config, seed=0)
+    return model, training.run(), training.states
 
 
 def _is_at(model: VAE, state: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_the_kept_state_is_the_best_epoch_after_the_warmup(
-    make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    states = _states(monkeypatch)
+def test_the_kept_state_is_the_best_epoch_after_the_warmup(make_cells: MakeCells) -> None:
     config = TrainConfig(max_epochs=12, batch_size=32, beta=3.0, early_stopping=False, learning_rate=0.05)
-    model, outcome = _fit(make_cells(), config)
+    model, outcome, states = _watched(make_cells(), config)
     objective = np.array(outcome.history["objective_validation"])
     warm = np.array(outcome.history["kl_weight"]) >= 3.0
     assert 0 < warm.sum() < 12
@@ -184,20 +195,19 @@ def test_the_kept_state_is_the_best_epoch_after_the_warmup(
     assert not model.training
 
 
-def test_epochs_before_the_end_of_the_warmup_are_not_kept(
-    make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_epochs_before_the_end_of_the_warmup_are_not_kept(make_cells: MakeCells) -> None:
     # 10 epochs, warm-up ends in the fifth: the high values of the first epochs are without divergence
-    states = _states(monkeypatch, [-1.0, -2.0, -3.0, -4.0, -9.0, -8.0, -7.0, -7.5, -8.0, -9.0])
-    model, outcome = _fit(make_cells(), TrainConfig(max_epochs=10, batch_size=32, kl_warmup=0.45, patience=5))
+    script = [-1.0, -2.0, -3.0, -4.0, -9.0, -8.0, -7.0, -7.5, -8.0, -9.0]
+    config = TrainConfig(max_epochs=10, batch_size=32, kl_warmup=0.45, patience=5)
+    model, outcome, states = _watched(make_cells(), config, script)
     assert outcome.best_epoch == 6
     assert _is_at(model, states[6])
     assert outcome.stopped == "budget"
 
 
-def test_early_stopping_after_patience(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
-    states = _states(monkeypatch, [-9.0, -5.0, -6.0, -5.5, -5.2, -1.0, 0.0, 0.0])
-    model, outcome = _fit(make_cells(), TrainConfig(max_epochs=8, batch_size=32, kl_warmup=0.0, patience=3))
+def test_early_stopping_after_patience(make_cells: MakeCells) -> None:
+    config = TrainConfig(max_epochs=8, batch_size=32, kl_warmup=0.0, patience=3)
+    model, outcome, states = _watched(make_cells(), config, [-9.0, -5.0, -6.0, -5.5, -5.2, -1.0, 0.0, 0.0])
     assert outcome.stopped == "early"
     assert outcome.best_epoch == 1
     assert {len(outcome.history[name]) for name in HISTORY} == {5}
@@ -205,18 +215,14 @@ def test_early_stopping_after_patience(make_cells: MakeCells, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("n_validation", [0, 20])
-def test_without_validation_or_keep_best_the_last_state_is_kept(
-    make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch, n_validation: int
-) -> None:
-    states = _states(monkeypatch, [-1.0, -2.0, -3.0, -4.0])
+def test_without_validation_or_keep_best_the_last_state_is_kept(make_cells: MakeCells, n_validation: int) -> None:
     config = TrainConfig(max_epochs=4, batch_size=32, kl_warmup=0.0, keep_best=False, early_stopping=False)
-    model, outcome = _fit(make_cells(), config, n_validation=n_validation)
+    script = [-1.0, -2.0, -3.0, -4.0] if n_validation else None
+    model, outcome, states = _watched(make_cells(), config, script, n_validation=n_validation)
     assert outcome.best_epoch == 3
     assert outcome.stopped == "budget"
-    if n_validation:
-        assert _is_at(model, states[3])
-    else:
-        assert not states
+    assert _is_at(model, states[3])
+    if not n_validation:
         assert all(math.isnan(value) for value in outcome.history["elbo_validation"])
 
 

@@ -246,9 +246,9 @@ def test_unsorted_and_duplicate_indices_are_summed(adata: ad.AnnData, quick: dic
 def test_an_interrupt_keeps_the_best_state_so_far(
     adata: ad.AnnData, quick: dict, monkeypatch: pytest.MonkeyPatch, warned: list[str]
 ) -> None:
-    from vxpress.core import training
+    from vxpress.core.training import Training
 
-    calls, real = [], training.evaluate
+    calls, real = [], Training.validate
 
     def interrupt(*args: object, **kwargs: object) -> object:
         calls.append(1)
@@ -256,7 +256,7 @@ def test_an_interrupt_keeps_the_best_state_so_far(
             raise KeyboardInterrupt
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "evaluate", interrupt)
+    monkeypatch.setattr(Training, "validate", interrupt)
     vx.tl.fit_vae(adata, **(quick | {"max_epochs": 10}))
     assert "interrupted" in " ".join(warned)
     assert adata.uns["vae"]["params"]["stopped"] == "interrupted"

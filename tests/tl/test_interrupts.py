@@ -14,7 +14,7 @@ from vxpress.bridge import fitting
 from vxpress.bridge.fits import runner
 from vxpress.bridge.fits.results import Results
 from vxpress.bridge.health import choice, cure
-from vxpress.core import training
+from vxpress.core.training import Training
 
 STAGES: dict[str, tuple[Any, str]] = {
     "encoding": (runner, "encode"),
@@ -79,15 +79,15 @@ def test_a_second_interrupt_discards_the_fit(adata: ad.AnnData, interrupt: Calla
 def test_an_incompletely_recorded_epoch_is_removed_from_the_history(
     adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record, n_calls = training._record, [0]
+    record, n_calls = Training.record, [0]
 
-    def half(outcome: training.Outcome, *args: Any) -> None:
+    def half(self: Training, *args: Any) -> float:
         n_calls[0] += 1
         if n_calls[0] == 3:
-            outcome.history["reconstruction_train"].append(0.0)
+            self.outcome.history["reconstruction_train"].append(0.0)
             raise KeyboardInterrupt
-        record(outcome, *args)
+        return record(self, *args)
 
-    monkeypatch.setattr(training, "_record", half)
+    monkeypatch.setattr(Training, "record", half)
     vx.tl.fit_vae(adata, **(QUICK | {"max_epochs": 9}))
     assert {len(values) for values in adata.uns["vae"]["history"].values()} == {2}

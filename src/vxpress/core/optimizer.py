@@ -116,8 +116,9 @@ class Optimizer:
         self.adam.load_state_dict(state["adam"])
 
     def release(self) -> None:
-        """Give every parameter its own memory again and remove gradients."""
-        for p in self.parameters:
+        """Give every parameter its own memory again and remove gradients; calling it again has no effect."""
+        released, self.parameters = self.parameters, []
+        for p in released:
             p.data = p.detach().clone()
             p.grad = None
             del p.grad_sink  # type: ignore[attr-defined]

@@ -1,89 +1,41 @@
-"""The training loop: minibatches, warm-up, validation, best state, early stopping."""
+"""Training of a model: minibatches, warm-up, validation, best state, early stopping."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vxpress.core import rule
+from vxpress.core import training_state
 from vxpress.core.blocks import Z
 from vxpress.core.config import TrainConfig
-from vxpress.core.data import Batch, Source, number_of_batches, walk
-from vxpress.core.device import Replay, precision
+from vxpress.core.data import Batch, Source, number_of_batches
+from vxpress.core.device import precision
 from vxpress.core.dispersion import has_dispersions, refit
 from vxpress.core.encoder_ahead import EncoderAhead
-from vxpress.core.evaluation import CHUNK, Totals, evaluate
+from vxpress.core.evaluation import evaluate
 from vxpress.core.isolation import after_interrupt
-from vxpress.core.model import RNA, VAE
+from vxpress.core.keeper import Keeper
+from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
-from vxpress.core.objectives import OBJECTIVES, Means, Objective, elbo
-from vxpress.core.optimizer import Optimizer, TorchAdam
-from vxpress.core.progress import parts, stage
+from vxpress.core.objectives import OBJECTIVES, Means
+from vxpress.core.optimizer import Optimizer
+from vxpress.core.outcome import BUDGET, EARLY, HISTORY, INTERRUPTED, Outcome
+from vxpress.core.progress import Stage, stage
 from vxpress.core.schedules import kl_target, kl_weight, settled
+from vxpress.core.step import step_for
+from vxpress.core.trouble import TrainingError, Trouble
 
-HISTORY = (
-    "elbo_train",
-    "elbo_validation",
-    "objective_validation",
-    "reconstruction_train",
-    "reconstruction_validation",
-    "kl_train",
-    "kl_validation",
-    "kl_weight",
-    "lr",
-)
-# training fails after an epoch in which more than this share of the steps was not finite,
-MAX_VOIDED = 0.5
-# or after this many epochs in a row with any such step or with a validation objective that is not finite
-MAX_TROUBLED_EPOCHS = 5
-# value of Outcome.stopped
-INTERRUPTED = "interrupted"
-
-
-class TrainingError(RuntimeError):
-    """Training cannot continue; the message names the likely cause."""
-
-
-@dataclass
-class Outcome:
-    """Record of a training: history per epoch, epoch of the kept state, and the reason why training ended.
-
-    ``dispersion_gain`` is the gain of refitting the dispersions, in nats of the importance-weighted bound per
-    validation cell.
-    """
-
-    history: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in HISTORY})
-    best_epoch: int = 0
-    stopped: str = "budget"
-    n_voided: int = 0
-    n_steps: int = 0
-    dispersion_gain: float = 0.0
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the user interrupted the fit."""
-        return self.stopped == INTERRUPTED
-
-    @property
-    def n_epochs(self) -> int:
-        """Number of recorded epochs."""
-        return len(self.history["lr"])
-
-    def drop_unfinished_epoch(self) -> None:
-        """Cut the history to the epochs that were recorded completely before an interrupt."""
-        n_epochs = min(map(len, self.history.values()))
-        self.history = {name: values[:n_epochs] for name, values in self.history.items()}
+__all__ = ["HISTORY", "INTERRUPTED", "Outcome", "Training", "TrainingError", "train"]
 
 
 def train(
     model: VAE,
-    cells: Source,
+    source: Source,
     train_rows: Tensor,
     validation_rows: Tensor,
     config: TrainConfig,
@@ -91,92 +43,201 @@ def train(
     seed: int,
     describe: Callable[[Tensor], str] = str,
 ) -> Outcome:
-    """Train ``model`` in place and leave it at its best state, in evaluation mode.
+    """Train ``model`` in place and leave it at its best state, in evaluation mode; see :class:`Training`."""
+    return Training(model, source, train_rows, validation_rows, config, seed=seed, describe=describe).run()
 
-    ``describe`` turns rows of cells that cannot be evaluated into text for the error message.  An interrupt (Ctrl-C)
-    ends the training and keeps the best state so far.
+
+class Training:
+    """The training of ``model`` in place, on the cells ``train_rows`` of ``source``.
+
+    Between epochs, :meth:`state_dict` returns everything that decides the rest of the training. Another ``Training`` of
+    a newly built model that loads it continues with the same bits, also in another process. The model itself is to be
+    built as for a new training; its weights are part of the state.
+
+    ``describe`` turns rows of cells that cannot be evaluated into text for the error message.  ``TrainingError`` is
+    raised with fewer than two cells to train on.
+
+    >>> training = Training(model, cells, train_rows, validation_rows, config, seed=0)  # doctest: +SKIP
+    >>> training.run(until=3)  # doctest: +SKIP
+    >>> torch.save(training.state_dict(), "training.pt")  # doctest: +SKIP
+    >>> training.load_state_dict(torch.load("training.pt", weights_only=True))  # doctest: +SKIP
+    >>> outcome = training.run()  # doctest: +SKIP
     """
-    device = train_rows.device
-    # hashed, so that neighbouring seeds do not share random streams
-    order_seed, noise_seed, validation_seed, ahead_seed, refit_seed = map(
-        int, np.random.SeedSequence(seed).generate_state(5)
-    )
-    noise = Noise(noise_seed, device)
-    objective = OBJECTIVES[config.objective](config, model)
-    shape = (model.n_noise,) if objective.n_samples is None else (objective.n_samples, model.n_noise)
-    eps_nd = torch.randn(len(validation_rows), *shape, generator=torch.Generator().manual_seed(validation_seed)).to(
-        device
-    )
-    if len(train_rows) < 2:
-        msg = f"{len(train_rows)} cell(s) are left to train on; at least 2 are needed. Hold out fewer (validation_fraction=)."
-        raise TrainingError(msg)
-    n_batches = number_of_batches(len(train_rows), config.batch_size)
-    sampler = cells.sampler(train_rows, n_batches, order_seed)
-    n_steps = n_batches * config.max_epochs
-    parameters, n_leading = _parameters(model, config)
-    optimizer = Optimizer(config, parameters, n_steps, n_leading=n_leading)
-    ahead = EncoderAhead(config.encoder_steps, train_rows, validation_rows, ahead_seed)
-    keeper = _Keeper(config, active=len(validation_rows) > 0)
-    outcome, troubled = Outcome(), 0
-    try:
-        captured = rule.captured_step(device) and model.prior.capturable
-        step = (_DeviceStep if captured else _Step)(model, cells, optimizer, noise, objective)
-        for epoch, progress in parts(range(config.max_epochs), "training", n_steps):
-            model.train()
-            step.start_epoch()
-            with precision(model.decoder, device):
-                for batch in cells.batches(sampler.epoch()):
-                    at = outcome.n_steps, epoch, n_steps
-                    weight, target, lr = kl_weight(config, *at), kl_target(config, *at), optimizer.lr
-                    for _ in range(ahead.n_steps):
-                        step.lead(ahead.rows(len(batch)), weight, target)
-                    step(batch, weight, target)
-                    outcome.n_steps += 1
-                    progress.done += 1
-            voided = int(step.voided)
-            validation = evaluate(model, cells, validation_rows, eps_nd, objective) if len(validation_rows) else None
-            finite = validation is None or validation.finite
-            troubled = troubled + 1 if voided or not finite else 0
-            if voided > MAX_VOIDED * n_batches or troubled >= MAX_TROUBLED_EPOCHS:
-                rows = torch.cat((train_rows, validation_rows))
-                raise TrainingError(_failure_message(model, cells, rows, voided, n_batches, describe))
-            outcome.n_voided += voided
-            _record(outcome, model, step.totals.means(), validation, objective)
-            outcome.history["kl_weight"].append(weight)
-            outcome.history["lr"].append(float(lr))
-            _record_extras(outcome, config, target, ahead)
-            if validation is not None and Z in validation.kl_per_column:
-                outcome.history.setdefault("kl_per_dim", []).append(validation.kl_per_column[Z])
-            ahead.judge(model, cells)
-            progress.note = f"epoch {epoch + 1} of {config.max_epochs}, elbo {outcome.history['elbo_train'][-1]:.1f}"
-            warm = settled(config, *at) or outcome.n_steps >= n_steps
-            if keeper.update(model, epoch, outcome.history["objective_validation"][-1], warm=warm):
-                outcome.stopped = "early"
-                break
-    except KeyboardInterrupt:
-        after_interrupt()
-        outcome.stopped = INTERRUPTED
-        outcome.drop_unfinished_epoch()
-        if not outcome.n_epochs:
-            raise
-    finally:
-        optimizer.release()
-    outcome.best_epoch = keeper.restore(model, last=outcome.n_epochs - 1)
-    model.eval()
-    if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
-        msg = "Training ended with NaN or infinite weights; lower the learning rate (options=FitOptions(learning_rate=...))."
-        raise TrainingError(msg)
-    if config.refit_dispersion and has_dispersions(model) and not outcome.interrupted:
+
+    def __init__(
+        self,
+        model: VAE,
+        source: Source,
+        train_rows: Tensor,
+        validation_rows: Tensor,
+        config: TrainConfig,
+        *,
+        seed: int,
+        describe: Callable[[Tensor], str] = str,
+    ) -> None:
+        if len(train_rows) < 2:
+            msg = f"{len(train_rows)} cell(s) are left to train on; at least 2 are needed. Hold out fewer (validation_fraction=)."
+            raise TrainingError(msg)
+        self.model, self.source, self.config, self.seed, self.describe = model, source, config, seed, describe
+        self.train_rows, self.validation_rows = train_rows, validation_rows
+        self.device = train_rows.device
+        # hashed, so that neighbouring seeds do not share random streams
+        order, noise, validation, ahead, self.refit_seed = map(int, np.random.SeedSequence(seed).generate_state(5))
+        self.n_batches = number_of_batches(len(train_rows), config.batch_size)
+        self.n_steps = self.n_batches * config.max_epochs
+        self.sampler = source.sampler(train_rows, self.n_batches, order)
+        self.noise = Noise(noise, self.device)
+        self.objective = OBJECTIVES[config.objective](config, model)
+        self.validation_noise = self._fixed_noise(len(validation_rows), validation)
+        parameters, n_leading = _trained(model, config)
+        self.optimizer = Optimizer(config, parameters, self.n_steps, n_leading=n_leading)
+        self.ahead = EncoderAhead(config.encoder_steps, train_rows, validation_rows, ahead)
+        self.keeper = Keeper(config, active=len(validation_rows) > 0)
+        self.trouble = Trouble(self.n_batches)
+        self.stepper = step_for(model, source, self.optimizer, self.noise, self.objective)
+        self.outcome, self.finished = Outcome(), False
+        self.progress = Stage("training", self.n_steps)
+
+    # the loop
+
+    def run(self, until: int | None = None) -> Outcome:
+        """Train to the end and return the record, or pause after ``until`` epochs, counted from the first.
+
+        At the end, the model is at its best state with refitted dispersions. At a pause it has its latest weights, and
+        the schedule remains that of ``config.max_epochs``. In both cases it is in evaluation mode.  An interrupt
+        (Ctrl-C) ends the training and keeps the best state so far; before the end of the first epoch it is raised.
+        """
+        last = self.config.max_epochs if until is None else until
+        paused = False
         try:
-            with stage("fitting dispersions"):
-                outcome.dispersion_gain = refit(model, cells, train_rows, validation_rows, seed=refit_seed)
+            with stage("training", self.n_steps) as self.progress:
+                self.progress.done = self.outcome.n_steps
+                while not self.over and self.outcome.n_epochs < last:
+                    self.epoch()
+            paused = not self.over
         except KeyboardInterrupt:
             after_interrupt()
-            outcome.stopped = INTERRUPTED
-    return outcome
+            self.outcome.interrupt()
+            if not self.outcome.n_epochs:
+                raise
+        finally:
+            if not paused:
+                self.optimizer.release()
+        self.model.eval()
+        if self.over and not self.finished:
+            self.finish()
+        return self.outcome
+
+    @property
+    def over(self) -> bool:
+        """Whether no epoch is left: the budget is spent, there was no gain for too long, or the user interrupted."""
+        return self.outcome.stopped != BUDGET or self.outcome.n_epochs >= self.config.max_epochs
+
+    def epoch(self) -> None:
+        """Take a step for each minibatch, validate, record, and decide whether training goes on."""
+        self.model.train()
+        self.stepper.start_epoch()
+        with precision(self.model.decoder, self.device):
+            for batch in self.source.batches(self.sampler.epoch()):
+                self.step(batch)
+        validation = self.validate()
+        self.check(validation)
+        objective = self.record(validation)
+        self.ahead.judge(self.model, self.source)
+        epoch = self.outcome.n_epochs - 1
+        warm = (
+            settled(self.config, self.outcome.n_steps - 1, epoch, self.n_steps) or self.outcome.n_steps >= self.n_steps
+        )
+        if self.keeper.update(self.model, epoch, objective, warm=warm):
+            self.outcome.stopped = EARLY
+
+    def step(self, batch: Batch) -> None:
+        """Take the steps of the encoder alone, if there are any, and then a step of all weights."""
+        at = self.outcome.n_steps, self.outcome.n_epochs, self.n_steps
+        self.weight, self.target, self.lr = kl_weight(self.config, *at), kl_target(self.config, *at), self.optimizer.lr
+        for _ in range(self.ahead.n_steps):
+            self.stepper.lead(self.source.batch(self.ahead.rows(len(batch))), self.weight, self.target)
+        self.stepper(batch, self.weight, self.target)
+        self.outcome.n_steps += 1
+        self.progress.done += 1
+
+    def validate(self) -> Means | None:
+        """Compute means over the validation cells with the same noise in every epoch; None without such cells."""
+        if not len(self.validation_rows):
+            return None
+        return evaluate(self.model, self.source, self.validation_rows, self.validation_noise, self.objective)
+
+    def check(self, validation: Means | None) -> None:
+        """Count the steps of the epoch that were discarded; raise ``TrainingError`` if training cannot continue."""
+        voided = int(self.stepper.voided)
+        if self.trouble.failed(voided, finite=validation is None or validation.finite):
+            rows = torch.cat((self.train_rows, self.validation_rows))
+            raise self.trouble.error(self.model, self.source, rows, voided, self.describe)
+        self.outcome.n_voided += voided
+
+    def record(self, validation: Means | None) -> float:
+        """Add the epoch to the history; return the objective on the validation cells."""
+        outcome = self.outcome
+        columns = {name: column for name, block in self.model.blocks.items() if (column := block.recorded_as())}
+        objective = math.nan if validation is None else self.objective.final(validation)
+        outcome.note_means("train", self.stepper.totals.means(), columns)
+        outcome.note_means("validation", validation, columns)
+        outcome.note("objective_validation", objective)
+        outcome.note("kl_weight", self.weight)
+        outcome.note("lr", float(self.lr))
+        if self.config.kl_schedule == "capacity":
+            outcome.note("kl_target", self.target)
+        if self.config.encoder_steps:
+            outcome.note("encoder_steps", float(self.ahead.n_steps))
+        if validation is not None and Z in validation.kl_per_column:
+            outcome.note("kl_per_dim", validation.kl_per_column[Z])
+        elbo = outcome.history["elbo_train"][-1]
+        self.progress.note = f"epoch {outcome.n_epochs} of {self.config.max_epochs}, elbo {elbo:.1f}"
+        return objective
+
+    def finish(self) -> None:
+        """Restore the best state and refit the dispersions; an interrupt keeps them as they were trained."""
+        model, outcome = self.model, self.outcome
+        outcome.best_epoch = self.keeper.restore(model, last=outcome.n_epochs - 1)
+        model.eval()
+        if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
+            msg = "Training ended with NaN or infinite weights; lower the learning rate (options=FitOptions(learning_rate=...))."
+            raise TrainingError(msg)
+        if self.config.refit_dispersion and has_dispersions(model) and not outcome.interrupted:
+            rows = self.train_rows, self.validation_rows
+            try:
+                with stage("fitting dispersions"):
+                    outcome.dispersion_gain = refit(model, self.source, *rows, seed=self.refit_seed)
+            except KeyboardInterrupt:
+                after_interrupt()
+                outcome.stopped = INTERRUPTED
+        self.finished = True
+
+    # stop and continue
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of everything that decides the rest of the training.
+
+        It consists of tensors, numbers, strings, lists and dicts, and belongs to the settings, cells, seed and type of
+        device of this training. ``RuntimeError`` is raised within an epoch.
+        """
+        return training_state.read(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the epoch in which ``state`` was stored, by the same settings, cells, seed and type of device.
+
+        ``ValueError`` is raised for the state of another training, with what differs, before anything is changed.
+        """
+        training_state.write(self, state)
+
+    def _fixed_noise(self, n: int, seed: int) -> Tensor:
+        """Draw the noise of every validation, (n, columns) or (n, samples, columns)."""
+        n_samples, n_columns = self.objective.n_samples, self.model.n_noise
+        shape = (n_columns,) if n_samples is None else (n_samples, n_columns)
+        return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
 
 
-def _parameters(model: VAE, config: TrainConfig) -> tuple[list[torch.nn.Parameter], int]:
+def _trained(model: VAE, config: TrainConfig) -> tuple[list[nn.Parameter], int]:
     """Return the trained parameters, and the number of leading ones (the encoder's) that also take steps alone."""
     parameters = model.trained_parameters()
     if not config.encoder_steps:
@@ -184,187 +245,3 @@ def _parameters(model: VAE, config: TrainConfig) -> tuple[list[torch.nn.Paramete
     leading = set(map(id, model.inference_parameters()))
     parameters.sort(key=lambda p: id(p) not in leading)
     return parameters, sum(id(p) in leading for p in parameters)
-
-
-Gradient = Callable[[Batch, float | Tensor, float | Tensor], tuple[Tensor, Tensor]]
-
-
-class _Step:
-    """One training step: gradient, optimizer, running statistics and sums, without waiting for the device.
-
-    ``totals`` are those of the terms in the epoch; ``voided`` counts the steps that were discarded because they were
-    not finite.
-    """
-
-    def __init__(self, model: VAE, cells: Source, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
-        self.cells, self.optimizer, self.noise = cells, optimizer, noise
-        device = cells.device
-        self.totals, self.voided = Totals(model, device), torch.zeros((), device=device)
-        self.gradient = _gradient(model, cells, noise, objective, self.totals)
-        self.running = [value for value in model.buffers() if value.dim()]
-        self.before = [value.clone() for value in self.running]
-
-    def start_epoch(self) -> None:
-        """Reset the totals."""
-        self.totals.clear()
-        self.voided.zero_()
-
-    def __call__(self, batch: Batch, weight: float, target: float) -> None:
-        self.take(batch, weight, target, self.optimizer.step)
-
-    def lead(self, rows: Tensor, weight: float, target: float) -> None:
-        """Take a step of the encoder alone, which is not counted."""
-        self.move(self.cells.batch(rows), weight, target, self.optimizer.step_leading)
-
-    def move(
-        self, batch: Batch, weight: float | Tensor, target: float | Tensor, advance: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Take a step with the optimizer's ``advance``; return the sums of the terms, and 1 if the step was voided."""
-        for old, value in zip(self.before, self.running, strict=True):
-            old.copy_(value)
-        terms, loss = self.gradient(batch, weight, target)
-        bad = advance(loss)
-        # on a CPU a Python condition is cheap; elsewhere it would wait for the device
-        if bad.device.type != "cpu" or bool(bad):
-            for value, old in zip(self.running, self.before, strict=True):
-                value.copy_(torch.where(bad > 0, old, value))
-        return terms, bad
-
-    def take(
-        self, batch: Batch, weight: float | Tensor, target: float | Tensor, advance: Callable[[Tensor], Tensor]
-    ) -> None:
-        """Take the step and count it."""
-        terms, bad = self.move(batch, weight, target, advance)
-        # neither terms nor cells of a voided step are counted
-        if bad.device.type != "cpu" or bool(bad):
-            self.voided += bad
-            self.totals.add(terms, len(batch), bad)
-        else:
-            self.totals.add(terms, len(batch))
-
-
-class _DeviceStep(_Step):
-    """A training step on a GPU: the rates are on the device, so that the whole step can be replayed as a CUDA graph."""
-
-    def __init__(self, model: VAE, cells: Source, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
-        super().__init__(model, cells, optimizer, noise, objective)
-        assert isinstance(optimizer.adam, TorchAdam)  # noqa: S101 - the compiled one runs on CPUs only
-        self.adam = optimizer.adam
-        self.weight, self.target = torch.zeros(2, device=self.voided.device)
-        self.replay = Replay(self._from_device, cells, noise, self.voided.device)
-        self.replay_lead = Replay(self._lead_from_device, cells, noise, self.voided.device)
-
-    def __call__(self, batch: Batch, weight: float, target: float) -> None:
-        self._set(weight, target, self.optimizer.advance())
-        self.replay(batch)
-
-    def lead(self, rows: Tensor, weight: float, target: float) -> None:
-        self._set(weight, target, self.optimizer.rate())
-        self.replay_lead(self.cells.batch(rows))
-
-    def _set(self, weight: float, target: float, rate: tuple[float, float]) -> None:
-        self.weight.fill_(weight)
-        self.target.fill_(target)
-        self.adam.set_rate(*rate)
-
-    def _from_device(self, batch: Batch) -> None:
-        self.take(batch, self.weight, self.target, self.adam.update)
-
-    def _lead_from_device(self, batch: Batch) -> None:
-        self.move(batch, self.weight, self.target, self.adam.update_leading)
-
-
-def _gradient(model: VAE, cells: Source, noise: Noise, objective: Objective, totals: Totals) -> Gradient:
-    """Return a function that writes a minibatch's gradient to the optimizer and returns sums of terms and the loss."""
-    if rule.compiled_optimizer(cells.device, cells.log_library_n1.dtype):
-        from vxpress.core import training_step
-
-        if training_step.covers(model, cells, objective.config):
-            without_tape = training_step.TrainingStep(model, noise)
-
-            def in_closed_form(batch: Batch, weight: float | Tensor, target: float | Tensor) -> tuple[Tensor, Tensor]:
-                reconstruction, kl, loss = without_tape(batch, cast("float", weight))
-                return totals.pack_sums({RNA: reconstruction}, {Z: kl}), loss
-
-            return in_closed_form
-
-    def by_autograd(batch: Batch, weight: float | Tensor, target: float | Tensor) -> tuple[Tensor, Tensor]:
-        terms = objective.terms(model, batch, noise)
-        loss = objective.loss(terms, weight, target)
-        loss.backward()
-        return totals.pack(terms), loss.detach()
-
-    return by_autograd
-
-
-def _record(outcome: Outcome, model: VAE, train: Means, validation: Means | None, objective: Objective) -> None:
-    """Record the means of an epoch; without validation cells, theirs are NaN."""
-    recorded = {name: column for name, block in model.blocks.items() if (column := block.recorded_as())}
-    for part, means in (("train", train), ("validation", validation)):
-        values = {"reconstruction": math.nan, "elbo": math.nan} | dict.fromkeys(recorded.values(), math.nan)
-        if means is not None:
-            values = {"reconstruction": sum(means.reconstruction.values()), "elbo": means.elbo}
-            values |= {column: means.kl[name] for name, column in recorded.items()}
-        for column, value in values.items():
-            outcome.history.setdefault(f"{column}_{part}", []).append(value)
-    final = math.nan if validation is None else objective.final(validation)
-    outcome.history["objective_validation"].append(final)
-
-
-def _record_extras(outcome: Outcome, config: TrainConfig, target: float, ahead: EncoderAhead) -> None:
-    """Record the quantities that only some settings have."""
-    if config.kl_schedule == "capacity":
-        outcome.history.setdefault("kl_target", []).append(target)
-    if config.encoder_steps:
-        outcome.history.setdefault("encoder_steps", []).append(float(ahead.n_steps))
-
-
-class _Keeper:
-    """Keeps the state with the best validation objective after the warm-up and decides when to stop.
-
-    Before the end of the warm-up it keeps the latest state.
-    """
-
-    def __init__(self, config: TrainConfig, *, active: bool) -> None:
-        self.keep = active and config.keep_best
-        self.patience = config.patience if active and config.early_stopping else math.inf
-        self.best, self.best_epoch = -math.inf, -1
-        self.state: dict[str, Tensor] = {}
-
-    def update(self, model: VAE, epoch: int, objective: float, *, warm: bool) -> bool:
-        """Record an epoch; return True if patience is exhausted."""
-        if math.isnan(objective):
-            return False
-        if not warm or objective > self.best:
-            state = {name: value.detach().clone() for name, value in model.state_dict().items()} if self.keep else {}
-            # one statement: an interrupt must not separate the state from its epoch
-            self.best, self.best_epoch, self.state = objective if warm else -math.inf, epoch, state
-        return epoch - self.best_epoch >= self.patience
-
-    def restore(self, model: VAE, last: int) -> int:
-        """Restore the best state and return its epoch."""
-        if not self.state:
-            return last
-        model.load_state_dict(self.state)
-        return self.best_epoch
-
-
-@torch.no_grad()
-def _failure_message(
-    model: VAE, cells: Source, rows: Tensor, voided: int, n_batches: int, describe: Callable[[Tensor], str]
-) -> str:
-    """Write the error message: which cells cannot be evaluated, and what to do."""
-    model.eval()
-    noise, bad = Noise(0, rows.device), []
-    for _, batch in walk(cells, rows, CHUNK):
-        value = elbo(model, batch, noise).value()
-        bad.append(batch.rows[~torch.isfinite(value)])
-    suspects = torch.cat(bad)
-    if len(suspects) == 0:
-        # no cell diverges at the current weights: the largest libraries are the most likely cause
-        suspects = rows[cells.log_library_n1[rows, 0].argsort(descending=True)[:5]]
-    return (
-        f"Loss or gradient was repeatedly NaN or infinite ({voided} of {n_batches} steps of the last epoch, which were "
-        f"discarded). Likely cause: {describe(suspects)}. Remove or check them, or lower the learning rate "
-        "(options=FitOptions(learning_rate=...))."
-    )

@@ -1,0 +1,136 @@
+"""One training step: gradient, optimizer, running statistics and totals, without waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from vxpress.core import rule
+from vxpress.core.blocks import Z
+from vxpress.core.data import Batch, Source
+from vxpress.core.device import Replay
+from vxpress.core.evaluation import Totals
+from vxpress.core.model import RNA, VAE
+from vxpress.core.noise import Noise
+from vxpress.core.objectives import Objective
+from vxpress.core.optimizer import Optimizer, TorchAdam
+
+Gradient = Callable[[Batch, float | Tensor, float | Tensor], tuple[Tensor, Tensor]]
+
+
+def step_for(model: VAE, source: Source, optimizer: Optimizer, noise: Noise, objective: Objective) -> Step:
+    """Return the form of the training step that suits device and model."""
+    captured = rule.captured_step(source.device) and model.prior.capturable
+    return (DeviceStep if captured else Step)(model, source, optimizer, noise, objective)
+
+
+class Step:
+    """One training step: gradient, optimizer, running statistics and totals, without waiting for the device.
+
+    ``totals`` are those of the terms in the epoch; ``voided`` counts the steps that were discarded because they were not
+    finite.
+    """
+
+    def __init__(self, model: VAE, source: Source, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
+        self.optimizer = optimizer
+        device = source.device
+        self.totals, self.voided = Totals(model, device), torch.zeros((), device=device)
+        self.gradient = _gradient(model, source, noise, objective, self.totals)
+        self.running = [value for value in model.buffers() if value.dim()]
+        self.before = [value.clone() for value in self.running]
+
+    def start_epoch(self) -> None:
+        """Reset the totals."""
+        self.totals.clear()
+        self.voided.zero_()
+
+    def __call__(self, batch: Batch, weight: float, target: float) -> None:
+        """Take a step of all weights and count it."""
+        self.take(batch, weight, target, self.optimizer.step)
+
+    def lead(self, batch: Batch, weight: float, target: float) -> None:
+        """Take a step of the encoder alone, which is not counted."""
+        self.move(batch, weight, target, self.optimizer.step_leading)
+
+    def move(
+        self, batch: Batch, weight: float | Tensor, target: float | Tensor, advance: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Take a step with the optimizer's ``advance``; return the sums of the terms, and 1 if the step was voided."""
+        for old, value in zip(self.before, self.running, strict=True):
+            old.copy_(value)
+        terms, loss = self.gradient(batch, weight, target)
+        bad = advance(loss)
+        # on a CPU a Python condition is cheap; elsewhere it would wait for the device
+        if bad.device.type != "cpu" or bool(bad):
+            for value, old in zip(self.running, self.before, strict=True):
+                value.copy_(torch.where(bad > 0, old, value))
+        return terms, bad
+
+    def take(
+        self, batch: Batch, weight: float | Tensor, target: float | Tensor, advance: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Take the step and count it."""
+        terms, bad = self.move(batch, weight, target, advance)
+        # neither terms nor cells of a voided step are counted
+        if bad.device.type != "cpu" or bool(bad):
+            self.voided += bad
+            self.totals.add(terms, len(batch), bad)
+        else:
+            self.totals.add(terms, len(batch))
+
+
+class DeviceStep(Step):
+    """A training step on a GPU: the rates are on the device, so that the whole step can be replayed as a CUDA graph."""
+
+    def __init__(self, model: VAE, source: Source, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
+        super().__init__(model, source, optimizer, noise, objective)
+        assert isinstance(optimizer.adam, TorchAdam)  # noqa: S101 - the compiled one runs on CPUs only
+        self.adam = optimizer.adam
+        self.weight, self.target = torch.zeros(2, device=self.voided.device)
+        self.replay = Replay(self._from_device, source, noise, self.voided.device)
+        self.replay_lead = Replay(self._lead_from_device, source, noise, self.voided.device)
+
+    def __call__(self, batch: Batch, weight: float, target: float) -> None:
+        self._set(weight, target, self.optimizer.advance())
+        self.replay(batch)
+
+    def lead(self, batch: Batch, weight: float, target: float) -> None:
+        self._set(weight, target, self.optimizer.rate())
+        self.replay_lead(batch)
+
+    def _set(self, weight: float, target: float, rate: tuple[float, float]) -> None:
+        self.weight.fill_(weight)
+        self.target.fill_(target)
+        self.adam.set_rate(*rate)
+
+    def _from_device(self, batch: Batch) -> None:
+        self.take(batch, self.weight, self.target, self.adam.update)
+
+    def _lead_from_device(self, batch: Batch) -> None:
+        self.move(batch, self.weight, self.target, self.adam.update_leading)
+
+
+def _gradient(model: VAE, source: Source, noise: Noise, objective: Objective, totals: Totals) -> Gradient:
+    """Return a function that writes a minibatch's gradient to the optimizer and returns sums of terms and the loss."""
+    if rule.compiled_optimizer(source.device, source.log_library_n1.dtype):
+        from vxpress.core import training_step
+
+        if training_step.covers(model, source, objective.config):
+            without_tape = training_step.TrainingStep(model, noise)
+
+            def in_closed_form(batch: Batch, weight: float | Tensor, target: float | Tensor) -> tuple[Tensor, Tensor]:
+                reconstruction, kl, loss = without_tape(batch, cast("float", weight))
+                return totals.pack_sums({RNA: reconstruction}, {Z: kl}), loss
+
+            return in_closed_form
+
+    def by_autograd(batch: Batch, weight: float | Tensor, target: float | Tensor) -> tuple[Tensor, Tensor]:
+        terms = objective.terms(model, batch, noise)
+        loss = objective.loss(terms, weight, target)
+        loss.backward()
+        return totals.pack(terms), loss.detach()
+
+    return by_autograd

@@ -1,0 +1,140 @@
+"""The state of a training: everything that decides its further steps, and the settings and cells that it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from vxpress.core.keeper import copied
+from vxpress.core.model import VAE
+
+if TYPE_CHECKING:
+    from vxpress.core.training import Training
+
+FORMAT, VERSION = "state of a training of vxpress", 1
+# parts of a training with a state of their own, by name of the attribute
+PARTS = "sampler", "optimizer", "noise", "objective", "ahead", "keeper", "trouble", "outcome"
+KEYS = {"format", "version", "belongs to", "model", "adapted", "finished", *PARTS}
+MAX_NAMED = 3
+
+
+@runtime_checkable
+class Adapting(Protocol):
+    """A module that training changes in more than weights and buffers, for example because it draws noise itself."""
+
+    def training_state(self) -> dict[str, Any]:
+        """Return tensors, numbers, strings, lists and dicts of these."""
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Continue from a stored state."""
+
+
+def read(training: Training) -> dict[str, Any]:
+    """Return the state of a training between two epochs, or after the last one."""
+    outcome = training.outcome
+    if not training.finished and outcome.n_steps != outcome.n_epochs * training.n_batches:
+        msg = "The state of a training can be stored between epochs only: pause it with run(until=)."
+        raise RuntimeError(msg)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "belongs to": identity(training),
+        "model": copied(training.model.state_dict()),
+        "adapted": {name: module.training_state() for name, module in _adapting(training.model)},
+        "finished": training.finished,
+        **{name: getattr(training, name).state_dict() for name in PARTS},
+    }
+
+
+def write(training: Training, state: dict[str, Any]) -> None:
+    """Make a training continue from a state; nothing is changed if it belongs to another training."""
+    if training.finished:
+        msg = "This training has ended; load the state into a new Training."
+        raise RuntimeError(msg)
+    check(state, identity(training))
+    training.model.load_state_dict(state["model"])
+    for name, module in _adapting(training.model):
+        module.load_training_state(state["adapted"][name])
+    for name in PARTS:
+        getattr(training, name).load_state_dict(state[name])
+    training.finished = state["finished"]
+    if training.finished:
+        training.optimizer.release()
+        training.model.eval()
+
+
+def identity(training: Training) -> dict[str, Any]:
+    """Return what decides a training, except its state: settings, cells, seed and type of device."""
+    log_library_n1 = training.source.log_library_n1
+    rows = {"training": training.train_rows, "validation": training.validation_rows}
+    return {
+        **dict(_named(asdict(training.model.config), "model.")),
+        **dict(_named(asdict(training.config), "training.")),
+        "seed": training.seed,
+        "number of cells": len(log_library_n1),
+        **{f"number of {name} cells": len(value) for name, value in rows.items()},
+        **{f"choice of {name} cells": _digest(value) for name, value in rows.items()},
+        "library size of each cell": _digest(log_library_n1),
+        "order of cells": type(training.sampler).__name__,
+        "type of device": log_library_n1.device.type,
+    }
+
+
+def check(state: object, here: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless ``state`` is complete and belongs to the training described by ``here``."""
+    if not isinstance(state, Mapping) or state.get("format") != FORMAT:
+        msg = f"A {type(state).__name__} was given that is not the state of a training; pass what Training.state_dict() returned."
+        raise ValueError(msg)
+    if state.get("version") != VERSION:
+        msg = (
+            f"The state has version {state.get('version')!r}; this version of vxpress reads version {VERSION}. Continue the "
+            "training with the version of vxpress that stored it, or train anew."
+        )
+        raise ValueError(msg)
+    if missing := sorted(KEYS - set(state)):
+        msg = f"The state lacks {', '.join(missing)}; pass what Training.state_dict() returned, unchanged."
+        raise ValueError(msg)
+    there = state["belongs to"]
+    differing = [name for name in dict.fromkeys((*here, *there)) if here.get(name) != there.get(name)]
+    if differing:
+        named = "; ".join(_difference(name, here.get(name), there.get(name)) for name in differing[:MAX_NAMED])
+        further = len(differing) - MAX_NAMED
+        msg = (
+            f"The state belongs to another training: {named}{f'; and {further} more' if further > 0 else ''}. Build the "
+            "Training with the settings, cells and seed of the stored one, or train anew."
+        )
+        raise ValueError(msg)
+
+
+def _adapting(model: VAE) -> Iterator[tuple[str, Adapting]]:
+    """Yield name and module of all parts of a model with a state of their own."""
+    for name, module in model.named_modules():
+        if isinstance(module, Adapting):
+            yield name, module
+
+
+def _difference(name: str, here: Any, there: Any) -> str:
+    if name.startswith(("choice of", "library size")):
+        return f"the {name} differs"
+    return f"{name} is {there!r} in the state and {here!r} here"
+
+
+def _named(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield settings with their full names; tuples become lists, which every file keeps as they are."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _named(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, _lists(value)
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(part) for part in value] if isinstance(value, (tuple, list)) else value
+
+
+def _digest(values: Tensor) -> str:
+    return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vxpress.core.blocks import Z
-from vxpress.core.data import Source
-from vxpress.core.loop import copies, keep_best, put, shuffled
+from vxpress.core.data import Batch, Source, walk
+from vxpress.core.loop import copies, keep_best, put
 from vxpress.core.model import VAE
 from vxpress.core.networks import Noise
 from vxpress.core.objectives import elbo
@@ -68,17 +68,17 @@ def fine_tune(
     trained = [parameters[name] for name in masks]
     import_for_optimizers()
     optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
-    n_batches = math.ceil(len(train_rows) / BATCH)
-    order, noise = torch.Generator().manual_seed(seed), Noise(seed + 1, device)
+    sampler = cells.sampler(train_rows, math.ceil(len(train_rows) / BATCH), seed)
+    noise = Noise(seed + 1, device)
     eps_nd = _fixed_noise(model, len(validation_rows), seed, device)
 
     def held_out() -> float:
         return _mean_bound(model, cells, validation_rows, eps_nd, completed)
 
     def epoch(_: int, __: int) -> None:
-        for rows in shuffled(train_rows, order).tensor_split(n_batches):
+        for batch in cells.batches(sampler.epoch()):
             optimizer.zero_grad(set_to_none=True)
-            loss = -_bound(model, cells, rows, noise, None, completed).mean()
+            loss = -_bound(model, batch, noise, None, completed).mean()
             loss.backward()
             for parameter, mask in zip(trained, masks.values(), strict=True):
                 if parameter.grad is not None:
@@ -108,23 +108,20 @@ def _fixed_noise(model: VAE, n: int, seed: int, device: torch.device) -> Tensor:
 @torch.no_grad()
 def _mean_bound(model: VAE, cells: Source, rows: Tensor, eps_nd: Tensor, completed: Completed | None) -> float:
     unused, total = Noise(0, rows.device), 0.0
-    for part, eps in zip(rows.split(EVAL_CHUNK), eps_nd.split(EVAL_CHUNK), strict=True):
-        total += float(_bound(model, cells, part, unused, eps, completed).double().sum())
+    for part, batch in walk(cells, rows, EVAL_CHUNK):
+        total += float(_bound(model, batch, unused, eps_nd[part], completed).double().sum())
     return total / len(rows)
 
 
-def _bound(
-    model: VAE, cells: Source, rows: Tensor, noise: Noise, eps_nd: Tensor | None, completed: Completed | None
-) -> Tensor:
+def _bound(model: VAE, batch: Batch, noise: Noise, eps_nd: Tensor | None, completed: Completed | None) -> Tensor:
     """Compute the ELBO of some cells, over the measured genes only.
 
     If some were not measured, only z is inferred; the size factor is that of the cells, and further blocks are unknown.
     """
-    batch = cells.batch(rows)
     if completed is None:
         return elbo(model, batch, noise, eps_nd).value()
     s_nc = model.encoder_condition(batch.covariates)
-    q = model.encoder.after_first(model.encoder.first_product(batch, s_nc) + completed.filled_nh[rows], s_nc)
+    q = model.encoder.after_first(model.encoder.first_product(batch, s_nc) + completed.filled_nh[batch.rows], s_nc)
     z_nd = q.rsample(noise.normal_like(q.loc) if eps_nd is None else eps_nd[:, : q.loc.shape[1]])
     distribution = model.likelihood({Z: z_nd}, batch.covariates, batch.log_library_n1)
     log_prob_ng = distribution.log_prob(batch.x_ng)[:, completed.observed_g]

@@ -29,7 +29,7 @@ TRAIN = TrainConfig(max_epochs=6, batch_size=40, kl_warmup=0.4)
 
 
 def _prior(name: str, **settings: Any) -> dict[str, Any]:
-    return {"prior": PriorConfig(name, **settings)}
+    return {"prior": PriorConfig.of(name, **settings)}  # type: ignore[arg-type]
 
 
 # settings of the model, and of its training

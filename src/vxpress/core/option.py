@@ -67,12 +67,7 @@ def declares(**declared: Any) -> dict[str, Declaration]:
 
 def declaration(f: Field[Any]) -> Declaration:
     """Return what a field declares."""
-    found = f.metadata.get("option", _NOTHING)
-    assert isinstance(found, Declaration)  # noqa: S101 - written by option()
-    return found
-
-
-_NOTHING = Declaration()
+    return cast("Declaration", f.metadata.get("option", Declaration()))
 
 
 def default_of(f: Field[Any]) -> Any:

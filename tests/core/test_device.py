@@ -5,6 +5,7 @@ What does not need one runs on the processor, its form called by name.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -233,6 +234,7 @@ def test_a_failed_capture_loses_neither_a_step_nor_noise(make_cells: MakeCells, 
     noise, seen = Noise(0), []
 
     def step(batch: Batch) -> None:
+        assert gc.isenabled() == (_Graph.recording is None)
         if _Graph.recording is not None:
             noise.normal_like(batch.x_ng)
             msg = "cannot be captured"

@@ -7,6 +7,7 @@ epoch waits for the device, and if CUDA can capture a step, the host launches it
 from __future__ import annotations
 
 import functools
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -104,7 +105,7 @@ class Replay:
             # graphs run one after another and keep nothing in their memory, so they share it
             pool = known[0].pool() if known else None
             # the outer context restores the stream if the inner one fails to
-            with torch.cuda.stream(stream), torch.cuda.graph(graph, pool=pool, stream=stream):
+            with _no_collection(), torch.cuda.stream(stream), torch.cuda.graph(graph, pool=pool, stream=stream):
                 self.step(size.batch())
         except RuntimeError as error:
             self.failure = str(error)
@@ -115,6 +116,18 @@ class Replay:
             self.noise.generator.set_state(state)
         else:
             size.graph = graph
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Within this block, collect no cycles: freeing memory of earlier work on the device would end a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 # precision

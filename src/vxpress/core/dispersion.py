@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.blocks import Point
-from vxpress.core.data import Source, gene_sums
+from vxpress.core.data import Source, gene_sums, walk
 from vxpress.core.inference.importance import log_likelihoods
 from vxpress.core.model import VAE
 
@@ -86,7 +86,7 @@ def draw(model: VAE, cells: Source, rows: Tensor, generator: torch.Generator) ->
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(like.device)
 
-    return [Drawn(part, model.posterior(cells.batch(part)).draw(noise)) for part in rows.split(CHUNK)]
+    return [Drawn(batch.rows, model.posterior(batch).draw(noise)) for _, batch in walk(cells, rows, CHUNK)]
 
 
 def most_likely(model: VAE, cells: Source, drawn: list[Drawn]) -> Tensor:
@@ -155,8 +155,8 @@ def _slope(model: VAE, cells: Source, drawn: list[Drawn], log_theta: Tensor) -> 
     """Differentiate the summed log likelihood with respect to log theta, (rows of theta, g)."""
     set_dispersions(model, log_theta)
     total = torch.zeros_like(log_theta)
-    for part in drawn:
-        total += model.dispersion_gradient(part.point, cells.batch(part.rows))
+    for part, batch in zip(drawn, cells.batches([part.rows for part in drawn]), strict=True):
+        total += model.dispersion_gradient(part.point, batch)
     return total
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vxpress.core.aggregate import information
 from vxpress.core.blocks import Z
-from vxpress.core.data import Source
+from vxpress.core.data import Source, walk
 from vxpress.core.model import VAE
 
 # epochs without growth: a random encoder distinguishes cells by chance, and the first epochs undo this
@@ -74,7 +74,7 @@ def held_out_information(model: VAE, cells: Source, rows: Tensor) -> float:
     values are comparable.
     """
     model.eval()
-    parts = [model.posterior(cells.batch(part))[Z] for part in rows.split(CHUNK)]
+    parts = [model.posterior(batch)[Z] for _, batch in walk(cells, rows, CHUNK)]
     mean_nd, scale_nd = (
         torch.cat([getattr(q, name) for q in parts]).double().cpu().numpy() for name in ("loc", "scale")
     )

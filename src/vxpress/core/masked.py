@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from vxpress.core.blocks import Z
-from vxpress.core.data import Batch, Source
+from vxpress.core.data import Batch, Source, walk
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import Likelihood, Measured
 from vxpress.core.model import VAE
 from vxpress.core.networks import Encoder
 from vxpress.core.normal import DiagonalNormal
-from vxpress.core.progress import steps
 from vxpress.core.surgery import forget_labels
 
 CHUNK = 1024
@@ -63,17 +62,14 @@ def encode_masked(
     model.eval()
     if model.config.dispersion == "gene-label":
         model = forget_labels(model)
-    n, device = len(cells), cells.log_library_n1.device
+    n, device = len(cells), cells.device
     encoded = Encoded.empty(model, n)
     log_library_n1 = torch.empty(n, 1, device=device)
     filled_nh = torch.empty(n, model.config.n_hidden, device=device) if keep_filled else None
     n_rounds = 1 if bool(missing.observed_g.all()) else n_rounds
     prior_variance_d = model.prior.variance().to(device)
-    for start in steps(range(0, n, CHUNK), "encoding"):
-        part = slice(start, min(start + CHUNK, n))
-        chunk = _Chunk(
-            model, cells.batch(torch.arange(part.start, part.stop, device=device)), missing, prior_variance_d
-        )
+    for part, batch in walk(cells, size=CHUNK, stage="encoding"):
+        chunk = _Chunk(model, batch, missing, prior_variance_d)
         for _ in range(n_rounds):
             chunk.fill_in()
         encoded.put(part, Z, chunk.q.loc, chunk.variance())

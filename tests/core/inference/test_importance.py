@@ -145,6 +145,22 @@ def test_rows_per_pass_do_not_change_the_result_beyond_noise(linear: LinearGauss
     assert log_likelihood(model, linear.cells, 50, seed=3).log_likelihood_n.shape == (N,)
 
 
+def test_counts_are_read_once_per_cell_whatever_the_number_of_samples(
+    linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[torch.Tensor] = []
+    dense = Counts.dense
+
+    def noted(self: Counts, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        read.append(rows)
+        return dense(self, rows, out)
+
+    monkeypatch.setattr(Counts, "dense", noted)
+    # two full rounds of samples and a part of one
+    log_likelihood(linear.model(), linear.cells, 40, seed=0)
+    assert torch.equal(torch.cat(read), torch.arange(N))
+
+
 def test_streamed_sums_equal_the_direct_sums() -> None:
     rng = np.random.default_rng(0)
     reconstruction, ratio = rng.normal(-5000, 40, (60, 9)), rng.normal(0, 3, (60, 9))

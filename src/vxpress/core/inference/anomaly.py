@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.blocks import Z
-from vxpress.core.data import Source
+from vxpress.core.data import Source, walk
 from vxpress.core.likelihoods.sums import MIN_BLOCK
 from vxpress.core.model import VAE
 from vxpress.core.progress import steps
@@ -52,9 +52,7 @@ def evidence(model: VAE, cells: Source, reference_md: np.ndarray, *, n_top: int 
     parts_nk = np.empty((n, len(PARTS)))
     mean_nd = np.empty((n, model.config.n_latent), dtype=np.float32)
     genes_nk = np.empty((n, n_top), dtype=np.int64)
-    for start in steps(range(0, n, block), "scoring cells"):
-        part = slice(start, min(start + block, n))
-        batch = cells.batch(torch.arange(part.start, part.stop))
+    for part, batch in walk(cells, size=block, stage="scoring cells"):
         q = model.posterior(batch)
         distribution = model.likelihood(q.mean(), batch.covariates, batch.log_library_n1)
         nll_ng = -distribution.log_prob(batch.x_ng)

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from vxpress.core.blocks import Z
-from vxpress.core.data import Source
+from vxpress.core.data import Batch, Source, walk
 from vxpress.core.inference.importance import MAX_ROWS, MIN_ROWS, PASS_ENTRIES, CellProposal, importance_bound
 from vxpress.core.model import VAE
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.objectives import total
 from vxpress.core.priors import Prior
-from vxpress.core.progress import steps
 from vxpress.core.whole_import import import_for_optimizers
 
 # steps of Adam per cell, and its learning rate, which decays to 0 as half a cosine
@@ -60,17 +59,15 @@ def gaps(model: VAE, cells: Source, *, seed: int, n_steps: int = STEPS) -> Gaps:
     Only q(z | x) is optimised; other latent blocks keep the posterior of their encoder.
     """
     model.eval()
-    device = cells.log_library_n1.device
     rows_per_pass = max(MIN_ROWS, min(MAX_ROWS, PASS_ENTRIES // model.config.n_genes))
     wanted = [p for p in model.parameters() if p.requires_grad]
     for p in wanted:
         p.requires_grad = False
     try:
         parts = []
-        for start in steps(range(0, len(cells), rows_per_pass), "refining posteriors"):
-            rows = torch.arange(start, min(start + rows_per_pass, len(cells)), device=device)
-            generator = torch.Generator().manual_seed(seed + start)
-            parts.append(_refined(model, cells, rows, generator, n_steps))
+        for part, batch in walk(cells, size=rows_per_pass, stage="refining posteriors"):
+            generator = torch.Generator().manual_seed(seed + part.start)
+            parts.append(_refined(model, batch, generator, n_steps))
     finally:
         for p in wanted:
             p.requires_grad = True
@@ -80,17 +77,16 @@ def gaps(model: VAE, cells: Source, *, seed: int, n_steps: int = STEPS) -> Gaps:
         N_SAMPLES,
         rows_per_pass=rows_per_pass,
         seed=seed,
-        device=device,
+        device=cells.device,
     )
     elbo, kl, refined, refined_kl = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Gaps(elbo, kl, refined, refined_kl, iwae.log_likelihood_n)
 
 
 def _refined(
-    model: VAE, cells: Source, rows: Tensor, generator: torch.Generator, n_steps: int
+    model: VAE, batch: Batch, generator: torch.Generator, n_steps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Compute ELBO and divergence of some cells before and after optimising q(z | x) of each cell."""
-    batch = cells.batch(rows)
     with torch.no_grad():
         encoded = model.posterior(batch)
     q, prior = encoded[Z], model.prior
@@ -122,7 +118,7 @@ def _refined(
         optimizer.step()
         schedule.step()
     after = DiagonalNormal(loc.detach(), log_scale.detach().exp())
-    sums = torch.zeros(4, len(rows), dtype=torch.float64, device=q.loc.device)
+    sums = torch.zeros(4, len(batch), dtype=torch.float64, device=q.loc.device)
     others = {name: block for name, block in model.blocks.items() if name != Z}
     with torch.no_grad():
         for _ in range(N_COMPARED):

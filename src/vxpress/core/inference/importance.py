@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.blocks import Z
-from vxpress.core.data import Source
+from vxpress.core.data import Batch, Source
 from vxpress.core.model import VAE
 from vxpress.core.objectives import total
 from vxpress.core.progress import steps
@@ -150,11 +150,11 @@ class CellProposal:
     """The encoder's posterior of the latent blocks of some rows of ``cells``."""
 
     def __init__(self, model: VAE, cells: Source, rows: Tensor) -> None:
-        self.model, self.cells, self.rows = model, cells, rows
-        batch = cells.batch(rows)
-        q = model.posterior(batch)
+        self.model, self.batch = model, cells.batch(rows)
+        self.repeated: dict[int, Batch] = {}
+        q = model.posterior(self.batch)
         self.dtype, self.q, self.n_noise = q[Z].loc.dtype, q.double(), model.n_noise
-        self.covariates = batch.covariates
+        self.covariates = self.batch.covariates
         self.kl_n: Tensor | None = None
         if all(block.analytic for block in model.blocks.values()):
             parts = {
@@ -172,7 +172,9 @@ class CellProposal:
             log_ratio_kn = log_ratio_kn - _log_density(eps[name], self.q[name].scale)
         assert log_ratio_kn is not None  # noqa: S101 - every model has z
         flat = {name: value.flatten(0, 1).to(self.dtype) for name, value in point.items()}
-        value_m = total(self.model.log_likelihood(flat, self.cells.batch(self.rows.repeat(k))))
+        if k not in self.repeated:
+            self.repeated[k] = self.batch.repeated(k)
+        value_m = total(self.model.log_likelihood(flat, self.repeated[k]))
         return value_m.double().view(k, n), log_ratio_kn
 
 
@@ -195,7 +197,7 @@ def log_likelihoods(
     Smaller numbers use the first samples of the larger ones.
     """
     model.eval()
-    device = cells.log_library_n1.device
+    device = cells.device
     rows = torch.arange(len(cells), device=device) if rows is None else rows
     return importance_bounds(
         lambda chosen: CellProposal(model, cells, rows[chosen]),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vxpress.core.blocks import Z
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Source
+from vxpress.core.data import Source, walk
 from vxpress.core.likelihoods import Sums
 from vxpress.core.model import VAE
 from vxpress.core.progress import steps
@@ -56,12 +56,9 @@ class Encoded:
 def encode(model: VAE, cells: Source) -> Encoded:
     """Compute the posterior of every cell."""
     model.eval()
-    n, device = len(cells), cells.log_library_n1.device
-    encoded = Encoded.empty(model, n)
-    for start in steps(range(0, n, CHUNK), "encoding"):
-        rows = torch.arange(start, min(start + CHUNK, n), device=device)
-        part = slice(start, start + CHUNK)
-        for name, q in model.posterior(cells.batch(rows)).items():
+    encoded = Encoded.empty(model, len(cells))
+    for part, batch in walk(cells, size=CHUNK, stage="encoding"):
+        for name, q in model.posterior(batch).items():
             encoded.put(part, name, q.loc, q.scale.square())
     return encoded
 

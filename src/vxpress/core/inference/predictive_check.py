@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.data import Source
+from vxpress.core.data import Source, walk
 from vxpress.core.inference.predictive import block_rows
 from vxpress.core.likelihoods import Likelihood
 from vxpress.core.model import VAE
-from vxpress.core.progress import steps
 
 LEVELS = (0.5, 0.9)
 N_BINS = 20
@@ -174,8 +173,7 @@ def predictive_check(model: VAE, cells: Source, *, n_draws: int, seed: int) -> P
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     step, sums = block_rows(model.config.n_genes), _Sums(model.config.n_genes)
-    for start in steps(range(0, len(cells), step), "comparing counts"):
-        batch = cells.batch(torch.arange(start, min(start + step, len(cells))))
+    for _, batch in walk(cells, size=step, stage="comparing counts"):
         q = model.posterior(batch)
         block = _Block(batch.x_ng, discrete=model.decoder.likelihood.discrete)
         for _ in range(n_draws):

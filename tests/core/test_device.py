@@ -267,13 +267,13 @@ def _on_gpu(cells: Cells, config: TrainConfig = TRAIN, model: ModelConfig = CONF
 
 @pytest.mark.gpu
 @needs_cuda
-@pytest.mark.parametrize("where", ["resident", "streamed"])
+@pytest.mark.parametrize("where", ["resident", "streamed", "mapped"])
 @pytest.mark.parametrize("name", MODELS)
 def test_training_on_a_gpu_gives_the_results_of_a_cpu(make_cells: MakeCells, name: str, where: str) -> None:
     cells, gpu = make_cells(2000, n_batches=2), torch.device("cuda")
     config = replace(TRAIN, max_epochs=12, batch_size=64)
     _, reference = _fit(cells, config, MODELS[name])
-    moved = cells.to(gpu) if where == "resident" else _streamed(cells, gpu)
+    moved = place(cells, gpu, where)
     model, outcome = _fit(moved, config, MODELS[name], gpu)
     # different noise, same data and schedule
     mine, theirs = (o.history["elbo_validation"][-1] for o in (outcome, reference))
@@ -340,7 +340,7 @@ class _Guarded(Training):
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("captured", [True, False])
-@pytest.mark.parametrize("where", ["resident", "streamed"])
+@pytest.mark.parametrize("where", ["resident", "streamed", "mapped"])
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_within_an_epoch_waits_for_the_device(
     make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch, name: str, where: str, captured: bool
@@ -348,7 +348,7 @@ def test_nothing_within_an_epoch_waits_for_the_device(
     cells, gpu = make_cells(400, n_batches=2), torch.device("cuda")
     if not captured:
         monkeypatch.setattr(device_module, "WARM_UP_STEPS", 10**9)
-    moved = cells.to(gpu) if where == "resident" else _streamed(cells, gpu)
+    moved = place(cells, gpu, where)
     outcome = _training(moved, TRAIN, MODELS[name], gpu, _Guarded).run()
     assert outcome.n_epochs == TRAIN.max_epochs
     assert outcome.n_voided == 0

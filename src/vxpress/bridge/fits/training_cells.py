@@ -18,6 +18,7 @@ from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.open_files import SUFFIX
 from vxpress.bridge.fits.results import is_fit
 from vxpress.bridge.fits.stored_cells import stored_split
+from vxpress.bridge.fits.weights import stored_weights
 from vxpress.bridge.read.columns import as_array, get_array
 
 FITTED = ("train", "validation")
@@ -65,9 +66,9 @@ def learning_split(adata: AnnData, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
 
 def _same(stored: Mapping[str, Any], fit: Fit) -> bool:
     """Return whether a stored fit has the same weights as this one."""
-    found, expected = stored.get("weights", {}), fit.model.state_dict()
+    found, expected = stored.get("weights", {}), stored_weights(fit.model)
     return set(map(str, found)) == set(expected) and all(
-        np.array_equal(np.asarray(value), expected[str(name)].numpy()) for name, value in found.items()
+        np.array_equal(np.asarray(value), expected[str(name)]) for name, value in found.items()
     )
 
 

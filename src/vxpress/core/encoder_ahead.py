@@ -47,7 +47,7 @@ class EncoderAhead:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after a stored state; the cells that are judged follow from the seed."""
         self.n_steps, self.best, self.waited = state["n_steps"], state["best"], state["waited"]
-        self.generator.set_state(state["generator"])
+        self.generator.set_state(state["generator"].cpu())
 
     def rows(self, n: int) -> Tensor:
         """Draw training cells for one update."""

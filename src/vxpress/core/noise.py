@@ -30,10 +30,10 @@ class Noise:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where the numbers of a stored state end."""
-        self.generator.set_state(state["generator"])
+        self.generator.set_state(state["generator"].cpu())
         if self._bits is not None:
             now: Any = self._bits.state
-            self._bits.state = now | {"state": {"state": state["bits"].numpy().view(np.uint64)}}
+            self._bits.state = now | {"state": {"state": state["bits"].cpu().numpy().view(np.uint64)}}
 
     def normal_like(self, x: Tensor) -> Tensor:
         """Draw standard normal numbers with the shape of ``x``."""

@@ -184,7 +184,7 @@ class GaussianPath(StandardisedPrior):
         self.noise = None
         if "noise" in state:
             self.noise = torch.Generator(device=self.centre_d.device)
-            self.noise.set_state(state["noise"])
+            self.noise.set_state(state["noise"].cpu())
 
     def loss(self, z_nd: Tensor, condition_n: Tensor | None, generator: torch.Generator) -> Tensor:
         """Compute the squared error of the velocity at one angle per cell, weighted as the subclass defines, (n,)."""

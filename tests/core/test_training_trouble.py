@@ -103,7 +103,7 @@ def test_running_statistics_survive_a_voided_step(make_cells: MakeCells, norm: N
     def act(step: int, _: VAE, batch: Batch) -> Batch:
         if step != 1:
             return batch
-        matrix = batch.counts.csr
+        matrix = batch.counts.stored[1]
         return replace(batch, counts=replace(batch.counts, matrix=replace(matrix, data=matrix.data * math.inf)))
 
     model, outcome = _train(make_cells(), model=replace(CONFIG, norm=norm), act=act)

@@ -7,8 +7,11 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 
 import vxpress as vx
+from vxpress.core.covariates import Covariates
+from vxpress.core.data import SOURCES, Counts, Rows, Source
 
 QUICK: dict[str, Any] = {"n_latent": 3, "n_hidden": 8, "max_epochs": 2, "batch_size": 64}
 
@@ -46,6 +49,36 @@ def test_counts_in_files_are_fitted_in_blocks(default: ad.AnnData) -> None:
     assert bounds[0] == pytest.approx(bounds[1], rel=0.02)
     readout = [np.asarray(a.layers["vae_normalized"])[:, ~a.var["chosen"]] for a in (adata, reference)]
     np.testing.assert_allclose(readout[0].mean(0), readout[1].mean(0), rtol=0.05)
+
+
+class OneByOne(Source):
+    """A source from outside: a list with the dense counts of each cell."""
+
+    def __init__(self, cells: list[torch.Tensor], log_library_n1: torch.Tensor, covariates: Covariates) -> None:
+        self.cells, self.log_library_n1, self.covariates = cells, log_library_n1, covariates
+
+    @classmethod
+    def of(cls, counts: Counts, log_library_n1: torch.Tensor, covariates: Covariates, device: torch.device) -> OneByOne:
+        cells = list(counts.dense(torch.arange(len(counts))))
+        return cls(cells, log_library_n1.to(device), covariates.to(device))
+
+    @property
+    def n_genes(self) -> int:
+        return len(self.cells[0])
+
+    def read(self, rows: torch.Tensor) -> Rows:
+        return Rows(rows, None, torch.stack([self.cells[row] for row in rows.tolist()]))
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "poisson"])
+def test_a_registered_source_gives_the_same_fit(likelihood: str) -> None:
+    SOURCES.register("one_by_one", OneByOne)
+    try:
+        found, expected = (_fit(source, likelihood=likelihood) for source in ("one_by_one", None))
+    finally:
+        SOURCES.remove("one_by_one")
+    np.testing.assert_array_equal(found.obsm["X_vae"], expected.obsm["X_vae"])
+    np.testing.assert_array_equal(found.layers["vae_normalized"], expected.layers["vae_normalized"])
 
 
 def test_the_source_is_not_part_of_the_fit(default: ad.AnnData) -> None:

@@ -56,6 +56,23 @@ def test_repeating_copies_no_matrix_and_gathers_once(make_cells: MakeCells, monk
     assert gathered == [5]
 
 
+def test_dense_counts_alone_will_do(make_cells: MakeCells) -> None:
+    cells, rows = make_cells(30), torch.tensor([9, 3, 9])
+    cells.counts.data[int(cells.counts.indptr[3]) : int(cells.counts.indptr[4])] = 0.0
+    expected = cells.batch(rows)
+    counts = Rows(rows, None, expected.x_ng)
+    assert counts.n_genes == 20
+    assert counts.n_stored().tolist() == [int((x > 0).sum()) for x in expected.x_ng]
+    where, values = counts.entries()
+    x_ng = torch.zeros(60)
+    x_ng[where] = values
+    assert torch.equal(x_ng.view(3, 20), expected.x_ng)
+    out = torch.ones(3, 20)
+    counts.dense(out)
+    assert torch.equal(out, expected.x_ng)
+    assert counts.stored[1].indices.dtype == cells.counts.indices.dtype
+
+
 def test_a_batch_may_own_a_small_matrix_with_its_rows_in_any_order(make_cells: MakeCells) -> None:
     cells, rows = make_cells(30), torch.tensor([9, 3, 9])
     own = Counts.from_scipy(sparse.csr_matrix(cells.counts.dense(torch.tensor([3, 9])).numpy()))

@@ -42,7 +42,7 @@ def test_batches_are_those_of_cells_in_memory(make_cells: MakeCells) -> None:
 
 def test_a_batch_owns_the_counts_of_its_cells_alone(make_cells: MakeCells) -> None:
     cells, rows = make_cells(50), torch.tensor([3, 40])
-    matrix = _mapped(cells).batch(rows).counts.csr
+    matrix = _mapped(cells).batch(rows).counts.stored[1]
     assert len(matrix) == 2
     assert len(matrix.data) == int(cells.counts.lengths(rows).sum())
 
@@ -91,7 +91,7 @@ def test_the_files_can_be_opened_again_and_are_not_changed(make_cells: MakeCells
     Mapped.write(cells.counts, tmp_path)
     source: Source = Mapped(tmp_path, cells.log_library_n1, cells.covariates)
     batch = source.batch(torch.arange(30))
-    batch.counts.csr.data.zero_()
+    batch.counts.stored[1].data.zero_()
     again = Mapped(tmp_path, cells.log_library_n1, cells.covariates)
     assert torch.equal(again.batch(torch.arange(30)).x_ng, cells.counts.dense(torch.arange(30)))
 

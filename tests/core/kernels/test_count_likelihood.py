@@ -165,7 +165,7 @@ def test_fractional_counts_use_gamma_functions() -> None:
 @pytest.mark.parametrize("gate", [False, True])
 def test_explicit_zeros_are_supported(gate: bool) -> None:
     f, layers, batch = _problem(5, 30, gate=gate)
-    matrix = batch.counts.csr
+    matrix = batch.counts.stored[1]
     data = matrix.data.clone()
     data[::3] = 0
     batch = replace(batch, counts=replace(batch.counts, matrix=replace(matrix, data=data)))

@@ -17,7 +17,8 @@ from vxpress.core.data.counts import Counts
 class Rows:
     """Counts of some cells: the rows ``at`` (n,) of a CSR matrix, dense counts (n, genes), or both.
 
-    The matrix may hold all cells of a source, or only those of one batch. ``at`` is on its device.
+    The matrix may hold all cells of a source, or only those of one batch. ``at`` is on its device. Without a matrix, one
+    is made of the dense counts where it is needed.
     """
 
     at: Tensor
@@ -27,27 +28,40 @@ class Rows:
     def __len__(self) -> int:
         return len(self.at)
 
+    @cached_property
+    def stored(self) -> tuple[Tensor, Counts]:
+        """Row numbers and the matrix to which they refer."""
+        if self.matrix is not None:
+            return self.at, self.matrix
+        assert self.dense_ng is not None  # noqa: S101 - one of the two is given
+        return torch.arange(len(self.dense_ng), device=self.dense_ng.device), Counts.from_dense(self.dense_ng)
+
     @property
-    def csr(self) -> Counts:
-        """The matrix of which these are rows."""
-        assert self.matrix is not None  # noqa: S101 - only batches of a captured step have no matrix, and they are dense
-        return self.matrix
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return self.stored[1].n_genes
 
     def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return row numbers, indptr, indices and data as numpy arrays that share memory; on the CPU only."""
-        return self.at.numpy(), *self.csr.numpy()
+        at, matrix = self.stored
+        return at.numpy(), *matrix.numpy()
 
     def entries(self) -> tuple[Tensor, Tensor]:
         """Return the non-zeros: positions in the flattened (n, genes) matrix, and values."""
-        return self.csr.entries(self.at)
+        at, matrix = self.stored
+        return matrix.entries(at)
 
     def n_stored(self) -> Tensor:
         """Return the number of non-zeros of every cell, int64 (n,)."""
-        return self.csr.lengths(self.at)
+        at, matrix = self.stored
+        return matrix.lengths(at)
 
     def dense(self, out: Tensor | None = None) -> Tensor:
         """Return dense float32 counts (n, genes), written into ``out`` (on the device of the matrix) if given."""
-        return self.csr.dense(self.at, out) if self.dense_ng is None else self.dense_ng
+        if self.dense_ng is None:
+            at, matrix = self.stored
+            return matrix.dense(at, out)
+        return self.dense_ng if out is None else out.copy_(self.dense_ng)
 
     def repeated(self, k: int) -> Rows:
         """Return the same rows ``k`` times; a matrix is not copied."""

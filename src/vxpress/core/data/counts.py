@@ -45,6 +45,13 @@ class Counts:
         arrays = _tensor(x.indptr, np.int64), _tensor(x.indices, np.int32), _tensor(x.data, np.float32)
         return cls(*arrays, int(x.shape[1])).to(torch.device(device))
 
+    @classmethod
+    def from_dense(cls, x_ng: Tensor) -> Counts:
+        """Convert dense counts, on their device."""
+        row, gene = x_ng.nonzero(as_tuple=True)
+        ends = row.bincount(minlength=len(x_ng)).cumsum(0)
+        return cls(torch.cat((ends.new_zeros(1), ends)), gene.int(), x_ng[row, gene].float(), x_ng.shape[1])
+
     def __len__(self) -> int:
         return len(self.indptr) - 1
 

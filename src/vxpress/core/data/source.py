@@ -42,7 +42,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, rows: Tensor) -> Rows:
-        """Return the counts of some rows, any of which may be repeated.
+        """Return the counts of some rows, any of which may be repeated; a CSR matrix of them or dense counts will do.
 
         ``rows`` are on the device of the source, or on the host if the source is not ``on_device``.
         """

@@ -24,7 +24,7 @@ class InputProduct:
         """Compute the product (n, hidden); ``ordered`` prepares the gradient."""
         rows, indptr, indices, data = self.batch.counts.numpy()
         table = self.weight.detach().t().contiguous()
-        g = self.batch.counts.csr.n_genes
+        g = self.batch.counts.n_genes
         out = torch.empty(len(rows), table.shape[1])
         cuts = team.cut(len(rows), torch.get_num_threads())
         before = np.zeros(len(rows) + 1, np.int64)
@@ -46,7 +46,7 @@ class InputProduct:
 
     def add_gradient(self, d_out: Tensor, d_table: Tensor) -> None:
         """Add the gradient of the weight, transposed, to ``d_table`` (genes + condition, hidden)."""
-        g = self.batch.counts.csr.n_genes
+        g = self.batch.counts.n_genes
         team.run(
             sparse_rows.backward_serial, sparse_rows.backward, team.cut(g, torch.get_num_threads()),
             *self.by_gene, d_out.numpy(), d_table.numpy()[:g],

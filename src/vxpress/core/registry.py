@@ -9,6 +9,15 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+class NotRegisteredError(ValueError):
+    """No class is registered under a name."""
+
+    def __init__(self, message: str, kind: str, name: str) -> None:
+        super().__init__(message)
+        self.kind, self.name = kind, name
+        self.function = f"register_{kind.rsplit(maxsplit=1)[-1]}"
+
+
 class Registry(Mapping[str, T], Generic[T]):
     """Named classes of one kind, in the order in which they were registered.
 
@@ -19,14 +28,15 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __init__(self, kind: str, entries: Mapping[str, T] | None = None, *, home: str | None = None) -> None:
         self.kind, self._home = kind, home
-        self._own: dict[str, T] = dict(entries or {})
+        self._known: dict[str, T] = dict(entries or {})
+        self._own: set[str] = set()
 
     @property
     def _entries(self) -> dict[str, T]:
         if self._home is not None:
             # at once if it is imported already, or being imported by this thread
             import_module(self._home)
-        return self._own
+        return self._known
 
     def __getitem__(self, name: str) -> T:
         return self._entries[name]
@@ -37,8 +47,20 @@ class Registry(Mapping[str, T], Generic[T]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def register(self, name: str, entry: T, *, replace: bool = False) -> None:
-        """Add an entry; raises ``ValueError`` if the name is taken, unless ``replace`` is True."""
+    @property
+    def imported(self) -> tuple[str, ...]:
+        """The names that are known so far, without an import of the built-in classes."""
+        return tuple(self._known)
+
+    def is_own(self, name: str) -> bool:
+        """Return whether a class from outside the package is registered under this name."""
+        return name in self._own
+
+    def register(self, name: str, entry: T, *, replace: bool = False, own: bool = False) -> None:
+        """Add an entry, ``own`` if it is from outside the package.
+
+        Raises ``ValueError`` if the name is taken, unless ``replace`` is True.
+        """
         if not str(name).isidentifier():
             msg = f"{name!r} cannot name a {self.kind}; a name of letters, digits and underscores is expected."
             raise ValueError(msg)
@@ -46,13 +68,16 @@ class Registry(Mapping[str, T], Generic[T]):
             msg = f"A {self.kind} named {name!r} is already registered. Choose another name, or pass replace=True."
             raise ValueError(msg)
         self._entries[name] = entry
+        if own:
+            self._own.add(name)
 
     def remove(self, name: str) -> None:
         """Remove an entry."""
         del self._entries[name]
+        self._own.discard(name)
 
     def check(self, name: object, argument: str | None = None) -> None:
-        """Raise ``ValueError`` unless ``name`` is registered; the message calls the option ``argument``."""
+        """Raise ``NotRegisteredError`` unless ``name`` is registered; the message calls the option ``argument``."""
         if not isinstance(name, str) or name not in self._entries:
             msg = f"{argument or self.kind}={name!r} is not known; choose one of {', '.join(map(repr, self))}."
-            raise ValueError(msg)
+            raise NotRegisteredError(msg, self.kind, str(name))

@@ -10,12 +10,14 @@ import numpy as np
 
 from vxpress.bridge.fits.codec import from_uns, to_uns
 from vxpress.bridge.fits.consistency import check_conditions, check_genes, check_history, check_sizes
+from vxpress.bridge.fits.own_classes import changed_class, missing_class
 from vxpress.bridge.fits.params import Params
-from vxpress.bridge.fits.seal import ADVICE, NAME, check_seal, sealed
+from vxpress.bridge.fits.seal import ADVICE, NAME, check_seal, intact, sealed
 from vxpress.bridge.fits.upgrade import FIRST, FORMAT, upgraded
 from vxpress.bridge.fits.weights import load_weights, stored_weights
 from vxpress.bridge.read.covariates import CovariateTable
 from vxpress.core.model import VAE
+from vxpress.core.registry import NotRegisteredError
 
 # parts of every fit, and of some; a file may lose an empty mapping
 PARTS = ("params", "history", "genes", "weights")
@@ -81,14 +83,17 @@ class Fit:
 
     @classmethod
     def from_uns(cls, stored: Mapping[str, Any]) -> Fit:
-        """Read a fit that :meth:`to_uns` stored; raises ``ValueError`` if it is damaged."""
+        """Read a fit that :meth:`to_uns` stored; raises ``ValueError`` if it is damaged, or needs a class that is missing."""
         _check_parts(stored)
         try:
             fit = cls._read(upgraded(stored))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, NotRegisteredError) and intact(stored):
+                raise NotRegisteredError(missing_class(error), error.kind, error.name) from error
             why = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
             why = why.removeprefix("The stored fit is damaged: ").rstrip(".")
-            msg = f"The stored fit is damaged: {why}. {ADVICE}"
+            changed = changed_class(stored, why) if intact(stored) else None
+            msg = changed or f"The stored fit is damaged: {why}. {ADVICE}"
             raise ValueError(msg) from error
         if str(stored["format"]) != FIRST:
             check_seal(stored)

@@ -30,11 +30,19 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_seal(record: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` unless the record matches its checksum."""
-    found = record.get(NAME)
-    if found is None or str(found) != digest(record):
+    if not intact(record):
+        found = record.get(NAME)
         what = "has lost its checksum" if found is None else "does not match its checksum"
         msg = f"The stored fit is damaged: it {what}. Something in it was changed, lost or added since it was written. {ADVICE}"
         raise ValueError(msg)
+
+
+def intact(record: Mapping[str, Any]) -> bool:
+    """Return whether the record has a checksum and matches it."""
+    try:
+        return NAME in record and str(record[NAME]) == digest(record)
+    except (TypeError, ValueError):  # values that no fit holds
+        return False
 
 
 def digest(record: Mapping[str, Any]) -> str:

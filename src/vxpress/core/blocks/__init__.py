@@ -21,10 +21,12 @@ BLOCKS.register(Library.name, Library)
 
 
 class Blocks(nn.ModuleDict):
-    """The latent blocks of a model by name, in the order of the registry."""
+    """The latent blocks of a model by name: those of the package in the order of the registry, then ``config.blocks``."""
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
-        chosen = {name: block for name, block in BLOCKS.items() if block.applies(config)}
+        # the order of draws does not depend on the order in which a process registers blocks
+        order = *(name for name in BLOCKS if name not in config.blocks), *config.blocks
+        chosen = {name: BLOCKS[name] for name in order if BLOCKS[name].applies(config)}
         super().__init__({name: block(config, n_condition) for name, block in chosen.items()})
 
     def __getitem__(self, name: str) -> Block:

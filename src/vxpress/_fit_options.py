@@ -9,15 +9,18 @@ import argparse
 import ast
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from vxpress.core import config
 from vxpress.core.option import declaration, hints, kind_of
+from vxpress.core.registries import LIKELIHOODS, OBJECTIVES, PRIORS
+from vxpress.core.registry import Registry
 from vxpress.core.settings import FitOptions
 
 ROOT = Path(__file__).parent
+REGISTRIES: dict[str, Registry[Any]] = {"LikelihoodName": LIKELIHOODS, "PriorName": PRIORS, "ObjectiveName": OBJECTIVES}
 # arguments without a meaning on the command line, or given in another way
 LEFT_OUT = ("adata", "options", "copy")
 UNITS = {"str": "TEXT", "int": "N", "float": "X"}
@@ -83,15 +86,19 @@ def further_options() -> list[Option]:
     kinds = {name: kind_of(hint) for name, hint in hints(FitOptions).items()}
     # None leaves the choice to the preset and is not a separate value
     return [
-        Option(f.name, _written(kinds[f.name]), nullable=False, text=_shortened(declaration(f).text))
+        Option(f.name, _written(f, kinds[f.name]), nullable=False, text=_shortened(declaration(f).text))
         for f in fields(FitOptions)
         if kinds[f.name] in (bool, int, float) or get_origin(kinds[f.name]) is Literal
     ]
 
 
-def _written(kind: Any) -> str:
+def _written(f: Field[Any], kind: Any) -> str:
     """Write a type as in the source."""
-    return f"Literal[{', '.join(map(repr, get_args(kind)))}]" if get_origin(kind) is Literal else str(kind.__name__)
+    if get_origin(kind) is not Literal:
+        return str(kind.__name__)
+    registry = declaration(f).registry
+    names = dict.fromkeys((*get_args(kind), *(() if registry is None else registry.imported)))
+    return f"Literal[{', '.join(map(repr, names))}]"
 
 
 def _option(name: str, annotation: ast.expr | None, text: str) -> Option:
@@ -136,7 +143,10 @@ def _choices(kind: str) -> tuple[str, ...]:
     if kind.startswith("Literal["):
         return tuple(map(str, ast.literal_eval(f"[{kind[len('Literal[') : -1]}]")))
     found = get_args(getattr(config, kind, None))
-    return found if found and all(isinstance(value, str) for value in found) else ()
+    if not found or not all(isinstance(value, str) for value in found):
+        return ()
+    # a process that registered a class of its own can also choose that
+    return tuple(dict.fromkeys((*found, *(REGISTRIES[kind].imported if kind in REGISTRIES else ()))))
 
 
 def _reader(kind: str, *, nullable: bool) -> Callable[[str], Any]:

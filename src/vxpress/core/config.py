@@ -88,7 +88,8 @@ class NetworkOptions(Generic[U]):
     )
     blocks: tuple[str, ...] | U = option(
         (),
-        "Names of latent variables that the model has in addition, registered from outside the package.",
+        """Names of further latent variables of each cell, next to z, that were registered with
+        :func:`vxpress.extend.register_block`.""",
         registry=BLOCKS,
         since="0.2.0",
     )

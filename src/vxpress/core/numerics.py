@@ -80,10 +80,21 @@ def negative_binomial_log_prob(
 
 
 def expected_log1p(mean: Tensor, cumulant: Callable[[Tensor], Tensor]) -> Tensor:
-    """Compute E[log1p X] of counts with this mean and the generating function E[(1 - s)^X] = exp(-cumulant(s mean)).
+    """Compute E[log1p X] of counts from their generating function, E[(1 - s)^X] = exp(-cumulant(s mean)).
 
     log(1 + x) is the integral of (1 - exp(-tx)) exp(-t) / t over t > 0. Its expectation is therefore the integral of
     (1 - G(exp(-t))) exp(-t) / t with the generating function G.
+
+    Parameters
+    ----------
+    mean
+        Mean of every count, of any shape.
+    cumulant
+        The function above: the identity for Poisson counts, ``torch.log1p`` for a geometric distribution.
+
+    Returns
+    -------
+    The expectations, with the shape of ``mean``.
     """
     total = mean * _LEFT_TAIL
     for t in _NODES:

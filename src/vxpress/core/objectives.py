@@ -1,6 +1,6 @@
 """Training objectives.  All terms are in nats per cell, summed over genes, with all constants.
 
-A new objective is one class here and one line in :data:`OBJECTIVES`.
+A new objective is one class, registered in :data:`OBJECTIVES` under its name.
 """
 
 from __future__ import annotations
@@ -119,9 +119,22 @@ def total(parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def elbo(model: VAE, batch: Batch, noise: Noise, eps: Tensor | None = None) -> Elbo:
-    """Estimate the bound from one sample.
+    """Estimate the evidence lower bound from one sample of every cell.
 
-    ``eps`` (n, columns) fixes the noise: the columns of z, then those of the other latent blocks in order.
+    Parameters
+    ----------
+    model
+        The model; units are dropped out while it is in training mode.
+    batch
+        A minibatch of n cells.
+    noise
+        Source of the random numbers.
+    eps
+        Standard normal noise to use instead, (n, columns): the columns of z, then those of the other latent blocks in order.
+
+    Returns
+    -------
+    The terms of the bound per cell.
     """
     dropout = noise if model.training else None
     q = model.posterior(batch, dropout)
@@ -134,9 +147,28 @@ def elbo(model: VAE, batch: Batch, noise: Noise, eps: Tensor | None = None) -> E
 def importance_terms(
     model: VAE, batch: Batch, noise: Noise, k: int, eps_nkd: Tensor | None = None, *, at_fixed_q: bool = False
 ) -> ImportanceTerms:
-    """Compute the terms from ``k`` samples of every cell; the encoder runs once, the decoder on all samples together.
+    """Compute importance weights from several samples of every cell.
 
-    With ``at_fixed_q``, log q is a function of the samples alone, without a gradient with respect to the parameters of q.
+    The encoder runs once, the decoder on all samples together.
+
+    Parameters
+    ----------
+    model
+        The model; units are dropped out while it is in training mode.
+    batch
+        A minibatch of n cells.
+    noise
+        Source of the random numbers.
+    k
+        Number of samples.
+    eps_nkd
+        Standard normal noise to use instead, (n, k, columns): the columns of z, then those of the other latent blocks.
+    at_fixed_q
+        Whether log q is a function of the samples alone, without a gradient with respect to the parameters of q.
+
+    Returns
+    -------
+    The terms per cell, and the parts of the log weights, (k, n).
     """
     dropout = noise if model.training else None
     q = model.posterior(batch, dropout)

@@ -53,7 +53,21 @@ class Declaration:
 
 
 def option(default: Any, text: str = "", **declared: Any) -> Any:
-    """Declare an option: the default and the text of the field, and what else :class:`Declaration` holds."""
+    """Declare an option as a field of a frozen dataclass.
+
+    Parameters
+    ----------
+    default
+        Its default, or a function that makes it.
+    text
+        Its documentation.
+    **declared
+        Further fields of :class:`Declaration`, above all ``low`` and ``high``, the range of a number.
+
+    Returns
+    -------
+    A dataclass field.
+    """
     metadata = declares(text=text, **declared)
     if callable(default):
         return field(default_factory=default, metadata=metadata)

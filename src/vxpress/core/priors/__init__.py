@@ -1,4 +1,4 @@
-"""Prior distributions of z.  A new prior is one class and one line in :data:`PRIORS`."""
+"""Prior distributions of z.  A new prior is one class, registered in :data:`PRIORS` under its name."""
 
 from __future__ import annotations
 

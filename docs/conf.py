@@ -58,6 +58,8 @@ suppress_warnings = [
 ]
 
 autosummary_generate = True
+# on some file systems these names are the same
+autosummary_filename_map = {"vxpress.extend.elbo": "vxpress.extend.elbo_function"}
 templates_path = ["_templates"]  # titles without the name of the package
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # sphinx_autodoc_typehints writes them

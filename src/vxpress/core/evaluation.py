@@ -25,6 +25,8 @@ class Totals:
     def __init__(self, model: VAE, device: torch.device) -> None:
         self._modalities, self._blocks = (RNA,), tuple(model.blocks)
         self._sums = torch.zeros(len(self._modalities) + len(self._blocks) + 1, dtype=torch.float64, device=device)
+        # views, made once
+        self._terms, self._cells = self._sums[:-1], self._sums[-1]
 
     def clear(self) -> None:
         """Set all sums to zero."""
@@ -43,22 +45,22 @@ class Totals:
     def add(self, packed: Tensor, n_cells: int, bad: Tensor | None = None) -> None:
         """Add the sums of ``n_cells`` cells, unless ``bad`` is above 0; nothing waits for the device."""
         if bad is None:
-            self._sums[:-1] += packed
-            self._sums[-1] += n_cells
+            self._terms.add_(packed)
+            self._cells.add_(n_cells)
         else:
             self._sums += torch.where(bad > 0, 0.0, F.pad(packed, (0, 1), value=n_cells))
 
     @property
     def n_cells(self) -> float:
         """Number of cells that were added."""
-        return float(self._sums[-1])
+        return float(self._cells)
 
     def means(
         self, further: Mapping[str, Tensor] | None = None, kl_per_column: Mapping[str, Tensor] | None = None
     ) -> Means:
         """Return means over the cells; ``further`` are sums over the same cells, ``kl_per_column`` already means."""
-        n = self._sums[-1]
-        values = iter((self._sums[:-1] / n).tolist())
+        n = self._cells
+        values = iter((self._terms / n).tolist())
         return Means(
             {name: next(values) for name in self._modalities},
             {name: next(values) for name in self._blocks},

@@ -425,9 +425,34 @@ def test_the_block_has_a_divergence_and_slots_and_moves_z(fits: dict[str, ad.Ann
     for point in ({"z": z_nd, "activity": u}, moved):
         values = model.likelihood(point, batch.covariates, batch.log_library_n1).mean
         torch.testing.assert_close(values, model.likelihood(moved, batch.covariates, batch.log_library_n1).mean)
+    drawn = model.sample_others(
+        batch.covariates[torch.zeros(9000, dtype=torch.int64)], torch.Generator().manual_seed(0)
+    )
+    assert drawn["activity"].mean() == pytest.approx(0.5, abs=0.05)
+    assert drawn["activity"].var() == pytest.approx(2.0, rel=0.05)
     # a fit without the block removes what it wrote
     vx.tl.fit_vae(adata, "batch", **QUICK)
     assert not [name for name in adata.obsm if "activity" in name]
+
+
+def test_generated_cells_vary_as_their_blocks_do(fits: dict[str, ad.AnnData]) -> None:
+    class Depth(Activity):
+        """A factor of all counts, from exp(-3) to exp(3)."""
+
+        def prior(self, covariates: extend.Covariates) -> tuple[Tensor, Tensor]:
+            return torch.tensor(0.0), torch.tensor(1.0)
+
+        def enter(self, inputs: extend.DecoderInputs, value: Tensor) -> extend.DecoderInputs:
+            return dataclasses.replace(inputs, log_library_n1=inputs.log_library_n1 + value)
+
+    extend.register_block("activity", Depth, replace=True)
+    try:
+        # the weights of both classes have the same names and shapes
+        new = vx.tl.generate(fits["block"], 2000, library=3000.0)
+    finally:
+        extend.register_block("activity", Activity, replace=True)
+    total = np.asarray(new.X.sum(1)).ravel()
+    assert np.log(total).std() == pytest.approx(1.0, rel=0.1)
 
 
 def test_the_objective_lies_between_the_elbo_and_the_iwae(fits: dict[str, ad.AnnData]) -> None:

@@ -83,6 +83,15 @@ class VAE(nn.Module):
         (block,) = (block for block in self.blocks.values() if block.infers_library)
         return block.sample_prior(covariates, eps_n1)
 
+    def sample_others(self, covariates: Covariates, generator: torch.Generator) -> Point:
+        """Draw the blocks other than z and the size factor from their priors, for every cell of ``covariates``."""
+        others = {name: block for name, block in self.blocks.items() if name != Z and not block.infers_library}
+        n = len(covariates.continuous_nc)
+        return {
+            name: block.sample_prior(covariates, torch.randn(n, block.n_noise, generator=generator))
+            for name, block in others.items()
+        }
+
     def posterior(self, batch: Batch, noise: Noise | None = None) -> Posterior:
         """Return the posterior of a minibatch, q(block | x, s) for each latent block."""
         return Posterior(

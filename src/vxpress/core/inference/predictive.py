@@ -62,6 +62,7 @@ def likelihood_draws(
 ) -> sparse.csr_matrix | np.ndarray:
     """Draw values of cells at the given ``z_nd``, (n, g); sparse if they are counts.
 
+    Latent blocks other than z are drawn from their priors, except a size factor, which is given.
     Blocks, each with its own seed, are drawn in parallel by as many threads as torch uses.
     """
     model.eval()
@@ -71,11 +72,11 @@ def likelihood_draws(
     def draw(block: int) -> sparse.csr_matrix | np.ndarray:
         part = slice(block * step, min((block + 1) * step, n))
         state = np.random.SeedSequence([seed, block]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
         with torch.no_grad():
-            distribution = model.likelihood(
-                {Z: z_nd[part]}, covariates[torch.arange(part.start, part.stop)], log_library_n1[part]
-            )
-            x_ng = distribution.sample(generator=torch.Generator().manual_seed(int(state >> np.uint64(1)))).numpy()
+            some = covariates[torch.arange(part.start, part.stop)]
+            point = {Z: z_nd[part]} | model.sample_others(some, generator)
+            x_ng = model.likelihood(point, some, log_library_n1[part]).sample(generator=generator).numpy()
         return sparse.csr_matrix(x_ng) if discrete else x_ng
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -100,6 +100,9 @@ OTHERWISE: dict[str, dict] = {
     "capacity": {"kl_schedule": "capacity", "kl_capacity": 2.0, "beta": 5.0},
     "encoder ahead": {"encoder_steps": 2},
 }
+# Below the floor only the reconstruction moves the mean of the posterior. A batch norm after the decoder's first layer
+# cancels its bias: that gradient is rounding alone, which Adam scales to full steps, so every processor trains differently.
+MODELS_OTHERWISE = {"hard free bits": replace(CONFIG, norm="none")}
 
 
 @pytest.mark.parametrize("name", OTHERWISE)
@@ -107,10 +110,14 @@ OTHERWISE: dict[str, dict] = {
 def test_the_device_step_trains_like_the_plain_step_with_any_settings(
     make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch, name: str, stream: bool
 ) -> None:
-    cells, config = make_cells(n_batches=2), replace(TRAIN, **OTHERWISE[name])
+    cells, config, model = (
+        make_cells(n_batches=2),
+        replace(TRAIN, **OTHERWISE[name]),
+        MODELS_OTHERWISE.get(name, CONFIG),
+    )
     with rule.plain():
-        _, plain = _fit(cells, config)
-        outcome = _fit_as_on_a_device(monkeypatch, _streamed(cells, CPU) if stream else cells, config)
+        _, plain = _fit(cells, config, model)
+        outcome = _fit_as_on_a_device(monkeypatch, _streamed(cells, CPU) if stream else cells, config, model)
     for key, values in plain.history.items():
         np.testing.assert_allclose(outcome.history[key], values, rtol=1e-4, atol=1e-4, err_msg=key)
 

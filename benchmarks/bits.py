@@ -351,9 +351,10 @@ def device_form() -> Iterator[None]:
 
     This is the only part of this script that depends on internals: adapt it if they move, so that the same operations run.
     """
-    from vxpress.core import rule, step
+    from vxpress.core import rule
     from vxpress.core.data import Counts
     from vxpress.core.likelihoods import counted
+    from vxpress.core.training import step
 
     with ExitStack() as stack:
         stack.enter_context(rule.plain())

@@ -21,7 +21,6 @@ from vxpress.core.config import ModelConfig, PriorConfig, TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
 from vxpress.core.dispersion import draw, has_dispersions, most_likely
-from vxpress.core.evaluation import evaluate
 from vxpress.core.fine_tuning import fine_tune
 from vxpress.core.inference.anomaly import evidence
 from vxpress.core.inference.gaps import gaps
@@ -35,6 +34,7 @@ from vxpress.core.normal import DiagonalNormal
 from vxpress.core.objectives import elbo, importance_terms
 from vxpress.core.surgery import extend, new_weights
 from vxpress.core.training import train
+from vxpress.core.training.evaluation import evaluate
 
 MakeCells = Callable[..., Cells]
 G, VARIANCE, OFFSET = 20, 0.25, 0.5

@@ -18,7 +18,6 @@ from vxpress.core.blocks import NormalBlock
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch, Cells, Counts, Rows
-from vxpress.core.evaluation import evaluate
 from vxpress.core.model import VAE, build
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE
 from vxpress.core.noise import Noise
@@ -35,6 +34,7 @@ from vxpress.core.objectives import (
     importance_terms,
 )
 from vxpress.core.training import train
+from vxpress.core.training.evaluation import evaluate
 
 MakeCells = Callable[..., Cells]
 CONFIG = ModelConfig(n_genes=20, n_latent=4, n_hidden=16, n_categories=(3,), has_batch=True)
@@ -213,7 +213,7 @@ def test_fixed_noise_fixes_the_objective_and_chunks_do_not_matter(
     objective = _objective(model, objective="iwae", n_samples=5, beta=0.7)
     eps = torch.randn(60, 5, 4, generator=torch.Generator().manual_seed(0))
     whole = evaluate(model, cells, rows, eps, objective)
-    monkeypatch.setattr("vxpress.core.evaluation.CHUNK", 35)
+    monkeypatch.setattr("vxpress.core.training.evaluation.CHUNK", 35)
     parts = evaluate(model, cells, rows, eps, objective)
     for name in ("reconstruction", "kl", "further"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-6, atol=1e-6)

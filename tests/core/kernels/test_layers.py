@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from vxpress.core import rule, training_step
+from vxpress.core import rule
 from vxpress.core.config import ModelConfig, OptimizerName, TrainConfig
 from vxpress.core.data import Cells
 from vxpress.core.kernels import hidden_layer
@@ -19,8 +19,8 @@ from vxpress.core.kernels.input_layer import input_product
 from vxpress.core.model import build
 from vxpress.core.noise import Noise, keep_limit
 from vxpress.core.objectives import elbo
-from vxpress.core.optimizer import Optimizer, one_cycle
-from vxpress.core.training import train
+from vxpress.core.training import closed_form, train
+from vxpress.core.training.optimizer import Optimizer, one_cycle
 
 MakeCells = Callable[..., Cells]
 
@@ -88,10 +88,10 @@ def test_a_step_without_autograd_gives_the_same_gradient(make_cells: MakeCells, 
     config = ModelConfig(n_genes=20, n_latent=3, n_hidden=12, norm="batch", **{"condition_output": False} | STEPS[name])  # type: ignore[arg-type]
     model, batch = build(config, 0).train(), cells.batch(torch.arange(5, 45))
     twin = copy.deepcopy(model)
-    assert training_step.covers(model, cells, TrainConfig(max_epochs=1))
+    assert closed_form.covers(model, cells, TrainConfig(max_epochs=1))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = Optimizer(TrainConfig(max_epochs=1), parameters, 10)
-    reconstruction, kl, loss = training_step.TrainingStep(model, Noise(3))(batch, 0.4)
+    reconstruction, kl, loss = closed_form.ClosedForm(model, Noise(3))(batch, 0.4)
     with rule.plain():
         terms = elbo(twin, batch, Noise(3))
         expected = -terms.value(0.4).mean()

@@ -18,9 +18,9 @@ from vxpress.core.model import build
 from vxpress.core.networks import Noise
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.objectives import elbo
-from vxpress.core.optimizer import Optimizer
 from vxpress.core.priors import sampled_kl
 from vxpress.core.surgery import extend, new_weights
+from vxpress.core.training.optimizer import Optimizer
 
 N, G, K = 30, 12, 5
 

@@ -10,9 +10,7 @@ from vxpress.bridge.read.prepare import Recorded
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.option import check, option
-from vxpress.core.training import INTERRUPTED
-
-STOPPED = ("budget", "early", INTERRUPTED)
+from vxpress.core.training import STOPPED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 import torch
 
-from vxpress.core import device as device_module
 from vxpress.core import rule
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.data import Batch, Cells, Counts, Source, Streamed, place
-from vxpress.core.device import Replay
 from vxpress.core.inference.posterior import encode
 from vxpress.core.likelihoods import counted
 from vxpress.core.model import VAE, build
 from vxpress.core.networks import Noise
-from vxpress.core.step import DeviceStep
 from vxpress.core.training import Outcome, Training
+from vxpress.core.training import device as device_module
+from vxpress.core.training.device import Replay
+from vxpress.core.training.step import DeviceStep
 
 MakeCells = Callable[..., Cells]
 CPU = torch.device("cpu")

@@ -10,27 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vxpress.core import training_state
 from vxpress.core.blocks import Z
 from vxpress.core.config import TrainConfig
 from vxpress.core.data import Batch, Source, number_of_batches
-from vxpress.core.device import precision
 from vxpress.core.dispersion import has_dispersions, refit
-from vxpress.core.encoder_ahead import EncoderAhead
-from vxpress.core.evaluation import evaluate
 from vxpress.core.isolation import after_interrupt
-from vxpress.core.keeper import Keeper
 from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import OBJECTIVES, Means
-from vxpress.core.optimizer import Optimizer
-from vxpress.core.outcome import BUDGET, EARLY, HISTORY, INTERRUPTED, Outcome
 from vxpress.core.progress import Stage, stage
-from vxpress.core.schedules import kl_target, kl_weight, settled
-from vxpress.core.step import step_for
-from vxpress.core.trouble import TrainingError, Trouble
-
-__all__ = ["HISTORY", "INTERRUPTED", "Outcome", "Training", "TrainingError", "train"]
+from vxpress.core.training import state as training_state
+from vxpress.core.training.device import precision
+from vxpress.core.training.encoder_ahead import EncoderAhead
+from vxpress.core.training.evaluation import evaluate
+from vxpress.core.training.keeper import Keeper
+from vxpress.core.training.optimizer import Optimizer
+from vxpress.core.training.outcome import BUDGET, EARLY, INTERRUPTED, Outcome
+from vxpress.core.training.schedules import kl_target, kl_weight, settled
+from vxpress.core.training.step import step_for
+from vxpress.core.training.trouble import TrainingError, Trouble
 
 
 def train(

@@ -11,12 +11,12 @@ from torch import Tensor
 from vxpress.core import rule
 from vxpress.core.blocks import Z
 from vxpress.core.data import Batch, Source
-from vxpress.core.device import Replay
-from vxpress.core.evaluation import Totals
 from vxpress.core.model import RNA, VAE
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import Objective
-from vxpress.core.optimizer import Optimizer, TorchAdam
+from vxpress.core.training.device import Replay
+from vxpress.core.training.evaluation import Totals
+from vxpress.core.training.optimizer import Optimizer, TorchAdam
 
 Gradient = Callable[[Batch, float | Tensor, float | Tensor], tuple[Tensor, Tensor]]
 
@@ -116,13 +116,13 @@ class DeviceStep(Step):
 def _gradient(model: VAE, source: Source, noise: Noise, objective: Objective, totals: Totals) -> Gradient:
     """Return a function that writes a minibatch's gradient to the optimizer and returns sums of terms and the loss."""
     if rule.compiled_optimizer(source.device, source.log_library_n1.dtype):
-        from vxpress.core import training_step
+        from vxpress.core.training import closed_form
 
-        if training_step.covers(model, source, objective.config):
-            without_tape = training_step.TrainingStep(model, noise)
+        if closed_form.covers(model, source, objective.config):
+            closed = closed_form.ClosedForm(model, noise)
 
             def in_closed_form(batch: Batch, weight: float | Tensor, target: float | Tensor) -> tuple[Tensor, Tensor]:
-                reconstruction, kl, loss = without_tape(batch, cast("float", weight))
+                reconstruction, kl, loss = closed(batch, cast("float", weight))
                 return totals.pack_sums({RNA: reconstruction}, {Z: kl}), loss
 
             return in_closed_form

@@ -8,8 +8,8 @@ import torch
 
 from vxpress.core import rule
 from vxpress.core.config import ModelConfig
-from vxpress.core.device import rounded_outputs, tensor_float32
 from vxpress.core.model import build
+from vxpress.core.training.device import rounded_outputs, tensor_float32
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(n_genes=20, n_latent=3, n_hidden=16)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from vxpress.core import encoder_ahead, rule
+from vxpress.core import rule
 from vxpress.core.config import ModelConfig, OptimizerName, TrainConfig
 from vxpress.core.data import Cells
-from vxpress.core.encoder_ahead import EncoderAhead, held_out_information
 from vxpress.core.model import VAE, build
-from vxpress.core.optimizer import BETAS, Optimizer, TorchAdam
 from vxpress.core.training import Training, train
+from vxpress.core.training.encoder_ahead import PATIENCE, EncoderAhead, held_out_information
+from vxpress.core.training.optimizer import BETAS, Optimizer, TorchAdam
 from vxpress.metrics import mutual_information
 
 MakeCells = Callable[..., Cells]
@@ -108,7 +108,7 @@ def test_encoder_steps_end_once_information_no_longer_grows(
     make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = iter([1.0, 2.0, 1.9, 1.95, 2.1, 2.0, 2.1, 0.1])
-    monkeypatch.setattr(encoder_ahead, "held_out_information", lambda *_: next(script))
+    monkeypatch.setattr("vxpress.core.training.encoder_ahead.held_out_information", lambda *_: next(script))
     cells, rows = make_cells(120), torch.arange(120)
     config = TrainConfig(max_epochs=10, batch_size=32, encoder_steps=2, early_stopping=False)
     outcome = train(build(CONFIG, 0), cells, rows[20:], rows[:20], config, seed=0)
@@ -118,9 +118,9 @@ def test_encoder_steps_end_once_information_no_longer_grows(
 
 
 def test_nan_counts_as_no_growth(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_ahead, "held_out_information", lambda *_: float("nan"))
+    monkeypatch.setattr("vxpress.core.training.encoder_ahead.held_out_information", lambda *_: float("nan"))
     ahead = EncoderAhead(3, torch.arange(10), torch.arange(0), seed=0)
-    for _ in range(encoder_ahead.PATIENCE):
+    for _ in range(PATIENCE):
         ahead.judge(build(CONFIG, 0), make_cells(10))
     assert ahead.n_steps == 0
 

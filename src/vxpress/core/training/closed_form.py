@@ -49,7 +49,7 @@ def covers(model: VAE, cells: Source, train: TrainConfig) -> bool:
     )
 
 
-class TrainingStep:
+class ClosedForm:
     """Computes the ELBO terms of a minibatch, and writes the gradient of its mean loss to the optimizer's memory.
 
     It is built once per training, after the optimizer, because it writes to the optimizer's memory.

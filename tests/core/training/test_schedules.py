@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vxpress.core.config import TrainConfig
-from vxpress.core.schedules import kl_target, kl_weight, settled
+from vxpress.core.training.schedules import kl_target, kl_weight, settled
 
 
 @pytest.mark.parametrize("cycles", [1, 3, 4])

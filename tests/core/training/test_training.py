@@ -16,11 +16,11 @@ from torch import Tensor
 
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.data import Cells
-from vxpress.core.evaluation import evaluate
 from vxpress.core.model import VAE, build
-from vxpress.core.schedules import kl_weight
 from vxpress.core.training import HISTORY, Outcome, Training, train
-from vxpress.core.training_step import covers
+from vxpress.core.training.closed_form import covers
+from vxpress.core.training.evaluation import evaluate
+from vxpress.core.training.schedules import kl_weight
 
 MakeCells = Callable[..., Cells]
 CONFIG = ModelConfig(n_genes=20, n_latent=3, n_hidden=16)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vxpress.core import rule
 from vxpress.core.config import OptimizerName, TrainConfig
-from vxpress.core.optimizer import BETAS, Optimizer, TorchAdam
+from vxpress.core.training.optimizer import BETAS, Optimizer, TorchAdam
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from vxpress.core.keeper import copied
 from vxpress.core.model import VAE
+from vxpress.core.training.keeper import copied
 
 if TYPE_CHECKING:
     from vxpress.core.training import Training

@@ -22,7 +22,7 @@ HISTORY = (
     "lr",
 )
 # values of Outcome.stopped
-BUDGET, EARLY, INTERRUPTED = "budget", "early", "interrupted"
+STOPPED = BUDGET, EARLY, INTERRUPTED = "budget", "early", "interrupted"
 
 
 @dataclass

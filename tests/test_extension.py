@@ -478,6 +478,22 @@ def test_the_source_serves_all_reads_and_changes_no_bit(adata: ad.AnnData) -> No
     assert counted.uns["vae"]["sha256"] == plain.uns["vae"]["sha256"]
 
 
+def test_a_variant_of_the_elbo_has_its_floors_and_schedules(adata: ad.AnnData) -> None:
+    class Variant(extend.ElboObjective):
+        pass
+
+    extend.register_objective("variant", Variant)
+    try:
+        plain = adata.copy()
+        vx.tl.fit_vae(plain, "batch", **QUICK, free_bits=0.1, denoised=False)
+        vx.tl.fit_vae(adata, "batch", **QUICK, free_bits=0.1, denoised=False, objective="variant")  # type: ignore[arg-type]
+    finally:
+        extend.unregister("objective", "variant")
+    np.testing.assert_array_equal(adata.obsm["X_vae"], plain.obsm["X_vae"])
+    with pytest.raises(ValueError, match=r"free_bits=0\.1 .* objective='renyi'"):
+        vx.tl.fit_vae(adata, objective="renyi", free_bits=0.1)  # type: ignore[arg-type]
+
+
 # registration
 
 

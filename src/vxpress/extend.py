@@ -35,7 +35,7 @@ from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.numerics import expected_log1p
-from vxpress.core.objectives import Elbo, ImportanceTerms, Means, Objective, elbo, importance_terms
+from vxpress.core.objectives import Elbo, ElboObjective, ImportanceTerms, Iwae, Means, Objective, elbo, importance_terms
 from vxpress.core.option import Options, option
 from vxpress.core.priors import Prior
 
@@ -52,8 +52,10 @@ __all__ = [
     "DecoderInputs",
     "DiagonalNormal",
     "Elbo",
+    "ElboObjective",
     "Gaussian",
     "ImportanceTerms",
+    "Iwae",
     "Layers",
     "Levels",
     "Likelihood",
@@ -278,7 +280,8 @@ def register_objective(name: str, cls: type[Objective], *, replace: bool = False
     name
         Name of the objective: letters, digits and underscores.
     cls
-        Subclass of :class:`Objective`, built as ``cls(config, model)``. It defines ``terms``, ``loss`` and ``final``.
+        Subclass of :class:`Objective`, built as ``cls(config, model)``. It defines ``terms``, ``loss`` and ``final``. A
+        subclass of :class:`ElboObjective` also has its floors and schedules.
     replace
         Whether to replace another class that was registered under this name. The same class, as after running a cell of a
         notebook again, is replaced in any case. Names of the package cannot be replaced.

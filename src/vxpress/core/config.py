@@ -286,7 +286,7 @@ class TrainConfig(Training):
 
     def _check_together(self) -> None:
         """Raise ``ValueError`` if two choices cannot be combined."""
-        capacity, several = self.kl_schedule == "capacity", self.objective != "elbo"
+        capacity, several = self.kl_schedule == "capacity", not OBJECTIVES[self.objective].has_divergence
         if capacity and several:
             msg = (
                 f"kl_schedule='capacity' holds the KL term of objective='elbo' at a target; objective={self.objective!r} has "

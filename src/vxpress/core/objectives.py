@@ -206,6 +206,10 @@ class Objective:
     n_samples: int | None = None
     """Samples per cell, for a bound that needs several."""
 
+    has_divergence: ClassVar[bool] = False
+    """Whether the loss is made of KL(q || p) itself, with floors and target: free bits, the capacity schedule and priors
+    whose density is too costly for every step need it."""
+
     def __init__(self, config: TrainConfig, model: VAE) -> None:
         self.config = config
 
@@ -245,6 +249,8 @@ class ElboObjective(Objective):
 
     If a prior does not factorise over dimensions, all of the block share one floor of lambda times their number.
     """
+
+    has_divergence = True
 
     def __init__(self, config: TrainConfig, model: VAE) -> None:
         super().__init__(config, model)

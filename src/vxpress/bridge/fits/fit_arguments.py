@@ -21,6 +21,7 @@ from vxpress.core.config import (
     TrainConfig,
 )
 from vxpress.core.likelihoods import LIKELIHOODS
+from vxpress.core.objectives import OBJECTIVES
 from vxpress.core.option import check
 from vxpress.core.priors import PRIORS
 from vxpress.core.settings import Settings, model_config, resolve, train_config
@@ -98,7 +99,7 @@ def _check_ranges(settings: Settings, max_epochs: int | None) -> None:
 
 
 def _check_objective(settings: Settings) -> None:
-    if settings.objective != "elbo" and not PRIORS[settings.prior].cheap:
+    if not PRIORS[settings.prior].cheap and not OBJECTIVES[settings.objective].has_divergence:
         msg = (
             f"objective={settings.objective!r} needs the density of the prior in every step, which is too slow with "
             f"prior={settings.prior!r}. Use objective='elbo', or learn that prior afterwards: vx.tl.fit_prior(adata, ...)."

@@ -21,6 +21,7 @@ from vxpress.bridge.health.verdict import MIN_STEPS, is_sound, kind_of
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.inference.importance import log_likelihood
 from vxpress.core.isolation import after_interrupt
+from vxpress.core.objectives import OBJECTIVES
 from vxpress.core.progress import stage
 from vxpress.core.settings import Settings
 from vxpress.core.training import INTERRUPTED, TrainingError
@@ -100,7 +101,7 @@ def _longer_warmup(model: ModelConfig, train: TrainConfig) -> Change | None:
 
 
 def _free_bits(model: ModelConfig, train: TrainConfig) -> Change | None:
-    if train.objective != "elbo" or train.kl_schedule == "capacity" or train.beta == 0.0:
+    if not OBJECTIVES[train.objective].has_divergence or train.kl_schedule == "capacity" or train.beta == 0.0:
         return None  # free bits have no meaning with these settings
     return None if train.free_bits >= FREE_BITS else (model, replace(train, free_bits=FREE_BITS))
 

@@ -242,7 +242,7 @@ class ElboObjective(Objective):
 
     Three settings replace the weighted divergence. KL and KL_d are means over a minibatch.
 
-    * Capacity C: beta |KL - C| (Burgess et al. 2018).
+    * Capacity C: ``beta |KL - C|`` (Burgess et al. 2018).
     * Hard free bits: beta sum_d max(lambda, KL_d) (Kingma et al. 2016).
     * Soft free bits: sum_d beta_d KL_d. beta_d is lowered while KL_d is below lambda and raised, up to beta, while it
       is above (Chen et al. 2017).

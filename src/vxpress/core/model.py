@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class VAE(nn.Module):
     """
 
     blocks: Blocks
+    modalities: ClassVar[tuple[str, ...]] = (RNA,)
+    """Names of the observed modalities, those of the terms of :meth:`log_likelihood`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

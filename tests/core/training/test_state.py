@@ -66,6 +66,19 @@ def _cells(shift: float = 0.0) -> Cells:
     return Cells(Counts.from_scipy(sparse.csr_matrix(x)), log_library, covariates)
 
 
+def _other_genes() -> Cells:
+    """Return the same cells with their genes in another order, so that every library stays as it is."""
+    cells = _cells()
+    return replace(cells, counts=Counts.from_dense(cells.counts.dense(torch.arange(N)).flip(1)))
+
+
+def _other_batches() -> Cells:
+    """Return the same cells with their batches swapped."""
+    cells = _cells()
+    swapped = Covariates(1 - cells.covariates.categorical_nk, cells.covariates.continuous_nc)
+    return replace(cells, covariates=swapped)
+
+
 def _training(name: str, seed: int = SEED, cells: Cells | None = None, **others: Any) -> Training:
     of_model, of_training = CASES[name]
     cells, rows = _cells() if cells is None else cells, torch.arange(N)
@@ -225,6 +238,8 @@ def test_the_state_within_an_epoch_is_refused() -> None:
         ({"name": "vamp"}, "model.prior.name is 'normal' in the state and 'vamp' here"),
         ({"cells": _cells(0.1)}, "the library size of each cell differs"),
         ({"cells": _cells().take(torch.arange(N - 1, -1, -1))}, "the library size of each cell differs"),
+        ({"cells": _other_genes()}, "another training: the sum of the counts of each gene differs. "),
+        ({"cells": _other_batches()}, "another training: the category of each cell differs. "),
     ],
 )
 def test_the_state_of_another_training_is_refused(other: dict[str, Any], named: str) -> None:

@@ -42,6 +42,7 @@ def covers(model: VAE, cells: Source, train: TrainConfig) -> bool:
         and config.norm == "batch"
         and config.n_layers == 1
         and config.covariate_code == "one-hot"
+        and type(model) is VAE
         and tuple(model.blocks) == (Z,)
         and type(model.prior) is StandardNormal
         and rule.sparse_input(like.device, like.dtype)

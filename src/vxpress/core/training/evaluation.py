@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vxpress.core.data import Source, walk
-from vxpress.core.model import RNA, VAE
+from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import Elbo, Means, Objective, elbo
 
@@ -23,7 +23,7 @@ class Totals:
     """
 
     def __init__(self, model: VAE, device: torch.device) -> None:
-        self._modalities, self._blocks = (RNA,), tuple(model.blocks)
+        self._modalities, self._blocks = model.modalities, tuple(model.blocks)
         self._sums = torch.zeros(len(self._modalities) + len(self._blocks) + 1, dtype=torch.float64, device=device)
         # views, made once
         self._terms, self._cells = self._sums[:-1], self._sums[-1]
@@ -33,7 +33,13 @@ class Totals:
         self._sums.zero_()
 
     def pack(self, terms: Elbo) -> Tensor:
-        """Sum the terms of some cells, for :meth:`add`."""
+        """Sum the terms of some cells, for :meth:`add`; ``ValueError`` is raised for a term that no name stands for."""
+        if len(terms.reconstruction) != len(self._modalities):
+            msg = (
+                f"log_likelihood returned terms for {', '.join(terms.reconstruction)}, but the modalities of the model are "
+                f"{', '.join(self._modalities)}. Name all of them in its attribute modalities."
+            )
+            raise ValueError(msg)
         parts = [terms.reconstruction[name] for name in self._modalities] + [terms.kl[name] for name in self._blocks]
         return torch.stack([part.sum() for part in parts]).detach().double()
 

@@ -60,6 +60,8 @@ class Outcome:
         if means is not None:
             values |= {"reconstruction": sum(means.reconstruction.values()), "elbo": means.elbo}
             values |= {column: means.kl[name] for name, column in columns.items()}
+            if len(means.reconstruction) > 1:
+                values |= {f"reconstruction_{name}": value for name, value in means.reconstruction.items()}
         for column, value in values.items():
             self.note(f"{column}_{part}", value)
 

@@ -20,6 +20,8 @@ FORMAT, VERSION = "state of a training of vxpress", 1
 PARTS = "sampler", "optimizer", "noise", "objective", "ahead", "keeper", "trouble", "outcome"
 KEYS = {"format", "version", "belongs to", "model", "adapted", "finished", *PARTS}
 MAX_NAMED = 3
+# names of what is compared by a hash
+DIGESTS = "choice of", "library size", "category of", "continuous covariate of", "label of", "sum of"
 
 
 @runtime_checkable
@@ -69,7 +71,7 @@ def write(training: Training, state: dict[str, Any]) -> None:
 
 def identity(training: Training) -> dict[str, Any]:
     """Return what decides a training, except its state: settings, cells, seed and type of device."""
-    log_library_n1 = training.source.log_library_n1
+    log_library_n1, covariates = training.source.log_library_n1, training.source.covariates
     rows = {"training": training.train_rows, "validation": training.validation_rows}
     return {
         **dict(_named(asdict(training.model.config), "model.")),
@@ -79,6 +81,10 @@ def identity(training: Training) -> dict[str, Any]:
         **{f"number of {name} cells": len(value) for name, value in rows.items()},
         **{f"choice of {name} cells": _digest(value) for name, value in rows.items()},
         "library size of each cell": _digest(log_library_n1),
+        "category of each cell": _digest(covariates.categorical_nk),
+        "continuous covariate of each cell": _digest(covariates.continuous_nc),
+        "label of each cell": "" if covariates.label_n is None else _digest(covariates.label_n),
+        "sum of the counts of each gene": _digest(training.gene_sums),
         "order of cells": type(training.sampler).__name__,
         "type of device": log_library_n1.device.type,
     }
@@ -118,7 +124,7 @@ def _adapting(model: VAE) -> Iterator[tuple[str, Adapting]]:
 
 
 def _difference(name: str, here: Any, there: Any) -> str:
-    if name.startswith(("choice of", "library size")):
+    if name.startswith(DIGESTS):
         return f"the {name} differs"
     return f"{name} is {there!r} in the state and {here!r} here"
 

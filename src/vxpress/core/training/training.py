@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from vxpress.core.blocks import Z
 from vxpress.core.config import TrainConfig
-from vxpress.core.data import Batch, Source, number_of_batches
+from vxpress.core.data import Batch, Source, gene_sums, number_of_batches
 from vxpress.core.dispersion import has_dispersions, refit
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.model import VAE
@@ -227,6 +228,11 @@ class Training:
         ``ValueError`` is raised for the state of another training, with what differs, before anything is changed.
         """
         training_state.write(self, state)
+
+    @cached_property
+    def gene_sums(self) -> Tensor:
+        """Sums of the counts of each gene over all cells, by which a state recognises its data."""
+        return gene_sums(self.source)
 
     def _fixed_noise(self, n: int, seed: int) -> Tensor:
         """Draw the noise of every validation, (n, columns) or (n, samples, columns)."""

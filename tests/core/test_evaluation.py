@@ -69,19 +69,25 @@ def test_a_constant_modality_shifts_every_value_and_changes_no_weight(
             values = np.subtract(found.history[f"{column}_{part}"], expected.history[f"{column}_{part}"])
             np.testing.assert_allclose(values, VALUE, rtol=1e-4)
         np.testing.assert_allclose(found.history[f"reconstruction_{PROTEIN}_{part}"], VALUE, rtol=1e-6)
-        np.testing.assert_allclose(found.history[f"reconstruction_{RNA}_{part}"], expected.history[f"reconstruction_{part}"], rtol=1e-4)
+        np.testing.assert_allclose(
+            found.history[f"reconstruction_{RNA}_{part}"], expected.history[f"reconstruction_{part}"], rtol=1e-4
+        )
     moved = np.subtract(found.history["objective_validation"], expected.history["objective_validation"])
     np.testing.assert_allclose(moved, VALUE, rtol=1e-4)
     np.testing.assert_allclose(bounds[1].log_likelihood_n - bounds[0].log_likelihood_n, VALUE, rtol=1e-4)
     assert f"reconstruction_{RNA}_train" not in expected.history
 
 
-def test_a_second_modality_is_trained_where_the_common_model_has_a_faster_step(make_cells: Callable[..., Cells]) -> None:
+def test_a_second_modality_is_trained_where_the_common_model_has_a_faster_step(
+    make_cells: Callable[..., Cells],
+) -> None:
     _, outcome = _trained(Close, make_cells(), learning_rate=0.05, kl_warmup=0.0)
     first, last = outcome.history[f"reconstruction_{PROTEIN}_train"]
     assert last > 0.5 * first
 
 
 def test_a_term_that_the_model_does_not_name_is_refused(make_cells: Callable[..., Cells]) -> None:
-    with pytest.raises(ValueError, match=r"terms for rna, protein, but the modalities of the model are rna\..*modalities"):
+    with pytest.raises(
+        ValueError, match=r"terms for rna, protein, but the modalities of the model are rna\..*modalities"
+    ):
         _trained(Unnamed, make_cells())

@@ -15,8 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from vxpress.core import config
 from vxpress.core.option import declaration, hints, kind_of
-from vxpress.core.registries import LIKELIHOODS, OBJECTIVES, PRIORS
-from vxpress.core.registry import Registry
+from vxpress.core.registry import LIKELIHOODS, OBJECTIVES, PRIORS, Registry
 from vxpress.core.settings import FitOptions
 
 ROOT = Path(__file__).parent

@@ -352,10 +352,6 @@ def register_source(name: str, cls: type[Source], *, replace: bool = False) -> N
     ...     def read(self, rows):
     ...         Counting.n_read += len(rows)
     ...         return super().read(rows)
-    ...
-    ...     @classmethod
-    ...     def of(cls, counts, log_library_n1, covariates, device):
-    ...         return cls(counts, log_library_n1, covariates)
     >>> vx.extend.register_source("counting", Counting)
     >>> adata = vx.datasets.pbmc68k_reduced()
     >>> vx.tl.fit_vae(adata, max_epochs=2, options=vx.tl.FitOptions(source="counting"))

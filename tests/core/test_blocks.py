@@ -31,7 +31,7 @@ from vxpress.core.masked import Missing, encode_masked
 from vxpress.core.model import VAE, build
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal
-from vxpress.core.objectives import elbo, importance_terms
+from vxpress.core.objectives import ElboObjective, elbo, importance_terms
 from vxpress.core.surgery import extend, new_weights
 from vxpress.core.training import train
 from vxpress.core.training.evaluation import evaluate
@@ -247,7 +247,7 @@ def test_training_records_the_divergence_of_a_block(make_cells: MakeCells, objec
 def test_evaluation_gives_means_by_name(make_cells: MakeCells) -> None:
     cells, rows, model = make_cells(50, n_batches=2), torch.arange(50), _informed(_config())
     eps = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
-    means = evaluate(model, cells, rows, eps)
+    means = evaluate(model, cells, rows, eps, ElboObjective(TrainConfig(max_epochs=1), model))
     with torch.no_grad():
         terms = elbo(model, cells.batch(rows), Noise(0), eps)
     assert means.kl == pytest.approx({name: float(value.sum(-1).mean()) for name, value in terms.kl.items()}, rel=1e-5)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vxpress.core import registries
+import vxpress.core.registry as registries
 from vxpress.core.registry import Registry
 
 
@@ -44,9 +44,9 @@ def test_the_error_for_an_unknown_name_lists_the_known_ones() -> None:
 
 def test_the_home_of_a_registry_is_imported_at_its_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("vxpress.core.registries.SHAPES", Registry("shape", home="some_shapes"), raising=False)
+    monkeypatch.setattr("vxpress.core.registry.SHAPES", Registry("shape", home="some_shapes"), raising=False)
     (tmp_path / "some_shapes.py").write_text(
-        "from vxpress.core.registries import SHAPES\nassert not SHAPES\nSHAPES.register('round', 1)\n"
+        "from vxpress.core.registry import SHAPES\nassert not SHAPES\nSHAPES.register('round', 1)\n"
     )
     assert list(registries.SHAPES) == ["round"]  # type: ignore[attr-defined]
     # not a second time

@@ -75,7 +75,7 @@ def _run(adata: ad.AnnData) -> dict[str, Any]:
     vx.tl.fit_vae(adata, "batch", validation_fraction=0.6, rng=1, key_added="other", **QUICK)
     vx.tl.log_likelihood(adata, n_samples=2)
     vx.tl.predictive_check(adata, n_draws=2)
-    vx.tl.denoise(adata, own_counts=True, key_added="with_counts")
+    vx.tl.denoise(adata, own_counts=True, key_added="have_counts")
     vx.tl.rank_genes_groups(adata, "group", n_cells=20, n_draws=1)
     vx.tl.compare(adata, ["vae", "other"], n_samples=10)
     found["fit"] = adata

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vxpress.core import registries, rule
+from vxpress.core import registry, rule
 from vxpress.core.config import ModelConfig
 from vxpress.core.noise import BITS, NO_BITS, Noise
 from vxpress.core.option import Options as NoOptions
-from vxpress.core.registry import Registry
 
 # least number of hidden units of the network of one latent dimension
 MIN_SPLIT_WIDTH = 8
@@ -34,8 +33,9 @@ def join(*parts: Tensor | None) -> Tensor:
 class Body(nn.Module):
     """Base class of the bodies of decoders; every body is built as ``Body(config, n_condition)``.
 
-    ``n_condition`` is the width of the condition vector. ``n_features`` is the number of values per cell that :meth:`forward` returns. If ``receives_condition`` is False,
-    the body does not receive the condition vector, which then enters at the output layers.
+    ``n_condition`` is the width of the condition vector. ``n_features`` is the number of values per cell that
+    :meth:`forward` returns. If ``receives_condition`` is False, the body does not receive the condition vector, which then
+    enters at the output layers.
     """
 
     Options: ClassVar[type[NoOptions]] = NoOptions
@@ -194,7 +194,7 @@ def _activate(x: Tensor, norm: nn.Module, dropout: float, noise: Noise | None) -
     return x if noise is None or dropout == 0.0 else x * noise.dropout(x, 1.0 - dropout)
 
 
-DECODERS: Registry[type[Body]] = registries.DECODERS
+DECODERS: registry.Registry[type[Body]] = registry.DECODERS
 DECODERS.register("mlp", MLPBody)
 DECODERS.register("skip", Skip)
 DECODERS.register("linear", Direct)

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, Never
 
 from vxpress._checks import check_range
 from vxpress.core.option import Options, U, check, declares, option
-from vxpress.core.registries import BLOCKS, DECODERS, LIKELIHOODS, OBJECTIVES, PRIORS
+from vxpress.core.registry import BLOCKS, DECODERS, LIKELIHOODS, OBJECTIVES, PRIORS
 
 LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian", "bernoulli"]
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]

@@ -13,7 +13,7 @@ from vxpress.core.blocks import Z
 from vxpress.core.data import Batch, Source, walk
 from vxpress.core.loop import copies, keep_best, put
 from vxpress.core.model import VAE
-from vxpress.core.networks import Noise
+from vxpress.core.noise import Noise
 from vxpress.core.objectives import elbo
 from vxpress.core.progress import steps
 from vxpress.core.surgery import new_weights

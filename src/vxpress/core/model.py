@@ -15,7 +15,8 @@ from vxpress.core.covariates import Conditioner, Covariates
 from vxpress.core.data import Batch, Source
 from vxpress.core.isolation import on_device, seeded
 from vxpress.core.likelihoods import Layers, Likelihood
-from vxpress.core.networks import Decoder, Encoder, Noise
+from vxpress.core.networks import Decoder, Encoder
+from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors import Prior
 

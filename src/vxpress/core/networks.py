@@ -213,8 +213,6 @@ class Decoder(nn.Module):
 
     def dispersion_of(self, covariates: Covariates) -> Tensor:
         """Return log theta where the dispersion does not depend on z, broadcastable to cells x genes."""
-        if self.dispersion == "gene-batch":
-            return self.log_dispersion[covariates.categorical_nk[:, 0]]
-        if self.dispersion == "gene-label":
-            return self.log_dispersion[covariates.label_n]
-        return self.log_dispersion
+        if self.dispersion == "gene":
+            return self.log_dispersion
+        return self.log_dispersion[self.dispersion_row(covariates)]

@@ -13,14 +13,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vxpress.core import registries
+from vxpress.core import registry
 from vxpress.core.blocks import Point, Z
 from vxpress.core.config import TrainConfig
 from vxpress.core.data import Batch
 from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal
-from vxpress.core.registry import Registry
 
 # soft free bits: factor by which a weight changes, band above the floor in which it stays, and its least value
 SOFT_STEP, SOFT_BAND, MIN_SOFT_WEIGHT = 1.1, 1.05, 1e-4
@@ -315,10 +314,10 @@ class Iwae(Objective):
 
     def __init__(self, config: TrainConfig, model: VAE) -> None:
         super().__init__(config, model)
-        self.n_samples = self.k = config.n_samples
+        self.n_samples = config.n_samples
 
     def terms(self, model: VAE, batch: Batch, noise: Noise, eps: Tensor | None = None) -> ImportanceTerms:
-        return importance_terms(model, batch, noise, self.k, eps, at_fixed_q=self.at_fixed_q)
+        return importance_terms(model, batch, noise, self.config.n_samples, eps, at_fixed_q=self.at_fixed_q)
 
     def loss(self, terms: Elbo, weight: float | Tensor, target: float | Tensor) -> Tensor:
         return -terms.value(weight).mean()
@@ -356,7 +355,7 @@ def _scale_gradient(x_knd: Tensor, factor_kn: Tensor) -> None:
         x_knd.register_hook(lambda gradient: gradient * factor_kn[..., None])
 
 
-OBJECTIVES: Registry[type[Objective]] = registries.OBJECTIVES
+OBJECTIVES: registry.Registry[type[Objective]] = registry.OBJECTIVES
 OBJECTIVES.register("elbo", ElboObjective)
 OBJECTIVES.register("iwae", Iwae)
 OBJECTIVES.register("dreg", Dreg)

@@ -1,10 +1,14 @@
-"""Registries: the classes that an option can choose by name."""
+"""Registries: the classes that an option can choose by name, and the registries of the package.
+
+This module has no further imports, because options are checked against the registries, and the classes in them are built
+from options. The module that defines the built-in classes of a kind registers them, and says which classes these are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -81,3 +85,11 @@ class Registry(Mapping[str, T], Generic[T]):
         if not isinstance(name, str) or name not in self._entries:
             msg = f"{argument or self.kind}={name!r} is not known; choose one of {', '.join(map(repr, self))}."
             raise NotRegisteredError(msg, self.kind, str(name))
+
+
+LIKELIHOODS: Registry[Any] = Registry("likelihood", home="vxpress.core.likelihoods")
+PRIORS: Registry[Any] = Registry("prior", home="vxpress.core.priors")
+OBJECTIVES: Registry[Any] = Registry("objective", home="vxpress.core.objectives")
+DECODERS: Registry[Any] = Registry("decoder", home="vxpress.core.bodies")
+SOURCES: Registry[Any] = Registry("data source", home="vxpress.core.data")
+BLOCKS: Registry[Any] = Registry("latent block", home="vxpress.core.blocks")

@@ -33,7 +33,7 @@ from vxpress.core.option import (
     option,
     unset_by_default,
 )
-from vxpress.core.registries import DECODERS, PRIORS, SOURCES
+from vxpress.core.registry import DECODERS, PRIORS, SOURCES
 
 MAX_EPOCHS = 100
 # number of times that a cell is used, summed over cells, in a fit of up to 5,000 cells

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vxpress.core.config import ModelConfig, TrainConfig
-from vxpress.core.data import ByBlock, Cells, Mapped, Shuffled, Source, gene_sums, with_counts
+from vxpress.core.data import ByBlock, Cells, Mapped, Shuffled, Source, gene_sums, have_counts
 from vxpress.core.inference.posterior import encode
 from vxpress.core.model import build
 from vxpress.core.training import train
@@ -31,7 +31,7 @@ def test_batches_are_those_of_cells_in_memory(make_cells: MakeCells) -> None:
     assert torch.equal(mine.covariates.categorical_nk, expected.covariates.categorical_nk)
     assert torch.equal(mine.repeated(2).x_ng, expected.x_ng.repeat(2, 1))
     assert torch.equal(gene_sums(mapped, rows), gene_sums(cells, rows))
-    assert bool(with_counts(mapped).all())
+    assert bool(have_counts(mapped).all())
     some = mapped.take(rows)
     assert len(some) == 5
     assert torch.equal(some.batch(torch.tensor([0, 4])).x_ng, expected.x_ng[[0, 4]])
@@ -115,4 +115,4 @@ def test_cells_without_counts_can_be_mapped(make_cells: MakeCells) -> None:
                                           indptr=torch.zeros(5, dtype=torch.int64)))  # fmt: skip
     mapped = _mapped(empty)
     assert float(mapped.batch(torch.arange(4)).x_ng.sum()) == 0.0
-    assert not bool(with_counts(mapped).any())
+    assert not bool(have_counts(mapped).any())

@@ -8,7 +8,7 @@ import torch
 from scipy import sparse
 
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Cells, Counts, Source, gene_sums, place, walk, with_counts
+from vxpress.core.data import Cells, Counts, Source, gene_sums, have_counts, place, walk
 from vxpress.core.progress import Stage, watched
 
 MakeCells = Callable[..., Cells]
@@ -76,7 +76,7 @@ def test_gene_sums_are_exact_beyond_float32() -> None:
 def test_cells_with_counts_are_found() -> None:
     x = np.zeros((5, 3), dtype=np.float32)
     x[1, 2] = x[4] = 1.0
-    assert with_counts(_of(x)).tolist() == [False, True, False, False, True]
+    assert have_counts(_of(x)).tolist() == [False, True, False, False, True]
 
 
 def test_statistics_read_batches_of_the_source_alone(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,5 +90,5 @@ def test_statistics_read_batches_of_the_source_alone(make_cells: MakeCells, monk
 
     monkeypatch.setattr(Cells, "read", noted)
     gene_sums(cells)
-    with_counts(cells)
+    have_counts(cells)
     assert largest == 1024

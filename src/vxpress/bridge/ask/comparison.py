@@ -11,7 +11,7 @@ from vxpress._unset import Unset
 from vxpress.bridge.ask.comparable import check_enough, check_library
 from vxpress.bridge.ask.compared_fits import Candidate, groups
 from vxpress.bridge.fits.query import read_scored
-from vxpress.core.data import Cells, with_counts
+from vxpress.core.data import Cells, have_counts
 from vxpress.core.inference.comparison import LEVEL, Scores, difference, ranking, verdict
 from vxpress.core.inference.importance import Bound, log_likelihoods
 from vxpress.core.progress import stage
@@ -49,7 +49,7 @@ def read_cells(
     scored: list[ScoredCells] = []
     for candidate in candidates:
         cells = read_scored(part, candidate.fit, layer)
-        counted = np.flatnonzero(with_counts(cells).numpy())
+        counted = np.flatnonzero(have_counts(cells).numpy())
         if not scored:
             used_n = np.zeros(adata.n_obs, dtype=bool)
             used_n[rows[counted]] = True

@@ -18,7 +18,7 @@ from vxpress.bridge.fits.query import needs_labels
 from vxpress.bridge.fits.stored_cells import stored_library, stored_posterior
 from vxpress.bridge.fits.training_cells import fitted_cells
 from vxpress.bridge.read.columns import get_names
-from vxpress.core.inference.nearest_partner import nearest_partners
+from vxpress.core.inference.support import nearest_partners
 
 Labels: TypeAlias = Hashable | Mapping[str, int] | pd.Series | np.ndarray | Sequence[str]
 DEFAULT_CELLS = 1000

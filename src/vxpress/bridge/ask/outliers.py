@@ -18,7 +18,7 @@ from vxpress.bridge.fits.query import needs_labels, read_query
 from vxpress.bridge.fits.training_cells import fitted_cells
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.columns import as_mask, find_column
-from vxpress.core.data import with_counts
+from vxpress.core.data import have_counts
 from vxpress.core.inference.anomaly import MAX_REFERENCE, PARTS, Evidence, evidence, neighbor_distance
 from vxpress.core.inference.conformal import DepthAndBatch, Score, cross_fitted, p_values, strata
 
@@ -124,7 +124,7 @@ class _Read:
             )
             raise ValueError(msg)
         fit, cells, library_n = query.fit, query.cells, query.observed_n
-        counted = np.flatnonzero(with_counts(cells).numpy() & (library_n > 0))
+        counted = np.flatnonzero(have_counts(cells).numpy() & (library_n > 0))
         found = evidence(fit.model, cells, training_md)
         codes = cells.covariates.categorical_nk
         batch_n = codes[:, 0].numpy() if fit.params.model.has_batch else np.zeros(len(cells), dtype=np.int64)

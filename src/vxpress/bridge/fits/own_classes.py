@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vxpress.core.registries import BLOCKS, DECODERS, LIKELIHOODS, OBJECTIVES, PRIORS
-from vxpress.core.registry import NotRegisteredError, Registry
+from vxpress.core.registry import BLOCKS, DECODERS, LIKELIHOODS, OBJECTIVES, PRIORS, NotRegisteredError, Registry
 
 
 def missing_class(error: NotRegisteredError) -> str:
@@ -32,7 +31,7 @@ def changed_class(stored: Mapping[str, Any], why: str) -> str | None:
 
 
 def _names(stored: Mapping[str, Any]) -> Iterator[tuple[Registry[Any], str]]:
-    """Yield the names of the classes of a fit that was read in vain."""
+    """Yield the names of the classes of a fit that could not be read."""
     params = _part(stored, "params")
     model, train = _part(params, "model"), _part(params, "train")
     yield LIKELIHOODS, str(model.get("likelihood"))

@@ -17,7 +17,7 @@ from vxpress.bridge.read.columns import find_column, is_real
 from vxpress.bridge.read.counts import CountData, read_counts
 from vxpress.bridge.read.library import TOLERANCE, log_library, read_library
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Cells, Counts, with_counts
+from vxpress.core.data import Cells, Counts, have_counts
 from vxpress.core.masked import Missing
 from vxpress.core.surgery import extend
 
@@ -52,7 +52,7 @@ class Query:
     def new_n(self) -> np.ndarray:
         """Which cells have a category that the fit did not know and a count in the modelled genes."""
         codes = self.cells.covariates.categorical_nk.numpy()
-        counted = with_counts(self.cells).numpy()
+        counted = have_counts(self.cells).numpy()
         return np.asarray((codes >= np.array(self.n_known, dtype=np.int64)).any(1) & counted)
 
 

@@ -17,7 +17,7 @@ from vxpress.core.inference.posterior import Encoded, encode
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.model import VAE, build
 from vxpress.core.readout import fit_readout
-from vxpress.core.training import INTERRUPTED, Outcome, train
+from vxpress.core.training import Outcome, train
 
 T = TypeVar("T")
 
@@ -34,14 +34,9 @@ def finish(outcome: Outcome, step: Callable[[], T]) -> T:
         after_interrupt()
         if outcome.interrupted:
             raise
-        note_interrupt(outcome)
+        outcome.interrupt()
+        logg.warning("Interrupted: the model trained so far is finished and kept. Interrupt again to discard it.")
         return step()
-
-
-def note_interrupt(outcome: Outcome) -> None:
-    """Record that the user ended the training, and warn."""
-    outcome.stopped = INTERRUPTED
-    logg.warning("Interrupted: the model trained so far is finished and kept. Interrupt again to discard it.")
 
 
 @dataclass(frozen=True)

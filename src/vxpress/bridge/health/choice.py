@@ -14,7 +14,6 @@ from vxpress.core.inference.comparison import Scores, difference
 from vxpress.core.inference.importance import log_likelihoods
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.progress import stage
-from vxpress.core.training import INTERRUPTED
 
 N_SAMPLES, N_FEWER = 1_000, 100
 MAX_CELLS, MIN_CELLS = 1_000, 200
@@ -32,7 +31,7 @@ def choose_likelihood(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, 
             return _choose(runner, first)
     except KeyboardInterrupt:
         after_interrupt()
-        first.outcome.stopped = INTERRUPTED
+        first.outcome.interrupt()
     logg.warning(_UNDECIDED)
     return first, {}
 

@@ -24,7 +24,7 @@ from vxpress.core.isolation import after_interrupt
 from vxpress.core.objectives import OBJECTIVES
 from vxpress.core.progress import stage
 from vxpress.core.settings import Settings
-from vxpress.core.training import INTERRUPTED, TrainingError
+from vxpress.core.training import TrainingError
 
 # largest number of held-out cells that a cure is judged on, and samples per cell
 MAX_JUDGED, N_SAMPLES, JUDGE_SEED = 500, 50, 0
@@ -186,9 +186,9 @@ def cure(
         after_interrupt()
         logg.warning(f"    {search.trying}: interrupted; not kept")
         if search.best is None:
-            first.outcome.stopped = INTERRUPTED
+            first.outcome.interrupt()
             return first, diagnosis
-        search.best.fitted.outcome.stopped = INTERRUPTED
+        search.best.fitted.outcome.interrupt()
     best = search.best
     assert best is not None  # noqa: S101 - the search has begun
     return best.fitted, best.diagnosis | {"cure": _columns(search.record), "before_cure": _before(diagnosis)}

@@ -7,15 +7,14 @@ from typing import cast
 
 from torch import nn
 
-from vxpress.core import registries
+from vxpress.core import registry
 from vxpress.core.blocks.base import Block, DecoderInputs, NormalBlock, Point, Posterior, Slots
 from vxpress.core.blocks.library import Library
 from vxpress.core.blocks.state import State
 from vxpress.core.config import ModelConfig
-from vxpress.core.registry import Registry
 
 Z = State.name
-BLOCKS: Registry[type[Block]] = registries.BLOCKS
+BLOCKS: registry.Registry[type[Block]] = registry.BLOCKS
 BLOCKS.register(State.name, State)
 BLOCKS.register(Library.name, Library)
 

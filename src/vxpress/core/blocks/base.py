@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from vxpress._keys import Keys
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
-from vxpress.core.networks import Encoder, Noise
+from vxpress.core.data import Batch, Source
+from vxpress.core.networks import Encoder
+from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal, gaussian_kl
-
-if TYPE_CHECKING:
-    from vxpress.core.data import Batch, Source
 
 # values of latent blocks by name, each (n, columns), or (k, n, columns) for several draws
 Point = dict[str, Tensor]

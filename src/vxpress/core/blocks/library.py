@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,9 +12,7 @@ from vxpress._keys import Keys
 from vxpress.core.blocks.base import DecoderInputs, NormalBlock, Slots, weighted_mean
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
-
-if TYPE_CHECKING:
-    from vxpress.core.data import Source
+from vxpress.core.data import Source
 
 # least variance of the prior of a batch, whose cells may all have the same size factor
 MIN_VARIANCE = 1e-3

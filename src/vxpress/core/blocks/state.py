@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,11 +12,9 @@ from vxpress._keys import Keys
 from vxpress.core.blocks.base import Block, DecoderInputs, Slots
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
+from vxpress.core.data import Source
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors import PRIORS, Prior
-
-if TYPE_CHECKING:
-    from vxpress.core.data import Source
 
 
 class State(Block):

@@ -12,7 +12,7 @@ from vxpress.core.data.resident import Cells
 from vxpress.core.data.sampler import ByBlock, ByRank, Sampler, Shuffled, number_of_batches
 from vxpress.core.data.source import Source
 from vxpress.core.data.streamed import Streamed
-from vxpress.core.data.walk import gene_sums, walk, with_counts
+from vxpress.core.data.walk import gene_sums, have_counts, walk
 
 __all__ = [
     "SOURCES",
@@ -28,9 +28,9 @@ __all__ = [
     "Source",
     "Streamed",
     "gene_sums",
+    "have_counts",
     "number_of_batches",
     "place",
     "walk",
-    "with_counts",
     "without_stored_zeros",
 ]

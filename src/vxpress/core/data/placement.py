@@ -6,14 +6,13 @@ from typing import Literal
 
 import torch
 
-from vxpress.core import registries
+from vxpress.core import registry
 from vxpress.core.data.mapped import Mapped
 from vxpress.core.data.resident import Cells
 from vxpress.core.data.source import Source
 from vxpress.core.data.streamed import Streamed
-from vxpress.core.registry import Registry
 
-SOURCES: Registry[type[Source]] = registries.SOURCES
+SOURCES: registry.Registry[type[Source]] = registry.SOURCES
 SOURCES.register("resident", Cells)
 SOURCES.register("streamed", Streamed)
 SOURCES.register("mapped", Mapped)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class Cells(Source):
     on_device: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, counts: Counts, log_library_n1: Tensor, covariates: Covariates, device: torch.device) -> Cells:
+    def of(cls, counts: Counts, log_library_n1: Tensor, covariates: Covariates, device: torch.device) -> Self:
         """Return the cells on ``device``."""
         return cls(counts, log_library_n1, covariates).to(device)
 
@@ -38,10 +38,20 @@ class Cells(Source):
         """Return the counts of some rows: their numbers in the matrix of all cells."""
         return Rows(rows, self.counts)
 
-    def take(self, rows: Tensor) -> Cells:
+    def take(self, rows: Tensor) -> Self:
         """Return a copy of some of the cells."""
-        return Cells(self.counts.take(rows), self.log_library_n1[rows], self.covariates[rows])
+        return replace(
+            self,
+            counts=self.counts.take(rows),
+            log_library_n1=self.log_library_n1[rows],
+            covariates=self.covariates[rows],
+        )
 
-    def to(self, device: torch.device) -> Cells:
+    def to(self, device: torch.device) -> Self:
         """Return the same data on another device."""
-        return Cells(self.counts.to(device), self.log_library_n1.to(device), self.covariates.to(device))
+        return replace(
+            self,
+            counts=self.counts.to(device),
+            log_library_n1=self.log_library_n1.to(device),
+            covariates=self.covariates.to(device),
+        )

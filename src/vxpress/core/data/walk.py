@@ -38,7 +38,7 @@ def gene_sums(source: Source, rows: Tensor | None = None) -> Tensor:
     return sums
 
 
-def with_counts(source: Source) -> Tensor:
+def have_counts(source: Source) -> Tensor:
     """Return whether each cell has any count, bool (n,), on the CPU."""
     found = torch.zeros(len(source), dtype=torch.bool)
     for part, batch in walk(source, dense=False):

@@ -1,4 +1,4 @@
-"""Whether cells similar to a given one occur in a condition, from neighbours in the latent space."""
+"""Neighbours in the latent space: whether cells of a condition are among them, and a random one of them."""
 
 from __future__ import annotations
 
@@ -55,3 +55,18 @@ def closeness(value_n: np.ndarray, at: float) -> np.ndarray:
     if width == 0:
         return (value_n == at).astype(np.float64)
     return np.asarray(np.exp(-0.5 * np.square((value_n - at) / width)))
+
+
+def nearest_partners(
+    z_md: np.ndarray, mean_nd: np.ndarray, n_neighbors: int | None, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw a row of ``mean_nd`` for each row of ``z_md``, uniformly among its ``n_neighbors`` nearest (None: all)."""
+    m, n = len(z_md), len(mean_nd)
+    if n_neighbors is None or n_neighbors >= n:
+        return rng.integers(n, size=m)
+    tree, out = cKDTree(mean_nd), np.empty(m, dtype=np.int64)
+    for start in steps(range(0, m, CHUNK), "finding neighbors"):
+        part = z_md[start : start + CHUNK]
+        near = tree.query(part, k=np.arange(1, n_neighbors + 1))[1]
+        out[start : start + CHUNK] = near[np.arange(len(part)), rng.integers(n_neighbors, size=len(part))]
+    return out

@@ -1,6 +1,6 @@
 """Likelihoods: the distribution of a cell's counts given the decoder's output, one file each."""
 
-from vxpress.core import registries
+from vxpress.core import registry
 from vxpress.core.likelihoods.base import Decoded, Likelihood
 from vxpress.core.likelihoods.bernoulli import Bernoulli
 from vxpress.core.likelihoods.gaussian import MIN_GAUSSIAN_VARIANCE, Gaussian
@@ -12,7 +12,6 @@ from vxpress.core.likelihoods.poisson import Poisson
 from vxpress.core.likelihoods.shares import Shares
 from vxpress.core.likelihoods.sums import Sums
 from vxpress.core.likelihoods.zero_inflated import ZeroInflated, ZeroInflatedNegativeBinomial
-from vxpress.core.registry import Registry
 
 __all__ = [
     "CP10K",
@@ -36,7 +35,7 @@ __all__ = [
     "log_cp10k",
 ]
 
-LIKELIHOODS: Registry[type[Likelihood]] = registries.LIKELIHOODS
+LIKELIHOODS: registry.Registry[type[Likelihood]] = registry.LIKELIHOODS
 LIKELIHOODS.register("nb", NegativeBinomial)
 LIKELIHOODS.register("zinb", ZeroInflatedNegativeBinomial)
 LIKELIHOODS.register("poisson", Poisson)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from vxpress.core.cumulative import count_steps
 from vxpress.core.likelihoods.base import Decoded, Likelihood
 from vxpress.core.likelihoods.counted import where_counted
+from vxpress.core.likelihoods.cumulative import count_steps
 from vxpress.core.numerics import expected_log1p, poisson_log_prob
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vxpress.core import registries
+from vxpress.core import registry
 from vxpress.core.priors.base import Prior
 from vxpress.core.priors.diffusion import Diffusion
 from vxpress.core.priors.estimate import SampledKL, drawn_log_prob, sampled_kl
@@ -11,9 +11,8 @@ from vxpress.core.priors.flow_matching import FlowMatching
 from vxpress.core.priors.mixture import Mixture
 from vxpress.core.priors.standard_normal import StandardNormal
 from vxpress.core.priors.vamp import Vamp
-from vxpress.core.registry import Registry
 
-PRIORS: Registry[type[Prior]] = registries.PRIORS
+PRIORS: registry.Registry[type[Prior]] = registry.PRIORS
 PRIORS.register("normal", StandardNormal)
 PRIORS.register("mixture", Mixture)
 PRIORS.register("vamp", Vamp)

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from vxpress.core import rule
 from vxpress.core.data import Batch, Source
 from vxpress.core.isolation import SharedSetting
-from vxpress.core.networks import Decoder, Noise
+from vxpress.core.networks import Decoder
+from vxpress.core.noise import Noise
 
 # steps of one size before capture: in these steps libraries choose and load their kernels
 WARM_UP_STEPS = 3

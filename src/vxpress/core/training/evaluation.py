@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vxpress.core.data import Source, walk
 from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
-from vxpress.core.objectives import Elbo, Means, Objective, elbo
+from vxpress.core.objectives import Elbo, Means, Objective
 
 CHUNK = 1024
 
@@ -76,23 +76,16 @@ class Totals:
 
 
 @torch.no_grad()
-def evaluate(model: VAE, cells: Source, rows: Tensor, eps: Tensor, objective: Objective | None = None) -> Means:
-    """Compute means of the terms over cells with fixed noise, and what the objective needs in addition.
-
-    Without an objective, the terms are those of the ELBO.
-    """
+def evaluate(model: VAE, cells: Source, rows: Tensor, eps: Tensor, objective: Objective) -> Means:
+    """Compute means of the objective's terms over cells with fixed noise, and what it needs in addition."""
     model.eval()
     unused, totals = Noise(0, rows.device), Totals(model, rows.device)
-    n_samples = 1 if objective is None else objective.n_samples or 1
     further: dict[str, Tensor] = {}
     per_column: dict[str, Tensor] = {}
-    for part, batch in walk(cells, rows, max(1, CHUNK // n_samples)):
-        if objective is None:
-            terms = elbo(model, batch, unused, eps[part])
-        else:
-            terms = objective.terms(model, batch, unused, eps[part])
-            for name, sums in objective.further(terms).items():
-                further[name] = further.get(name, 0.0) + sums.double()
+    for part, batch in walk(cells, rows, max(1, CHUNK // (objective.n_samples or 1))):
+        terms = objective.terms(model, batch, unused, eps[part])
+        for name, sums in objective.further(terms).items():
+            further[name] = further.get(name, 0.0) + sums.double()
         for name, block in model.blocks.items():
             if block.analytic:
                 per_column[name] = per_column.get(name, 0.0) + terms.kl[name].sum(0).double() / len(rows)

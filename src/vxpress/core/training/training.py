@@ -26,7 +26,7 @@ from vxpress.core.training.encoder_ahead import EncoderAhead
 from vxpress.core.training.evaluation import evaluate
 from vxpress.core.training.keeper import Keeper
 from vxpress.core.training.optimizer import Optimizer
-from vxpress.core.training.outcome import BUDGET, EARLY, INTERRUPTED, Outcome
+from vxpress.core.training.outcome import BUDGET, EARLY, Outcome
 from vxpress.core.training.schedules import kl_target, kl_weight, settled
 from vxpress.core.training.step import step_for
 from vxpress.core.training.trouble import TrainingError, Trouble
@@ -209,7 +209,7 @@ class Training:
                     outcome.dispersion_gain = refit(model, self.source, *rows, seed=self.refit_seed)
             except KeyboardInterrupt:
                 after_interrupt()
-                outcome.stopped = INTERRUPTED
+                outcome.interrupt()
         self.finished = True
 
     # stop and continue

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vxpress.core.data import ByBlock, ByRank, Cells, Sampler, Shuffled, number_of_batches
+from vxpress.core.data import ByBlock, ByRank, Cells, Sampler, Shuffled, number_of_minibatches
 
 MakeCells = Callable[..., Cells]
 # every third cell is held out, so blocks have gaps
@@ -124,11 +124,11 @@ def test_impossible_shares_are_refused() -> None:
 def test_no_minibatch_has_a_single_cell() -> None:
     for n in range(2, 60):
         for size in (1, 2, 3, 32, 128):
-            parts = Shuffled(torch.arange(n), number_of_batches(n, size), 0).epoch()
+            parts = Shuffled(torch.arange(n), number_of_minibatches(n, size), 0).epoch()
             assert min(map(len, parts)) >= 2
             if size >= 4:
                 assert max(map(len, parts)) <= size
-    assert number_of_batches(1000, 128) == 8
+    assert number_of_minibatches(1000, 128) == 8
 
 
 def test_a_source_orders_its_cells_by_shuffling(make_cells: MakeCells) -> None:

@@ -9,7 +9,7 @@ from vxpress.core.data.counts import Counts, without_stored_zeros
 from vxpress.core.data.mapped import Mapped
 from vxpress.core.data.placement import SOURCES, place
 from vxpress.core.data.resident import Cells
-from vxpress.core.data.sampler import ByBlock, ByRank, Sampler, Shuffled, number_of_batches
+from vxpress.core.data.sampler import ByBlock, ByRank, Sampler, Shuffled, number_of_minibatches
 from vxpress.core.data.source import Source
 from vxpress.core.data.streamed import Streamed
 from vxpress.core.data.walk import gene_sums, have_counts, walk
@@ -29,7 +29,7 @@ __all__ = [
     "Streamed",
     "gene_sums",
     "have_counts",
-    "number_of_batches",
+    "number_of_minibatches",
     "place",
     "walk",
     "without_stored_zeros",

@@ -71,6 +71,6 @@ class Mapped(Source):
         own = self._counts.take(rows.cpu())
         return Rows(torch.arange(len(own)), own)
 
-    def sampler(self, rows: Tensor, n_batches: int, seed: int) -> Sampler:
+    def sampler(self, rows: Tensor, n_minibatches: int, seed: int) -> Sampler:
         """Return an order by blocks."""
-        return ByBlock(rows, n_batches, seed)
+        return ByBlock(rows, n_minibatches, seed)

@@ -1,6 +1,6 @@
 """The order in which a training visits its cells.
 
-Every sampler visits each cell once per epoch, in ``n_batches`` minibatches whose sizes differ by at most one cell.
+Every sampler visits each cell once per epoch, in ``n_minibatches`` minibatches whose sizes differ by at most one cell.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 BLOCK, BUFFER = 256, 16
 
 
-def number_of_batches(n: int, batch_size: int) -> int:
+def number_of_minibatches(n: int, batch_size: int) -> int:
     """Return how many minibatches of at most ``batch_size`` of n cells an epoch has.
 
     None has a single cell, which has no variance for batch norm; then a minibatch may be larger.
@@ -31,8 +31,8 @@ class Sampler(ABC):
     ``state_dict`` holds everything that decides the epochs to come, as tensors and numbers.
     """
 
-    def __init__(self, rows: Tensor, n_batches: int) -> None:
-        self.rows, self.n_batches = rows, n_batches
+    def __init__(self, rows: Tensor, n_minibatches: int) -> None:
+        self.rows, self.n_minibatches = rows, n_minibatches
 
     @abstractmethod
     def epoch(self) -> Sequence[Tensor]:
@@ -50,8 +50,8 @@ class Sampler(ABC):
 class _Random(Sampler):
     """A sampler with a random generator on the CPU, which is its whole state."""
 
-    def __init__(self, rows: Tensor, n_batches: int, seed: int) -> None:
-        super().__init__(rows, n_batches)
+    def __init__(self, rows: Tensor, n_minibatches: int, seed: int) -> None:
+        super().__init__(rows, n_minibatches)
         self.generator = torch.Generator().manual_seed(seed)
 
     def permutation(self, n: int) -> Tensor:
@@ -69,7 +69,7 @@ class Shuffled(_Random):
     """All cells in random order: the best order for learning, if any cell can be read as fast as any other."""
 
     def epoch(self) -> Sequence[Tensor]:
-        return self.rows[self.permutation(len(self.rows)).to(self.rows.device)].tensor_split(self.n_batches)
+        return self.rows[self.permutation(len(self.rows)).to(self.rows.device)].tensor_split(self.n_minibatches)
 
 
 class ByBlock(_Random):
@@ -83,8 +83,10 @@ class ByBlock(_Random):
     batches were concatenated, more blocks make a minibatch resemble the whole data more closely.
     """
 
-    def __init__(self, rows: Tensor, n_batches: int, seed: int, *, block: int = BLOCK, buffer: int = BUFFER) -> None:
-        super().__init__(rows, n_batches, seed)
+    def __init__(
+        self, rows: Tensor, n_minibatches: int, seed: int, *, block: int = BLOCK, buffer: int = BUFFER
+    ) -> None:
+        super().__init__(rows, n_minibatches, seed)
         if block < 1 or buffer < 1:
             msg = f"block={block!r} and buffer={buffer!r} were given; both have to be at least 1."
             raise ValueError(msg)
@@ -98,7 +100,7 @@ class ByBlock(_Random):
             together = torch.cat([self.blocks[b] for b in order[start : start + self.buffer]])
             mixed.append(together[self.permutation(len(together))])
         rows = torch.cat(mixed) if mixed else self.rows.cpu()
-        return rows.to(self.rows.device).tensor_split(self.n_batches)
+        return rows.to(self.rows.device).tensor_split(self.n_minibatches)
 
 
 class ByRank(Sampler):
@@ -109,14 +111,14 @@ class ByRank(Sampler):
     """
 
     def __init__(self, sampler: Sampler, rank: int, world: int) -> None:
-        super().__init__(sampler.rows, sampler.n_batches)
+        super().__init__(sampler.rows, sampler.n_minibatches)
         if not 0 <= rank < world:
             msg = f"rank={rank} of world={world} processes was given; a rank from 0 to world - 1 is expected."
             raise ValueError(msg)
         # no part of one cell, which has no variance for batch norm
-        if len(sampler.rows) // max(1, sampler.n_batches) < 2 * world:
+        if len(sampler.rows) // max(1, sampler.n_minibatches) < 2 * world:
             msg = (
-                f"{len(sampler.rows)} cells in {sampler.n_batches} minibatches are too few for {world} processes: each needs at "
+                f"{len(sampler.rows)} cells in {sampler.n_minibatches} minibatches are too few for {world} processes: each needs at "
                 "least 2 cells of every minibatch. Use larger minibatches (batch_size=) or fewer processes."
             )
             raise ValueError(msg)

@@ -77,9 +77,9 @@ class Source(ABC):
         for rows, counts in prefetched(self.read, parts, self.n_genes, self.device):
             yield Batch(counts, rows, self.log_library_n1[rows], self.covariates[rows])
 
-    def sampler(self, rows: Tensor, n_batches: int, seed: int) -> Sampler:
+    def sampler(self, rows: Tensor, n_minibatches: int, seed: int) -> Sampler:
         """Return the order in which a training visits ``rows``; by default it is shuffled anew for every epoch."""
-        return Shuffled(rows, n_batches, seed)
+        return Shuffled(rows, n_minibatches, seed)
 
     def take(self, rows: Tensor) -> Source:
         """Return some of the cells."""

@@ -38,7 +38,7 @@ class Adapting(Protocol):
 def read(training: Training) -> dict[str, Any]:
     """Return the state of a training between two epochs, or after the last one."""
     outcome = training.outcome
-    if not training.finished and outcome.n_steps != outcome.n_epochs * training.n_batches:
+    if not training.finished and outcome.n_steps != outcome.n_epochs * training.n_minibatches:
         msg = "The state of a training can be stored between epochs only: pause it with run(until=)."
         raise RuntimeError(msg)
     return {

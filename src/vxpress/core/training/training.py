@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vxpress.core.blocks import Z
 from vxpress.core.config import TrainConfig
-from vxpress.core.data import Batch, Source, gene_sums, number_of_batches
+from vxpress.core.data import Batch, Source, gene_sums, number_of_minibatches
 from vxpress.core.dispersion import has_dispersions, refit
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.model import VAE
@@ -82,9 +82,9 @@ class Training:
         self.device = train_rows.device
         # hashed, so that neighbouring seeds do not share random streams
         order, noise, validation, ahead, self.refit_seed = map(int, np.random.SeedSequence(seed).generate_state(5))
-        self.n_batches = number_of_batches(len(train_rows), config.batch_size)
-        self.n_steps = self.n_batches * config.max_epochs
-        self.sampler = source.sampler(train_rows, self.n_batches, order)
+        self.n_minibatches = number_of_minibatches(len(train_rows), config.batch_size)
+        self.n_steps = self.n_minibatches * config.max_epochs
+        self.sampler = source.sampler(train_rows, self.n_minibatches, order)
         self.noise = Noise(noise, self.device)
         self.objective = OBJECTIVES[config.objective](config, model)
         self.validation_noise = self._fixed_noise(len(validation_rows), validation)
@@ -92,7 +92,7 @@ class Training:
         self.optimizer = Optimizer(config, parameters, self.n_steps, n_leading=n_leading)
         self.ahead = EncoderAhead(config.encoder_steps, train_rows, validation_rows, ahead)
         self.keeper = Keeper(config, active=len(validation_rows) > 0)
-        self.trouble = Trouble(self.n_batches)
+        self.trouble = Trouble(self.n_minibatches)
         self.stepper = step_for(model, source, self.optimizer, self.noise, self.objective)
         self.outcome, self.finished = Outcome(), False
         self.progress = Stage("training", self.n_steps)

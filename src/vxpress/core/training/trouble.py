@@ -26,13 +26,13 @@ class TrainingError(RuntimeError):
 class Trouble:
     """Counts the last epochs in a row with trouble."""
 
-    def __init__(self, n_batches: int) -> None:
-        self.n_batches, self.n_epochs = n_batches, 0
+    def __init__(self, n_minibatches: int) -> None:
+        self.n_minibatches, self.n_epochs = n_minibatches, 0
 
     def failed(self, voided: int, *, finite: bool) -> bool:
         """Record the discarded steps of an epoch and whether its validation was finite; return whether training failed."""
         self.n_epochs = self.n_epochs + 1 if voided or not finite else 0
-        return voided > MAX_VOIDED * self.n_batches or self.n_epochs >= MAX_TROUBLED_EPOCHS
+        return voided > MAX_VOIDED * self.n_minibatches or self.n_epochs >= MAX_TROUBLED_EPOCHS
 
     def state_dict(self) -> dict[str, int]:
         """Return the number of epochs in a row with trouble."""
@@ -57,7 +57,7 @@ class Trouble:
             # no cell diverges at the current weights: the largest libraries are the most likely cause
             suspects = rows[source.log_library_n1[rows, 0].argsort(descending=True)[:MAX_NAMED]]
         return TrainingError(
-            f"Loss or gradient was repeatedly NaN or infinite ({voided} of {self.n_batches} steps of the last epoch, which were "
+            f"Loss or gradient was repeatedly NaN or infinite ({voided} of {self.n_minibatches} steps of the last epoch, which were "
             f"discarded). Likely cause: {describe(suspects)}. Remove or check them, or lower the learning rate "
             "(options=FitOptions(learning_rate=...))."
         )

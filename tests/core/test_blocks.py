@@ -20,20 +20,20 @@ from vxpress.core.blocks import BLOCKS, DecoderInputs, NormalBlock, Posterior
 from vxpress.core.config import ModelConfig, PriorConfig, TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
-from vxpress.core.dispersion import draw, has_dispersions, most_likely
-from vxpress.core.fine_tuning import fine_tune
 from vxpress.core.inference.anomaly import evidence
 from vxpress.core.inference.gaps import gaps
 from vxpress.core.inference.importance import log_likelihood
 from vxpress.core.inference.posterior import Draws, encode, expected_expression
 from vxpress.core.inference.predictive_check import predictive_check
-from vxpress.core.masked import Missing, encode_masked
 from vxpress.core.model import VAE, build
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.objectives import ElboObjective, elbo, importance_terms
-from vxpress.core.surgery import extend, new_weights
+from vxpress.core.query.fine_tuning import fine_tune
+from vxpress.core.query.masked import Missing, encode_masked
+from vxpress.core.query.surgery import extend, new_weights
 from vxpress.core.training import train
+from vxpress.core.training.dispersion import draw, has_dispersions, most_likely
 from vxpress.core.training.evaluation import evaluate
 
 MakeCells = Callable[..., Cells]

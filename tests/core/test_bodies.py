@@ -18,7 +18,7 @@ from vxpress.core.config import DecoderName, LikelihoodName, ModelConfig, Norm, 
 from vxpress.core.data import Cells, gene_sums
 from vxpress.core.model import VAE, build
 from vxpress.core.noise import Noise
-from vxpress.core.surgery import new_weights
+from vxpress.core.query.surgery import new_weights
 from vxpress.core.training import train
 
 MakeCells = Callable[..., Cells]

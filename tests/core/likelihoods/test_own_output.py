@@ -37,8 +37,8 @@ from vxpress.core.likelihoods import (
     Sums,
     ToReadOut,
 )
-from vxpress.core.masked import Missing, encode_masked
 from vxpress.core.model import VAE, build
+from vxpress.core.query.masked import Missing, encode_masked
 from vxpress.core.readout import fit_readout
 from vxpress.core.training import Outcome, train
 

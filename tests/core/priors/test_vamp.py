@@ -19,7 +19,7 @@ from vxpress.core.networks import Noise
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.objectives import elbo
 from vxpress.core.priors import sampled_kl
-from vxpress.core.surgery import extend, new_weights
+from vxpress.core.query.surgery import extend, new_weights
 from vxpress.core.training.optimizer import Optimizer
 
 N, G, K = 30, 12, 5

@@ -11,9 +11,9 @@ from scanpy import logging as logg
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.query import Query
 from vxpress.bridge.read.prepare import MIN_CELLS
-from vxpress.core.fine_tuning import Completed, fine_tune
 from vxpress.core.inference.posterior import Encoded, encode
-from vxpress.core.masked import encode_masked
+from vxpress.core.query.fine_tuning import Completed, fine_tune
+from vxpress.core.query.masked import encode_masked
 from vxpress.core.split import split_cells
 
 VALIDATION_FRACTION = 0.1

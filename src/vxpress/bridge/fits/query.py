@@ -18,8 +18,8 @@ from vxpress.bridge.read.counts import CountData, read_counts
 from vxpress.bridge.read.library import TOLERANCE, log_library, read_library
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts, have_counts
-from vxpress.core.masked import Missing
-from vxpress.core.surgery import extend
+from vxpress.core.query.masked import Missing
+from vxpress.core.query.surgery import extend
 
 # with fewer than this share of the modelled genes, too little is known about a cell to predict the missing ones
 MIN_SHARE = 0.05

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from vxpress.core.blocks import Z
 from vxpress.core.config import TrainConfig
 from vxpress.core.data import Batch, Source, gene_sums, number_of_minibatches
-from vxpress.core.dispersion import has_dispersions, refit
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
@@ -22,6 +21,7 @@ from vxpress.core.objectives import OBJECTIVES, Means
 from vxpress.core.progress import Stage, stage
 from vxpress.core.training import state as training_state
 from vxpress.core.training.device import precision
+from vxpress.core.training.dispersion import has_dispersions, refit
 from vxpress.core.training.encoder_ahead import EncoderAhead
 from vxpress.core.training.evaluation import evaluate
 from vxpress.core.training.keeper import Keeper

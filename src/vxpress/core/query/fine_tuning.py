@@ -16,7 +16,7 @@ from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import elbo
 from vxpress.core.progress import steps
-from vxpress.core.surgery import new_weights
+from vxpress.core.query.surgery import new_weights
 from vxpress.core.whole_import import import_for_optimizers
 
 BATCH = 128

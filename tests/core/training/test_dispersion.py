@@ -12,10 +12,12 @@ import pytest
 import torch
 from scipy import optimize, sparse, stats
 
-from vxpress.core import dispersion, rule
+from vxpress.core import rule
 from vxpress.core.config import ModelConfig
 from vxpress.core.data import Cells, Counts
-from vxpress.core.dispersion import (
+from vxpress.core.inference.importance import log_likelihood
+from vxpress.core.model import VAE, build
+from vxpress.core.training.dispersion import (
     HIGHEST,
     LOWEST,
     PRIOR_SD,
@@ -27,8 +29,6 @@ from vxpress.core.dispersion import (
     refit,
     shifted,
 )
-from vxpress.core.inference.importance import log_likelihood
-from vxpress.core.model import VAE, build
 
 
 def _model(n_genes: int, **settings: object) -> VAE:
@@ -235,7 +235,7 @@ def test_a_refit_without_gain_on_held_out_cells_is_undone(
             raise KeyboardInterrupt
         return model.decoder.log_dispersion.detach() + (torch.nan if trouble == "nan" else -6.0)
 
-    monkeypatch.setattr(dispersion, "shifted", spoil)
+    monkeypatch.setattr("vxpress.core.training.dispersion.shifted", spoil)
     with pytest.raises(KeyboardInterrupt) if trouble == "interrupted" else nullcontext():
         assert refit(model, cells, torch.arange(150), torch.arange(150, 200), seed=0) == 0
     assert not model.decoder.log_dispersion.any()

@@ -21,7 +21,7 @@ from vxpress.core.likelihoods import Likelihood, Measured
 from vxpress.core.model import VAE
 from vxpress.core.networks import Encoder
 from vxpress.core.normal import DiagonalNormal
-from vxpress.core.surgery import forget_labels
+from vxpress.core.query.surgery import forget_labels
 
 CHUNK = 1024
 ROUNDS = 4

@@ -13,7 +13,7 @@ from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells
 from vxpress.core.model import VAE, build
-from vxpress.core.surgery import extend, forget_labels, new_weights
+from vxpress.core.query.surgery import extend, forget_labels, new_weights
 
 KNOWN, ADDED = (3, 2, 1), (2, 0, 1)
 BASE: dict[str, Any] = {

@@ -12,9 +12,9 @@ from scipy import sparse
 
 from vxpress.core.config import ModelConfig
 from vxpress.core.data import Cells, Counts
-from vxpress.core.fine_tuning import Completed, fine_tune
 from vxpress.core.model import VAE, build
-from vxpress.core.surgery import extend, new_weights
+from vxpress.core.query.fine_tuning import Completed, fine_tune
+from vxpress.core.query.surgery import extend, new_weights
 
 ADDED = (1,)
 CONFIGS = [

@@ -13,8 +13,8 @@ from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.data import Cells, Counts
 from vxpress.core.inference.posterior import encode
 from vxpress.core.likelihoods import Bernoulli, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
-from vxpress.core.masked import Missing, _Chunk, encode_masked
 from vxpress.core.model import VAE, build
+from vxpress.core.query.masked import Missing, _Chunk, encode_masked
 from vxpress.core.training import train
 
 MEANS = [1e-3, 0.1, 1.0, 7.0, 100.0, 3000.0]

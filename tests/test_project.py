@@ -114,3 +114,16 @@ def test_groups_are_the_extras():
         assert name in extras
         assert f"vxpress[{name}]" in entries
         assert all(isinstance(entry, dict) or entry == f"vxpress[{name}]" for entry in entries)
+
+
+def test_the_design_page_lists_every_folder_and_every_module_outside_them() -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    tree = page.split("```text\n", 1)[1].split("```", 1)[0]
+    package = ROOT / "src" / "vxpress"
+    modules = {path.name for path in package.rglob("*.py")}
+    folders = {path.name for path in package.rglob("*") if path.is_dir() and path.name != "__pycache__"}
+    named, named_folders = set(re.findall(r"\b\w+\.py\b", tree)), set(re.findall(r"\b(\w+)/", tree))
+    assert named <= modules
+    assert named_folders - {"src", "vxpress"} == folders
+    loose = {path.name for place in (package, package / "bridge", package / "core") for path in place.glob("*.py")}
+    assert loose - {"__init__.py", "__main__.py"} <= named

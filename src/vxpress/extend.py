@@ -7,7 +7,9 @@ So whoever uses the fit registers the same class first, typically by importing t
 
 from __future__ import annotations
 
-from typing import Literal
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 from vxpress.core import registration
 from vxpress.core.blocks import Block, DecoderInputs, NormalBlock, Posterior
@@ -93,7 +95,28 @@ __all__ = [
     "unregister",
 ]
 
+F = TypeVar("F", bound=Callable[..., Any])
 
+
+_SHARED = """replace
+    Whether to replace another class that was registered under this name. The same class, as after running a cell of a
+    notebook again, is replaced in any case. Names of the package cannot be replaced.
+
+Raises
+------
+TypeError
+    If the class has another base, constructor or name than is expected, or lacks a method; the message names it.
+ValueError
+    If the name is taken, or is not a name."""
+
+
+def _documented(register: F) -> F:
+    """Insert the part of the documentation that all functions share."""
+    register.__doc__ = inspect.cleandoc(register.__doc__ or "").replace("<replace and errors>", _SHARED)
+    return register
+
+
+@_documented
 def register_likelihood(name: str, cls: type[Likelihood], *, replace: bool = False) -> None:
     """Register a likelihood, so that ``vx.tl.fit_vae(adata, likelihood=name)`` fits with it.
 
@@ -105,16 +128,7 @@ def register_likelihood(name: str, cls: type[Likelihood], *, replace: bool = Fal
         Subclass of :class:`Likelihood`, or of one of the likelihoods of the package. It defines ``from_decoded``,
         ``log_prob``, ``mean``, ``variance``, ``zero_probability``, ``expected_log1p``, ``at``, ``steps`` and ``draw``,
         and ``log_rate`` if its location is a composition (``output = Shares()``, the default).
-    replace
-        Whether to replace another class that was registered under this name. The same class, as after running a cell of a
-        notebook again, is replaced in any case. Names of the package cannot be replaced.
-
-    Raises
-    ------
-    TypeError
-        If the class has another base, or lacks a method; the message names it.
-    ValueError
-        If the name is taken, or is not a name.
+    <replace and errors>
 
     Examples
     --------
@@ -137,6 +151,7 @@ def register_likelihood(name: str, cls: type[Likelihood], *, replace: bool = Fal
     registration.register("likelihood", name, cls, replace=replace)
 
 
+@_documented
 def register_prior(name: str, cls: type[Prior], *, replace: bool = False) -> None:
     """Register a prior of z, so that ``vx.tl.fit_vae(adata, prior=name)`` fits with it.
 
@@ -148,16 +163,7 @@ def register_prior(name: str, cls: type[Prior], *, replace: bool = False) -> Non
         Subclass of :class:`Prior`, built as ``cls(config, n_latent, n_inputs)``. It defines ``conditional_log_prob`` and
         ``conditional_sample``, or ``log_prob`` and ``sample`` if conditions have no effect. Its options are a frozen
         dataclass ``Options`` in the class, and are given as ``options=vx.tl.FitOptions(prior_options={...})``.
-    replace
-        Whether to replace another class that was registered under this name. The same class, as after running a cell of a
-        notebook again, is replaced in any case. Names of the package cannot be replaced.
-
-    Raises
-    ------
-    TypeError
-        If the class has another base or constructor, or lacks a method; the message names it.
-    ValueError
-        If the name is taken, or is not a name.
+    <replace and errors>
 
     Examples
     --------
@@ -180,6 +186,7 @@ def register_prior(name: str, cls: type[Prior], *, replace: bool = False) -> Non
     registration.register("prior", name, cls, replace=replace)
 
 
+@_documented
 def register_decoder(name: str, cls: type[Body], *, replace: bool = False) -> None:
     """Register a decoder body, so that ``vx.tl.fit_vae(adata, options=vx.tl.FitOptions(decoder=name))`` fits with it.
 
@@ -192,16 +199,7 @@ def register_decoder(name: str, cls: type[Body], *, replace: bool = False) -> No
         which maps z and the condition vector to that many features per cell. Its options are a frozen dataclass
         ``Options`` in the class; ``config.decoder_options`` holds them, and they are given as
         ``options=vx.tl.FitOptions(decoder=name, decoder_options={...})``.
-    replace
-        Whether to replace another class that was registered under this name. The same class, as after running a cell of a
-        notebook again, is replaced in any case. Names of the package cannot be replaced.
-
-    Raises
-    ------
-    TypeError
-        If the class has another base or constructor, or lacks a method; the message names it.
-    ValueError
-        If the name is taken, or is not a name.
+    <replace and errors>
 
     Examples
     --------
@@ -225,6 +223,7 @@ def register_decoder(name: str, cls: type[Body], *, replace: bool = False) -> No
     registration.register("decoder", name, cls, replace=replace)
 
 
+@_documented
 def register_block(name: str, cls: type[Block], *, replace: bool = False) -> None:
     """Register a latent block, so that ``vx.tl.fit_vae(adata, options=vx.tl.FitOptions(blocks=(name,)))`` fits with it.
 
@@ -238,16 +237,7 @@ def register_block(name: str, cls: type[Block], *, replace: bool = False) -> Non
         Subclass of :class:`Block` or :class:`NormalBlock`, built as ``cls(config, n_condition)``. It defines ``enter``, which
         changes the inputs of the decoder, and its prior: ``prior`` with a :class:`NormalBlock`, otherwise ``log_prior``,
         ``prior_mean`` and ``sample_prior``.
-    replace
-        Whether to replace another class that was registered under this name. The same class, as after running a cell of a
-        notebook again, is replaced in any case. Names of the package cannot be replaced.
-
-    Raises
-    ------
-    TypeError
-        If the class has another base, name or constructor, or lacks a method; the message names it.
-    ValueError
-        If the name is taken, or is not a name.
+    <replace and errors>
 
     Examples
     --------
@@ -272,6 +262,7 @@ def register_block(name: str, cls: type[Block], *, replace: bool = False) -> Non
     registration.register("block", name, cls, replace=replace)
 
 
+@_documented
 def register_objective(name: str, cls: type[Objective], *, replace: bool = False) -> None:
     """Register a training objective, so that ``vx.tl.fit_vae(adata, objective=name)`` fits with it.
 
@@ -282,16 +273,7 @@ def register_objective(name: str, cls: type[Objective], *, replace: bool = False
     cls
         Subclass of :class:`Objective`, built as ``cls(config, model)``. It defines ``terms``, ``loss`` and ``final``. A
         subclass of :class:`ElboObjective` also has its floors and schedules.
-    replace
-        Whether to replace another class that was registered under this name. The same class, as after running a cell of a
-        notebook again, is replaced in any case. Names of the package cannot be replaced.
-
-    Raises
-    ------
-    TypeError
-        If the class has another base or constructor, or lacks a method; the message names it.
-    ValueError
-        If the name is taken, or is not a name.
+    <replace and errors>
 
     Examples
     --------
@@ -317,6 +299,7 @@ def register_objective(name: str, cls: type[Objective], *, replace: bool = False
     registration.register("objective", name, cls, replace=replace)
 
 
+@_documented
 def register_source(name: str, cls: type[Source], *, replace: bool = False) -> None:
     """Register a data source, so that ``vx.tl.fit_vae(adata, options=vx.tl.FitOptions(source=name))`` trains from it.
 
@@ -330,16 +313,7 @@ def register_source(name: str, cls: type[Source], *, replace: bool = False) -> N
     cls
         Subclass of :class:`Source`. It defines ``of``, which makes a source of cells that were read, ``n_genes`` and
         ``read``.
-    replace
-        Whether to replace another class that was registered under this name. The same class, as after running a cell of a
-        notebook again, is replaced in any case. Names of the package cannot be replaced.
-
-    Raises
-    ------
-    TypeError
-        If the class has another base, or lacks a method; the message names it.
-    ValueError
-        If the name is taken, or is not a name.
+    <replace and errors>
 
     Examples
     --------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 
 import numpy as np
 from anndata import AnnData
@@ -69,7 +68,7 @@ def own_counts_of(adata: AnnData, stored: StoredCells, layer: str | Unset | None
     if not fit.model.infers_library:
         return counts
     # mu refers to the inferred size factor, which is not a sum of counts
-    return replace(counts, log_library_n1=log_library(stored_library(adata, stored.keys)))
+    return counts.with_library(log_library(stored_library(adata, stored.keys)))
 
 
 def check_form(fit: Fit, dtype: FloatName, drop_below: float | None) -> None:

@@ -91,11 +91,7 @@ def read_scored(adata: AnnData, fit: Fit, layer: str | Unset | None) -> Cells:
     """Read cells with counts, in the gene order of the fit, for their count distribution."""
     query = read_query(adata, fit, layer, labels=needs_labels(fit))
     # a latent library is sampled and needs no size factor
-    return (
-        query.cells
-        if fit.model.infers_library
-        else replace(query.cells, log_library_n1=log_library_of(query.observed_n))
-    )
+    return query.cells if fit.model.infers_library else query.cells.with_library(log_library_of(query.observed_n))
 
 
 def log_library_of(library_n: np.ndarray) -> torch.Tensor:

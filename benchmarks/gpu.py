@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -146,7 +147,7 @@ def runs_of(adata: AnnData, likelihood: str, epochs: int) -> dict[str, Callable[
     device = torch.device("cuda")
     cells = as_cells(adata)
     resident, on_host = (place(cells, device, source) for source in ("resident", "streamed"))
-    default = preset_settings().batch_size
+    default = preset_settings().sized(adata.n_obs).batch_size
     return {
         f"scvi-tools, {SCVI_BATCH}": Scvi(adata.copy(), likelihood, SCVI_BATCH, epochs),
         f"ours, {SCVI_BATCH}": Ours(resident, likelihood, SCVI_BATCH, epochs),
@@ -177,7 +178,9 @@ def main() -> None:
     adata = simulated(args.cells, args.genes)
     card = torch.cuda.get_device_properties(0)
     print(f"{args.cells} x {args.genes} on {card.name}")
-    rows = []
+    settings = {"cells": args.cells, "genes": args.genes, "epochs": args.epochs}
+    settings |= {"card": card.name, "cuda": torch.version.cuda}
+    rows: list[dict[str, Any]] = []
     for likelihood in args.likelihoods:
         runs = runs_of(adata, likelihood, args.epochs)
         speeds = alternate(runs, args.repeats)
@@ -194,6 +197,8 @@ def main() -> None:
                     "not captured because": run.failure,
                 }
             )
+        # after each, so that an interrupted run keeps what it measured
+        print(save("gpu", settings | {"rows": rows}))
     table = pd.DataFrame(
         [
             {
@@ -207,8 +212,6 @@ def main() -> None:
         ]
     )
     print(table.to_string(index=False))
-    settings = {"cells": args.cells, "genes": args.genes, "epochs": args.epochs}
-    print(save("gpu", settings | {"card": card.name, "cuda": torch.version.cuda, "rows": rows}))
 
 
 if __name__ == "__main__":

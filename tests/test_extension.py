@@ -562,6 +562,17 @@ def test_names_are_checked(name: str, replace: bool, message: str) -> None:
         extend.register_likelihood(name, _subclass(Geometric), replace=replace)
 
 
+@pytest.mark.parametrize("name", ["var", "activity_var"])
+def test_a_block_does_not_take_the_slot_of_a_variance(name: str) -> None:
+    with pytest.raises(ValueError, match="holds the posterior variance of z or of a block. Choose another name"):
+        extend.register_block(name, _subclass(Activity, name=name))
+
+
+def test_an_unknown_block_lists_those_that_can_be_switched_on(adata: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match="blocks='x' is not known; choose one of 'activity'"):
+        vx.tl.fit_vae(adata, options=Options(blocks=("x",)))
+
+
 def test_a_class_of_the_package_cannot_be_removed() -> None:
     with pytest.raises(ValueError, match="The likelihood 'nb' belongs to the package and cannot be removed"):
         extend.unregister("likelihood", "nb")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from typing import get_args
 
@@ -19,5 +20,6 @@ def check_range(name: str, value: float, low: float, high: float, *, integer: bo
     ok_type = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
     if not ok_type or not low <= value <= high:
         kind = "a whole number" if integer else "a number"
-        msg = f"{name}={value!r} was given; {kind} from {low:g} to {high:g} is expected."
+        limits = "" if low == -math.inf and high == math.inf else f" from {low:g} to {high:g}"
+        msg = f"{name}={value!r} was given; {kind}{limits} is expected."
         raise ValueError(msg)

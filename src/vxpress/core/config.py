@@ -91,6 +91,7 @@ class NetworkOptions(Generic[U]):
         """Names of further latent variables of each cell, next to z, that were registered with
         :func:`vxpress.extend.register_block`.""",
         registry=BLOCKS,
+        own=True,
         since="0.2.0",
     )
 

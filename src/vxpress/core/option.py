@@ -29,8 +29,8 @@ U = TypeVar("U")
 class Declaration:
     """What an option declares besides name, type and default.
 
-    Numbers are from ``low`` to ``high``. Names are those of ``registry``, otherwise those of the ``Literal`` that is the
-    type. ``label`` is the name in messages if it differs. An option with ``since``, the first release that stored it, is
+    Numbers are from ``low`` to ``high``. Names are those of ``registry`` (messages offer only those from outside the
+    package if ``own``), otherwise those of the ``Literal`` that is the type. ``label`` is the name in messages if it differs. An option with ``since``, the first release that stored it, is
     not stored while it has its default, which is also what a stored fit without it has. ``applies`` returns whether the
     option has an effect with given settings, ``needs`` is what to pass so that it does. ``text`` documents it.
 
@@ -42,6 +42,7 @@ class Declaration:
     low: float | None = None
     high: float | None = None
     registry: Registry[Any] | None = None
+    own: bool = False
     label: str | None = None
     since: str | None = None
     of: str | None = None
@@ -145,7 +146,7 @@ def _checked(f: Field[Any], value: Any, hint: Any) -> Any:
         value = (value,) if isinstance(value, str) else tuple(value)
     if declared.registry is not None:
         for one in value if several else (value,):
-            declared.registry.check(one, label)
+            declared.registry.check(one, label, own=declared.own)
     elif get_origin(kind) is Literal:
         check_choice(label, value, kind)
     elif kind is bool and not isinstance(value, bool):
@@ -210,13 +211,15 @@ def check_offered(kind: type[Options], given: object, argument: str, owner: str)
             )
             msg = f"{argument} holds {name!r}, which is not an option of {owner}. {hint if known else 'It has none.'}"
             raise ValueError(msg)
-        _check_type(f"{argument}: {name}", value, kind_of(hints(kind)[name]))
+        _check_type(f"{argument}: {name}", value, kind_of(hints(kind)[name]), declaration(_field(kind, name)))
 
 
-def _check_type(label: str, value: Any, kind: Any) -> None:
-    """Raise ``ValueError`` unless a value has the type of an option, if that is a scalar."""
+def _check_type(label: str, value: Any, kind: Any, declared: Declaration) -> None:
+    """Raise ``ValueError`` unless a value has the type of an option, and is in its range, if that is a scalar."""
     if kind in (int, float):
-        check_range(label, value, -math.inf, math.inf, integer=kind is int)
+        low = -math.inf if declared.low is None else declared.low
+        high = math.inf if declared.high is None else declared.high
+        check_range(label, value, low, high, integer=kind is int)
     elif kind in (bool, str) and not isinstance(value, kind):
         msg = f"{label}={value!r} was given; {'True or False' if kind is bool else 'a string'} is expected."
         raise ValueError(msg)

@@ -164,6 +164,9 @@ def _check_block(what: str, name: str, cls: type[Block]) -> None:
     if getattr(cls, "name", None) != name:
         msg = f"{what}: {cls.__name__}.name is {getattr(cls, 'name', None)!r}; the name it is registered under is expected: name = {name!r}."
         raise TypeError(msg)
+    if name == "var" or name.endswith("_var"):
+        msg = f"{what}: a slot whose name ends in 'var' holds the posterior variance of z or of a block. Choose another name."
+        raise ValueError(msg)
 
 
 def _missing_in_objective(cls: type[Objective]) -> list[str]:

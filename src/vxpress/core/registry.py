@@ -80,11 +80,17 @@ class Registry(Mapping[str, T], Generic[T]):
         del self._entries[name]
         self._own.discard(name)
 
-    def check(self, name: object, argument: str | None = None) -> None:
-        """Raise ``NotRegisteredError`` unless ``name`` is registered; the message calls the option ``argument``."""
+    def check(self, name: object, argument: str | None = None, *, own: bool = False) -> None:
+        """Raise ``NotRegisteredError`` unless ``name`` is registered; the message calls the option ``argument``.
+
+        With ``own``, it offers only classes from outside the package.
+        """
         if not isinstance(name, str) or name not in self._entries:
-            msg = f"{argument or self.kind}={name!r} is not known; choose one of {', '.join(map(repr, self))}."
-            raise NotRegisteredError(msg, self.kind, str(name))
+            error = NotRegisteredError("", self.kind, str(name))
+            choices = ", ".join(repr(known) for known in self if not own or self.is_own(known))
+            advice = f"choose one of {choices}" if choices else f"none is registered, see vx.extend.{error.function}"
+            error.args = (f"{argument or self.kind}={name!r} is not known; {advice}.",)
+            raise error
 
 
 LIKELIHOODS: Registry[Any] = Registry("likelihood", home="vxpress.core.likelihoods")

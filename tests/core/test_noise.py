@@ -1,13 +1,14 @@
-"""Random numbers continue where a stored state ends."""
+"""Random numbers continue where a stored state ends; dropout keeps its share."""
 
 from __future__ import annotations
 
 import io
 
 import numpy as np
+import pytest
 import torch
 
-from vxpress.core.noise import Noise
+from vxpress.core.noise import Noise, keep_limit
 
 
 def test_a_loaded_state_continues_with_the_same_numbers() -> None:
@@ -32,3 +33,9 @@ def test_a_state_is_not_changed_by_later_draws() -> None:
     noise.bits(4, 4)
     noise.normal_like(torch.zeros(4))
     assert all(torch.equal(value, state[name]) for name, value in before.items())
+
+
+def test_dropout_masks_keep_the_expected_share() -> None:
+    mask = Noise(0).dropout(torch.empty(1000, 100), 0.9)
+    assert mask.unique().tolist() == [0.0, pytest.approx((1 << 16) / keep_limit(0.9))]
+    assert float(mask.mean()) == pytest.approx(1.0, abs=0.01)

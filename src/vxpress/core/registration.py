@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
+from inspect import getattr_static
 from typing import Any
 
 from torch.distributions import Distribution
@@ -108,15 +109,11 @@ def _missing_in_likelihood(cls: type[Likelihood]) -> list[str]:
         own.append("log_rate")
     if cls.gamma_rate:
         own.append("rate_update")
-    missing = [name for name in own if _function(cls, name) is _function(Likelihood, name)]
+    # properties and class methods are compared without binding them to the class
+    missing = [name for name in own if getattr_static(cls, name) is getattr_static(Likelihood, name)]
     missing += _same(cls, Distribution, "log_prob", "mean", "variance")
     # sample() calls draw()
     return missing + (_same(cls, Likelihood, "draw") if cls.sample is Likelihood.sample else [])
-
-
-def _function(cls: type, name: str) -> object:
-    """Return a method or property without binding it to the class."""
-    return inspect.getattr_static(cls, name)
 
 
 def _check_likelihood(what: str, name: str, cls: Any) -> None:

@@ -186,7 +186,7 @@ def _drawable(adata: AnnData, colors: tuple[str | None, ...], kwargs: Mapping[st
     genes = adata.var_names if symbols is None else adata.var[symbols]
     copied = adata[:, genes.isin([name for name in colors if name is not None])].copy()
     if not array:
-        copied.obsm[positions] = get_array(adata, positions, "sc.tl.umap(adata) writes a UMAP again.")
+        copied.obsm[positions] = get_array(adata.obsm, positions, "sc.tl.umap(adata) writes a UMAP again.")
     return copied
 
 

@@ -205,8 +205,8 @@ def _latent(cells: AnnData, path: AnnData, keys: Keys) -> np.ndarray:
     if keys.latent not in cells.obsm:
         msg = f"cells.obsm has no {keys.latent!r}. Pass the AnnData that was fitted, or write it with vx.tl.encode(cells, model=...)."
         raise KeyError(msg)
-    mean_nd = get_array(cells, keys.latent, "Write it again: vx.tl.encode(cells, model=...).").astype(np.float64)
-    d = get_array(path, keys.latent, "Make the path again: vx.tl.interpolate.").shape[1]
+    mean_nd = get_array(cells.obsm, keys.latent, "Write it again: vx.tl.encode(cells, model=...).").astype(np.float64)
+    d = get_array(path.obsm, keys.latent, "Make the path again: vx.tl.interpolate.").shape[1]
     if mean_nd.shape[1] != d or not len(mean_nd):
         msg = (
             f"cells.obsm[{keys.latent!r}] has shape {mean_nd.shape}, but the path has {d} dimensions. Pass the AnnData of the fit "
@@ -217,7 +217,7 @@ def _latent(cells: AnnData, path: AnnData, keys: Keys) -> np.ndarray:
 
 
 def _draw_plane(ax: Axes, path: AnnData, mean_nd: np.ndarray, keys: Keys) -> None:
-    path_sd = get_array(path, keys.latent, "Make the path again: vx.tl.interpolate.").astype(np.float64)
+    path_sd = get_array(path.obsm, keys.latent, "Make the path again: vx.tl.interpolate.").astype(np.float64)
     way = path_sd[-1] - path_sd[0]
     along = way / np.linalg.norm(way)
     centred = mean_nd - mean_nd.mean(0)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from vxpress.bridge.read.columns import as_array, as_mask, find_column, get_categories, get_numbers, is_mask
+from vxpress.bridge.read.columns import as_mask, find_column, get_array, get_categories, get_numbers, is_mask
 
 OBS = pd.DataFrame({"batch": list("aabb"), "age": [1.0, 2.0, 3.0, 4.5]})
 
@@ -97,19 +97,19 @@ def test_arrays_are_read_from_any_container() -> None:
         pd.DataFrame(z),
         pd.DataFrame(z, dtype="Float32"),
     ):
-        np.testing.assert_array_equal(as_array({"X": value}, "X", "Write."), z)
+        np.testing.assert_array_equal(get_array({"X": value}, "X", "Write."), z)
     z.flags.writeable = False
-    assert as_array({"X": z}, "X", "Write.").flags.writeable
+    assert get_array({"X": z}, "X", "Write.").flags.writeable
     for value in (np.array([["a", "b"]]), pd.DataFrame({"a": ["x"]}), np.zeros(3), np.zeros((3, 2, 1))):
         with pytest.raises(ValueError, match=r"obsm\['X'\].*Write\."):
-            as_array({"X": value}, "X", "Write.")
+            get_array({"X": value}, "X", "Write.")
 
 
 def test_regular_awkward_arrays_are_read() -> None:
     ak = pytest.importorskip("awkward")
-    np.testing.assert_array_equal(as_array({"X": ak.Array([[1.0, 2.0], [3.0, 4.0]])}, "X", ""), [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(get_array({"X": ak.Array([[1.0, 2.0], [3.0, 4.0]])}, "X", ""), [[1, 2], [3, 4]])
     with pytest.raises(ValueError, match=r"obsm\['X'\]"):
-        as_array({"X": ak.Array([[1.0], [3.0, 4.0]])}, "X", "")
+        get_array({"X": ak.Array([[1.0], [3.0, 4.0]])}, "X", "")
 
 
 def test_anndata_accepts_repeated_columns() -> None:

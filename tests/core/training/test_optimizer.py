@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vxpress.core import rule
 from vxpress.core.config import OptimizerName, TrainConfig
-from vxpress.core.training.optimizer import BETAS, Optimizer, TorchAdam
+from vxpress.core.training.optimizer import BETAS, Optimizer, TorchAdam, one_cycle
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
@@ -98,3 +99,65 @@ def test_a_loaded_state_continues_with_the_same_steps(saved_plain: bool, loaded_
     for p, q in zip(resumed.parameters, whole.parameters, strict=True):
         torch.testing.assert_close(p, q, rtol=0.0 if exact else 1e-5, atol=0.0 if exact else 1e-6)
     assert resumed.lr == whole.lr
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_compiled_optimizer_equals_torchs(kind: OptimizerName, max_grad_norm: float, threads: int) -> None:
+    config = TrainConfig(
+        max_epochs=1, optimizer=kind, learning_rate=0.05, weight_decay=0.01, adam_eps=1e-3, max_grad_norm=max_grad_norm
+    )
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(5, 3, generator=generator), torch.randn(4, 6, generator=generator).t()]
+    mine, theirs = ([nn.Parameter(w.clone()) for w in start] for _ in range(2))
+    optimizer = Optimizer(config, mine, 12)
+    reference = (torch.optim.AdamW if kind == "adamw" else torch.optim.Adam)(
+        theirs, lr=0.05, weight_decay=0.01, eps=1e-3
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(reference, 0.05, total_steps=13)
+    torch.set_num_threads(threads)
+    for _ in range(12):
+        gradients = [torch.randn(w.shape, generator=generator) for w in start]
+        for p, q, g in zip(mine, theirs, gradients, strict=True):
+            assert p.grad is not None
+            p.grad.copy_(g)
+            q.grad = g.clone()
+        if max_grad_norm:
+            nn.utils.clip_grad_norm_(theirs, max_grad_norm)
+        assert optimizer.lr == pytest.approx(reference.param_groups[0]["lr"], rel=1e-6)
+        optimizer.step(torch.zeros(()))
+        reference.step()
+        schedule.step()
+        for p, q in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+            assert not p.grad.any()  # type: ignore[union-attr]
+    torch.set_num_threads(1)
+    optimizer.release()
+    assert all(p.grad is None and not hasattr(p, "grad_sink") for p in mine)
+    assert mine[0].untyped_storage().nbytes() == mine[0].numel() * 4
+
+
+def test_both_optimizers_discard_a_step_that_is_not_finite() -> None:
+    for plain in (False, True):
+        p = nn.Parameter(torch.ones(3))
+        with rule.plain() if plain else torch.enable_grad():
+            optimizer = Optimizer(TrainConfig(max_epochs=1), [p], 5)
+        for loss, gradient in ((np.nan, 1.0), (0.0, np.inf)):
+            p.grad.fill_(gradient)  # type: ignore[union-attr]
+            assert float(optimizer.step(torch.tensor(loss))) == 1
+            assert torch.equal(p, torch.ones(3))
+            assert not p.grad.any()  # type: ignore[union-attr]
+
+
+def test_one_cycle_equals_torchs() -> None:
+    p = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adam([p], lr=0.3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=101)
+    for step in range(101):
+        lr, momentum = one_cycle(step, 100)
+        group = optimizer.param_groups[0]
+        assert (0.3 * lr, momentum) == pytest.approx((group["lr"], group["betas"][0]), rel=1e-9), step
+        if step < 100:
+            optimizer.step()
+            schedule.step()

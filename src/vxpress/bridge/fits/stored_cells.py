@@ -54,7 +54,7 @@ def stored_posterior(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, 
         msg = f"adata.obsm lacks {missing}. Write the posterior of these cells with vx.tl.encode(adata, model=...)."
         raise KeyError(msg)
     rewrite = "Write it again with vx.tl.encode(adata, model=...)."
-    mean_nd, var_nd = (get_array(adata, name, rewrite) for name in (keys.latent, keys.latent_var))
+    mean_nd, var_nd = (get_array(adata.obsm, name, rewrite) for name in (keys.latent, keys.latent_var))
     expected = (adata.n_obs, fit.params.model.n_latent)
     if mean_nd.shape != expected or var_nd.shape != expected:
         msg = (

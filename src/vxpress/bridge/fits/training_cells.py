@@ -19,11 +19,12 @@ from vxpress.bridge.fits.open_files import SUFFIX
 from vxpress.bridge.fits.results import is_fit
 from vxpress.bridge.fits.stored_cells import stored_split
 from vxpress.bridge.fits.weights import stored_weights
-from vxpress.bridge.read.columns import as_array, get_array
+from vxpress.bridge.read.columns import get_array
 
 FITTED = ("train", "validation")
 # fewest cells to learn a prior from, and to judge it on
 MIN_TRAIN, MIN_VALIDATION = 20, 5
+REWRITE = "Write it again: vx.tl.encode(adata)."
 
 
 def fitted_cells(adata: AnnData, fit: Fit, keys: Keys) -> np.ndarray:
@@ -86,7 +87,7 @@ def training_latent(adata: AnnData, model: Model, fit: Fit, keys: Keys) -> tuple
         raise KeyError(msg)
     mean_nd, split_n = stored
     if mean_nd.shape != (len(split_n), fit.params.model.n_latent) or not np.isfinite(mean_nd).all():
-        msg = f"obsm[{keys.latent!r}] has shape {mean_nd.shape} or holds NaN: it belongs to another fit. Write it again: vx.tl.encode(adata)."
+        msg = f"obsm[{keys.latent!r}] has shape {mean_nd.shape} or holds NaN: it belongs to another fit. {REWRITE}"
         raise ValueError(msg)
     return mean_nd[split_n == "train"], mean_nd[split_n == "validation"]
 
@@ -95,7 +96,7 @@ def _of_adata(adata: AnnData, keys: Keys) -> tuple[np.ndarray, np.ndarray] | Non
     split_n = stored_split(adata, keys)
     if split_n is None or keys.latent not in adata.obsm:
         return None
-    return get_array(adata, keys.latent, "Write it again: vx.tl.encode(adata)."), split_n
+    return get_array(adata.obsm, keys.latent, REWRITE), split_n
 
 
 def _of_file(path: Path, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
@@ -111,4 +112,4 @@ def _of_group(group: Any, keys: Keys) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     split = np.asarray(read_elem(group["obs"][keys.split]), dtype=object)
     obsm = {keys.latent: read_elem(group["obsm"][keys.latent])}
-    return as_array(obsm, keys.latent, "Write it again: vx.tl.encode(adata)."), split
+    return get_array(obsm, keys.latent, REWRITE), split

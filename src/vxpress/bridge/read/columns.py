@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from scipy import sparse
 
 from vxpress._keys import LIBRARY_SIZE
@@ -176,13 +175,8 @@ def _as_column(values: Any) -> pd.Series:
     return pd.Series(values) if typed else pd.Series(list(values), dtype=object)
 
 
-def get_array(adata: AnnData, key: str, rewrite: str) -> np.ndarray:
+def get_array(obsm: Mapping[str, Any], key: str, rewrite: str) -> np.ndarray:
     """Return an entry of ``obsm`` of any type as a float32 array; ``rewrite`` is the call that writes it again."""
-    return as_array(adata.obsm, key, rewrite)
-
-
-def as_array(obsm: Mapping[str, Any], key: str, rewrite: str) -> np.ndarray:
-    """Return the same from any mapping."""
     value = obsm[key]
     try:
         if sparse.issparse(value):

@@ -1,0 +1,89 @@
+"""The gradient in closed form, compared with autograd."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vxpress.core import rule
+from vxpress.core.config import ModelConfig, TrainConfig
+from vxpress.core.data import Cells
+from vxpress.core.model import build
+from vxpress.core.noise import Noise
+from vxpress.core.objectives import elbo
+from vxpress.core.training import closed_form, train
+from vxpress.core.training.optimizer import Optimizer
+
+MakeCells = Callable[..., Cells]
+
+
+STEPS = {
+    "plain": {},
+    "zinb": {"likelihood": "zinb", "dropout": 0.0},
+    "covariates": {"n_categories": (3,), "has_batch": True, "condition_output": True, "encode_covariates": True},
+    "per batch": {"n_categories": (3,), "has_batch": True, "dispersion": "gene-batch", "remainder": True},
+    "reference": {"likelihood": "zinb", "bias_before_norm": True},
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_without_autograd_gives_the_same_gradient(make_cells: MakeCells, name: str) -> None:
+    cells = make_cells(60, 20, n_batches=3)
+    cells = replace(cells, counts=_sparser(cells))
+    config = ModelConfig(n_genes=20, n_latent=3, n_hidden=12, norm="batch", **{"condition_output": False} | STEPS[name])  # type: ignore[arg-type]
+    model, batch = build(config, 0).train(), cells.batch(torch.arange(5, 45))
+    twin = copy.deepcopy(model)
+    assert closed_form.covers(model, cells, TrainConfig(max_epochs=1))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = Optimizer(TrainConfig(max_epochs=1), parameters, 10)
+    reconstruction, kl, loss = closed_form.ClosedForm(model, Noise(3))(batch, 0.4)
+    with rule.plain():
+        terms = elbo(twin, batch, Noise(3))
+        expected = -terms.value(0.4).mean()
+        expected.backward()
+    torch.testing.assert_close(float(loss), float(expected.detach()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reconstruction, float(terms.reconstruction_n.sum().detach()), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(kl, float(terms.kl["z"].sum().detach()), rtol=1e-5, atol=1e-4)
+    for (label, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if p.requires_grad:
+            assert p.grad is not None
+            expected_grad = torch.zeros_like(q) if q.grad is None else q.grad
+            scale = 1e-4 * float(expected_grad.abs().max()) + 1e-6
+            np.testing.assert_allclose(p.grad, expected_grad, rtol=1e-3, atol=scale, err_msg=label)
+    for value, other in zip(model.buffers(), twin.buffers(), strict=True):
+        if value.dim():
+            torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)
+    optimizer.release()
+
+
+def _sparser(cells: Cells):
+    """Return the same counts with most genes set to zero, so that the sparse form runs."""
+    from scipy import sparse
+
+    from vxpress.core.data import Counts
+
+    x = cells.counts.dense(torch.arange(len(cells))).numpy()
+    x[:, np.arange(x.shape[1]) % 4 != 0] = 0
+    return Counts.from_scipy(sparse.csr_matrix(x))
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
+def test_compiled_and_plain_training_give_the_same_model(make_cells: MakeCells, likelihood: str) -> None:
+    cells = make_cells(200, 20)
+    cells = replace(cells, counts=_sparser(cells))
+    rows, ends = torch.arange(200), []
+    config = ModelConfig(
+        n_genes=20, n_latent=3, n_hidden=16, norm="batch", likelihood=likelihood, condition_output=False
+    )  # type: ignore[arg-type]
+    for plain in (False, True):
+        model = build(config, 0)
+        model.start_from(cells, rows)
+        with rule.plain() if plain else torch.enable_grad():
+            outcome = train(model, cells, rows[40:], rows[:40], TrainConfig(max_epochs=10, batch_size=32), seed=0)
+        ends.append(outcome.history["elbo_validation"])
+    np.testing.assert_allclose(*ends, rtol=2e-3)

@@ -573,6 +573,29 @@ def test_an_unknown_block_lists_those_that_can_be_switched_on(adata: ad.AnnData)
         vx.tl.fit_vae(adata, options=Options(blocks=("x",)))
 
 
+def test_only_one_block_infers_the_size_factor(adata: ad.AnnData) -> None:
+    extend.register_block("size", _subclass(Activity, name="size", infers_library=True))
+    try:
+        with pytest.raises(ValueError, match="'library' and 'size' are latent blocks that infer the size factor"):
+            vx.tl.fit_vae(adata, library="latent", options=Options(blocks=("size",)))
+    finally:
+        extend.unregister("block", "size")
+
+
+def test_a_decoder_that_does_not_name_its_conditioned_weights_says_so_at_a_new_category(adata: ad.AnnData) -> None:
+    extend.register_decoder("silent", _subclass(Powers, conditioned=extend.Body.conditioned))
+    try:
+        query = adata[:30].copy()
+        query.obs["batch"] = "new"
+        vx.tl.fit_vae(adata, "batch", **QUICK, options=Options(decoder="silent"))
+        with pytest.raises(
+            ValueError, match=r"weight 'decoder\.body\.linear\.weight' depend .* conditioned\(\) of its class"
+        ):
+            vx.tl.encode(query, adata)
+    finally:
+        extend.unregister("decoder", "silent")
+
+
 def test_a_class_of_the_package_cannot_be_removed() -> None:
     with pytest.raises(ValueError, match="The likelihood 'nb' belongs to the package and cannot be removed"):
         extend.unregister("likelihood", "nb")

@@ -156,6 +156,10 @@ class ModelConfig(Network):
             if wrong:
                 msg = f"blocks={self.blocks!r} names {wrong}, which other settings switch on, or twice. Leave them out of blocks=."
                 raise ValueError(msg)
+            sizes = [name for name, block in BLOCKS.items() if block.infers_library and block.applies(self)]
+            if len(sizes) > 1:
+                msg = f"{' and '.join(map(repr, sizes))} are latent blocks that infer the size factor of a cell; only one can. Leave one out."
+                raise ValueError(msg)
 
     @property
     def n_batches(self) -> int:

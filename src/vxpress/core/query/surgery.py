@@ -42,6 +42,12 @@ def extend(model: VAE, added: Sequence[int], learned: Sequence[np.ndarray] | Non
         elif value.shape == fresh[name].shape:
             state[name] = value
         else:
+            if value.shape[1:] != fresh[name].shape[1:]:
+                msg = (
+                    f"The columns of the weight {name!r} depend on the number of categories, so new ones cannot be added: the method "
+                    "conditioned() of its class has to yield its name, and its last columns have to belong to the condition vector."
+                )
+                raise ValueError(msg)
             state[name] = _with_batches(model, name, len(fresh[name]), share[0])
     new.load_state_dict(state | _embeddings(model, new, share))
     return new.eval()

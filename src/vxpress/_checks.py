@@ -20,6 +20,9 @@ def check_range(name: str, value: float, low: float, high: float, *, integer: bo
     ok_type = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
     if not ok_type or not low <= value <= high:
         kind = "a whole number" if integer else "a number"
-        limits = "" if low == -math.inf and high == math.inf else f" from {low:g} to {high:g}"
-        msg = f"{name}={value!r} was given; {kind}{limits} is expected."
+        if math.isfinite(low) and math.isfinite(high):
+            kind += f" from {low:g} to {high:g}"
+        elif math.isfinite(low) or math.isfinite(high):
+            kind += f" of at least {low:g}" if math.isfinite(low) else f" of at most {high:g}"
+        msg = f"{name}={value!r} was given; {kind} is expected."
         raise ValueError(msg)

@@ -143,3 +143,20 @@ def test_every_option_can_be_left_out_and_is_documented_by_its_text() -> None:
 def test_what_was_given_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         Given().width = 3  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class OneSided:
+    at_least: float = option(1.0, low=0.1)
+    at_most: int = option(1, high=3)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def test_a_range_may_be_open_on_one_side() -> None:
+    assert OneSided(at_least=1e9, at_most=-5) == OneSided(1e9, -5)
+    with pytest.raises(ValueError, match=r"at_least=0\.0 was given; a number of at least 0\.1 is expected"):
+        OneSided(at_least=0.0)
+    with pytest.raises(ValueError, match="at_most=4 was given; a whole number of at most 3 is expected"):
+        OneSided(at_most=4)

@@ -29,8 +29,9 @@ U = TypeVar("U")
 class Declaration:
     """What an option declares besides name, type and default.
 
-    Numbers are from ``low`` to ``high``. Names are those of ``registry`` (messages offer only those from outside the
-    package if ``own``), otherwise those of the ``Literal`` that is the type. ``label`` is the name in messages if it differs. An option with ``since``, the first release that stored it, is
+    Numbers are from ``low`` to ``high``, either of which may be left out. Names are those of ``registry`` (messages offer
+    only those from outside the package if ``own``), otherwise those of the ``Literal`` that is the type. ``label`` is the
+    name in messages if it differs. An option with ``since``, the first release that stored it, is
     not stored while it has its default, which is also what a stored fit without it has. ``applies`` returns whether the
     option has an effect with given settings, ``needs`` is what to pass so that it does. ``text`` documents it.
 
@@ -152,10 +153,12 @@ def _checked(f: Field[Any], value: Any, hint: Any) -> Any:
     elif kind is bool and not isinstance(value, bool):
         msg = f"{label}={value!r} was given; {'True, False or None' if nullable else 'True or False'} is expected."
         raise ValueError(msg)
-    elif declared.low is not None and declared.high is not None:
+    elif declared.low is not None or declared.high is not None:
+        low = -math.inf if declared.low is None else declared.low
+        high = math.inf if declared.high is None else declared.high
         number = get_args(kind)[0] if several else kind
         for one in value if several else (value,):
-            check_range(label, one, declared.low, declared.high, integer=number is int)
+            check_range(label, one, low, high, integer=number is int)
     return kind(value) if kind in (int, float) else value
 
 

@@ -59,9 +59,9 @@ class Prior(nn.Module):
     """When the prior is learned alone: largest number of components, and number of cells needed for each."""
     capturable: ClassVar[bool] = False
     """Whether a step can be captured as a CUDA graph: it never waits for the device and draws no noise itself."""
-    n_steps: ClassVar[int] = 0
-    learning_rate: ClassVar[float] = 1e-3
-    """Steps and peak learning rate of a fit of the prior alone."""
+    n_steps: ClassVar[int] = 500
+    learning_rate: ClassVar[float] = 5e-3
+    """Steps and peak learning rate of a fit of the prior alone (``vx.tl.fit_prior``), if it has parameters."""
 
     log_share_c: Tensor
     options: Any

@@ -510,6 +510,10 @@ def _subclass(base: type, **members: Any) -> type:
     return type("Mine", (base,), members)
 
 
+def _without_default() -> type:
+    return dataclasses.make_dataclass("Options", [("scale", float)], bases=(extend.Options,), frozen=True)
+
+
 def _two(self: object, a: int, b: int) -> None: ...
 
 
@@ -529,8 +533,11 @@ def _method(self: object, *arguments: object) -> None: ...
         (extend.register_prior, _subclass(Laplace, analytic=True), TypeError, r"does not define kl\."),
         (extend.register_prior, _subclass(Laplace, __init__=_two), TypeError, r"cannot be called as Mine\(config, n_latent, n_inputs\)"),
         (extend.register_prior, _subclass(Laplace, Options=dict), TypeError, r"Options is <class 'dict'>; a frozen dataclass is expected"),
-        (extend.register_decoder, _subclass(extend.Body), TypeError, r"does not define forward\."),
+        (extend.register_decoder, _subclass(extend.Body), TypeError, r"does not define __init__ and forward\."),
         (extend.register_decoder, _subclass(Powers, Options=_subclass(extend.Options)), TypeError, r"Options is Mine, which is not a frozen dataclass"),
+        (extend.register_prior, _subclass(Laplace, Options=_without_default()), TypeError, r"Options has no default for scale"),
+        (extend.register_decoder, _subclass(Powers, forward=_two), TypeError, r"Mine\.forward\(.*\) does not take the arguments of vx\.extend\.Body\.forward\(self, z_nd, s_nc, noise\)"),
+        (extend.register_objective, _subclass(Renyi, loss=_two), TypeError, r"Objective\.loss\(self, terms, weight, target\)"),
         (extend.register_block, _subclass(Activity, name="other"), TypeError, r"name is 'other'; .* name = 'mine'"),
         (extend.register_block, _subclass(extend.Block, name="mine"), TypeError, r"log_prior, prior_mean, sample_prior and enter"),
         (extend.register_block, _subclass(extend.NormalBlock, name="mine"), TypeError, r"does not define prior and enter"),

@@ -97,6 +97,10 @@ class Decoder(nn.Module):
         self.n_genes = config.n_genes
         DECODERS.check(config.decoder)
         self.body = DECODERS[config.decoder](config, n_condition)
+        if not isinstance(getattr(self.body, "n_features", None), int):
+            name = type(self.body).__name__
+            msg = f"The decoder {config.decoder!r}: {name}.__init__ does not set self.n_features, the number of values that forward returns for each cell."
+            raise TypeError(msg)
         # if the body does not receive the covariates, they can enter only here
         self.condition_output = config.condition_output or not self.body.receives_condition
         n_features = self.body.n_features + (n_condition if self.condition_output else 0)

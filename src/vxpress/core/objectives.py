@@ -169,6 +169,12 @@ def importance_terms(
     -------
     The terms per cell, and the parts of the log weights, (k, n).
     """
+    if eps_nkd is not None and eps_nkd.ndim != 3:
+        msg = (
+            f"eps of shape {tuple(eps_nkd.shape)} was given; (cells, samples, columns) is expected. An objective of several samples "
+            "sets self.n_samples to their number; terms() then receives noise of this shape."
+        )
+        raise ValueError(msg)
     dropout = noise if model.training else None
     q = model.posterior(batch, dropout)
     draws = q.draw(lambda like: noise.normals(k, like)) if eps_nkd is None else q.at(eps_nkd.transpose(0, 1))
@@ -203,7 +209,8 @@ class Objective:
     """The bound on log p(x) that is maximised: terms of a minibatch, the loss, and the value that compares fits."""
 
     n_samples: int | None = None
-    """Samples per cell, for a bound that needs several."""
+    """Number of samples per cell of a bound that needs several: a subclass that uses :func:`importance_terms` sets it in
+    ``__init__``. It decides the shape of ``eps`` in :meth:`terms`."""
 
     has_divergence: ClassVar[bool] = False
     """Whether the loss is made of KL(q || p) itself, with floors and target: free bits, the capacity schedule and priors
@@ -220,7 +227,10 @@ class Objective:
         """Continue from a stored state."""
 
     def terms(self, model: VAE, batch: Batch, noise: Noise, eps: Tensor | None = None) -> Elbo:
-        """Draw z and evaluate the terms; ``eps`` (n, columns), or (n, samples, columns), fixes the noise."""
+        """Draw z and evaluate the terms; ``eps`` fixes the noise, as for held-out cells.
+
+        Its shape is (n, columns), or (n, n_samples, columns) if ``n_samples`` is not None.
+        """
         raise NotImplementedError
 
     def loss(self, terms: Elbo, weight: float | Tensor, target: float | Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from inspect import getattr_static
 from typing import Any
 
@@ -60,6 +60,7 @@ def check_class(kind: Kind, name: str, cls: object) -> None:
     if kind.arguments:
         _check_constructor(what, cls, kind.arguments)
     _check_options(what, cls)
+    _check_arguments(what, cls, kind)
     kind.further(what, name, cls)
 
 
@@ -83,11 +84,34 @@ def _check_constructor(what: str, cls: type, arguments: tuple[str, ...]) -> None
         raise TypeError(msg) from error
 
 
+def _check_arguments(what: str, cls: type, kind: Kind) -> None:
+    """Raise unless each method takes the arguments that the method of the base class takes."""
+    for name, function in vars(kind.base).items():
+        base, own = getattr(function, "__func__", function), inspect.getattr_static(cls, name)
+        own = getattr(own, "__func__", own)
+        if name.startswith("__") or not (inspect.isfunction(base) and inspect.isfunction(own)) or own is base:
+            continue
+        parameters = inspect.signature(base).parameters.values()
+        positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        named = {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY}
+        try:
+            inspect.signature(own).bind(*positional, **named)
+        except TypeError as error:
+            msg = (
+                f"{what}: {cls.__name__}.{name}({', '.join(inspect.signature(own).parameters)}) does not take the arguments of "
+                f"{kind.base_name}.{name}({', '.join((*positional, *named))}) ({error})."
+            )
+            raise TypeError(msg) from error
+
+
 def _check_options(what: str, cls: Any) -> None:
     options = getattr(cls, "Options", Options)
     if not (isinstance(options, type) and issubclass(options, Options) and is_dataclass(options)):
         found = options
     elif options.__dataclass_params__.frozen and (options is Options or "__dataclass_fields__" in vars(options)):  # type: ignore[attr-defined]
+        if bare := [f.name for f in fields(options) if f.default is MISSING and f.default_factory is MISSING]:
+            msg = f"{what}: {cls.__name__}.Options has no default for {_listed(bare)}; a default is expected: {bare[0]}: float = vx.extend.option(1.0)."
+            raise TypeError(msg)
         return
     else:
         found = f"{options.__name__}, which is not a frozen dataclass"
@@ -152,6 +176,11 @@ def _missing_in_prior(cls: type[Prior]) -> list[str]:
     return missing
 
 
+def _missing_in_body(cls: type[Body]) -> list[str]:
+    # without a constructor nothing sets n_features
+    return (["__init__"] if cls.__init__ is Body.__init__ else []) + _same(cls, Body, "forward")
+
+
 def _missing_in_block(cls: type[Block]) -> list[str]:
     own = ("prior", "enter") if issubclass(cls, NormalBlock) else ("log_prior", "prior_mean", "sample_prior", "enter")
     return _same(cls, NormalBlock if issubclass(cls, NormalBlock) else Block, *own)
@@ -179,7 +208,7 @@ KINDS: dict[str, Kind] = {
     for kind in (
         Kind(LIKELIHOODS, Likelihood, _missing_in_likelihood, further=_check_likelihood),
         Kind(PRIORS, Prior, _missing_in_prior, ("config", "n_latent", "n_inputs")),
-        Kind(DECODERS, Body, lambda cls: _same(cls, Body, "forward"), ("config", "n_condition")),
+        Kind(DECODERS, Body, _missing_in_body, ("config", "n_condition")),
         Kind(BLOCKS, Block, _missing_in_block, ("config", "n_condition"), _check_block),
         Kind(OBJECTIVES, Objective, _missing_in_objective, ("config", "model")),
         Kind(SOURCES, Source, _missing_in_source),

@@ -18,6 +18,7 @@ from vxpress.core.isolation import after_interrupt
 from vxpress.core.model import VAE, build
 from vxpress.core.readout import fit_readout
 from vxpress.core.training import Outcome, train
+from vxpress.core.trial import try_classes, try_source
 
 T = TypeVar("T")
 
@@ -66,12 +67,14 @@ class Runner:
         self.prepared, self.device, self.start_from_data = prepared, device, start_from_data
         self.describe, self.source = describe, source
         self.cells = place(prepared.cells, device, source)
+        try_source(source, self.cells, prepared.cells.n_genes)
         self.train_rows = torch.from_numpy(prepared.train_n).to(device)
         self.validation_rows = torch.from_numpy(prepared.validation_n).to(device)
 
     def fit(self, model_config: ModelConfig, train_config: TrainConfig) -> Fitted:
         """Build, train and encode."""
         model = build(model_config, self.init_seed).to(self.device)
+        try_classes(model, self.cells, self.train_rows, train_config)
         if self.start_from_data:
             model.start_from(self.cells, self.train_rows)
         generator = torch.Generator().manual_seed(self.init_seed)

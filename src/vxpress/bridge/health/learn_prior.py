@@ -16,6 +16,7 @@ from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors import PRIORS, Prior, drawn_log_prob, sampled_kl
 from vxpress.core.priors.fitting import build_prior, learn
 from vxpress.core.progress import stage
+from vxpress.core.trial import try_prior
 
 # number of points at which a prior is judged, and largest number of draws per cell
 JUDGED_POINTS, MAX_DRAWS = 4_000, 10
@@ -166,6 +167,7 @@ def learn_prior(
     config = _config(kind, n_components, 0 if conditions is None else conditions.n, len(task.train_n))
     model = fit.model.to(device).eval()
     new = build_prior(config, model.config.n_latent, seed).to(device)
+    try_prior(kind, new)
     code_n = None if conditions is None else torch.from_numpy(conditions.code_n[task.train_n]).to(device)
     learned = learn(new, task.posteriors(task.train_n, device), code_n, n_steps=n_steps, seed=seed)
     with stage("judging the prior"):

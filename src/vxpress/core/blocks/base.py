@@ -74,8 +74,8 @@ class Posterior(dict[str, DiagonalNormal]):
 class Block(nn.Module):
     """One latent variable of a cell: its posterior, its prior, and how it reaches the decoder.
 
-    A subclass defines :meth:`columns`, :meth:`enter`, :meth:`log_prior` and :meth:`prior_mean`, and is added to
-    :data:`~vxpress.core.blocks.BLOCKS` under its ``name``. ``blocks=("name",)`` in the settings then switches it on.
+    A subclass defines ``name``, :meth:`enter`, :meth:`log_prior`, :meth:`prior_mean` and :meth:`sample_prior`, and :meth:`columns`
+    if it has more than one column. ``blocks=("name",)`` in the settings switches it on once it is registered under its name.
     """
 
     name: ClassVar[str]

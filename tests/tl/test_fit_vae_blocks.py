@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import vxpress as vx
-from vxpress.bridge.fits.find_fit import find_fit
 from vxpress.core.blocks import BLOCKS, DecoderInputs, NormalBlock
 from vxpress.core.covariates import Covariates
 
@@ -81,20 +80,6 @@ def test_a_later_fit_without_the_block_removes_its_slots(fitted: ad.AnnData) -> 
     assert "kl_shift_train" not in adata.uns["vae"]["history"]
 
 
-def test_analyses_of_a_fit_run(fitted: ad.AnnData) -> None:
-    adata = fitted.copy()
-    vx.tl.log_likelihood(adata, n_samples=5)
-    vx.tl.predictive_check(adata, n_draws=2)
-    vx.tl.sample(adata)
-    vx.tl.denoise(adata, n_draws=1)
-    assert len(vx.tl.generate(adata, 5)) == 5
-    panel = adata[:, ::2].copy()
-    panel.obs["batch"] = "c"
-    model = find_fit(adata, None, "vae").model
-    vx.tl.encode(panel, model=adata, key_added="panel", fine_tune=1)
-    assert panel.obsm["panel_shift"].shape == (200, model.blocks["shift"].n_noise)
-
-
 def test_a_new_prior_under_another_name_keeps_the_posterior(
     fitted: ad.AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,12 +88,3 @@ def test_a_new_prior_under_another_name_keeps_the_posterior(
     vx.tl.fit_prior(adata, "mixture", n_components=2, max_steps=2, key_added="mixed")
     for name in ("shift", "shift_var"):
         np.testing.assert_array_equal(adata.obsm[f"mixed_{name}"], adata.obsm[f"vae_{name}"])
-
-
-def test_without_the_class_the_fit_names_what_is_missing(fitted: ad.AnnData) -> None:
-    BLOCKS.remove("shift")
-    try:
-        with pytest.raises(ValueError, match="blocks='shift' is not known"):
-            vx.tl.denoise(fitted.copy(), n_draws=1)
-    finally:
-        BLOCKS.register("shift", Shift)

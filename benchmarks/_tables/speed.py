@@ -72,6 +72,19 @@ def whole_call() -> list[Row]:
     ]
 
 
+@table("gpu", ("gpu", "rows"), command="python benchmarks/gpu.py --epochs 4", kinds=["time"])
+def gpu() -> list[Row]:
+    """Cells per second of training on a GPU."""
+    rows: list[Row] = [["run", "cells/s", "times scvi-tools", "first epoch, s"]]
+    for row in results("gpu")["rows"]:
+        name = (
+            f"{row['likelihood'].upper()}, {row['run'].replace('ours', 'vxpress').replace('the host', 'host memory')}"
+        )
+        times = spread(row["over the peer"], 1) if "scvi" not in row["run"] else "1.0"
+        rows.append([name, spread(row["cells/s"], 0), times, number(row["first epoch s"]["median"], 1)])
+    return rows
+
+
 @table("kernels", ("kernels", "rows"), command="python benchmarks/kernels.py")
 def kernels() -> list[Row]:
     """Compiled and plain versions with many nonzero entries."""

@@ -580,6 +580,26 @@ def test_an_unknown_block_lists_those_that_can_be_switched_on(adata: ad.AnnData)
         vx.tl.fit_vae(adata, options=Options(blocks=("x",)))
 
 
+def test_a_linear_decoder_of_another_name_writes_its_loadings(adata: ad.AnnData) -> None:
+    class Same(extend.Body):
+        receives_condition, has_loadings = False, True
+
+        def __init__(self, config: extend.ModelConfig, n_condition: int) -> None:
+            super().__init__()
+            self.n_features = config.n_latent
+
+        def forward(self, z_nd: Tensor, s_nc: Tensor | None, noise: extend.Noise | None) -> Tensor:
+            return z_nd
+
+    extend.register_decoder("same", Same)
+    try:
+        vx.tl.fit_vae(adata, "batch", **QUICK, options=Options(decoder="same"))
+        weight_gd = _model(adata).decoder.location.weight.detach().numpy()[: adata.n_vars, : QUICK["n_latent"]]
+    finally:
+        extend.unregister("decoder", "same")
+    np.testing.assert_array_equal(adata.varm["X_vae_loadings"], weight_gd)
+
+
 def test_only_one_block_infers_the_size_factor(adata: ad.AnnData) -> None:
     extend.register_block("size", _subclass(Activity, name="size", infers_library=True))
     try:

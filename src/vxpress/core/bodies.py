@@ -41,6 +41,8 @@ class Body(nn.Module):
     Options: ClassVar[type[NoOptions]] = NoOptions
     """The options of this body, a frozen dataclass; ``config.decoder_options`` holds them."""
     receives_condition: ClassVar[bool] = True
+    has_loadings: ClassVar[bool] = False
+    """Whether the features are z itself, so that the weights of the output layer are loadings of the genes."""
     n_features: int
 
     def conditioned(self) -> Iterator[str]:
@@ -106,6 +108,7 @@ class Direct(Body):
     """No hidden layer: the output layers receive z itself (Svensson et al. 2020)."""
 
     receives_condition = False
+    has_loadings = True
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
         super().__init__()

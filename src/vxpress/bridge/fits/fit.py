@@ -68,12 +68,12 @@ class Fit:
         return sealed(out | {name: dict(record) for name, record in records.items() if record})
 
     def loadings(self) -> np.ndarray | None:
-        """Return the slopes of the decoded logits in z, float32 (genes, d); None unless the decoder is linear.
+        """Return the slopes of the decoded logits in z, float32 (genes, d); None unless the decoder has loadings.
 
         Genes outside the model are NaN.
         """
         config = self.params.model
-        if config.decoder != "linear":
+        if not self.model.decoder.body.has_loadings:
             return None
         loadings_gd = np.full((len(self.genes), config.n_latent), np.nan, dtype=np.float32)
         weight = self.model.decoder.location.weight.detach().cpu().numpy()

@@ -436,3 +436,8 @@ def test_fits_on_external_real_counts(real_data) -> None:
     history = adata.uns["vae"]["history"]
     assert history["elbo_validation"][-1] > history["elbo_validation"][0]
     assert np.isfinite(adata.layers["vae_normalized"]).all()
+
+
+def test_options_show_what_was_given() -> None:
+    assert repr(vx.tl.FitOptions(dropout=0.0, blocks=("a",))) == "FitOptions(dropout=0.0, blocks=('a',))"
+    assert repr(vx.tl.FitOptions()) == "FitOptions()"

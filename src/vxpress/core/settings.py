@@ -96,6 +96,11 @@ class FitOptions(FurtherOptions[None], TrainingOptions[None], NetworkOptions[Non
     0.2
     """
 
+    def __repr__(self) -> str:
+        # most are left out
+        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return f"FitOptions({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(FurtherOptions[Never], Training, Network):

@@ -87,6 +87,17 @@ class Objective(extend.Objective):
         return means.elbo
 
 
+class Bare(extend.Source):
+    n_genes = 12
+
+    @classmethod
+    def of(cls, *arguments: object) -> extend.Source:
+        return cls()
+
+    def read(self, rows: Tensor) -> extend.Rows:
+        return extend.Rows(rows, None, torch.zeros(len(rows), 12))
+
+
 BASES: dict[str, type] = {
     "likelihood": extend.Poisson,
     "prior": Prior,
@@ -137,6 +148,7 @@ FAULTS: list[tuple[str, str, Change, str]] = [
     ("objective", "further", lambda v: [1.0], "a dict of tensors"),
     ("objective", "final", lambda v: None, "a number"),
     ("source", "of", lambda v: None, "an instance of vx.extend.Source"),
+    ("source", "of", lambda v: Bare(), "a source without log_library_n1"),
     ("source", "read", lambda v: v.dense(), "an instance of vx.extend.Rows"),
     ("source", "read", lambda v: extend.Rows(v.at[1:], v.matrix), r"shape \(2, 12\)"),
     ("source", "read", lambda v: extend.Rows(v.at, None, v.dense()[:, 1:]), r"\(cells, genes\) = \(3, 12\)"),

@@ -90,6 +90,9 @@ def try_source(name: str | None, source: Source, n_genes: int) -> None:
         return
     trial = Trial(SOURCES, name, SOURCES[name])
     trial.instance("of", source, Source)
+    for attribute in ("log_library_n1", "covariates"):
+        if not hasattr(source, attribute):
+            trial.refuse("of", f"returned a source without {attribute}", f"a source that has the attribute {attribute}")
     if source.n_genes != n_genes:
         trial.refuse("n_genes", f"is {source.n_genes}", f"the number of genes, {n_genes},")
     rows = torch.arange(min(N_CELLS, len(source)), device=source.device if source.on_device else "cpu")

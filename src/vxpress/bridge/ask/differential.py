@@ -334,8 +334,8 @@ def _genes(adata: AnnData, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     likelihood = fit.model.decoder.likelihood
     if not likelihood.output.scalable:
         msg = (
-            f"The fit is {likelihood.__name__}: it predicts {likelihood.observes} and has no count distribution to compare "
-            "groups by. Fit with likelihood='nb'."
+            f"The likelihood of the fit is {fit.params.model.likelihood!r}: it predicts {likelihood.observes}, but groups are "
+            "compared by expected counts. Fit with likelihood='nb'."
         )
         raise ValueError(msg)
     position = np.asarray(adata.var_names.get_indexer(fit.genes))

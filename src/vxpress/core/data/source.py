@@ -21,7 +21,8 @@ class Source(ABC):
     """Counts, log library (n, 1) and covariates of some cells.
 
     The last two are small and always in memory, on the device of the computations. Only the counts may be elsewhere. A
-    source has to define :meth:`of`, :meth:`read` and :attr:`n_genes`.
+    source has to define :meth:`of`, :meth:`read` and :attr:`n_genes`, and to set the attributes ``log_library_n1`` and
+    ``covariates``.
     """
 
     log_library_n1: Tensor

@@ -31,3 +31,35 @@ def test_imports_of_benchmarks_and_scripts_exist() -> None:
     assert len(taken) > 20
     missing = [f"{path.name}: {module}.{name}" for module, name, path in sorted(taken) if not _exists(module, name)]
     assert missing == []
+
+
+def _bound(path: Path) -> set[str]:
+    """Return the names that a file binds at its top level."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {alias.asname or alias.name for alias in node.names}
+        else:
+            names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return names
+
+
+@pytest.mark.skipif(not FILES, reason="the source archive holds neither benchmarks nor scripts")
+def test_what_benchmarks_take_from_each_other_exists() -> None:
+    missing, n_seen = [], 0
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (module := node.module or "").startswith("_"):
+                continue
+            if module.startswith("__"):
+                continue
+            n_seen += 1
+            folder = (ROOT / "benchmarks").joinpath(*module.split("."))
+            known = {file.stem for file in folder.glob("*.py")}
+            for file in (folder.with_suffix(".py"), folder / "__init__.py"):
+                known |= _bound(file) if file.exists() else set()
+            missing += [f"{path.name}: {module}.{alias.name}" for alias in node.names if alias.name not in known]
+    assert n_seen > 20
+    assert missing == []

@@ -201,25 +201,23 @@ def _try_likelihood(trial: Trial, model: VAE, posterior: Posterior, batch: Batch
         of_one = model.likelihood(point, covariates, torch.zeros_like(log_library_n1))
         trial.tensor("expected_log1p", lambda: of_one.expected_log1p(log_library_n1), shape, axes)
         plain = model.likelihood(point, covariates, log_library_n1)
-        trial.tensor(
-            "sample",
-            lambda: plain.sample((2,), generator=_generator(log_library_n1)),
-            (2, *shape),
-            "draws, cells, genes",
-        )
-        observed = plain.observe(batch.x_ng)
-        pair = trial.call("steps", lambda: plain.steps(observed))
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            trial.refuse("steps", f"returned {_described(pair)}", "a pair of tensors, P(X < value) and P(X <= value),")
-        for part in pair:
-            trial.check("steps", part, shape, axes)
+        if log_library_n1.device.type == "cpu":
+            _try_draws(trial, plain, batch)
         some = trial.call("at", lambda: plain.at(slice(0, 1)))
         trial.instance("at", some, Likelihood)
         trial.tensor("at: its mean", lambda: some.mean, (1, shape[1]), "cells, genes")
 
 
-def _generator(like: Tensor) -> torch.Generator:
-    return torch.Generator(device=like.device).manual_seed(0)
+def _try_draws(trial: Trial, distribution: Likelihood, batch: Batch) -> None:
+    """Try what a training does not need, and may use numpy or a generator of the CPU."""
+    shape, axes = tuple(batch.x_ng.shape), "cells, genes"
+    sample = partial(distribution.sample, (2,), generator=torch.Generator().manual_seed(0))
+    trial.tensor("sample", sample, (2, *shape), "draws, cells, genes")
+    pair = trial.call("steps", lambda: distribution.steps(distribution.observe(batch.x_ng)))
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        trial.refuse("steps", f"returned {_described(pair)}", "a pair of tensors, P(X < value) and P(X <= value),")
+    for part in pair:
+        trial.check("steps", part, shape, axes)
 
 
 def _try_objective(trial: Trial, model: VAE, source: Source, rows: Tensor, config: TrainConfig) -> None:

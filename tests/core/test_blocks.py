@@ -70,7 +70,7 @@ class Drawn(Shift):
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
     for block in (Shift, Drawn):
-        BLOCKS.register(block.name, block)
+        BLOCKS.register(block.name, block, own=True)
     yield
     for block in (Shift, Drawn):
         BLOCKS.remove(block.name)
@@ -339,7 +339,7 @@ def test_missing_genes_are_filled_in_for_every_block(make_cells: MakeCells) -> N
     without = replace(cells, counts=Counts.from_scipy(sparse.csr_matrix(left_out.numpy())))
     with torch.no_grad():
         batch, log_x_nm = without.batch(torch.arange(12)), x_ng[:, missing].log1p()
-        filled = model.blocks["shift"].encode_filled(batch, None, missing, log_x_nm)
+        filled = model.blocks["shift"].filled_encoder(batch, None, missing)(log_x_nm)
     np.testing.assert_allclose(filled.loc, plain.mean["shift"], rtol=1e-4, atol=1e-5)
     observed[missing] = False
     some = encode_masked(model, without, Missing(observed, library_known=True)).encoded

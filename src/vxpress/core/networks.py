@@ -84,6 +84,21 @@ class Encoder(nn.Module):
         return DiagonalNormal(self.mean(h_nh), variance.sqrt())
 
 
+class FilledEncoder:
+    """An encoder for some cells in which the genes ``missing_g`` are zero; it receives their log1p counts, (n, m)."""
+
+    def __init__(self, encoder: Encoder, batch: Batch, s_nc: Tensor | None, missing_g: Tensor) -> None:
+        self.encoder, self.s_nc = encoder, s_nc
+        self.first_nh, self.weight_mh = encoder.first_product(batch, s_nc), encoder.gene_weights(missing_g)
+
+    def product(self, log_x_nm: Tensor) -> Tensor:
+        """Compute what the missing genes add to the first layer, (n, hidden)."""
+        return log_x_nm @ self.weight_mh
+
+    def __call__(self, log_x_nm: Tensor) -> DiagonalNormal:
+        return self.encoder.after_first(self.first_nh + self.product(log_x_nm), self.s_nc)
+
+
 class Decoder(nn.Module):
     """Map (z, s, l) to the distribution of the counts."""
 

@@ -14,7 +14,7 @@ from vxpress._keys import Keys
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch, Source
-from vxpress.core.networks import Encoder
+from vxpress.core.networks import Encoder, FilledEncoder
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal, gaussian_kl
 
@@ -116,12 +116,9 @@ class Block(nn.Module):
         """Return the posterior of a minibatch, (n, n_noise); ``noise`` drops units out."""
         return self.encoder(batch, condition_nc, noise)
 
-    def encode_filled(
-        self, batch: Batch, condition_nc: Tensor | None, missing_g: Tensor, log_x_nm: Tensor
-    ) -> DiagonalNormal:
-        """Return the posterior if the genes ``missing_g``, zero in the minibatch, have the log1p counts ``log_x_nm``."""
-        first_nh = self.encoder.first_product(batch, condition_nc) + log_x_nm @ self.encoder.gene_weights(missing_g)
-        return self.encoder.after_first(first_nh, condition_nc)
+    def filled_encoder(self, batch: Batch, condition_nc: Tensor | None, missing_g: Tensor) -> FilledEncoder:
+        """Return a function of the log1p counts of the genes ``missing_g``, zero in the minibatch, that gives the posterior."""
+        return FilledEncoder(self.encoder, batch, condition_nc, missing_g)
 
     def inference_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of the posterior."""

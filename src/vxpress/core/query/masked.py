@@ -19,8 +19,6 @@ from vxpress.core.data import Batch, Source, walk
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import Likelihood, Measured
 from vxpress.core.model import VAE
-from vxpress.core.networks import Encoder
-from vxpress.core.normal import DiagonalNormal
 from vxpress.core.query.surgery import forget_labels
 
 CHUNK = 1024
@@ -78,26 +76,9 @@ def encode_masked(
             filled_nh[part] = chunk.encoder.product(chunk.log_x_nm)
         for name, block in model.blocks.items():
             if name != Z:
-                q = block.encode_filled(chunk.batch, chunk.encoder.s_nc, chunk.missing_g, chunk.log_x_nm)
+                q = block.filled_encoder(chunk.batch, chunk.encoder.s_nc, chunk.missing_g)(chunk.log_x_nm)
                 encoded.put(part, name, q.loc, q.scale.square())
     return Masked(encoded, log_library_n1, filled_nh)
-
-
-class _FilledEncoder:
-    """An encoder for one chunk of cells that receives the missing genes as log1p counts (n, m)."""
-
-    def __init__(self, model: VAE, encoder: Encoder, batch: Batch, missing_g: Tensor) -> None:
-        self.encoder = encoder
-        self.s_nc = model.encoder_condition(batch.covariates)
-        self.first_nh = encoder.first_product(batch, self.s_nc)
-        self.weight_mh = encoder.gene_weights(missing_g)
-
-    def product(self, log_x_nm: Tensor) -> Tensor:
-        """Compute what the missing genes add to the first layer."""
-        return log_x_nm @ self.weight_mh
-
-    def __call__(self, log_x_nm: Tensor) -> DiagonalNormal:
-        return self.encoder.after_first(self.first_nh + self.product(log_x_nm), self.s_nc)
 
 
 class _Chunk:
@@ -106,7 +87,7 @@ class _Chunk:
     def __init__(self, model: VAE, batch: Batch, missing: Missing, prior_variance_d: Tensor) -> None:
         self.model, self.batch, self.missing, self.prior_variance_d = model, batch, missing, prior_variance_d
         self.missing_g = torch.nonzero(~missing.observed_g).squeeze(-1)
-        self.encoder = _FilledEncoder(model, model.encoder, batch, self.missing_g)
+        self.encoder = model.state.filled_encoder(batch, model.encoder_condition(batch.covariates), self.missing_g)
         self.log_x_nm = torch.zeros(len(batch.rows), len(self.missing_g), device=missing.observed_g.device)
         self.q = self.encoder(self.log_x_nm)
         self.log_library_n1 = batch.log_library_n1

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import vxpress as vx
+from vxpress.bridge import fitting
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import SOURCES, Counts, Rows, Source
+from vxpress.core.data import SOURCES, Counts, Mapped, Rows, Source
 
 QUICK: dict[str, Any] = {"n_latent": 3, "n_hidden": 8, "max_epochs": 2, "batch_size": 64}
 
@@ -89,3 +90,24 @@ def test_the_source_is_not_part_of_the_fit(default: ad.AnnData) -> None:
 def test_an_unknown_source_is_refused_before_anything_is_read() -> None:
     with pytest.raises(ValueError, match="source='tape' is not known; choose one of 'resident', 'streamed', 'mapped'"):
         _fit("tape")
+
+
+def test_the_diagnosis_reads_the_same_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    diagnose, read_of_files = fitting.diagnose_trained, Mapped.read
+
+    def counted(source: Mapped, rows: torch.Tensor) -> Rows:
+        read.append(len(rows))
+        return read_of_files(source, rows)
+
+    def during(*arguments: Any) -> dict[str, Any]:
+        read.clear()
+        found = diagnose(*arguments)
+        read_by_diagnosis.extend(read)
+        return found
+
+    read_by_diagnosis: list[int] = []
+    monkeypatch.setattr(Mapped, "read", counted)
+    monkeypatch.setattr(fitting, "diagnose_trained", during)
+    _fit("mapped")
+    assert sum(read_by_diagnosis) > 0

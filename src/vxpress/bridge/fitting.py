@@ -76,7 +76,7 @@ def _improved(
     """Return the fit after its cure and the choice of its likelihood, if requested, its diagnosis, and the record of the choice."""
 
     def diagnose_of(tried: Fitted) -> dict[str, Any]:
-        return diagnose_trained(runner.prepared, tried)
+        return diagnose_trained(runner, tried)
 
     diagnosis = finish(fitted.outcome, lambda: diagnose_of(fitted))
     if checked.cure:

@@ -12,19 +12,19 @@ from scanpy import logging as logg
 from vxpress._unset import Unset
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.query import read_scored
-from vxpress.bridge.fits.runner import Fitted
+from vxpress.bridge.fits.runner import Fitted, Runner
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_split
 from vxpress.bridge.health.diagnosis import OF_THE_PRIOR, Decoding, diagnose
-from vxpress.bridge.read.prepare import Prepared
 from vxpress.core.data import Cells
 
 
-def diagnose_trained(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
-    """Diagnose a model that was trained on these cells."""
-    model = fitted.model
-    if prepared.cells.log_library_n1.device != next(model.parameters()).device:
-        model = deepcopy(model).cpu()
-    held_out = np.zeros(len(prepared.cells), dtype=bool)
+def diagnose_trained(runner: Runner, fitted: Fitted) -> dict[str, Any]:
+    """Diagnose a model on the cells that it was trained on, on the processor."""
+    model, prepared, cells = fitted.model, runner.prepared, runner.cells
+    if cells.device.type != "cpu":
+        # the counts that were read are still on the host
+        model, cells = deepcopy(model).cpu(), prepared.cells
+    held_out = np.zeros(len(cells), dtype=bool)
     held_out[prepared.validation_n] = True
     return diagnose(
         fitted.encoded.mean_nd,
@@ -33,7 +33,7 @@ def diagnose_trained(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
         fitted.train,
         fitted.outcome.history,
         n_steps=fitted.outcome.n_steps,
-        decoding=Decoding(model, prepared.cells.covariates, prepared.cells, prepared.train_n),
+        decoding=Decoding(model, cells.covariates, cells, prepared.train_n),
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from vxpress.bridge.health.verdict import MAX_CELLS, MIN_STEPS, suspicious, verdict_of
 from vxpress.core.config import TrainConfig
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Cells
+from vxpress.core.data import Source
 from vxpress.core.inference.gaps import gaps
 from vxpress.core.inference.generalisation import generalisation
 from vxpress.core.inference.response import decoder_response
@@ -53,7 +53,7 @@ class Decoding:
 
     model: VAE
     covariates: Covariates
-    cells: Cells | None = None
+    cells: Source | None = None
     train_n: np.ndarray | None = None
 
 

@@ -17,7 +17,8 @@ vector, ``h`` hidden units.  For example, ``x_ng`` is cells by genes and ``z_nd`
 
 Other names mean the same everywhere:
 
-* ``source`` and ``cells`` are a source, ``rows`` the numbers of some of its cells, ``part`` a slice of these.
+* ``source`` is a source, called ``cells`` in analyses of given cells; ``rows`` are the numbers of some of its cells, ``part``
+  a slice of these.
 * ``batch`` is a minibatch. Experimental batches are categories: ``n_batches``, ``has_batch``, ``batch_n`` for each cell.
 * *Options* are what users give (``settings.py``), *settings* all of them with presets and defaults, and a *config* (``config.py``)
   is what builds a model or trains it once the data are known.

@@ -171,10 +171,10 @@ class VAE(nn.Module):
 
     # start
 
-    def start_blocks(self, cells: Source, rows: Tensor, generator: torch.Generator) -> None:
+    def start_blocks(self, source: Source, rows: Tensor, generator: torch.Generator) -> None:
         """Initialise the latent blocks from training cells."""
         for block in self.blocks.values():
-            block.start_from(cells, rows, generator)
+            block.start_from(source, rows, generator)
 
     @property
     def layers(self) -> Layers:
@@ -182,12 +182,12 @@ class VAE(nn.Module):
         kept = self.decoder.output.kept(self.config.n_readout)
         return self.decoder.layers({name: self.get_buffer(name) for name in kept})
 
-    def start_from(self, cells: Source, rows: Tensor) -> None:
+    def start_from(self, source: Source, rows: Tensor) -> None:
         """Start the decoder from the data, typically at the mean profile.
 
         Otherwise the decoder would spend a large share of its steps on learning the mean profile.
         """
-        self.decoder.output.start(self.layers, self.decoder.likelihood, cells, rows)
+        self.decoder.output.start(self.layers, self.decoder.likelihood, source, rows)
 
 
 def build(config: ModelConfig, seed: int) -> VAE:

@@ -28,12 +28,12 @@ from vxpress.core.noise import BITS, Noise
 from vxpress.core.priors import StandardNormal
 
 
-def covers(model: VAE, cells: Source, train: TrainConfig) -> bool:
+def covers(model: VAE, source: Source, train: TrainConfig) -> bool:
     """Whether a training step with this model, cells and settings can run without autograd.
 
     Any schedule of the KL weight is supported; steps of the encoder alone are handled by the optimizer.
     """
-    config, like = model.config, cells.log_library_n1
+    config, like = model.config, source.log_library_n1
     return (
         train.objective == "elbo"
         and train.kl_schedule != "capacity"

@@ -37,7 +37,7 @@ def has_dispersions(model: VAE) -> bool:
     return model.decoder.likelihood.discrete and hasattr(model.decoder, "log_dispersion")
 
 
-def refit(model: VAE, cells: Source, train_rows: Tensor, validation_rows: Tensor, *, seed: int) -> float:
+def refit(model: VAE, source: Source, train_rows: Tensor, validation_rows: Tensor, *, seed: int) -> float:
     """Refit the dispersions of a model in place; restore the old ones unless validation cells gain.
 
     Returns the gain in the importance-weighted bound of the validation cells, in nats per cell. It is 0 if the old
@@ -50,14 +50,14 @@ def refit(model: VAE, cells: Source, train_rows: Tensor, validation_rows: Tensor
     judging = shifting[:MAX_JUDGED]
 
     def judge() -> float:
-        (bound,) = log_likelihoods(model, cells, [N_SAMPLES], seed=seed, rows=judging)
+        (bound,) = log_likelihoods(model, source, [N_SAMPLES], seed=seed, rows=judging)
         return float(bound.log_likelihood_n.mean())
 
     trained, before, gain = model.decoder.log_dispersion.detach().clone(), judge(), 0.0
     try:
-        set_dispersions(model, most_likely(model, cells, draw(model, cells, learning, generator)))
-        drawn = [part for _ in range(N_DRAWS) for part in draw(model, cells, shifting, generator)]
-        set_dispersions(model, shifted(model, cells, drawn))
+        set_dispersions(model, most_likely(model, source, draw(model, source, learning, generator)))
+        drawn = [part for _ in range(N_DRAWS) for part in draw(model, source, shifting, generator)]
+        set_dispersions(model, shifted(model, source, drawn))
         gain = judge() - before
     finally:
         if not gain > 0:
@@ -79,30 +79,30 @@ class Drawn:
 
 
 @torch.no_grad()
-def draw(model: VAE, cells: Source, rows: Tensor, generator: torch.Generator) -> list[Drawn]:
+def draw(model: VAE, source: Source, rows: Tensor, generator: torch.Generator) -> list[Drawn]:
     """Draw from the posteriors of some cells, in minibatches."""
     model.eval()
 
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(like.device)
 
-    return [Drawn(batch.rows, model.posterior(batch).draw(noise)) for _, batch in walk(cells, rows, CHUNK)]
+    return [Drawn(batch.rows, model.posterior(batch).draw(noise)) for _, batch in walk(source, rows, CHUNK)]
 
 
-def most_likely(model: VAE, cells: Source, drawn: list[Drawn]) -> Tensor:
+def most_likely(model: VAE, source: Source, drawn: list[Drawn]) -> Tensor:
     """Find the log theta that maximise E_q[log p(x | z)] of some cells plus their log prior, (rows of theta, g)."""
     start = model.decoder.log_dispersion.detach().clone().clamp(LOWEST, HIGHEST)
 
     def slope(log_theta: Tensor) -> Tensor:
-        return _slope(model, cells, drawn, log_theta) - (log_theta - start) / PRIOR_SD**2
+        return _slope(model, source, drawn, log_theta) - (log_theta - start) / PRIOR_SD**2
 
     return climb(slope, start, LOWEST, HIGHEST)
 
 
-def shifted(model: VAE, cells: Source, drawn: list[Drawn]) -> Tensor:
+def shifted(model: VAE, source: Source, drawn: list[Drawn]) -> Tensor:
     """Shift log theta by the most likely amount, one for all genes of similar expression, (rows of theta, g)."""
     start = model.decoder.log_dispersion.detach().clone()
-    total_g = gene_sums(cells, torch.cat([part.rows for part in drawn]))
+    total_g = gene_sums(source, torch.cat([part.rows for part in drawn]))
     n_bins = max(1, min(MAX_BINS, len(total_g) // GENES_PER_BIN))
     bin_g = total_g.argsort().argsort() * n_bins // len(total_g)
     reach = HIGHEST - LOWEST
@@ -111,7 +111,7 @@ def shifted(model: VAE, cells: Source, drawn: list[Drawn]) -> Tensor:
         return (start + shift[bin_g]).clamp(LOWEST, HIGHEST)
 
     def slope(shift: Tensor) -> Tensor:
-        slope_g = _slope(model, cells, drawn, at(shift)).sum(0)
+        slope_g = _slope(model, source, drawn, at(shift)).sum(0)
         return shift.new_zeros(n_bins).index_add_(0, bin_g, slope_g)
 
     return at(climb(slope, start.new_zeros(n_bins), -reach, reach))
@@ -151,11 +151,11 @@ def climb(slope: Callable[[Tensor], Tensor], start: Tensor, low: float, high: fl
     return at
 
 
-def _slope(model: VAE, cells: Source, drawn: list[Drawn], log_theta: Tensor) -> Tensor:
+def _slope(model: VAE, source: Source, drawn: list[Drawn], log_theta: Tensor) -> Tensor:
     """Differentiate the summed log likelihood with respect to log theta, (rows of theta, g)."""
     set_dispersions(model, log_theta)
     total = torch.zeros_like(log_theta)
-    for part, batch in zip(drawn, cells.batches([part.rows for part in drawn]), strict=True):
+    for part, batch in zip(drawn, source.batches([part.rows for part in drawn]), strict=True):
         total += model.dispersion_gradient(part.point, batch)
     return total
 

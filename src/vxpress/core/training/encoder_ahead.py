@@ -54,11 +54,11 @@ class EncoderAhead:
         at = torch.randint(len(self.train_rows), (n,), generator=self.generator)
         return self.train_rows[at.to(self.train_rows.device)]
 
-    def judge(self, model: VAE, cells: Source) -> None:
+    def judge(self, model: VAE, source: Source) -> None:
         """Estimate the information after an epoch and end the updates if it no longer grows."""
         if self.n_steps == 0:
             return
-        information = held_out_information(model, cells, self.judged_rows)
+        information = held_out_information(model, source, self.judged_rows)
         # NaN counts as no growth
         self.waited = 0 if information > self.best else self.waited + 1
         self.best = max(self.best, information)
@@ -67,14 +67,14 @@ class EncoderAhead:
 
 
 @torch.no_grad()
-def held_out_information(model: VAE, cells: Source, rows: Tensor) -> float:
+def held_out_information(model: VAE, source: Source, rows: Tensor) -> float:
     """Estimate I_q(x; z) of some cells in nats: E log q(z|x) - E log q(z).
 
     q(z) is the mean of their posteriors, so the information is at most log n. Every call uses the same noise, so that
     values are comparable.
     """
     model.eval()
-    parts = [model.posterior(batch)[Z] for _, batch in walk(cells, rows, CHUNK)]
+    parts = [model.posterior(batch)[Z] for _, batch in walk(source, rows, CHUNK)]
     mean_nd, scale_nd = (
         torch.cat([getattr(q, name) for q in parts]).double().cpu().numpy() for name in ("loc", "scale")
     )

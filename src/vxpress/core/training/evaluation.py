@@ -76,13 +76,13 @@ class Totals:
 
 
 @torch.no_grad()
-def evaluate(model: VAE, cells: Source, rows: Tensor, eps: Tensor, objective: Objective) -> Means:
+def evaluate(model: VAE, source: Source, rows: Tensor, eps: Tensor, objective: Objective) -> Means:
     """Compute means of the objective's terms over cells with fixed noise, and what it needs in addition."""
     model.eval()
     unused, totals = Noise(0, rows.device), Totals(model, rows.device)
     further: dict[str, Tensor] = {}
     per_column: dict[str, Tensor] = {}
-    for part, batch in walk(cells, rows, max(1, CHUNK // (objective.n_samples or 1))):
+    for part, batch in walk(source, rows, max(1, CHUNK // (objective.n_samples or 1))):
         terms = objective.terms(model, batch, unused, eps[part])
         for name, sums in objective.further(terms).items():
             further[name] = further.get(name, 0.0) + sums.double()

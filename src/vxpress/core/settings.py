@@ -62,7 +62,7 @@ class FurtherOptions(Generic[U]):
         the host, which sends the next minibatch to the GPU while it computes, or ``"mapped"`` in temporary files. By default
         they are resident, and streamed if they would fill the free memory of the GPU. From files, cells are read in blocks of
         256 neighbours: the blocks come in random order, and the cells of 16 blocks at a time are shuffled together. The
-        others shuffle all cells.""",
+        others shuffle all cells. The counts are read into memory first, also for files.""",
         registry=SOURCES,
     )
     prior_components: int | U = option(

@@ -11,12 +11,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
-from vxpress.core import registration
 from vxpress.core.blocks import Block, DecoderInputs, NormalBlock, Posterior
 from vxpress.core.bodies import Body
 from vxpress.core.config import ModelConfig, PriorConfig, TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch, Cells, Counts, Rows, Sampler, Source
+from vxpress.core.extension import registration
 from vxpress.core.likelihoods import (
     Bernoulli,
     Decoded,

@@ -13,12 +13,12 @@ from scanpy import logging as logg
 from vxpress.bridge.read.prepare import Prepared
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.data import Counts, place
+from vxpress.core.extension.trial import try_classes, try_source
 from vxpress.core.inference.posterior import Encoded, encode
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.model import VAE, build
 from vxpress.core.readout import fit_readout
 from vxpress.core.training import Outcome, train
-from vxpress.core.trial import try_classes, try_source
 
 T = TypeVar("T")
 

@@ -12,11 +12,11 @@ import torch
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.read.columns import get_categories
 from vxpress.core.config import PriorConfig, PriorName
+from vxpress.core.extension.trial import try_prior
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors import PRIORS, Prior, drawn_log_prob, sampled_kl
 from vxpress.core.priors.fitting import build_prior, learn
 from vxpress.core.progress import stage
-from vxpress.core.trial import try_prior
 
 # number of points at which a prior is judged, and largest number of draws per cell
 JUDGED_POINTS, MAX_DRAWS = 4_000, 10

@@ -22,14 +22,16 @@ from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
 from vxpress.core.inference.anomaly import evidence
 from vxpress.core.inference.gaps import gaps
+from vxpress.core.inference.group_expression import count_overdispersion, decode_units
 from vxpress.core.inference.importance import log_likelihood
-from vxpress.core.inference.posterior import Draws, encode, expected_expression
+from vxpress.core.inference.posterior import Draws, Encoded, credible_expression, encode, expected_expression
 from vxpress.core.inference.predictive_check import predictive_check
+from vxpress.core.inference.response import decoder_response
 from vxpress.core.model import VAE, build
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.objectives import ElboObjective, elbo, importance_terms
-from vxpress.core.query.fine_tuning import fine_tune
+from vxpress.core.query.fine_tuning import Completed, _bound, fine_tune
 from vxpress.core.query.masked import Missing, encode_masked
 from vxpress.core.query.surgery import extend, new_weights
 from vxpress.core.training import train
@@ -67,12 +69,21 @@ class Drawn(Shift):
         return (q.log_prob(value) - self.log_prior(value, covariates))[..., None]
 
 
+class Depth(Shift):
+    """A factor of the size factor."""
+
+    name = "depth"
+
+    def enter(self, inputs: DecoderInputs, value: Tensor) -> DecoderInputs:
+        return replace(inputs, log_library_n1=inputs.log_library_n1 + value)
+
+
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    for block in (Shift, Drawn):
+    for block in (Shift, Drawn, Depth):
         BLOCKS.register(block.name, block, own=True)
     yield
-    for block in (Shift, Drawn):
+    for block in (Shift, Drawn, Depth):
         BLOCKS.remove(block.name)
 
 
@@ -292,15 +303,76 @@ def test_weights_are_stored_and_loaded_under_their_names() -> None:
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
 
 
-def test_a_decoder_without_the_block_uses_its_prior_mean(make_cells: MakeCells) -> None:
+def test_a_likelihood_without_the_block_uses_its_prior_mean(make_cells: MakeCells) -> None:
     cells, model = make_cells(10, n_batches=2), _informed(_config())
     z = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         absent = model.likelihood({"z": z}, cells.covariates, cells.log_library_n1).mean
         given = model.likelihood({"z": z, "shift": torch.full((10, 1), OFFSET)}, cells.covariates, cells.log_library_n1)
     torch.testing.assert_close(absent, given.mean)
-    (_, inside, _), *_ = expected_expression(model, z, torch.zeros_like(z), cells.covariates, Draws(1, (None,), 0))
-    torch.testing.assert_close(inside, absent / cells.log_library_n1.exp(), rtol=1e-4, atol=1e-6)
+
+
+def _shares(model: VAE, cells: Cells, **point: Tensor) -> Tensor:
+    """Compute decoded shares from the likelihood at a point."""
+    with torch.no_grad():
+        return model.likelihood(point, cells.covariates, cells.log_library_n1).mean / cells.log_library_n1.exp()
+
+
+def test_stored_cells_are_decoded_at_draws_of_every_block(make_cells: MakeCells) -> None:
+    cells, model = make_cells(10, n_batches=2), _informed(_config(latent_library=True))
+    encoded, draws = encode(model, cells), Draws(3, (None,), 7)
+    generator, shares = torch.Generator().manual_seed(7), []
+    for _ in range(3):  # z and then the block, from one generator
+        point = {
+            name: torch.from_numpy(encoded.mean[name])
+            + torch.from_numpy(encoded.var[name]).sqrt() * torch.randn(10, width, generator=generator)
+            for name, width in (("z", 2), ("shift", 1))
+        }
+        shares.append(_shares(model, cells, **point))
+    (_, inside, _), *_ = expected_expression(model, encoded, cells.covariates, draws)
+    torch.testing.assert_close(inside, torch.stack(shares).mean(0), rtol=1e-4, atol=1e-6)
+    levels = (0.0, 0.5, 1.0)
+    (_, (mean, *quantiles)), *_ = credible_expression(model, encoded, cells.covariates, draws, levels)
+    torch.testing.assert_close(mean[0], inside, rtol=1e-4, atol=1e-6)
+    ordered = torch.stack(shares).sort(0).values
+    for (found, _), expected in zip(quantiles, ordered, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_groups_and_responses_are_decoded_at_the_posterior_of_every_block(make_cells: MakeCells) -> None:
+    cells, model = make_cells(6, n_batches=2), _informed(_config())
+    z, shift = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), torch.linspace(-3, 3, 6)[:, None]
+    encoded = Encoded.at({"z": z.numpy(), "shift": shift.numpy()})
+    shares = _shares(model, cells, z=z, shift=shift)
+    found = decode_units(
+        model,
+        encoded,
+        cells.covariates,
+        np.array([0, 0, 0, 1, 1, 1]),
+        2,
+        batches=(None,),
+        n_draws=1,
+        seeds=np.arange(1),
+    )
+    np.testing.assert_allclose(found.mean_mg, shares.reshape(2, 3, G).mean(1).numpy(), rtol=1e-4)
+    response = decoder_response(model, encoded, cells.covariates)
+    for d in range(2):
+        ends = z.repeat(2, 1, 1)
+        ends[:, :, d] = z[:, d].mean() + torch.tensor([[-2.0], [2.0]]) * z[:, d].std(correction=0)
+        low, high = (_shares(model, cells, z=end, shift=shift) for end in ends)
+        assert response[d] == pytest.approx(float(0.5 * (high - low).abs().sum(1).mean()), rel=1e-3)
+
+
+def test_overdispersion_of_a_cell_is_that_at_the_posterior_of_every_block(make_cells: MakeCells) -> None:
+    cells, model = make_cells(10, n_batches=2), _informed(_config(dispersion="gene-cell"))
+    encoded = encode(model, cells)
+    with torch.no_grad():
+        point = model.posterior(cells.batch(torch.arange(10))).mean()
+        found = model.likelihood(point, cells.covariates, cells.log_library_n1)
+        expected = (found.variance - found.mean) / found.mean.square()
+    np.testing.assert_allclose(
+        count_overdispersion(model, encoded, cells.covariates), expected.mean(0).numpy(), rtol=1e-2
+    )
 
 
 @pytest.mark.parametrize("name", ["shift", "drawn"])
@@ -342,9 +414,46 @@ def test_missing_genes_are_filled_in_for_every_block(make_cells: MakeCells) -> N
         filled = model.blocks["shift"].filled_encoder(batch, None, missing)(log_x_nm)
     np.testing.assert_allclose(filled.loc, plain.mean["shift"], rtol=1e-4, atol=1e-5)
     observed[missing] = False
-    some = encode_masked(model, without, Missing(observed, library_known=True)).encoded
-    assert some.mean["shift"].shape == (12, 1)
-    assert not np.allclose(some.mean["shift"], encode(model, without).mean["shift"], atol=1e-4)
+    # one round by hand: expected counts at the posterior of all blocks with zeros, then all blocks again
+    some = encode_masked(model, without, Missing(observed, library_known=True), n_rounds=1).encoded
+    with torch.no_grad():
+        distribution = model.likelihood(model.posterior(batch).mean(), batch.covariates, batch.log_library_n1)
+        log_x_nm = distribution.at(slice(None), missing).expected_log1p(torch.zeros(12, 1))
+        for name in ("z", "shift"):
+            filled = model.blocks[name].filled_encoder(batch, None, missing)(log_x_nm)
+            np.testing.assert_allclose(some.mean[name], filled.loc, rtol=1e-4, atol=1e-5)
+
+
+def test_the_library_of_cells_with_missing_genes_is_without_the_factor_of_a_block(make_cells: MakeCells) -> None:
+    cells, model = make_cells(12, n_batches=2), _informed(_config(blocks=("depth",)))
+    observed = torch.arange(G) < 15
+    x_ng = cells.batch(torch.arange(12)).x_ng * observed
+    part = replace(cells, counts=Counts.from_scipy(sparse.csr_matrix(x_ng.numpy())))
+
+    def libraries() -> Tensor:
+        return encode_masked(model, part, Missing(observed, library_known=False), n_rounds=1).log_library_n1
+
+    before = libraries()
+    with torch.no_grad():
+        model.blocks["depth"].encoder.mean.bias += 2.0
+    torch.testing.assert_close(libraries(), before)
+    share_n = _shares(model, cells, **model.posterior(part.batch(torch.arange(12))).mean())
+    factor_n = model.posterior(part.batch(torch.arange(12)))["depth"].loc[:, 0].exp()
+    expected = cells.log_library_n1[:, 0] - (share_n[:, observed].sum(1) / factor_n).log()
+    torch.testing.assert_close(before[:, 0], expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_fine_tuning_on_measured_genes_decodes_at_the_posterior_of_every_block(make_cells: MakeCells) -> None:
+    cells, model = make_cells(8, n_batches=2), _informed(_config())
+    observed, batch, shift = torch.arange(G) < 15, cells.batch(torch.tensor([1, 3])), torch.linspace(-3, 3, 8)[:, None]
+    eps = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = _bound(model, batch, Noise(0), eps, Completed(observed, torch.zeros(8, 16), {"shift": shift}))
+        q = model.posterior(batch)["z"]
+        z = q.rsample(eps[:, :2])
+        distribution = model.likelihood({"z": z, "shift": shift[[1, 3]]}, batch.covariates, batch.log_library_n1)
+        expected = distribution.log_prob(batch.x_ng)[:, observed].sum(-1) - model.prior.kl(q, z).sum(-1)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("encode_covariates", [False, True])

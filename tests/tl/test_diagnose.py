@@ -14,6 +14,7 @@ from vxpress.bridge.health.diagnosis import Decoding, diagnose
 from vxpress.bridge.health.verdict import is_sound, verdict_of
 from vxpress.core.config import ModelConfig, PriorConfig, TrainConfig
 from vxpress.core.covariates import Covariates
+from vxpress.core.inference.posterior import Encoded
 from vxpress.core.model import build
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors import Prior, sampled_kl
@@ -29,13 +30,17 @@ def _posterior(rng: np.random.Generator, n: int, used: int, dead: int, sd: float
     return mean, var
 
 
+def _encoded(mean: np.ndarray, var: np.ndarray) -> Encoded:
+    return Encoded({"z": mean}, {"z": var})
+
+
 @pytest.mark.parametrize(
     ("used", "dead", "verdict"),
     [(5, 0, "healthy"), (4, 3, "unused dimensions: 3 of 7"), (0, 6, "collapsed")],
 )
 def test_verdict_of_a_known_posterior(used: int, dead: int, verdict: str) -> None:
     mean, var = _posterior(np.random.default_rng(0), 1500, used, dead)
-    found = diagnose(mean, var, np.arange(1500) % 10 == 0, TRAIN, FLAT)
+    found = diagnose(_encoded(mean, var), np.arange(1500) % 10 == 0, TRAIN, FLAT)
     assert found["verdict"].startswith(verdict)
     assert found["active_units"] == used
     assert found["active"].sum() == used
@@ -43,14 +48,14 @@ def test_verdict_of_a_known_posterior(used: int, dead: int, verdict: str) -> Non
 
 def test_a_posterior_far_from_the_prior_is_a_prior_gap() -> None:
     mean, var = _posterior(np.random.default_rng(0), 1500, 3, 0)
-    found = diagnose(3 * mean, var, np.arange(1500) % 10 == 0, TRAIN, FLAT)
+    found = diagnose(_encoded(3 * mean, var), np.arange(1500) % 10 == 0, TRAIN, FLAT)
     assert found["verdict"].startswith("prior gap")
     assert found["prior_gap_per_dim"] > 1
 
 
 def test_no_generalisation_gap_is_reported_without_held_out_cells() -> None:
     mean, var = _posterior(np.random.default_rng(0), 300, 10, 0)
-    found = diagnose(mean, var, np.zeros(300, dtype=bool), TRAIN, FLAT)
+    found = diagnose(_encoded(mean, var), np.zeros(300, dtype=bool), TRAIN, FLAT)
     assert found["verdict"].startswith("healthy")
 
 
@@ -63,7 +68,7 @@ def test_no_generalisation_gap_is_reported_without_held_out_cells() -> None:
 )
 def test_unfinished_training_is_under_trained(change: dict) -> None:
     mean, var = _posterior(np.random.default_rng(0), 300, 5, 0)
-    found = diagnose(mean, var, np.zeros(300, dtype=bool), TRAIN, FLAT | change)
+    found = diagnose(_encoded(mean, var), np.zeros(300, dtype=bool), TRAIN, FLAT | change)
     assert found["verdict"].startswith("under-trained")
 
 
@@ -227,11 +232,11 @@ def test_a_learned_prior_that_fits_leaves_no_gap_and_kl_per_dim_is_from_the_aggr
     model.state.prior = _Mixture(PriorConfig(), 2)
     covariates = Covariates(torch.zeros(2000, 0, dtype=torch.int64), torch.zeros(2000, 0))
     mean, var = mean.astype(np.float32), var.astype(np.float32)
-    found = diagnose(mean, var, np.arange(2000) % 4 == 0, TRAIN, FLAT, decoding=Decoding(model, covariates))
+    found = diagnose(_encoded(mean, var), np.arange(2000) % 4 == 0, TRAIN, FLAT, decoding=Decoding(model, covariates))
     assert abs(found["prior_gap_per_dim"]) < 0.05
     # rate = information + gap; N(0, I) would give a gap
     np.testing.assert_allclose(found["kl"], found["mutual_information"] + 2 * found["prior_gap_per_dim"], atol=0.1)
-    plain = diagnose(mean, var, np.arange(2000) % 4 == 0, TRAIN, FLAT)
+    plain = diagnose(_encoded(mean, var), np.arange(2000) % 4 == 0, TRAIN, FLAT)
     assert plain["prior_gap_per_dim_low"] > 0.2
     s2 = mean.var(0) + 0.1
     np.testing.assert_allclose(found["kl_per_dim"], 0.5 * np.log(s2 / 0.1), rtol=0.05)
@@ -244,7 +249,7 @@ def test_divergence_from_a_costly_prior_is_that_of_its_density() -> None:
     torch.nn.init.normal_(model.get_submodule("prior.velocity.out").weight, generator=torch.Generator().manual_seed(0))
     nothing = Covariates(torch.zeros(400, 0, dtype=torch.int64), torch.zeros(400, 0))
     held_out = np.arange(400) % 2 == 0
-    found = diagnose(mean, var, held_out, TRAIN, FLAT, decoding=Decoding(model, nothing))
+    found = diagnose(_encoded(mean, var), held_out, TRAIN, FLAT, decoding=Decoding(model, nothing))
     q = DiagonalNormal(torch.from_numpy(mean[held_out]), torch.from_numpy(var[held_out]).sqrt())
     by_density = sampled_kl(model.prior, q, 20, seed=1)
     np.testing.assert_allclose(found["kl"], by_density.mean, atol=0.5)

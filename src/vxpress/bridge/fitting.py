@@ -162,8 +162,7 @@ def _results(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, deno
     else:
         results.layers[keys.normalized] = denoised_matrix(
             fit.model,
-            encoded.mean_nd,
-            encoded.var_nd,
+            encoded,
             prepared.cells.covariates,
             modelled_g=fit.modelled_g,
             batches=fit.covariates.averaged_batches,

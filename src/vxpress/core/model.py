@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vxpress._signals import interrupts_held
-from vxpress.core.blocks import Blocks, DecoderInputs, Point, Posterior, Z
+from vxpress.core.blocks import Block, Blocks, DecoderInputs, Point, Posterior, Z
 from vxpress.core.blocks.state import State
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Conditioner, Covariates
@@ -81,6 +81,11 @@ class VAE(nn.Module):
         """Whether a block infers the size factor of a cell; otherwise it has to be given."""
         return any(block.infers_library for block in self.blocks.values())
 
+    @property
+    def decoded_blocks(self) -> dict[str, Block]:
+        """The blocks from which stored cells are decoded, z first: all but one that infers the size factor, which is given."""
+        return {name: block for name, block in self.blocks.items() if not block.infers_library}
+
     def sample_log_library(self, covariates: Covariates, eps_n1: Tensor) -> Tensor:
         """Draw log size factors from the prior of the block that infers them, (n, 1), with standard noise."""
         (block,) = (block for block in self.blocks.values() if block.infers_library)
@@ -88,11 +93,11 @@ class VAE(nn.Module):
 
     def sample_others(self, covariates: Covariates, generator: torch.Generator) -> Point:
         """Draw the blocks other than z and the size factor from their priors, for every cell of ``covariates``."""
-        others = {name: block for name, block in self.blocks.items() if name != Z and not block.infers_library}
         n = len(covariates.continuous_nc)
         return {
             name: block.sample_prior(covariates, torch.randn(n, block.n_noise, generator=generator))
-            for name, block in others.items()
+            for name, block in self.decoded_blocks.items()
+            if name != Z
         }
 
     def posterior(self, batch: Batch, noise: Noise | None = None) -> Posterior:
@@ -146,6 +151,10 @@ class VAE(nn.Module):
         for name, block in self.blocks.items():
             inputs = block.enter(inputs, point[name]) if name in point else block.enter_unknown(inputs)
         return inputs
+
+    def log_library(self, point: Point, covariates: Covariates, log_library_n1: Tensor) -> Tensor:
+        """Return the log size factor that the decoder receives at a point if cells have this one, (n, 1)."""
+        return self.inputs(point, covariates, log_library_n1).log_library_n1
 
     def likelihood(
         self, point: Point, covariates: Covariates, log_library_n1: Tensor, noise: Noise | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vxpress.core.blocks import Z
+from vxpress.core.blocks import Point
 from vxpress.core.data import Batch, Source
 from vxpress.core.likelihoods import ToReadOut
 from vxpress.core.model import VAE
@@ -18,17 +18,17 @@ def fit_readout(
     model: VAE,
     cells: Source,
     outside: Source,
-    mean_nd: Tensor,
+    point: Point,
     train_rows: Tensor,
     validation_rows: Tensor,
     *,
     seed: int,
 ) -> None:
-    """Fit ``model.decoder.readout`` in place on posterior means; the rest of the model does not change."""
+    """Fit ``model.decoder.readout`` in place on a point of all cells, their posterior means; the rest of the model does not change."""
 
     @torch.no_grad()
     def features(batch: Batch) -> Tensor:
-        return model.features({Z: mean_nd[batch.rows]}, batch.covariates)
+        return model.features({name: value[batch.rows] for name, value in point.items()}, batch.covariates)
 
     data = ToReadOut(cells, outside, features, train_rows, validation_rows, seed)
     model.decoder.output.fit_readout(model.layers, data)

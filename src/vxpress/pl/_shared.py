@@ -22,7 +22,7 @@ from scanpy import settings
 from vxpress._keys import Keys
 from vxpress.bridge.fits.find_fit import find_fit
 from vxpress.bridge.fits.fit import Fit
-from vxpress.bridge.fits.stored_cells import stored_posterior
+from vxpress.bridge.fits.stored_cells import stored_latent
 from vxpress.bridge.read.adata import check_anndata
 
 # width of an average letter, in font sizes
@@ -47,7 +47,7 @@ def fit_of(adata: AnnData, key: str) -> Fit:
 def posterior_of(adata: AnnData, key: str) -> tuple[Fit, np.ndarray, np.ndarray]:
     """Return the fit, and the posterior mean and variance of the cells in ``adata``, float64 (n, d)."""
     fit = fit_of(adata, key)
-    mean_nd, var_nd = stored_posterior(adata, fit, Keys.of(key))
+    mean_nd, var_nd = stored_latent(adata, fit, Keys.of(key))
     if adata.n_obs == 0:
         msg = "adata has no cells, so there is nothing to draw. Pass cells with a stored posterior."
         raise ValueError(msg)

@@ -14,7 +14,7 @@ from vxpress._seeds import seed_of
 from vxpress.bridge.ask.neighbors import Distance, check_numba_threads, neighbor_graph
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.results import check_replaceable, own
-from vxpress.bridge.fits.stored_cells import stored_posterior
+from vxpress.bridge.fits.stored_cells import stored_latent
 from vxpress.bridge.read.adata import check_adata
 
 
@@ -128,7 +128,7 @@ def neighbors(
     check_choice("distance", distance, Distance)
     check_range("n_draws", n_draws, 0, 10_000, integer=True)
     fit, keys = find_fit(adata, model, key), Keys.of(key)
-    mean_nd, var_nd = stored_posterior(adata, fit, keys)
+    mean_nd, var_nd = stored_latent(adata, fit, keys)
     if adata.n_obs < 3:
         msg = f"adata has {adata.n_obs} cells; at least 3 are expected, so that each can have neighbours."
         raise ValueError(msg)

@@ -24,6 +24,7 @@ from vxpress.bridge.ask.interpolation import (
     decode_path,
     path_with_densities,
     warn_empty,
+    with_other_blocks,
 )
 from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.stored_cells import StoredCells
@@ -161,7 +162,7 @@ def interpolate(
     check_range("n_steps", n_steps, 2, 100_000, integer=True)
     check_range("min_percentile", min_percentile, 0.0, 100.0)
     ends = [endpoint_rows(adata, end, groupby, name) for end, name in ((source, "source"), (target, "target"))]
-    posterior = cells.mean_nd.astype(np.float64), cells.var_nd.astype(np.float64)
+    posterior = cells.encoded.mean_nd.astype(np.float64), cells.encoded.var_nd.astype(np.float64)
     check_apart(posterior[0], ends)
     wanted = None if genes is None else genes_of_fit(adata, fit, genes)
     scale = total_from(fit, target_sum)
@@ -177,7 +178,8 @@ def interpolate(
         position_s = np.linspace(0.0, 1.0, n_steps)
         path_sd, density = path_with_densities(fit, method, position_s, posterior, ends, rng=generator)
         density["empty"] = density["density_percentile"] < min_percentile
-        matrix = decode_path(fit, path_sd, obs, batches=batches, scale=scale, genes=wanted)
+        path = with_other_blocks(path_sd, position_s, cells.encoded, ends)
+        matrix = decode_path(fit, path, obs, batches=batches, scale=scale, genes=wanted)
     names = [endpoint_name(adata, groupby, rows) for rows in ends]
     warn_empty(density["empty"], position_s, names, method)
     params = {
@@ -197,6 +199,6 @@ def interpolate(
         matrix,
         obs=pd.DataFrame({"position": position_s} | density, index=[f"step-{i}" for i in range(n_steps)]),
         var=pd.DataFrame(index=pd.Index(fit.genes if wanted is None else fit.genes[wanted], dtype=object)),
-        obsm={keys.latent: path_sd.astype(np.float32)},
+        obsm={keys.latent: path.mean_nd},
         uns={f"{keys.uns}_interpolate": {"params": params}},
     )

@@ -9,6 +9,7 @@ import torch
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.group_expression import count_overdispersion, decode_units, subsample
+from vxpress.core.inference.posterior import Encoded
 from vxpress.core.model import VAE, build
 
 
@@ -26,8 +27,16 @@ def test_sums_over_units_are_those_of_decoded_cells():
     model, n = model_of(), 30
     mean_nd = torch.randn(n, 3, generator=torch.Generator().manual_seed(1))
     unit_n = np.arange(n) % 4
-    tiny = torch.full((n, 3), 1e-12)
-    found = decode_units(model, mean_nd, tiny, covariates(n), unit_n, 4, batches=(0, 1), n_draws=4, seeds=np.arange(4))
+    found = decode_units(
+        model,
+        Encoded.at({"z": mean_nd.numpy()}),
+        covariates(n),
+        unit_n,
+        4,
+        batches=(0, 1),
+        n_draws=4,
+        seeds=np.arange(4),
+    )
     distribution = [
         model.likelihood({"z": mean_nd}, covariates(n).with_batch(b), torch.zeros(n, 1)).mean for b in (0, 1)
     ]
@@ -40,10 +49,17 @@ def test_sums_over_units_are_those_of_decoded_cells():
 
 def test_posterior_variance_adds_to_the_variance():
     model, n = model_of(), 400
-    mean_nd, unit_n = torch.zeros(n, 3), np.zeros(n, dtype=np.int64)
+    zeros_nd, unit_n = np.zeros((n, 3), np.float32), np.zeros(n, dtype=np.int64)
     sure, unsure = (
         decode_units(
-            model, mean_nd, torch.full((n, 3), v), covariates(n), unit_n, 1, batches=(0,), n_draws=3, seeds=np.arange(3)
+            model,
+            Encoded({"z": zeros_nd}, {"z": zeros_nd + np.float32(v)}),
+            covariates(n),
+            unit_n,
+            1,
+            batches=(0,),
+            n_draws=3,
+            seeds=np.arange(3),
         )
         for v in (1e-12, 1.0)
     )
@@ -62,9 +78,11 @@ def test_a_subsample_takes_all_of_small_groups_and_some_of_large_ones():
 def test_overdispersion_is_the_inverse_of_theta(dispersion):
     model, n = model_of(dispersion=dispersion), 12
     distribution = model.likelihood({"z": torch.zeros(n, 3)}, covariates(n), torch.zeros(n, 1))
-    found = count_overdispersion(model, torch.zeros(n, 3), covariates(n))
+    found = count_overdispersion(model, Encoded.at({"z": np.zeros((n, 3))}), covariates(n))
     by_cell = (
         ((distribution.variance - distribution.mean) / distribution.mean**2).expand(n, 7).double().detach().numpy()
     )
     np.testing.assert_allclose(found, by_cell.mean(0), rtol=1e-3)
-    assert (count_overdispersion(model_of(likelihood="poisson"), torch.zeros(n, 3), covariates(n)) == 0).all()
+    assert (
+        count_overdispersion(model_of(likelihood="poisson"), Encoded.at({"z": np.zeros((n, 3))}), covariates(n)) == 0
+    ).all()

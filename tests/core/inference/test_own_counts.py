@@ -25,11 +25,6 @@ def _model(dispersion: Dispersion = "gene", *, remainder: bool = True, n_readout
     return model
 
 
-def _moments(model: VAE, cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
-    found = encode(model, cells)
-    return torch.from_numpy(found.mean_nd), torch.from_numpy(found.var_nd)
-
-
 def test_the_update_is_the_mean_of_the_rate_given_the_count() -> None:
     """Compare with numerical integration of Poisson times gamma."""
     theta, mean, rate = 1.7, 3.2, np.linspace(1e-4, 80, 400_000)
@@ -45,22 +40,22 @@ def test_it_is_the_factor_of_the_own_mean_times_the_decoded_expression(
     make_cells: Callable[..., Cells], dispersion: Dispersion, remainder: bool, n_readout: int
 ) -> None:
     cells, model = make_cells(n_batches=2), _model(dispersion, remainder=remainder, n_readout=n_readout)
-    moments = _moments(model, cells)
+    encoded = encode(model, cells)
     x_ng = cells.batch(torch.arange(120)).x_ng
     row = cells.covariates.categorical_nk[:, 0] if dispersion == "gene-batch" else torch.zeros(120, dtype=torch.int64)
     theta = model.decoder.log_dispersion[row].exp()
-    own = next(iter(expected_expression(model, *moments, cells.covariates, Draws(4, (None,), 3))))[1].clone()
+    own = next(iter(expected_expression(model, encoded, cells.covariates, Draws(4, (None,), 3))))[1].clone()
     mean_ng = own * cells.log_library_n1.exp() / (1.0 if remainder or not n_readout else 0.7)
     factor = ((theta + x_ng) / (theta + mean_ng)).detach()
     for batches in ((None,), (0, 1), (1,)):
         draws = Draws(4, batches, 3)
-        _, plain, outside_read = next(iter(expected_expression(model, *moments, cells.covariates, draws)))
-        _, found, outside = next(iter(updated_expression(model, *moments, cells, draws)))
+        _, plain, outside_read = next(iter(expected_expression(model, encoded, cells.covariates, draws)))
+        _, found, outside = next(iter(updated_expression(model, encoded, cells, draws)))
         torch.testing.assert_close(found, plain * factor)
         if outside_read is not None:
             torch.testing.assert_close(outside, outside_read)
         some = Genes(torch.tensor([4, 0]), torch.tensor([], dtype=torch.int64))
-        _, part, _ = next(iter(updated_expression(model, *moments, cells, draws, some)))
+        _, part, _ = next(iter(updated_expression(model, encoded, cells, draws, some)))
         torch.testing.assert_close(part, found[:, [4, 0]])
 
 
@@ -68,14 +63,14 @@ def test_without_overdispersion_counts_have_no_effect_and_with_infinite_overdisp
     make_cells: Callable[..., Cells],
 ) -> None:
     cells, model = make_cells(n_batches=2), _model()
-    moments, draws = _moments(model, cells), Draws(4, (None,), 3)
-    _, plain, _ = next(iter(expected_expression(model, *moments, cells.covariates, draws)))
+    encoded, draws = encode(model, cells), Draws(4, (None,), 3)
+    _, plain, _ = next(iter(expected_expression(model, encoded, cells.covariates, draws)))
     with torch.no_grad():
         model.decoder.log_dispersion.fill_(18.0)
-    _, found, _ = next(iter(updated_expression(model, *moments, cells, draws)))
+    _, found, _ = next(iter(updated_expression(model, encoded, cells, draws)))
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
         model.decoder.log_dispersion.fill_(-18.0)
-    _, found, _ = next(iter(updated_expression(model, *moments, cells, draws)))
+    _, found, _ = next(iter(updated_expression(model, encoded, cells, draws)))
     x_ng = cells.batch(torch.arange(120)).x_ng
     torch.testing.assert_close(found * cells.log_library_n1.exp(), x_ng, rtol=1e-4, atol=1e-4)

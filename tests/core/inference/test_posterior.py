@@ -75,7 +75,7 @@ def test_expected_expression_is_the_plain_mean_over_draws(
     some = Genes(torch.tensor([4, 0]), torch.tensor([6, 2]) if n_readout else torch.tensor([], dtype=torch.int64))
     none = torch.tensor([], dtype=torch.int64)
     for genes in (Genes(), some, Genes(some.inside, none), Genes(none, some.outside)):
-        parts = list(expected_expression(model, mean_nd, var_nd, cells.covariates, DRAWS, genes))
+        parts = list(expected_expression(model, found, cells.covariates, DRAWS, genes))
         assert [part for part, _, _ in parts] == [slice(0, 120)]
         _, mine, outside_read = parts[0]
         torch.testing.assert_close(mine, inside if genes.inside is None else inside[:, genes.inside])
@@ -90,9 +90,7 @@ def test_chunks_share_memory_and_cover_every_cell(
     monkeypatch.setattr(posterior, "CHUNK", 50)
     cells, model = make_cells(n_batches=2), _model("nb", remainder=True, n_readout=7)
     found = encode(model, cells)
-    parts = expected_expression(
-        model, torch.from_numpy(found.mean_nd), torch.from_numpy(found.var_nd), cells.covariates, DRAWS
-    )
+    parts = expected_expression(model, found, cells.covariates, DRAWS)
     seen: list[int] = []
     places: set[int] = set()
     for part, inside, outside in parts:

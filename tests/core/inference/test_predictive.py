@@ -13,6 +13,7 @@ from scipy import sparse, stats
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
+from vxpress.core.inference.posterior import Encoded
 from vxpress.core.inference.predictive import predictive_draws
 from vxpress.core.inference.predictive_check import N_BINS, below, predictive_check
 from vxpress.core.likelihoods import (
@@ -54,9 +55,8 @@ def _cells(x: np.ndarray) -> Cells:
 
 def _draws(model: VAE, n_draws: int, seed: int = 0) -> np.ndarray:
     log_library = _cells(np.zeros((N, G))).log_library_n1
-    parts = predictive_draws(
-        model, torch.zeros(N, 2), torch.ones(N, 2), _nothing(N), log_library, n_draws=n_draws, seed=seed
-    )
+    encoded = Encoded({"z": np.zeros((N, 2), np.float32)}, {"z": np.ones((N, 2), np.float32)})
+    parts = predictive_draws(model, encoded, _nothing(N), log_library, n_draws=n_draws, seed=seed)
     return np.concatenate([x.numpy() for _, _, x in parts]).reshape(n_draws, N, G)
 
 

@@ -22,7 +22,7 @@ from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts, Source
 from vxpress.core.inference.group_expression import count_overdispersion
 from vxpress.core.inference.importance import log_likelihood
-from vxpress.core.inference.posterior import Draws, Genes, encode, expected_expression
+from vxpress.core.inference.posterior import Draws, Encoded, Genes, encode, expected_expression
 from vxpress.core.inference.predictive_check import predictive_check
 from vxpress.core.inference.response import REACH, decoder_response
 from vxpress.core.likelihoods import (
@@ -278,15 +278,14 @@ def test_it_is_decoded_without_scaling(trained: Trained, some: bool) -> None:
     mean_nd, _ = _moments(trained)
     columns = torch.tensor([7, 3]) if some else None
     genes = Genes(columns, torch.empty(0, dtype=torch.int64))
-    (found,) = expected_expression(
-        trained.model, mean_nd, torch.zeros(N, 2), trained.cells.covariates, Draws(1, (None,), 0), genes
-    )
+    at_means = Encoded.at({"z": mean_nd.numpy()})
+    (found,) = expected_expression(trained.model, at_means, trained.cells.covariates, Draws(1, (None,), 0), genes)
     expected = _values(trained.model, mean_nd, trained.cells)
     torch.testing.assert_close(found[1], expected[:, columns] if columns is not None else expected)
     # a target sum, which is for shares alone, does not change the layer of a fit
     request = DecodingRequest(Draws(1, (None,), 0), np.float32(1e4), genes=None if columns is None else columns.numpy())
     (matrix,) = decode(
-        trained.model, mean_nd.numpy(), np.zeros((N, 2), np.float32), trained.cells.covariates,
+        trained.model, at_means, trained.cells.covariates,
         modelled_g=np.ones(INSIDE, dtype=bool), request=request,
     )  # fmt: skip
     np.testing.assert_allclose(matrix, found[1].numpy(), rtol=1e-6)
@@ -295,10 +294,9 @@ def test_it_is_decoded_without_scaling(trained: Trained, some: bool) -> None:
 @pytest.mark.parametrize("trained", ["log_normal"], indirect=True)
 def test_genes_outside_are_read_out_as_levels(trained: Trained) -> None:
     mean_nd, _ = _moments(trained)
-    fit_readout(trained.model, trained.cells, trained.outside, mean_nd, ROWS[:140], ROWS[140:], seed=0)
-    (found,) = expected_expression(
-        trained.model, mean_nd, torch.zeros(N, 2), trained.cells.covariates, Draws(1, (None,), 0)
-    )
+    fit_readout(trained.model, trained.cells, trained.outside, {"z": mean_nd}, ROWS[:140], ROWS[140:], seed=0)
+    at_means = Encoded.at({"z": mean_nd.numpy()})
+    (found,) = expected_expression(trained.model, at_means, trained.cells.covariates, Draws(1, (None,), 0))
     y = torch.log1p(trained.outside.batch(ROWS).x_ng)
     with torch.no_grad():
         f = trained.model.decoder.features(mean_nd, trained.model.conditioner(trained.cells.covariates)).numpy()
@@ -335,7 +333,7 @@ def test_cells_with_missing_genes_are_encoded(trained: Trained, inside: bool) ->
 def test_the_response_is_that_of_decoded_values(trained: Trained) -> None:
     mean_nd, var_nd = _moments(trained)
     one, own = slice(0, 1), trained.cells.covariates[torch.tensor([0])]
-    found = decoder_response(trained.model, mean_nd[one].numpy(), var_nd[one].numpy(), own)
+    found = decoder_response(trained.model, encode(trained.model, trained.cells)[one], own)
     cell = Cells(trained.cells.counts, trained.cells.log_library_n1, own)
     for d in range(2):
         step = REACH * float(var_nd[0, d].sqrt()) * torch.eye(2)[d]
@@ -351,7 +349,9 @@ def test_it_is_checked_by_its_own_draws(trained: Trained) -> None:
     torch.testing.assert_close(drawn.mean((0, 1)), distribution.mean.mean(0), rtol=0.05, atol=0.05)
     check = predictive_check(trained.model, trained.cells, n_draws=2, seed=0)
     assert check is not None
-    assert bool((count_overdispersion(trained.model, mean_nd, trained.cells.covariates) == 0).all())
+    assert bool(
+        (count_overdispersion(trained.model, encode(trained.model, trained.cells), trained.cells.covariates) == 0).all()
+    )
 
 
 def test_its_weights_have_the_stored_names() -> None:

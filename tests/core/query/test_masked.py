@@ -14,6 +14,7 @@ from vxpress.core.data import Cells, Counts
 from vxpress.core.inference.posterior import encode
 from vxpress.core.likelihoods import Bernoulli, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from vxpress.core.model import VAE, build
+from vxpress.core.normal import DiagonalNormal
 from vxpress.core.query.masked import Missing, _Chunk, encode_masked
 from vxpress.core.training import train
 
@@ -135,7 +136,7 @@ def test_the_share_of_information_is_that_of_the_gradients(trained: Trained) -> 
     hidden, missing = _hide(trained.cells, observed)
     z = torch.tensor([[0.3, -0.4]])
     chunk = _Chunk(trained.model, hidden.batch(torch.arange(1)), missing, torch.ones(trained.model.config.n_latent))
-    chunk.q = type(chunk.q)(z, torch.full_like(z, 1e-3))
+    chunk.q = chunk.q.replaced(z=DiagonalNormal(z, torch.full_like(z, 1e-3)))
     slope_gd = torch.autograd.functional.jacobian(lambda z: chunk.likelihood(z, chunk.log_library_n1).mean[0], z)[:, 0]
     information_gd = (slope_gd.square() / chunk.likelihood(z, chunk.log_library_n1).variance.T).detach().numpy()
     with torch.no_grad():

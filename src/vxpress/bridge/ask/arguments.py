@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
@@ -16,6 +17,7 @@ from vxpress._seeds import seed_of
 from vxpress._similar import similar_names
 from vxpress.bridge.ask.decoded import DENOISING_SEED, Matrix
 from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.query import log_library_of
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
 from vxpress.bridge.read.adata import check_gene_names
 from vxpress.bridge.read.columns import as_mask, is_mask
@@ -88,8 +90,17 @@ def scale_from(adata: AnnData, cells: StoredCells, target_sum: TargetSum) -> np.
         if target_sum != "library":
             msg = f"target_sum={target_sum!r} was given; a number, or 'library' for each cell's own size factor, is expected."
             raise ValueError(msg)
-        return stored_library(adata, cells.keys).astype(np.float32)[:, None]
+        library_n = stored_library(adata, cells.keys)
+        return library_n.astype(np.float32)[:, None] * _factor(cells, library_n)
     return total_from(fit, target_sum)
+
+
+def _factor(cells: StoredCells, library_n: np.ndarray) -> np.ndarray:
+    """Compute the factor by which further latent blocks multiply the size factor, at their posterior means, (n, 1)."""
+    model, log_library_n1 = cells.fit.model.eval(), log_library_of(library_n)
+    with torch.no_grad():
+        inside_n1 = model.log_library(cells.encoded.posterior(model).mean(), cells.covariates, log_library_n1)
+        return (inside_n1 - log_library_n1).exp().numpy()
 
 
 def total_from(fit: Fit, target_sum: float | None) -> np.float32:

@@ -20,10 +20,10 @@ def decode_changed(
     """Return expression after the change, the support of every cell, and the number of neighbours that gave it."""
     weight_n = change.weights(cells.covariates)
     n_neighbors = neighborhood_size(weight_n) if n_neighbors is None else n_neighbors
-    support_n = local_support(cells.mean_nd, weight_n, n_neighbors)
+    support_n = local_support(cells.encoded.mean_nd, weight_n, n_neighbors)
     _warn_unsupported(change, weight_n, support_n)
     fit, changed = cells.fit, change.apply(cells.covariates)
-    matrix = decode(fit.model, cells.mean_nd, cells.var_nd, changed, modelled_g=fit.modelled_g, request=request)[0]
+    matrix = decode(fit.model, cells.encoded, changed, modelled_g=fit.modelled_g, request=request)[0]
     return matrix, support_n, n_neighbors
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells
 from vxpress.core.inference.own_counts import updated_expression
-from vxpress.core.inference.posterior import ALL_GENES, Draws, Genes, credible_expression, expected_expression
+from vxpress.core.inference.posterior import ALL_GENES, Draws, Encoded, Genes, credible_expression, expected_expression
 from vxpress.core.model import VAE
 
 DENOISING_DRAWS = 10
@@ -50,8 +50,7 @@ class DecodingRequest:
 
 def decode(
     model: VAE,
-    mean_nd: np.ndarray,
-    var_nd: np.ndarray,
+    encoded: Encoded,
     covariates: Covariates,
     *,
     modelled_g: np.ndarray,
@@ -75,12 +74,11 @@ def decode(
     place = _Place(width, columns[inside], columns[outside])
     n_out = 1 + len(request.levels())
     sinks: list[_Dense | _Sparse] = [
-        _Dense(len(mean_nd), place, request.dtype) if request.drop_below is None else _Sparse(place, request.drop_below)
+        _Dense(len(encoded), place, request.dtype) if request.drop_below is None else _Sparse(place, request.drop_below)
         for _ in range(n_out)
     ]
     scale = request.scale if model.decoder.output.scalable else np.float32(1.0)
-    moments = torch.from_numpy(mean_nd), torch.from_numpy(var_nd)
-    for rows, values in _chunks(model, *moments, covariates, request=request, genes=chosen, counts=counts):
+    for rows, values in _chunks(model, encoded, covariates, request=request, genes=chosen, counts=counts):
         scale_here = scale[rows] if isinstance(scale, np.ndarray) else scale
         for sink, (modelled, others) in zip(sinks, values, strict=True):
             sink.put(rows, modelled.numpy(), None if others is None else others.numpy(), scale_here)
@@ -89,8 +87,7 @@ def decode(
 
 def denoised_matrix(
     model: VAE,
-    mean_nd: np.ndarray,
-    var_nd: np.ndarray,
+    encoded: Encoded,
     covariates: Covariates,
     *,
     modelled_g: np.ndarray,
@@ -100,15 +97,14 @@ def denoised_matrix(
     """Compute the layer that a fit writes: float32 (n, all genes)."""
     draws = Draws(DENOISING_DRAWS, batches or (None,), DENOISING_SEED)
     request = DecodingRequest(draws, np.float32(target_sum))
-    matrix = decode(model, mean_nd, var_nd, covariates, modelled_g=modelled_g, request=request)[0]
+    matrix = decode(model, encoded, covariates, modelled_g=modelled_g, request=request)[0]
     assert isinstance(matrix, np.ndarray)  # noqa: S101 - nothing is dropped
     return matrix
 
 
 def _chunks(
     model: VAE,
-    mean_nd: Tensor,
-    var_nd: Tensor,
+    encoded: Encoded,
     covariates: Covariates,
     *,
     request: DecodingRequest,
@@ -116,12 +112,12 @@ def _chunks(
     counts: Cells | None,
 ) -> Iterator[tuple[slice, list[tuple[Tensor, Tensor | None]]]]:
     if request.interval is not None:
-        yield from credible_expression(model, mean_nd, var_nd, covariates, request.draws, request.levels(), genes)
+        yield from credible_expression(model, encoded, covariates, request.draws, request.levels(), genes)
         return
     parts = (
-        expected_expression(model, mean_nd, var_nd, covariates, request.draws, genes)
+        expected_expression(model, encoded, covariates, request.draws, genes)
         if counts is None
-        else updated_expression(model, mean_nd, var_nd, counts, request.draws, genes)
+        else updated_expression(model, encoded, counts, request.draws, genes)
     )
     for rows, inside, outside in parts:
         yield rows, [(inside, outside)]

@@ -24,8 +24,7 @@ def denoise_cells(cells: StoredCells, request: DecodingRequest, counts: Cells | 
     fit = cells.fit
     return decode(
         fit.model,
-        cells.mean_nd,
-        cells.var_nd,
+        cells.encoded,
         cells.covariates,
         modelled_g=fit.modelled_g,
         request=request,

@@ -172,9 +172,7 @@ def expected_expression(
     """Decode at most ``n_cells`` randomly chosen cells of each group, ``n_draws`` times each."""
     fit = cells.fit
     chosen = subsample(groups.code_n, n_cells, rng)
-    rows = torch.from_numpy(chosen)
-    mean_nd, var_nd = torch.from_numpy(cells.mean_nd[chosen]), torch.from_numpy(cells.var_nd[chosen])
-    covariates, code = cells.covariates[rows], groups.code_n[chosen]
+    encoded, covariates, code = cells.encoded[chosen], cells.covariates[torch.from_numpy(chosen)], groups.code_n[chosen]
     known = fit.covariates.batch_codes(None)
     batches = tuple(rng.permutation(known).tolist()) if known else (None,)
     seeds = rng.integers(2**62, size=(2, n_draws))
@@ -182,8 +180,7 @@ def expected_expression(
     def decode(under: tuple[int | None, ...], which: int) -> GroupExpression:
         found = decode_units(
             fit.model,
-            mean_nd,
-            var_nd,
+            encoded,
             covariates,
             code,
             len(groups.names),
@@ -196,7 +193,7 @@ def expected_expression(
     shared = decode(batches, 0)
     weight_k1 = np.bincount(code, minlength=len(groups.names))[:, None]
     between_g = (weight_k1 * shared.variance_mg).sum(0) / np.maximum((weight_k1 * shared.mean_mg**2).sum(0), 1e-300)
-    inside_g = count_overdispersion(fit.model, mean_nd, covariates)
+    inside_g = count_overdispersion(fit.model, encoded, covariates)
     all_g = np.full(len(fit.genes), float(np.median(inside_g)))
     all_g[fit.modelled_g] = inside_g
     # a group of few cells does not show how much cells differ; all groups together do

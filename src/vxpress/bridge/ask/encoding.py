@@ -11,6 +11,7 @@ from scanpy import logging as logg
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.query import Query
 from vxpress.bridge.read.prepare import MIN_CELLS
+from vxpress.core.blocks import Z
 from vxpress.core.inference.posterior import Encoded, encode
 from vxpress.core.query.fine_tuning import Completed, fine_tune
 from vxpress.core.query.masked import encode_masked
@@ -34,7 +35,9 @@ def encode_query(
         if missing is not None:
             masked = encode_masked(model, cells, missing, keep_filled=True)
             assert masked.filled_nh is not None  # noqa: S101 - requested by keep_filled
-            completed = Completed(missing.observed_g, masked.filled_nh)
+            means = masked.encoded.posterior(model).mean()
+            others = {name: value.to(device) for name, value in means.items() if name != Z}
+            completed = Completed(missing.observed_g, masked.filled_nh, others)
             cells = cells.with_library(masked.log_library_n1)
         codes_nk = query.cells.covariates.categorical_nk.numpy()[new]
         split = split_cells(len(new), VALIDATION_FRACTION, rng, codes_nk)

@@ -15,7 +15,7 @@ from vxpress._keys import Keys
 from vxpress._names import each_value, find_name, find_names
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.query import needs_labels
-from vxpress.bridge.fits.stored_cells import stored_library, stored_posterior
+from vxpress.bridge.fits.stored_cells import stored_latent, stored_library
 from vxpress.bridge.fits.training_cells import fitted_cells
 from vxpress.bridge.read.columns import get_names
 from vxpress.core.inference.support import nearest_partners
@@ -187,7 +187,7 @@ class TrainingCells:
             raise ValueError(msg)
         rows = fitted_cells(adata, fit, keys)
         rows = rows if rows.any() else np.ones(adata.n_obs, dtype=bool)
-        mean_nd, _ = stored_posterior(adata, fit, keys)
+        mean_nd, _ = stored_latent(adata, fit, keys)
         return cls(adata.obs[rows], stored_library(adata, keys)[rows], mean_nd[rows])
 
     def partners(

@@ -16,8 +16,9 @@ from vxpress.bridge.ask.decoded import DENOISING_SEED, DecodingRequest, Matrix, 
 from vxpress.bridge.ask.generation import Columns, get_column_names, requested_covariates
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.read.columns import get_numbers
+from vxpress.core.blocks import Z
 from vxpress.core.inference.paths import CellDensity, linear_path, percentile_among, spherical_path
-from vxpress.core.inference.posterior import Draws
+from vxpress.core.inference.posterior import Draws, Encoded
 from vxpress.metrics import log_aggregate_posterior
 
 Method = Literal["linear", "spherical", "flow"]
@@ -50,9 +51,19 @@ def path_with_densities(
     return path_sd, _densities(fit, path_sd, position_s, CellDensity.choose(*posterior, ends, rng))
 
 
+def with_other_blocks(path_sd: np.ndarray, position_s: np.ndarray, encoded: Encoded, ends: list[np.ndarray]) -> Encoded:
+    """Return the points of a path; blocks other than z move linearly between the means of the cells of both ends."""
+    point = {Z: path_sd}
+    for name, mean_nc in encoded.mean.items():
+        if name != Z:
+            start_c, end_c = (mean_nc[rows].mean(0, dtype=np.float64) for rows in ends)
+            point[name] = linear_path(start_c, end_c, position_s)
+    return Encoded.at(point)
+
+
 def decode_path(
     fit: Fit,
-    path_sd: np.ndarray,
+    path: Encoded,
     obs: pd.DataFrame,
     *,
     batches: tuple[int | None, ...],
@@ -62,8 +73,7 @@ def decode_path(
     """Decode the points of a path under the covariates of ``obs``."""
     return decode(
         fit.model,
-        path_sd.astype(np.float32),
-        np.zeros_like(path_sd, dtype=np.float32),
+        path,
         fit.covariates.read(obs, labels=False),
         modelled_g=fit.modelled_g,
         request=DecodingRequest(Draws(1, batches, DENOISING_SEED), scale, genes=genes),

@@ -42,8 +42,7 @@ def draw_counts(
     columns = torch.from_numpy(pd.Index(fit.genes[fit.modelled_g], dtype=object).get_indexer(names))
     draws = predictive_draws(
         fit.model,
-        torch.from_numpy(cells.mean_nd),
-        torch.from_numpy(cells.var_nd),
+        cells.encoded,
         covariates,
         log_library_of(library_n),
         n_draws=n_draws,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,14 @@ from vxpress.core.model import VAE
 def add_posterior(results: Results, model: VAE, encoded: Encoded, keys: Keys, library_n: np.ndarray) -> None:
     """Add the posterior of every block, and the size factors ``library_n`` unless a block infers them."""
     results.obs[keys.library] = library_n
-    for name, block in model.blocks.items():
-        for slot, values in block.slots(keys, encoded.mean[name], encoded.var[name]).items():
+    add_blocks(results, model, encoded, keys)
+
+
+def add_blocks(results: Results, model: VAE, encoded: Encoded, keys: Keys) -> None:
+    """Add the posterior of the blocks that are encoded."""
+    for name, mean_nd in encoded.mean.items():
+        for slot, values in model.blocks[name].slots(keys, mean_nd, encoded.var[name]).items():
             getattr(results, slot).update(values)
-
-
-def copied_blocks(adata: AnnData, blocks: Sequence[str], keys: Keys, to: Keys) -> dict[str, np.ndarray]:
-    """Return the stored posteriors of further blocks under the name of another fit."""
-    names = [pair for block in blocks for pair in zip(keys.of_block(block), to.of_block(block), strict=True)]
-    return {new: np.asarray(adata.obsm[old]) for old, new in names if old in adata.obsm}
 
 
 def stale_blocks(adata: AnnData, keys: Keys, model: VAE) -> list[tuple[str, str]]:

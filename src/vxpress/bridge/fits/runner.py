@@ -97,13 +97,13 @@ class Runner:
             return
         assert prepared.counts.outside is not None  # noqa: S101 - there are genes to read out
         outside = replace(prepared.cells, counts=Counts.from_scipy(prepared.counts.outside))
-        mean_nd = torch.from_numpy(fitted.encoded.mean_nd).to(self.device)
+        means = fitted.encoded.posterior(model).mean()
         logg.info(f"    reading out {model.config.n_readout} genes outside the model")
         fit_readout(
             model,
             self.cells,
             place(outside, self.device, self.source),
-            mean_nd,
+            {name: value.to(self.device) for name, value in means.items()},
             self.train_rows,
             self.validation_rows,
             seed=self.readout_seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,24 +12,26 @@ from vxpress._keys import Keys
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.read.columns import find_column, get_array, is_real
+from vxpress.core.blocks import Block, Z
 from vxpress.core.covariates import Covariates
+from vxpress.core.inference.posterior import Encoded
 
 
 @dataclass(frozen=True)
 class StoredCells:
-    """A fit and its results for every cell: posterior (n, d), float32, and covariates."""
+    """A fit and its results for every cell: the posterior of all latent blocks but a size factor, and covariates."""
 
     fit: Fit
     keys: Keys
-    mean_nd: np.ndarray
-    var_nd: np.ndarray
+    encoded: Encoded
     covariates: Covariates
 
     @classmethod
     def find(cls, adata: AnnData, model: Model, key: str) -> StoredCells:
         """Read the results named ``key`` from ``adata``, and the fit from there or from ``model``."""
         fit, keys = find_fit(adata, model, key), Keys.of(key)
-        return cls(fit, keys, *stored_posterior(adata, fit, keys), fit.covariates.read(adata.obs, labels=False))
+        encoded = stored_posterior(adata, keys, fit.model.decoded_blocks)
+        return cls(fit, keys, encoded, fit.covariates.read(adata.obs, labels=False))
 
 
 def stored_library(adata: AnnData, keys: Keys) -> np.ndarray:
@@ -47,24 +50,35 @@ def stored_library(adata: AnnData, keys: Keys) -> np.ndarray:
     return values
 
 
-def stored_posterior(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
-    """Read posterior mean and variance, float32 (n, d); the message of an error names the call that writes them."""
-    missing = [name for name in (keys.latent, keys.latent_var) if name not in adata.obsm]
+def stored_latent(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
+    """Read posterior mean and variance of z, float32 (n, d)."""
+    encoded = stored_posterior(adata, keys, {Z: fit.model.state})
+    return encoded.mean_nd, encoded.var_nd
+
+
+def stored_posterior(adata: AnnData, keys: Keys, blocks: Mapping[str, Block]) -> Encoded:
+    """Read the posterior of latent blocks; the message of an error names the call that writes it."""
+    missing = [name for block in blocks.values() for name in block.moments(keys) if name not in adata.obsm]
     if missing:
         msg = f"adata.obsm lacks {missing}. Write the posterior of these cells with vx.tl.encode(adata, model=...)."
         raise KeyError(msg)
+    moments = {name: _moments(adata, *block.moments(keys), block.n_noise) for name, block in blocks.items()}
+    return Encoded(*({name: pair[i] for name, pair in moments.items()} for i in range(2)))
+
+
+def _moments(adata: AnnData, mean: str, var: str, n_columns: int) -> tuple[np.ndarray, np.ndarray]:
     rewrite = "Write it again with vx.tl.encode(adata, model=...)."
-    mean_nd, var_nd = (get_array(adata.obsm, name, rewrite) for name in (keys.latent, keys.latent_var))
-    expected = (adata.n_obs, fit.params.model.n_latent)
+    mean_nd, var_nd = (get_array(adata.obsm, name, rewrite) for name in (mean, var))
+    expected = (adata.n_obs, n_columns)
     if mean_nd.shape != expected or var_nd.shape != expected:
         msg = (
-            f"adata.obsm[{keys.latent!r}] has shape {mean_nd.shape}, but the fit writes {expected}: it belongs to another "
+            f"adata.obsm[{mean!r}] has shape {mean_nd.shape}, but the fit writes {expected}: it belongs to another "
             "fit. Write it again with vx.tl.encode(adata, model=...)."
         )
         raise ValueError(msg)
     if not (np.isfinite(mean_nd).all() and np.isfinite(var_nd).all() and (var_nd > 0).all()):
         msg = (
-            f"adata.obsm[{keys.latent!r}] or [{keys.latent_var!r}] holds values that are not a posterior (NaN, or a variance "
+            f"adata.obsm[{mean!r}] or [{var!r}] holds values that are not a posterior (NaN, or a variance "
             "that is not positive). Write it again with vx.tl.encode(adata, model=...)."
         )
         raise ValueError(msg)

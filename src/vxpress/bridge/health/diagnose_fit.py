@@ -27,8 +27,7 @@ def diagnose_trained(runner: Runner, fitted: Fitted) -> dict[str, Any]:
     held_out = np.zeros(len(cells), dtype=bool)
     held_out[prepared.validation_n] = True
     return diagnose(
-        fitted.encoded.mean_nd,
-        fitted.encoded.var_nd,
+        fitted.encoded,
         held_out,
         fitted.train,
         fitted.outcome.history,
@@ -51,8 +50,7 @@ def diagnose_stored(
     split_n = np.full(adata.n_obs, "", dtype=object) if split_n is None else split_n
     cells = _cells(adata, stored, layer, gaps=gaps)
     found = diagnose(
-        stored.mean_nd,
-        stored.var_nd,
+        stored.encoded,
         split_n == "validation",
         fit.params.train,
         fit.history,
@@ -69,11 +67,10 @@ def diagnose_stored(
 def diagnose_new_prior(stored: StoredCells, fit: Fit, held_out: np.ndarray) -> dict[str, Any]:
     """Diagnose a stored fit with another prior; keep the values that were computed from counts, except the bounds."""
     known = {name: value for name, value in fit.diagnostics.items() if name not in OF_THE_PRIOR}
-    held_out_n = np.zeros(len(stored.mean_nd), dtype=bool)
+    held_out_n = np.zeros(len(stored.encoded), dtype=bool)
     held_out_n[held_out] = True
     found = diagnose(
-        stored.mean_nd,
-        stored.var_nd,
+        stored.encoded,
         held_out_n,
         fit.params.train,
         fit.history,

@@ -19,6 +19,7 @@ from vxpress.core.covariates import Covariates
 from vxpress.core.data import Source
 from vxpress.core.inference.gaps import gaps
 from vxpress.core.inference.generalisation import generalisation
+from vxpress.core.inference.posterior import Encoded
 from vxpress.core.inference.response import decoder_response
 from vxpress.core.model import VAE
 from vxpress.core.normal import DiagonalNormal
@@ -58,8 +59,7 @@ class Decoding:
 
 
 def diagnose(
-    mean_nd: np.ndarray,
-    var_nd: np.ndarray,
+    encoded: Encoded,
     held_out_n: np.ndarray,
     train: TrainConfig,
     history: Mapping[str, Any],
@@ -76,6 +76,7 @@ def diagnose(
     are computed on a few cells, and only if the cheaper numbers look suspicious. ``known`` is an earlier diagnosis of the
     same model; its numbers that need counts are kept if there are no counts now.
     """
+    mean_nd, var_nd = encoded.mean_nd, encoded.var_nd
     judged = held_out_n if held_out_n.any() else np.ones(len(mean_nd), dtype=bool)
     model = None if decoding is None else decoding.model
     analytic = model is None or model.prior.analytic
@@ -102,7 +103,7 @@ def diagnose(
         "prior_gap_per_dim_low": gap_low / d,
     }
     if decoding is not None:
-        numbers["decoder_response"] = decoder_response(decoding.model, mean_nd, var_nd, decoding.covariates)
+        numbers["decoder_response"] = decoder_response(decoding.model, encoded, decoding.covariates)
     if decoding is not None and decoding.cells is not None:
         if n_probed is None:
             n_probed = N_PROBED if suspicious(numbers, train) else 0

@@ -10,7 +10,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import Keys
-from vxpress.bridge.fits.block_slots import copied_blocks, stale_blocks
+from vxpress.bridge.fits.block_slots import add_blocks, stale_blocks
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.results import Results, is_fit
 from vxpress.bridge.fits.seal import NAME
@@ -25,7 +25,7 @@ def task_of(adata: AnnData, stored: StoredCells, condition_key: str | None) -> T
     """Return the cells to learn from and to evaluate on, after checking them."""
     train_n, validation_n = learning_split(adata, stored.keys)
     conditions = None if condition_key is None else Conditions.read(adata.obs, condition_key, train_n)
-    return Task(stored.mean_nd, stored.var_nd, train_n, validation_n, conditions)
+    return Task(stored.encoded.mean_nd, stored.encoded.var_nd, train_n, validation_n, conditions)
 
 
 def results_with_prior(
@@ -36,8 +36,7 @@ def results_with_prior(
     results = Results(uns={to.uns: fit.to_uns()})
     keys = stored.keys
     if to != keys:
-        results.obsm = {to.latent: stored.mean_nd, to.latent_var: stored.var_nd}
-        results.obsm |= copied_blocks(adata, fit.params.model.blocks, keys, to)
+        add_blocks(results, fit.model, stored.encoded, to)
         results.obs = {to.split: pd.Categorical(find_column(adata.obs, keys.split))}
         if keys.library in adata.obs:
             results.obs[to.library] = find_column(adata.obs, keys.library).to_numpy()

@@ -83,7 +83,10 @@ class Block(nn.Module):
     weighted: ClassVar[bool] = False
     """Whether the weight of the divergence (beta, with its schedule), free bits and capacity apply to this block."""
     infers_library: ClassVar[bool] = False
-    """Whether this block infers the size factor of a cell, so that none has to be given."""
+    """Whether this block infers the size factor of a cell, so that none has to be given.
+
+    The size factor of a stored cell is what :meth:`slots` writes to ``obs``, not a draw from the posterior.
+    """
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
         super().__init__()
@@ -173,9 +176,16 @@ class Block(nn.Module):
 
     # results and changes of a trained model
 
+    def moments(self, keys: Keys) -> tuple[str, str]:
+        """Return the entries of ``obsm`` that hold posterior mean and variance, from which stored cells are decoded."""
+        return keys.of_block(self.name)
+
     def slots(self, keys: Keys, mean_nd: np.ndarray, var_nd: np.ndarray) -> Slots:
-        """Return what is written to an AnnData of the posterior means and variances of all cells, each (n, n_noise)."""
-        mean, var = keys.of_block(self.name)
+        """Return what is written to an AnnData of the posterior means and variances of all cells, each (n, n_noise).
+
+        Unless the block infers the size factor, that includes the entries of :meth:`moments`.
+        """
+        mean, var = self.moments(keys)
         return {"obsm": {mean: mean_nd, var: var_nd}}
 
     def conditioned(self) -> Iterator[str]:

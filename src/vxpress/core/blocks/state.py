@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vxpress._keys import Keys
-from vxpress.core.blocks.base import Block, DecoderInputs, Slots
+from vxpress.core.blocks.base import Block, DecoderInputs
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Source
@@ -56,5 +55,5 @@ class State(Block):
     def enter(self, inputs: DecoderInputs, value: Tensor) -> DecoderInputs:
         return replace(inputs, z_nd=value)
 
-    def slots(self, keys: Keys, mean_nd: np.ndarray, var_nd: np.ndarray) -> Slots:
-        return {"obsm": {keys.latent: mean_nd, keys.latent_var: var_nd}}
+    def moments(self, keys: Keys) -> tuple[str, str]:
+        return keys.latent, keys.latent_var

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vxpress.core.blocks import Z
 from vxpress.core.covariates import Covariates
-from vxpress.core.inference.posterior import Draws, expected_expression
+from vxpress.core.inference.posterior import Draws, Encoded, expected_expression
 from vxpress.core.model import VAE
 from vxpress.core.progress import steps
 
@@ -37,8 +36,7 @@ def subsample(code_n: NDArray[np.int64], n_each: int, rng: np.random.Generator) 
 
 def decode_units(
     model: VAE,
-    mean_nd: torch.Tensor,
-    var_nd: torch.Tensor,
+    encoded: Encoded,
     covariates: Covariates,
     unit_n: NDArray[np.int64],
     n_units: int,
@@ -58,7 +56,7 @@ def decode_units(
     sums: list[Floats] = []
     for i in steps(range(n_draws), "decoding groups"):
         draws = Draws(1, (batches[i % len(batches)],), int(seeds[i]))
-        for rows, inside, outside in expected_expression(model, mean_nd, var_nd, covariates, draws):
+        for rows, inside, outside in expected_expression(model, encoded, covariates, draws):
             parts = [inside] if outside is None else [inside, outside]
             here = indicator[:, rows]
             first = np.concatenate([(here @ part).double().numpy() for part in parts], axis=1)
@@ -72,7 +70,7 @@ def decode_units(
 
 
 @torch.no_grad()
-def count_overdispersion(model: VAE, mean_nd: torch.Tensor, covariates: Covariates) -> Floats:
+def count_overdispersion(model: VAE, encoded: Encoded, covariates: Covariates) -> Floats:
     """Compute 1 / theta of every modelled gene, averaged over batches, labels or cells.
 
     It is 0 for likelihoods without a dispersion.
@@ -81,7 +79,7 @@ def count_overdispersion(model: VAE, mean_nd: torch.Tensor, covariates: Covariat
     if not decoder.likelihood.has_dispersion:
         return np.zeros(model.config.n_genes)
     if "dispersion" in decoder.heads:
-        log_theta = decoder.heads["dispersion"](model.features({Z: mean_nd}, covariates))
+        log_theta = decoder.heads["dispersion"](model.features(encoded.posterior(model).mean(), covariates))
     else:
         log_theta = decoder.log_dispersion
     return decoder.likelihood.overdispersion(log_theta.double()).mean(0).numpy()

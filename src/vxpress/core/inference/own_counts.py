@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from vxpress.core.data import Source
-from vxpress.core.inference.posterior import ALL_GENES, Draws, Genes, expected_expression
+from vxpress.core.inference.posterior import ALL_GENES, Draws, Encoded, Genes, expected_expression
 from vxpress.core.model import VAE
 
 
 @torch.no_grad()
 def updated_expression(
-    model: VAE, mean_nd: Tensor, var_nd: Tensor, cells: Source, draws: Draws, genes: Genes = ALL_GENES
+    model: VAE, encoded: Encoded, cells: Source, draws: Draws, genes: Genes = ALL_GENES
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Yield E_q[rho] times (theta + x) / (theta + mu), in the chunks of ``expected_expression``.
 
@@ -23,11 +23,11 @@ def updated_expression(
     E[lambda | x] / mu.  mu is the mean of the cell in its own batch, also if ``draws`` are decoded in other batches.
     Genes that are read out have no dispersion and do not change.
     """
-    parts = expected_expression(model, mean_nd, var_nd, cells.covariates, draws, genes)
+    parts = expected_expression(model, encoded, cells.covariates, draws, genes)
     observed = tuple(draws.batches) == (None,)
-    # the same draws of z, so that the two decoded values differ only by the batch
+    # the same draws, so that the two decoded values differ only by the batch
     own_draws = replace(draws, n=len(draws.per_cell()), batches=(None,))
-    own_parts = parts if observed else expected_expression(model, mean_nd, var_nd, cells.covariates, own_draws, genes)
+    own_parts = parts if observed else expected_expression(model, encoded, cells.covariates, own_draws, genes)
     decoder, layers = model.decoder, model.layers
     for part, inside, outside in parts:
         own = inside if observed else next(iter(own_parts))[1]
@@ -35,6 +35,8 @@ def updated_expression(
         x_ng, log_theta = cells.batch(rows).x_ng, decoder.dispersion_of(cells.covariates[rows])
         if genes.inside is not None:
             x_ng, log_theta = x_ng[:, genes.inside], log_theta[:, genes.inside]
-        mean_ng = decoder.output.expected_counts(layers, own, cells.log_library_n1[rows])
+        means = encoded.posterior(model, part).mean()
+        log_library_n1 = model.log_library(means, cells.covariates[rows], cells.log_library_n1[rows])
+        mean_ng = decoder.output.expected_counts(layers, own, log_library_n1)
         inside.mul_(decoder.likelihood.rate_update(x_ng, mean_ng, log_theta))
         yield part, inside, outside

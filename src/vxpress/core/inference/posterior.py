@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.blocks import Z
+from vxpress.core.blocks import Point, Posterior, Z
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Source, walk
 from vxpress.core.likelihoods import Sums
 from vxpress.core.model import VAE
+from vxpress.core.normal import DiagonalNormal
 from vxpress.core.progress import steps
 
 CHUNK = 1024
@@ -23,7 +24,7 @@ DRAWN_ENTRIES = 2**24
 
 @dataclass(frozen=True)
 class Encoded:
-    """Posterior means and variances of the latent blocks by name, float32 (n, columns)."""
+    """Posterior means and variances of the latent blocks of some cells by name, float32 (n, columns)."""
 
     mean: dict[str, np.ndarray]
     var: dict[str, np.ndarray]
@@ -36,6 +37,27 @@ class Encoded:
             for _ in range(2)
         )
         return cls(mean, var)
+
+    @classmethod
+    def at(cls, point: Mapping[str, np.ndarray]) -> Encoded:
+        """Return the record of cells whose latent variables are known, (n, columns) for each block."""
+        mean = {name: value.astype(np.float32) for name, value in point.items()}
+        return cls(mean, {name: np.zeros_like(value) for name, value in mean.items()})
+
+    def __len__(self) -> int:
+        return len(self.mean[Z])
+
+    def __getitem__(self, rows: np.ndarray | slice) -> Encoded:
+        mean, var = ({name: value[rows] for name, value in part.items()} for part in (self.mean, self.var))
+        return Encoded(mean, var)
+
+    def posterior(self, model: VAE, part: slice = slice(None)) -> Posterior:
+        """Return the posterior of some cells from which they are decoded, without that of an inferred size factor."""
+        mean, var = (
+            {name: torch.from_numpy(values[name][part]) for name in model.decoded_blocks}
+            for values in (self.mean, self.var)
+        )
+        return Posterior({name: DiagonalNormal(loc, var[name].sqrt()) for name, loc in mean.items()})
 
     @property
     def mean_nd(self) -> np.ndarray:
@@ -91,9 +113,19 @@ def _sums(model: VAE, genes: Genes, n: int) -> Sums:
     return model.decoder.output.sums(model.layers, n, genes.inside, genes.outside)
 
 
+def normal_from(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """Return a function that draws standard noise with the shape of a given tensor."""
+    return lambda like: torch.randn(like.shape, generator=generator)
+
+
+def _draw(q: Posterior, generator: torch.Generator) -> Point:
+    noise = q.noise(normal_from(generator))
+    return {name: part.loc + part.scale * noise[name] for name, part in q.items()}
+
+
 @torch.no_grad()
 def expected_expression(
-    model: VAE, mean_nd: Tensor, var_nd: Tensor, covariates: Covariates, draws: Draws, genes: Genes = ALL_GENES
+    model: VAE, encoded: Encoded, covariates: Covariates, draws: Draws, genes: Genes = ALL_GENES
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Yield E_q[rho] in chunks of cells: rows, modelled genes (n, g), and the genes of the readout, or None.
 
@@ -104,54 +136,55 @@ def expected_expression(
     model.eval()
     generator = torch.Generator().manual_seed(draws.seed)
     plan = draws.per_cell()
-    sums = _sums(model, genes, min(CHUNK, len(mean_nd)))
-    for start in steps(range(0, len(mean_nd), CHUNK), "decoding"):
-        part = slice(start, min(start + CHUNK, len(mean_nd)))
-        rows = torch.arange(part.start, part.stop, device=mean_nd.device)
-        own, sd_nd = covariates[rows], var_nd[part].sqrt()
+    n = len(encoded)
+    sums = _sums(model, genes, min(CHUNK, n))
+    for start in steps(range(0, n, CHUNK), "decoding"):
+        part = slice(start, min(start + CHUNK, n))
+        rows = torch.arange(part.start, part.stop)
+        own, q = covariates[rows], encoded.posterior(model, part)
         sums.clear()
         for code in plan:
-            eps_nd = torch.randn(sd_nd.shape, generator=generator).to(mean_nd.device)
+            point = _draw(q, generator)
             here = own if code is None else own.with_batch(code)
-            sums.add(model.features({Z: mean_nd[part] + sd_nd * eps_nd}, here))
+            sums.add(model.features(point, here))
         yield part, *sums.mean(len(rows), len(plan))
 
 
 @torch.no_grad()
 def credible_expression(
     model: VAE,
-    mean_nd: Tensor,
-    var_nd: Tensor,
+    encoded: Encoded,
     covariates: Covariates,
     draws: Draws,
     levels: Sequence[float],
     genes: Genes = ALL_GENES,
 ) -> Iterator[tuple[slice, list[tuple[Tensor, Tensor | None]]]]:
-    """Yield E_q[rho] and quantiles of rho under q(z | x) in chunks.
+    """Yield E_q[rho] and quantiles of rho under the posterior in chunks.
 
     A chunk is the rows, and for the mean and each quantile a pair (modelled genes, genes of the readout or None).
 
-    Every draw of z is decoded in every batch and averaged over batches before quantiles are computed. The quantiles are
+    Every draw of the latent blocks is decoded in every batch and averaged over batches before quantiles are computed. The quantiles are
     therefore those of the mean over batches, without the differences between batches. Quantiles are interpolated
     linearly between order statistics.
     """
     model.eval()
     generator = torch.Generator().manual_seed(draws.seed)
-    sums = _sums(model, genes, min(CHUNK, len(mean_nd)))
+    n_cells = len(encoded)
+    sums = _sums(model, genes, min(CHUNK, n_cells))
     n_inside = sums.inside.shape[1]
     width = n_inside + (0 if sums.outside is None else sums.outside.shape[1])
-    step = max(1, min(CHUNK, len(mean_nd), DRAWN_ENTRIES // max(1, draws.n * width)))
+    step = max(1, min(CHUNK, n_cells, DRAWN_ENTRIES // max(1, draws.n * width)))
     drawn = torch.empty(draws.n, step, width)
-    for start in steps(range(0, len(mean_nd), step), "decoding"):
-        part = slice(start, min(start + step, len(mean_nd)))
+    for start in steps(range(0, n_cells, step), "decoding"):
+        part = slice(start, min(start + step, n_cells))
         n = part.stop - part.start
-        own, sd_nd = covariates[torch.arange(part.start, part.stop, device=mean_nd.device)], var_nd[part].sqrt()
+        own, q = covariates[torch.arange(part.start, part.stop)], encoded.posterior(model, part)
         for k in range(draws.n):
-            z_nd = mean_nd[part] + sd_nd * torch.randn(sd_nd.shape, generator=generator).to(mean_nd.device)
+            point = _draw(q, generator)
             sums.clear()
             for code in draws.batches:
                 here = own if code is None else own.with_batch(code)
-                sums.add(model.features({Z: z_nd}, here))
+                sums.add(model.features(point, here))
             inside, outside = sums.mean(n, len(draws.batches))
             drawn[k, :n, :n_inside] = inside
             if outside is not None:

@@ -1,4 +1,4 @@
-"""Draw counts from the likelihood, at z from a cell's posterior (posterior predictive) or at given z."""
+"""Draw counts from the likelihood, at a draw from a cell's posterior (posterior predictive) or at given z."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vxpress.core.blocks import Z
 from vxpress.core.covariates import Covariates
+from vxpress.core.inference.posterior import Encoded, normal_from
 from vxpress.core.model import VAE
 from vxpress.core.progress import steps
 
@@ -28,8 +29,7 @@ def block_rows(n_genes: int) -> int:
 @torch.no_grad()
 def predictive_draws(
     model: VAE,
-    mean_nd: Tensor,
-    var_nd: Tensor,
+    encoded: Encoded,
     covariates: Covariates,
     log_library_n1: Tensor,
     *,
@@ -41,18 +41,14 @@ def predictive_draws(
     Every block of every draw has its own seed, so draw 0 is the same for any number of draws.
     """
     model.eval()
-    n, step = len(mean_nd), block_rows(model.config.n_genes)
+    n, step = len(encoded), block_rows(model.config.n_genes)
     blocks = product(range(n_draws), enumerate(range(0, n, step)))
     for draw, (block, start) in steps(blocks, "drawing counts", n_draws * -(-n // step)):
         part = slice(start, min(start + step, n))
         state = np.random.SeedSequence([seed, draw, block]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-        eps_nd = torch.randn(mean_nd[part].shape, generator=generator)
-        distribution = model.likelihood(
-            {Z: torch.addcmul(mean_nd[part], var_nd[part].sqrt(), eps_nd)},
-            covariates[torch.arange(part.start, part.stop)],
-            log_library_n1[part],
-        )
+        point = encoded.posterior(model, part).draw(normal_from(generator))
+        distribution = model.likelihood(point, covariates[torch.arange(part.start, part.stop)], log_library_n1[part])
         yield draw, part, distribution.sample(generator=generator)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from vxpress.core.blocks import Z
+from vxpress.core.blocks import Point, Z
 from vxpress.core.data import Batch, Source, walk
 from vxpress.core.loop import copies, keep_best, put
 from vxpress.core.model import VAE
@@ -36,10 +36,14 @@ class FineTuned:
 
 @dataclass(frozen=True)
 class Completed:
-    """Which genes were measured, and what the imputed others add to the first layer of the encoder (n, hidden)."""
+    """Which genes were measured, and what the imputed others add to the first layer of the encoder (n, hidden).
+
+    ``others`` holds the posterior means of the blocks other than z, (n, columns), except an inferred size factor.
+    """
 
     observed_g: Tensor
     filled_nh: Tensor
+    others: Point = field(default_factory=dict)
 
 
 def fine_tune(
@@ -116,13 +120,14 @@ def _mean_bound(model: VAE, cells: Source, rows: Tensor, eps_nd: Tensor, complet
 def _bound(model: VAE, batch: Batch, noise: Noise, eps_nd: Tensor | None, completed: Completed | None) -> Tensor:
     """Compute the ELBO of some cells, over the measured genes only.
 
-    If some were not measured, only z is inferred; the size factor is that of the cells, and further blocks are unknown.
+    If some were not measured, only z is inferred; the size factor and further blocks are those of the completed cells.
     """
     if completed is None:
         return elbo(model, batch, noise, eps_nd).value()
     s_nc = model.encoder_condition(batch.covariates)
     q = model.encoder.after_first(model.encoder.first_product(batch, s_nc) + completed.filled_nh[batch.rows], s_nc)
     z_nd = q.rsample(noise.normal_like(q.loc) if eps_nd is None else eps_nd[:, : q.loc.shape[1]])
-    distribution = model.likelihood({Z: z_nd}, batch.covariates, batch.log_library_n1)
+    point = {Z: z_nd} | {name: value[batch.rows] for name, value in completed.others.items()}
+    distribution = model.likelihood(point, batch.covariates, batch.log_library_n1)
     log_prob_ng = distribution.log_prob(batch.x_ng)[:, completed.observed_g]
     return log_prob_ng.sum(-1) - model.prior.kl(q, z_nd).sum(-1)

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from vxpress.core.blocks import Z
+from vxpress.core.blocks import Point, Posterior, Z
 from vxpress.core.data import Batch, Source, walk
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import Likelihood, Measured
@@ -70,14 +70,11 @@ def encode_masked(
         chunk = _Chunk(model, batch, missing, prior_variance_d)
         for _ in range(n_rounds):
             chunk.fill_in()
-        encoded.put(part, Z, chunk.q.loc, chunk.variance())
+        for name, q in chunk.q.items():
+            encoded.put(part, name, q.loc, chunk.variance() if name == Z else q.scale.square())
         log_library_n1[part] = chunk.log_library_n1
         if filled_nh is not None:
-            filled_nh[part] = chunk.encoder.product(chunk.log_x_nm)
-        for name, block in model.blocks.items():
-            if name != Z:
-                q = block.filled_encoder(chunk.batch, chunk.encoder.s_nc, chunk.missing_g)(chunk.log_x_nm)
-                encoded.put(part, name, q.loc, q.scale.square())
+            filled_nh[part] = chunk.encoders[Z].product(chunk.log_x_nm)
     return Masked(encoded, log_library_n1, filled_nh)
 
 
@@ -87,22 +84,36 @@ class _Chunk:
     def __init__(self, model: VAE, batch: Batch, missing: Missing, prior_variance_d: Tensor) -> None:
         self.model, self.batch, self.missing, self.prior_variance_d = model, batch, missing, prior_variance_d
         self.missing_g = torch.nonzero(~missing.observed_g).squeeze(-1)
-        self.encoder = model.state.filled_encoder(batch, model.encoder_condition(batch.covariates), self.missing_g)
+        s_nc = model.encoder_condition(batch.covariates)
+        self.encoders = {
+            name: block.filled_encoder(batch, s_nc, self.missing_g) for name, block in model.blocks.items()
+        }
         self.log_x_nm = torch.zeros(len(batch.rows), len(self.missing_g), device=missing.observed_g.device)
-        self.q = self.encoder(self.log_x_nm)
         self.log_library_n1 = batch.log_library_n1
+        self.encode()
+
+    def encode(self) -> None:
+        """Compute the posterior of all blocks, given the missing genes as they are now."""
+        self.q = Posterior({name: encoder(self.log_x_nm) for name, encoder in self.encoders.items()})
+
+    def point(self, z_nd: Tensor) -> Point:
+        """Return z with the posterior means of the other blocks; the size factor is given."""
+        return {name: self.q[name].loc for name in self.model.decoded_blocks} | {Z: z_nd}
 
     def likelihood(self, z_nd: Tensor, log_library_n1: Tensor) -> Likelihood:
-        """Return the distribution of all modelled genes; other latent blocks are at their prior mean."""
-        return self.model.likelihood({Z: z_nd}, self.batch.covariates, log_library_n1)
+        """Return the distribution of all modelled genes; other latent blocks are at their posterior mean."""
+        return self.model.likelihood(self.point(z_nd), self.batch.covariates, log_library_n1)
 
     def fill_in(self) -> None:
         """Run one round: decode, estimate the library, impute the missing genes, encode."""
-        distribution = self.likelihood(self.q.loc, torch.zeros_like(self.batch.log_library_n1))
+        point, nothing_n1 = self.point(self.q[Z].loc), torch.zeros_like(self.batch.log_library_n1)
+        # a block may multiply the size factor, which is not part of the share of a gene
+        factor_n1 = self.model.log_library(point, self.batch.covariates, nothing_n1)
+        distribution = self.likelihood(self.q[Z].loc, -factor_n1)
         if not self.missing.library_known:
             self.log_library_n1 = self.batch.log_library_n1 - self._share_n1(distribution).log()
-        self.log_x_nm = distribution.at(slice(None), self.missing_g).expected_log1p(self.log_library_n1)
-        self.q = self.encoder(self.log_x_nm)
+        self.log_x_nm = distribution.at(slice(None), self.missing_g).expected_log1p(self.log_library_n1 + factor_n1)
+        self.encode()
 
     def _share_n1(self, distribution: Likelihood) -> Tensor:
         """Estimate the share of a cell's molecules that the library includes, given the distribution of one molecule."""
@@ -115,12 +126,12 @@ class _Chunk:
         """Return the outputs of the readout at the present posterior means."""
         decoder = self.model.decoder
         assert decoder.readout is not None  # noqa: S101 - the caller checks it
-        f_nf = self.model.features({Z: self.q.loc}, self.batch.covariates)
+        f_nf = self.model.features(self.point(self.q[Z].loc), self.batch.covariates)
         return cast("Tensor", decoder.readout(f_nf))
 
     def variance(self) -> Tensor:
         """Return the encoder's variance with the information of the missing genes removed, (n, d)."""
-        variance_nd = self.q.scale.square()
+        variance_nd = self.q[Z].scale.square()
         if not len(self.missing_g):
             return variance_nd
         share_nd = self._information_share()
@@ -134,11 +145,11 @@ class _Chunk:
 
         The slope of a mean is a difference over one standard deviation to either side, the range of the posterior.
         """
-        z_nd, observed = self.q.loc, self.missing.observed_g
+        z_nd, observed = self.q[Z].loc, self.missing.observed_g
         variance_ng = self.likelihood(z_nd, self.log_library_n1).variance.clamp_min(1e-12)
         shares = []
         for along in torch.eye(z_nd.shape[1], device=z_nd.device):
-            step_nd = self.q.scale * along
+            step_nd = self.q[Z].scale * along
             slope_ng = (
                 self.likelihood(z_nd + step_nd, self.log_library_n1).mean
                 - self.likelihood(z_nd - step_nd, self.log_library_n1).mean

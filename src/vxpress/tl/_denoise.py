@@ -83,7 +83,8 @@ def denoise(
     target_sum
         Sum that each cell is scaled to, over all genes that the size factor counts; by default that of the fit.
         ``"library"`` scales each cell to its own size factor, ``adata.obs["vae_library"]``: the values are then
-        expected counts (for a zero-inflated fit, before any counts are lost to the inflation).
+        expected counts (for a zero-inflated fit, before any counts are lost to the inflation). They include the factor
+        of a further latent variable (``FitOptions(blocks=)``) that multiplies the size factor.
     own_counts
         Whether to combine the expectation of the model with the counts of the cell itself, read from ``layer``. The
         expectation is multiplied by :math:`(\theta_g + x_{ng}) / (\theta_g + \mu_{ng})`, the mean of the gamma

@@ -61,6 +61,8 @@ def interpolate(
       :math:`f^{-1}((1 - t) f(z_0) + t f(z_1))`. The flow stretches regions where it has learned a high density, so the
       path bends to follow the cells. It needs a fit whose prior is a flow: ``vx.tl.fit_prior(adata, prior="flow")``.
 
+    Further latent variables (``FitOptions(blocks=)``) move linearly between their means at the ends with every method.
+
     A path may cross regions without any cells, and the decoder returns expression there too. Each step therefore has
     its density under the aggregate posterior :math:`\frac{1}{N} \sum_n q(z \mid x_n)` of the cells of ``adata``, and a
     percentile. For the percentile, the cells of the two ends are moved along the path, :math:`z_n + z(t) - z(0)`. The

@@ -435,7 +435,7 @@ def test_the_library_of_cells_with_missing_genes_is_without_the_factor_of_a_bloc
 
     before = libraries()
     with torch.no_grad():
-        model.blocks["depth"].encoder.mean.bias += 2.0
+        model.blocks["depth"].encoder.mean.bias.add_(2.0)
     torch.testing.assert_close(libraries(), before)
     share_n = _shares(model, cells, **model.posterior(part.batch(torch.arange(12))).mean())
     factor_n = model.posterior(part.batch(torch.arange(12)))["depth"].loc[:, 0].exp()

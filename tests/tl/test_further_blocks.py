@@ -129,6 +129,7 @@ def test_own_counts_are_compared_with_the_means_of_the_likelihood(stored: ad.Ann
 def test_intervals_are_as_wide_as_the_posterior_of_a_block(stored: ad.AnnData) -> None:
     def width(adata: ad.AnnData) -> float:
         found = vx.tl.denoise(adata, genes=list(adata.var_names[:5]), interval=0.9, n_draws=40)
+        assert found is not None
         return float((found.layers["upper"] / found.layers["lower"] - 1).mean())
 
     assert width(stored) < 1e-3

@@ -16,6 +16,7 @@ import vxpress as vx
 from vxpress import extend
 from vxpress.bridge.fits import runner
 from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.query import read_query
 from vxpress.core.likelihoods import Likelihood
 
 N, FEW = 60, 12
@@ -40,6 +41,19 @@ class Depth(Tilt):
 
     def enter(self, inputs: extend.DecoderInputs, value: Tensor) -> extend.DecoderInputs:
         return dataclasses.replace(inputs, log_library_n1=inputs.log_library_n1 + value)
+
+
+class Size(Tilt):
+    """The log size factor, in place of the one that is counted."""
+
+    name = "size"
+    infers_library = True
+
+    def prior(self, covariates: extend.Covariates) -> tuple[Tensor, Tensor]:
+        return torch.tensor(6.0), torch.tensor(1.0)
+
+    def enter(self, inputs: extend.DecoderInputs, value: Tensor) -> extend.DecoderInputs:
+        return dataclasses.replace(inputs, log_library_n1=value)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,6 +131,28 @@ def test_denoised_counts_are_the_means_of_the_likelihood(stored: ad.AnnData) -> 
     assert np.ptp(mean.sum(1) / stored.obs["vae_library"]) > 1.0
     untilted = _likelihood(_with(stored, "vae_tilt", np.full((N, 1), 0.3))).mean.numpy()
     assert np.abs(_shares(untilted) / _shares(mean) - 1).max() > 0.1
+
+
+def test_a_block_that_infers_the_size_factor_is_stored_and_used_as_one(stored: ad.AnnData) -> None:
+    extend.register_block("size", Size)
+    try:
+        options = vx.tl.FitOptions(blocks=("size",))
+        vx.tl.fit_vae(stored, n_latent=2, n_hidden=8, max_epochs=1, options=options, denoised=False, key_added="own")
+        model = Fit.from_uns(stored.uns["own"]).model.eval()
+        cells = read_query(stored, Fit.from_uns(stored.uns["own"]), None).cells
+        with torch.no_grad():
+            point = model.posterior(cells.batch(torch.arange(N))).mean()
+            mean = model.likelihood(point, cells.covariates, cells.log_library_n1).mean.numpy()
+        np.testing.assert_allclose(stored.obs["own_library"], point["size"][:, 0].exp().numpy(), rtol=1e-4)
+        stored.obsm["own_var"] = np.full_like(stored.obsm["own_var"], 1e-12)
+        vx.tl.denoise(stored, key="own", target_sum="library", key_added="counts", n_draws=1)
+        np.testing.assert_allclose(stored.layers["counts"], mean, rtol=1e-3)
+        drawn = vx.tl.sample(stored, key="own", n_samples=50)
+        assert drawn is not None
+        total_n = np.asarray(drawn.X.sum(1)).reshape(50, N).mean(0)
+        np.testing.assert_allclose(total_n, mean.sum(1), rtol=0.3)
+    finally:
+        extend.unregister("block", "size")
 
 
 def test_own_counts_are_compared_with_the_means_of_the_likelihood(stored: ad.AnnData) -> None:

@@ -83,9 +83,9 @@ class Block(nn.Module):
     weighted: ClassVar[bool] = False
     """Whether the weight of the divergence (beta, with its schedule), free bits and capacity apply to this block."""
     infers_library: ClassVar[bool] = False
-    """Whether this block infers the size factor of a cell, so that none has to be given.
+    """Whether this block is the log size factor of a cell, one column, so that none has to be given.
 
-    The size factor of a stored cell is what :meth:`slots` writes to ``obs``, not a draw from the posterior.
+    Stored cells have the exponential of its posterior mean as their size factor, and are not decoded from draws of it.
     """
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
@@ -171,8 +171,11 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def enter_unknown(self, inputs: DecoderInputs) -> DecoderInputs:
-        """Return the inputs of the decoder if no value of this block is known: by default, those of its prior mean."""
-        return self.enter(inputs, self.prior_mean(inputs.covariates))
+        """Return the inputs of the decoder if no value of this block is known.
+
+        By default, those of its prior mean, or the same inputs if it infers the size factor, which they hold.
+        """
+        return inputs if self.infers_library else self.enter(inputs, self.prior_mean(inputs.covariates))
 
     # results and changes of a trained model
 
@@ -183,8 +186,10 @@ class Block(nn.Module):
     def slots(self, keys: Keys, mean_nd: np.ndarray, var_nd: np.ndarray) -> Slots:
         """Return what is written to an AnnData of the posterior means and variances of all cells, each (n, n_noise).
 
-        Unless the block infers the size factor, that includes the entries of :meth:`moments`.
+        By default, these are the entries of :meth:`moments`, or the size factor if the block infers its log.
         """
+        if self.infers_library:
+            return {"obs": {keys.library: np.exp(mean_nd[:, 0].astype(np.float64))}}
         mean, var = self.moments(keys)
         return {"obsm": {mean: mean_nd, var: var_nd}}
 

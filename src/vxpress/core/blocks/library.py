@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress._keys import Keys
-from vxpress.core.blocks.base import DecoderInputs, NormalBlock, Slots, weighted_mean
+from vxpress.core.blocks.base import DecoderInputs, NormalBlock, weighted_mean
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Source
@@ -60,13 +58,6 @@ class Library(NormalBlock):
 
     def enter(self, inputs: DecoderInputs, value: Tensor) -> DecoderInputs:
         return replace(inputs, log_library_n1=value)
-
-    def enter_unknown(self, inputs: DecoderInputs) -> DecoderInputs:
-        """Return the same inputs: they hold a size factor."""
-        return inputs
-
-    def slots(self, keys: Keys, mean_nd: np.ndarray, var_nd: np.ndarray) -> Slots:
-        return {"obs": {keys.library: np.exp(mean_nd[:, 0].astype(np.float64))}}
 
     def with_batches(self, name: str, n_rows: int, share_b: Tensor) -> Tensor:
         """Give new batches the moments of the mixture of the known ones."""

@@ -22,6 +22,7 @@ from fit_ours import judge_fit
 
 from vxpress.bridge.fits.find_fit import find_fit
 from vxpress.bridge.fits.query import read_query
+from vxpress.core.data import walk
 from vxpress.core.inference.importance import CellProposal, importance_bound
 
 
@@ -30,8 +31,7 @@ class Judged(CellProposal):
 
     def weigh(self, eps_knd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         k, n = eps_knd.shape[:2]
-        z_knd = torch.addcmul(self.q.loc, self.q.scale, eps_knd)
-        batch = self.cells.batch(self.rows.repeat(k))
+        z_knd, batch = self.q.at(eps_knd)["z"], self.batch.repeated(k)
         distribution = self.model.likelihood({"z": z_knd.flatten(0, 1).float()}, batch.covariates, batch.log_library_n1)
         base = getattr(distribution, "base", distribution)
         gate = distribution.gate_logits.double() if base is not distribution else None
@@ -90,7 +90,10 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, object]:
     few = read_query(test[:100].copy(), fit, None).cells
     pair = [
         importance_bound(
-            lambda rows, kind=kind: kind(fit.model, few, rows), len(few), 20, rows_per_pass=400, seed=0
+            lambda size, kind=kind: [kind(fit.model, batch) for _, batch in walk(few, size=size)],
+            20,
+            rows_per_pass=400,
+            seed=0,
         ).log_likelihood_n
         for kind in (CellProposal, Judged)
     ]

@@ -133,6 +133,9 @@ class TrueProposal:
         self.prior = StandardNormal(PriorConfig(), 2)
         self.kl_n = self.prior.kl(DiagonalNormal(self.q.loc, self.q.scale.expand_as(self.q.loc))).sum(-1)
 
+    def __len__(self) -> int:
+        return len(self.x)
+
     def weigh(self, eps_knd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         z_knd = self.q.rsample(eps_knd)
         mean = z_knd @ torch.from_numpy(self.model.w).T + torch.from_numpy(self.model.b)
@@ -140,9 +143,14 @@ class TrueProposal:
         return distribution.log_prob(self.x).sum(-1), self.prior.log_prob(z_knd) - self.q.log_prob(z_knd)
 
 
-def same(proposal: TrueProposal, _: torch.Tensor) -> TrueProposal:
-    """Return the same proposal for all rows."""
-    return proposal
+def true_proposals(model: LinearModel, n: int, size: int) -> list[TrueProposal]:
+    """Return the proposals of the first ``n`` cells, ``size`` at a time."""
+    return [TrueProposal(model, rows) for rows in torch.arange(n).split(size)]
+
+
+def always(proposal: TrueProposal, _: int) -> list[TrueProposal]:
+    """Return the same proposal, of all cells."""
+    return [proposal]
 
 
 class LinearModel:
@@ -172,7 +180,7 @@ def test_a_linear_gaussian_model_agrees_with_its_closed_form() -> None:
     assert abs(known + gap - here) < 5 * np.hypot(known_error, gap_error)
     assert abs(known - model.information) < 0.03
     assert abs(gap) < 0.03
-    few, many = importance_bounds(partial(TrueProposal, model), 500, (1, 50), rows_per_pass=2000, seed=0)
+    few, many = importance_bounds(partial(true_proposals, model, 500), (1, 50), rows_per_pass=2000, seed=0)
     for found in (few, many):
         np.testing.assert_allclose(found.log_likelihood_n, model.log_p_n[:500], atol=1e-10)
     np.testing.assert_allclose(many.ess_n, 50, rtol=1e-9)
@@ -189,8 +197,8 @@ def test_a_linear_gaussian_model_agrees_with_its_closed_form() -> None:
 def test_smaller_numbers_of_samples_use_the_first_samples() -> None:
     model = LinearModel()
     model.mean_nd = model.mean_nd + 0.3  # a shifted posterior, so that bounds differ
-    few, many = importance_bounds(partial(TrueProposal, model), 50, (7, 40), rows_per_pass=2000, seed=3)
-    (alone,) = importance_bounds(partial(TrueProposal, model), 50, (7,), rows_per_pass=2000, seed=3)
+    few, many = importance_bounds(partial(true_proposals, model, 50), (7, 40), rows_per_pass=2000, seed=3)
+    (alone,) = importance_bounds(partial(true_proposals, model, 50), (7,), rows_per_pass=2000, seed=3)
     assert (few.log_likelihood_n != many.log_likelihood_n).all()
     proposal = TrueProposal(model, torch.arange(50))
     generator = torch.Generator().manual_seed(3)
@@ -207,7 +215,7 @@ def test_a_prior_without_a_closed_form_has_its_divergence_sampled() -> None:
     sampled = TrueProposal(model, torch.arange(50))
     sampled.kl_n = None  # type: ignore[assignment]
     exact, found = (
-        importance_bounds(partial(same, p), 50, (4000,), rows_per_pass=50 * 16, seed=0)[0] for p in (proposal, sampled)
+        importance_bounds(partial(always, p), (4000,), rows_per_pass=50 * 16, seed=0)[0] for p in (proposal, sampled)
     )
     np.testing.assert_array_equal(exact.log_likelihood_n, found.log_likelihood_n)
     # with the true posterior every weight is the marginal, so the sampled bound has no noise

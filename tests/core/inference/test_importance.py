@@ -16,7 +16,7 @@ from vxpress.core.bodies import MLP
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
-from vxpress.core.inference.importance import Bound, CellProposal, ImportanceSums, importance_bound, log_likelihood
+from vxpress.core.inference.importance import Bound, ImportanceSums, cell_proposals, importance_bound, log_likelihood
 from vxpress.core.likelihoods import MIN_GAUSSIAN_VARIANCE
 from vxpress.core.model import VAE, build
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE
@@ -137,8 +137,7 @@ def test_the_standard_error_is_that_of_the_estimate(linear: LinearGaussian) -> N
 def test_rows_per_pass_do_not_change_the_result_beyond_noise(linear: LinearGaussian) -> None:
     model = linear.model(0.5, 1.5)
     few, many = (
-        importance_bound(lambda rows: CellProposal(model, linear.cells, rows), N, 500, rows_per_pass=rows, seed=1)
-        for rows in (320, 3000)
+        importance_bound(cell_proposals(model, linear.cells), 500, rows_per_pass=rows, seed=1) for rows in (320, 3000)
     )
     error = np.hypot(few.se_n, many.se_n)
     assert (np.abs(few.log_likelihood_n - many.log_likelihood_n) / error).max() < 5

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vxpress.core.blocks import Z
 from vxpress.core.data import Batch, Source, walk
-from vxpress.core.inference.importance import MAX_ROWS, MIN_ROWS, PASS_ENTRIES, CellProposal, importance_bound
+from vxpress.core.inference.importance import MAX_ROWS, MIN_ROWS, PASS_ENTRIES, cell_proposals, importance_bound
 from vxpress.core.model import VAE
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.objectives import total
@@ -72,12 +72,7 @@ def gaps(model: VAE, cells: Source, *, seed: int, n_steps: int = STEPS) -> Gaps:
         for p in wanted:
             p.requires_grad = True
     iwae = importance_bound(
-        lambda chosen: CellProposal(model, cells, chosen),
-        len(cells),
-        N_SAMPLES,
-        rows_per_pass=rows_per_pass,
-        seed=seed,
-        device=cells.device,
+        cell_proposals(model, cells), N_SAMPLES, rows_per_pass=rows_per_pass, seed=seed, device=cells.device
     )
     elbo, kl, refined, refined_kl = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Gaps(elbo, kl, refined, refined_kl, iwae.log_likelihood_n)

@@ -8,7 +8,7 @@ at K = 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from vxpress.core.blocks import Z
-from vxpress.core.data import Batch, Source
+from vxpress.core.data import Batch, Source, walk
 from vxpress.core.model import VAE
 from vxpress.core.objectives import total
-from vxpress.core.progress import steps
 
 # decoded entries per pass, 4 MB in float32; limits of its rows; samples of a cell that are decoded together
 PASS_ENTRIES, MIN_ROWS, MAX_ROWS, SIDE_BY_SIDE = 2**20, 64, 4096, 16
@@ -36,8 +35,14 @@ class Proposal(Protocol):
     Otherwise it is None, and the ELBO is the mean log weight of the samples.
     """
 
+    def __len__(self) -> int:
+        """Return the number of cells."""
+
     def weigh(self, eps_knd: Tensor) -> tuple[Tensor, Tensor]:
         """Compute log p(x | u) and log p(u) - log q(u | x), each (k, n), at the points of q given by standard noise."""
+
+
+Propose = Callable[[int], Iterable[Proposal]]
 
 
 @dataclass(frozen=True)
@@ -96,32 +101,20 @@ class ImportanceSums:
 
 
 def importance_bound(
-    propose: Callable[[Tensor], Proposal],
-    n: int,
-    n_samples: int,
-    *,
-    rows_per_pass: int,
-    seed: int,
-    device: torch.device | str = "cpu",
+    propose: Propose, n_samples: int, *, rows_per_pass: int, seed: int, device: torch.device | str = "cpu"
 ) -> Bound:
-    """Compute the bound of cells 0 to ``n - 1`` with ``n_samples`` samples each.
+    """Compute the bound of some cells with ``n_samples`` samples each.
 
-    ``propose`` returns the proposal of some rows. The noise depends on ``seed`` and on ``rows_per_pass``, the number of
-    decoded cells held in memory.
+    ``propose`` yields the proposals of all cells in order, at most a given number of cells at a time. The noise depends on
+    ``seed`` and on ``rows_per_pass``, the number of decoded cells held in memory.
     """
-    (found,) = importance_bounds(propose, n, [n_samples], rows_per_pass=rows_per_pass, seed=seed, device=device)
+    (found,) = importance_bounds(propose, [n_samples], rows_per_pass=rows_per_pass, seed=seed, device=device)
     return found
 
 
 @torch.no_grad()
 def importance_bounds(
-    propose: Callable[[Tensor], Proposal],
-    n: int,
-    n_samples: Sequence[int],
-    *,
-    rows_per_pass: int,
-    seed: int,
-    device: torch.device | str = "cpu",
+    propose: Propose, n_samples: Sequence[int], *, rows_per_pass: int, seed: int, device: torch.device | str = "cpu"
 ) -> tuple[Bound, ...]:
     """Compute the bound for several increasing numbers of samples in one pass.
 
@@ -129,14 +122,12 @@ def importance_bounds(
     """
     device, generator = torch.device(device), torch.Generator().manual_seed(seed)
     at_once = max(1, min(n_samples[-1], SIDE_BY_SIDE, rows_per_pass))
-    chunk = max(1, rows_per_pass // at_once)
     found: list[list[Bound]] = [[] for _ in n_samples]
-    for start in steps(range(0, n, chunk), "importance sampling"):
-        rows = torch.arange(start, min(start + chunk, n), device=device)
-        proposal, sums = propose(rows), ImportanceSums(len(rows), device)
+    for proposal in propose(max(1, rows_per_pass // at_once)):
+        sums = ImportanceSums(len(proposal), device)
         for until, parts in zip(n_samples, found, strict=True):
             while sums.k < until:
-                shape = (min(at_once, until - sums.k), len(rows), proposal.n_noise)
+                shape = (min(at_once, until - sums.k), len(proposal), proposal.n_noise)
                 eps_knd = torch.randn(shape, generator=generator, dtype=torch.float64)
                 sums.add(*proposal.weigh(eps_knd.to(device)))
             parts.append(sums.bound(proposal.kl_n))
@@ -147,10 +138,10 @@ def importance_bounds(
 
 
 class CellProposal:
-    """The encoder's posterior of the latent blocks of some rows of ``cells``."""
+    """The encoder's posterior of the latent blocks of a batch."""
 
-    def __init__(self, model: VAE, cells: Source, rows: Tensor) -> None:
-        self.model, self.batch = model, cells.batch(rows)
+    def __init__(self, model: VAE, batch: Batch) -> None:
+        self.model, self.batch = model, batch
         self.repeated: dict[int, Batch] = {}
         q = model.posterior(self.batch)
         self.dtype, self.q, self.n_noise = q[Z].loc.dtype, q.double(), model.n_noise
@@ -161,6 +152,9 @@ class CellProposal:
                 name: block.kl(self.q[name], self.q[name].loc, self.covariates) for name, block in model.blocks.items()
             }
             self.kl_n = total({name: kl_nc.sum(-1) for name, kl_nc in parts.items()})
+
+    def __len__(self) -> int:
+        return len(self.batch)
 
     def weigh(self, eps_knd: Tensor) -> tuple[Tensor, Tensor]:
         k, n = eps_knd.shape[:2]
@@ -197,13 +191,20 @@ def log_likelihoods(
     Smaller numbers use the first samples of the larger ones.
     """
     model.eval()
-    device = cells.device
-    rows = torch.arange(len(cells), device=device) if rows is None else rows
     return importance_bounds(
-        lambda chosen: CellProposal(model, cells, rows[chosen]),
-        len(rows),
+        cell_proposals(model, cells, rows),
         n_samples,
         rows_per_pass=max(MIN_ROWS, min(MAX_ROWS, PASS_ENTRIES // model.config.n_genes)),
         seed=seed,
-        device=device,
+        device=cells.device,
     )
+
+
+def cell_proposals(model: VAE, cells: Source, rows: Tensor | None = None) -> Propose:
+    """Return a function that yields the proposals of all cells or of ``rows`` in batches of a given size."""
+
+    def propose(size: int) -> Iterator[CellProposal]:
+        for _, batch in walk(cells, rows, size, stage="importance sampling"):
+            yield CellProposal(model, batch)
+
+    return propose

@@ -54,6 +54,16 @@ def test_its_posterior_its_divergence_and_its_weights_are_written(fitted: ad.Ann
     assert "blocks.shift.encoder.mean.weight" in fitted.uns["vae"]["weights"]
 
 
+def test_the_diagnosis_names_its_divergence_from_its_prior(fitted: ad.AnnData) -> None:
+    held_out = (fitted.obs["vae_split"] == "validation").to_numpy()
+    mean, var = (fitted.obsm[name][held_out, 0].astype(np.float64) for name in ("vae_shift", "vae_shift_var"))
+    expected = 0.5 * (var + mean**2 - 1 - np.log(var)).mean()
+    assert fitted.uns["vae"]["diagnostics"]["kl_shift"] == pytest.approx(expected, rel=1e-4)
+    again = fitted.copy()
+    vx.tl.diagnose(again, gaps=False)
+    assert again.uns["vae"]["diagnostics"]["kl_shift"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_stored_fit_encodes_the_same(fitted: ad.AnnData, tmp_path) -> None:
     path = tmp_path / "fit.safetensors"
     vx.save_model(fitted, path)

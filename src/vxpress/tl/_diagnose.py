@@ -78,7 +78,8 @@ def diagnose(
             Divergence of the posterior from the prior; ``kl`` is the sum over dimensions. Under a prior other than N(0,
             I) a single dimension has no divergence of its own. ``kl_per_dim`` is then the divergence from the normal
             distribution with the mean and variance of the aggregate posterior in that dimension, and ``kl`` is sampled,
-            with the standard error ``kl_se``. Otherwise ``kl_se`` is 0.
+            with the standard error ``kl_se``. Otherwise ``kl_se`` is 0. A further latent variable, which
+            ``FitOptions(blocks=)`` switches on, adds ``kl_`` and its name.
         ``active`` (n_latent,), ``active_units``, ``active_units_kl``
             Dimensions in which the posterior mean varies by more than 0.01 over cells (Burda et al. 2016), their
             number, and the number of dimensions whose ``kl_per_dim`` exceeds 0.01.

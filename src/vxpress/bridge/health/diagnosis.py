@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vxpress.bridge.health.verdict import MAX_CELLS, MIN_STEPS, suspicious, verdict_of
+from vxpress.core.blocks import Z
 from vxpress.core.config import TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Source
@@ -104,6 +105,7 @@ def diagnose(
     }
     if decoding is not None:
         numbers["decoder_response"] = decoder_response(decoding.model, encoded, decoding.covariates)
+        numbers |= _kl_of_blocks(decoding, encoded, np.flatnonzero(judged), seed)
     if decoding is not None and decoding.cells is not None:
         if n_probed is None:
             n_probed = N_PROBED if suspicious(numbers, train) else 0
@@ -135,6 +137,19 @@ def _sampled_kl(model: VAE, mean_nd: np.ndarray, var_nd: np.ndarray) -> SampledK
     n_draws = KL_DRAWS if model.prior.cheap else max(2, min(KL_DRAWS, KL_POINTS // len(rows)))
     q = DiagonalNormal(torch.from_numpy(mean_nd[rows]), torch.from_numpy(var_nd[rows]).sqrt())
     return sampled_kl(model.prior, q, n_draws)
+
+
+@torch.no_grad()
+def _kl_of_blocks(decoding: Decoding, encoded: Encoded, judged: np.ndarray, seed: int) -> dict[str, float]:
+    """Compute the mean divergence of the latent blocks other than z that the history records, by the same names."""
+    covariates, found = decoding.covariates[torch.from_numpy(judged)], {}
+    posterior = encoded[judged].posterior(decoding.model)
+    for name, block in decoding.model.blocks.items():
+        column = block.recorded_as()
+        if name in posterior and name != Z and column is not None:
+            generator = torch.Generator().manual_seed(seed)
+            found[column] = float(block.mean_kl(posterior[name], covariates, KL_DRAWS, generator).double().mean())
+    return found
 
 
 def _from_counts(decoding: Decoding, judged: np.ndarray, n_probed: int, seed: int) -> dict[str, float | int]:

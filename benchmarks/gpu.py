@@ -192,7 +192,7 @@ def main() -> None:
                     "likelihood": likelihood,
                     "run": name,
                     "cells/s": spread(speeds[name]),
-                    "over the peer": spread(ratios),
+                    "times scvi-tools": spread(ratios),
                     "first epoch s": spread(run.first),
                     "not captured because": run.failure,
                 }
@@ -204,7 +204,7 @@ def main() -> None:
             {
                 "": f"{r['likelihood']}, {r['run']}",
                 "cells/s": f"{r['cells/s']['median']:.0f} ({r['cells/s']['min']:.0f}-{r['cells/s']['max']:.0f})",
-                "times scvi-tools": f"{r['over the peer']['median']:.2f}",
+                "times scvi-tools": f"{r['times scvi-tools']['median']:.2f}",
                 "first epoch s": f"{r['first epoch s']['median']:.2f}",
                 "not captured because": (r["not captured because"] or "").split("\n")[0],
             }

@@ -276,7 +276,7 @@ def main() -> None:
                     "likelihood": likelihood,
                     "run": name,
                     "cells/s": cells_per_s,
-                    "over the peer": spread(ratios),
+                    "times scvi-tools": spread(ratios),
                     "step_ms": step,
                     "floor_ms": floors[n],
                     "over the floor": step / floors[n]["total"],
@@ -289,7 +289,7 @@ def main() -> None:
             {
                 "": f"{r['likelihood']}, {r['run']}",
                 "cells/s": f"{r['cells/s']['median']:.0f} ({r['cells/s']['min']:.0f}-{r['cells/s']['max']:.0f})",
-                "x peer": f"{r['over the peer']['median']:.1f} ({r['over the peer']['min']:.1f}-{r['over the peer']['max']:.1f})",
+                "times scvi-tools": f"{r['times scvi-tools']['median']:.1f} ({r['times scvi-tools']['min']:.1f}-{r['times scvi-tools']['max']:.1f})",
                 "step ms": f"{r['step_ms']:.2f}",
                 "floor ms": f"{r['floor_ms']['total']:.2f}",
                 "x floor": f"{r['over the floor']:.2f}",

@@ -55,7 +55,7 @@ def lines() -> list[tuple[str, str, str, str, str]]:
     gain, ari, ilisi = [row["gain_%"] for row in gains()], scores("ARI"), scores("iLISI")
     parity = [row["gain_%"] for row in compare["parity: preset='scvi'"]]
     ratios = [ratio for found in times().values() for ratio in found]
-    rates = {row["likelihood"]: row["over the peer"]["median"] for row in speed if row["run"] == "ours, 512"}
+    rates = {row["likelihood"]: row["times scvi-tools"]["median"] for row in speed if row["run"] == "ours, 512"}
     first = results("latency")["fits"]["first"]["call"]["median"]
     null = [row["any call"] for row in results("differential_expression")["null"]]
     de = results("differential_expression")["speed"]["seconds"]

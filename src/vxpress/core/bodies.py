@@ -187,12 +187,12 @@ def _freeze_biases(config: ModelConfig, linears: nn.ModuleList) -> None:
 
 def _activate(x: Tensor, norm: nn.Module, dropout: float, noise: Noise | None) -> Tensor:
     """Compute dropout(relu(norm(x))), in one compiled pass where that is faster."""
-    batch_norm = isinstance(norm, nn.BatchNorm1d)
-    if rule.compiled_hidden(x.device, x.dtype, batch_norm=batch_norm, training=norm.training):
+    has_norm = isinstance(norm, nn.BatchNorm1d | nn.LayerNorm)
+    if rule.compiled_hidden(x.device, x.dtype, has_norm=has_norm, training=norm.training):
         from vxpress.core.kernels.hidden_layer import norm_relu_dropout
 
         bits, limit = (NO_BITS, BITS) if noise is None else noise.dropout_bits(x, dropout)
-        return norm_relu_dropout(x, cast("nn.BatchNorm1d", norm), bits, limit)
+        return norm_relu_dropout(x, cast("nn.BatchNorm1d | nn.LayerNorm", norm), bits, limit)
     x = F.relu(norm(x))
     return x if noise is None or dropout == 0.0 else x * noise.dropout(x, 1.0 - dropout)
 

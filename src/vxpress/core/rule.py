@@ -55,9 +55,9 @@ def sparse_input(device: torch.device, dtype: torch.dtype) -> bool:
     return not _plain and device.type == "cpu" and dtype == torch.float32
 
 
-def compiled_hidden(device: torch.device, dtype: torch.dtype, *, batch_norm: bool, training: bool) -> bool:
-    """Whether norm, ReLU and dropout of a hidden layer run in one compiled pass: for batch norm in training."""
-    return not _plain and device.type == "cpu" and dtype == torch.float32 and batch_norm and training
+def compiled_hidden(device: torch.device, dtype: torch.dtype, *, has_norm: bool, training: bool) -> bool:
+    """Whether norm, ReLU and dropout of a hidden layer run in one compiled pass: with batch or layer norm, in training."""
+    return not _plain and device.type == "cpu" and dtype == torch.float32 and has_norm and training
 
 
 def compiled_optimizer(device: torch.device, dtype: torch.dtype) -> bool:

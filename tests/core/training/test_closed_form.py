@@ -31,11 +31,12 @@ STEPS = {
 }
 
 
+@pytest.mark.parametrize("norm", ["batch", "layer"])
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_without_autograd_gives_the_same_gradient(make_cells: MakeCells, name: str) -> None:
+def test_a_step_without_autograd_gives_the_same_gradient(make_cells: MakeCells, name: str, norm: str) -> None:
     cells = make_cells(60, 20, n_batches=3)
     cells = replace(cells, counts=_sparser(cells))
-    config = ModelConfig(n_genes=20, n_latent=3, n_hidden=12, norm="batch", **{"condition_output": False} | STEPS[name])  # type: ignore[arg-type]
+    config = ModelConfig(n_genes=20, n_latent=3, n_hidden=12, norm=norm, **{"condition_output": False} | STEPS[name])  # type: ignore[arg-type]
     model, batch = build(config, 0).train(), cells.batch(torch.arange(5, 45))
     twin = copy.deepcopy(model)
     assert closed_form.covers(model, cells, TrainConfig(max_epochs=1))
@@ -72,14 +73,12 @@ def _sparser(cells: Cells):
     return Counts.from_scipy(sparse.csr_matrix(x))
 
 
-@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
-def test_compiled_and_plain_training_give_the_same_model(make_cells: MakeCells, likelihood: str) -> None:
+@pytest.mark.parametrize(("likelihood", "norm"), [("nb", "batch"), ("zinb", "batch"), ("nb", "layer")])
+def test_compiled_and_plain_training_give_the_same_model(make_cells: MakeCells, likelihood: str, norm: str) -> None:
     cells = make_cells(200, 20)
     cells = replace(cells, counts=_sparser(cells))
     rows, ends = torch.arange(200), []
-    config = ModelConfig(
-        n_genes=20, n_latent=3, n_hidden=16, norm="batch", likelihood=likelihood, condition_output=False
-    )  # type: ignore[arg-type]
+    config = ModelConfig(n_genes=20, n_latent=3, n_hidden=16, norm=norm, likelihood=likelihood, condition_output=False)  # type: ignore[arg-type]
     for plain in (False, True):
         model = build(config, 0)
         model.start_from(cells, rows)

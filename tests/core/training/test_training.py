@@ -82,7 +82,8 @@ def test_the_weight_in_the_history_is_the_weight_used(make_cells: MakeCells) -> 
 @pytest.mark.parametrize(
     ("model", "without_tape"),
     [
-        (replace(CONFIG, norm="layer"), False),
+        (replace(CONFIG, norm="layer"), True),
+        (replace(CONFIG, norm="none"), False),
         (replace(CONFIG, likelihood="zinb", norm="batch", latent_library=True), False),
         (replace(CONFIG, norm="batch"), True),
         (replace(CONFIG, likelihood="zinb", norm="batch"), True),

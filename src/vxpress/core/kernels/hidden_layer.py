@@ -1,4 +1,4 @@
-"""A hidden layer's norm, ReLU and dropout as one autograd function."""
+"""A hidden layer's norm, ReLU and dropout with their gradients, also as one autograd function."""
 
 from __future__ import annotations
 
@@ -10,17 +10,53 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vxpress.core.kernels import layer_rows
+from vxpress.core.noise import BITS
+
+Norm = nn.BatchNorm1d | nn.LayerNorm
 
 
-def norm_relu_dropout(u: Tensor, norm: nn.BatchNorm1d, random: np.ndarray, limit: int) -> Tensor:
-    """Compute dropout(relu(batch norm(u))) in training, and update the running mean and variance of ``norm``.
+class NormReluDropout:
+    """dropout(relu(norm(u))) of one minibatch in training, and its gradients."""
 
-    ``random`` holds 16-bit numbers per unit (n, h); units with a number below ``limit`` are kept. It has no rows if
-    there is no dropout.
-    """
-    y, mean, variance = _NormReluDropout.apply(u, norm.weight, norm.bias, norm.eps, random, limit)
-    update_running_statistics(norm, mean, variance, len(u))
-    return cast("Tensor", y)
+    def __init__(self, norm: Norm) -> None:
+        self.norm = norm
+        self.gain, self.shift = norm.weight.detach().numpy(), norm.bias.detach().numpy()
+
+    def forward(self, u: Tensor, random: np.ndarray, limit: int) -> Tensor:
+        """Compute the layer of ``u`` (n, h), and update the running mean and variance of a batch norm.
+
+        ``random`` holds 16-bit numbers per unit (n, h); units with a number below ``limit`` are kept. It has no rows if
+        there is no dropout.
+        """
+        out, self.standard = torch.empty_like(u), np.empty(u.shape, np.float32)
+        self.factor = np.float32(BITS / limit if len(random) else 1.0)
+        args = (
+            u.numpy(), self.gain, self.shift, np.float32(self.norm.eps), random, limit, self.factor,
+            self.standard, out.numpy(),
+        )  # fmt: skip
+        if isinstance(self.norm, nn.LayerNorm):
+            self.inverse_sd = layer_rows.layer_forward(*args)
+        else:
+            mean, variance = torch.empty(u.shape[1]), torch.empty(u.shape[1])
+            self.inverse_sd = layer_rows.batch_forward(*args, mean.numpy(), variance.numpy())
+            update_running_statistics(self.norm, mean, variance, len(u))
+        return out
+
+    def backward(self, d_out: Tensor, out: Tensor, d_gain: np.ndarray, d_shift: np.ndarray) -> Tensor:
+        """Return the gradient of ``u``, and add those of gain and shift to the given arrays; ``out`` is the result."""
+        d_u = torch.empty_like(d_out)
+        by_cell = isinstance(self.norm, nn.LayerNorm)
+        backward = layer_rows.layer_backward if by_cell else layer_rows.batch_backward
+        backward(
+            d_out.numpy(), out.numpy(), self.standard, self.inverse_sd, self.gain, self.factor,
+            d_u.numpy(), d_gain, d_shift,
+        )  # fmt: skip
+        return d_u
+
+
+def norm_relu_dropout(u: Tensor, norm: Norm, random: np.ndarray, limit: int) -> Tensor:
+    """Compute :class:`NormReluDropout` for autograd; it can be differentiated once."""
+    return cast("Tensor", _NormReluDropout.apply(u, norm.weight, norm.bias, norm, random, limit))
 
 
 @torch.no_grad()
@@ -34,47 +70,17 @@ def update_running_statistics(norm: nn.BatchNorm1d, mean: Tensor, variance: Tens
 
 class _NormReluDropout(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, u: Tensor, gain: Tensor, shift: Tensor, eps: float, random: np.ndarray, limit: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        u = u.contiguous()
-        out, standard = torch.empty_like(u), torch.empty_like(u)
-        mean, variance = torch.empty_like(gain), torch.empty_like(gain)
-        scale = np.float32((1 << 16) / limit if len(random) else 1.0)
-        inverse_sd = layer_rows.forward(
-            u.detach().numpy(),
-            gain.detach().numpy(),
-            shift.detach().numpy(),
-            np.float32(eps),
-            random,
-            limit,
-            scale,
-            standard.numpy(),
-            out.numpy(),
-            mean.numpy(),
-            variance.numpy(),
-        )
+    def forward(ctx: Any, u: Tensor, gain: Tensor, shift: Tensor, norm: Norm, random: np.ndarray, limit: int) -> Tensor:
+        ctx.layer = NormReluDropout(norm)
+        out: Tensor = ctx.layer.forward(u.detach().contiguous(), random, limit)
         # saved, not an attribute: an output that refers to its own graph would be freed only by the garbage collector
         ctx.save_for_backward(gain, shift, out)
-        ctx.kept = standard, inverse_sd, scale
-        ctx.mark_non_differentiable(mean, variance)
-        return out, mean, variance
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         gain, shift, out = ctx.saved_tensors
-        standard, inverse_sd, scale = ctx.kept
-        d_u, d_gain, d_shift = torch.empty_like(out), torch.zeros_like(gain), torch.zeros_like(shift)
-        layer_rows.backward(
-            d_out.contiguous().numpy(),
-            out.numpy(),
-            standard.numpy(),
-            inverse_sd,
-            gain.detach().numpy(),
-            scale,
-            d_u.numpy(),
-            d_gain.numpy(),
-            d_shift.numpy(),
-        )
+        d_gain, d_shift = torch.zeros_like(gain), torch.zeros_like(shift)
+        d_u = ctx.layer.backward(d_out.contiguous(), out, d_gain.numpy(), d_shift.numpy())
         return d_u, d_gain, d_shift, None, None, None

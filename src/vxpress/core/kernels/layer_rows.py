@@ -1,4 +1,4 @@
-"""Batch norm, ReLU and dropout of a hidden layer with their gradients, in a few passes over one small matrix."""
+"""Batch or layer norm, ReLU and dropout of a hidden layer with their gradients, in a few passes over one small matrix."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from vxpress.core.kernels.team import CACHED
 from vxpress.core.kernels.vector import fill
 
 OPTIONS = {"error_model": "numpy", "nogil": True, **CACHED}
+# a sum over one row may add its terms in any order, so that it is vectorised
+ANY_ORDER = {"reassoc", "contract"}
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 
 
@@ -56,7 +58,7 @@ def _drop(y, random, limit, scale):
 
 
 @njit(**OPTIONS)
-def forward(u, gain, shift, eps, random, limit, scale, standard, out, mean, variance):
+def batch_forward(u, gain, shift, eps, random, limit, scale, standard, out, mean, variance):
     """Compute out = dropout(relu(batch_norm(u))); write the minibatch's ``mean`` and (biased) ``variance`` too.
 
     ``random`` (n, h) holds 16-bit numbers; units with a number below ``limit`` are kept. Without rows, all are kept.
@@ -100,8 +102,8 @@ def _center(d, standard, factor, mean_d, mean_ds):
 
 
 @njit(**OPTIONS)
-def backward(d_out, out, standard, inverse_sd, gain, scale, d_u, d_gain, d_shift):
-    """Compute gradients of :func:`forward` with respect to ``u``, gain and shift.
+def batch_backward(d_out, out, standard, inverse_sd, gain, scale, d_u, d_gain, d_shift):
+    """Compute gradients of :func:`batch_forward` with respect to ``u``, gain and shift.
 
     A unit of 0 was below 0 or dropped.
     """
@@ -113,3 +115,69 @@ def backward(d_out, out, standard, inverse_sd, gain, scale, d_u, d_gain, d_shift
     factor = gain * inverse_sd
     for i in range(n):
         _center(d_u[i], standard[i], factor, mean_d, mean_ds)
+
+
+@njit(error_model="numpy", fastmath=ANY_ORDER)
+def _mean(x):
+    total = ZERO
+    for c in range(x.size):
+        total += x[c]
+    return total / np.float32(x.size)
+
+
+@njit(error_model="numpy", fastmath=ANY_ORDER)
+def _mean_squared_distance(x, center):
+    total = ZERO
+    for c in range(x.size):
+        total += (x[c] - center) * (x[c] - center)
+    return total / np.float32(x.size)
+
+
+@njit(error_model="numpy", fastmath=ANY_ORDER)
+def _mean_product(x, y):
+    total = ZERO
+    for c in range(x.size):
+        total += x[c] * y[c]
+    return total / np.float32(x.size)
+
+
+@njit(error_model="numpy")
+def _standardise_row(row, mean, inverse_sd, out):
+    for c in range(row.size):
+        out[c] = (row[c] - mean) * inverse_sd
+
+
+@njit(error_model="numpy")
+def _multiply(x, factor):
+    for c in range(x.size):
+        x[c] *= factor[c]
+
+
+@njit(error_model="numpy")
+def _center_row(d, standard, inverse_sd, mean_d, mean_ds):
+    for c in range(d.size):
+        d[c] = inverse_sd * (d[c] - mean_d - standard[c] * mean_ds)
+
+
+@njit(**OPTIONS)
+def layer_forward(u, gain, shift, eps, random, limit, scale, standard, out):
+    """Compute out = dropout(relu(layer_norm(u))); arguments as in :func:`batch_forward`."""
+    inverse_sd = np.empty(len(u), np.float32)
+    for i in range(len(u)):
+        mean = _mean(u[i])
+        inverse_sd[i] = ONE / np.sqrt(_mean_squared_distance(u[i], mean) + eps)
+        _standardise_row(u[i], mean, inverse_sd[i], standard[i])
+        _activate(standard[i], gain, shift, out[i])
+        if random.shape[0] > 0:
+            _drop(out[i], random[i], limit, scale)
+    return inverse_sd
+
+
+@njit(**OPTIONS)
+def layer_backward(d_out, out, standard, inverse_sd, gain, scale, d_u, d_gain, d_shift):
+    """Compute gradients of :func:`layer_forward` with respect to ``u``, gain and shift."""
+    for i in range(len(out)):
+        _through(d_out[i], out[i], scale, d_u[i])
+        _sums(d_u[i], standard[i], d_gain, d_shift)
+        _multiply(d_u[i], gain)
+        _center_row(d_u[i], standard[i], inverse_sd[i], _mean(d_u[i]), _mean_product(d_u[i], standard[i]))

@@ -1,4 +1,4 @@
-"""Gradient of the plain ELBO without autograd, for the most common model: one hidden layer, batch norm, NB or ZINB.
+"""Gradient of the plain ELBO without autograd, for the most common model: one hidden layer with a norm, NB or ZINB.
 
 It calls the same compiled functions as the autograd functions of this package, forward and backward.  With small
 minibatches, the bookkeeping of autograd takes longer than the arithmetic.
@@ -18,13 +18,13 @@ from vxpress.core.bodies import MLPBody
 from vxpress.core.config import TrainConfig
 from vxpress.core.data import Batch, Source
 from vxpress.core.gradients import GradientSink, hand_over
-from vxpress.core.kernels import latent_rows, layer_rows
+from vxpress.core.kernels import latent_rows
 from vxpress.core.kernels.count_likelihood import CountLikelihood
-from vxpress.core.kernels.hidden_layer import update_running_statistics
+from vxpress.core.kernels.hidden_layer import Norm, NormReluDropout
 from vxpress.core.kernels.input_layer import InputProduct
 from vxpress.core.model import VAE
 from vxpress.core.networks import MAX_LOG_VARIANCE, MIN_POSTERIOR_VARIANCE
-from vxpress.core.noise import BITS, Noise
+from vxpress.core.noise import Noise
 from vxpress.core.priors import StandardNormal
 
 
@@ -39,7 +39,7 @@ def covers(model: VAE, source: Source, train: TrainConfig) -> bool:
         and train.kl_schedule != "capacity"
         and train.free_bits == 0
         and type(model.decoder.body) is MLPBody
-        and config.norm == "batch"
+        and config.norm in {"batch", "layer"}
         and config.n_layers == 1
         and config.covariate_code == "one-hot"
         and type(model) is VAE
@@ -63,7 +63,7 @@ class ClosedForm:
         self.heads = encoder.mean, encoder.log_variance
         body = cast("MLPBody", decoder.body)
         self.into = cast("nn.Linear", body.linears[0])
-        self.norm_in, self.norm_out = (_Norm(cast("nn.BatchNorm1d", b.norms[0])) for b in (encoder.body, body))
+        self.norm_in, self.norm_out = (_Layer(cast("Norm", b.norms[0])) for b in (encoder.body, body))
         self.bounds = np.float32(MAX_LOG_VARIANCE), np.float32(MIN_POSTERIOR_VARIANCE)
 
     @torch.no_grad()
@@ -118,12 +118,11 @@ def hand_over_linear(layer: nn.Linear, d_out: Tensor, x: Tensor) -> None:
         hand_over(layer.bias, d_out.sum(0))
 
 
-class _Norm:
-    """Batch norm, ReLU and dropout with their gradients."""
+class _Layer:
+    """Norm, ReLU and dropout of a hidden layer; the gradients of the norm go to the optimizer's memory."""
 
-    def __init__(self, norm: nn.BatchNorm1d) -> None:
-        self.norm = norm
-        self.gain, self.shift = norm.weight.detach().numpy(), norm.bias.detach().numpy()
+    def __init__(self, norm: Norm) -> None:
+        self.layer = NormReluDropout(norm)
         # the optimizer clears them after every step
         self.d_gain, self.d_shift = (
             cast("GradientSink", getattr(w, "grad_sink")).gradient.numpy()  # noqa: B009 - an attribute of ours on a tensor
@@ -131,20 +130,8 @@ class _Norm:
         )
 
     def forward(self, u: Tensor, bits: np.ndarray, limit: int) -> Tensor:
-        self.out, self.standard = torch.empty_like(u), np.empty(u.shape, np.float32)
-        mean, variance = torch.empty(u.shape[1]), torch.empty(u.shape[1])
-        self.factor = np.float32(BITS / limit if len(bits) else 1.0)
-        self.inverse_sd = layer_rows.forward(
-            u.numpy(), self.gain, self.shift, np.float32(self.norm.eps), bits, limit, self.factor,
-            self.standard, self.out.numpy(), mean.numpy(), variance.numpy(),
-        )  # fmt: skip
-        update_running_statistics(self.norm, mean, variance, len(u))
+        self.out = self.layer.forward(u, bits, limit)
         return self.out
 
     def backward(self, d_out: Tensor) -> Tensor:
-        d_u = torch.empty_like(d_out)
-        layer_rows.backward(
-            d_out.numpy(), self.out.numpy(), self.standard, self.inverse_sd, self.gain, self.factor,
-            d_u.numpy(), self.d_gain, self.d_shift,
-        )  # fmt: skip
-        return d_u
+        return self.layer.backward(d_out, self.out, self.d_gain, self.d_shift)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vxpress._command_output import check_target, report, was_interrupted, write
+from vxpress._command_output import check_target, number_of_fits, report, was_interrupted, write
 from vxpress._file_names import FileNames
 from vxpress._fit_options import fit_options, further_options, given
 from vxpress._signals import StopSignals
@@ -186,6 +186,9 @@ def _fit(arguments: argparse.Namespace) -> int:
     if was_interrupted(stored):
         kept = int(stored["params"]["best_epoch"]) + 1
         return _fail(f"training was interrupted; {target} holds its best state so far, of epoch {kept}.", INTERRUPTED)
+    complete, requested = number_of_fits(stored)
+    if complete < requested:
+        return _fail(f"{complete} of {requested} fits are complete; {target} holds them.", INTERRUPTED)
     return OK
 
 

@@ -17,6 +17,12 @@ def was_interrupted(stored: Any) -> bool:
     return str(stored["params"]["stopped"]) == "interrupted"
 
 
+def number_of_fits(stored: Any) -> tuple[int, int]:
+    """Return how many fits are complete, and how many were requested."""
+    # besides the further models, the record holds their settings
+    return max(1, len(stored.get("ensemble", {}))), int(stored["params"].get("n_fits", 1))
+
+
 def report(stored: Any, seconds: float) -> None:
     """Print a summary of the fit in two lines."""
     params, history = stored["params"], stored["history"]

@@ -47,6 +47,11 @@ class Keys:
         """Return the entries of ``obsm`` for posterior mean and variance of a further latent block."""
         return f"{self.uns}_{name}", f"{self.uns}_{name}_var"
 
+    def of_ensemble(self) -> tuple[str, str]:
+        """Return the entries of ``obsm`` for posterior means and variances of several fits side by side."""
+        name = "X_vae_ensemble" if self.uns == DEFAULT_KEY else f"{self.uns}_ensemble"
+        return name, f"{name}_var"
+
     def bounds(self, layer: str | None = None) -> tuple[str, str]:
         """Return the layers of the ends of a credible interval of ``layer``, by default the denoised layer."""
         name = self.normalized if layer is None else layer

@@ -15,6 +15,7 @@ from scanpy import logging as logg
 from vxpress._keys import Keys
 from vxpress.bridge.ask.decoded import denoised_matrix
 from vxpress.bridge.fits.block_slots import add_posterior, stale_blocks
+from vxpress.bridge.fits.ensemble import add_ensemble, fit_stage, further_fits
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.fit_arguments import CheckedArguments, model_config_of, train_config_of
 from vxpress.bridge.fits.params import Params
@@ -50,20 +51,24 @@ def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) ->
         describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
     )
     config = model_config_of(checked, prepared)
-    check_free(adata, keys, config.blocks)
-    fitted = runner.fit(config, train_config_of(checked, prepared))
+    check_free(adata, keys, config.blocks, several=checked.n_fits > 1)
+    with fit_stage(0, checked.n_fits):
+        fitted = runner.fit(config, train_config_of(checked, prepared))
     fitted, diagnosis, choice = _improved(runner, fitted, checked)
     finish(fitted.outcome, lambda: runner.read_out(fitted))
     fitted.model.cpu()
+    further = further_fits(runner, fitted, checked.n_fits)
 
     def complete() -> tuple[AnnData, Results]:
         params = _params(checked, prepared, fitted)
-        found = replace(_as_fit(params, prepared, fitted, adata, diagnosis), choice=choice)
+        found = _as_fit(params, prepared, fitted, adata, diagnosis)
+        found = replace(found, choice=choice, members=tuple(each.model for each in further))
         results = _results(found, prepared, fitted.encoded, keys, denoised=checked.denoised)
         _report(found)
         target = own(adata, copy=copy)
         announce_replaced(target, keys)
         results.stale += stale_blocks(target, keys, found.model)
+        add_ensemble(results, target, keys, [each.encoded for each in (fitted, *further)])
         results.write(target)
         return target, results
 

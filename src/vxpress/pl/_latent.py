@@ -69,8 +69,8 @@ def latent(
 ) -> Axes | list[Axes] | Figure | None:
     """Draw cells in the latent space, coloured by annotations or genes.
 
-    If ``obsm["X_umap"]`` was computed from this fit (``sc.pp.neighbors(adata, use_rep="X_vae")``, then ``sc.tl.umap``),
-    the UMAP is drawn. Otherwise the two latent dimensions with the highest divergence from the prior are drawn, which
+    If ``obsm["X_umap"]`` was computed from this fit (``sc.pp.neighbors(adata, use_rep="X_vae")`` or
+    ``use_rep="X_vae_ensemble"``, then ``sc.tl.umap``), the UMAP is drawn. Otherwise the two latent dimensions with the highest divergence from the prior are drawn, which
     carry the most information about cells.
 
     Parameters
@@ -239,9 +239,12 @@ def _tidy(ax: Axes, labels: tuple[str, str] | None, own: Mapping[str, Any], *, s
 
 
 def umap_is_of(uns: Mapping[str, Any], keys: Keys) -> bool:
-    """Whether the neighbour graph, from which scanpy computes a UMAP, was made from the latent space of this fit."""
+    """Whether the neighbour graph, from which scanpy computes a UMAP, was made from the latent space of this fit.
+
+    It may be that of one model or of several side by side.
+    """
     params = uns.get("neighbors", {}).get("params", {})
-    return bool(params.get("use_rep") == keys.latent)
+    return params.get("use_rep") in (keys.latent, keys.of_ensemble()[0])
 
 
 def _check_arguments(kwargs: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from vxpress._seeds import seed_of
 from vxpress.bridge.ask.neighbors import Distance, check_numba_threads, neighbor_graph
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.results import check_replaceable, own
-from vxpress.bridge.fits.stored_cells import stored_latent
+from vxpress.bridge.fits.stored_cells import stored_ensemble, stored_latent
 from vxpress.bridge.read.adata import check_adata
 
 
@@ -25,6 +25,7 @@ def neighbors(
     *,
     key: str = DEFAULT_KEY,
     model: Model = None,
+    ensemble: bool | None = None,
     distance: Distance = "likelihood",
     method: str = "umap",
     n_draws: int = 0,
@@ -63,15 +64,20 @@ def neighbors(
         Name of the fit: the ``key_added`` of the call that made it.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
+    ensemble
+        Whether to use the posteriors of all models of a fit with ``n_fits`` above 1, ``obsm["X_vae_ensemble"]``, so that
+        another seed gives more of the same neighbours. By default they are used if the fit has several models;
+        ``False`` uses the first one alone, ``obsm["X_vae"]``.
     distance
         ``"likelihood"`` is described above. ``"euclidean"`` is the distance between posterior means, with the same
-        result as ``sc.pp.neighbors(adata, use_rep="X_vae")``.
+        result as ``sc.pp.neighbors(adata, use_rep="X_vae")`` (with an ensemble ``use_rep="X_vae_ensemble"``).
     method
         How scanpy computes connectivities from distances: ``"umap"``, ``"gauss"`` or another method of scanpy.
     n_draws
         Number of posterior draws of all cells. The graph is computed again for each draw, and the frequency of every
         edge is written. 20 draws distinguish frequencies that differ by about 0.1. The default is 0, because each draw
-        takes as long as the graph itself.
+        takes as long as the graph itself. With an ensemble, the models take turns: draws come from one model each, so that
+        the frequencies also show how far its models differ.
     rng
         Seed of the draws and of approximate searches, or a numpy generator.
     key_added
@@ -128,7 +134,11 @@ def neighbors(
     check_choice("distance", distance, Distance)
     check_range("n_draws", n_draws, 0, 10_000, integer=True)
     fit, keys = find_fit(adata, model, key), Keys.of(key)
-    mean_nd, var_nd = stored_latent(adata, fit, keys)
+    if ensemble and not fit.members:
+        msg = f"ensemble=True was given, but the fit in uns[{keys.uns!r}] has one model. Fit several: vx.tl.fit_vae(adata, n_fits=3)."
+        raise ValueError(msg)
+    several = bool(fit.members) and ensemble is not False
+    posterior = (stored_ensemble if several else stored_latent)(adata, fit, keys)
     if adata.n_obs < 3:
         msg = f"adata has {adata.n_obs} cells; at least 3 are expected, so that each can have neighbours."
         raise ValueError(msg)
@@ -143,9 +153,10 @@ def neighbors(
     with progress_bar("neighbors", progress):
         results = neighbor_graph(
             adata,
-            (mean_nd, var_nd),
+            posterior,
             int(n_neighbors),
-            keys.latent,
+            keys.of_ensemble()[0] if several else keys.latent,
+            n_models=1 + len(fit.members) if several else 1,
             distance=distance,
             method=method,
             n_draws=int(n_draws),

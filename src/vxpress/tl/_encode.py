@@ -17,6 +17,7 @@ from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.ask.encoding import check_enough_new, encode_query
 from vxpress.bridge.fits.block_slots import add_posterior, stale_blocks
+from vxpress.bridge.fits.ensemble import add_ensemble
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.query import read_query
 from vxpress.bridge.fits.results import Results, check_free, own
@@ -85,6 +86,10 @@ def encode(
 
     ``adata.obsm["X_vae"]``, ``adata.obsm["X_vae_var"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Posterior mean and variance, n_obs x n_latent.
+    ``adata.obsm["X_vae_ensemble"]``, ``adata.obsm["X_vae_ensemble_var"]`` : :class:`numpy.ndarray` (dtype ``float32``)
+        If the fit consists of several (``n_fits``): the posteriors of all of them side by side, as :func:`fit_vae`
+        writes them. Every one of them fills in missing genes by its own decoder and, with ``fine_tune``, trains its own
+        weights of the new categories.
     ``adata.obs["vae_library"]`` : ``float64``
         Size factor of each cell in molecules, computed as for the cells of the fit. If the size factor is a sum over
         genes and some of these genes are missing, it is the number of counted molecules divided by the share that the
@@ -126,7 +131,7 @@ def encode(
     check_adata(adata, copy=copy)
     fit = find_fit(adata, model, key)
     keys = Keys.of(key) if key_added is None else Keys.of(key_added, "key_added")
-    check_free(adata, keys, fit.params.model.blocks)
+    check_free(adata, keys, fit.params.model.blocks, several=bool(fit.members))
     _check_no_other_fit(adata, model, keys)
     max_epochs, generator = _epochs(fine_tune), seed_of(rng)
     torch_device = resolve_device(device)
@@ -136,11 +141,13 @@ def encode(
         query = read_query(adata, fit, layer, labels=labels, incomplete=True, train=bool(max_epochs))
         if max_epochs:
             check_enough_new(query)
-        encoded, library_n, fit = encode_query(query, torch_device, max_epochs=max_epochs, rng=generator)
+        found = encode_query(query, torch_device, max_epochs=max_epochs, rng=generator)
+    fit = found.fit
     of_itself = model is None or model is adata
     adata = own(adata, copy=copy)
     results = Results(uns={keys.uns: fit.to_uns()}, stale=stale_blocks(adata, keys, fit.model))
-    add_posterior(results, fit.model, encoded, keys, library_n)
+    add_posterior(results, fit.model, found.encoded[0], keys, found.library_n)
+    add_ensemble(results, adata, keys, found.encoded)
     if not of_itself:
         results.stale += [("layers", name) for name in (keys.normalized, *keys.bounds())] + [("obs", keys.split)]
     results.write(adata)

@@ -56,6 +56,7 @@ def fit_vae(
     preset: Preset | None = None,
     options: FitOptions | None = None,
     cure: bool = False,
+    n_fits: int = 1,
     denoised: bool | None = None,
     target_sum: float = 1e4,
     device: str | torch.device = "auto",
@@ -159,6 +160,14 @@ def fit_vae(
         learned prior. A change is kept if the importance-weighted likelihood of held-out cells does not fall. The
         search ends as soon as the fit is healthy; a healthy fit is not changed. Each attempt takes the time of a fit
         and is recorded in ``uns["vae"]["diagnostics"]["cure"]``, which ``pandas.DataFrame`` turns into a table.
+    n_fits
+        Number of models to fit to the same cells, with the same settings and held-out cells but other seeds; at most
+        ``n_fits`` times the time of a fit. A single fit places cells partly by chance, so that another seed gives other
+        neighbours and clusters. With 3 fits, ``obsm["X_vae_ensemble"]`` holds the posterior means of all of them side
+        by side, on which seeds agree better; pass it to ``sc.pp.neighbors(adata, use_rep="X_vae_ensemble")``
+        (:func:`vxpress.pp.neighbors` uses it by itself). The first model, the same as with ``n_fits=1``, is the one of
+        all other results and calls; the further ones are used by :func:`encode`. ``cure`` and ``likelihood="auto"``
+        decide on the first, and the others follow. If Ctrl-C interrupts a further fit, the complete ones are kept.
     denoised
         Whether to write the dense layer of denoised expression. ``None`` writes it up to a size of 1 GB. Above,
         the layer is left out and a warning is raised.
@@ -184,13 +193,16 @@ def fit_vae(
     Returns
     -------
     Returns ``None`` if ``copy=False``, else returns an ``AnnData`` object. Sets the following fields (with
-    ``key_added="k"``: ``obsm["k"]``, ``obsm["k_var"]``, ``layers["k_normalized"]``, ``obs["k_split"]``,
+    ``key_added="k"``: ``obsm["k"]``, ``obsm["k_var"]``, ``obsm["k_ensemble"]``, ``obsm["k_ensemble_var"]``, ``layers["k_normalized"]``, ``obs["k_split"]``,
     ``obs["k_library"]``, ``varm["k_loadings"]``, ``uns["k"]``):
 
     ``adata.obsm["X_vae"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Posterior mean of each cell, n_obs x n_latent.
     ``adata.obsm["X_vae_var"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Posterior variance, same shape.
+    ``adata.obsm["X_vae_ensemble"]``, ``adata.obsm["X_vae_ensemble_var"]`` : :class:`numpy.ndarray` (dtype ``float32``)
+        With ``n_fits`` above 1: posterior means and variances of all models side by side, n_obs x (n_fits x n_latent).
+        The first ``n_latent`` columns are those of ``obsm["X_vae"]``.
     ``adata.layers["vae_normalized"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Denoised expression of every gene, n_obs x n_vars: the expected share of a cell's molecules, averaged over the
         batches of the fit, times ``target_sum``; not log-transformed (``likelihood="gaussian"``: the expected log
@@ -212,6 +224,7 @@ def fit_vae(
         - ``history``, the values of each epoch, from before that refit;
         - ``diagnostics``, with a ``verdict``; see :func:`diagnose`;
         - ``covariates``, ``genes`` and ``weights``, which are needed to use the model again;
+        - with ``n_fits`` above 1, ``ensemble``: settings and weights of the further models;
         - with ``likelihood="auto"``, ``choice``: the selected ``likelihood``, the mean ``log_likelihood`` of each of
           the ``candidates`` on ``n_cells`` held-out cells with ``n_samples`` importance samples and with fewer, and
           their ``difference`` (zinb - nb) with its 95 % interval and the ``gap`` that it must exceed;

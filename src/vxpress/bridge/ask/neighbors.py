@@ -28,6 +28,7 @@ def neighbor_graph(
     n_neighbors: int,
     use_rep: str,
     *,
+    n_models: int = 1,
     distance: Distance,
     method: str,
     n_draws: int,
@@ -35,7 +36,10 @@ def neighbor_graph(
     rng: np.random.Generator,
     key_added: str | None,
 ) -> Results:
-    """Return the graph of these cells, and with ``n_draws`` how often each edge occurs among draws of the posteriors."""
+    """Return the graph of these cells, and with ``n_draws`` how often each edge occurs among draws of the posteriors.
+
+    The columns of ``posterior`` are those of ``n_models`` models side by side.
+    """
     mean_nd, var_nd = posterior
     k = n_neighbors - 1
     peak_nd, precision_nd = likelihood_of(mean_nd, var_nd)
@@ -60,7 +64,7 @@ def neighbor_graph(
     results = Results(obsp=dict(graph.obsp))
     if n_draws:
         weight_nd = precision_nd if distance == "likelihood" else np.ones_like(precision_nd)
-        results.obsp[frequency] = edge_frequency(mean_nd, var_nd, weight_nd, k, n_draws, rng)
+        results.obsp[frequency] = edge_frequency(mean_nd, var_nd, weight_nd, k, n_draws, rng, n_models)
         entry["edge_frequency_key"] = frequency
     else:
         results.stale = [("obsp", frequency)]

@@ -10,6 +10,7 @@ import numpy as np
 
 from vxpress.bridge.fits.codec import from_uns, to_uns
 from vxpress.bridge.fits.consistency import check_conditions, check_genes, check_history, check_sizes
+from vxpress.bridge.fits.members import load_members, stored_members
 from vxpress.bridge.fits.own_classes import changed_class, missing_class
 from vxpress.bridge.fits.params import Params
 from vxpress.bridge.fits.seal import ADVICE, NAME, check_seal, intact, sealed
@@ -21,7 +22,7 @@ from vxpress.core.registry import NotRegisteredError
 
 # parts of every fit, and of some; a file may lose an empty mapping
 PARTS = ("params", "history", "genes", "weights")
-FURTHER = ("format", NAME, "covariates", "diagnostics", "prior", "choice")
+FURTHER = ("format", NAME, "covariates", "diagnostics", "prior", "choice", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Fit:
     """How the prior was learned, if it was; see :func:`vxpress.tl.fit_prior`."""
     choice: dict[str, Any] = field(default_factory=dict)
     """How a setting such as ``likelihood="auto"`` was chosen from the data, if one was."""
+    members: tuple[VAE, ...] = ()
+    """Further models of the same cells from other seeds, which only encode; see :mod:`vxpress.bridge.fits.ensemble`."""
 
     @property
     def condition_key(self) -> str | None:
@@ -64,7 +67,7 @@ class Fit:
             "genes": {"names": np.array(self.genes, dtype=object), "modelled": self.modelled_g},
             "weights": stored_weights(self.model),
         }
-        records = {"prior": self.prior, "choice": self.choice}
+        records = {"prior": self.prior, "choice": self.choice, "ensemble": stored_members(self.members)}
         return sealed(out | {name: dict(record) for name, record in records.items() if record})
 
     def loadings(self) -> np.ndarray | None:
@@ -121,6 +124,7 @@ class Fit:
             Diagnostics(stored.get("diagnostics", {})),
             prior,
             dict(stored.get("choice", {})),
+            load_members(stored.get("ensemble", {}), params.model),
         )
 
 

@@ -81,8 +81,11 @@ def read_query(
     covariates = table.read(adata.obs, labels=labels)
     if any(added):
         _warn_new_categories(fit, added, train=train)
-        model = extend(fit.model, [len(names) for names in added], fit.covariates.learned)
-        fit = replace(fit, covariates=table, model=model, params=replace(fit.params, model=model.config))
+        n_added = [len(names) for names in added]
+        model = extend(fit.model, n_added, fit.covariates.learned)
+        members = tuple(extend(member, n_added, fit.covariates.learned) for member in fit.members)
+        params = replace(fit.params, model=model.config)
+        fit = replace(fit, covariates=table, model=model, members=members, params=params)
     cells = Cells(Counts.from_scipy(counts.inside), log_library(observed_n), covariates)
     return Query(fit, cells, added, missing, observed_n)
 

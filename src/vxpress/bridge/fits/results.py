@@ -103,6 +103,11 @@ def is_fit(stored: Any) -> bool:
     return isinstance(stored, Mapping) and str(stored.get("format", "")).startswith("vxpress-fit-")
 
 
+def has_members(stored: Any) -> bool:
+    """Return whether an entry of ``uns`` is a fit with further models, see :mod:`vxpress.bridge.fits.members`."""
+    return is_fit(stored) and isinstance(stored.get("ensemble"), Mapping) and len(stored["ensemble"]) > 0
+
+
 def check_format(stored: Mapping[str, Any], where: str) -> None:
     """Raise unless this version reads the format of the fit."""
     if str(stored.get("format")) not in FORMATS:
@@ -110,12 +115,24 @@ def check_format(stored: Mapping[str, Any], where: str) -> None:
         raise ValueError(msg)
 
 
-def check_free(adata: AnnData, keys: Keys, blocks: Sequence[str] = ()) -> None:
-    """Raise if one of the slots of a fit, also of its further latent blocks, is taken by something else."""
+def check_free(adata: AnnData, keys: Keys, blocks: Sequence[str] = (), *, several: bool = False) -> None:
+    """Raise if one of the slots of a fit is taken by something else.
+
+    These include the slots of its further latent blocks and, with ``several``, those of several fits side by side.
+    """
     check_single(adata, keys.split, keys.library)
-    if is_fit(adata.uns.get(keys.uns)):
+    stored = adata.uns.get(keys.uns)
+    ensemble = keys.of_ensemble() if several and not has_members(stored) else ()
+    if is_fit(stored):
+        taken = [f"obsm[{name!r}]" for name in ensemble if name in adata.obsm]
+        if taken:
+            msg = (
+                f"adata already holds {', '.join(taken)}, which the fit in uns[{keys.uns!r}] did not write. Delete it first, or choose "
+                "another name with key_added=."
+            )
+            raise ValueError(msg)
         return
-    obsm = (keys.latent, keys.latent_var, *(name for block in blocks for name in keys.of_block(block)))
+    obsm = (keys.latent, keys.latent_var, *(name for block in blocks for name in keys.of_block(block)), *ensemble)
     taken = [f"uns[{keys.uns!r}]"] if keys.uns in adata.uns else []
     taken += [f"obsm[{name!r}]" for name in obsm if name in adata.obsm]
     taken += [f"layers[{keys.normalized!r}]"] if keys.normalized in adata.layers else []

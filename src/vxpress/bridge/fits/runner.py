@@ -71,13 +71,14 @@ class Runner:
         self.train_rows = torch.from_numpy(prepared.train_n).to(device)
         self.validation_rows = torch.from_numpy(prepared.validation_n).to(device)
 
-    def fit(self, model_config: ModelConfig, train_config: TrainConfig) -> Fitted:
-        """Build, train and encode."""
-        model = build(model_config, self.init_seed).to(self.device)
+    def fit(self, model_config: ModelConfig, train_config: TrainConfig, number: int = 0) -> Fitted:
+        """Build, train and encode; fits of another ``number`` have other seeds."""
+        init_seed, train_seed = self.seeds(number)
+        model = build(model_config, init_seed).to(self.device)
         try_classes(model, self.cells, self.train_rows, train_config)
         if self.start_from_data:
             model.start_from(self.cells, self.train_rows)
-        generator = torch.Generator().manual_seed(self.init_seed)
+        generator = torch.Generator().manual_seed(init_seed)
         model.start_blocks(self.cells, self.train_rows, generator)
         outcome = train(
             model,
@@ -85,10 +86,17 @@ class Runner:
             self.train_rows,
             self.validation_rows,
             train_config,
-            seed=self.train_seed,
+            seed=train_seed,
             describe=self.describe,
         )
         return Fitted(model, train_config, finish(outcome, lambda: encode(model, self.cells)), outcome)
+
+    def seeds(self, number: int) -> tuple[int, int]:
+        """Return the seeds of initialisation and training of a fit; those of further fits are hashed from the first."""
+        if number == 0:
+            return self.init_seed, self.train_seed
+        init, training = np.random.SeedSequence([self.init_seed, self.train_seed, number]).generate_state(2, np.uint64)
+        return int(init >> 2), int(training >> 2)
 
     def read_out(self, fitted: Fitted) -> None:
         """Fit the readout of the genes outside the model, if the model has one."""

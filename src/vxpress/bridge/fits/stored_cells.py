@@ -56,6 +56,19 @@ def stored_latent(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.
     return encoded.mean_nd, encoded.var_nd
 
 
+def stored_ensemble(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
+    """Read posterior means and variances of z of all models of a fit side by side, float32 (n, models x d)."""
+    mean, var = keys.of_ensemble()
+    missing = [name for name in (mean, var) if name not in adata.obsm]
+    if missing:
+        msg = (
+            f"adata.obsm lacks {missing}, the posteriors of the {1 + len(fit.members)} models of this fit. Write them with "
+            "vx.tl.encode(adata, model=...), or use the first model alone: ensemble=False."
+        )
+        raise KeyError(msg)
+    return _moments(adata, mean, var, (1 + len(fit.members)) * fit.params.model.n_latent)
+
+
 def stored_posterior(adata: AnnData, keys: Keys, blocks: Mapping[str, Block]) -> Encoded:
     """Read the posterior of latent blocks; the message of an error names the call that writes it."""
     missing = [name for block in blocks.values() for name in block.moments(keys) if name not in adata.obsm]

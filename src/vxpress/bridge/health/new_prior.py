@@ -11,6 +11,7 @@ from scanpy import logging as logg
 
 from vxpress._keys import Keys
 from vxpress.bridge.fits.block_slots import add_blocks, stale_blocks
+from vxpress.bridge.fits.ensemble import copy_ensemble
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.results import Results, is_fit
 from vxpress.bridge.fits.seal import NAME
@@ -37,6 +38,7 @@ def results_with_prior(
     keys = stored.keys
     if to != keys:
         add_blocks(results, fit.model, stored.encoded, to)
+        copy_ensemble(results, adata, stored, to)
         results.obs = {to.split: pd.Categorical(find_column(adata.obs, keys.split))}
         if keys.library in adata.obs:
             results.obs[to.library] = find_column(adata.obs, keys.library).to_numpy()

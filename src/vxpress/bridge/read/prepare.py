@@ -40,6 +40,7 @@ class Recorded:
     validation_fraction: float = option(0.1, low=0.0, high=0.99)
     target_sum: float = option(1e4, low=1e-12, high=1e12)
     preset: Preset | None = None
+    n_fits: int = option(1, low=1, high=100, since="0.2.0")
 
 
 @dataclass(frozen=True, kw_only=True)

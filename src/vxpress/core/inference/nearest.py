@@ -134,19 +134,27 @@ def _members(cluster_n: np.ndarray, n_clusters: int) -> list[np.ndarray]:
 
 
 def edge_frequency(
-    mean_nd: np.ndarray, var_nd: np.ndarray, precision_nd: np.ndarray, k: int, n_draws: int, rng: np.random.Generator
+    mean_nd: np.ndarray,
+    var_nd: np.ndarray,
+    precision_nd: np.ndarray,
+    k: int,
+    n_draws: int,
+    rng: np.random.Generator,
+    n_models: int = 1,
 ) -> sparse.csr_matrix:
     """Compute the share of draws in which j is among the ``k`` nearest cells of i, float32 (n, n).
 
-    Rows sum to ``k``.
+    Rows sum to ``k``. If the columns are those of several models side by side, the models take turns: averaged within a
+    draw, their independent noise would cancel.
     """
-    n, none_nd = len(mean_nd), np.zeros_like(mean_nd)
-    sd_nd = np.sqrt(var_nd)
+    n = len(mean_nd)
+    models = list(zip(*(np.hsplit(part, n_models) for part in (mean_nd, np.sqrt(var_nd), precision_nd)), strict=True))
     indptr = np.arange(0, n * k + 1, k)
     count = sparse.csr_matrix((n, n), dtype=np.float32)
-    for _ in steps(range(n_draws), "drawing posteriors"):
-        z_nd = mean_nd + sd_nd * rng.standard_normal(mean_nd.shape)
-        index_nk, _ = nearest(z_nd, precision_nd, z_nd, none_nd, k, int(rng.integers(2**31)))
+    for draw in steps(range(n_draws), "drawing posteriors"):
+        own_mean_nd, sd_nd, own_precision_nd = models[draw % n_models]
+        z_nd = own_mean_nd + sd_nd * rng.standard_normal(own_mean_nd.shape)
+        index_nk, _ = nearest(z_nd, own_precision_nd, z_nd, np.zeros_like(z_nd), k, int(rng.integers(2**31)))
         count = count + sparse.csr_matrix((np.ones(n * k, np.float32), np.sort(index_nk, 1).ravel(), indptr), (n, n))
     count.data /= n_draws
     return count

@@ -77,6 +77,8 @@ def test_the_further_models_are_trained_and_have_no_readout(three: ad.AnnData) -
     assert fit.model.config.n_readout == 20
     for model in fit.members:
         assert model.config.n_readout == 0
+        dispersions = (stored_weights(each)["decoder.log_dispersion"] for each in (model, fit.model))
+        np.testing.assert_array_equal(*dispersions)
         # of weights that all start at zero, none would have moved without training
         assert np.any(stored_weights(model)["decoder.body.norms.0.bias"])
 

@@ -21,6 +21,7 @@ from vxpress.bridge.fits.runner import Fitted, Runner
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_ensemble
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.isolation import after_interrupt
+from vxpress.core.model import VAE
 from vxpress.core.progress import stage
 from vxpress.core.training import TrainingError
 
@@ -35,20 +36,20 @@ def fit_stage(number: int, n_fits: int) -> Iterator[None]:
 def further_fits(runner: Runner, first: Fitted, n_fits: int) -> list[Fitted]:
     """Fit ``n_fits`` - 1 further models with the settings of ``first``, one after the other, and move them to the CPU.
 
-    They have no readout, which only decodes. An interrupt ends the fitting, and a model that cannot be trained is left out:
+    They have no readout, which only decodes, and the dispersions of ``first``, which were refitted. An interrupt ends the fitting, and a model that cannot be trained is left out:
     the models that are done are kept, with a warning.
     """
     if first.outcome.interrupted:
         return []
-    config = replace(first.model.config, n_readout=0)
+    config, train = replace(first.model.config, n_readout=0), replace(first.train, refit_dispersion=False)
     done: list[Fitted] = []
     for number in range(1, n_fits):
         try:
             with fit_stage(number, n_fits):
-                fitted = runner.fit(config, first.train, number)
+                fitted = runner.fit(config, train, number)
             if fitted.outcome.interrupted:
                 raise KeyboardInterrupt
-            fitted.model.cpu()
+            _share_dispersions(first.model, fitted.model.cpu())
             done.append(fitted)
         except KeyboardInterrupt:
             after_interrupt()
@@ -57,6 +58,12 @@ def further_fits(runner: Runner, first: Fitted, n_fits: int) -> list[Fitted]:
         except TrainingError as error:
             logg.warning(f"Fit {number + 1} of {n_fits} is left out: {error}")
     return done
+
+
+def _share_dispersions(first: VAE, further: VAE) -> None:
+    """Give a further model the dispersions of the first, unless they depend on the latent state."""
+    names = [name for name, _ in first.named_parameters() if name == "decoder.log_dispersion"]
+    further.load_state_dict({name: first.get_parameter(name).detach() for name in names}, strict=False)
 
 
 def _kept(n: int) -> str:

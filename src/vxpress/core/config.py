@@ -60,6 +60,16 @@ class NetworkOptions(Generic[U]):
     dropout: float | U = option(
         0.1, "Share of the encoder's hidden units that are dropped in training.", low=0.0, high=0.95
     )
+    thinning: float | U = option(
+        0.0,
+        """Largest share of a cell's molecules that the encoder does not see in training (binomial thinning). For each
+        cell and step, the share is drawn uniformly between 0 and this number, and each molecule is left out with that
+        probability. The likelihood still scores all of them, and everything but training uses all of them, so the
+        encoder learns to place shallow cells where deep ones of the same kind are. 0 means no thinning.""",
+        low=0.0,
+        high=1.0,
+        since="0.2.0",
+    )
     norm: Norm | U = option(
         "batch", 'Normalisation after every hidden linear layer: ``"layer"``, ``"batch"`` or ``"none"``.'
     )

@@ -19,6 +19,7 @@ from vxpress.core.networks import Decoder, Encoder
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors import Prior
+from vxpress.core.thinning import thinned
 
 # name of the one observed modality in terms and sums
 RNA = "rna"
@@ -101,13 +102,21 @@ class VAE(nn.Module):
         }
 
     def posterior(self, batch: Batch, noise: Noise | None = None) -> Posterior:
-        """Return the posterior of a minibatch, q(block | x, s) for each latent block."""
+        """Return the posterior of a minibatch, q(block | x, s) for each latent block.
+
+        With ``noise``, units are dropped out and counts are thinned, as in training.
+        """
+        seen = batch if noise is None else self.thinned(batch, noise)
         return Posterior(
             {
-                name: block.encode(batch, self.encoder_condition(batch.covariates), noise)
+                name: block.encode(seen if block.thinned else batch, self.encoder_condition(batch.covariates), noise)
                 for name, block in self.blocks.items()
             }
         )
+
+    def thinned(self, batch: Batch, noise: Noise) -> Batch:
+        """Return the counts that the encoder of z sees in training: the minibatch itself, or a part of its molecules."""
+        return thinned(batch, self.config.thinning, noise) if self.config.thinning else batch
 
     def encoder_condition(self, covariates: Covariates) -> Tensor | None:
         """Return the condition vector of the encoders, or None if they receive none."""

@@ -48,6 +48,23 @@ class Noise:
         assert self._bits is not None  # noqa: S101 - called on a CPU only
         return self._bits.random_raw(-(-n * width // 4)).view(np.uint16)[: n * width].reshape(n, width)
 
+    def word(self) -> np.uint64:
+        """Draw 64 random bits, on a CPU."""
+        assert self._bits is not None  # noqa: S101 - called on a CPU only
+        return np.uint64(self._bits.random_raw())
+
+    def rates(self, n: int, least: float) -> Tensor:
+        """Draw ``n`` probabilities uniformly between ``least`` and 1, as multiples of 1 / 65,536 on a CPU."""
+        if self._bits is None:
+            return 1.0 - (1.0 - least) * torch.rand(n, generator=self.generator, device=self.generator.device)
+        limits = np.floor((1.0 - least) * self.bits(n, 1)[:, 0].astype(np.float64))
+        return torch.from_numpy((BITS - limits) / BITS)
+
+    def binomial(self, x: np.ndarray, rate: np.ndarray) -> np.ndarray:
+        """Draw binomial numbers of ``x`` trials each, on a CPU."""
+        assert self._bits is not None  # noqa: S101 - called on a CPU only
+        return np.random.Generator(self._bits).binomial(x, rate)
+
     def dropout_bits(self, x: Tensor, share: float) -> tuple[np.ndarray, int]:
         """Return 16-bit numbers shaped like ``x`` (empty without dropout), and the limit below which a unit is kept."""
         limit = keep_limit(1.0 - share)

@@ -27,6 +27,7 @@ STEPS = {
     "zinb": {"likelihood": "zinb", "dropout": 0.0},
     "covariates": {"n_categories": (3,), "has_batch": True, "condition_output": True, "encode_covariates": True},
     "per batch": {"n_categories": (3,), "has_batch": True, "dispersion": "gene-batch", "remainder": True},
+    "thinned": {"thinning": 0.9, "n_categories": (3,), "has_batch": True},
     "reference": {"likelihood": "zinb", "bias_before_norm": True},
 }
 

@@ -39,6 +39,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "zinb, two batches": ({"likelihood": "zinb", "n_categories": (2,), "has_batch": True}, {}),
     "latent library": ({"latent_library": True}, {}),
     "latent library, plain": ({"latent_library": True}, {}),
+    "thinning": ({"thinning": 0.8}, {}),
     "soft free bits": ({}, {"free_bits": 0.3, "beta": 2.0}),
     "encoder ahead": ({}, {"encoder_steps": 2, "kl_warmup": 1.0}),
     "encoder ahead, plain": ({}, {"encoder_steps": 2}),

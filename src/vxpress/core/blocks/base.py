@@ -82,6 +82,8 @@ class Block(nn.Module):
     """Name in terms, history, slots and files."""
     weighted: ClassVar[bool] = False
     """Whether the weight of the divergence (beta, with its schedule), free bits and capacity apply to this block."""
+    thinned: ClassVar[bool] = False
+    """Whether the posterior sees thinned counts in training, if the settings ask for them."""
     infers_library: ClassVar[bool] = False
     """Whether this block is the log size factor of a cell, one column, so that none has to be given.
 

@@ -21,6 +21,7 @@ class State(Block):
 
     name = "z"
     weighted = True
+    thinned = True
     prior: Prior
 
     @classmethod

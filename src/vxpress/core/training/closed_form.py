@@ -72,7 +72,8 @@ class ClosedForm:
         model, config, n = self.model, self.model.config, len(batch.rows)
         d = config.n_latent
         s_nc = model.conditioner(batch.covariates)
-        product = InputProduct(batch, self.first.weight, self.first.bias, s_nc if config.encode_covariates else None)
+        seen = model.thinned(batch, self.noise)
+        product = InputProduct(seen, self.first.weight, self.first.bias, s_nc if config.encode_covariates else None)
         u_nh = product.forward(ordered=True)
         bits, limit = self.noise.dropout_bits(u_nh, config.dropout)
         h_nh = self.norm_in.forward(u_nh, bits, limit)

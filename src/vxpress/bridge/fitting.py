@@ -22,6 +22,7 @@ from vxpress.bridge.fits.params import Params
 from vxpress.bridge.fits.results import Results, announce_replaced, check_free, own
 from vxpress.bridge.fits.runner import Fitted, Runner, finish
 from vxpress.bridge.health.choice import choose_likelihood
+from vxpress.bridge.health.covariates import warn_of_covariates
 from vxpress.bridge.health.cure import cure
 from vxpress.bridge.health.diagnose_fit import diagnose_trained
 from vxpress.bridge.health.learn_prior import joint_record
@@ -54,7 +55,7 @@ def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) ->
     check_free(adata, keys, config.blocks, several=checked.n_fits > 1)
     with fit_stage(0, checked.n_fits):
         fitted = runner.fit(config, train_config_of(checked, prepared))
-    fitted, diagnosis, choice = _improved(runner, fitted, checked)
+    fitted, diagnosis, choice = _improved(runner, fitted, checked, adata.obs)
     finish(fitted.outcome, lambda: runner.read_out(fitted))
     fitted.model.cpu()
     further = further_fits(runner, fitted, checked.n_fits)
@@ -76,12 +77,12 @@ def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) ->
 
 
 def _improved(
-    runner: Runner, fitted: Fitted, checked: CheckedArguments
+    runner: Runner, fitted: Fitted, checked: CheckedArguments, obs: pd.DataFrame
 ) -> tuple[Fitted, dict[str, Any], dict[str, Any]]:
     """Return the fit after its cure and the choice of its likelihood, if requested, its diagnosis, and the record of the choice."""
 
     def diagnose_of(tried: Fitted) -> dict[str, Any]:
-        return diagnose_trained(runner, tried)
+        return diagnose_trained(runner, tried, obs)
 
     diagnosis = finish(fitted.outcome, lambda: diagnose_of(fitted))
     if checked.cure:
@@ -185,3 +186,4 @@ def _report(fit: Fit) -> None:
         logg.warning(f"{params.n_voided} of {params.n_steps} training steps were not finite and were left out.")
     verdict = str(fit.diagnostics["verdict"])
     (logg.info if is_sound(verdict) else logg.warning)(verdict)
+    warn_of_covariates(fit.diagnostics, params.batch_key, n_steps=params.n_steps)

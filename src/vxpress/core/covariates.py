@@ -36,8 +36,8 @@ class Covariates:
         """Return the same cells as if they came from batch ``code``."""
         return self.with_category(0, code)
 
-    def with_category(self, k: int, code: int) -> Covariates:
-        """Return the same cells with category ``code`` of categorical covariate ``k``."""
+    def with_category(self, k: int, code: int | Tensor) -> Covariates:
+        """Return the same cells with category ``code`` of categorical covariate ``k``, or one of its own for each, (n,)."""
         categorical = self.categorical_nk.clone()
         categorical[:, k] = code
         return Covariates(categorical, self.continuous_nc, self.label_n)

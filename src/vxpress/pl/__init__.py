@@ -1,5 +1,6 @@
 """Figures of a fit and of its results."""
 
+from vxpress.pl._covariates import covariates
 from vxpress.pl._history import history
 from vxpress.pl._kl import kl
 from vxpress.pl._latent import latent
@@ -8,4 +9,4 @@ from vxpress.pl._predictive_check import predictive_check
 from vxpress.pl._trajectory import trajectory
 from vxpress.pl._volcano import volcano
 
-__all__ = ["history", "kl", "latent", "posterior", "predictive_check", "trajectory", "volcano"]
+__all__ = ["covariates", "history", "kl", "latent", "posterior", "predictive_check", "trajectory", "volcano"]

@@ -222,7 +222,8 @@ def fit_vae(
           training, in nats of the importance-weighted bound per validation cell (0 if they were not refitted, or
           nothing was gained);
         - ``history``, the values of each epoch, from before that refit;
-        - ``diagnostics``, with a ``verdict``; see :func:`diagnose`;
+        - ``diagnostics``, with a ``verdict``, and with categorical covariates ``covariates``, what each is worth; see
+          :func:`diagnose`;
         - ``covariates``, ``genes`` and ``weights``, which are needed to use the model again;
         - with ``n_fits`` above 1, ``ensemble``: settings and weights of the further models;
         - with ``likelihood="auto"``, ``choice``: the selected ``likelihood``, the mean ``log_likelihood`` of each of

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
@@ -14,19 +16,20 @@ from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.query import read_scored
 from vxpress.bridge.fits.runner import Fitted, Runner
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_split
+from vxpress.bridge.health.covariates import NAME, kept_worth, record_of, worth_of
 from vxpress.bridge.health.diagnosis import OF_THE_PRIOR, Decoding, diagnose
 from vxpress.core.data import Cells
 
 
-def diagnose_trained(runner: Runner, fitted: Fitted) -> dict[str, Any]:
-    """Diagnose a model on the cells that it was trained on, on the processor."""
+def diagnose_trained(runner: Runner, fitted: Fitted, obs: pd.DataFrame) -> dict[str, Any]:
+    """Diagnose a model on the cells that it was trained on, whose columns are ``obs``, on the processor."""
     model, prepared, cells = fitted.model, runner.prepared, runner.cells
     if cells.device.type != "cpu":
         # the counts that were read are still on the host
         model, cells = deepcopy(model).cpu(), prepared.cells
     held_out = np.zeros(len(cells), dtype=bool)
     held_out[prepared.validation_n] = True
-    return diagnose(
+    found = diagnose(
         fitted.encoded,
         held_out,
         fitted.train,
@@ -34,6 +37,9 @@ def diagnose_trained(runner: Runner, fitted: Fitted) -> dict[str, Any]:
         n_steps=fitted.outcome.n_steps,
         decoding=Decoding(model, cells.covariates, cells, prepared.train_n),
     )
+    table = prepared.covariates
+    worth = worth_of(model, cells, prepared.validation_n) if table.categorical else {}
+    return found | _recorded(record_of(table, obs, worth))
 
 
 def diagnose_stored(
@@ -43,6 +49,7 @@ def diagnose_stored(
     *,
     gaps: bool | None,
     n_probed: int,
+    biology_keys: Sequence[str],
     seed: int,
 ) -> dict[str, Any]:
     """Diagnose a stored fit on the cells of ``adata``; ``gaps`` is the argument of :func:`vxpress.tl.diagnose`."""
@@ -60,6 +67,9 @@ def diagnose_stored(
         known=fit.diagnostics,
         seed=seed,
     )
+    held_out_n, table = np.flatnonzero(split_n == "validation"), fit.covariates
+    worth = worth_of(fit.model, cells, held_out_n, seed=seed) if cells is not None and table.categorical else {}
+    found |= _recorded(record_of(table, adata.obs, worth or kept_worth(fit.diagnostics, table), biology_keys))
     # the record of a cure belongs to the fit, not to these cells
     return found | {name: fit.diagnostics[name] for name in ("cure", "before_cure") if name in fit.diagnostics}
 
@@ -79,6 +89,10 @@ def diagnose_new_prior(stored: StoredCells, fit: Fit, held_out: np.ndarray) -> d
         known=known,
     )
     return {**known, **found}
+
+
+def _recorded(covariates: dict[str, Any]) -> dict[str, Any]:
+    return {NAME: covariates} if covariates else {}
 
 
 def _cells(adata: AnnData, stored: StoredCells, layer: str | Unset | None, *, gaps: bool | None) -> Cells | None:

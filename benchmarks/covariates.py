@@ -13,6 +13,7 @@ cells each, and none of them would be held out.) Each draw takes 600 cells, new 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 import warnings
 from typing import Any
@@ -21,7 +22,7 @@ import anndata as ad
 import numpy as np
 import scanpy as sc
 from _sets import DATA
-from _speed import save, set_threads
+from _speed import RESULTS, save, set_threads
 from scipy import sparse, stats
 
 KINDS = ((2, 0.0), (8, 0.0), (40, 0.0), (2, 0.9), (8, 0.9))
@@ -113,23 +114,29 @@ def judged(adata: ad.AnnData, batch_key: str, seed: int, **arguments: Any) -> li
     ]
 
 
-def draws(name: str, adata: ad.AnnData, n_draws: int, batch: str | None) -> list[dict[str, Any]]:
-    """Judge random columns, alone or in addition to a true batch."""
-    rows = []
-    for n_categories, first in KINDS:
-        for draw in range(n_draws):
-            rng = np.random.default_rng([draw, n_categories, round(10 * first)])
-            some = adata[np.sort(rng.permutation(adata.n_obs)[:600])].copy()
-            some.obs["null"] = random_column(some.n_obs, n_categories, first, rng)
-            seed = int(rng.integers(2**31))
-            if batch is None:
-                found = judged(some, "null", seed)
-            else:
-                found = judged(some, batch, seed, categorical_covariate_keys=["null"])
-            rows.append({"set": name, "kind": n_categories, "first": first, "draw": draw, **found[-1]})
-        p = np.array([row["p"] for row in rows if row["kind"] == n_categories and row["first"] == first])
-        print(f"{name:<10}{n_categories:>4}{first:>5} p {np.round(np.sort(p), 3)}", flush=True)
-    return rows
+def draw(name: str, adata: ad.AnnData, number: int, kind: tuple[int, float], batch: str | None) -> dict[str, Any]:
+    """Judge a random column, alone or in addition to a true batch."""
+    n_categories, first = kind
+    rng = np.random.default_rng([number, n_categories, round(10 * first)])
+    some = adata[np.sort(rng.permutation(adata.n_obs)[:600])].copy()
+    some.obs["null"] = random_column(some.n_obs, n_categories, first, rng)
+    seed = int(rng.integers(2**31))
+    if batch is None:
+        found = judged(some, "null", seed)
+    else:
+        found = judged(some, batch, seed, categorical_covariate_keys=["null"])
+    return {"set": name, "kind": n_categories, "first": first, "draw": number, **found[-1]}
+
+
+def draws(part: str, sets: dict[str, tuple[str, str | None]], n_draws: int) -> dict[str, Any]:
+    """Judge random columns of every kind in every data set; a round of draws is saved as soon as it is done."""
+    cells = {name: cells_of(file, 300, 10**9, (batch,) if batch else ()) for name, (file, batch) in sets.items()}
+    found: dict[str, Any] = {"rows": []}
+    for number in range(n_draws):
+        found["rows"] += [draw(name, cells[name], number, kind, sets[name][1]) for name in sets for kind in KINDS]
+        found["summary"] = summary(found["rows"])
+        save("covariates", {part: found})
+    return found
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -153,22 +160,24 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def null(args: argparse.Namespace) -> dict[str, Any]:
     """Judge random columns."""
-    rows = [row for name, file in NULL.items() for row in draws(name, cells_of(file, 300, 10**9), args.draws, None)]
-    return {"rows": rows, "summary": summary(rows)}
+    return draws("null", {name: (file, None) for name, file in NULL.items()}, args.draws)
 
 
 def adjusted(args: argparse.Namespace) -> dict[str, Any]:
     """Judge random columns in addition to a true batch."""
-    rows = []
-    for name, (file, batch) in ADJUSTED.items():
-        rows += draws(name, cells_of(file, 300, 10**9, (batch,)), args.draws, batch)
-    return {"rows": rows, "summary": summary(rows)}
+    return draws("adjusted", dict(ADJUSTED), args.draws)
 
 
 def true(args: argparse.Namespace) -> dict[str, Any]:
     """Judge batches and conditions of real data, each alone."""
+    path = RESULTS / "covariates.json"
+    known = json.loads(path.read_text()).get("true", {"rows": []})["rows"] if path.exists() else []
+    before = {(row["set"], row["covariate"]): row for row in known}
     rows = []
     for name, file, column in TRUE:
+        if args.sets and name not in args.sets:
+            rows += [before[name, column]] if (name, column) in before else []
+            continue
         (found,) = judged(cells_of(file, 1_000, args.cells, (column,)), column, 0)
         rows.append({"set": name, **found})
         print(
@@ -212,6 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--draws", type=int, default=14, help="draws for each data set and kind of column")
+    parser.add_argument("--sets", nargs="+", help="data sets of --only true; rows of others are kept")
     parser.add_argument("--cells", type=int, default=3_000, help="cells of a data set with a true batch, at most")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -145,9 +145,18 @@ def test_nothing_is_recorded_without_covariates_and_no_worth_without_held_out_ce
     assert np.isnan(recorded(adata)["association"][1])
 
 
+PLAIN: dict[str, list[Any]] = {
+    "name": ["batch"],
+    "worth": [0.1],
+    "low": [-0.2],
+    "high": [0.4],
+    "p": [0.3],
+    "n_compared": [80],
+}
+
+
 def a_record(**columns: Any) -> dict[str, Any]:
-    plain = {"name": ["batch"], "worth": [0.1], "low": [-0.2], "high": [0.4], "p": [0.3], "n_compared": [80]}
-    return {"covariates": {name: np.array(values) for name, values in (plain | columns).items()}}
+    return {"covariates": {name: np.array(values) for name, values in (PLAIN | columns).items()}}
 
 
 @pytest.mark.parametrize(
@@ -167,7 +176,14 @@ def test_when_a_covariate_is_said_to_be_worth_nothing(warned, columns, n_steps, 
         assert warned[0].startswith(
             "batch_key='batch' explains nothing in held-out cells: +0.10 nats per cell (-0.20 to +0.40), p = 0.3."
         )
-        assert "vx.tl.fit_vae(adata, batch_key=None)" in warned[0]
+        assert warned[0].endswith("Leave it out: vx.tl.fit_vae(adata).")
+
+
+def test_the_call_without_a_worthless_covariate_keeps_the_others(warned):
+    columns = {name: values * 3 for name, values in PLAIN.items()} | {"name": ["batch", "lane", "day"]}
+    warn_of_covariates(a_record(**columns | {"p": [0.01, 0.4, 0.01]}), "batch", n_steps=1000)
+    (message,) = warned
+    assert "vx.tl.fit_vae(adata, batch_key='batch', categorical_covariate_keys=['day'])" in message
 
 
 def test_a_covariate_that_determines_another_is_warned_about_once(warned):

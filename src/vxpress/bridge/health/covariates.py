@@ -105,8 +105,15 @@ def warn_of_covariates(diagnosis: Mapping[str, Any], batch_key: str | None, *, n
             where = "batch_key" if name == batch_key else "categorical_covariate_keys"
             logg.warning(
                 f"{where}={str(name)!r} explains nothing in held-out cells: {worth:+.2f} nats per cell ({low:+.2f} to {high:+.2f}), "
-                f"p = {p:.2g}. Leave it out: vx.tl.fit_vae(adata, {where}={None if where == 'batch_key' else '[...]'})."
+                f"p = {p:.2g}. Leave it out: {_call([str(other) for other in record['name'] if other != name], batch_key)}."
             )
+
+
+def _call(names: Sequence[str], batch_key: str | None) -> str:
+    """Return the call of a fit with these covariates."""
+    further = [name for name in names if name != batch_key]
+    batch = f", batch_key={batch_key!r}" if batch_key in names else ""
+    return f"vx.tl.fit_vae(adata{batch}{f', categorical_covariate_keys={further}' if further else ''})"
 
 
 def _confounded(record: Mapping[str, Any]) -> list[tuple[str, str, float]]:

@@ -12,6 +12,7 @@ import time
 import warnings
 
 import _cache
+import anndata as ad
 import numpy as np
 import torch
 from _judge import judge
@@ -20,12 +21,25 @@ from _sets import SETS, load, split
 
 def fit(name: str, seed: int, likelihood: str, threads: int) -> dict[str, np.ndarray]:
     """Fit scvi-tools once and evaluate the fit."""
-    import scvi
-
     torch.set_num_threads(threads)
     fit_adata, test = load(name)
     batch = "batch" if SETS[name].batch else None
-    train, validation = split(name, fit_adata)
+    return fit_and_judge(fit_adata, test, batch, split(name, fit_adata), seed=seed, likelihood=likelihood)
+
+
+def fit_and_judge(
+    fit_adata: ad.AnnData,
+    test: ad.AnnData,
+    batch: str | None,
+    rows: tuple[np.ndarray, np.ndarray],
+    *,
+    seed: int,
+    likelihood: str = "zinb",
+) -> dict[str, np.ndarray]:
+    """Fit SCVI to cells, of which ``rows`` are for training and validation, and evaluate it on test cells."""
+    import scvi
+
+    train, validation = rows
     scvi.settings.seed = seed
     scvi.model.SCVI.setup_anndata(fit_adata, batch_key=batch)
     model = scvi.model.SCVI(fit_adata, gene_likelihood=likelihood)

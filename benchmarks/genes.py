@@ -5,7 +5,7 @@
     python benchmarks/genes.py --sets pbmc3k --deal 8 --out genes_dealt       # a rare type spread over batches
 
 2,000 genes of at most 4,000 cells by ``vx.pp.highly_variable_genes(min_cells=...)``, a default fit on them, and agreement of
-leiden clusters with the labels. A gene is *lone* if one cell has ten molecules or more and all others less than a fifth of
+its neighbours and clusters with the labels (``_integration.py``). A gene is *lone* if one cell has ten molecules or more and all others less than a fifth of
 that. *rare* is the chosen share of the markers of types with 3 to 30 cells. Markers are genes that half of the cells of the
 type express and at most a fifth of that share of other cells; of these, the 20 that are rarest in other cells.
 """
@@ -19,9 +19,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
+from _integration import structure
+from _paired import of_values
 from _sets import SETS, labelled
 from _speed import mean_scores, save
-from compare import paired, structure
 from scipy import sparse
 
 import vxpress as vx
@@ -29,11 +30,11 @@ import vxpress as vx
 MAX_CELLS, N_GENES = 4_000, 2_000
 
 
-def cells_of(name: str, seed: int, deal: int = 0) -> ad.AnnData:
+def cells_of(name: str, seed: int, deal: int = 0, max_cells: int = MAX_CELLS) -> ad.AnnData:
     """Read labelled cells and all genes seen in three or more of them; ``deal`` assigns the cells to so many batches."""
     adata = labelled(name)
     order = np.random.default_rng(seed).permutation(adata.n_obs)
-    adata = adata[np.sort(order[:MAX_CELLS])].copy()
+    adata = adata[np.sort(order[:max_cells])].copy()
     if deal:
         adata.obs["batch"] = pd.Categorical(np.random.default_rng(seed).integers(deal, size=adata.n_obs).astype(str))
     sc.pp.filter_genes(adata, min_cells=3)
@@ -60,13 +61,13 @@ def rare_markers(adata: ad.AnnData) -> np.ndarray:
     return np.array(sorted(found), dtype=object)
 
 
-def run(name: str, seed: int, min_cells: int, deal: int) -> dict[str, float]:
+def run(name: str, seed: int, min_cells: int, args: Namespace) -> dict[str, float]:
     """Choose genes, fit once and score the fit."""
-    adata = cells_of(name, seed, deal)
+    adata = cells_of(name, seed, args.deal, args.max_cells)
     batch = "batch" if "batch" in adata.obs else None
     markers = rare_markers(adata)
     vx.pp.highly_variable_genes(
-        adata, n_top_genes=min(N_GENES, adata.n_vars), batch_key=batch, min_cells=min_cells, subset=True
+        adata, n_top_genes=min(args.n_genes, adata.n_vars), batch_key=batch, min_cells=min_cells, subset=True
     )
     adata = adata[np.asarray(adata.X.sum(1)).ravel() >= 5].copy()
     vx.tl.fit_vae(adata, batch, rng=seed, denoised=False)
@@ -82,12 +83,13 @@ def main(args: Namespace) -> None:
     for name in args.sets:
         of_set = []
         for min_cells in args.min_cells:
-            scores = mean_scores(lambda seed, n=name, m=min_cells: run(n, seed, m, args.deal), args.seeds, args.threads)
+            scores = mean_scores(lambda seed, n=name, m=min_cells: run(n, seed, m, args), args.seeds, args.threads)
             of_set.append({"set": name, "min_cells": min_cells, "seeds": len(args.seeds)} | scores)
             print(of_set[-1], flush=True)
         for row in of_set[1:]:
-            change = paired(row["each"]["ARI"], of_set[0]["each"]["ARI"])
-            print("ARI less that of the first: {difference:+.3f} ({low:+.3f} to {high:+.3f})".format(**change))
+            for metric in ("purity", "ARI best"):
+                change = of_values(np.subtract(row["each"][metric], of_set[0]["each"][metric]))
+                print(f"{metric} less that of the first: {change.text()}")
         rows += of_set
     print(pd.DataFrame(rows).drop(columns="each").to_string(index=False, float_format="{:.3f}".format))
     print(save(args.out, {"rows": rows}))
@@ -99,6 +101,8 @@ if __name__ == "__main__":
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options.add_argument("--min-cells", nargs="+", type=int, default=[1, 2, 3, 5, 10])
     options.add_argument("--deal", type=int, default=0, help="assign the cells to this many batches at random")
+    options.add_argument("--max-cells", type=int, default=MAX_CELLS)
+    options.add_argument("--n-genes", type=int, default=N_GENES)
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--out", default="genes")
     main(options.parse_args())

@@ -10,6 +10,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -71,8 +73,11 @@ SETS = {
 }
 # arguments of vx.datasets.simulate; other seeds and strengths for tuning
 SIMULATED = {
-    "simulated": {"n_groups": 10, "n_batches": 4, "batch_strength": 0.4, "de_log_fold_change": 0.8, "rng": 11},
-    "simulated_tune": {"n_groups": 8, "n_batches": 3, "batch_strength": 0.3, "de_log_fold_change": 0.7, "rng": 7},
+    name: {"n_groups": 8, "library_mean": 1500, "de_fraction": 0.5, "de_log_fold_change": 1.7, **given}
+    for name, given in {
+        "simulated": {"n_batches": 4, "batch_strength": 0.4, "rng": 11},
+        "simulated_tune": {"n_batches": 3, "batch_strength": 0.3, "rng": 7},
+    }.items()
 }
 
 
@@ -81,7 +86,7 @@ def _read(name: str) -> ad.AnnData:
     if which.file == "":
         return vx.datasets.pbmc68k_reduced()
     if which.file == "simulate":
-        adata = vx.datasets.simulate(MAX_CELLS, N_GENES, library_mean=800, de_fraction=0.2, **SIMULATED[name])
+        adata = vx.datasets.simulate(MAX_CELLS, N_GENES, **SIMULATED[name])
         adata.obs_names = [str(i) for i in range(adata.n_obs)]
         return adata
     if which.file == "pbmc_batches":
@@ -96,6 +101,24 @@ def load(name: str) -> tuple[ad.AnnData, ad.AnnData]:
     At most 1,000 genes, chosen on the cells to fit by Pearson residuals. ``obs`` holds ``batch``, ``label`` (missing
     where it is not scored) and ``condition`` if there are any.
     """
+    stored = _stored(name)
+    if not all(path.exists() for path in stored):
+        stored[0].parent.mkdir(parents=True, exist_ok=True)
+        for part, path in zip(_prepare(name), stored, strict=True):
+            part.write_h5ad(path)
+    fit, test = (ad.read_h5ad(path) for path in stored)
+    return fit, test
+
+
+def _stored(name: str) -> list[Path]:
+    """Return files of the prepared cells; their names change with the description of the set."""
+    described = repr((SETS[name], SIMULATED.get(name), N_GENES)).encode()
+    folder = Path(__file__).parent / "cache" / "sets"
+    return [folder / f"{name}-{sha256(described).hexdigest()[:8]}-{part}.h5ad" for part in ("fit", "test")]
+
+
+def _prepare(name: str) -> list[ad.AnnData]:
+    """Draw cells, keep what the benchmark uses, and choose genes."""
     which = SETS[name]
     adata = _read(name)
     rng = np.random.default_rng(0)
@@ -119,7 +142,7 @@ def load(name: str) -> tuple[ad.AnnData, ad.AnnData]:
     for part in parts:
         sc.pp.filter_cells(part, min_counts=5)
         part.var = part.var[[]]
-    return parts[0], parts[1]
+    return parts
 
 
 def _plain(adata: ad.AnnData, which: Integration) -> ad.AnnData:

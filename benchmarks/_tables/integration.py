@@ -192,13 +192,14 @@ def labels() -> list[Row]:
 @table("integration-methods", *PARTS, **MADE)
 def methods() -> list[Row]:
     """Means over the sets that all methods share."""
-    some = [which for which in METHODS if any(method(name, which) for name in batched())]
-    complete = [which for which in some if all(method(name, which) for name in batched())]
+    needed = (OURS, "scvi", "harmony", "pca")
+    shared = [name for name in batched() if name not in FEW and all(method(name, which) for which in needed)]
+    complete = [which for which in METHODS if all(method(name, which) for name in shared)]
     rows: list[Row] = [["score", *(METHODS[which] for which in complete)]]
     for metric, title in METRICS.items():
         if metric in ("iwae", "purity, label x condition", "ARI best, label x condition"):
             continue
-        names = [name for name in batched() if all(center(name, which, metric) is not None for which in complete)]
+        names = [name for name in shared if all(center(name, which, metric) is not None for which in complete)]
         if names:
             means = {which: mean(center(name, which, metric) or 0.0 for name in names) for which in complete}
             best = max(means.values())

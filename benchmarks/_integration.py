@@ -7,6 +7,7 @@ they are fitted, but their label is missing.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -272,8 +273,11 @@ def scib(latent: np.ndarray, name: str) -> dict[str, float]:
         n_jobs=1,
         progress_bar=False,
     )
+    # the library collects garbage before every metric, which takes longer than most of them unless old objects are left out
+    gc.freeze()
     bench.prepare(neighbor_computer=exact)
     bench.benchmark()
+    gc.unfreeze()
     found = bench.get_results(min_max_scale=False, clean_names=True).loc["Z"]
     return {f"scib {metric}": float(value) for metric, value in found.items()}
 

@@ -56,7 +56,7 @@ def fit_ours(setting: str, name: str, seed: int, *, with_test: bool) -> dict[str
     adata = fit.copy()
     given = arguments(SETTINGS[setting])
     start, cpu = time.perf_counter(), time.process_time()
-    vx.tl.fit_vae(adata, "batch" if "batch" in fit.obs else None, rng=seed, denoised=False, **given)
+    vx.tl.fit_vae(adata, "batch" if "batch" in fit.obs else None, rng=seed, denoised=False, progress=False, **given)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     held_out = judge_fit(adata, test)[0] if with_test else None
     return {

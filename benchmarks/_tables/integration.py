@@ -66,7 +66,7 @@ def data(name: str) -> dict[str, Any]:
 
 def method(name: str, which: str) -> dict[str, Any] | None:
     """Return the results of a method on a set, if any."""
-    return data(name)["methods"].get(which)
+    return data(name)["methods"].get(which) if name in SETS else None
 
 
 def values(name: str, which: str, metric: str) -> list[float]:
@@ -262,8 +262,10 @@ def against(metric: str, other: str, names: Sequence[str], *, higher: bool = Tru
     if not known or overall is None:
         return "", False, False
     below = [name for name, d in known.items() if (d.low if d.n > 1 else d.value) <= MARGIN]
-    text = f"{METHODS[other]}: {signed(overall)} on average of {len(known)} sets"
-    text += f"; at or below {MARGIN} on {', '.join(below)}" if below else f"; above {MARGIN} on all"
+    where = f"on average of {len(known)} sets" if len(known) > 1 else f"on {next(iter(known))}"
+    text = f"{METHODS[other]}: {signed(overall)} {where}"
+    if len(known) > 1:
+        text += f"; at or below {MARGIN} on {', '.join(below)}" if below else f"; above {MARGIN} on all"
     return text, not below and (overall.value > 0 or not higher), True
 
 

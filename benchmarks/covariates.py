@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--draws", type=int, default=14, help="draws for each data set and kind of column")
     parser.add_argument("--sets", nargs="+", help="data sets of --only true; rows of others are kept")
-    parser.add_argument("--cells", type=int, default=3_000, help="cells of a data set with a true batch, at most")
+    parser.add_argument("--cells", type=int, default=6_000, help="cells of a data set with a true batch, at most")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")

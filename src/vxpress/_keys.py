@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DEFAULT_KEY = "vae"
+KEPT = "_kept"
 LIBRARY_SIZE = "library_size"
 
 
@@ -32,6 +33,8 @@ class Keys:
     library: str
     loadings: str
     uns: str
+    view: str = ""
+    """Ending of the slots of posteriors with optional covariates kept; empty if they are removed."""
 
     @classmethod
     def of(cls, key: str | None = None, argument: str = "key") -> Keys:
@@ -43,13 +46,17 @@ class Keys:
             return cls(*slots, DEFAULT_KEY)
         return cls(key, f"{key}_var", f"{key}_normalized", f"{key}_split", f"{key}_library", f"{key}_loadings", key)
 
+    def kept(self) -> Keys:
+        """Return the slots of the same fit for posteriors with the effects of optional covariates kept."""
+        return replace(self, latent=f"{self.latent}{KEPT}", latent_var=f"{self.latent}{KEPT}_var", view=KEPT)
+
     def of_block(self, name: str) -> tuple[str, str]:
         """Return the entries of ``obsm`` for posterior mean and variance of a further latent block."""
-        return f"{self.uns}_{name}", f"{self.uns}_{name}_var"
+        return f"{self.uns}_{name}{self.view}", f"{self.uns}_{name}{self.view}_var"
 
     def of_ensemble(self) -> tuple[str, str]:
         """Return the entries of ``obsm`` for posterior means and variances of several fits side by side."""
-        name = "X_vae_ensemble" if self.uns == DEFAULT_KEY else f"{self.uns}_ensemble"
+        name = f"{'X_vae' if self.uns == DEFAULT_KEY else self.uns}_ensemble{self.view}"
         return name, f"{name}_var"
 
     def bounds(self, layer: str | None = None) -> tuple[str, str]:

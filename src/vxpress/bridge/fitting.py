@@ -52,7 +52,7 @@ def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) ->
         describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
     )
     config = model_config_of(checked, prepared)
-    check_free(adata, keys, config.blocks, several=checked.n_fits > 1)
+    check_free(adata, keys, config.blocks, several=checked.n_fits > 1, kept=bool(config.optional))
     with fit_stage(0, checked.n_fits):
         fitted = runner.fit(config, train_config_of(checked, prepared))
     fitted, diagnosis, choice = _improved(runner, fitted, checked, adata.obs)
@@ -64,12 +64,12 @@ def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) ->
         params = _params(checked, prepared, fitted)
         found = _as_fit(params, prepared, fitted, adata, diagnosis)
         found = replace(found, choice=choice, members=tuple(each.model for each in further))
-        results = _results(found, prepared, fitted.encoded, keys, denoised=checked.denoised)
+        results = _results(found, prepared, fitted, keys, denoised=checked.denoised)
         _report(found)
         target = own(adata, copy=copy)
         announce_replaced(target, keys)
         results.stale += stale_blocks(target, keys, found.model)
-        add_ensemble(results, target, keys, [each.encoded for each in (fitted, *further)])
+        add_ensemble(results, target, keys, [each.views for each in (fitted, *further)])
         results.write(target)
         return target, results
 
@@ -143,7 +143,7 @@ def _judged(encoded: Encoded, prepared: Prepared) -> DiagonalNormal:
     return DiagonalNormal(mean, var.sqrt())
 
 
-def _results(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, denoised: bool | None) -> Results:
+def _results(fit: Fit, prepared: Prepared, fitted: Fitted, keys: Keys, *, denoised: bool | None) -> Results:
     """Return all that :func:`vxpress.tl.fit_vae` writes; ``denoised`` is its argument."""
     split = pd.Categorical(prepared.split_n(), categories=["train", "validation", "query"])
     results = Results(
@@ -151,7 +151,7 @@ def _results(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, deno
         uns={keys.uns: fit.to_uns()},
         stale=[("layers", name) for name in keys.bounds()],
     )
-    add_posterior(results, fit.model, encoded, keys, prepared.library.values_n)
+    add_posterior(results, fit.model, fitted.views, keys, prepared.library.values_n)
     if (loadings_gd := fit.loadings()) is None:
         results.stale.append(("varm", keys.loadings))
     else:
@@ -168,7 +168,7 @@ def _results(fit: Fit, prepared: Prepared, encoded: Encoded, keys: Keys, *, deno
     else:
         results.layers[keys.normalized] = denoised_matrix(
             fit.model,
-            encoded,
+            fitted.encoded,
             prepared.cells.covariates,
             modelled_g=fit.modelled_g,
             batches=fit.covariates.averaged_batches,

@@ -128,7 +128,8 @@ class ModelConfig(Network):
     """The architecture: sizes, likelihood, prior and how covariates enter.
 
     ``n_categories`` holds the number of categories of each categorical covariate; with ``has_batch``, the
-    first one is the batch. ``remainder`` adds the share of molecules from genes outside the model. ``decoder_options``
+    first one is the batch. ``optional`` holds the positions of those that the networks can also do without: their category
+    can be hidden, see :meth:`vxpress.core.covariates.Conditioner.hide`. ``remainder`` adds the share of molecules from genes outside the model. ``decoder_options``
     is an instance of the ``Options`` of the decoder's class; a mapping can be given.
     """
 
@@ -141,6 +142,7 @@ class ModelConfig(Network):
     latent_library: bool = False
     remainder: bool = False
     n_readout: int = option(0, low=0, high=10_000_000)
+    optional: tuple[int, ...] = option((), low=0, high=1_000_000, since="0.2.0")
     # made when it is needed, because its check imports the priors, which import this module
     prior: PriorConfig = option(PriorConfig)
     decoder_options: Any = option(Options, of="decoder", since="0.2.0")
@@ -159,6 +161,7 @@ class ModelConfig(Network):
         if self.dispersion == "gene-label" and self.n_labels == 0:
             msg = "dispersion='gene-label' needs labels: pass labels_key=, or use dispersion='gene'."
             raise ValueError(msg)
+        self._check_optional()
         if self.blocks:
             without = replace(self, blocks=())
             wrong = [name for name in self.blocks if BLOCKS[name].applies(without) or not BLOCKS[name].applies(self)]
@@ -171,10 +174,30 @@ class ModelConfig(Network):
                 msg = f"{' and '.join(map(repr, sizes))} are latent blocks that infer the size factor of a cell; only one can. Leave one out."
                 raise ValueError(msg)
 
+    def _check_optional(self) -> None:
+        """Raise ``ValueError`` unless every optional covariate has categories that can be hidden."""
+        if len(set(self.optional)) < len(self.optional) or any(k >= len(self.n_categories) for k in self.optional):
+            msg = f"optional={self.optional!r} was given; different positions among {len(self.n_categories)} categorical covariates are expected."
+            raise ValueError(msg)
+        if self.has_batch and 0 in self.optional:
+            check_batch_shown(self.dispersion, latent_library=self.latent_library)
+
     @property
     def n_batches(self) -> int:
         """Number of batches, 1 without a batch covariate."""
         return self.n_categories[0] if self.has_batch else 1
+
+
+def check_batch_shown(dispersion: Dispersion, *, latent_library: bool) -> None:
+    """Raise ``ValueError`` if a model with an optional batch also needs the batch of every cell."""
+    if dispersion != "gene-batch" and not latent_library:
+        return
+    needs = "dispersion='gene-batch'" if dispersion == "gene-batch" else "library='latent'"
+    msg = (
+        f"{needs} needs the batch of every cell, but optional_covariate_keys= names the batch, which is hidden from the model "
+        "in half of the cells. Leave one of the two out."
+    )
+    raise ValueError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,6 +304,8 @@ class Training(TrainingOptions[Never]):
     early_stopping: bool = True
     objective: ObjectiveName = option("elbo", registry=OBJECTIVES)
     free_bits: float = option(0.0, low=0.0, high=100.0)
+    hidden_share: float = option(0.5, low=0.0, high=1.0, since="0.2.0")
+    hidden_from: float = option(0.4, low=0.0, high=1.0, since="0.2.0")
 
 
 @dataclass(frozen=True)
@@ -289,7 +314,9 @@ class TrainConfig(Training):
 
     ``max_epochs`` is filled in before training. ``kl_warmup`` is the share of all steps over which the KL weight rises
     from 0 to ``beta`` (``warmup_unit="steps"``), or a number of epochs, even if training ends earlier (``"epochs"``,
-    the rule of scvi-tools); ``kl_schedule`` sets how it rises. ``free_bits`` are nats per latent dimension.
+    the rule of scvi-tools); ``kl_schedule`` sets how it rises. ``free_bits`` are nats per latent dimension. After
+    the share ``hidden_from`` of all steps, the optional covariates of a cell are hidden with probability ``hidden_share`` in
+    each minibatch.
     """
 
     max_epochs: int = field(metadata=declares(low=1, high=1_000_000))

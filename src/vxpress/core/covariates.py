@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -58,7 +59,10 @@ def indicators(code_n: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 
 
 class Conditioner(nn.Module):
-    """Concatenate the categories, one-hot or embedded, and the continuous columns: (n, k), (n, c) -> (n, width)."""
+    """Concatenate the categories, one-hot or embedded, and the continuous columns: (n, k), (n, c) -> (n, width).
+
+    This is the condition vector of the decoder. The encoders receive all of it, none, or the columns of optional covariates.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -72,6 +76,11 @@ class Conditioner(nn.Module):
         widths = [size if self.embeddings is None else config.n_embedding for _, size in self.sizes]
         self.n_continuous = config.n_continuous
         self.width = sum(widths) + config.n_continuous
+        # code of a hidden category: the one after the last
+        self.hidden_codes = {k: config.n_categories[k] for k in config.optional}
+        self.encoder_parts = _encoder_parts(config, self.width, self.sizes, widths)
+        self.encoder_columns = [column for start, stop in self.encoder_parts for column in range(start, stop)]
+        self.encoder_width = len(self.encoder_columns)
 
     def average(self, known_k: Tensor) -> Tensor:
         """Return the mean condition vector over the first ``known_k`` categories, continuous columns at 0, (width,)."""
@@ -93,6 +102,41 @@ class Conditioner(nn.Module):
             code = covariates.categorical_nk[:, k]
             if self.embeddings is None:
                 parts.append(indicators(code, size, covariates.continuous_nc.dtype))
+            elif k in self.hidden_codes:
+                shown_n = code < size
+                parts.append(self.embeddings[i](torch.where(shown_n, code, 0)) * shown_n[:, None])
             else:
                 parts.append(self.embeddings[i](code))
         return torch.cat(parts, dim=-1)
+
+    def for_encoder(self, s_nc: Tensor | None) -> Tensor | None:
+        """Return the part of a condition vector that the encoders receive, (..., encoder_width), or None if it is empty."""
+        if s_nc is None or not self.encoder_width:
+            return None
+        if self.encoder_width == self.width:
+            return s_nc
+        # slices, because an index would be sent to the device
+        return torch.cat([s_nc[..., start:stop] for start, stop in self.encoder_parts], dim=-1)
+
+    def hide(self, covariates: Covariates, hidden_n: Tensor | None = None) -> Covariates:
+        """Return the same cells without the categories of optional covariates: their part of the condition vector is zero.
+
+        ``hidden_n`` selects the cells, bool (n,); by default all.
+        """
+        if not self.hidden_codes:
+            return covariates
+        codes = covariates.categorical_nk.clone()
+        for k, hidden in self.hidden_codes.items():
+            codes[:, k] = hidden if hidden_n is None else torch.where(hidden_n, hidden, codes[:, k])
+        return replace(covariates, categorical_nk=codes)
+
+
+def _encoder_parts(
+    config: ModelConfig, width: int, sizes: Sequence[tuple[int, int]], widths: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Return which parts of the condition vector the encoders receive: all of it, or those of optional covariates."""
+    if config.encode_covariates:
+        return [(0, width)]
+    starts = [config.n_continuous + sum(widths[:i]) for i in range(len(widths))]
+    found = zip(sizes, starts, widths, strict=True)
+    return [(start, start + n) for (k, _), start, n in found if k in config.optional]

@@ -42,7 +42,7 @@ class VAE(nn.Module):
         self.config = config
         self.conditioner = Conditioner(config)
         width = self.conditioner.width
-        self.blocks = Blocks(config, width if config.encode_covariates else 0)
+        self.blocks = Blocks(config, self.conditioner.encoder_width)
         self.decoder = Decoder(config, width)
         for block in self.blocks.values():
             block.add_prior()
@@ -120,7 +120,9 @@ class VAE(nn.Module):
 
     def encoder_condition(self, covariates: Covariates) -> Tensor | None:
         """Return the condition vector of the encoders, or None if they receive none."""
-        return self.conditioner(covariates) if self.config.encode_covariates else None
+        if not self.conditioner.encoder_width:
+            return None
+        return self.conditioner.for_encoder(self.conditioner(covariates))
 
     def encode_average(self, log_x_kg: Tensor, known_k: Tensor) -> DiagonalNormal:
         """Return q(z) of log1p counts without dropout, with norms in evaluation mode and covariates at their average.
@@ -131,8 +133,10 @@ class VAE(nn.Module):
         encoder.eval()
         try:
             s_kc: Tensor | None = None
-            if self.config.encode_covariates and self.conditioner.width:
-                s_kc = self.conditioner.average(known_k).to(log_x_kg).expand(len(log_x_kg), -1)
+            if self.conditioner.encoder_width:
+                s_c = self.conditioner.for_encoder(self.conditioner.average(known_k))
+                assert s_c is not None  # noqa: S101 - it has columns
+                s_kc = s_c.to(log_x_kg).expand(len(log_x_kg), -1)
             return encoder.after_first(encoder.product_of(log_x_kg, s_kc), s_kc)
         finally:
             encoder.train(training)

@@ -8,13 +8,13 @@ from scanpy import logging as logg
 
 from vxpress._checks import check_choice, check_range
 from vxpress._entry import entry
-from vxpress._keys import DEFAULT_KEY, Keys, check_name
+from vxpress._keys import DEFAULT_KEY, check_name
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress.bridge.ask.neighbors import Distance, check_numba_threads, neighbor_graph
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.results import check_replaceable, own
-from vxpress.bridge.fits.stored_cells import stored_ensemble, stored_latent
+from vxpress.bridge.fits.stored_cells import stored_ensemble, stored_latent, view_of
 from vxpress.bridge.read.adata import check_adata
 
 
@@ -26,6 +26,7 @@ def neighbors(
     key: str = DEFAULT_KEY,
     model: Model = None,
     ensemble: bool | None = None,
+    keep: bool = False,
     distance: Distance = "likelihood",
     method: str = "umap",
     n_draws: int = 0,
@@ -68,6 +69,10 @@ def neighbors(
         Whether to use the posteriors of all models of a fit with ``n_fits`` above 1, ``obsm["X_vae_ensemble"]``, so that
         another seed gives more of the same neighbours. By default they are used if the fit has several models;
         ``False`` uses the first one alone, ``obsm["X_vae"]``.
+    keep
+        With ``True``, the neighbours are those in ``obsm["X_vae_kept"]``, where the effects of optional covariates are
+        kept. Only for fits with ``optional_covariate_keys=``; see :func:`~vxpress.tl.fit_vae`. Pass ``key_added`` to
+        keep both graphs.
     distance
         ``"likelihood"`` is described above. ``"euclidean"`` is the distance between posterior means, with the same
         result as ``sc.pp.neighbors(adata, use_rep="X_vae")`` (with an ensemble ``use_rep="X_vae_ensemble"``).
@@ -133,7 +138,8 @@ def neighbors(
     check_adata(adata, copy=copy)
     check_choice("distance", distance, Distance)
     check_range("n_draws", n_draws, 0, 10_000, integer=True)
-    fit, keys = find_fit(adata, model, key), Keys.of(key)
+    fit = find_fit(adata, model, key)
+    keys = view_of(fit, key, keep=keep)
     if ensemble and not fit.members:
         msg = f"ensemble=True was given, but the fit in uns[{keys.uns!r}] has one model. Fit several: vx.tl.fit_vae(adata, n_fits=3)."
         raise ValueError(msg)

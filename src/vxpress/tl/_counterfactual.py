@@ -22,7 +22,7 @@ from vxpress.bridge.ask.arguments import (
     requested_genes,
     scale_from,
 )
-from vxpress.bridge.ask.counterfactual import batches_of, decode_changed
+from vxpress.bridge.ask.counterfactual import batches_of, check_not_kept, decode_changed
 from vxpress.bridge.ask.decoded import DENOISING_DRAWS, DENOISING_SEED, DecodingRequest, Draws
 from vxpress.bridge.ask.intervention import Intervention
 from vxpress.bridge.fits.find_fit import Model
@@ -42,6 +42,7 @@ def counterfactual(
     key: str = DEFAULT_KEY,
     genes: str | Sequence[str] | np.ndarray | None = None,
     transform_batch: Batches | None = None,
+    keep: bool = False,
     target_sum: TargetSum = None,
     n_neighbors: int | None = None,
     n_draws: int = DENOISING_DRAWS,
@@ -94,6 +95,9 @@ def counterfactual(
         ``key_covariate`` is the batch, because all cells are then decoded under ``value``; compare with
         ``vx.tl.denoise(adata, transform_batch="observed", key_added=...)``. A category that is a number in ``obs`` may
         be given as a number.
+    keep
+        With ``True``, the effects of optional covariates are kept, as in :func:`denoise`; ``key_covariate`` must be
+        another covariate. By default they can be changed like any other.
     target_sum
         As in :func:`denoise`: by default that of the fit; ``"library"`` gives expected counts at each cell's own size
         factor.
@@ -106,7 +110,8 @@ def counterfactual(
         Seed of the draws, or a numpy generator. By default the draws are those of :func:`denoise`, so that the two
         layers differ only by the condition.
     key_added
-        Name of the layer; by default ``"vae_counterfactual"`` for the default fit. Not available with ``genes``. An
+        Name of the layer; by default ``"vae_counterfactual"`` for the default fit, or ``"vae_counterfactual_kept"``
+        with ``keep``. Not available with ``genes``. An
         earlier counterfactual of that name is replaced; anything else is not.
     progress
         Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
@@ -134,7 +139,8 @@ def counterfactual(
         If there is no such fit or posterior, the covariate does not belong to the fit, or a gene of ``genes`` is
         unknown to it.
     ValueError
-        If the fit has not seen the category, ``value`` is not a number for a continuous covariate, ``transform_batch``
+        If the fit has not seen the category, ``value`` is not a number for a continuous covariate, ``keep`` keeps
+        the effect of the covariate itself or is given for a fit without optional covariates, ``transform_batch``
         is given while the batch is changed, no gene of the fit is present, or the name is taken.
 
     Notes
@@ -160,11 +166,12 @@ def counterfactual(
     (700,)
     """
     check_adata(adata, copy=copy)
-    cells = StoredCells.find(adata, model, key)
+    cells = StoredCells.find(adata, model, key, keep=keep)
     fit = cells.fit
     change = Intervention.find(fit.covariates, key_covariate, value)
+    check_not_kept(cells, change)
     wanted = None if genes is None else requested_genes(adata, fit, genes, key_added=key_added, copy=copy)
-    name = f"{cells.keys.uns}_counterfactual" if key_added is None else key_added
+    name = f"{cells.keys.uns}_counterfactual{cells.keys.view}" if key_added is None else key_added
     if wanted is None:
         _check_free(adata, name)
     chosen, columns = genes_present(adata, fit) if wanted is None else (wanted, None)
@@ -194,6 +201,8 @@ def counterfactual(
         "n_draws": int(n_draws),
         "target_sum": fit.params.target_sum if target_sum is None else target_sum,
     }
+    if keep:
+        params["keep"] = True
     if transform_batch is not None:
         params["transform_batch"] = [name_of(batch) for batch in each_value(transform_batch)]
     adata = own(adata, copy=copy)

@@ -38,6 +38,7 @@ def denoise(
     key: str = DEFAULT_KEY,
     genes: str | Sequence[str] | np.ndarray | None = None,
     transform_batch: Batches | None = None,
+    keep: bool = False,
     target_sum: TargetSum = None,
     own_counts: bool = False,
     layer: str | Unset | None = UNSET,
@@ -80,6 +81,9 @@ def denoise(
         smaller ones; a warning names those left out). ``"observed"`` decodes each cell under its own batch, which
         predicts its counts best; if a batch has the name "observed", pass ``["observed"]`` for that batch. A category
         that is a number in ``obs`` may be given as a number.
+    keep
+        With ``True``, the effects of optional covariates are kept: cells are decoded from ``obsm["X_vae_kept"]`` without
+        their categories. Only for fits with ``optional_covariate_keys=``; see :func:`fit_vae`.
     target_sum
         Sum that each cell is scaled to, over all genes that the size factor counts; by default that of the fit.
         ``"library"`` scales each cell to its own size factor, ``adata.obs["vae_library"]``: the values are then
@@ -112,7 +116,8 @@ def denoise(
     rng
         Seed of the draws, or a numpy generator; the default gives the layer that :func:`fit_vae` writes.
     key_added
-        Name of the layer; by default ``"vae_normalized"`` for the default fit. This layer, or one that an earlier call
+        Name of the layer; by default ``"vae_normalized"`` for the default fit, or ``"vae_normalized_kept"`` with
+        ``keep``. This layer, or one that an earlier call
         wrote under ``key_added``, is replaced. Not available with ``genes``.
     progress
         Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
@@ -142,7 +147,7 @@ def denoise(
     KeyError
         If there is no such fit or posterior, or a gene of ``genes`` is unknown to the fit.
     ValueError
-        If a batch is unknown to the fit, no gene of the fit is present, another layer has that name, ``genes`` names a
+        If a batch is unknown to the fit, ``keep`` is given for a fit without optional covariates, no gene of the fit is present, another layer has that name, ``genes`` names a
         gene twice or is given with ``key_added`` or ``copy``, ``n_draws`` is too small for ``interval``, ``drop_below``
         is given with ``dtype="float16"``, which sparse matrices do not support, or a value is out of range for
         ``dtype``.
@@ -169,7 +174,7 @@ def denoise(
     True
     """
     check_adata(adata, copy=copy)
-    cells = StoredCells.find(adata, model, key)
+    cells = StoredCells.find(adata, model, key, keep=keep)
     fit = cells.fit
     wanted = None if genes is None else requested_genes(adata, fit, genes, key_added=key_added, copy=copy)
     chosen, columns = genes_present(adata, fit) if wanted is None else (wanted, None)
@@ -179,7 +184,7 @@ def denoise(
     counts = own_counts_of(adata, cells, layer, interval) if own_counts else None
     names = _names(adata, cells.keys, key_added, interval) if wanted is None else []
     request = DecodingRequest(
-        Draws(n_draws, fit.covariates.decoding_batches(transform_batch), draw_seed(rng)),
+        Draws(n_draws, cells.decoding_batches(transform_batch), draw_seed(rng)),
         scale,
         genes=chosen,
         columns=columns,
@@ -200,7 +205,7 @@ def denoise(
     adata = own(adata, copy=copy)
     results = Results(layers=dict(zip(names, matrices, strict=True)))
     if names[0] != cells.keys.normalized:
-        params = {"key": key, "denoised": True, "n_draws": n_draws}
+        params = {"key": key, "denoised": True, "n_draws": n_draws} | ({"keep": True} if keep else {})
         results.uns = {names[0]: {"params": params if interval is None else params | {"interval": interval}}}
     if interval is None and (names[0] == cells.keys.normalized or _with_interval(adata.uns.get(names[0], {}))):
         results.stale = [("layers", name) for name in cells.keys.bounds(names[0])]
@@ -211,7 +216,7 @@ def denoise(
 
 def _names(adata: AnnData, keys: Keys, key_added: str | None, interval: float | None) -> list[str]:
     """Return the names of the layers to write, or raise an error if one of them must not be replaced."""
-    layer = keys.normalized if key_added is None else key_added
+    layer = f"{keys.normalized}{keys.view}" if key_added is None else key_added
     check_name("key_added", layer)
     names = [layer] if interval is None else [layer, *keys.bounds(layer)]
     if layer != keys.normalized:

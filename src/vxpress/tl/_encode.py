@@ -66,8 +66,8 @@ def encode(
         Whether to train the weights of new categories on their cells, with all other weights frozen (scArches;
         Lotfollahi et al. 2022): ``True`` for up to 10 epochs, or a number of epochs. A tenth of the cells is held out,
         and the state that is best for them is kept. Fine-tuning brings decoded expression closer to the new batch. It
-        moves cells in the latent space only if the encoder sees covariates (``FitOptions(encode_covariates=True)``). It
-        did not improve label transfer in our measurements, so the default is ``False``.
+        moves cells in the latent space only if the encoder sees the covariate (``FitOptions(encode_covariates=True)``,
+        or an optional covariate). It did not improve label transfer in our measurements, so the default is ``False``.
     rng
         Seed of the fine-tuning, or a numpy generator.
     device
@@ -90,6 +90,9 @@ def encode(
         If the fit consists of several (``n_fits``): the posteriors of all of them side by side, as :func:`fit_vae`
         writes them. Every one of them fills in missing genes by its own decoder and, with ``fine_tune``, trains its own
         weights of the new categories.
+    ``adata.obsm["X_vae_kept"]``, ``adata.obsm["X_vae_kept_var"]`` : :class:`numpy.ndarray` (dtype ``float32``)
+        If the fit has optional covariates, the same with their effects kept. These do not depend on the categories of
+        the cells, so they are as good for a category that the fit has not seen.
     ``adata.obs["vae_library"]`` : ``float64``
         Size factor of each cell in molecules, computed as for the cells of the fit. If the size factor is a sum over
         genes and some of these genes are missing, it is the number of counted molecules divided by the share that the
@@ -131,7 +134,8 @@ def encode(
     check_adata(adata, copy=copy)
     fit = find_fit(adata, model, key)
     keys = Keys.of(key) if key_added is None else Keys.of(key_added, "key_added")
-    check_free(adata, keys, fit.params.model.blocks, several=bool(fit.members))
+    config = fit.params.model
+    check_free(adata, keys, config.blocks, several=bool(fit.members), kept=bool(config.optional))
     _check_no_other_fit(adata, model, keys)
     max_epochs, generator = _epochs(fine_tune), seed_of(rng)
     torch_device = resolve_device(device)
@@ -146,8 +150,8 @@ def encode(
     of_itself = model is None or model is adata
     adata = own(adata, copy=copy)
     results = Results(uns={keys.uns: fit.to_uns()}, stale=stale_blocks(adata, keys, fit.model))
-    add_posterior(results, fit.model, found.encoded[0], keys, found.library_n)
-    add_ensemble(results, adata, keys, found.encoded)
+    add_posterior(results, fit.model, found.views[0], keys, found.library_n)
+    add_ensemble(results, adata, keys, found.views)
     if not of_itself:
         results.stale += [("layers", name) for name in (keys.normalized, *keys.bounds())] + [("obs", keys.split)]
     results.write(adata)

@@ -138,7 +138,8 @@ def fit_prior(
     stored = StoredCells.find(adata, model, key)
     to = Keys.of(key) if key_added is None else Keys.of(key_added, "key_added")
     if to != stored.keys:
-        check_free(adata, to, stored.fit.params.model.blocks, several=bool(stored.fit.members))
+        fit = stored.fit
+        check_free(adata, to, fit.params.model.blocks, several=bool(fit.members), kept=bool(fit.params.model.optional))
     task = task_of(adata, stored, condition_key)
     torch_device = resolve_device(device)
     seed = int(seed_of(rng).integers(2**62))

@@ -37,6 +37,7 @@ def fit_vae(
     mask_var: str | np.ndarray | Unset | None = UNSET,
     categorical_covariate_keys: Sequence[str] = (),
     continuous_covariate_keys: Sequence[str] = (),
+    optional_covariate_keys: Sequence[str] = (),
     labels_key: str | None = None,
     library: str = "observed",
     likelihood: LikelihoodName | Literal["auto"] | None = None,
@@ -88,6 +89,15 @@ def fit_vae(
         Further categorical columns of ``obs`` that the decoder receives. Categories may be numbers.
     continuous_covariate_keys
         Numeric columns of ``obs`` that the decoder receives, standardised.
+    optional_covariate_keys
+        Categorical columns of ``obs`` whose effect can be removed or kept, for example a condition: the fit gives a
+        latent space without it, to find cell types, and one with it, to find responses. Each is a covariate, whether or
+        not it is named elsewhere too. In training their categories are hidden from encoder and decoder in half of the
+        cells, chosen anew in every step, together if there are several. ``obsm["X_vae"]`` has the effects removed, as
+        for any covariate, and ``obsm["X_vae_kept"]`` has them kept. The latter does not depend on the categories.
+        :func:`denoise`, :func:`counterfactual`, :func:`log_likelihood` and :func:`vxpress.pp.neighbors` use it with
+        ``keep=True``; other functions use the former. Not for a batch that ``dispersion="gene-batch"`` or
+        ``library="latent"`` need.
     labels_key
         Column of ``obs`` with labels, only for ``dispersion="gene-label"``. Labels may be numbers.
     library
@@ -203,6 +213,9 @@ def fit_vae(
     ``adata.obsm["X_vae_ensemble"]``, ``adata.obsm["X_vae_ensemble_var"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         With ``n_fits`` above 1: posterior means and variances of all models side by side, n_obs x (n_fits x n_latent).
         The first ``n_latent`` columns are those of ``obsm["X_vae"]``.
+    ``adata.obsm["X_vae_kept"]``, ``adata.obsm["X_vae_kept_var"]`` : :class:`numpy.ndarray` (dtype ``float32``)
+        Only with ``optional_covariate_keys=``: the same with the effects of these covariates kept (``obsm["k_kept"]``
+        and ``obsm["k_kept_var"]`` with ``key_added="k"``).
     ``adata.layers["vae_normalized"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Denoised expression of every gene, n_obs x n_vars: the expected share of a cell's molecules, averaged over the
         batches of the fit, times ``target_sum``; not log-transformed (``likelihood="gaussian"``: the expected log
@@ -235,8 +248,8 @@ def fit_vae(
     Raises
     ------
     ValueError
-        If the matrix does not hold counts, a covariate has missing values, a setting is out of range, a name is taken
-        by something else, or the device is not available.
+        If the matrix does not hold counts, a covariate has missing values, an optional one is not categorical or has a
+        single category, a setting is out of range, a name is taken by something else, or the device is not available.
     KeyError
         If a named column or layer does not exist.
     TypeError
@@ -263,6 +276,12 @@ def fit_vae(
     >>> vx.tl.fit_vae(adata, max_epochs=5)
     >>> adata.obsm["X_vae"].shape
     (700, 10)
+
+    The cell cycle removed and kept by the same fit:
+
+    >>> vx.tl.fit_vae(adata, max_epochs=5, optional_covariate_keys=["phase"], key_added="dial")
+    >>> adata.obsm["dial"].shape, adata.obsm["dial_kept"].shape
+    ((700, 10), (700, 10))
     """
     given = dict(locals())
     check_adata(adata, copy=copy)

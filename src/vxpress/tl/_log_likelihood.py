@@ -17,7 +17,7 @@ from vxpress.bridge.ask.likelihood import columns_of, score, summary_of
 from vxpress.bridge.ask.records import check_own, params_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.results import Results, own
-from vxpress.bridge.fits.stored_cells import stored_split
+from vxpress.bridge.fits.stored_cells import stored_split, view_of
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.prepare import resolve_device
 
@@ -32,6 +32,7 @@ def log_likelihood(
     *,
     key: str = DEFAULT_KEY,
     layer: str | Unset | None = UNSET,
+    keep: bool = False,
     n_samples: int = 100,
     rng: int | np.random.Generator | None = 0,
     device: str | torch.device = "auto",
@@ -62,6 +63,9 @@ def log_likelihood(
         Name of the fit: the ``key_added`` of the call that made it.
     layer
         Layer with the counts, or ``None`` for ``adata.X``; by default the layer that the fit read.
+    keep
+        With ``True``, the likelihood without the categories of optional covariates: the view that keeps their effects.
+        Only for fits with ``optional_covariate_keys=``; see :func:`fit_vae`.
     n_samples
         Samples per cell, :math:`K`. 100 samples are enough to rank fits and cells. For the value itself, increase the
         number until the value no longer changes.
@@ -70,7 +74,8 @@ def log_likelihood(
     device
         ``"auto"`` uses CUDA if it is available, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     key_added
-        Name under which the results are written; by default the name of the fit.
+        Name under which the results are written; by default the name of the fit, followed by ``"_kept"``
+        with ``keep``.
     progress
         Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
         verbosity is 0; ``True`` shows it at once, ``False`` never.
@@ -103,7 +108,7 @@ def log_likelihood(
     KeyError
         If there is no such fit, or a column of ``obs`` that it needs is missing.
     ValueError
-        If genes of the fit are missing, a category is unknown to it, or the matrix does not hold counts.
+        If ``keep`` is given for a fit without optional covariates, genes of the fit are missing, a category is unknown to it, or the matrix does not hold counts.
 
     Notes
     -----
@@ -125,8 +130,8 @@ def log_likelihood(
     """
     check_adata(adata, copy=copy)
     fit = find_fit(adata, model, key)
-    keys = Keys.of(key)
-    prefix = (keys if key_added is None else Keys.of(key_added, "key_added")).uns
+    keys = view_of(fit, key, keep=keep)
+    prefix = f"{keys.uns}{keys.view}" if key_added is None else Keys.of(key_added, "key_added").uns
     name = f"{prefix}_log_likelihood"
     columns = [name, f"{name}_se", f"{name}_ess", f"{prefix}_elbo", f"{prefix}_reconstruction"]
     check_range("n_samples", n_samples, 1, 10_000_000, integer=True)
@@ -135,11 +140,13 @@ def log_likelihood(
     torch_device = resolve_device(device)
     start = logg.info("scoring cells")
     with progress_bar("log_likelihood", progress):
-        found = score(adata, fit, layer, n_samples, seed=seed, device=torch_device)
+        found = score(adata, fit, layer, n_samples, keep=keep, seed=seed, device=torch_device)
     # if these cells have a fit of their own, their split belongs to that fit and not to one found elsewhere
     own_fit = model is None or model is adata or keys.uns not in adata.uns
     summary = summary_of(found, stored_split(adata, keys) if own_fit else None)
-    record = params_of(fit, key, n_samples=int(n_samples), rng=int(rng) if isinstance(rng, int) else None)
+    record = params_of(
+        fit, key, n_samples=int(n_samples), keep=keep or None, rng=int(rng) if isinstance(rng, int) else None
+    )
     adata = own(adata, copy=copy)
     results = Results(
         obs=dict(zip(columns, columns_of(found).values(), strict=True)),

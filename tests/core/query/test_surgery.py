@@ -35,6 +35,8 @@ CONFIGS = [
     {"decoder": "skip", "likelihood": "zinb", "condition_output": True},
     {"decoder": "linear", "condition_output": False, "n_readout": 5},
     {"decoder": "split", "norm": "batch"},
+    {"optional": (1, 0), "condition_output": True},
+    {"optional": (0,), "covariate_code": "embedding"},
 ]
 
 

@@ -29,6 +29,7 @@ STEPS = {
     "per batch": {"n_categories": (3,), "has_batch": True, "dispersion": "gene-batch", "remainder": True},
     "thinned": {"thinning": 0.9, "n_categories": (3,), "has_batch": True},
     "reference": {"likelihood": "zinb", "bias_before_norm": True},
+    "optional": {"n_categories": (3,), "has_batch": True, "optional": (0,)},
 }
 
 
@@ -39,6 +40,9 @@ def test_a_step_without_autograd_gives_the_same_gradient(make_cells: MakeCells, 
     cells = replace(cells, counts=_sparser(cells))
     config = ModelConfig(n_genes=20, n_latent=3, n_hidden=12, norm=norm, **{"condition_output": False} | STEPS[name])  # type: ignore[arg-type]
     model, batch = build(config, 0).train(), cells.batch(torch.arange(5, 45))
+    if config.optional:
+        hidden = model.conditioner.hide(batch.covariates, torch.arange(40) % 3 == 0)
+        batch = batch.with_covariates(hidden)
     twin = copy.deepcopy(model)
     assert closed_form.covers(model, cells, TrainConfig(max_epochs=1))
     parameters = [p for p in model.parameters() if p.requires_grad]

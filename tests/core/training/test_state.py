@@ -37,6 +37,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
     "default, plain": ({}, {}),
     "zinb, two batches": ({"likelihood": "zinb", "n_categories": (2,), "has_batch": True}, {}),
+    "optional batch": ({"n_categories": (2,), "has_batch": True, "optional": (0,)}, {}),
     "latent library": ({"latent_library": True}, {}),
     "latent library, plain": ({"latent_library": True}, {}),
     "thinning": ({"thinning": 0.8}, {}),

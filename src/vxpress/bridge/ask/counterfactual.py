@@ -31,7 +31,7 @@ def batches_of(cells: StoredCells, change: Intervention, transform_batch: Batche
     """Return the batches to decode under; with a change of the batch itself there is only that one."""
     table = cells.fit.covariates
     if change.key != table.batch_key:
-        return table.decoding_batches(transform_batch)
+        return cells.decoding_batches(transform_batch)
     if transform_batch is not None:
         msg = (
             f"transform_batch={transform_batch!r} was given while the batch itself, {change.key!r}, is set to "
@@ -39,6 +39,16 @@ def batches_of(cells: StoredCells, change: Intervention, transform_batch: Batche
         )
         raise ValueError(msg)
     return (None,)
+
+
+def check_not_kept(cells: StoredCells, change: Intervention) -> None:
+    """Raise if the covariate to change is hidden from the model."""
+    if change.key in cells.kept:
+        msg = (
+            f"key_covariate={change.key!r} is an optional covariate, whose effect keep=True leaves in the latent state, so that it "
+            "cannot be changed. Leave keep= out."
+        )
+        raise ValueError(msg)
 
 
 def _warn_unsupported(change: Intervention, weight_n: np.ndarray, support_n: np.ndarray) -> None:

@@ -62,7 +62,7 @@ def own_counts_of(adata: AnnData, stored: StoredCells, layer: str | Unset | None
     if interval is not None:
         msg = f"own_counts=True and interval={interval:g} were given, but an interval is available for rho alone. Leave one of the two out."
         raise ValueError(msg)
-    counts = read_query(adata, fit, layer).cells
+    counts = read_query(adata, fit, layer).cells.with_covariates(stored.covariates)
     if not fit.model.infers_library:
         return counts
     # mu refers to the inferred size factor, which is not a sum of counts

@@ -13,10 +13,10 @@ from vxpress.bridge.fits.query import Query
 from vxpress.bridge.read.prepare import MIN_CELLS
 from vxpress.core.blocks import Z
 from vxpress.core.data import Cells
-from vxpress.core.inference.posterior import Encoded, encode
+from vxpress.core.inference.posterior import Views, encode_views, hidden
 from vxpress.core.model import VAE
 from vxpress.core.query.fine_tuning import Completed, fine_tune
-from vxpress.core.query.masked import Masked, Missing, encode_masked
+from vxpress.core.query.masked import Missing, encode_masked
 from vxpress.core.split import split_cells
 
 VALIDATION_FRACTION = 0.1
@@ -26,7 +26,7 @@ VALIDATION_FRACTION = 0.1
 class QueryResult:
     """Posterior of every cell by each model of a fit, the first one first, size factors, and the fit, on the CPU."""
 
-    encoded: list[Encoded]
+    views: list[Views]
     library_n: np.ndarray
     fit: Fit
 
@@ -57,24 +57,28 @@ def encode_query(query: Query, device: torch.device, *, max_epochs: int, rng: np
         train, validation = (torch.from_numpy(new[part]).to(device) for part in split)
         added = [len(names) for names in query.added]
         tuning = _FineTuning(train, validation, added, max_epochs, int(rng.integers(2**62)))
-    encoded, library_n = [], query.observed_n
+    views, library_n = [], query.observed_n
     for model in (fit.model, *fit.members):
-        masked = _encode(model.to(device), cells, missing, tuning)
+        found, log_library_n1 = _encode(model.to(device), cells, missing, tuning)
         model.cpu()
         if model is fit.model and missing is not None and not missing.library_known:
-            log_library_n = masked.log_library_n1.squeeze(-1).cpu().numpy().astype(np.float64)
+            log_library_n = log_library_n1.squeeze(-1).cpu().numpy().astype(np.float64)
             library_n = np.where(library_n > 0, np.exp(log_library_n), 0.0)
-        encoded.append(masked.encoded)
-    return QueryResult(encoded, library_n, fit)
+        views.append(found)
+    return QueryResult(views, library_n, fit)
 
 
-def _encode(model: VAE, cells: Cells, missing: Missing | None, tuning: _FineTuning | None) -> Masked:
-    """Fine-tune a model in place, if requested, and return the posterior of every cell and its log size factor."""
+def _encode(
+    model: VAE, cells: Cells, missing: Missing | None, tuning: _FineTuning | None
+) -> tuple[Views, torch.Tensor]:
+    """Fine-tune a model in place, if requested, and return the posteriors of every cell and its log size factor."""
     if tuning is not None:
         _fine_tune(model, cells, missing, tuning)
     if missing is None:
-        return Masked(encode(model, cells), cells.log_library_n1)
-    return encode_masked(model, cells, missing)
+        return encode_views(model, cells), cells.log_library_n1
+    masked = encode_masked(model, cells, missing)
+    kept = encode_masked(model, hidden(model, cells), missing).encoded if model.config.optional else None
+    return (masked.encoded, kept), masked.log_library_n1
 
 
 def _fine_tune(model: VAE, cells: Cells, missing: Missing | None, tuning: _FineTuning) -> None:

@@ -11,13 +11,18 @@ from vxpress._unset import Unset
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.query import read_scored
 from vxpress.core.inference.importance import Bound, log_likelihood
+from vxpress.core.inference.posterior import hidden
 
 
 def score(
-    adata: AnnData, fit: Fit, layer: str | Unset | None, n_samples: int, *, seed: int, device: torch.device
+    adata: AnnData, fit: Fit, layer: str | Unset | None, n_samples: int, *, keep: bool, seed: int, device: torch.device
 ) -> Bound:
-    """Compute the importance-weighted bound of every cell; the model is on the CPU afterwards."""
-    cells = read_scored(adata, fit, layer).to(device)
+    """Compute the importance-weighted bound of every cell; the model is on the CPU afterwards.
+
+    ``keep`` hides the categories of optional covariates.
+    """
+    cells = read_scored(adata, fit, layer)
+    cells = (hidden(fit.model, cells) if keep else cells).to(device)
     found = log_likelihood(fit.model.to(device), cells, n_samples, seed=seed)
     fit.model.cpu()
     return found

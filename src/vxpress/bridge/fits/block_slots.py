@@ -9,15 +9,19 @@ import numpy as np
 from anndata import AnnData
 
 from vxpress._keys import Keys
-from vxpress.bridge.fits.results import Results
-from vxpress.core.inference.posterior import Encoded
+from vxpress.bridge.fits.results import Results, posterior_names
+from vxpress.core.inference.posterior import Encoded, Views
 from vxpress.core.model import VAE
 
 
-def add_posterior(results: Results, model: VAE, encoded: Encoded, keys: Keys, library_n: np.ndarray) -> None:
-    """Add the posterior of every block, and the size factors ``library_n`` unless a block infers them."""
+def add_posterior(results: Results, model: VAE, views: Views, keys: Keys, library_n: np.ndarray) -> None:
+    """Add the posterior of every block in each view, and the size factors ``library_n`` unless a block infers them."""
     results.obs[keys.library] = library_n
-    add_blocks(results, model, encoded, keys)
+    removed, kept = views
+    add_blocks(results, model, removed, keys)
+    if kept is not None:
+        # a cell has one size factor
+        add_blocks(results, model, kept.of(model.decoded_blocks), keys.kept())
 
 
 def add_blocks(results: Results, model: VAE, encoded: Encoded, keys: Keys) -> None:
@@ -28,10 +32,17 @@ def add_blocks(results: Results, model: VAE, encoded: Encoded, keys: Keys) -> No
 
 
 def stale_blocks(adata: AnnData, keys: Keys, model: VAE) -> list[tuple[str, str]]:
-    """Return slots and names that an earlier fit under this name wrote for blocks that the new one does not have."""
+    """Return slots and names that an earlier fit under this name wrote for blocks or a view that the new one does not have."""
     stored: Any = adata.uns.get(keys.uns, {})
     for part in ("params", "model"):
         stored = stored.get(part, {}) if isinstance(stored, Mapping) else {}
-    earlier = stored.get("blocks", ()) if isinstance(stored, Mapping) else ()
-    gone = [str(name) for name in np.asarray(earlier).reshape(-1) if str(name) not in model.blocks]
-    return [("obsm", name) for block in gone for name in keys.of_block(block)]
+    blocks, optional = (
+        _list(stored.get(name, ())) if isinstance(stored, Mapping) else [] for name in ("blocks", "optional")
+    )
+    earlier = posterior_names(keys, blocks, kept=bool(optional))
+    now = posterior_names(keys, list(model.blocks), kept=bool(model.config.optional))
+    return [("obsm", name) for name in earlier if name not in now]
+
+
+def _list(value: Any) -> list[str]:
+    return [str(part) for part in np.asarray(value).reshape(-1)]

@@ -41,7 +41,8 @@ def check_sizes(params: Params, covariates: CovariateTable, genes: np.ndarray, m
         msg = f"the numbers of genes and covariates are {found}, but its settings give {expected}"
         raise ValueError(msg)
     batch = () if params.batch_key is None else (params.batch_key,)
-    further = tuple(key for key in params.categorical_covariate_keys if key not in batch)
+    named_as_categorical = (*params.categorical_covariate_keys, *params.optional_covariate_keys)
+    further = tuple(dict.fromkeys(key for key in named_as_categorical if key not in batch))
     named = (batch, (*batch, *further), params.continuous_covariate_keys, params.labels_key)
     stored = (
         () if covariates.batch_key is None else (covariates.batch_key,),
@@ -49,6 +50,10 @@ def check_sizes(params: Params, covariates: CovariateTable, genes: np.ndarray, m
         tuple(key for key, *_ in covariates.continuous),
         None if covariates.labels is None else covariates.labels[0],
     )
+    optional = tuple(covariates.categorical[k][0] for k in config.optional)
+    if set(optional) != set(params.optional_covariate_keys):
+        msg = f"its optional covariates are {optional}, but its settings name {params.optional_covariate_keys}"
+        raise ValueError(msg)
     if named != stored or config.has_batch != bool(batch) or config.latent_library != (params.library == "latent"):
         msg = f"its covariates are {stored}, but its settings name {named}, or its library does not match"
         raise ValueError(msg)

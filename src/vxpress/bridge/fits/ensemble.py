@@ -19,7 +19,7 @@ from vxpress._keys import Keys
 from vxpress.bridge.fits.results import Results, has_members
 from vxpress.bridge.fits.runner import Fitted, Runner
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_ensemble
-from vxpress.core.inference.posterior import Encoded
+from vxpress.core.inference.posterior import Encoded, Views
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.model import VAE
 from vxpress.core.progress import stage
@@ -77,15 +77,19 @@ def side_by_side(encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
 
 def copy_ensemble(results: Results, adata: AnnData, stored: StoredCells, to: Keys) -> None:
     """Add the stored posteriors of several models under another name, if there are any."""
-    if stored.fit.members and stored.keys.of_ensemble()[0] in adata.obsm:
-        results.obsm.update(zip(to.of_ensemble(), stored_ensemble(adata, stored.fit, stored.keys), strict=True))
-    elif has_members(adata.uns.get(to.uns)):
-        results.stale += [("obsm", name) for name in to.of_ensemble()]
+    fit, earlier = stored.fit, has_members(adata.uns.get(to.uns))
+    for keys, target in ((stored.keys, to), (stored.keys.kept(), to.kept())):
+        if fit.members and keys.of_ensemble()[0] in adata.obsm:
+            results.obsm.update(zip(target.of_ensemble(), stored_ensemble(adata, fit, keys), strict=True))
+        elif earlier:
+            results.stale += [("obsm", name) for name in target.of_ensemble()]
 
 
-def add_ensemble(results: Results, adata: AnnData, keys: Keys, encoded: Sequence[Encoded]) -> None:
-    """Add the posteriors of several models; with a single one, remove those that an earlier fit of this name wrote."""
-    if len(encoded) > 1:
-        results.obsm.update(zip(keys.of_ensemble(), side_by_side(encoded), strict=True))
-    elif has_members(adata.uns.get(keys.uns)):
-        results.stale += [("obsm", name) for name in keys.of_ensemble()]
+def add_ensemble(results: Results, adata: AnnData, keys: Keys, views: Sequence[Views]) -> None:
+    """Add the posteriors of several models in each view; with a single one, remove those that an earlier fit of this name wrote."""
+    for to, parts in ((keys, [removed for removed, _ in views]), (keys.kept(), [kept for _, kept in views])):
+        found = [part for part in parts if part is not None]
+        if len(found) > 1:
+            results.obsm.update(zip(to.of_ensemble(), side_by_side(found), strict=True))
+        elif has_members(adata.uns.get(keys.uns)):
+            results.stale += [("obsm", name) for name in to.of_ensemble()]

@@ -19,6 +19,7 @@ from vxpress.core.config import (
     Preset,
     PriorName,
     TrainConfig,
+    check_batch_shown,
 )
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.objectives import OBJECTIVES
@@ -77,7 +78,8 @@ def check_arguments(given: Mapping[str, Any]) -> CheckedArguments:
         settings = replace(settings, likelihood=CANDIDATES[0])
     _check_ranges(settings, given["max_epochs"])
     _check_objective(settings)
-    columns = {name: as_tuple(given[name]) for name in ("categorical_covariate_keys", "continuous_covariate_keys")}
+    kinds = "categorical_covariate_keys", "continuous_covariate_keys", "optional_covariate_keys"
+    columns = {name: as_tuple(given[name]) for name in kinds}
     names = {f.name for f in fields(CheckedArguments)} & set(given)
     own = {"device": device, "rng": rng, "split_rng": split_rng, "settings": settings, "choosing": choosing}
     seeds = _number(given["rng"]), _number(given["split_rng"])
@@ -112,6 +114,8 @@ def _check_together(checked: CheckedArguments) -> None:
     if checked.labels_key is not None and checked.settings.dispersion != "gene-label":
         msg = f"labels_key={checked.labels_key!r} has no effect unless you pass dispersion='gene-label'. Leave it out otherwise."
         raise ValueError(msg)
+    if checked.batch_key is not None and checked.batch_key in checked.optional_covariate_keys:
+        check_batch_shown(checked.settings.dispersion, latent_library=checked.library == "latent")
     if checked.choosing and checked.validation_fraction == 0:
         msg = (
             "likelihood='auto' needs held-out cells, but validation_fraction=0 leaves none. Pass "
@@ -132,6 +136,7 @@ def model_config_of(checked: CheckedArguments, prepared: Prepared) -> ModelConfi
         n_genes=int(prepared.modelled_g.sum()),
         n_categories=tuple(len(names) for _, names in table.categorical),
         has_batch=table.batch_key is not None,
+        optional=table.positions(checked.optional_covariate_keys),
         n_continuous=len(table.continuous),
         n_labels=0 if table.labels is None else len(table.labels[1]),
         latent_library=checked.library == "latent",

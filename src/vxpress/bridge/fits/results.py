@@ -115,14 +115,33 @@ def check_format(stored: Mapping[str, Any], where: str) -> None:
         raise ValueError(msg)
 
 
-def check_free(adata: AnnData, keys: Keys, blocks: Sequence[str] = (), *, several: bool = False) -> None:
+def posterior_names(keys: Keys, blocks: Sequence[str] = (), *, kept: bool = False) -> list[str]:
+    """Return the entries of ``obsm`` for the posterior of z and of further latent blocks, in one view or also in the other."""
+    views = [keys, keys.kept()] if kept else [keys]
+    return [
+        name
+        for view in views
+        for name in (view.latent, view.latent_var, *(part for block in blocks for part in view.of_block(block)))
+    ]
+
+
+def check_free(
+    adata: AnnData, keys: Keys, blocks: Sequence[str] = (), *, several: bool = False, kept: bool = False
+) -> None:
     """Raise if one of the slots of a fit is taken by something else.
 
-    These include the slots of its further latent blocks and, with ``several``, those of several fits side by side.
+    These include the slots of its further latent blocks, with ``several`` those of several fits side by side, and with
+    ``kept`` those of the view that keeps the effects of optional covariates.
     """
     check_single(adata, keys.split, keys.library)
+    other = keys.kept().latent
+    if kept and is_fit(adata.uns.get(other)):
+        msg = f"adata holds a fit named {other!r}, whose slots those of the fit {keys.uns!r} would replace. Choose another name with key_added=."
+        raise ValueError(msg)
     stored = adata.uns.get(keys.uns)
-    ensemble = keys.of_ensemble() if several and not has_members(stored) else ()
+    ensemble: list[str] = []
+    if several and not has_members(stored):
+        ensemble += [*keys.of_ensemble(), *(keys.kept().of_ensemble() if kept else ())]
     if is_fit(stored):
         taken = [f"obsm[{name!r}]" for name in ensemble if name in adata.obsm]
         if taken:
@@ -132,7 +151,7 @@ def check_free(adata: AnnData, keys: Keys, blocks: Sequence[str] = (), *, severa
             )
             raise ValueError(msg)
         return
-    obsm = (keys.latent, keys.latent_var, *(name for block in blocks for name in keys.of_block(block)), *ensemble)
+    obsm = [*posterior_names(keys, blocks, kept=kept), *ensemble]
     taken = [f"uns[{keys.uns!r}]"] if keys.uns in adata.uns else []
     taken += [f"obsm[{name!r}]" for name in obsm if name in adata.obsm]
     taken += [f"layers[{keys.normalized!r}]"] if keys.normalized in adata.layers else []

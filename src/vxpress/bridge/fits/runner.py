@@ -14,9 +14,10 @@ from vxpress.bridge.read.prepare import Prepared
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.data import Counts, place
 from vxpress.core.extension.trial import try_classes, try_source
-from vxpress.core.inference.posterior import Encoded, encode
+from vxpress.core.inference.posterior import Encoded, Views, encode_views
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.model import VAE, build
+from vxpress.core.noise import Noise
 from vxpress.core.readout import fit_readout
 from vxpress.core.training import Outcome, train
 
@@ -42,12 +43,21 @@ def finish(outcome: Outcome, step: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained model on the device of its runner, its settings, the posterior of every cell, and the outcome of the training."""
+    """A trained model on the device of its runner, its settings, the posterior of every cell, and the outcome of the training.
+
+    ``kept`` is the posterior without the categories of optional covariates, if there are any.
+    """
 
     model: VAE
     train: TrainConfig
     encoded: Encoded
     outcome: Outcome
+    kept: Encoded | None = None
+
+    @property
+    def views(self) -> Views:
+        """Both posteriors."""
+        return self.encoded, self.kept
 
 
 class Runner:
@@ -89,7 +99,8 @@ class Runner:
             seed=train_seed,
             describe=self.describe,
         )
-        return Fitted(model, train_config, finish(outcome, lambda: encode(model, self.cells)), outcome)
+        encoded, kept = finish(outcome, lambda: encode_views(model, self.cells))
+        return Fitted(model, train_config, encoded, outcome, kept)
 
     def seeds(self, number: int) -> tuple[int, int]:
         """Return the seeds of initialisation and training of a fit; those of further fits are hashed from the first."""
@@ -105,11 +116,19 @@ class Runner:
             return
         assert prepared.counts.outside is not None  # noqa: S101 - there are genes to read out
         outside = replace(prepared.cells, counts=Counts.from_scipy(prepared.counts.outside))
-        means = fitted.encoded.posterior(model).mean()
+        means, cells = fitted.encoded.posterior(model).mean(), self.cells
+        if fitted.kept is not None:
+            # for either view, so half of the cells are read as in each
+            kept_n = Noise(self.readout_seed).choose(len(prepared.cells), 0.5)
+            kept_means = fitted.kept.posterior(model).mean()
+            means = {name: torch.where(kept_n[:, None], kept_means[name], value) for name, value in means.items()}
+            covariates = model.conditioner.hide(prepared.cells.covariates, kept_n)
+            outside = outside.with_covariates(covariates)
+            cells = cells.with_covariates(covariates.to(self.device))
         logg.info(f"    reading out {model.config.n_readout} genes outside the model")
         fit_readout(
             model,
-            self.cells,
+            cells,
             place(outside, self.device, self.source),
             {name: value.to(self.device) for name, value in means.items()},
             self.train_rows,

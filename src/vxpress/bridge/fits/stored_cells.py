@@ -12,6 +12,7 @@ from vxpress._keys import Keys
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.read.columns import find_column, get_array, is_real
+from vxpress.bridge.read.covariates import Batches
 from vxpress.core.blocks import Block, Z
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.posterior import Encoded
@@ -19,7 +20,10 @@ from vxpress.core.inference.posterior import Encoded
 
 @dataclass(frozen=True)
 class StoredCells:
-    """A fit and its results for every cell: the posterior of all latent blocks but a size factor, and covariates."""
+    """A fit and its results for every cell: the posterior of all latent blocks but a size factor, and covariates.
+
+    In the view that keeps the effects of optional covariates, their categories are hidden in ``covariates``.
+    """
 
     fit: Fit
     keys: Keys
@@ -27,11 +31,57 @@ class StoredCells:
     covariates: Covariates
 
     @classmethod
-    def find(cls, adata: AnnData, model: Model, key: str) -> StoredCells:
-        """Read the results named ``key`` from ``adata``, and the fit from there or from ``model``."""
-        fit, keys = find_fit(adata, model, key), Keys.of(key)
+    def find(cls, adata: AnnData, model: Model, key: str, *, keep: bool = False) -> StoredCells:
+        """Read the results named ``key`` from ``adata``, and the fit from there or from ``model``.
+
+        ``keep`` selects the view that keeps the effects of optional covariates.
+        """
+        fit = find_fit(adata, model, key)
+        keys = view_of(fit, key, keep=keep)
         encoded = stored_posterior(adata, keys, fit.model.decoded_blocks)
-        return cls(fit, keys, encoded, fit.covariates.read(adata.obs, labels=False))
+        covariates = fit.covariates.read(adata.obs, labels=False)
+        return cls(fit, keys, encoded, fit.model.conditioner.hide(covariates) if keep else covariates)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the covariates that are hidden."""
+        return fit_optional(self.fit) if self.keys.view else ()
+
+    def decoding_batches(self, transform_batch: Batches | None) -> tuple[int | None, ...]:
+        """Return the codes of the batches to decode under, None for the cell's own; if the batch is hidden, there is only that."""
+        table = self.fit.covariates
+        if table.batch_key not in self.kept:
+            return table.decoding_batches(transform_batch)
+        if transform_batch is not None:
+            msg = (
+                f"transform_batch={transform_batch!r} was given with keep=True, which keeps the effect of the batch, "
+                f"{table.batch_key!r}: cells are then decoded without one. Leave one of the two out."
+            )
+            raise ValueError(msg)
+        return (None,)
+
+
+def fit_optional(fit: Fit) -> tuple[str, ...]:
+    """Return the names of the optional covariates of a fit."""
+    return tuple(fit.covariates.categorical[k][0] for k in fit.params.model.optional)
+
+
+def view_of(fit: Fit, key: str, *, keep: bool) -> Keys:
+    """Return the slots of a fit in the view that a call asks for."""
+    if not isinstance(keep, (bool, np.bool_)):
+        optional = fit_optional(fit)
+        msg = f"keep={keep!r} was given; True, which keeps the effects of all optional covariates of the fit ({list(optional)}), or False is expected."
+        raise ValueError(msg)
+    keys = Keys.of(key)
+    if not keep:
+        return keys
+    if not fit.params.model.optional:
+        msg = (
+            "keep=True was given, but the fit has no optional covariates, so there is nothing to keep. Fit with "
+            "optional_covariate_keys=['condition'], or leave keep= out."
+        )
+        raise ValueError(msg)
+    return keys.kept()
 
 
 def stored_library(adata: AnnData, keys: Keys) -> np.ndarray:

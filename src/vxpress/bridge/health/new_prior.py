@@ -15,7 +15,7 @@ from vxpress.bridge.fits.ensemble import copy_ensemble
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.results import Results, is_fit
 from vxpress.bridge.fits.seal import NAME
-from vxpress.bridge.fits.stored_cells import StoredCells
+from vxpress.bridge.fits.stored_cells import StoredCells, stored_posterior
 from vxpress.bridge.fits.training_cells import learning_split
 from vxpress.bridge.health.diagnose_fit import diagnose_new_prior
 from vxpress.bridge.health.learn_prior import Conditions, Judgement, Task
@@ -39,6 +39,9 @@ def results_with_prior(
     if to != keys:
         add_blocks(results, fit.model, stored.encoded, to)
         copy_ensemble(results, adata, stored, to)
+        if fit.params.model.optional:
+            kept = stored_posterior(adata, keys.kept(), fit.model.decoded_blocks)
+            add_blocks(results, fit.model, kept, to.kept())
         results.obs = {to.split: pd.Categorical(find_column(adata.obs, keys.split))}
         if keys.library in adata.obs:
             results.obs[to.library] = find_column(adata.obs, keys.library).to_numpy()

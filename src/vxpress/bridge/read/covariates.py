@@ -12,7 +12,14 @@ import torch
 from scanpy import logging as logg
 
 from vxpress._names import each_value, find_name, find_names
-from vxpress.bridge.read.columns import check_no_fractions, get_categories, get_column, get_names, get_numbers
+from vxpress.bridge.read.columns import (
+    check_no_fractions,
+    get_categories,
+    get_column,
+    get_names,
+    get_numbers,
+    is_real,
+)
 from vxpress.bridge.read.learned import MIN_CELLS, few, learned, with_cells
 from vxpress.core.covariates import Covariates
 
@@ -98,9 +105,11 @@ class CovariateTable:
         categorical_keys: Sequence[str],
         continuous_keys: Sequence[str],
         labels_key: str | None,
+        *,
+        optional_keys: Sequence[str] = (),
     ) -> CovariateTable:
-        """Read categories and scales from the cells of a fit."""
-        for key in (batch_key, *categorical_keys, *continuous_keys, labels_key):
+        """Read categories and scales from the cells of a fit; optional covariates that are named only there are the last ones."""
+        for key in (batch_key, *categorical_keys, *continuous_keys, labels_key, *optional_keys):
             if key is not None and not isinstance(key, str):
                 msg = f"The name of a column of adata.obs is expected; found {key!r}."
                 raise TypeError(msg)
@@ -111,6 +120,8 @@ class CovariateTable:
         if len(set(keys)) < len(keys) or len(set(continuous_keys)) < len(continuous_keys):
             msg = f"A covariate is named twice: {[*keys, *continuous_keys]}. Name each column once."
             raise ValueError(msg)
+        _check_optional(obs, optional_keys, continuous_keys)
+        keys += [key for key in optional_keys if key not in keys]
         categorical = tuple((key, get_categories(obs, key).names) for key in keys)
         for key, names in categorical:
             if len(names) == 1:
@@ -118,6 +129,11 @@ class CovariateTable:
         continuous = tuple((key, location_scale(obs, key)) for key in continuous_keys)
         labels = None if labels_key is None else (labels_key, get_categories(obs, labels_key).names)
         return cls(batch_key, categorical, continuous, labels, tuple((0,) * len(names) for _, names in categorical))
+
+    def positions(self, keys: Sequence[str]) -> tuple[int, ...]:
+        """Return the positions of some categorical columns."""
+        known = [key for key, _ in self.categorical]
+        return tuple(sorted(known.index(key) for key in keys))
 
     def trained_on(self, codes_nk: np.ndarray, known: Sequence[int] | None = None) -> CovariateTable:
         """Return the table after training on cells with these codes; only categories after the first ``known`` were trained."""
@@ -291,6 +307,29 @@ class CovariateTable:
             (labels_key, names) if labels_key else None,
             tuple(_n_train(stored, i, len(names)) for i, (_, names) in enumerate(categorical)),
         )
+
+
+def _check_optional(obs: pd.DataFrame, optional_keys: Sequence[str], continuous_keys: Sequence[str]) -> None:
+    """Raise unless optional covariates are different columns with two categories or more."""
+    if len(set(optional_keys)) < len(optional_keys):
+        msg = f"optional_covariate_keys={list(optional_keys)} names a column twice. Name each column once."
+        raise ValueError(msg)
+    for key in optional_keys:
+        found = get_names(obs, key, argument="optional_covariate_keys")
+        many = is_real(obs[key].dtype) and len(found.names) > max(MIN_CELLS, len(obs) / MIN_CELLS)
+        if key in continuous_keys or found.fractional or many:
+            msg = (
+                f"optional_covariate_keys= names {key!r}, which holds numbers. Only categories can be removed and kept by one "
+                f"fit. Leave {key!r} out and pass continuous_covariate_keys=[{key!r}], or divide the cells into groups: "
+                f"adata.obs['group'] = pd.cut(adata.obs[{key!r}], 3).astype(str)."
+            )
+            raise ValueError(msg)
+        if len(found.names) < 2:
+            msg = (
+                f"optional_covariate_keys= names {key!r}, but all cells have the category {found.names[0]!r}: there is no effect "
+                "to remove or to keep. Leave it out."
+            )
+            raise ValueError(msg)
 
 
 def _n_train(stored: Mapping[str, Any], i: int, n_categories: int) -> tuple[int, ...]:

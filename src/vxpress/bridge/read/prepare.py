@@ -35,6 +35,7 @@ class Recorded:
     batch_key: str | None = None
     categorical_covariate_keys: tuple[str, ...] = ()
     continuous_covariate_keys: tuple[str, ...] = ()
+    optional_covariate_keys: tuple[str, ...] = option((), since="0.2.0")
     labels_key: str | None = None
     library: str
     validation_fraction: float = option(0.1, low=0.0, high=0.99)
@@ -81,6 +82,7 @@ def prepare(adata: AnnData, request: FitRequest, *, library_of_modelled_genes: b
         request.categorical_covariate_keys,
         request.continuous_covariate_keys,
         request.labels_key,
+        optional_keys=request.optional_covariate_keys,
     )
     counts = read_counts(adata, request.layer, modelled_g)
     _warn_empty_genes(adata, counts, modelled_g)

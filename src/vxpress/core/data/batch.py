@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -97,6 +97,10 @@ class Batch:
         """Return the non-zeros on the device of the source: positions in the flattened (n, genes) matrix, and values."""
         where, values = self.counts.entries()
         return where.to(self.rows.device), values.to(self.rows.device)
+
+    def with_covariates(self, covariates: Covariates) -> Batch:
+        """Return the same cells with other covariates."""
+        return replace(self, covariates=covariates)
 
     def repeated(self, k: int) -> Batch:
         """Repeat the minibatch ``k`` times; its counts are not gathered again."""

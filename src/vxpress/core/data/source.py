@@ -100,6 +100,12 @@ class Source(ABC):
         object.__setattr__(changed, "log_library_n1", log_library_n1)
         return changed
 
+    def with_covariates(self, covariates: Covariates) -> Self:
+        """Return the same cells with other covariates."""
+        changed = copy.copy(self)
+        object.__setattr__(changed, "covariates", covariates)
+        return changed
+
 
 class Part(Source):
     """Some cells of another source, which still reads them."""

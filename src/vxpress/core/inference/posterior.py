@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from vxpress.core.model import VAE
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.progress import steps
 
+S = TypeVar("S", bound=Source)
 CHUNK = 1024
 # entries of all draws of a chunk that are kept for quantiles (64 MB)
 DRAWN_ENTRIES = 2**24
@@ -51,6 +53,12 @@ class Encoded:
         mean, var = ({name: value[rows] for name, value in part.items()} for part in (self.mean, self.var))
         return Encoded(mean, var)
 
+    def of(self, names: Iterable[str]) -> Encoded:
+        """Return the record of some blocks."""
+        chosen = list(names)
+        mean, var = ({name: part[name] for name in chosen} for part in (self.mean, self.var))
+        return Encoded(mean, var)
+
     def posterior(self, model: VAE, part: slice = slice(None)) -> Posterior:
         """Return the posterior of some cells from which they are decoded, without that of an inferred size factor."""
         mean, var = (
@@ -83,6 +91,21 @@ def encode(model: VAE, cells: Source) -> Encoded:
         for name, q in model.posterior(batch).items():
             encoded.put(part, name, q.loc, q.scale.square())
     return encoded
+
+
+# posteriors with the effects of optional covariates removed, and with them kept: None if there are no such covariates
+Views = tuple[Encoded, Encoded | None]
+
+
+def encode_views(model: VAE, cells: Source) -> Views:
+    """Compute the posterior of every cell, and that without the categories of optional covariates if there are any."""
+    kept = encode(model, hidden(model, cells)) if model.config.optional else None
+    return encode(model, cells), kept
+
+
+def hidden(model: VAE, cells: S) -> S:
+    """Return the same cells without the categories of optional covariates."""
+    return cells.with_covariates(model.conditioner.hide(cells.covariates))
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,17 @@ def extend(model: VAE, added: Sequence[int], learned: Sequence[np.ndarray] | Non
     config = replace(old, n_categories=tuple(n + more for n, more in zip(old.n_categories, added, strict=True)))
     new = build(config, seed=0).to(model.decoder.location.weight.device)
     fresh = new.state_dict()
-    old_width, copied, untrained = _columns(old, config, share)
+    copied, untrained = _columns(old, config, share)
     conditioned = _conditioned(new)
     state = {}
     for name, value in model.state_dict().items():
         if name.startswith("conditioner."):
             continue
         if name in conditioned:
-            own, condition = value.split((value.shape[1] - old_width, old_width), dim=1)
-            columns = condition @ copied.to(value) + fresh[name][:, own.shape[1] :] * untrained.to(value)
+            before, after = (_of_condition(name, m) for m in (model, new))
+            own, condition = value.split((value.shape[1] - len(before), len(before)), dim=1)
+            columns = condition @ copied[before][:, after].to(value)
+            columns = columns + fresh[name][:, own.shape[1] :] * untrained[after].to(value)
             state[name] = torch.cat((own, columns), dim=1)
         elif value.shape == fresh[name].shape:
             state[name] = value
@@ -67,7 +69,8 @@ def new_weights(model: VAE, added: Sequence[int]) -> dict[str, Tensor]:
     for name, value in model.named_parameters():
         mask = torch.zeros(value.shape, dtype=torch.bool)
         if name in conditioned:
-            mask[:, value.shape[1] - len(columns) :] = columns
+            of_weight = columns[_of_condition(name, model)]
+            mask[:, value.shape[1] - len(of_weight) :] = of_weight
         elif name in embedded:
             mask[len(value) - embedded[name] :] = True
         elif name == "decoder.log_dispersion" and config.dispersion == "gene-batch":
@@ -88,11 +91,15 @@ def forget_labels(model: VAE) -> VAE:
 
 def _conditioned(model: VAE) -> set[str]:
     """Return the names of the weights whose last columns belong to the condition vector."""
-    config = model.config
     names = {f"decoder.{name}" for name in model.decoder.conditioned()}
-    if config.encode_covariates:
+    if model.conditioner.encoder_width:
         names |= {f"blocks.{name}.{weight}" for name, block in model.blocks.items() for weight in block.conditioned()}
     return names
+
+
+def _of_condition(name: str, model: VAE) -> list[int]:
+    """Return the columns of the condition vector that the weight ``name`` multiplies, in its last columns."""
+    return list(range(model.conditioner.width)) if name.startswith("decoder.") else model.conditioner.encoder_columns
 
 
 def _starts(config: ModelConfig) -> list[int]:
@@ -111,8 +118,8 @@ def _share(n: int, learned: np.ndarray | None) -> Tensor:
     return weight / weight.sum()
 
 
-def _columns(old: ModelConfig, new: ModelConfig, share: Sequence[Tensor]) -> tuple[int, Tensor, Tensor]:
-    """Return the old width, the matrix (old width, new width) from old columns to new ones, and which are untrained.
+def _columns(old: ModelConfig, new: ModelConfig, share: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the matrix (old width, new width) from old columns of the condition vector to new ones, and which are untrained.
 
     A covariate with one category had no columns. With one-hot codes its new columns are zero. With embeddings they
     multiply embeddings of zero, which fine-tuning can change.
@@ -135,7 +142,7 @@ def _columns(old: ModelConfig, new: ModelConfig, share: Sequence[Tensor]) -> tup
         copied[at : at + n, to : to + n] = torch.eye(n)
         if one_hot:
             copied[at : at + n, to + n : to + after] = share_k[:, None]
-    return widths[0], copied, untrained
+    return copied, untrained
 
 
 def _embeddings(model: VAE, new: VAE, share: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ class ClosedForm:
         d = config.n_latent
         s_nc = model.conditioner(batch.covariates)
         seen = model.thinned(batch, self.noise)
-        product = InputProduct(seen, self.first.weight, self.first.bias, s_nc if config.encode_covariates else None)
+        product = InputProduct(seen, self.first.weight, self.first.bias, model.conditioner.for_encoder(s_nc))
         u_nh = product.forward(ordered=True)
         bits, limit = self.noise.dropout_bits(u_nh, config.dropout)
         h_nh = self.norm_in.forward(u_nh, bits, limit)

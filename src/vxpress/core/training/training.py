@@ -27,7 +27,7 @@ from vxpress.core.training.evaluation import evaluate
 from vxpress.core.training.keeper import Keeper
 from vxpress.core.training.optimizer import Optimizer
 from vxpress.core.training.outcome import BUDGET, EARLY, Outcome
-from vxpress.core.training.schedules import kl_target, kl_weight, settled
+from vxpress.core.training.schedules import hidden_share, kl_target, kl_weight, settled
 from vxpress.core.training.step import step_for
 from vxpress.core.training.trouble import TrainingError, Trouble
 
@@ -52,6 +52,9 @@ class Training:
     Between epochs, :meth:`state_dict` returns everything that decides the rest of the training. Another ``Training`` of
     a newly built model that loads it continues with the same bits, also in another process. The model itself is to be
     built as for a new training; its weights are part of the state.
+
+    Optional covariates are hidden in the same cells in every validation and in the refit of the dispersions, in the share of
+    the training, so that a validation estimates what is trained and costs no more than without them.
 
     ``describe`` turns rows of cells that cannot be evaluated into text for the error message.  ``TrainingError`` is
     raised with fewer than two cells to train on.
@@ -81,7 +84,9 @@ class Training:
         self.train_rows, self.validation_rows = train_rows, validation_rows
         self.device = train_rows.device
         # hashed, so that neighbouring seeds do not share random streams
-        order, noise, validation, ahead, self.refit_seed = map(int, np.random.SeedSequence(seed).generate_state(5))
+        seeds = map(int, np.random.SeedSequence(seed).generate_state(6))
+        order, noise, validation, ahead, self.refit_seed, hidden = seeds
+        self.judged = with_some_hidden(model, source, config.hidden_share, hidden)
         self.n_minibatches = number_of_minibatches(len(train_rows), config.batch_size)
         self.n_steps = self.n_minibatches * config.max_epochs
         self.sampler = source.sampler(train_rows, self.n_minibatches, order)
@@ -147,6 +152,9 @@ class Training:
         warm = (
             settled(self.config, self.outcome.n_steps - 1, epoch, self.n_steps) or self.outcome.n_steps >= self.n_steps
         )
+        if self.model.config.optional:
+            # before, the latent space has not been trained for hidden categories
+            warm = warm and hidden_share(self.config, self.outcome.n_steps, self.n_steps) == self.config.hidden_share
         if self.keeper.update(self.model, epoch, objective, warm=warm):
             self.outcome.stopped = EARLY
 
@@ -154,6 +162,7 @@ class Training:
         """Take the steps of the encoder alone, if there are any, and then a step of all weights."""
         at = self.outcome.n_steps, self.outcome.n_epochs, self.n_steps
         self.weight, self.target, self.lr = kl_weight(self.config, *at), kl_target(self.config, *at), self.optimizer.lr
+        self.stepper.hidden_share.fill_(hidden_share(self.config, self.outcome.n_steps, self.n_steps))
         for _ in range(self.ahead.n_steps):
             self.stepper.lead(self.source.batch(self.ahead.rows(len(batch))), self.weight, self.target)
         self.stepper(batch, self.weight, self.target)
@@ -164,7 +173,7 @@ class Training:
         """Compute means over the validation cells with the same noise in every epoch; None without such cells."""
         if not len(self.validation_rows):
             return None
-        return evaluate(self.model, self.source, self.validation_rows, self.validation_noise, self.objective)
+        return evaluate(self.model, self.judged, self.validation_rows, self.validation_noise, self.objective)
 
     def check(self, validation: Means | None) -> None:
         """Count the steps of the epoch that were discarded; raise ``TrainingError`` if training cannot continue."""
@@ -206,7 +215,7 @@ class Training:
             rows = self.train_rows, self.validation_rows
             try:
                 with stage("fitting dispersions"):
-                    outcome.dispersion_gain = refit(model, self.source, *rows, seed=self.refit_seed)
+                    outcome.dispersion_gain = refit(model, self.judged, *rows, seed=self.refit_seed)
             except KeyboardInterrupt:
                 after_interrupt()
                 outcome.interrupt()
@@ -239,6 +248,14 @@ class Training:
         n_samples, n_columns = self.objective.n_samples, self.model.n_noise
         shape = (n_columns,) if n_samples is None else (n_samples, n_columns)
         return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+
+
+def with_some_hidden(model: VAE, source: Source, share: float, seed: int) -> Source:
+    """Return the same cells with optional covariates hidden in a random share of them; ``source`` itself without such covariates."""
+    if not model.config.optional:
+        return source
+    chosen_n = Noise(seed).choose(len(source), share).to(source.device)
+    return source.with_covariates(model.conditioner.hide(source.covariates, chosen_n))
 
 
 def _trained(model: VAE, config: TrainConfig) -> tuple[list[nn.Parameter], int]:

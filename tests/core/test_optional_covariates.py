@@ -16,10 +16,10 @@ from vxpress.core.data import Cells
 from vxpress.core.inference.posterior import encode, encode_views, hidden
 from vxpress.core.model import VAE, build
 from vxpress.core.noise import Noise
+from vxpress.core.objectives import elbo
 from vxpress.core.query.fine_tuning import fine_tune
 from vxpress.core.query.surgery import extend
 from vxpress.core.training import Training, train
-from vxpress.core.training.schedules import hidden_share
 from vxpress.core.training.training import with_some_hidden
 
 MakeCells = Callable[..., Cells]
@@ -85,17 +85,27 @@ def test_a_batch_that_the_model_needs_cannot_be_optional(settings: dict[str, Any
         ModelConfig(**MODEL, optional=(0,), **settings)
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_with_nothing_hidden_in_training_it_is_the_model_whose_encoder_receives_the_covariate(
-    make_cells: MakeCells, norm: str
+@pytest.mark.parametrize("code", ["one-hot", "embedding"])
+def test_a_new_model_is_that_whose_encoder_receives_the_covariate(make_cells: MakeCells, code: str) -> None:
+    cells = make_cells(80, n_batches=3)
+    batch = cells.batch(torch.arange(80))
+    terms = []
+    for how in ({"optional": (0,)}, {"encode_covariates": True}):
+        model = _model(cells, covariate_code=code, **how).train()
+        terms.append(elbo(model, batch, Noise(3)))
+    assert torch.equal(*(part.reconstruction_n for part in terms))
+    assert torch.equal(*(part.kl["z"] for part in terms))
+
+
+def test_with_nothing_hidden_in_training_it_is_the_same_training_with_all_categories_shown(
+    make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells, rows = make_cells(80, n_batches=3), torch.arange(80)
+    cells, rows, histories = make_cells(80, n_batches=3), torch.arange(80), []
     config = TrainConfig(max_epochs=2, batch_size=32, hidden_share=0.0)
-    models = [_model(cells, norm=norm, **how) for how in ({"optional": (0,)}, {"encode_covariates": True})]
-    histories = [train(model, cells, rows[20:], rows[:20], config, seed=1).history for model in models]
+    for _ in range(2):
+        histories.append(train(_model(cells, optional=(0,)), cells, rows[20:], rows[:20], config, seed=1).history)
+        monkeypatch.setattr(Conditioner, "hide", lambda _, covariates, chosen_n=None: covariates)
     assert histories[0] == histories[1]
-    for name, value in models[0].state_dict().items():
-        assert torch.equal(value, models[1].state_dict()[name]), name
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -105,13 +115,14 @@ def test_with_everything_hidden_in_training_no_weight_of_the_category_is_trained
     cells, rows = make_cells(80, n_batches=3), torch.arange(80)
     model = _model(cells, optional=(0,))
     start = {name: value.clone() for name, value in model.state_dict().items()}
-    config = TrainConfig(max_epochs=2, batch_size=32, hidden_share=1.0, hidden_from=0.0, weight_decay=0.0)
+    config = TrainConfig(max_epochs=2, batch_size=32, hidden_share=1.0, weight_decay=0.0)
     with rule.plain() if plain else torch.enable_grad():
         train(model, cells, rows[20:], rows[:20], config, seed=1)
     for name in ("blocks.z.encoder.body.linears.0.weight", "decoder.body.linears.0.weight"):
         own, category = model.state_dict()[name].split((start[name].shape[1] - 3, 3), dim=1)
         assert torch.equal(category, start[name][:, -3:]), name
         assert not torch.equal(own, start[name][:, :-3]), name
+    assert not model.encoder.shift.any()
 
 
 def test_training_learns_both_views(make_cells: MakeCells) -> None:
@@ -120,6 +131,7 @@ def test_training_learns_both_views(make_cells: MakeCells) -> None:
     start = model.state_dict()["decoder.body.linears.0.weight"][:, -3:].clone()
     train(model, cells, rows[20:], rows[:20], TrainConfig(max_epochs=2, batch_size=32, weight_decay=0.0), seed=1)
     assert not torch.equal(model.state_dict()["decoder.body.linears.0.weight"][:, -3:], start)
+    assert model.encoder.shift.any()
     removed, kept = encode_views(model, cells)
     assert kept is not None
     assert not np.array_equal(removed.mean_nd, kept.mean_nd)
@@ -140,22 +152,6 @@ def test_validation_sees_a_fixed_share_of_cells_hidden(make_cells: MakeCells) ->
     assert (_batches(judged) == 3).mean() == pytest.approx(0.5, abs=0.08)
     plain = _model(cells)
     assert Training(plain, cells, rows[100:], rows[:100], config, seed=0).judged is cells
-
-
-def test_categories_are_hidden_only_after_a_share_of_the_steps() -> None:
-    config = TrainConfig(max_epochs=1, hidden_share=0.3, hidden_from=0.4)
-    assert [hidden_share(config, step, 10) for step in range(10)] == [0.0] * 4 + [0.3] * 6
-
-
-def test_the_share_is_without_effect_before_that(make_cells: MakeCells) -> None:
-    cells, rows = make_cells(80, n_batches=3), torch.arange(80)
-    histories = []
-    for share in (0.5, 1.0):
-        model = _model(cells, optional=(0,))
-        config = TrainConfig(max_epochs=4, batch_size=32, hidden_share=share, hidden_from=0.5)
-        histories.append(train(model, cells, rows[20:], rows[:20], config, seed=1).history["elbo_train"])
-    assert histories[0][:2] == histories[1][:2]
-    assert histories[0][2] != histories[1][2]
 
 
 def test_cells_are_chosen_with_the_requested_probability() -> None:

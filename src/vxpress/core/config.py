@@ -305,7 +305,6 @@ class Training(TrainingOptions[Never]):
     objective: ObjectiveName = option("elbo", registry=OBJECTIVES)
     free_bits: float = option(0.0, low=0.0, high=100.0)
     hidden_share: float = option(0.5, low=0.0, high=1.0, since="0.2.0")
-    hidden_from: float = option(0.4, low=0.0, high=1.0, since="0.2.0")
 
 
 @dataclass(frozen=True)
@@ -314,9 +313,8 @@ class TrainConfig(Training):
 
     ``max_epochs`` is filled in before training. ``kl_warmup`` is the share of all steps over which the KL weight rises
     from 0 to ``beta`` (``warmup_unit="steps"``), or a number of epochs, even if training ends earlier (``"epochs"``,
-    the rule of scvi-tools); ``kl_schedule`` sets how it rises. ``free_bits`` are nats per latent dimension. After
-    the share ``hidden_from`` of all steps, the optional covariates of a cell are hidden with probability ``hidden_share`` in
-    each minibatch.
+    the rule of scvi-tools); ``kl_schedule`` sets how it rises. ``free_bits`` are nats per latent dimension. In each
+    minibatch the optional covariates of a cell are hidden with probability ``hidden_share``.
     """
 
     max_epochs: int = field(metadata=declares(low=1, high=1_000_000))

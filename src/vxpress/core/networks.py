@@ -37,7 +37,13 @@ COMPILED: dict[type[Likelihood], str] = {NegativeBinomial: "nb", ZeroInflatedNeg
 
 
 class Encoder(nn.Module):
-    """Map counts to a diagonal normal distribution of z or of the log library size."""
+    """Map counts to a diagonal normal distribution of z or of the log library size.
+
+    With optional covariates, the condition also shifts the mean, by ``shift`` (out, condition): with the categories shown,
+    this takes out of the mean what it has to hold where they are hidden.
+    """
+
+    shift: nn.Parameter | None
 
     def __init__(self, config: ModelConfig, n_condition: int, n_out: int) -> None:
         super().__init__()
@@ -47,6 +53,7 @@ class Encoder(nn.Module):
         first.weight = nn.Parameter(first.weight.detach().t().contiguous().t())
         self.mean = nn.Linear(config.n_hidden, n_out)
         self.log_variance = nn.Linear(config.n_hidden, n_out)
+        self.register_parameter("shift", nn.Parameter(torch.zeros(n_out, n_condition)) if config.optional else None)
 
     @property
     def first(self) -> nn.Linear:
@@ -73,6 +80,8 @@ class Encoder(nn.Module):
     def conditioned(self) -> Iterator[str]:
         """Yield the names of the weights whose last columns belong to the condition vector, if it is encoded."""
         yield from (f"body.{name}" for name in self.body.conditioned())
+        if self.shift is not None:
+            yield "shift"
 
     def forward(self, batch: Batch, s_nc: Tensor | None, noise: Noise | None) -> DiagonalNormal:
         return self.after_first(self.first_product(batch, s_nc), s_nc, noise)
@@ -81,7 +90,10 @@ class Encoder(nn.Module):
         """Apply the remaining layers to the output of :meth:`first_product`."""
         h_nh = self.body.after_first(first_nh, s_nc, noise)
         variance = self.log_variance(h_nh).clamp_max(MAX_LOG_VARIANCE).exp() + MIN_POSTERIOR_VARIANCE
-        return DiagonalNormal(self.mean(h_nh), variance.sqrt())
+        mean = self.mean(h_nh)
+        if self.shift is not None and s_nc is not None:
+            mean = mean + s_nc @ self.shift.t()
+        return DiagonalNormal(mean, variance.sqrt())
 
 
 class FilledEncoder:

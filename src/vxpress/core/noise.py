@@ -70,14 +70,11 @@ class Noise:
         limit = keep_limit(1.0 - share)
         return (self.bits(*x.shape) if limit < BITS else NO_BITS), limit
 
-    def choose(self, n: int, share: float | Tensor) -> Tensor:
-        """Choose each of ``n`` cells with probability ``share`` (to 1 / 65,536 on a CPU), bool (n,).
-
-        A share on the device of this noise is not waited for.
-        """
+    def choose(self, n: int, share: float) -> Tensor:
+        """Choose each of ``n`` cells with probability ``share`` (to 1 / 65,536 on a CPU), bool (n,)."""
         if self._bits is None:
             return torch.rand(n, device=self.generator.device, generator=self.generator) < share
-        return torch.from_numpy(self.bits(n, 1)[:, 0] < keep_limit(float(share)))
+        return torch.from_numpy(self.bits(n, 1)[:, 0] < keep_limit(share))
 
     def dropout(self, x: Tensor, keep: float) -> Tensor:
         """Draw factors for ``x`` (n, width): 1 / keep with probability ``keep`` (to 1 / 65,536 on a CPU), else 0."""

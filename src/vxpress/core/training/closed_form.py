@@ -73,13 +73,16 @@ class ClosedForm:
         d = config.n_latent
         s_nc = model.conditioner(batch.covariates)
         seen = model.thinned(batch, self.noise)
-        product = InputProduct(seen, self.first.weight, self.first.bias, model.conditioner.for_encoder(s_nc))
+        encoded_nc, shift = model.conditioner.for_encoder(s_nc), model.encoder.shift
+        product = InputProduct(seen, self.first.weight, self.first.bias, encoded_nc)
         u_nh = product.forward(ordered=True)
         bits, limit = self.noise.dropout_bits(u_nh, config.dropout)
         h_nh = self.norm_in.forward(u_nh, bits, limit)
 
         head_weight = torch.cat([head.weight for head in self.heads])
         out = torch.addmm(torch.cat([head.bias for head in self.heads]), h_nh, head_weight.t())
+        if shift is not None and encoded_nc is not None:
+            out[:, :d] += encoded_nc @ shift.t()
         eps, (scale, z, kl) = self.noise.normal_like(out[:, :d]), np.empty((3, n, d), np.float32)
         latent_rows.posterior(out.numpy(), *self.bounds, eps.numpy(), scale, z, kl)
         z_nd = torch.from_numpy(z)
@@ -102,6 +105,8 @@ class ClosedForm:
         )
         for head, part in zip(self.heads, (d_out[:, :d], d_out[:, d:]), strict=True):
             hand_over_linear(head, part, h_nh)
+        if shift is not None and encoded_nc is not None:
+            hand_over(shift, d_out[:, :d].t() @ encoded_nc)
         d_u = self.norm_in.backward(d_out @ head_weight)
         product.weight_gradient(d_u)
         if self.first.bias.requires_grad:

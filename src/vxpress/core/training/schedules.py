@@ -32,15 +32,6 @@ def kl_target(config: TrainConfig, step: int, epoch: int, n_steps: int) -> float
     return config.kl_capacity * warmup_share(config, step, epoch, n_steps)
 
 
-def hidden_share(config: TrainConfig, step: int, n_steps: int) -> float:
-    """Return the share of cells whose optional covariates are hidden at a step: 0 at first.
-
-    A latent space that was first learned with all categories shown does not hold the effects of the covariates. It takes
-    them up only where they are hidden. Learned for both at once, it would hold some of them everywhere.
-    """
-    return config.hidden_share if step >= config.hidden_from * n_steps else 0.0
-
-
 def settled(config: TrainConfig, step: int, epoch: int, n_steps: int) -> bool:
     """Whether weight and target keep their final values from this step on."""
     share = warmup_share(config, step, epoch, n_steps)

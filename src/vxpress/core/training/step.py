@@ -31,8 +31,7 @@ class Step:
     """One training step: gradient, optimizer, running statistics and totals, without waiting for the device.
 
     ``totals`` are those of the terms in the epoch; ``voided`` counts the steps that were discarded because they were not
-    finite. ``hidden_share`` is the share of cells whose optional covariates are hidden, on the device, so that a graph
-    reads it anew.
+    finite.
     """
 
     def __init__(self, model: VAE, source: Source, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
@@ -40,9 +39,8 @@ class Step:
         device = source.device
         self.totals, self.voided = Totals(model, device), torch.zeros((), device=device)
         self.gradient = _gradient(model, source, noise, objective, self.totals)
-        self.hidden_share = torch.zeros((), device=device)
         if model.config.optional and objective.config.hidden_share > 0.0:
-            self.gradient = _with_some_hidden(self.gradient, model, noise, self.hidden_share)
+            self.gradient = _with_some_hidden(self.gradient, model, noise, objective.config.hidden_share)
         self.running = [value for value in model.buffers() if value.dim()]
         self.before = [value.clone() for value in self.running]
 
@@ -117,7 +115,7 @@ class DeviceStep(Step):
         self.move(batch, self.weight, self.target, self.adam.update_leading)
 
 
-def _with_some_hidden(gradient: Gradient, model: VAE, noise: Noise, share: Tensor) -> Gradient:
+def _with_some_hidden(gradient: Gradient, model: VAE, noise: Noise, share: float) -> Gradient:
     """Return the same function with the optional covariates of a random ``share`` of cells hidden, anew in every call."""
 
     def with_some_hidden(batch: Batch, weight: float | Tensor, target: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from vxpress.core.training.evaluation import evaluate
 from vxpress.core.training.keeper import Keeper
 from vxpress.core.training.optimizer import Optimizer
 from vxpress.core.training.outcome import BUDGET, EARLY, Outcome
-from vxpress.core.training.schedules import hidden_share, kl_target, kl_weight, settled
+from vxpress.core.training.schedules import kl_target, kl_weight, settled
 from vxpress.core.training.step import step_for
 from vxpress.core.training.trouble import TrainingError, Trouble
 
@@ -152,9 +152,6 @@ class Training:
         warm = (
             settled(self.config, self.outcome.n_steps - 1, epoch, self.n_steps) or self.outcome.n_steps >= self.n_steps
         )
-        if self.model.config.optional:
-            # before, the latent space has not been trained for hidden categories
-            warm = warm and hidden_share(self.config, self.outcome.n_steps, self.n_steps) == self.config.hidden_share
         if self.keeper.update(self.model, epoch, objective, warm=warm):
             self.outcome.stopped = EARLY
 
@@ -162,7 +159,6 @@ class Training:
         """Take the steps of the encoder alone, if there are any, and then a step of all weights."""
         at = self.outcome.n_steps, self.outcome.n_epochs, self.n_steps
         self.weight, self.target, self.lr = kl_weight(self.config, *at), kl_target(self.config, *at), self.optimizer.lr
-        self.stepper.hidden_share.fill_(hidden_share(self.config, self.outcome.n_steps, self.n_steps))
         for _ in range(self.ahead.n_steps):
             self.stepper.lead(self.source.batch(self.ahead.rows(len(batch))), self.weight, self.target)
         self.stepper(batch, self.weight, self.target)

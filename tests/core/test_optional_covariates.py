@@ -122,7 +122,7 @@ def test_with_everything_hidden_in_training_no_weight_of_the_category_is_trained
         own, category = model.state_dict()[name].split((start[name].shape[1] - 3, 3), dim=1)
         assert torch.equal(category, start[name][:, -3:]), name
         assert not torch.equal(own, start[name][:, :-3]), name
-    assert not model.encoder.shift.any()
+    assert not model.encoder.get_parameter("shift").any()
 
 
 def test_training_learns_both_views(make_cells: MakeCells) -> None:
@@ -131,7 +131,7 @@ def test_training_learns_both_views(make_cells: MakeCells) -> None:
     start = model.state_dict()["decoder.body.linears.0.weight"][:, -3:].clone()
     train(model, cells, rows[20:], rows[:20], TrainConfig(max_epochs=2, batch_size=32, weight_decay=0.0), seed=1)
     assert not torch.equal(model.state_dict()["decoder.body.linears.0.weight"][:, -3:], start)
-    assert model.encoder.shift.any()
+    assert model.encoder.get_parameter("shift").any()
     removed, kept = encode_views(model, cells)
     assert kept is not None
     assert not np.array_equal(removed.mean_nd, kept.mean_nd)

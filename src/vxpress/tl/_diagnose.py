@@ -121,7 +121,7 @@ def diagnose(
             - ``associated_by``, ``associated``, ``association``: only if there are such pairs. How far a covariate
               determines another one, the labels of the fit, or a column of ``biology_keys``: 0 if independent, 1 if every
               category has a single value. It is the uncertainty coefficient (Theil 1970), adjusted for chance. A warning
-              is raised from 0.8.
+              is raised from 0.6.
 
     Raises
     ------

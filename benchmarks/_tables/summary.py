@@ -10,7 +10,7 @@ from typing import Any
 
 from _versions import CHANGES, oldest, since
 
-from _tables import integration
+from _tables import integration, stability
 from _tables.latent import COLLAPSE
 from _tables.questions import outlier_rows
 from _tables.registry import REPORTED, TABLES, Row, line, mean, one, pick, ranged, results
@@ -80,6 +80,9 @@ def lines() -> list[tuple[str, str, str, str, str]]:
         found = pick(outlier_rows(name, "odd"), kind="left-out type")
         ratio.append((1 - mean(row["auroc"] for row in found)) / (1 - mean(row["auroc_plain"] for row in found)))
     diffusion = losses()["diffusion"]
+    seeds = stability.sets().values()
+    shared = [found["gain"]["default"]["shared"]["value"] for found in seeds]
+    same = [mean(found["methods"]["default, 3"]["clusters"]) for found in seeds]
     return [
         (
             "Held-out likelihood of the defaults, compared with scvi-tools",
@@ -96,6 +99,13 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             "parity",
         ),
         *((*row, "integration", table) for row, table in integration.summary()),
+        (
+            "Neighbours that fits from two seeds share, `n_fits=3` compared with one fit",
+            f"{ranged(min(shared), max(shared), 3, sign=True)}; ARI of their clusters {ranged(min(same), max(same))}",
+            many([a >= 0.15 and b >= 0.85 for a, b in zip(shared, same, strict=True)]),
+            "stability",
+            "stability-gain",
+        ),
         (
             "Time to the quality of scvi-tools",
             f"{ranged(min(ratios), max(ratios), 0)} times faster",

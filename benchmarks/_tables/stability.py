@@ -23,7 +23,7 @@ SETTINGS = {"default": "defaults", "likelihood": '`preset="likelihood"`'}
 def sets() -> dict[str, Any]:
     """Return the results by data set."""
     found = results("stability")["sets"]
-    return {name: found[name] for name in REPORTED}
+    return {name: found[name] for name in REPORTED if name in found}
 
 
 @table("stability", SOURCE, command=COMMAND, kinds=["latent"])
@@ -53,6 +53,8 @@ def gain() -> list[Row]:
     rows: list[Row] = [["data set", "settings", "shared neighbours", "ARI of clusters", "purity", "times a fit"]]
     for name, found in sets().items():
         for setting, shown in SETTINGS.items():
+            if setting not in found["gain"]:
+                continue
             cells = [
                 f"{number(found['gain'][setting][key]['value'], 3, sign=True)} ± {found['gain'][setting][key]['half']:.3f}"
                 for key in ("shared", "clusters", "purity")

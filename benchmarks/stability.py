@@ -17,6 +17,7 @@ have 95 % intervals by the jackknife over seeds (Student's t), because pairs tha
 from __future__ import annotations
 
 import argparse
+import json
 import time
 import warnings
 from collections.abc import Callable
@@ -88,6 +89,24 @@ def scores(latents: list[np.ndarray], name: str) -> dict[str, Any]:
     }
 
 
+def kept_scores(paths: list[Path], part: str, name: str) -> dict[str, Any]:
+    """Compute the scores of stored embeddings, or read them if no embedding has changed since."""
+    stored = paths[0].with_suffix(f".{part}.json")
+    dates = {path.name: path.stat().st_mtime for path in paths}
+    if stored.exists():
+        known: dict[str, Any] = json.loads(stored.read_text())
+        if known["dates"] == dates:
+            return known["scores"]
+    latents = []
+    for path in paths:
+        with np.load(path) as file:
+            latents.append(np.asarray(file[part], np.float32))
+    # an embedding that does not depend on a seed is compared with itself
+    found = scores(latents if len(latents) > 1 else latents * 2, name)
+    stored.write_text(json.dumps({"dates": dates, "scores": found}))
+    return found
+
+
 def common(one: np.ndarray, other: np.ndarray) -> float:
     """Compute the mean share of neighbours that two lists per cell have in common."""
     return float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(one, other, strict=True)])) / N_NEIGHBORS
@@ -121,12 +140,10 @@ def measure(name: str, settings: list[str], seeds: list[int], cache: Path) -> di
     """Collect the scores of every method on a data set."""
     out: dict[str, Any] = {"methods": {}, "gain": {}, "times": {}}
     for setting in settings:
-        made = [
-            cached(cache / f"stability-{setting}-{name}-{seed}.npz", partial(fit, name, seed, setting, N_FITS))
-            for seed in seeds
-        ]
+        paths = [cache / f"stability-{setting}-{name}-{seed}.npz" for seed in seeds]
+        made = [cached(path, partial(fit, name, s, setting, N_FITS)) for s, path in zip(seeds, paths, strict=True)]
         for n in (1, N_FITS):
-            out["methods"][f"{setting}, {n}"] = scores([each[str(n)] for each in made], name)
+            out["methods"][f"{setting}, {n}"] = kept_scores(paths, str(n), name)
         one, several = (out["methods"][f"{setting}, {n}"] for n in (1, N_FITS))
         out["gain"][setting] = gain(several, one, len(seeds))
         single = [
@@ -142,16 +159,10 @@ def measure(name: str, settings: list[str], seeds: list[int], cache: Path) -> di
         ]
     for method in OTHERS:
         paths = [cache / f"integration-{method}-{name}-{seed}.npz" for seed in seeds]
-        latents = []
-        for path in paths:
-            if path.exists():
-                with np.load(path) as stored:
-                    latents.append(np.asarray(stored["latent_fit"], np.float32))
-        # principal components do not depend on the seed
-        if method == "pca" and len(latents) == 1:
-            latents *= 2
-        if len(latents) > 1:
-            out["methods"][method] = scores(latents, name)
+        paths = [path for path in paths if path.exists()]
+        # without a seed, principal components need one file
+        if len(paths) > 1 or (method == "pca" and paths):
+            out["methods"][method] = kept_scores(paths, "latent_fit", name)
     return out
 
 
@@ -181,8 +192,8 @@ def main() -> None:
                 f"{m} {v['value']:+.3f} ± {v['half']:.3f}" for m, v in found[name]["gain"][setting].items()
             )
             print(f"{name:14s} gain of {setting}: {gains}; times {found[name]['times'][setting]}", flush=True)
-    if not args.no_save:
-        save("stability", {"sets": found, "seeds": args.seeds, "n_fits": N_FITS})
+        if not args.no_save:
+            save("stability", {"sets": found, "seeds": args.seeds, "n_fits": N_FITS})
 
 
 if __name__ == "__main__":

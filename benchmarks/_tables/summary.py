@@ -64,7 +64,7 @@ def lines() -> list[tuple[str, str, str, str, str]]:
     de = results("differential_expression")["speed"]["seconds"]
     de_ratio = sorted(de["scvi-tools, vanilla"])[1] / sorted(de["vxpress"])[1]
     genes = results("masked_genes")["summary"]
-    transfer = [row["difference"] for row in pick(results("mapping")["summary"], way="default, average")]
+    transfer = [row["accuracy difference"] for row in pick(results("mapping")["summary"], way="default, average")]
     fits = pick(results(COLLAPSE)["fits"], cured=False)
     ill = pick(fits, ill=True)
     prior = [row["mean_percent"] for row in results("priors")["quality pbmc3k kang pbmc_3studies"]["gain"].values()]

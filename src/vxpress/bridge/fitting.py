@@ -41,7 +41,13 @@ MAX_DENSE_BYTES = 1_000_000_000
 
 def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) -> tuple[AnnData, Results]:
     """Fit a model and write it; returns the AnnData that was written to, a copy with ``copy``, and what was written."""
-    prepared = prepare(adata, checked, library_of_modelled_genes=checked.settings.library_of_modelled_genes)
+    settings = checked.settings
+    prepared = prepare(
+        adata,
+        checked,
+        library_of_modelled_genes=settings.library_of_modelled_genes,
+        screen_covariates=settings.screen_covariates,
+    )
     logg.info(f"    library: {prepared.library.source}")
     runner = Runner(
         prepared,

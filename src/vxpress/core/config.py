@@ -129,7 +129,8 @@ class ModelConfig(Network):
 
     ``n_categories`` holds the number of categories of each categorical covariate; with ``has_batch``, the
     first one is the batch. ``optional`` holds the positions of those that the networks can also do without: their category
-    can be hidden, see :meth:`vxpress.core.covariates.Conditioner.hide`. ``remainder`` adds the share of molecules from genes outside the model. ``decoder_options``
+    can be hidden, see :meth:`vxpress.core.covariates.Conditioner.hide`. The networks do not receive the covariates at the
+    positions ``left_out``, which have no effect on the counts. ``remainder`` adds the share of molecules from genes outside the model. ``decoder_options``
     is an instance of the ``Options`` of the decoder's class; a mapping can be given.
     """
 
@@ -146,6 +147,7 @@ class ModelConfig(Network):
     # made when it is needed, because its check imports the priors, which import this module
     prior: PriorConfig = option(PriorConfig)
     decoder_options: Any = option(Options, of="decoder", since="0.2.0")
+    left_out: tuple[int, ...] = option((), low=0, high=1_000_000, since="0.2.0")
 
     def __post_init__(self) -> None:
         check(self)
@@ -162,6 +164,10 @@ class ModelConfig(Network):
             msg = "dispersion='gene-label' needs labels: pass labels_key=, or use dispersion='gene'."
             raise ValueError(msg)
         self._check_optional()
+        wrong_left_out = [k for k in self.left_out if k >= len(self.n_categories)]
+        if wrong_left_out or list(self.left_out) != sorted(set(self.left_out)):
+            msg = f"left_out={self.left_out} is not an ascending choice of the {len(self.n_categories)} categorical covariate(s)."
+            raise ValueError(msg)
         if self.blocks:
             without = replace(self, blocks=())
             wrong = [name for name in self.blocks if BLOCKS[name].applies(without) or not BLOCKS[name].applies(self)]
@@ -181,6 +187,14 @@ class ModelConfig(Network):
             raise ValueError(msg)
         if self.has_batch and 0 in self.optional:
             check_batch_shown(self.dispersion, latent_library=self.latent_library)
+
+    @property
+    def received(self) -> list[tuple[int, int]]:
+        """Position and number of categories of the categorical covariates that the networks receive.
+
+        One with a single category carries no information and would only shift the bias.
+        """
+        return [(k, n) for k, n in enumerate(self.n_categories) if n > 1 and k not in self.left_out]
 
     @property
     def n_batches(self) -> int:

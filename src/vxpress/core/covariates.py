@@ -66,8 +66,7 @@ class Conditioner(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        # a covariate with one category carries no information and would only shift the bias
-        self.sizes = [(k, size) for k, size in enumerate(config.n_categories) if size > 1]
+        self.sizes = config.received
         self.embeddings = (
             nn.ModuleList(nn.Embedding(size, config.n_embedding) for _, size in self.sizes)
             if config.covariate_code == "embedding"

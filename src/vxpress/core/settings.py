@@ -56,6 +56,13 @@ class FurtherOptions(Generic[U]):
     """Options that rarely need a change, and from which a part of the model follows."""
 
     readout: bool | U = option(True, "Whether genes outside the modelled subset also get denoised values.")
+    screen_covariates: bool | U = option(
+        True,
+        """Whether to leave a categorical covariate out of the model if its categories differ no more than random groups of
+        cells of the same sizes. The fit is then the same as without the covariate. The variance between category means of
+        log-normalised expression is compared with that of 19 random groupings, so a column of random labels is left out in
+        95 % of cases. Optional covariates are always kept, and so are all with fewer than 100 cells or ``preset="scvi"``.""",
+    )
     source: SourceName | U | None = option(
         None,
         """Where the counts are during the fit: ``"resident"`` in the memory of the device, ``"streamed"`` in the memory of
@@ -168,6 +175,7 @@ PRESETS: dict[Preset | None, dict[str, Any]] = {
         "start_from_data": False,
         "refit_dispersion": False,
         "library_of_modelled_genes": True,
+        "screen_covariates": False,
         "epochs": "scvi-tools",
     },
     # better held-out likelihood, coarser clusters

@@ -30,7 +30,11 @@ def _two_batches() -> ad.AnnData:
     # two donors of each batch, so that the donor determines the batch
     adata.obs["donor"] = pd.Categorical(adata.obs["batch"].astype(str) + rng.choice(["x", "y"], 600))
     adata.obs["one"] = "same"
-    vx.tl.fit_vae(adata, "batch", categorical_covariate_keys=["lane"], max_epochs=60, n_hidden=32, denoised=False)
+    options = vx.tl.FitOptions(screen_covariates=False)
+    lane = ["lane"]
+    vx.tl.fit_vae(
+        adata, "batch", categorical_covariate_keys=lane, max_epochs=60, n_hidden=32, options=options, denoised=False
+    )
     return adata
 
 

@@ -37,6 +37,8 @@ CONFIGS = [
     {"decoder": "split", "norm": "batch"},
     {"optional": (1, 0), "condition_output": True},
     {"optional": (0,), "covariate_code": "embedding"},
+    {"left_out": (0,), "encode_covariates": True, "condition_output": True},
+    {"left_out": (0, 1), "covariate_code": "embedding", "encode_covariates": True},
 ]
 
 

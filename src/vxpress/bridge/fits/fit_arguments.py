@@ -142,6 +142,7 @@ def model_config_of(checked: CheckedArguments, prepared: Prepared) -> ModelConfi
         latent_library=checked.library == "latent",
         remainder=prepared.library.beyond and LIKELIHOODS[settings.likelihood].output.has_remainder,
         n_readout=n_outside if settings.readout else 0,
+        left_out=prepared.left_out,
     )
 
 

@@ -22,6 +22,7 @@ from vxpress.bridge.read.library import Library, log_library, resolve_library
 from vxpress.core.config import Preset
 from vxpress.core.data import Cells, Counts
 from vxpress.core.option import option
+from vxpress.core.screening import differing
 from vxpress.core.split import split_cells
 
 MIN_CELLS = 4
@@ -64,6 +65,8 @@ class Prepared:
     cells: Cells
     train_n: np.ndarray
     validation_n: np.ndarray
+    left_out: tuple[int, ...] = ()
+    """Positions of the categorical covariates whose categories differ no more than random groups of cells."""
 
     def split_n(self) -> np.ndarray:
         """Return ``"train"``, ``"validation"`` or, for a cell excluded from the fit, ``"query"``."""
@@ -72,7 +75,9 @@ class Prepared:
         return names
 
 
-def prepare(adata: AnnData, request: FitRequest, *, library_of_modelled_genes: bool) -> Prepared:
+def prepare(
+    adata: AnnData, request: FitRequest, *, library_of_modelled_genes: bool, screen_covariates: bool = True
+) -> Prepared:
     """Read the data of a fit, check them, and split the cells."""
     check_gene_names(adata)
     modelled_g, mask_name = modelled_genes(adata, request.mask_var)
@@ -99,17 +104,41 @@ def prepare(adata: AnnData, request: FitRequest, *, library_of_modelled_genes: b
         )
     cells = Cells(Counts.from_scipy(counts.inside), log_library(library.values_n), covariates.read(adata.obs))
     codes_nk = cells.covariates.categorical_nk.numpy()[usable]
-    train, validation = split_cells(len(usable), request.validation_fraction, request.split_rng, codes_nk)
+    # whoever names an optional covariate wants both views of it
+    asked = covariates.positions(request.optional_covariate_keys)
+    left_out = _left_out(covariates, cells, usable, codes_nk, asked) if screen_covariates else ()
+    # a covariate without effect does not decide either which cells are held out
+    split_by_nk = np.delete(codes_nk, left_out, axis=1)
+    train, validation = split_cells(len(usable), request.validation_fraction, request.split_rng, split_by_nk)
     covariates = covariates.trained_on(codes_nk[train])
-    _warn_few_cells(covariates)
-    return Prepared(counts, modelled_g, mask_name, covariates, library, cells, usable[train], usable[validation])
+    _warn_few_cells(covariates, left_out)
+    return Prepared(
+        counts, modelled_g, mask_name, covariates, library, cells, usable[train], usable[validation], left_out
+    )
 
 
-def _warn_few_cells(covariates: CovariateTable) -> None:
-    """Warn about categories with too few training cells."""
-    for (key, names), n_train in zip(covariates.categorical, covariates.n_train, strict=True):
+def _left_out(
+    covariates: CovariateTable, cells: Cells, usable: np.ndarray, codes_nk: np.ndarray, asked: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the positions of the categorical covariates without effect that are not ``asked`` for, and report them."""
+    rows = torch.from_numpy(usable)
+    differ = differing(cells.counts.take(rows), cells.log_library_n1[rows, 0].exp().numpy(), codes_nk)
+    found = tuple(
+        k for k, (_, names) in enumerate(covariates.categorical) if len(names) > 1 and not differ[k] and k not in asked
+    )
+    for k in found:
+        logg.info(
+            f"    obs[{covariates.categorical[k][0]!r}]: its categories differ no more than random groups of cells, so it is left "
+            "out of the model; FitOptions(screen_covariates=False) keeps it"
+        )
+    return found
+
+
+def _warn_few_cells(covariates: CovariateTable, left_out: tuple[int, ...]) -> None:
+    """Warn about categories with too few training cells, except of covariates that the model does not receive."""
+    for k, ((key, names), n_train) in enumerate(zip(covariates.categorical, covariates.n_train, strict=True)):
         small, n = few(names, n_train)
-        if not small:
+        if not small or k in left_out:
             continue
         out = ""
         if key == covariates.batch_key and len(covariates.averaged_batches) < len(names):

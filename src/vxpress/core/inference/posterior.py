@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -136,6 +136,11 @@ def _sums(model: VAE, genes: Genes, n: int) -> Sums:
     return model.decoder.output.sums(model.layers, n, genes.inside, genes.outside)
 
 
+def _batch_matters(model: VAE) -> bool:
+    """Whether decoded expression can depend on the batch: it is not left out, or a block other than z may read it."""
+    return 0 not in model.config.left_out or tuple(model.decoded_blocks) != (Z,)
+
+
 def normal_from(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     """Return a function that draws standard noise with the shape of a given tensor."""
     return lambda like: torch.randn(like.shape, generator=generator)
@@ -158,7 +163,8 @@ def expected_expression(
     """
     model.eval()
     generator = torch.Generator().manual_seed(draws.seed)
-    plan = draws.per_cell()
+    # the draws are those of a model without batches if the batch has no effect
+    plan = (draws if _batch_matters(model) else replace(draws, batches=(None,))).per_cell()
     n = len(encoded)
     sums = _sums(model, genes, min(CHUNK, n))
     for start in steps(range(0, n, CHUNK), "decoding"):

@@ -20,13 +20,19 @@ from vxpress.core.model import VAE, build
 def extend(model: VAE, added: Sequence[int], learned: Sequence[np.ndarray] | None = None) -> VAE:
     """Return a copy of ``model`` with ``added[k]`` more categories of covariate k, each the mean of the known ones.
 
-    The mean is taken of a category's weights or embedding, and of its log dispersion. The library prior of a new batch
+    The mean is taken of a category's weights or embedding, and of its log dispersion. If a covariate was left out because
+    its categories do not differ, neither do the new ones until they are trained. The library prior of a new batch
     has the moments of the mixture of the known ones.  For cells of known categories, copy and ``model`` give the same
     results.  ``learned[k]`` is a boolean array that selects the categories of covariate k for the mean, all by default.
     """
     old = model.config
     share = [_share(n, None if learned is None else learned[k]) for k, n in enumerate(old.n_categories)]
-    config = replace(old, n_categories=tuple(n + more for n, more in zip(old.n_categories, added, strict=True)))
+    config = replace(
+        old,
+        n_categories=tuple(n + more for n, more in zip(old.n_categories, added, strict=True)),
+        # that the known categories do not differ says nothing about new ones
+        left_out=tuple(k for k in old.left_out if added[k] == 0),
+    )
     new = build(config, seed=0).to(model.decoder.location.weight.device)
     fresh = new.state_dict()
     copied, untrained = _columns(old, config, share)
@@ -105,10 +111,9 @@ def _of_condition(name: str, model: VAE) -> list[int]:
 def _starts(config: ModelConfig) -> list[int]:
     """Return the first column in the condition vector of each covariate that has columns."""
     at, starts = config.n_continuous, []
-    for size in config.n_categories:
-        if size > 1:
-            starts.append(at)
-            at += size if config.covariate_code == "one-hot" else config.n_embedding
+    for _, size in config.received:
+        starts.append(at)
+        at += size if config.covariate_code == "one-hot" else config.n_embedding
     return starts
 
 
@@ -121,8 +126,8 @@ def _share(n: int, learned: np.ndarray | None) -> Tensor:
 def _columns(old: ModelConfig, new: ModelConfig, share: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the matrix (old width, new width) from old columns of the condition vector to new ones, and which are untrained.
 
-    A covariate with one category had no columns. With one-hot codes its new columns are zero. With embeddings they
-    multiply embeddings of zero, which fine-tuning can change.
+    A covariate with one category, or that was left out, had no columns. With one-hot codes its new columns are zero. With
+    embeddings they multiply embeddings of zero, which fine-tuning can change.
     """
     # embeddings are neither allocated nor drawn from torch's global generator
     with interrupts_held(), seeded(0), on_device("meta"):
@@ -130,18 +135,15 @@ def _columns(old: ModelConfig, new: ModelConfig, share: Sequence[Tensor]) -> tup
     copied, untrained = torch.zeros(widths), torch.zeros(widths[1])
     one_hot = old.covariate_code == "one-hot"
     copied[: old.n_continuous, : old.n_continuous] = torch.eye(old.n_continuous)
-    old_starts, new_starts = iter(_starts(old)), iter(_starts(new))
-    for before, after, share_k in zip(old.n_categories, new.n_categories, share, strict=True):
-        if after == 1:
-            continue
-        to = next(new_starts)
-        if before == 1:
+    known = dict(zip((k for k, _ in old.received), _starts(old), strict=True))
+    for (k, after), to in zip(new.received, _starts(new), strict=True):
+        if k not in known:
             untrained[to : to + new.n_embedding] = 0.0 if one_hot else 1.0
             continue
-        at, n = next(old_starts), before if one_hot else old.n_embedding
+        at, n = known[k], old.n_categories[k] if one_hot else old.n_embedding
         copied[at : at + n, to : to + n] = torch.eye(n)
         if one_hot:
-            copied[at : at + n, to + n : to + after] = share_k[:, None]
+            copied[at : at + n, to + n : to + after] = share[k][:, None]
     return copied, untrained
 
 
@@ -154,7 +156,9 @@ def _embeddings(model: VAE, new: VAE, share: Sequence[Tensor]) -> dict[str, Tens
     }
     state = {}
     for i, (k, size) in enumerate(new.conditioner.sizes):
-        table = known.get(k, torch.zeros(1, new.config.n_embedding, device=new.decoder.location.weight.device))
+        table = known.get(
+            k, torch.zeros(len(share[k]), new.config.n_embedding, device=new.decoder.location.weight.device)
+        )
         state[f"conditioner.embeddings.{i}.weight"] = with_mean_rows(table, size, share[k])
     return state
 

@@ -53,7 +53,6 @@ def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) ->
         prepared,
         rng=checked.rng,
         device=checked.device,
-        start_from_data=checked.settings.start_from_data,
         source=checked.settings.source,
         describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
     )

@@ -28,6 +28,7 @@ Preset = Literal["scvi", "likelihood"]
 DecoderName = Literal["mlp", "skip", "linear", "split"]
 PriorName = Literal["normal", "mixture", "vamp", "flow", "diffusion", "flow_matching"]
 ObjectiveName = Literal["elbo", "iwae", "dreg"]
+StartName = Literal["components", "mean", "random"]
 SourceName = Literal["resident", "streamed", "mapped"]
 KlSchedule = Literal["linear", "cyclical", "capacity"]
 FreeBitsForm = Literal["hard", "soft"]
@@ -295,6 +296,13 @@ class TrainingOptions(Generic[U]):
         Each update costs as much as a step; 0 by default.""",
         low=0,
         high=1_000,
+    )
+    start: StartName | U = option(
+        "mean",
+        """Weights before training. With ``"components"`` (default), z starts as the principal components of the cells and
+        the decoder at the mean profile, so that fits with different seeds give similar latent spaces. With ``"mean"``,
+        only the decoder starts from the data. ``"random"`` (with ``preset="scvi"``) starts from random weights alone.""",
+        since="0.2.0",
     )
     refit_dispersion: bool | U = option(
         True,

@@ -116,7 +116,6 @@ class Settings(FurtherOptions[Never], Training, Network):
     batch_size: int | None = None  # type: ignore[assignment]
     learning_rate: float | None = None  # type: ignore[assignment]
     prior: PriorName = "normal"
-    start_from_data: bool = True
     library_of_modelled_genes: bool = False
     epochs: Literal["visits", "scvi-tools"] = "visits"
 
@@ -172,7 +171,7 @@ PRESETS: dict[Preset | None, dict[str, Any]] = {
         "warmup_unit": "epochs",
         "early_stopping": False,
         "keep_best": False,
-        "start_from_data": False,
+        "start": "random",
         "refit_dispersion": False,
         "library_of_modelled_genes": True,
         "screen_covariates": False,

@@ -19,6 +19,7 @@ from vxpress.core.isolation import after_interrupt
 from vxpress.core.model import VAE, build
 from vxpress.core.noise import Noise
 from vxpress.core.readout import fit_readout
+from vxpress.core.start import start_at_components
 from vxpress.core.training import Outcome, train
 
 T = TypeVar("T")
@@ -69,12 +70,11 @@ class Runner:
         *,
         rng: np.random.Generator,
         device: torch.device,
-        start_from_data: bool,
         source: str | None = None,
         describe: Callable[[torch.Tensor], str],
     ) -> None:
         self.init_seed, self.train_seed, self.readout_seed = (int(seed) for seed in rng.integers(2**62, size=3))
-        self.prepared, self.device, self.start_from_data = prepared, device, start_from_data
+        self.prepared, self.device = prepared, device
         self.describe, self.source = describe, source
         self.cells = place(prepared.cells, device, source)
         try_source(source, self.cells, prepared.cells.n_genes)
@@ -86,8 +86,10 @@ class Runner:
         init_seed, train_seed = self.seeds(number)
         model = build(model_config, init_seed).to(self.device)
         try_classes(model, self.cells, self.train_rows, train_config)
-        if self.start_from_data:
+        if train_config.start != "random":
             model.start_from(self.cells, self.train_rows)
+        if train_config.start == "components":
+            start_at_components(model, self.cells, self.train_rows)
         generator = torch.Generator().manual_seed(init_seed)
         model.start_blocks(self.cells, self.train_rows, generator)
         outcome = train(

@@ -1,0 +1,131 @@
+r"""Start encoder and decoder at the principal components of the data, so that fits with different seeds agree.
+
+Weights that are random at the start lead every seed to another latent space. Here z starts as the principal components
+of log-normalised counts: the first hidden units of the encoder are :math:`\mathrm{relu}(\pm u_k)` for the standardised
+components :math:`u_k`, and :math:`z_k = \mathrm{relu}(u_k) - \mathrm{relu}(-u_k) = u_k`. The decoder undoes this in the
+same way. All other weights stay random.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from vxpress.core.bodies import MLP, Direct, MLPBody
+from vxpress.core.covariates import Covariates
+from vxpress.core.data import Source
+from vxpress.core.isolation import seeded
+from vxpress.core.model import VAE
+
+# most cells, and most values of a dense matrix, from which the components are computed
+MAX_CELLS, MAX_VALUES = 5_000, 40_000_000
+# log shares start at this part of what the components explain: a decoder that starts at all of it learns no faster
+STRENGTH = 0.5
+# further directions and iterations of the randomised decomposition (Halko et al. 2011)
+OVERSAMPLING, ITERATIONS = 10, 4
+SEED = 0
+# further dimensions start at random: with more components, z keeps noise that they hold (docs/benchmarks/defaults.md)
+MAX_COMPONENTS = 5
+
+
+@torch.no_grad()
+def start_at_components(model: VAE, source: Source, rows: Tensor) -> None:
+    """Start z at the principal components of the cells ``rows``, without the mean differences between categories."""
+    rows = _some(rows, source.n_genes)
+    batch = source.batch(rows)
+    log_x_ng = batch.x_ng.float().log1p()
+    normalised_ng = _without_categories(_normalised(batch.x_ng.float()), batch.covariates)
+    n_components = min(
+        MAX_COMPONENTS, model.config.n_latent, model.config.n_hidden // 2, *(size - 1 for size in normalised_ng.shape)
+    )
+    if n_components < 1:
+        return
+    loading_dg, sd_d = components(normalised_ng, n_components)
+    if not bool((sd_d > 0).all()):
+        return
+    _start_encoder(model, loading_dg / sd_d[:, None], log_x_ng.mean(0))
+    _start_decoder(model, STRENGTH * loading_dg * sd_d[:, None])
+
+
+def components(centred_ng: Tensor, n_components: int) -> tuple[Tensor, Tensor]:
+    """Return loadings (d, genes) of unit length and the standard deviation (d,) of each principal component.
+
+    The largest loading of a component is positive. The same data always give the same components.
+    """
+    q = min(n_components + OVERSAMPLING, *centred_ng.shape)
+    with seeded(SEED):
+        _, singular, v_gq = torch.svd_lowrank(centred_ng, q, ITERATIONS)
+    loading_dg = v_gq.t()[:n_components]
+    largest = loading_dg.gather(1, loading_dg.abs().argmax(1, keepdim=True))
+    sd_d = singular[:n_components] / (len(centred_ng) - 1) ** 0.5
+    return (loading_dg * torch.where(largest < 0, -1.0, 1.0)).contiguous(), sd_d
+
+
+def _some(rows: Tensor, n_genes: int) -> Tensor:
+    """Select cells at random, the same for every seed of a fit."""
+    most = max(2, min(MAX_CELLS, MAX_VALUES // max(1, n_genes)))
+    if len(rows) <= most:
+        return rows
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED))[:most].sort().values
+    return rows[chosen.to(rows.device)]
+
+
+def _normalised(x_ng: Tensor) -> Tensor:
+    """Return log1p of counts scaled to the median library of the cells."""
+    library_n1 = x_ng.sum(1, keepdim=True).clamp_min(1.0)
+    return (x_ng * (library_n1.median() / library_n1)).log1p()
+
+
+def _without_categories(value_ng: Tensor, covariates: Covariates) -> Tensor:
+    """Subtract the mean, and then the mean of each category of each categorical covariate in turn."""
+    value_ng = value_ng - value_ng.mean(0)
+    for code_n in covariates.categorical_nk.t():
+        _, group_n = code_n.unique(return_inverse=True)
+        sums = torch.zeros(int(group_n.max()) + 1, value_ng.shape[1], device=value_ng.device)
+        sums.index_add_(0, group_n, value_ng)
+        value_ng = value_ng - (sums / group_n.bincount()[:, None])[group_n]
+    return value_ng
+
+
+def _start_encoder(model: VAE, scaled_dg: Tensor, mean_g: Tensor) -> None:
+    """Make the means of z the components of log1p counts, up to the norms in between."""
+    encoder = model.encoder
+    d, g = scaled_dg.shape
+    both_pg = torch.cat((scaled_dg, -scaled_dg))
+    encoder.first.weight[: 2 * d, :g] = both_pg
+    encoder.first.bias[: 2 * d] = -both_pg @ mean_g
+    _pass_on(encoder.body, d)
+    encoder.mean.weight[:d] = 0.0
+    encoder.mean.bias[:d] = 0.0
+    encoder.mean.weight[:d, : 2 * d] = _differences(d, scaled_dg)
+
+
+def _start_decoder(model: VAE, scaled_dg: Tensor) -> None:
+    """Make the location change with z as the log counts do, if the body of the decoder has a known form."""
+    body, location = model.decoder.body, model.decoder.location
+    d, g = scaled_dg.shape
+    if type(body) is Direct:
+        location.weight[:g, :d] = scaled_dg.t()
+    elif isinstance(body, MLPBody):
+        first = cast("nn.Linear", body.linears[0])
+        first.weight[: 2 * d] = 0.0
+        first.bias[: 2 * d] = 0.0
+        first.weight[: 2 * d, :d] = _differences(d, scaled_dg).t()
+        _pass_on(body, d)
+        location.weight[:g, : 2 * d] = (_differences(d, scaled_dg).t() @ scaled_dg).t()
+
+
+def _pass_on(body: MLP, d: int) -> None:
+    """Let the first 2d units of every further hidden layer be those of the layer before."""
+    for linear in cast("list[nn.Linear]", list(body.linears)[1:]):
+        linear.weight[: 2 * d] = 0.0
+        linear.bias[: 2 * d] = 0.0
+        linear.weight[: 2 * d, : 2 * d] = torch.eye(2 * d, device=linear.weight.device)
+
+
+def _differences(d: int, like: Tensor) -> Tensor:
+    """Return the map from the units relu(u), relu(-u) to u, (d, 2d)."""
+    eye = torch.eye(d, dtype=like.dtype, device=like.device)
+    return torch.cat((eye, -eye), dim=1)

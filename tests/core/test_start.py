@@ -1,0 +1,120 @@
+"""Weights before training: z starts at the principal components of the cells."""
+
+import numpy as np
+import pytest
+import torch
+
+from vxpress.core import start
+from vxpress.core.config import ModelConfig
+from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells, Counts
+from vxpress.core.model import build
+
+
+def cells(x_ng: np.ndarray, batch: np.ndarray | None = None) -> Cells:
+    x = torch.from_numpy(np.asarray(x_ng, dtype=np.float32))
+    codes = torch.zeros(len(x), 0, dtype=torch.int64) if batch is None else torch.from_numpy(batch)[:, None]
+    library = x.sum(1, keepdim=True).clamp_min(1.0).log()
+    return Cells.of(Counts.from_dense(x), library, Covariates(codes, torch.zeros(len(x), 0)), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def x_ng() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    rate = np.exp(rng.normal(size=(81, 3)) @ rng.normal(size=(3, 30)))
+    return rng.poisson(rate)
+
+
+def started(source: Cells, seed: int = 0, **config):
+    n_categories = tuple(int(c.max()) + 1 for c in source.covariates.categorical_nk.t())
+    settings = {"n_latent": 4, "n_hidden": 16, "norm": "none"} | config
+    model = build(ModelConfig(n_genes=source.n_genes, n_categories=n_categories, **settings), seed).eval()
+    start.start_at_components(model, source, torch.arange(len(source)))
+    return model
+
+
+def normalised(x_ng: np.ndarray) -> np.ndarray:
+    library = x_ng.sum(1, keepdims=True)
+    return np.log1p(x_ng * np.median(library) / library)
+
+
+def test_components_are_those_of_the_singular_value_decomposition(x_ng) -> None:
+    centred = normalised(x_ng) - normalised(x_ng).mean(0)
+    _, singular, v = np.linalg.svd(centred, full_matrices=False)
+    loading, sd = start.components(torch.from_numpy(centred.astype(np.float32)), 4)
+    np.testing.assert_allclose(sd, singular[:4] / np.sqrt(len(centred) - 1), rtol=1e-4)
+    np.testing.assert_allclose(np.abs(np.sum(loading.numpy() * v[:4], axis=1)), 1.0, atol=1e-4)
+    assert bool((loading.gather(1, loading.abs().argmax(1, keepdim=True)) > 0).all())
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_z_is_the_standardised_components_of_the_log_counts(x_ng, n_layers) -> None:
+    source = cells(x_ng)
+    centred = normalised(x_ng) - normalised(x_ng).mean(0)
+    loading, sd = start.components(torch.from_numpy(centred.astype(np.float32)), 4)
+    log_x = np.log1p(x_ng)
+    expected = (log_x - log_x.mean(0)) @ loading.numpy().T / sd.numpy()
+    model = started(source, n_layers=n_layers)
+    with torch.no_grad():
+        z = model.posterior(source.batch(torch.arange(len(source))))["z"].loc
+    np.testing.assert_allclose(z.numpy(), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("decoder", ["mlp", "skip", "linear"])
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_the_location_changes_with_z_along_the_loadings(x_ng, decoder, n_layers) -> None:
+    model = started(cells(x_ng), decoder=decoder, n_layers=n_layers)
+    centred = normalised(x_ng) - normalised(x_ng).mean(0)
+    loading, sd = start.components(torch.from_numpy(centred.astype(np.float32)), 4)
+    z = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    weight = model.decoder.location.weight
+    # other hidden units stay random, so only what the first units add is compared
+    width = 8 if decoder != "linear" else 4
+    with torch.no_grad():
+        added = model.decoder.features(z, None)[:, :width] @ weight[:30, :width].t()
+    np.testing.assert_allclose(added, start.STRENGTH * (z * sd) @ loading, atol=1e-4)
+
+
+def test_seeds_start_from_the_same_components_and_other_weights(x_ng) -> None:
+    one, other = (started(cells(x_ng), seed) for seed in (0, 1))
+    assert torch.equal(one.encoder.first.weight[:8], other.encoder.first.weight[:8])
+    assert not torch.equal(one.encoder.first.weight[8:], other.encoder.first.weight[8:])
+
+
+def test_a_shift_of_a_batch_does_not_enter_the_components(x_ng) -> None:
+    rng = np.random.default_rng(1)
+    batch = rng.integers(0, 2, len(x_ng))
+    shifted = x_ng * np.where((batch[:, None] == 1) & (np.arange(30) < 15), 40, 1)
+    log_x = torch.from_numpy(normalised(shifted).astype(np.float32))
+    source = cells(shifted, batch)
+    centred = start._without_categories(log_x - log_x.mean(0), source.covariates)
+    for code in (0, 1):
+        np.testing.assert_allclose(centred[batch == code].mean(0), 0.0, atol=1e-5)
+    model = started(source)
+    loading, sd = start.components(centred, 4)
+    np.testing.assert_allclose(model.encoder.first.weight[:4, :30].detach(), loading / sd[:, None], atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 50), (50, 3), (2, 30)])
+def test_few_cells_or_genes_leave_finite_weights(shape) -> None:
+    x = np.random.default_rng(0).poisson(2.0, shape)
+    model = started(cells(x), n_latent=min(4, shape[1]))
+    assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+
+
+def test_cells_without_variation_leave_the_weights_as_they_were() -> None:
+    source = cells(np.ones((10, 5), dtype=int))
+    config = ModelConfig(n_genes=5, n_latent=2, n_hidden=8, norm="none")
+    model = build(config, 0).eval()
+    start.start_at_components(model, source, torch.arange(10))
+    expected = build(config, 0)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+
+
+def test_components_of_many_cells_come_from_the_same_part_for_every_seed(x_ng, monkeypatch) -> None:
+    monkeypatch.setattr(start, "MAX_CELLS", 40)
+    one, other = (started(cells(x_ng), seed) for seed in (0, 1))
+    assert torch.equal(one.encoder.first.weight[:8], other.encoder.first.weight[:8])
+    monkeypatch.undo()
+    assert not torch.equal(one.encoder.first.weight[:8], started(cells(x_ng)).encoder.first.weight[:8])

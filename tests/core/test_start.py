@@ -25,6 +25,13 @@ def x_ng() -> np.ndarray:
     return rng.poisson(rate)
 
 
+@pytest.fixture(autouse=True)
+def all_components(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start all dimensions at components, except in the tests of their number."""
+    if "number" not in request.node.name:
+        monkeypatch.setattr(start, "noise_sd", lambda centred_ng: torch.zeros(()))
+
+
 def started(source: Cells, seed: int = 0, **config):
     n_categories = tuple(int(c.max()) + 1 for c in source.covariates.categorical_nk.t())
     settings = {"n_latent": 4, "n_hidden": 16, "norm": "none"} | config
@@ -116,5 +123,22 @@ def test_components_of_many_cells_come_from_the_same_part_for_every_seed(x_ng, m
     monkeypatch.setattr(start, "MAX_CELLS", 40)
     one, other = (started(cells(x_ng), seed) for seed in (0, 1))
     assert torch.equal(one.encoder.first.weight[:8], other.encoder.first.weight[:8])
-    monkeypatch.undo()
+    monkeypatch.setattr(start, "MAX_CELLS", 5_000)
     assert not torch.equal(one.encoder.first.weight[:8], started(cells(x_ng)).encoder.first.weight[:8])
+
+
+def test_the_number_of_components_is_that_of_the_signal() -> None:
+    rng = np.random.default_rng(0)
+    signal = np.exp(0.6 * rng.normal(size=(400, 3)) @ rng.normal(size=(3, 100)))
+    model = started(cells(rng.poisson(signal)), n_latent=6)
+    head = model.encoder.mean.weight.detach()
+    of_components = [bool(((row != 0).sum() == 2) & (row.abs().max() == 1)) for row in head]
+    assert of_components == [True] * 3 + [False] * 3
+
+
+def test_the_number_of_components_of_noise_is_zero() -> None:
+    noise = np.random.default_rng(0).poisson(1.0, (400, 100))
+    config = ModelConfig(n_genes=100, n_latent=6, n_hidden=16, norm="none")
+    expected = build(config, 0).state_dict()
+    for name, value in started(cells(noise), n_latent=6).state_dict().items():
+        assert torch.equal(value, expected[name]), name

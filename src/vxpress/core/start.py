@@ -23,11 +23,11 @@ from vxpress.core.model import VAE
 MAX_CELLS, MAX_VALUES = 5_000, 40_000_000
 # log shares start at this part of what the components explain: a decoder that starts at all of it learns no faster
 STRENGTH = 0.5
+# the first component of noise alone exceeds that of other noise by less than this
+MARGIN = 1.05
 # further directions and iterations of the randomised decomposition (Halko et al. 2011)
 OVERSAMPLING, ITERATIONS = 10, 4
 SEED = 0
-# further dimensions start at random: with more components, z keeps noise that they hold (docs/benchmarks/defaults.md)
-MAX_COMPONENTS = 5
 
 
 @torch.no_grad()
@@ -37,14 +37,14 @@ def start_at_components(model: VAE, source: Source, rows: Tensor) -> None:
     batch = source.batch(rows)
     log_x_ng = batch.x_ng.float().log1p()
     normalised_ng = _without_categories(_normalised(batch.x_ng.float()), batch.covariates)
-    n_components = min(
-        MAX_COMPONENTS, model.config.n_latent, model.config.n_hidden // 2, *(size - 1 for size in normalised_ng.shape)
-    )
+    most = min(model.config.n_latent, model.config.n_hidden // 2, *(size - 1 for size in normalised_ng.shape))
+    if most < 1:
+        return
+    loading_dg, sd_d = components(normalised_ng, most)
+    n_components = int((sd_d > MARGIN * noise_sd(normalised_ng)).sum())
     if n_components < 1:
         return
-    loading_dg, sd_d = components(normalised_ng, n_components)
-    if not bool((sd_d > 0).all()):
-        return
+    loading_dg, sd_d = loading_dg[:n_components], sd_d[:n_components]
     _start_encoder(model, loading_dg / sd_d[:, None], log_x_ng.mean(0))
     _start_decoder(model, STRENGTH * loading_dg * sd_d[:, None])
 
@@ -61,6 +61,20 @@ def components(centred_ng: Tensor, n_components: int) -> tuple[Tensor, Tensor]:
     largest = loading_dg.gather(1, loading_dg.abs().argmax(1, keepdim=True))
     sd_d = singular[:n_components] / (len(centred_ng) - 1) ** 0.5
     return (loading_dg * torch.where(largest < 0, -1.0, 1.0)).contiguous(), sd_d
+
+
+def noise_sd(centred_ng: Tensor) -> Tensor:
+    """Return the standard deviation of the first component after each gene was shifted by its own number of cells.
+
+    The shifts, of cells in random order, keep the values of each gene and remove all correlation between genes. Components
+    above it are signal (parallel analysis, Horn 1965).
+    """
+    n, g = centred_ng.shape
+    generator = torch.Generator().manual_seed(SEED)
+    order_n = torch.randperm(n, generator=generator).to(centred_ng.device)
+    shift_g = torch.randint(n, (g,), generator=generator).to(centred_ng.device)
+    at_ng = (torch.arange(n, device=centred_ng.device)[:, None] + shift_g) % n
+    return components(centred_ng[order_n].gather(0, at_ng), 1)[1][0]
 
 
 def _some(rows: Tensor, n_genes: int) -> Tensor:

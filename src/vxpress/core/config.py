@@ -59,7 +59,7 @@ class NetworkOptions(Generic[U]):
     """Options of the network that rarely need a change."""
 
     dropout: float | U = option(
-        0.1, "Share of the encoder's hidden units that are dropped in training.", low=0.0, high=0.95
+        0.3, "Share of the encoder's hidden units that are dropped in training.", low=0.0, high=0.95
     )
     thinning: float | U = option(
         0.0,
@@ -72,7 +72,7 @@ class NetworkOptions(Generic[U]):
         since="0.2.0",
     )
     norm: Norm | U = option(
-        "batch", 'Normalisation after every hidden linear layer: ``"layer"``, ``"batch"`` or ``"none"``.'
+        "layer", 'Normalisation after every hidden linear layer: ``"layer"``, ``"batch"`` or ``"none"``.'
     )
     encode_covariates: bool | U = option(False, "Whether the encoder also receives the covariates.")
     condition_output: bool | U = option(
@@ -114,13 +114,13 @@ class Network(NetworkOptions[Never]):
     ``bias_before_norm`` trains the biases that batch norm removes again, as scvi-tools does.
     """
 
-    n_latent: int = option(10, low=1, high=4_096)
+    n_latent: int = option(20, low=1, high=4_096)
     n_hidden: int = option(128, low=1, high=65_536)
     n_layers: int = option(1, low=1, high=64)
     likelihood: LikelihoodName = option("nb", registry=LIKELIHOODS)
     dispersion: Dispersion = "gene"
     norm_momentum: float = option(0.1, low=0.0, high=1.0)
-    norm_eps: float = option(1e-3, low=1e-16, high=1.0)
+    norm_eps: float = option(1e-5, low=1e-16, high=1.0)
     bias_before_norm: bool = option(False)
 
 

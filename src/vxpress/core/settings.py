@@ -35,9 +35,9 @@ from vxpress.core.option import (
 )
 from vxpress.core.registry import DECODERS, PRIORS, SOURCES
 
-MAX_EPOCHS = 100
+MAX_EPOCHS = 65
 # number of times that a cell is used, summed over cells, in a fit of up to 5,000 cells
-VISITS, VISITS_UP_TO = 184_320, 5_000
+VISITS, VISITS_UP_TO = 120_000, 5_000
 SMALL_BATCH, LARGE_BATCH, LARGE_BATCH_FROM = 256, 512, 1_500
 # learning rate per cell of a minibatch (Goyal et al. 2017), and its maximum
 RATE_PER_CELL, MAX_RATE = 0.01 / 256, 0.02
@@ -149,7 +149,8 @@ def _epochs_of_scvi_tools(n_train: int, n_validation: int) -> int:
 _EPOCHS: dict[str, Callable[[int, int], int]] = {"visits": _epochs_of_visits, "scvi-tools": _epochs_of_scvi_tools}
 
 PRESETS: dict[Preset | None, dict[str, Any]] = {
-    None: {},
+    # options that fits of release 0.1 did not have are off in a configuration without them
+    None: {"thinning": 0.9, "start": "components"},
     # the defaults of SCVI in scvi-tools (1.5.1): architecture, initialisation, optimizer, KL schedule and epochs. One
     # difference remains: the cells of an epoch are divided into equal minibatches, while scvi-tools has a smaller one at the end
     "scvi": {

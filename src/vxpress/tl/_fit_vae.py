@@ -116,7 +116,8 @@ def fit_vae(
         What the dispersion of the likelihood depends on: ``"gene"``, ``"gene-batch"``, ``"gene-label"``,
         ``"gene-cell"``.
     n_latent
-        Dimensions of the latent space; 10 by default, 20 with ``preset="likelihood"``.
+        Dimensions of the latent space; 20 by default. Dimensions that the data do not need stay empty. 10 with
+        ``preset="scvi"``.
     n_hidden
         Units of each hidden layer; 128 by default.
     n_layers
@@ -143,7 +144,7 @@ def fit_vae(
         dimensions in use that the prior would empty; see ``FitOptions(free_bits_form=)``. Epochs are then compared by
         the objective with this floor.
     max_epochs
-        Passes over the training cells. The default corresponds to 184,320 visits of cells for up to 5,000 cells,
+        Passes over the training cells. The default corresponds to 120,000 visits of cells for up to 5,000 cells,
         growing with the square root of the number of cells, and at most 100 epochs: more would overfit small data.
     batch_size
         Cells per step; by default 512, or 256 with fewer than 1,500 training cells, or 128 with ``preset="scvi"``. The

@@ -49,6 +49,12 @@ CHANGES = (
         "validation cells are drawn within batches",
         "Fits with `batch_key=` hold out other cells; nothing changes in expectation, and fits without batches are unchanged.",
     ),
+    Change(
+        "2026-11-26T08:55:00+00:00",
+        frozenset({"likelihood", "latent", "time"}),
+        "other defaults: 20 dimensions, layer norm, dropout .3, thinned encoder input, start at principal components, fewer epochs",
+        'Default fits change throughout: likelihood, latent space and time. `preset="scvi"` is unchanged.',
+    ),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -12,13 +13,13 @@ import pytest
 import vxpress as vx
 from vxpress._cli import _parser
 from vxpress.bridge.fits.fit_arguments import CheckedArguments, check_arguments
-from vxpress.core import config
+from vxpress.core import config, settings
 from vxpress.core.bodies import DECODERS
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.data import SOURCES
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.objectives import OBJECTIVES
-from vxpress.core.option import default_of, kind_of
+from vxpress.core.option import declaration, default_of, kind_of
 from vxpress.core.priors import PRIORS
 from vxpress.core.settings import PRESETS, FitOptions, Settings, model_config, preset_settings, train_config
 
@@ -41,17 +42,96 @@ def test_a_name_stands_in_its_registry(names: Any, registry: Any) -> None:
     assert set(get_args(names)) == set(registry)
 
 
+def _fields(kind: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(kind)}
+
+
 def defaults_of_the_call() -> CheckedArguments:
     return check_arguments({name: parameter.default for name, parameter in SIGNATURE.items()})
 
 
 def test_the_defaults_of_the_configurations_are_those_of_a_fit() -> None:
     settings = defaults_of_the_call().settings
-    assert settings == Settings()
-    assert model_config(settings, n_genes=50) == ModelConfig(n_genes=50)
+    # options that earlier releases did not store are off in a configuration without them, and switched on by a fit
+    later = PRESETS[None]
+    assert settings == replace(Settings(), **later)
+    of_model, of_training = (
+        {name: later[name] for name in _fields(kind) & set(later)} for kind in (ModelConfig, TrainConfig)
+    )
+    assert model_config(settings, n_genes=50) == ModelConfig(n_genes=50, **of_model)
     # with few cells, because the number of cells decides the size of a minibatch
     few = settings.sized(1_000)
-    assert train_config(few, few.max_epochs(1_000, 0)) == TrainConfig(max_epochs=few.max_epochs(1_000, 0))
+    n_epochs = few.max_epochs(1_000, 0)
+    assert train_config(few, n_epochs) == TrainConfig(max_epochs=n_epochs, **of_training)
+
+
+def test_only_options_that_stored_fits_may_lack_have_a_default_apart_from_their_configuration() -> None:
+    declared = {f.name: declaration(f).since for kind in (ModelConfig, TrainConfig) for f in dataclasses.fields(kind)}
+    assert {name for name in PRESETS[None] if declared[name] is None} == set()
+
+
+# the defaults of SCVI and of its training in scvi-tools 1.5.1, in the words of vxpress
+SCVI = {
+    "likelihood": "zinb",
+    "dispersion": "gene",
+    "n_latent": 10,
+    "n_hidden": 128,
+    "n_layers": 1,
+    "dropout": 0.1,
+    "thinning": 0.0,
+    "norm": "batch",
+    "norm_momentum": 0.01,
+    "norm_eps": 1e-3,
+    "bias_before_norm": True,
+    "encode_covariates": False,
+    "condition_output": False,
+    "covariate_code": "one-hot",
+    "decoder": "mlp",
+    "blocks": (),
+    "prior": "normal",
+    "objective": "elbo",
+    "start": "random",
+    "batch_size": 128,
+    "optimizer": "adam",
+    "schedule": "constant",
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-6,
+    "adam_eps": 0.01,
+    "max_grad_norm": 0.0,
+    "beta": 1.0,
+    "free_bits": 0.0,
+    "encoder_steps": 0,
+    "kl_schedule": "linear",
+    "kl_warmup": 400.0,
+    "warmup_unit": "epochs",
+    "early_stopping": False,
+    "keep_best": False,
+    "refit_dispersion": False,
+    "library_of_modelled_genes": True,
+    "epochs": "scvi-tools",
+}
+# settings that have no effect with these, or none on the model
+WITHOUT_EFFECT = {
+    "n_embedding", "n_samples", "patience", "kl_cycles", "kl_capacity", "free_bits_form", "prior_components", "prior_options",
+    "decoder_options", "readout", "source",
+}  # fmt: skip
+
+
+def test_the_scvi_preset_has_every_setting_of_scvi_tools() -> None:
+    built = vars(preset_settings("scvi"))
+    assert set(SCVI) | WITHOUT_EFFECT == set(built)  # a new option is decided here, too
+    assert {name: built[name] for name in SCVI} == SCVI
+
+
+def test_the_scvi_preset_names_every_setting_in_which_the_defaults_differ() -> None:
+    defaults = vars(preset_settings(None))
+    assert {name for name in SCVI if defaults[name] != SCVI[name]} <= set(PRESETS["scvi"])
+
+
+def test_the_documented_training_budget_is_true() -> None:
+    text = " ".join((inspect.getdoc(vx.tl.fit_vae) or "").split())
+    assert f"corresponds to {settings.VISITS:,} visits of cells for up to {settings.VISITS_UP_TO:,} cells" in text
+    assert f"at most {settings.MAX_EPOCHS} epochs" in text
 
 
 def test_every_setting_is_given_in_one_place_and_left_to_the_preset_by_default() -> None:
@@ -84,7 +164,7 @@ def test_an_option_has_the_type_that_it_has_in_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("n_latent", r"(\d+) by default, 20 with"),
+        ("n_latent", r"(\d+) by default, because"),
         ("n_hidden", r"(\d+) by default"),
         ("n_layers", r"(\d+) by default"),
         ("n_samples", r"``\"dreg\"``; (\d+) by default"),

@@ -2,7 +2,8 @@
 
 :class:`ModelConfig` holds everything needed to build the same network again, :class:`TrainConfig` everything needed
 to train it in the same way. Both hold only plain scalars, tuples and such dataclasses, so one codec stores them. Their
-defaults are those of :func:`~vxpress.tl.fit_vae`.
+defaults are those of :func:`~vxpress.tl.fit_vae`, except for options that fits of an earlier release did not have: these
+are off, and the defaults of a fit switch them on (``PRESETS[None]`` in ``settings.py``).
 
 :class:`NetworkOptions` and :class:`TrainingOptions` are the part that users give as fields of
 :class:`~vxpress.tl.FitOptions`, where each can also be ``None``.
@@ -59,20 +60,28 @@ class NetworkOptions(Generic[U]):
     """Options of the network that rarely need a change."""
 
     dropout: float | U = option(
-        0.3, "Share of the encoder's hidden units that are dropped in training.", low=0.0, high=0.95
+        0.3,
+        """Share of the encoder's hidden units that are dropped in training; 0.3 by default, which describes held-out cells
+        better than 0.1, the value of ``preset="scvi"``.""",
+        low=0.0,
+        high=0.95,
     )
     thinning: float | U = option(
         0.0,
         """Largest share of a cell's molecules that the encoder does not see in training (binomial thinning). For each
         cell and step, the share is drawn uniformly between 0 and this number, and each molecule is left out with that
         probability. The likelihood still scores all of them, and everything but training uses all of them, so the
-        encoder learns to place shallow cells where deep ones of the same kind are. 0 means no thinning.""",
+        encoder learns to place shallow cells where deep ones of the same kind are. 0.9 by default; 0, no thinning, with
+        the presets.""",
         low=0.0,
         high=1.0,
         since="0.2.0",
     )
     norm: Norm | U = option(
-        "layer", 'Normalisation after every hidden linear layer: ``"layer"``, ``"batch"`` or ``"none"``.'
+        "layer",
+        """Normalisation after every hidden linear layer: ``"layer"`` (default), ``"batch"`` (with ``preset="scvi"``) or
+        ``"none"``. Layer norm uses no statistics of other cells, so cells of a new batch are encoded as those of the
+        fit.""",
     )
     encode_covariates: bool | U = option(False, "Whether the encoder also receives the covariates.")
     condition_output: bool | U = option(
@@ -300,8 +309,9 @@ class TrainingOptions(Generic[U]):
     start: StartName | U = option(
         "mean",
         """Weights before training. With ``"components"`` (default), z starts as the principal components of the cells and
-        the decoder at the mean profile, so that fits with different seeds give similar latent spaces. With ``"mean"``,
-        only the decoder starts from the data. ``"random"`` (with ``preset="scvi"``) starts from random weights alone.""",
+        the decoder at the mean profile, so that fits with different seeds give similar latent spaces. With ``"mean"``
+        (with ``preset="likelihood"``), only the decoder starts from the data. ``"random"`` (with ``preset="scvi"``)
+        starts from random weights alone.""",
         since="0.2.0",
     )
     refit_dispersion: bool | U = option(

@@ -162,6 +162,7 @@ PRESETS: dict[Preset | None, dict[str, Any]] = {
         "norm_eps": 1e-3,
         "bias_before_norm": True,
         "condition_output": False,
+        "thinning": 0.0,
         "batch_size": 128,
         "optimizer": "adam",
         "schedule": "constant",

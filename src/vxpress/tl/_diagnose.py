@@ -38,7 +38,7 @@ def diagnose(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    """Check the latent space of the cells in ``adata``: collapse, overfitting, prior gap, unused dimensions.
+    """Check the latent space of the cells in ``adata``: collapse, overfitting, prior gap, empty dimensions.
 
     :func:`fit_vae` runs this check on its own cells, with fewer cells refined one by one. Call ``diagnose`` for more
     precise gaps, after :func:`encode`, or for a subset of the cells.
@@ -81,8 +81,9 @@ def diagnose(
         Values are in nats per cell unless noted otherwise, and of held-out cells if there are any:
 
         ``verdict``
-            A sentence that begins with healthy, unused dimensions, prior gap, overfitted, collapsed or under-trained,
-            and names a remedy. Do not use a collapsed or under-trained fit. Clusters of an overfitted fit are fine, but
+            A sentence that begins with healthy, prior gap, overfitted, collapsed or under-trained, and names a remedy.
+            A healthy fit may have empty dimensions, which the data do not need. Fits of release 0.1 then say unused
+            dimensions. Do not use a collapsed or under-trained fit. Clusters of an overfitted fit are fine, but
             its predictions for new cells are less accurate. A prior gap matters only for cells drawn from the prior.
         ``kl_per_dim`` (n_latent,), ``kl``, ``kl_se``
             Divergence of the posterior from the prior; ``kl`` is the sum over dimensions. Under a prior other than N(0,

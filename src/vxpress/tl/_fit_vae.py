@@ -116,8 +116,8 @@ def fit_vae(
         What the dispersion of the likelihood depends on: ``"gene"``, ``"gene-batch"``, ``"gene-label"``,
         ``"gene-cell"``.
     n_latent
-        Dimensions of the latent space; 20 by default. Dimensions that the data do not need stay empty. 10 with
-        ``preset="scvi"``.
+        Dimensions of the latent space; 20 by default, because dimensions that the data do not need stay empty, while
+        missing ones merge cells that differ. 10 with ``preset="scvi"``. By default never more than the modelled genes.
     n_hidden
         Units of each hidden layer; 128 by default.
     n_layers
@@ -145,7 +145,7 @@ def fit_vae(
         the objective with this floor.
     max_epochs
         Passes over the training cells. The default corresponds to 120,000 visits of cells for up to 5,000 cells,
-        growing with the square root of the number of cells, and at most 100 epochs: more would overfit small data.
+        growing with the square root of the number of cells, and at most 65 epochs: more would overfit small data.
     batch_size
         Cells per step; by default 512, or 256 with fewer than 1,500 training cells, or 128 with ``preset="scvi"``. The
         default learning rate depends on it, see :class:`FitOptions`.
@@ -158,9 +158,8 @@ def fit_vae(
         Whether to stop when the validation objective no longer improves; by default yes.
     preset
         ``"scvi"`` reproduces the defaults of scvi-tools for comparison (its KL weight rises over 400 epochs and may end
-        below 1). ``"likelihood"`` (20 dimensions, dropout 0.3, layer norm, covariates also at the decoder's output)
-        gives a better held-out likelihood than the defaults, but agrees less closely with cell types: use it for
-        denoising and imputation rather than clustering.
+        below 1). ``"likelihood"`` also passes the covariates to the decoder's output, does not thin the encoder's
+        input and starts from random encoder weights.
     options
         Further settings, see :class:`FitOptions`.
     cure
@@ -276,13 +275,13 @@ def fit_vae(
     >>> adata = vx.datasets.pbmc68k_reduced()
     >>> vx.tl.fit_vae(adata, max_epochs=5)
     >>> adata.obsm["X_vae"].shape
-    (700, 10)
+    (700, 20)
 
     The cell cycle removed and kept by the same fit:
 
     >>> vx.tl.fit_vae(adata, max_epochs=5, optional_covariate_keys=["phase"], key_added="dial")
     >>> adata.obsm["dial"].shape, adata.obsm["dial_kept"].shape
-    ((700, 10), (700, 10))
+    ((700, 20), (700, 20))
     """
     given = dict(locals())
     check_adata(adata, copy=copy)

@@ -57,6 +57,7 @@ class CheckedArguments(FitRequest):
     seeds: tuple[int | None, int | None]
     settings: Settings
     choosing: bool
+    n_latent: int | None
     max_epochs: int | None
     cure: bool
     denoised: bool | None
@@ -130,10 +131,12 @@ def _check_together(checked: CheckedArguments) -> None:
 def model_config_of(checked: CheckedArguments, prepared: Prepared) -> ModelConfig:
     """Return the configuration of the model from the settings and the data of a fit."""
     settings, table = checked.settings, prepared.covariates
-    n_outside = int((~prepared.modelled_g).sum())
+    n_outside, n_genes = (int((prepared.modelled_g == modelled).sum()) for modelled in (False, True))
+    if checked.n_latent is None:  # the default must also fit a panel of few genes
+        settings = replace(settings, n_latent=min(settings.n_latent, n_genes))
     return model_config(
         settings,
-        n_genes=int(prepared.modelled_g.sum()),
+        n_genes=n_genes,
         n_categories=tuple(len(names) for _, names in table.categorical),
         has_batch=table.batch_key is not None,
         optional=table.positions(checked.optional_covariate_keys),

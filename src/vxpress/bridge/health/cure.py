@@ -30,7 +30,7 @@ from vxpress.core.training import TrainingError
 MAX_JUDGED, N_SAMPLES, JUDGE_SEED = 500, 50, 0
 DEFAULTS = Settings()
 LONG_WARMUP, FREE_BITS, ENCODER_STEPS = 0.6, 0.1, 5
-DROPOUT, SMALL_NETWORK = 0.3, 64
+DROPOUT, SMALL_NETWORK, FEW_DIMENSIONS = 0.5, 64, 10
 
 Change = tuple[ModelConfig, TrainConfig]
 
@@ -117,9 +117,7 @@ def _encoder_ahead(model: ModelConfig, train: TrainConfig) -> Change | None:
 
 
 def _fewer_dimensions(model: ModelConfig, train: TrainConfig) -> Change | None:
-    if model.n_latent <= DEFAULTS.n_latent:
-        return None
-    return replace(model, n_latent=DEFAULTS.n_latent), train
+    return None if model.n_latent <= FEW_DIMENSIONS else (replace(model, n_latent=FEW_DIMENSIONS), train)
 
 
 def _narrower(width: int) -> Callable[[ModelConfig, TrainConfig], Change | None]:

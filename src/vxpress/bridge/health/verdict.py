@@ -28,6 +28,7 @@ MIN_STEPS = 100
 MAX_CELLS = 5_000
 # below this share of the largest information that these cells can show, the gaps of single cells are computed
 SUSPICIOUS_INFORMATION = 0.6
+# fits of release 0.1 in which some dimensions were empty say "unused dimensions"
 SOUND = ("healthy", "unused dimensions")
 
 
@@ -50,7 +51,7 @@ def suspicious(numbers: Mapping[str, Any], train: TrainConfig) -> bool:
 def verdict_of(
     numbers: Mapping[str, Any], train: TrainConfig, history: Mapping[str, Any], *, n: int, n_steps: int
 ) -> str:
-    """Return the first verdict that applies: under-trained, collapsed, overfitted, prior gap, unused dimensions, healthy."""
+    """Return the first verdict that applies: under-trained, collapsed, overfitted, prior gap, healthy."""
     d, k = len(numbers["active"]), int(numbers["active_units"])
     checks = (
         _under_trained(train, history, n=n, n_steps=n_steps),
@@ -66,9 +67,9 @@ def verdict_of(
             f"prior gap: the cells differ from the prior by at least {gap_low:.2f} nats per dimension, so cells drawn from the "
             f"prior would not resemble them. {_gap_advice(train)}"
         )
-    if k < d:
-        return f"unused dimensions: {d - k} of {d} carry no information. This does no harm; n_latent={max(k, 1)} would be enough."
     information = _in_words(numbers["mutual_information"], numbers["mutual_information_cap"], n)
+    if k < d:  # more dimensions than these data need, as intended with the default number
+        return f"healthy: {k} of {d} dimensions are active and distinguish cells ({information}); the others are empty, which does no harm."
     return f"healthy: all {d} dimensions are active and distinguish cells ({information})."
 
 
@@ -119,7 +120,7 @@ def _overfitted(numbers: Mapping[str, Any], train: TrainConfig, history: Mapping
         return (
             f"overfitted: the latent space keeps more information per cell ({encoder:.1f} nats) than is best for the likelihood "
             f"({refined:.1f}). Fit again with {_beta_advice(train)}a smaller or more regular network (n_hidden=, "
-            "preset='likelihood'); cure=True tries these."
+            "options=FitOptions(dropout=)); cure=True tries these."
         )
     share, low = (float(numbers.get(f"generalisation_gap_{part}", 0.0)) for part in ("share", "low"))
     most = MAX_GENERALISATION_OF_FEW if n < FEW_CELLS else MAX_GENERALISATION
@@ -129,7 +130,7 @@ def _overfitted(numbers: Mapping[str, Any], train: TrainConfig, history: Mapping
     return (
         f"overfitted: the model describes held-out cells {100 * share:.0f} % worse than training cells "
         f"({numbers['generalisation_gap']:.0f} nats per cell), so part of the latent space is noise of single cells. Fit again "
-        "with more cells, fewer genes (mask_var=) or a smaller or more regular network (n_hidden=, preset='likelihood'); "
+        "with more cells, fewer genes (mask_var=) or a smaller or more regular network (n_hidden=, options=FitOptions(dropout=)); "
         "cure=True tries the latter."
     )
 
@@ -148,8 +149,8 @@ def _peaked(fall: float) -> str:
     return (
         f"overfitted: the model described held-out cells best early in training and {100 * fall:.1f} % worse at the end, so the "
         "network learns the noise of its training cells faster than what they have in common. The best state is kept. A smaller "
-        "or more regular network (n_hidden=, preset='likelihood') or fewer genes (mask_var=) would be better; cure=True tries "
-        "the former."
+        "or more regular network (n_hidden=, options=FitOptions(dropout=)) or fewer genes (mask_var=) would be better; "
+        "cure=True tries the former."
     )
 
 

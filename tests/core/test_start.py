@@ -127,7 +127,8 @@ def test_components_of_many_cells_come_from_the_same_part_for_every_seed(x_ng, m
     assert not torch.equal(one.encoder.first.weight[:8], started(cells(x_ng)).encoder.first.weight[:8])
 
 
-def test_the_number_of_components_is_that_of_the_signal() -> None:
+def test_the_number_of_components_is_that_of_the_signal(monkeypatch) -> None:
+    monkeypatch.setattr(start, "LEAST", 0)
     rng = np.random.default_rng(0)
     signal = np.exp(0.6 * rng.normal(size=(400, 3)) @ rng.normal(size=(3, 100)))
     model = started(cells(rng.poisson(signal)), n_latent=6)
@@ -136,7 +137,8 @@ def test_the_number_of_components_is_that_of_the_signal() -> None:
     assert of_components == [True] * 3 + [False] * 3
 
 
-def test_the_number_of_components_of_noise_is_zero() -> None:
+def test_the_number_of_components_of_noise_is_zero(monkeypatch) -> None:
+    monkeypatch.setattr(start, "LEAST", 0)
     noise = np.random.default_rng(0).poisson(1.0, (400, 100))
     config = ModelConfig(n_genes=100, n_latent=6, n_hidden=16, norm="none")
     expected = build(config, 0).state_dict()

@@ -23,6 +23,8 @@ from vxpress.core.model import VAE
 MAX_CELLS, MAX_VALUES = 5_000, 40_000_000
 # log shares start at this part of what the components explain: a decoder that starts at all of it learns no faster
 STRENGTH = 0.5
+# dimensions that start at random differ between seeds if the data need them; more components than needed keep noise
+LEAST = 5
 # the first component of noise alone exceeds that of other noise by less than this
 MARGIN = 1.05
 # further directions and iterations of the randomised decomposition (Halko et al. 2011)
@@ -41,8 +43,9 @@ def start_at_components(model: VAE, source: Source, rows: Tensor) -> None:
     if most < 1:
         return
     loading_dg, sd_d = components(normalised_ng, most)
-    n_components = int((sd_d > MARGIN * noise_sd(normalised_ng)).sum())
-    if n_components < 1:
+    n_signal, n_varying = ((sd_d > least).sum() for least in (MARGIN * noise_sd(normalised_ng), 0.0))
+    n_components = min(max(LEAST, int(n_signal)), int(n_varying))
+    if n_components == 0:
         return
     loading_dg, sd_d = loading_dg[:n_components], sd_d[:n_components]
     _start_encoder(model, loading_dg / sd_d[:, None], log_x_ng.mean(0))

@@ -141,7 +141,7 @@ def test_every_setting_is_given_in_one_place_and_left_to_the_preset_by_default()
     of_signature = {name: SIGNATURE[name].default for name in set(SIGNATURE) & set(SETTINGS)}
     assert {"likelihood", "n_latent", "prior", "objective", "early_stopping"} <= set(of_signature)
     with_one_default = {name: value for name, value in of_signature.items() if value is not None}
-    assert with_one_default == {"beta": SETTINGS["beta"], "dispersion": SETTINGS["dispersion"]}
+    assert with_one_default == {"dispersion": SETTINGS["dispersion"]}
     assert not set(of_signature) & set(options)
 
 

@@ -82,7 +82,7 @@ def test_the_first_covariate_is_the_batch_only_with_has_batch() -> None:
 
 def test_settings_are_compared_by_value() -> None:
     config = ModelConfig(n_genes=20, n_categories=(3,))
-    assert config == dataclasses.replace(config, n_latent=3 + 7)
+    assert config == dataclasses.replace(config, n_latent=3 + 17)
     assert hash(config) == hash(dataclasses.replace(config))
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.n_latent = 3  # type: ignore[misc]

@@ -151,7 +151,8 @@ def test_dropout_draws_from_the_noise_alone(global_noise_untouched: Callable[[],
 def test_the_decoder_has_no_dropout() -> None:
     decoder = _decoder(dropout=0.9, norm="layer")
     still = decoder(_z(), None, COVARIATES, LOG_LIBRARY, Noise(0)).mean
-    assert torch.equal(still, decoder.train()(_z(), None, COVARIATES, LOG_LIBRARY, Noise(1)).mean)
+    # up to the last bits, in which the compiled layer of training differs from that of torch
+    torch.testing.assert_close(still, decoder.train()(_z(), None, COVARIATES, LOG_LIBRARY, Noise(1)).mean)
 
 
 def test_noise_is_standard_normal_and_independent_of_the_global_state(

@@ -223,9 +223,9 @@ BATCHES, DONORS = 2, 3
 @pytest.mark.parametrize(
     ("options", "changed"),
     [
-        # layer norm keeps no running statistics, and its layers need their biases
-        ({"norm": "layer"}, {"encoder.body.norms.0.running_mean": None}),
-        ({"norm": "none"}, {"encoder.body.norms.0.running_mean": None, "decoder.body.norms.1.weight": None}),
+        # layer norm keeps no running statistics
+        ({"norm": "batch"}, {"encoder.body.norms.0.running_mean": (8,)}),
+        ({"norm": "none"}, {"encoder.body.norms.0.weight": None, "decoder.body.norms.1.weight": None}),
         ({"encode_covariates": True}, {"encoder.body.linears.0.weight": (8, 60 + BATCHES + DONORS)}),
         (
             {"covariate_code": "embedding", "n_embedding": 5},
@@ -238,6 +238,9 @@ BATCHES, DONORS = 2, 3
         ({"schedule": "constant"}, {}),
         ({"max_grad_norm": 1e-3}, {}),
         ({"dropout": 0.5}, {}),
+        ({"thinning": 0.0}, {}),
+        ({"start": "mean"}, {}),
+        ({"start": "random"}, {}),
         ({"learning_rate": 1e-4}, {}),
     ],
 )

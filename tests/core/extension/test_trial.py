@@ -164,7 +164,7 @@ def test_the_method_is_named_with_what_it_returned_and_what_is_expected(
     named = "sample" if method == "draw" else method  # the package calls sample
     before = adata.copy()
     with pytest.raises(ValueError, match=rf"'trial': Changed\.{named}.*{found}"):
-        vx.tl.fit_vae(adata, max_epochs=1, **CHOICES[kind])
+        vx.tl.fit_vae(adata, max_epochs=1, n_latent=10, **CHOICES[kind])
     assert list(adata.obs) == list(before.obs)
     assert list(adata.uns) == list(before.uns)
 
@@ -179,7 +179,7 @@ def test_an_error_in_a_method_is_shown_with_its_name(adata: ad.AnnData, register
 
     registered(kind, changed(kind, method, fail))
     with pytest.raises(ValueError, match=rf"Changed\.{method}.* raised IndexError: a mistake") as caught:
-        vx.tl.fit_vae(adata, max_epochs=1, **CHOICES[kind])
+        vx.tl.fit_vae(adata, max_epochs=1, n_latent=10, **CHOICES[kind])
     assert isinstance(caught.value.__cause__, IndexError)
 
 

@@ -16,8 +16,10 @@ from vxpress.core.inference.importance import log_likelihood
 @pytest.fixture(scope="module")
 def overfitted() -> ad.AnnData:
     adata = vx.datasets.simulate(250, 100, n_groups=2, library_mean=300, rng=0)
-    options = vx.tl.FitOptions(keep_best=False, dropout=0.0)
-    vx.tl.fit_vae(adata, max_epochs=150, early_stopping=False, validation_fraction=0.3, options=options, denoised=False)
+    # without dropout and thinning, which keep the default fit of so few cells from overfitting
+    options = vx.tl.FitOptions(keep_best=False, dropout=0.0, thinning=0.0)
+    settings = {"n_latent": 10, "max_epochs": 150, "early_stopping": False, "validation_fraction": 0.3}
+    vx.tl.fit_vae(adata, options=options, denoised=False, **settings)
     return adata
 
 

@@ -74,7 +74,7 @@ def test_help_and_version_are_status_0(capsys):
     assert main(["fit", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "vxpress fit counts.h5ad -o fitted.h5ad" in said
-    assert "Dimensions of the latent space; 10 by default" in said
+    assert "Dimensions of the latent space; 20 by default" in said
     assert "--n-latent N" in said
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("vxpress ")
@@ -437,12 +437,11 @@ def test_demo_end_to_end(tmp_path, capsys):
         for line in said.splitlines()
         if re.match(r"X_\w+ +0", line)
     }
-    # mixing, ARI at three resolutions, their mean
     assert list(rows) == ["X_pca", "X_combat", "X_vae"]
-    for row in rows.values():
-        assert np.mean(row[1:4]) == pytest.approx(row[4], abs=0.011)
-    assert rows["X_vae"][0] > rows["X_pca"][0] + 0.5
-    assert rows["X_vae"][4] > rows["X_pca"][4] + 0.2
+    mixing, purity, ari = ({name: row[i] for name, row in rows.items()} for i in range(3))
+    assert mixing["X_vae"] > mixing["X_pca"] + 0.5
+    assert purity["X_vae"] > max(purity["X_pca"], purity["X_combat"])
+    assert ari["X_vae"] > ari["X_pca"] + 0.2
     assert "simulated" in said
     assert all((out / name).stat().st_size > 10_000 for name in listing(out))
 

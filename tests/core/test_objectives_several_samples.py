@@ -303,7 +303,7 @@ def test_final_objectives() -> None:
 
 def _fit(cells: Cells, **settings: object) -> tuple[VAE, dict[str, np.ndarray], np.ndarray]:
     """Train without dropout; return the model, the history and the held-out divergence per dimension."""
-    config = ModelConfig(n_genes=20, n_latent=4, n_hidden=16, norm_eps=1e-5, dropout=0.0)
+    config = ModelConfig(n_genes=20, n_latent=4, n_hidden=16, norm="batch", norm_eps=1e-5, dropout=0.0)
     model, rows = build(config, 0), torch.arange(len(cells))
     model.start_from(cells, rows[100:])
     known = {"max_epochs": 45, "batch_size": 100, "early_stopping": False}

@@ -40,7 +40,7 @@ def _reference() -> ad.AnnData:
         max_epochs=60,
         batch_size=64,
         denoised=False,
-        options=vx.tl.FitOptions(encode_covariates=True),
+        options=vx.tl.FitOptions(encode_covariates=True, dropout=0.1, thinning=0.0),
     )
     reference.uns["held_out"] = adata[adata.obs["batch"] == "batch_2"].copy()
     return reference

@@ -69,7 +69,7 @@ def _registered() -> Iterator[None]:
 def _stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ad.AnnData:
     """Cells of a fit with both blocks, read from a file; their posteriors are narrow, at points that differ by cell."""
     adata = vx.datasets.simulate(N, 30, n_groups=2, n_batches=2, library_mean=400, rng=1)
-    options = vx.tl.FitOptions(blocks=("tilt", "depth"))
+    options = vx.tl.FitOptions(blocks=("tilt", "depth"), norm="batch", start="mean", thinning=0.0)
     vx.tl.fit_vae(
         adata, "batch", n_latent=2, n_hidden=8, max_epochs=1, library=request.param, options=options, denoised=False
     )

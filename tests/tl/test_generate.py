@@ -14,6 +14,9 @@ from scipy import sparse
 import vxpress as vx
 from vxpress.bridge.fits.find_fit import find_fit
 
+# so few cells are learned within a few epochs
+LEARNS_FAST = vx.tl.FitOptions(norm="batch", dropout=0.1, thinning=0.0, start="mean")
+
 
 def _dense(adata: ad.AnnData) -> np.ndarray:
     return np.asarray(adata.X.todense()) if sparse.issparse(adata.X) else np.asarray(adata.X)
@@ -119,7 +122,7 @@ def test_size_factors_come_from_cells_near_z(adata: ad.AnnData) -> None:
     rich = (adata.obs["group"] == adata.obs["group"].cat.categories[0]).to_numpy()
     del adata.obs["library_size"]
     adata.X = adata.X.multiply(np.where(rich, 10, 1)[:, None]).tocsr()
-    vx.tl.fit_vae(adata, n_latent=3, n_hidden=16, max_epochs=30, batch_size=32, denoised=False)
+    vx.tl.fit_vae(adata, n_latent=3, n_hidden=16, max_epochs=30, batch_size=32, options=LEARNS_FAST, denoised=False)
     near, far = (vx.tl.generate(adata, 1000, n_neighbors=k) for k in (10, None))
     center = adata.obsm["X_vae"][rich].mean(0) - adata.obsm["X_vae"][~rich].mean(0)
     found = [np.corrcoef(new.obsm["X_vae"] @ center, np.log(new.obs["vae_library"]))[0, 1] for new in (near, far)]
@@ -273,7 +276,8 @@ def test_a_label_without_cells_in_adata_is_named(labelled: ad.AnnData, warned: l
 
 
 def test_a_label_that_is_also_a_covariate_sets_both(adata: ad.AnnData) -> None:
-    vx.tl.fit_vae(adata, categorical_covariate_keys=["group"], n_latent=3, n_hidden=16, max_epochs=15, denoised=False)
+    settings = {"n_latent": 3, "n_hidden": 16, "max_epochs": 15, "options": LEARNS_FAST, "denoised": False}
+    vx.tl.fit_vae(adata, categorical_covariate_keys=["group"], **settings)
     vx.tl.fit_prior(adata, "mixture", condition_key="group", n_components=2)
     if "condition_key" not in adata.uns["vae"]["prior"]:
         pytest.fail("the prior was not kept, so that there is nothing to test")

@@ -86,7 +86,9 @@ def test_spherical_keeps_norms_between_those_of_the_ends(fitted: ad.AnnData) -> 
 
 def test_empty_space_is_flagged_and_named(warned: list[str]) -> None:
     adata = vx.datasets.simulate(400, 80, n_groups=2, library_mean=2000, de_fraction=0.6, de_log_fold_change=3.0, rng=0)
-    vx.tl.fit_vae(adata, n_latent=4, n_hidden=32, max_epochs=60, batch_size=64, denoised=False)
+    # without thinning, and with little dropout, so few cells are learned within these epochs
+    options = vx.tl.FitOptions(dropout=0.1, thinning=0.0)
+    vx.tl.fit_vae(adata, n_latent=4, n_hidden=32, max_epochs=60, batch_size=64, options=options, denoised=False)
     path = vx.tl.interpolate(adata, *_groups(adata), groupby="group", n_steps=11)
     empty = path.obs["empty"].to_numpy()
     assert empty[4:7].any()

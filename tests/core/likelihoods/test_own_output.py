@@ -207,6 +207,8 @@ def _build(name: str) -> VAE:
         "n_genes": INSIDE,
         "n_latent": 2,
         "n_hidden": 16,
+        "norm": "batch",
+        "dropout": 0.1,
         "likelihood": name,
         "n_categories": (2,),
     }

@@ -29,7 +29,7 @@ class Trained(NamedTuple):
 @cache
 def _train(make_cells: Callable[..., Cells]) -> Trained:
     cells = make_cells(300, 40)
-    model, rows = build(ModelConfig(40, n_latent=2, n_hidden=32, norm="layer"), 0), torch.arange(300)
+    model, rows = build(ModelConfig(40, n_latent=2, n_hidden=32, norm="layer", dropout=0.1), 0), torch.arange(300)
     model.start_from(cells, rows)
     train(model, cells, rows[:270], rows[270:], TrainConfig(60, batch_size=64), seed=0)
     return Trained(model, cells)

@@ -113,7 +113,7 @@ SCVI = {
 # settings that have no effect with these, or none on the model
 WITHOUT_EFFECT = {
     "n_embedding", "n_samples", "patience", "kl_cycles", "kl_capacity", "free_bits_form", "prior_components", "prior_options",
-    "decoder_options", "readout", "source",
+    "decoder_options", "readout", "source", "hidden_share",
 }  # fmt: skip
 
 

@@ -27,9 +27,10 @@ def _two_conditions() -> ad.AnnData:
     adata = adata[~((adata.obs["group"] == "group_2") & (adata.obs["batch"] == "batch_1"))].copy()
     adata.obs["condition"] = adata.obs["batch"].cat.rename_categories(["control", "treated"])
     adata.obs["dose"] = (adata.obs["condition"] == "treated").astype(float) * 10
-    vx.tl.fit_vae(
-        adata, categorical_covariate_keys=["condition"], n_latent=3, n_hidden=32, max_epochs=40, batch_size=64
-    )
+    # with which so few cells and genes are learned within a few epochs
+    options = vx.tl.FitOptions(norm="batch", dropout=0.1, thinning=0.0, start="mean")
+    settings = {"n_latent": 3, "n_hidden": 32, "max_epochs": 40, "batch_size": 64, "options": options}
+    vx.tl.fit_vae(adata, categorical_covariate_keys=["condition"], **settings)
     return adata
 
 

@@ -17,7 +17,7 @@ from vxpress.bridge.health import choice, cure
 from vxpress.core.training import Training
 
 STAGES: dict[str, tuple[Any, str]] = {
-    "encoding": (runner, "encode"),
+    "encoding": (runner, "encode_views"),
     "diagnosing": (fitting, "diagnose_trained"),
     "judging a cure": (cure, "log_likelihood"),
     "choosing": (choice, "log_likelihoods"),

@@ -112,7 +112,7 @@ def kl(
     >>> vx.tl.fit_vae(adata, max_epochs=5, denoised=False)
     >>> ax = vx.pl.kl(adata, show=False)
     >>> len(ax.patches)
-    10
+    20
     """
     check_switches(show=show, return_fig=return_fig)
     if over_training:

@@ -147,7 +147,7 @@ def diagnose(
     >>> vx.tl.diagnose(adata, n_cells=20)
     >>> found = adata.uns["vae"]["diagnostics"]
     >>> found["kl_per_dim"].shape, found["decoder_response"].shape
-    ((10,), (10,))
+    ((20,), (20,))
     >>> bool(found["inference_gap"] > 0)
     True
     """

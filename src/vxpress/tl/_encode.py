@@ -123,7 +123,7 @@ def encode(
     >>> vx.tl.fit_vae(reference, max_epochs=5)
     >>> vx.tl.encode(query, model=reference)
     >>> query.obsm["X_vae"].shape
-    (100, 10)
+    (100, 20)
 
     With half of the genes:
 

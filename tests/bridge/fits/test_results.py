@@ -41,6 +41,7 @@ def test_slots_follow_the_name_of_the_fit() -> None:
         "library": "mine_library",
         "loadings": "mine_loadings",
         "uns": "mine",
+        "view": "",
     }
 
 

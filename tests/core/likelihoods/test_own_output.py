@@ -359,6 +359,8 @@ def test_it_is_checked_by_its_own_draws(trained: Trained) -> None:
 def test_its_weights_have_the_stored_names() -> None:
     names = set(_build("log_normal").state_dict())
     built_in = set(
-        build(ModelConfig(INSIDE, n_latent=2, n_hidden=16, likelihood="gaussian", n_readout=2), 0).state_dict()
+        build(
+            ModelConfig(INSIDE, n_latent=2, n_hidden=16, norm="batch", likelihood="gaussian", n_readout=2), 0
+        ).state_dict()
     )
     assert names == built_in

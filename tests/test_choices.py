@@ -108,6 +108,7 @@ SCVI = {
     "keep_best": False,
     "refit_dispersion": False,
     "library_of_modelled_genes": True,
+    "screen_covariates": False,
     "epochs": "scvi-tools",
 }
 # settings that have no effect with these, or none on the model

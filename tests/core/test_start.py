@@ -94,7 +94,7 @@ def test_a_shift_of_a_batch_does_not_enter_the_components(x_ng) -> None:
     shifted = x_ng * np.where((batch[:, None] == 1) & (np.arange(30) < 15), 40, 1)
     log_x = torch.from_numpy(normalised(shifted).astype(np.float32))
     source = cells(shifted, batch)
-    centred = start._without_categories(log_x - log_x.mean(0), source.covariates)
+    centred = start._without_categories(log_x - log_x.mean(0), source.covariates.categorical_nk)
     for code in (0, 1):
         np.testing.assert_allclose(centred[batch == code].mean(0), 0.0, atol=1e-5)
     model = started(source)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from vxpress.core.bodies import MLP, Direct, MLPBody
-from vxpress.core.covariates import Covariates
 from vxpress.core.data import Source
 from vxpress.core.isolation import seeded
 from vxpress.core.model import VAE
@@ -34,11 +33,16 @@ SEED = 0
 
 @torch.no_grad()
 def start_at_components(model: VAE, source: Source, rows: Tensor) -> None:
-    """Start z at the principal components of the cells ``rows``, without the mean differences between categories."""
+    """Start z at the principal components of the cells ``rows``, without the mean differences between categories.
+
+    These are the categories of the covariates that the networks receive.
+    """
     rows = _some(rows, source.n_genes)
     batch = source.batch(rows)
     log_x_ng = batch.x_ng.float().log1p()
-    normalised_ng = _without_categories(_normalised(batch.x_ng.float()), batch.covariates)
+    received = [k for k, _ in model.config.received]
+    codes_nk = batch.covariates.categorical_nk[:, received]
+    normalised_ng = _without_categories(_normalised(batch.x_ng.float()), codes_nk)
     most = min(model.config.n_latent, model.config.n_hidden // 2, *(size - 1 for size in normalised_ng.shape))
     if most < 1:
         return
@@ -95,10 +99,10 @@ def _normalised(x_ng: Tensor) -> Tensor:
     return (x_ng * (library_n1.median() / library_n1)).log1p()
 
 
-def _without_categories(value_ng: Tensor, covariates: Covariates) -> Tensor:
+def _without_categories(value_ng: Tensor, codes_nk: Tensor) -> Tensor:
     """Subtract the mean, and then the mean of each category of each categorical covariate in turn."""
     value_ng = value_ng - value_ng.mean(0)
-    for code_n in covariates.categorical_nk.t():
+    for code_n in codes_nk.t():
         _, group_n = code_n.unique(return_inverse=True)
         sums = torch.zeros(int(group_n.max()) + 1, value_ng.shape[1], device=value_ng.device)
         sums.index_add_(0, group_n, value_ng)

@@ -104,8 +104,8 @@ def test_batches_of_one_cell_are_trained_on_but_left_out_of_averages(warned: lis
     batch = adata.obs["batch"].astype(str).to_numpy()
     batch[::30] = [f"lone{i}" for i in range(4)]
     adata.obs["batch"] = batch
-    settings = {"n_latent": 2, "n_hidden": 8, "max_epochs": 1}
-    vx.tl.fit_vae(adata, "batch", **settings)
+    options = vx.tl.FitOptions(screen_covariates=False)
+    vx.tl.fit_vae(adata, "batch", n_latent=2, n_hidden=8, max_epochs=1, options=options)
     said = " ".join(warned)
     assert "4 categories with fewer than 30 training cells: 'lone0' (1), 'lone1' (1)" in said
     assert "Averages over batches exclude these batches" in said

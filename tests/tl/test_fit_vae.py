@@ -266,6 +266,14 @@ def test_every_option_acts_and_is_recorded(
     vx.tl.encode(adata)
 
 
+def test_the_default_number_of_dimensions_fits_a_panel_of_few_genes(adata: ad.AnnData) -> None:
+    few = adata[:, :12].copy()
+    vx.tl.fit_vae(few, max_epochs=1, denoised=False)
+    assert few.obsm["X_vae"].shape == (few.n_obs, 12)
+    with pytest.raises(ValueError, match="n_latent=20 exceeds the 12 modelled"):
+        vx.tl.fit_vae(few, n_latent=20, max_epochs=1, denoised=False, key_added="wide")
+
+
 @pytest.mark.parametrize("keep_best", [True, False])
 def test_the_best_epoch_is_kept_or_the_last(adata: ad.AnnData, keep_best: bool) -> None:
     # at this rate the objective does not rise in every epoch

@@ -72,7 +72,7 @@ class NetworkOptions(Generic[U]):
         cell and step, the share is drawn uniformly between 0 and this number, and each molecule is left out with that
         probability. The likelihood still scores all of them, and everything but training uses all of them, so the
         encoder learns to place shallow cells where deep ones of the same kind are. 0.9 by default; 0, no thinning, with
-        the presets.""",
+        ``preset="scvi"`` and ``"likelihood"``.""",
         low=0.0,
         high=1.0,
         since="0.2.0",

@@ -5,6 +5,8 @@ How it is fitted and read depends on the output of the likelihood, see :mod:`vxp
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,12 +25,21 @@ def fit_readout(
     validation_rows: Tensor,
     *,
     seed: int,
+    drawn: Point | None = None,
 ) -> None:
-    """Fit ``model.decoder.readout`` in place on a point of all cells, their posterior means; the rest of the model does not change."""
+    """Fit ``model.decoder.readout`` in place on a point of all cells, their posterior means; the rest of the model does not change.
 
-    @torch.no_grad()
-    def features(batch: Batch) -> Tensor:
-        return model.features({name: value[batch.rows] for name, value in point.items()}, batch.covariates)
+    With ``drawn``, a draw from their posteriors, a fit by steps is judged there: expression is averaged over draws, which differ
+    more from each other than means do along empty dimensions.
+    """
 
-    data = ToReadOut(cells, outside, features, train_rows, validation_rows, seed)
+    def features_at(at: Point) -> Callable[[Batch], Tensor]:
+        @torch.no_grad()
+        def features(batch: Batch) -> Tensor:
+            return model.features({name: value[batch.rows] for name, value in at.items()}, batch.covariates)
+
+        return features
+
+    judged = features_at(point if drawn is None else drawn)
+    data = ToReadOut(cells, outside, features_at(point), judged, train_rows, validation_rows, seed)
     model.decoder.output.fit_readout(model.layers, data)

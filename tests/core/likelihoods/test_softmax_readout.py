@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 from vxpress.core import rule
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Cells, Counts
+from vxpress.core.data import Batch, Cells, Counts
 from vxpress.core.likelihoods import softmax_readout as readout
+from vxpress.core.likelihoods.output import ToReadOut
 
 
 def _problem(n: int, g: int, h: int) -> tuple[torch.nn.Linear, torch.Tensor, Cells, torch.Tensor]:
@@ -55,3 +56,34 @@ def test_there_are_as_many_minibatches_as_steps(n: int) -> None:
     assert max(map(len, batches)) <= readout.BATCH
     per_pass = -(-n // readout.BATCH)
     assert torch.equal(torch.cat(batches[:per_pass]).sort().values, rows)
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_readout_is_kept_only_if_it_is_better_at_draws_from_the_posteriors(holds: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    n, g, rows = 200, 12, torch.arange(200)
+    mean_nf = torch.randn(n, 2, generator=generator)
+    # along an empty dimension, draws say nothing about the cell
+    drawn_nf = mean_nf if holds else 3.0 * torch.randn(n, 2, generator=generator)
+    logits_ng = torch.linspace(0.0, 2.0, g) + mean_nf @ torch.randn(2, g, generator=generator)
+    x_ng = torch.poisson(50.0 * torch.softmax(logits_ng, -1), generator=generator)
+    nothing = Covariates(torch.zeros(n, 0, dtype=torch.int64), torch.zeros(n, 0))
+    cells = Cells(Counts.from_scipy(sparse.csr_matrix(x_ng.numpy())), torch.zeros(n, 1), nothing)
+    layer, sums_g = torch.nn.Linear(2, g), x_ng[:160].sum(0)
+
+    def at_means(batch: Batch) -> torch.Tensor:
+        return mean_nf[batch.rows]
+
+    def at_draws(batch: Batch) -> torch.Tensor:
+        return drawn_nf[batch.rows]
+
+    readout.fit_softmax(layer, ToReadOut(cells, cells, at_means, at_draws, rows[:160], rows[160:], seed=0), sums_g)
+    if holds:
+        slope = torch.linalg.lstsq(mean_nf - mean_nf.mean(0), logits_ng - logits_ng.mean(0)).solution
+        slope = slope - slope.mean(1, keepdim=True)
+        found = layer.weight.detach().t()
+        found = found - found.mean(1, keepdim=True)
+        assert float(F.cosine_similarity(found.flatten(), slope.flatten(), dim=0)) > 0.9
+    else:
+        assert not layer.weight.any()
+        torch.testing.assert_close(layer.bias.softmax(0), (sums_g + 0.5) / (sums_g + 0.5).sum())

@@ -11,6 +11,7 @@ import torch
 from scanpy import logging as logg
 
 from vxpress.bridge.read.prepare import Prepared
+from vxpress.core.blocks import Point, Posterior
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.data import Counts, place
 from vxpress.core.extension.trial import try_classes, try_source
@@ -118,12 +119,16 @@ class Runner:
             return
         assert prepared.counts.outside is not None  # noqa: S101 - there are genes to read out
         outside = replace(prepared.cells, counts=Counts.from_scipy(prepared.counts.outside))
-        means, cells = fitted.encoded.posterior(model).mean(), self.cells
+        noise, cells = Noise(self.readout_seed), self.cells
+        mean, drawn = _mean_and_draw(fitted.encoded.posterior(model), noise)
         if fitted.kept is not None:
             # for either view, so half of the cells are read as in each
-            kept_n = Noise(self.readout_seed).choose(len(prepared.cells), 0.5)
-            kept_means = fitted.kept.posterior(model).mean()
-            means = {name: torch.where(kept_n[:, None], kept_means[name], value) for name, value in means.items()}
+            kept_n = noise.choose(len(prepared.cells), 0.5)
+            kept = _mean_and_draw(fitted.kept.posterior(model), noise)
+            mean, drawn = (
+                {name: torch.where(kept_n[:, None], of_kept[name], value) for name, value in removed.items()}
+                for removed, of_kept in zip((mean, drawn), kept, strict=True)
+            )
             covariates = model.conditioner.hide(prepared.cells.covariates, kept_n)
             outside = outside.with_covariates(covariates)
             cells = cells.with_covariates(covariates.to(self.device))
@@ -132,8 +137,17 @@ class Runner:
             model,
             cells,
             place(outside, self.device, self.source),
-            {name: value.to(self.device) for name, value in means.items()},
+            _to(mean, self.device),
             self.train_rows,
             self.validation_rows,
             seed=self.readout_seed,
+            drawn=_to(drawn, self.device),
         )
+
+
+def _mean_and_draw(posterior: Posterior, noise: Noise) -> tuple[Point, Point]:
+    return posterior.mean(), posterior.draw(noise.normal_like)
+
+
+def _to(point: Point, device: torch.device) -> Point:
+    return {name: value.to(device) for name, value in point.items()}

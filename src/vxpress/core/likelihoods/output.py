@@ -28,12 +28,14 @@ class ToReadOut:
     """Data from which the readout of genes outside the model is fitted.
 
     ``cells`` holds the counts of the modelled genes, ``outside`` those of the others, of the same cells. ``features``
-    returns what the frozen decoder passes to its output layers at the posterior means of a batch, (n, features).
+    returns what the frozen decoder passes to its output layers at the posterior means of a batch, (n, features),
+    and ``judged_features`` at draws from the posteriors.
     """
 
     cells: Source
     outside: Source
     features: Callable[[Batch], Tensor]
+    judged_features: Callable[[Batch], Tensor]
     train_rows: Tensor
     validation_rows: Tensor
     seed: int

@@ -54,7 +54,7 @@ def fit_softmax(readout: torch.nn.Linear, data: ToReadOut, sums_g: Tensor) -> No
         schedule.step()
 
     def judge() -> float:
-        return _mean_loss(readout, data.features, outside, judged)
+        return _mean_loss(readout, data.judged_features, outside, judged)
 
     kept = keep_best(
         steps(_batches(train_rows, n_steps, order), "reading out genes outside the model", n_steps),

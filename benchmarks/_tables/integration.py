@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from _paired import MARGIN, Difference, differences, of_values, paired
+from _paired import MARGIN, Difference, averaged, paired
 from _versions import RESULTS, VERSIONS
 
 from _tables.registry import Row, mean, number, ranged, results, table
@@ -104,20 +104,14 @@ def less(name: str, ours: str, other: str, metric: str) -> Difference | None:
 
 def average(names: Sequence[str], ours: str, other: str, metric: str) -> Difference | None:
     """Return the mean over sets of the differences, with an interval over the seeds that all sets have."""
-    each: list[dict[int, float]] = []
+    pairs, metrics = [], []
     for name in names:
         a, b = method(name, ours), method(name, other)
         if a is not None and b is not None:
-            here = "scib Bio conservation" if metric == "scib Total" and "scib Total" not in a["scores"] else metric
-            found = differences(a, b, here)
-            if found:
-                each.append(found)
-    if not each:
-        return None
-    seeds = set.intersection(*(set(found) for found in each))
-    if not seeds:
-        return None
-    return of_values([mean(found[seed] for found in each) for seed in sorted(seeds)])
+            pairs.append((a, b))
+            no_total = metric == "scib Total" and "scib Total" not in a["scores"]
+            metrics.append("scib Bio conservation" if no_total else metric)
+    return averaged(pairs, metrics)
 
 
 def cell(found: float | None, digits: int = 3) -> str:

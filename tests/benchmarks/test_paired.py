@@ -27,20 +27,45 @@ def _method(seeds, values, *, deterministic=False):
 
 
 def test_seeds_are_matched_by_number(paired):
-    ours, other = _method([0, 1, 2], [0.5, 0.6, 0.7]), _method([2, 1], [0.6, 0.4])
-    assert paired.differences(ours, other, "purity") == pytest.approx({1: 0.2, 2: 0.1})
+    found = paired.paired(_method([0, 1], [0.5, 0.7]), _method([1, 0], [0.6, 0.4]), "purity")
+    # both differences are 0.1, so the interval has no width
+    assert found.value == pytest.approx(0.1)
+    assert found.half == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_score_that_was_not_computed_is_left_out(paired):
     ours, other = _method([0, 1], [0.5, None]), _method([0, 1], [0.4, 0.4])
-    assert paired.differences(ours, other, "purity") == pytest.approx({0: 0.1})
+    assert paired.by_seed(ours, "purity") == {0: 0.5}
+    assert paired.paired(ours, other, "purity").value == pytest.approx(0.1)
     assert paired.paired(ours, other, "ARI best") is None
 
 
 def test_one_value_is_paired_with_every_seed_only_without_randomness(paired):
     ours = _method([0, 1], [0.5, 0.7])
-    assert len(paired.differences(ours, _method([0], [0.4], deterministic=True), "purity")) == 2
-    assert len(paired.differences(ours, _method([0], [0.4]), "purity")) == 1
+    assert paired.paired(ours, _method([0], [0.4], deterministic=True), "purity").value == pytest.approx(0.2)
+    single = paired.paired(ours, _method([0], [0.4]), "purity")
+    assert single.value == pytest.approx(0.1)
+    assert single.n == 1
+
+
+def test_fewer_seeds_of_the_other_method_give_the_interval_of_two_samples(paired):
+    from scipy import stats
+
+    a, b = [0.5, 0.7, 0.6, 0.65], [0.4, 0.5]
+    found = paired.paired(_method([0, 1, 2, 3], a), _method([0, 1], b), "purity")
+    expected = stats.ttest_ind(a, b).confidence_interval(0.95)
+    assert found.low == pytest.approx(expected.low)
+    assert found.value + found.half == pytest.approx(expected.high)
+
+
+def test_the_mean_over_data_sets_uses_seeds_that_all_have(paired):
+    pairs = [
+        (_method([0, 1], [0.5, 0.7]), _method([0], [0.4], deterministic=True)),
+        (_method([0, 1, 2], [0.1, 0.3, 9.0]), _method([0], [0.0], deterministic=True)),
+    ]
+    found = paired.averaged(pairs, ["purity", "purity"])
+    assert found.value == pytest.approx(0.2)
+    assert found.n == 2
 
 
 def test_the_interval_is_that_of_students_t(paired):

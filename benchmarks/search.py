@@ -31,10 +31,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "none": {},
     "20 dimensions": {"n_latent": 20},
     "dropout 0.3": {"options": {"dropout": 0.3}},
-    "layer norm": {"options": {"norm": "layer", "norm_eps": 1e-5}},
+    "layer norm": {"options": {"norm": "layer"}},
     "covariates at the output": {"options": {"condition_output": True}},
     "layer norm, covariates at the output": {
-        "options": {"norm": "layer", "norm_eps": 1e-5, "condition_output": True},
+        "options": {"norm": "layer", "condition_output": True},
     },
     "64 hidden units": {"n_hidden": 64},
     "weight decay 0.3": {"options": {"weight_decay": 0.3}},

@@ -154,7 +154,6 @@ def collect(name: str, methods: list[str], args: argparse.Namespace) -> dict[str
         out["methods"][method] = {
             "seeds": list(found),
             "deterministic": method in DETERMINISTIC,
-            "commits": sorted({each["commit"] for each in found.values()} - {""}),
             "scores": {metric: [rounded(each["scores"].get(metric)) for each in found.values()] for metric in metrics},
             "stability": {
                 metric: [rounded(value) for value in values]

@@ -16,8 +16,6 @@ from vxpress.core.settings import resolve
 # uses this exceeds
 RELEASE_0_1: dict[str, Any] = {
     "n_latent": 10,
-    # the number for up to 1,843 cells; the data sets of the benchmarks have 2,000 or fewer
-    "max_epochs": 100,
     "n_hidden": 128,
     "n_layers": 1,
     "likelihood": "nb",
@@ -35,9 +33,6 @@ RELEASE_0_1: dict[str, Any] = {
         "covariate_code": "one-hot",
         "weight_decay": 1e-4,
         "refit_dispersion": True,
-        "thinning": 0.0,
-        "start": "mean",
-        "screen_covariates": False,
     },
 }
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -55,7 +50,7 @@ def available() -> dict[str, dict[str, Any]]:
 
 
 def arguments(*given: Mapping[str, Any]) -> dict[str, Any]:
-    """Combine settings, later ones first, into arguments of ``fit_vae``."""
+    """Combine settings, later ones replacing earlier ones, into arguments of ``fit_vae``."""
     options = {key: value for each in given for key, value in each.get("options", {}).items()}
     together = {key: value for each in given for key, value in each.items() if key != "options"}
     return together | ({"options": vx.tl.FitOptions(**options)} if options else {})

@@ -24,7 +24,6 @@ OLD = {
     "warm-up 0.1": "warm-up as in 0.1",
     "256 cells a step": "512 cells a step",
     "rate 0.01": "rate 0.02",
-    "preset likelihood": "defaults",
     "dispersions as trained": "dispersions refitted",
     "zinb": "negative binomial",
 }

@@ -102,6 +102,23 @@ def test_a_shift_of_a_batch_does_not_enter_the_components(x_ng) -> None:
     np.testing.assert_allclose(model.encoder.first.weight[:4, :30].detach(), loading / sd[:, None], atol=1e-4)
 
 
+def test_the_effect_of_an_optional_covariate_enters_the_components(x_ng) -> None:
+    group = np.arange(len(x_ng)) % 2
+    shifted = x_ng * np.where((group[:, None] == 1) & (np.arange(30) < 15), 40, 1)
+    source = cells(shifted, group)
+    always, optional = started(source), started(source, optional=(0,))
+    with torch.no_grad():
+        gap = [
+            np.abs(z[group == 1].mean(0) - z[group == 0].mean(0)).max()
+            for z in (
+                log_x @ model.encoder.first.weight[:4, :30].numpy().T
+                for log_x, model in ((np.log1p(shifted), always), (np.log1p(shifted), optional))
+            )
+        ]
+    assert gap[1] > 1.0
+    assert gap[1] > 2 * gap[0]
+
+
 @pytest.mark.parametrize("shape", [(2, 2), (3, 50), (50, 3), (2, 30)])
 def test_few_cells_or_genes_leave_finite_weights(shape) -> None:
     x = np.random.default_rng(0).poisson(2.0, shape)

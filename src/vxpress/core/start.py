@@ -35,13 +35,14 @@ SEED = 0
 def start_at_components(model: VAE, source: Source, rows: Tensor) -> None:
     """Start z at the principal components of the cells ``rows``, without the mean differences between categories.
 
-    These are the categories of the covariates that the networks receive.
+    These are the categories of the covariates that the networks always receive: z keeps the effects of optional ones where
+    their categories are hidden.
     """
     rows = _some(rows, source.n_genes)
     batch = source.batch(rows)
     log_x_ng = batch.x_ng.float().log1p()
-    received = [k for k, _ in model.config.received]
-    codes_nk = batch.covariates.categorical_nk[:, received]
+    always = [k for k, _ in model.config.received if k not in model.config.optional]
+    codes_nk = batch.covariates.categorical_nk[:, always]
     normalised_ng = _without_categories(_normalised(batch.x_ng.float()), codes_nk)
     most = min(model.config.n_latent, model.config.n_hidden // 2, *(size - 1 for size in normalised_ng.shape))
     if most < 1:

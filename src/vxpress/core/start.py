@@ -13,8 +13,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from vxpress.core.blocks import Z
 from vxpress.core.bodies import MLP, Direct, MLPBody
-from vxpress.core.data import Source
+from vxpress.core.data import Batch, Source
 from vxpress.core.isolation import seeded
 from vxpress.core.model import VAE
 
@@ -54,6 +55,7 @@ def start_at_components(model: VAE, source: Source, rows: Tensor) -> None:
         return
     loading_dg, sd_d = loading_dg[:n_components], sd_d[:n_components]
     _start_encoder(model, loading_dg / sd_d[:, None], log_x_ng.mean(0))
+    _start_shift(model, batch)
     _start_decoder(model, STRENGTH * loading_dg * sd_d[:, None])
 
 
@@ -122,6 +124,18 @@ def _start_encoder(model: VAE, scaled_dg: Tensor, mean_g: Tensor) -> None:
     encoder.mean.weight[:d] = 0.0
     encoder.mean.bias[:d] = 0.0
     encoder.mean.weight[:d, : 2 * d] = _differences(d, scaled_dg)
+
+
+def _start_shift(model: VAE, batch: Batch) -> None:
+    """With optional covariates shown, take the mean differences between their categories out of z."""
+    encoder = model.encoder
+    if encoder.shift is None:
+        return
+    hidden = model.posterior(batch.with_covariates(model.conditioner.hide(batch.covariates)))[Z].loc
+    s_nc = model.encoder_condition(batch.covariates)
+    assert s_nc is not None  # noqa: S101 - there are optional covariates
+    centred_nc = s_nc - s_nc.mean(0)
+    encoder.shift.copy_(-(torch.linalg.pinv(centred_nc) @ (hidden - hidden.mean(0))).t())
 
 
 def _start_decoder(model: VAE, scaled_dg: Tensor) -> None:

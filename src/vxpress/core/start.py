@@ -128,14 +128,16 @@ def _start_encoder(model: VAE, scaled_dg: Tensor, mean_g: Tensor) -> None:
 
 def _start_shift(model: VAE, batch: Batch) -> None:
     """With optional covariates shown, take the mean differences between their categories out of z."""
-    encoder = model.encoder
-    if encoder.shift is None:
-        return
-    hidden = model.posterior(batch.with_covariates(model.conditioner.hide(batch.covariates)))[Z].loc
+    shift, training = model.encoder.shift, model.training
     s_nc = model.encoder_condition(batch.covariates)
-    assert s_nc is not None  # noqa: S101 - there are optional covariates
-    centred_nc = s_nc - s_nc.mean(0)
-    encoder.shift.copy_(-(torch.linalg.pinv(centred_nc) @ (hidden - hidden.mean(0))).t())
+    if shift is None or s_nc is None:
+        return
+    # batch norm would count these cells as a minibatch of the training
+    model.eval()
+    z_nd = model.posterior(batch)[Z].loc
+    model.train(training)
+    by_category = torch.linalg.pinv(s_nc - s_nc.mean(0)) @ (z_nd - z_nd.mean(0))
+    shift.copy_(-by_category.t())
 
 
 def _start_decoder(model: VAE, scaled_dg: Tensor) -> None:

@@ -183,6 +183,11 @@ def test_when_a_covariate_is_said_to_be_worth_nothing(warned, columns, n_steps, 
         assert warned[0].endswith("Leave it out: vx.tl.fit_vae(adata).")
 
 
+def test_a_covariate_that_the_model_does_not_receive_is_said_to_be_left_out_already(warned):
+    warn_of_covariates(a_record(worth=[0.0], low=[0.0], high=[0.0]), "batch", n_steps=500)
+    assert "the model was fitted without it. Leave it out: vx.tl.fit_vae(adata)." in " ".join(warned)
+
+
 def test_the_call_without_a_worthless_covariate_keeps_the_others(warned):
     columns = {name: values * 3 for name, values in PLAIN.items()} | {"name": ["batch", "lane", "day"]}
     warn_of_covariates(a_record(**columns | {"p": [0.01, 0.4, 0.01]}), "batch", n_steps=1000)

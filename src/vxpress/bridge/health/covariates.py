@@ -104,10 +104,14 @@ def warn_of_covariates(diagnosis: Mapping[str, Any], batch_key: str | None, *, n
     for name, worth, low, high, p, n in zip(*columns, strict=True):
         if name not in redundant and n >= MIN_COMPARED and p >= NO_WORTH and low <= 0 <= high:
             where = "batch_key" if name == batch_key else "categorical_covariate_keys"
-            logg.warning(
-                f"{where}={str(name)!r} explains nothing in held-out cells: {worth:+.2f} nats per cell ({low:+.2f} to {high:+.2f}), "
-                f"p = {p:.2g}. Leave it out: {_call([str(other) for other in record['name'] if other != name], batch_key)}."
+            # exactly 0 in every cell: the model does not receive it
+            found = (
+                "explains nothing: its categories differ no more than random groups of cells, and the model was fitted without it"
+                if low == high == 0
+                else f"explains nothing in held-out cells: {worth:+.2f} nats per cell ({low:+.2f} to {high:+.2f}), p = {p:.2g}"
             )
+            others = [str(other) for other in record["name"] if other != name]
+            logg.warning(f"{where}={str(name)!r} {found}. Leave it out: {_call(others, batch_key)}.")
 
 
 def _call(names: Sequence[str], batch_key: str | None) -> str:

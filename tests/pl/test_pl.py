@@ -315,15 +315,15 @@ def test_posterior_chooses_cells_across_the_dimension(used):
     assert means[-1] - means[0] > used.obsm["X_vae"][:, kl_of(used).mean(0).argmax()].std()
 
 
-def test_posterior_titles_show_whether_dimensions_collapsed(used, collapsed):
+def test_posterior_titles_show_whether_dimensions_are_empty(used, collapsed):
     high, low = (ax.get_title() for ax in pl.posterior(used, show=False))
     assert "most used" in high
-    assert "none collapsed" in low
+    assert "none empty" in low
     assert all("collapsed, like all" in ax.get_title() for ax in pl.posterior(collapsed, show=False))
     used.uns["vae"]["diagnostics"]["active"] = kl_of(used).mean(0) > kl_of(used).mean(0).min()
     high, low = (ax.get_title() for ax in pl.posterior(used, show=False))
     assert "most used" in high
-    assert "\ncollapsed: posterior sd" in low
+    assert "\nempty: posterior sd" in low
 
 
 def test_posterior_of_one_dimension_is_one_panel(used):

@@ -52,7 +52,8 @@ def posterior(
     """Draw posteriors of a few cells and of all cells with the prior, in the most and the least used dimension.
 
     In a used dimension each cell has its own narrow posterior, and only their mixture over all cells resembles the
-    prior. In a collapsed dimension every posterior equals the prior. The title of each panel says which case it shows.
+    prior. In an empty dimension every posterior equals the prior; this is harmless unless all are empty. The title of
+    each panel says which case it shows.
 
     Parameters
     ----------
@@ -136,9 +137,9 @@ def posterior(
 def _comment(active: np.ndarray, i: int, sd: float, prior_sd: float, *, highest: bool) -> str:
     """Describe what this panel shows, for any fit; ``sd`` is that of a typical posterior."""
     if active[i]:
-        kind = "most used" if highest else "least used, none collapsed" if active.all() else "least used, not collapsed"
+        kind = "most used" if highest else "least used, none empty" if active.all() else "least used, not empty"
     else:
-        kind = "collapsed" if active.any() else "collapsed, like all"
+        kind = "empty" if active.any() else "collapsed, like all"
     return f"{kind}: posterior sd {sd:.2f}, prior {prior_sd:.2g}"
 
 

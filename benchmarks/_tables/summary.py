@@ -10,7 +10,7 @@ from typing import Any
 
 from _versions import CHANGES, oldest, since
 
-from _tables import integration, stability
+from _tables import dial, integration, stability
 from _tables.latent import COLLAPSE
 from _tables.questions import outlier_rows
 from _tables.registry import REPORTED, TABLES, Row, line, mean, one, pick, ranged, results
@@ -99,6 +99,7 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             "parity",
         ),
         *((*row, "integration", table) for row, table in integration.summary()),
+        *((question, result, many(met), "dial", "dial") for question, result, met in dial.summary()),
         (
             "Neighbours that fits from two seeds share, `n_fits=3` compared with one fit",
             f"{ranged(min(shared), max(shared), 3, sign=True)}; ARI of their clusters {ranged(min(same), max(same))}",

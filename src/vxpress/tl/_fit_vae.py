@@ -79,7 +79,9 @@ def fit_vae(
     adata
         Annotated data with raw counts, n_obs x n_vars: whole numbers up to 2^24, dense or sparse, in memory or backed.
     batch_key
-        Column of ``obs`` with the batches to correct for. Categories may be numbers.
+        Column of ``obs`` with the batches to correct for. Categories may be numbers. If they differ no more than random
+        groups of cells, the column is left out of the model and changes nothing; see ``screen_covariates`` in
+        :class:`FitOptions`. The same holds for ``categorical_covariate_keys``.
     layer
         Layer with the counts; ``None`` reads ``adata.X``.
     mask_var

@@ -13,7 +13,7 @@ from _versions import CHANGES, oldest, since
 from _tables import dial, integration, null_batches, stability
 from _tables.latent import COLLAPSE
 from _tables.questions import outlier_rows
-from _tables.registry import REPORTED, TABLES, Row, line, mean, number, one, pick, ranged, results
+from _tables.registry import REPORTED, TABLES, Row, line, mean, one, pick, ranged, results
 
 FIGURE = "benchmarks.png"
 
@@ -80,7 +80,6 @@ def lines() -> list[tuple[str, str, str, str, str]]:
         found = pick(outlier_rows(name, "odd"), kind="left-out type")
         ratio.append((1 - mean(row["auroc"] for row in found)) / (1 - mean(row["auroc_plain"] for row in found)))
     diffusion = losses()["diffusion"]
-    random, seeds_apart = null_batches.worst()
     seeds = stability.sets().values()
     shared = [found["gain"]["default"]["shared"]["value"] for found in seeds]
     same = [mean(found["methods"]["default, 3"]["clusters"]) for found in seeds]
@@ -110,8 +109,7 @@ def lines() -> list[tuple[str, str, str, str, str]]:
         ),
         (
             "Fits with random batches, compared with those without",
-            f"{number(random, 3)} or more of the neighbours shared, two seeds {number(seeds_apart, 3)}; "
-            f"true batches {'kept' if null_batches.mixing_kept() else 'kept, but the weakest'}",
+            null_batches.summary(),
             many([*null_batches.within(), null_batches.mixing_kept()]),
             "null_batches",
             "null-batches",

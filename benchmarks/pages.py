@@ -15,7 +15,19 @@ import sys
 from pathlib import Path
 
 # each registers its tables
-from _tables import dial, fits, integration, latent, null_batches, questions, searches, shallow, speed, stability, summary  # noqa: F401
+from _tables import (  # noqa: F401
+    dial,
+    fits,
+    integration,
+    latent,
+    null_batches,
+    questions,
+    searches,
+    shallow,
+    speed,
+    stability,
+    summary,
+)
 from _tables.registry import TABLES
 
 DOCS = Path(__file__).parent.parent / "docs"

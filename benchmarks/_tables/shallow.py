@@ -1,4 +1,4 @@
-"""Shallow cells."""
+"""Shallow cells, and data sets of few cells."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ SCORES = {
     "iwae": ("IWAE, nats per test cell", 1),
 }
 OTHERS = {"PCA": "PCA", "scvi": "scvi-tools", "joint embedding": "scvi-tools, joint embedding"}
+FEW = (
+    "pbmc68k_reduced",
+    "pancreas",
+    "rnamix",
+    "pbmc3k, 300",
+    "pbmc3k, 1,000",
+    "pbmc_3studies, 300",
+    "pbmc_3studies, 1,000",
+)
 
 
 def difference(ours: dict[str, Any], other: dict[str, Any], metric: str, digits: int) -> str:
@@ -45,4 +54,28 @@ def shallow() -> list[Row]:
             thinned, without, *others = ["" if v is None else number(mean(v), digits) for v in values]
             gain = difference(methods["thinning"], methods["no thinning"], metric, digits)
             rows.append([name, words, thinned, without, gain, *others])
+    return rows
+
+
+@table(
+    "few_cells",
+    *(("few_cells", name) for name in FEW),
+    command="python benchmarks/few_cells.py",
+    kinds=["likelihood", "latent"],
+)
+def few_cells() -> list[Row]:
+    """Few cells: the defaults, and their differences from other methods."""
+    rows: list[Row] = [
+        ["data set", "score", "defaults", "less PCA", "less Harmony", "less the defaults of 0.1.0"],
+    ]
+    for name in FEW:
+        methods = results("few_cells")[name]
+        for metric, digits in (("purity", 3), ("ARI best", 3), ("elbo", 1), ("iwae", 1)):
+            ours = methods["defaults"]
+            others = [
+                difference(ours, methods[key], metric, digits) if key in methods else ""
+                for key in ("PCA", "Harmony", "0.1")
+            ]
+            shown = {"purity": "purity", "ARI best": "ARI, best resolution", "elbo": "ELBO", "iwae": "IWAE"}[metric]
+            rows.append([name, shown, number(mean(ours["scores"][metric]), digits), *others])
     return rows

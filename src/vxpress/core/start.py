@@ -21,11 +21,11 @@ from vxpress.core.model import VAE
 
 # most cells, and most values of a dense matrix, from which the components are computed
 MAX_CELLS, MAX_VALUES = 5_000, 40_000_000
-# log shares start at this part of what the components explain: a decoder that starts at all of it learns no faster
+# log shares start at this part of what the components explain; other values were not compared
 STRENGTH = 0.5
 # dimensions that start at random differ between seeds if the data need them; more components than needed keep noise
 LEAST = 5
-# the first component of noise alone exceeds that of other noise by less than this
+# by how much a component has to exceed the first one of noise
 MARGIN = 1.05
 # further directions and iterations of the randomised decomposition (Halko et al. 2011)
 OVERSAMPLING, ITERATIONS = 10, 4

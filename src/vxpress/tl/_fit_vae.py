@@ -162,9 +162,8 @@ def fit_vae(
     preset
         ``"scvi"`` reproduces the defaults of scvi-tools for comparison (its KL weight rises over 400 epochs and may end
         below 1). ``"likelihood"`` also passes the covariates to the decoder's output, does not thin the encoder's
-        input and starts from random encoder weights. ``"integration"`` also passes the covariates to the encoder and
-        sets ``beta=2``: batches mix a little better and clusters are coarser, and new batches are mapped more accurately
-        (``encode(fine_tune=True)``).
+        input and starts from random encoder weights. ``"integration"`` also passes the covariates to the encoder and sets
+        ``beta=2``: batches mix better. New batches can then move in the latent space (``encode(fine_tune=True)``).
     options
         Further settings, see :class:`FitOptions`.
     cure

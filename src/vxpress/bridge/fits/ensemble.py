@@ -36,8 +36,8 @@ def fit_stage(number: int, n_fits: int) -> Iterator[None]:
 def further_fits(runner: Runner, first: Fitted, n_fits: int) -> list[Fitted]:
     """Fit ``n_fits`` - 1 further models with the settings of ``first``, one after the other, and move them to the CPU.
 
-    They have no readout, which only decodes, and the dispersions of ``first``, which were refitted. An interrupt ends the fitting, and a model that cannot be trained is left out:
-    the models that are done are kept, with a warning.
+    They have no readout, which only decodes, and the dispersions of ``first``, which were refitted. An interrupt ends the
+    fitting, and a model that cannot be trained is left out: the models that are done are kept, with a warning.
     """
     if first.outcome.interrupted:
         return []

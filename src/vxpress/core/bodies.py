@@ -30,6 +30,12 @@ def join(*parts: Tensor | None) -> Tensor:
     return there[0] if len(there) == 1 else torch.cat(there, dim=-1)
 
 
+def differences(d: int, like: Tensor) -> Tensor:
+    """Return the map from the units relu(u), relu(-u) to u, (d, 2d)."""
+    eye = torch.eye(d, dtype=like.dtype, device=like.device)
+    return torch.cat((eye, -eye), dim=1)
+
+
 class Body(nn.Module):
     """Base class of the bodies of decoders; every body is built as ``Body(config, n_condition)``.
 
@@ -48,6 +54,13 @@ class Body(nn.Module):
     def conditioned(self) -> Iterator[str]:
         """Yield the names of the weights whose last columns belong to the condition vector."""
         yield from ()
+
+    def start_linear(self, d: int) -> Tensor | None:
+        """Make some features linear in the first ``d`` dimensions of z, up to norms, for a start at components.
+
+        Returns the map from the first features to these dimensions, (d, features), or None if the body has no such start.
+        """
+        return None
 
     def forward(self, z_nd: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Tensor:
         """Return the features of each cell, (n, features)."""
@@ -80,6 +93,13 @@ class MLP(nn.Module):
         h = self.after_first(self.linears[0](join(x, s_nc)), s_nc, noise, x if self.skip else None)
         return join(h, x) if self.skip else h
 
+    def pass_on(self, d: int) -> None:
+        """Let the first 2d units of every layer after the first be those of the layer before."""
+        for linear in cast("list[nn.Linear]", list(self.linears)[1:]):
+            linear.weight[: 2 * d] = 0.0
+            linear.bias[: 2 * d] = 0.0
+            linear.weight[: 2 * d, : 2 * d] = torch.eye(2 * d, device=linear.weight.device)
+
     def after_first(self, x: Tensor, s_nc: Tensor | None, noise: Noise | None, again: Tensor | None = None) -> Tensor:
         """Apply the remaining layers to the output of the first linear layer."""
         for i, norm in enumerate(self.norms):
@@ -97,6 +117,15 @@ class MLPBody(MLP, Body):
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
         super().__init__(config.n_latent, n_condition, config, dropout=0.0, skip=self.with_skips)
 
+    def start_linear(self, d: int) -> Tensor:
+        first = cast("nn.Linear", self.linears[0])
+        first.weight[: 2 * d] = 0.0
+        first.bias[: 2 * d] = 0.0
+        read = differences(d, first.weight)
+        first.weight[: 2 * d, :d] = read.t()
+        self.pass_on(d)
+        return read
+
 
 class Skip(MLPBody):
     """Hidden layers that all receive z as well, as do the output layers (Dieng et al. 2019)."""
@@ -113,6 +142,9 @@ class Direct(Body):
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
         super().__init__()
         self.n_features = config.n_latent
+
+    def start_linear(self, d: int) -> Tensor:
+        return torch.eye(d)
 
     def forward(self, z_nd: Tensor, s_nc: Tensor | None, noise: Noise | None) -> Tensor:
         return z_nd

@@ -8,13 +8,11 @@ same way. All other weights stay random.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vxpress.core.blocks import Z
-from vxpress.core.bodies import MLP, Direct, MLPBody
+from vxpress.core.bodies import differences
 from vxpress.core.data import Batch, Source
 from vxpress.core.isolation import seeded
 from vxpress.core.model import VAE
@@ -120,10 +118,10 @@ def _start_encoder(model: VAE, scaled_dg: Tensor, mean_g: Tensor) -> None:
     both_pg = torch.cat((scaled_dg, -scaled_dg))
     encoder.first.weight[: 2 * d, :g] = both_pg
     encoder.first.bias[: 2 * d] = -both_pg @ mean_g
-    _pass_on(encoder.body, d)
+    encoder.body.pass_on(d)
     encoder.mean.weight[:d] = 0.0
     encoder.mean.bias[:d] = 0.0
-    encoder.mean.weight[:d, : 2 * d] = _differences(d, scaled_dg)
+    encoder.mean.weight[:d, : 2 * d] = differences(d, scaled_dg)
 
 
 def _start_shift(model: VAE, batch: Batch) -> None:
@@ -141,29 +139,8 @@ def _start_shift(model: VAE, batch: Batch) -> None:
 
 
 def _start_decoder(model: VAE, scaled_dg: Tensor) -> None:
-    """Make the location change with z as the log counts do, if the body of the decoder has a known form."""
-    body, location = model.decoder.body, model.decoder.location
-    d, g = scaled_dg.shape
-    if type(body) is Direct:
-        location.weight[:g, :d] = scaled_dg.t()
-    elif isinstance(body, MLPBody):
-        first = cast("nn.Linear", body.linears[0])
-        first.weight[: 2 * d] = 0.0
-        first.bias[: 2 * d] = 0.0
-        first.weight[: 2 * d, :d] = _differences(d, scaled_dg).t()
-        _pass_on(body, d)
-        location.weight[:g, : 2 * d] = (_differences(d, scaled_dg).t() @ scaled_dg).t()
-
-
-def _pass_on(body: MLP, d: int) -> None:
-    """Let the first 2d units of every further hidden layer be those of the layer before."""
-    for linear in cast("list[nn.Linear]", list(body.linears)[1:]):
-        linear.weight[: 2 * d] = 0.0
-        linear.bias[: 2 * d] = 0.0
-        linear.weight[: 2 * d, : 2 * d] = torch.eye(2 * d, device=linear.weight.device)
-
-
-def _differences(d: int, like: Tensor) -> Tensor:
-    """Return the map from the units relu(u), relu(-u) to u, (d, 2d)."""
-    eye = torch.eye(d, dtype=like.dtype, device=like.device)
-    return torch.cat((eye, -eye), dim=1)
+    """Make the location change with z as the log counts do, if the body of the decoder has a linear start."""
+    read_df = model.decoder.body.start_linear(len(scaled_dg))
+    if read_df is not None:
+        location = model.decoder.location.weight
+        location[: scaled_dg.shape[1], : read_df.shape[1]] = (read_df.to(scaled_dg).t() @ scaled_dg).t()

@@ -21,7 +21,7 @@ from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.objectives import OBJECTIVES
 from vxpress.core.option import declaration, default_of, kind_of
 from vxpress.core.priors import PRIORS
-from vxpress.core.settings import PRESETS, FitOptions, Settings, model_config, preset_settings, train_config
+from vxpress.core.settings import PRESETS, THINNING, FitOptions, Settings, model_config, preset_settings, train_config
 
 SIGNATURE = inspect.signature(vx.tl.fit_vae).parameters
 SETTINGS = {f.name: default_of(f) for f in dataclasses.fields(Settings)}
@@ -58,7 +58,7 @@ def test_the_defaults_of_the_configurations_are_those_of_a_fit() -> None:
     of_model, of_training = (
         {name: later[name] for name in _fields(kind) & set(later)} for kind in (ModelConfig, TrainConfig)
     )
-    assert model_config(settings, n_genes=50) == ModelConfig(n_genes=50, **of_model)
+    assert model_config(settings, n_genes=1_000) == ModelConfig(n_genes=1_000, thinning=THINNING, **of_model)
     # with few cells, because the number of cells decides the size of a minibatch
     few = settings.sized(1_000)
     n_epochs = few.max_epochs(1_000, 0)
@@ -68,6 +68,19 @@ def test_the_defaults_of_the_configurations_are_those_of_a_fit() -> None:
 def test_only_options_that_stored_fits_may_lack_have_a_default_apart_from_their_configuration() -> None:
     declared = {f.name: declaration(f).since for kind in (ModelConfig, TrainConfig) for f in dataclasses.fields(kind)}
     assert {name for name in PRESETS[None] if declared[name] is None} == set()
+
+
+@pytest.mark.parametrize(("n_genes", "part"), [(1, 0.001), (80, 0.08), (1_000, 1.0), (20_000, 1.0)])
+def test_a_panel_of_few_genes_is_hidden_less(n_genes: int, part: float) -> None:
+    found = model_config(preset_settings(n_latent=1), n_genes=n_genes)
+    assert (found.dropout, found.thinning) == pytest.approx((0.3 * part, 0.9 * part))
+    given = model_config(preset_settings(n_latent=1, dropout=0.2, thinning=0.5), n_genes=n_genes)
+    assert (given.dropout, given.thinning) == (0.2, 0.5)
+
+
+@pytest.mark.parametrize(("n_train", "size"), [(2, 128), (499, 128), (500, 256), (1_499, 256), (1_500, 512)])
+def test_more_cells_have_larger_minibatches(n_train: int, size: int) -> None:
+    assert preset_settings().sized(n_train).batch_size == size
 
 
 # the defaults of SCVI and of its training in scvi-tools 1.5.1, in the words of vxpress

@@ -34,8 +34,8 @@ def all_components(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 def started(source: Cells, seed: int = 0, **config):
     n_categories = tuple(int(c.max()) + 1 for c in source.covariates.categorical_nk.t())
-    settings = {"n_latent": 4, "n_hidden": 16, "norm": "none"} | config
-    model = build(ModelConfig(n_genes=source.n_genes, n_categories=n_categories, **settings), seed).eval()
+    settings = {"n_latent": 4, "n_hidden": 16, "norm": "none", "n_categories": n_categories} | config
+    model = build(ModelConfig(n_genes=source.n_genes, **settings), seed).eval()
     start.start_at_components(model, source, torch.arange(len(source)))
     return model
 
@@ -94,12 +94,37 @@ def test_a_shift_of_a_batch_does_not_enter_the_components(x_ng) -> None:
     shifted = x_ng * np.where((batch[:, None] == 1) & (np.arange(30) < 15), 40, 1)
     log_x = torch.from_numpy(normalised(shifted).astype(np.float32))
     source = cells(shifted, batch)
-    centred = start._without_categories(log_x - log_x.mean(0), source.covariates.categorical_nk)
-    for code in (0, 1):
-        np.testing.assert_allclose(centred[batch == code].mean(0), 0.0, atol=1e-5)
+    centred = log_x - torch.stack([log_x[batch == code].mean(0) for code in (0, 1)])[batch]
     model = started(source)
     loading, sd = start.components(centred, 4)
     np.testing.assert_allclose(model.encoder.first.weight[:4, :30].detach(), loading / sd[:, None], atol=1e-4)
+
+
+@pytest.mark.parametrize("code", ["one-hot", "embedding"])
+def test_the_output_starts_at_the_shrunken_mean_differences_of_categories(x_ng, code) -> None:
+    batch = np.arange(len(x_ng)) % 3
+    source = cells(x_ng * np.where((batch[:, None] == 1) & (np.arange(30) < 15), 40, 1), batch)
+    log_x = normalised(source.batch(torch.arange(len(source))).x_ng.numpy())
+    model = started(source, covariate_code=code)
+    s = model.conditioner(source.covariates)
+    start_of_condition = model.decoder.location.weight[:30, -s.shape[1] :]
+    for category in range(3):
+        n = int((batch == category).sum())
+        expected = (log_x[batch == category].mean(0) - log_x.mean(0)) * n / (n + start.SHRINKAGE)
+        found = (s[batch == category][0] @ start_of_condition.t()).detach()
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_output_of_a_category_without_cells_starts_at_the_mean_of_all(x_ng) -> None:
+    source = cells(x_ng, np.arange(len(x_ng)) % 2)
+    weight = started(source, n_categories=(3,)).decoder.location.weight[:30, -3:]
+    assert float(weight[:, 2].detach().abs().max()) == 0.0
+
+
+def test_the_output_stays_as_it_was_without_covariates_in_it(x_ng) -> None:
+    source = cells(x_ng, np.arange(len(x_ng)) % 2)
+    model = started(source, condition_output=False)
+    assert model.decoder.location.weight.shape[1] == model.config.n_hidden
 
 
 def test_z_starts_with_the_effect_of_an_optional_covariate_where_it_is_hidden_and_without_it_where_it_is_shown(

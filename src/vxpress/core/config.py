@@ -61,8 +61,9 @@ class NetworkOptions(Generic[U]):
 
     dropout: float | U = option(
         0.3,
-        """Share of the encoder's hidden units that are dropped in training; 0.3 by default, which describes held-out cells
-        better than 0.1, the value of ``preset="scvi"``.""",
+        """Share of the encoder's hidden units that are dropped in training; 0.1 with ``preset="scvi"``. The default is 0.3,
+        which describes held-out cells better, and in proportion less for fewer than 1,000 genes, which say too little about
+        a cell to hide some of it.""",
         low=0.0,
         high=0.95,
     )
@@ -71,8 +72,8 @@ class NetworkOptions(Generic[U]):
         """Largest share of a cell's molecules that the encoder does not see in training (binomial thinning). For each
         cell and step, the share is drawn uniformly between 0 and this number, and each molecule is left out with that
         probability. The likelihood still scores all of them, and everything but training uses all of them, so the
-        encoder learns to place shallow cells where deep ones of the same kind are. 0.9 by default; 0, no thinning, with
-        ``preset="scvi"`` and ``"likelihood"``.""",
+        encoder learns to place shallow cells where deep ones of the same kind are. The default is 0.9, and in proportion
+        less for fewer than 1,000 genes; 0, no thinning, with ``preset="scvi"``.""",
         low=0.0,
         high=1.0,
         since="0.2.0",
@@ -85,9 +86,10 @@ class NetworkOptions(Generic[U]):
     )
     encode_covariates: bool | U = option(False, "Whether the encoder also receives the covariates.")
     condition_output: bool | U = option(
-        False,
-        """Whether the decoder's output layer receives the covariates, in addition to its hidden layers. This gives a
-        factor per gene and category.""",
+        True,
+        """Whether the decoder's output layer receives the covariates, in addition to its hidden layers; not with
+        ``preset="scvi"``. This gives a factor per gene and category. With ``start="components"``, it starts at the mean
+        difference of the category, so that z need not describe it.""",
     )
     covariate_code: CovariateCode | U = option(
         "one-hot",
@@ -241,7 +243,9 @@ class TrainingOptions(Generic[U]):
         low=1e-12,
         high=10.0,
     )
-    weight_decay: float | U = option(1e-4, "Weight decay of the optimizer.", low=0.0, high=10.0)
+    weight_decay: float | U = option(
+        1e-4, 'Weight decay of the optimizer; 0.3 with ``preset="likelihood"``.', low=0.0, high=10.0
+    )
     adam_eps: float | U = option(1e-8, "Epsilon of the optimizer.", low=1e-16, high=1.0)
     max_grad_norm: float | U = option(
         0.0, "Largest gradient norm: larger gradients are scaled down to it. 0 means no limit.", low=0.0, high=1e12
@@ -309,9 +313,8 @@ class TrainingOptions(Generic[U]):
     start: StartName | U = option(
         "mean",
         """Weights before training. With ``"components"`` (default), z starts as the principal components of the cells and
-        the decoder at the mean profile, so that fits with different seeds give similar latent spaces. With ``"mean"``
-        (with ``preset="likelihood"``), only the decoder starts from the data. ``"random"`` (with ``preset="scvi"``)
-        starts from random weights alone.""",
+        the decoder at the mean profile, so that fits with different seeds give similar latent spaces. With ``"mean"``,
+        only the decoder starts from the data. ``"random"`` (with ``preset="scvi"``) starts from random weights alone.""",
         since="0.2.0",
     )
     refit_dispersion: bool | U = option(

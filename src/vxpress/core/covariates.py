@@ -72,14 +72,24 @@ class Conditioner(nn.Module):
             if config.covariate_code == "embedding"
             else None
         )
-        widths = [size if self.embeddings is None else config.n_embedding for _, size in self.sizes]
+        self.widths = [size if self.embeddings is None else config.n_embedding for _, size in self.sizes]
         self.n_continuous = config.n_continuous
-        self.width = sum(widths) + config.n_continuous
+        self.width = sum(self.widths) + config.n_continuous
         # code of a hidden category: the one after the last
         self.hidden_codes = {k: config.n_categories[k] for k in config.optional}
-        self.encoder_parts = _encoder_parts(config, self.width, self.sizes, widths)
+        self.encoder_parts = _encoder_parts(config, self.width, self.sizes, self.widths)
         self.encoder_columns = [column for start, stop in self.encoder_parts for column in range(start, stop)]
         self.encoder_width = len(self.encoder_columns)
+
+    def columns_of(self, k: int) -> tuple[slice, Tensor]:
+        """Return the columns of a categorical covariate in the condition vector, and the vector of each category, (c, w)."""
+        i = [position for position, _ in self.sizes].index(k)
+        if self.embeddings is None:
+            vector_cw = torch.eye(self.sizes[i][1])
+        else:
+            vector_cw = cast("nn.Embedding", self.embeddings[i]).weight
+        start = self.n_continuous + sum(self.widths[:i])
+        return slice(start, start + self.widths[i]), vector_cw
 
     def average(self, known_k: Tensor) -> Tensor:
         """Return the mean condition vector over the first ``known_k`` categories, continuous columns at 0, (width,)."""

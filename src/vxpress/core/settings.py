@@ -38,7 +38,10 @@ from vxpress.core.registry import DECODERS, PRIORS, SOURCES
 MAX_EPOCHS = 65
 # number of times that a cell is used, summed over cells, in a fit of up to 5,000 cells
 VISITS, VISITS_UP_TO = 120_000, 5_000
-SMALL_BATCH, LARGE_BATCH, LARGE_BATCH_FROM = 256, 512, 1_500
+# cells per minibatch, by the least number of training cells
+BATCH_SIZES = {0: 128, 500: 256, 1_500: 512}
+# from this many genes, the encoder has its full dropout and thinning; both fall in proportion below
+MANY_GENES, DROPOUT, THINNING = 1_000, 0.3, 0.9
 # learning rate per cell of a minibatch (Goyal et al. 2017), and its maximum
 RATE_PER_CELL, MAX_RATE = 0.01 / 256, 0.02
 
@@ -111,10 +114,12 @@ class FitOptions(FurtherOptions[None], TrainingOptions[None], NetworkOptions[Non
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(FurtherOptions[Never], Training, Network):
-    """A complete set of settings, before the data are known; the number of cells decides what is ``None``."""
+    """A complete set of settings, before the data are known; the numbers of cells and genes decide what is ``None``."""
 
     batch_size: int | None = None  # type: ignore[assignment]
     learning_rate: float | None = None  # type: ignore[assignment]
+    dropout: float | None = None  # type: ignore[assignment]
+    thinning: float | None = None  # type: ignore[assignment]
     prior: PriorName = "normal"
     library_of_modelled_genes: bool = False
     epochs: Literal["visits", "scvi-tools"] = "visits"
@@ -124,12 +129,21 @@ class Settings(FurtherOptions[Never], Training, Network):
         return _EPOCHS[self.epochs](n_train, n_validation)
 
     def sized(self, n_train: int) -> Settings:
-        """Fill in the batch size if not given, 512 (256 for few cells), and a learning rate that matches it."""
-        batch_size = LARGE_BATCH if n_train >= LARGE_BATCH_FROM else SMALL_BATCH
+        """Fill in the batch size if not given, and a learning rate that matches it."""
+        batch_size = max(size for least, size in BATCH_SIZES.items() if n_train >= least)
         if self.batch_size is not None:
             batch_size = check_option(TrainConfig, "batch_size", self.batch_size)
         rate = min(MAX_RATE, RATE_PER_CELL * batch_size) if self.learning_rate is None else self.learning_rate
         return replace(self, batch_size=batch_size, learning_rate=rate)
+
+    def regularised(self, n_genes: int) -> Settings:
+        """Fill in dropout and thinning if not given: a panel of few genes says too little about a cell to hide a part of it."""
+        part = min(1.0, n_genes / MANY_GENES)
+        return replace(
+            self,
+            dropout=DROPOUT * part if self.dropout is None else self.dropout,
+            thinning=THINNING * part if self.thinning is None else self.thinning,
+        )
 
 
 def _epochs_of_visits(n_train: int, n_validation: int) -> int:
@@ -150,7 +164,7 @@ _EPOCHS: dict[str, Callable[[int, int], int]] = {"visits": _epochs_of_visits, "s
 
 PRESETS: dict[Preset | None, dict[str, Any]] = {
     # options that fits of release 0.1 did not have are off in a configuration without them
-    None: {"thinning": 0.9, "start": "components"},
+    None: {"start": "components"},
     # the defaults of SCVI in scvi-tools (1.5.1): architecture, initialisation, optimizer, KL schedule and epochs. One
     # difference remains: the cells of an epoch are divided into equal minibatches, while scvi-tools has a smaller one at the end
     "scvi": {
@@ -179,10 +193,10 @@ PRESETS: dict[Preset | None, dict[str, Any]] = {
         "screen_covariates": False,
         "epochs": "scvi-tools",
     },
-    # better held-out likelihood, coarser clusters
-    "likelihood": {"n_latent": 20, "dropout": 0.3, "norm": "layer", "norm_eps": 1e-5, "condition_output": True},
-    # highest totals of scib-metrics on the tuning sets
-    "integration": {"thinning": 0.9, "start": "components", "encode_covariates": True, "beta": 2.0},
+    # higher held-out likelihood
+    "likelihood": {"start": "components", "beta": 1.5, "weight_decay": 0.3},
+    # batches mix more, at the same total of scib-metrics
+    "integration": {"start": "components", "encode_covariates": True, "beta": 2.0},
 }
 
 
@@ -242,10 +256,12 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in names and value is not None}
 
 
-def model_config(settings: Settings, **of_the_data: Any) -> ModelConfig:
+def model_config(settings: Settings, *, n_genes: int, **of_the_data: Any) -> ModelConfig:
     """Return the configuration of a model from settings, and what the data decide."""
+    settings = settings.regularised(n_genes)
     return ModelConfig(
         **_shared(Network, settings),
+        n_genes=n_genes,
         prior=PriorConfig(settings.prior, options=settings.prior_options),
         decoder_options=settings.decoder_options,
         **of_the_data,

@@ -3,7 +3,8 @@ r"""Start encoder and decoder at the principal components of the data, so that f
 Weights that are random at the start lead every seed to another latent space. Here z starts as the principal components
 of log-normalised counts: the first hidden units of the encoder are :math:`\mathrm{relu}(\pm u_k)` for the standardised
 components :math:`u_k`, and :math:`z_k = \mathrm{relu}(u_k) - \mathrm{relu}(-u_k) = u_k`. The decoder undoes this in the
-same way. All other weights stay random.
+same way. The components leave out the mean differences between the categories of covariates, with which the output layer
+of the decoder starts. All other weights stay random.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ STRENGTH = 0.5
 LEAST = 5
 # by how much a component has to exceed the first one of noise
 MARGIN = 1.05
+# a category with this many cells starts at half of its mean difference
+SHRINKAGE = 30
 # further directions and iterations of the randomised decomposition (Halko et al. 2011)
 OVERSAMPLING, ITERATIONS = 10, 4
 SEED = 0
@@ -40,9 +43,13 @@ def start_at_components(model: VAE, source: Source, rows: Tensor) -> None:
     rows = _some(rows, source.n_genes)
     batch = source.batch(rows)
     log_x_ng = batch.x_ng.float().log1p()
+    normalised_ng = _normalised(batch.x_ng.float())
+    normalised_ng -= normalised_ng.mean(0)
+    _start_condition(model, batch, normalised_ng)
     always = [k for k, _ in model.config.received if k not in model.config.optional]
-    codes_nk = batch.covariates.categorical_nk[:, always]
-    normalised_ng = _without_categories(_normalised(batch.x_ng.float()), codes_nk)
+    for k in always:
+        code_n = batch.covariates.categorical_nk[:, k]
+        normalised_ng = normalised_ng - category_means(normalised_ng, code_n, model.config.n_categories[k])[0][code_n]
     most = min(model.config.n_latent, model.config.n_hidden // 2, *(size - 1 for size in normalised_ng.shape))
     if most < 1:
         return
@@ -100,15 +107,30 @@ def _normalised(x_ng: Tensor) -> Tensor:
     return (x_ng * (library_n1.median() / library_n1)).log1p()
 
 
-def _without_categories(value_ng: Tensor, codes_nk: Tensor) -> Tensor:
-    """Subtract the mean, and then the mean of each category of each categorical covariate in turn."""
-    value_ng = value_ng - value_ng.mean(0)
-    for code_n in codes_nk.t():
-        _, group_n = code_n.unique(return_inverse=True)
-        sums = torch.zeros(int(group_n.max()) + 1, value_ng.shape[1], device=value_ng.device)
-        sums.index_add_(0, group_n, value_ng)
-        value_ng = value_ng - (sums / group_n.bincount()[:, None])[group_n]
-    return value_ng
+def category_means(value_ng: Tensor, code_n: Tensor, n_categories: int) -> tuple[Tensor, Tensor]:
+    """Return the mean of each category, (categories, g), and its number of cells; a category without cells has mean 0."""
+    sums_cg = torch.zeros(n_categories, value_ng.shape[1], device=value_ng.device).index_add_(0, code_n, value_ng)
+    size_c = code_n.bincount(minlength=n_categories)
+    return sums_cg / size_c.clamp_min(1)[:, None], size_c
+
+
+def _start_condition(model: VAE, batch: Batch, centred_ng: Tensor) -> None:
+    """Start the output layer at the mean differences between categories, if it receives the covariates.
+
+    The differences of each covariate are those that remain after the ones before it. Those of categories with few cells are
+    shrunk toward 0.
+    """
+    decoder, conditioner = model.decoder, model.conditioner
+    if not decoder.condition_output:
+        return
+    weight_gc = decoder.location.weight[: centred_ng.shape[1], decoder.body.n_features :]
+    for k, n_categories in model.config.received:
+        code_n = batch.covariates.categorical_nk[:, k]
+        mean_cg, size_c = category_means(centred_ng, code_n, n_categories)
+        mean_cg *= (size_c / (size_c + SHRINKAGE))[:, None]
+        centred_ng = centred_ng - mean_cg[code_n]
+        columns, vector_cw = conditioner.columns_of(k)
+        weight_gc[:, columns] = (torch.linalg.pinv(vector_cw) @ mean_cg).t()
 
 
 def _start_encoder(model: VAE, scaled_dg: Tensor, mean_g: Tensor) -> None:

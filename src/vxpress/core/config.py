@@ -244,7 +244,10 @@ class TrainingOptions(Generic[U]):
         high=10.0,
     )
     weight_decay: float | U = option(
-        1e-4, 'Weight decay of the optimizer; 0.3 with ``preset="likelihood"``.', low=0.0, high=10.0
+        1e-4,
+        'Weight decay of the optimizer; 0.3 with ``preset="likelihood"`` and 1 with ``preset="integration"``.',
+        low=0.0,
+        high=10.0,
     )
     adam_eps: float | U = option(1e-8, "Epsilon of the optimizer.", low=1e-16, high=1.0)
     max_grad_norm: float | U = option(

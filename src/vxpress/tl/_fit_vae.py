@@ -135,8 +135,8 @@ def fit_vae(
         (Burda et al. 2016), ``"dreg"`` with doubly reparameterised ones (Tucker et al. 2019), whose encoder gradients
         stay useful with many samples.
     beta
-        Final weight of the divergence from the prior; 1 by default, which gives the evidence lower bound, 1.5 with
-        ``preset="likelihood"`` and 2 with ``preset="integration"``. Values above 1 discard detail,
+        Final weight of the divergence from the prior; 1 by default, which gives the evidence lower bound, and 1.5 with
+        ``preset="likelihood"`` or ``"integration"``. Values above 1 discard detail,
         down to an empty latent space. Values below 1 separate cells better, but draws from the prior resemble cells
         less. With ``"iwae"`` and ``"dreg"``, it multiplies log p(z) - log q(z|x) in the importance weights.
     kl_warmup
@@ -163,8 +163,8 @@ def fit_vae(
     preset
         ``"scvi"`` reproduces the defaults of scvi-tools for comparison (its KL weight rises over 400 epochs and may end
         below 1). ``"likelihood"`` sets ``beta=1.5`` and ``weight_decay=0.3``: held-out cells are described better, and
-        clusters are coarser. ``"integration"`` also passes the covariates to the encoder and sets
-        ``beta=2``: batches mix better. New batches can then move in the latent space (``encode(fine_tune=True)``).
+        clusters are coarser. ``"integration"`` also passes the covariates to the encoder, and
+        sets ``beta=1.5`` and ``weight_decay=1``: batches mix better. New batches can then move in the latent space (``encode(fine_tune=True)``).
     options
         Further settings, see :class:`FitOptions`.
     cure

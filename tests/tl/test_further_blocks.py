@@ -147,9 +147,9 @@ def test_a_block_that_infers_the_size_factor_is_stored_and_used_as_one(stored: a
         stored.obsm["own_var"] = np.full_like(stored.obsm["own_var"], 1e-12)
         vx.tl.denoise(stored, key="own", target_sum="library", key_added="counts", n_draws=1)
         np.testing.assert_allclose(stored.layers["counts"], mean, rtol=1e-3)
-        drawn = vx.tl.sample(stored, key="own", n_samples=50)
+        drawn = vx.tl.sample(stored, key="own", n_samples=200)
         assert drawn is not None
-        total_n = np.asarray(drawn.X.sum(1)).reshape(50, N).mean(0)
+        total_n = np.asarray(drawn.X.sum(1)).reshape(200, N).mean(0)
         np.testing.assert_allclose(total_n, mean.sum(1), rtol=0.3)
     finally:
         extend.unregister("block", "size")

@@ -69,8 +69,9 @@ def test_counts_have_the_moments_of_the_decoder_at_z(adata: ad.AnnData, quick: d
         assert isinstance(new.X, np.ndarray)
     else:
         assert new.uns["vae_generate"]["params"]["scale"] == "counts"
-        spread = np.sqrt((zero * (1 - zero)).sum(0)) + 1e-9
-        assert np.abs(((x == 0) - zero).sum(0) / spread).max() < 4.5
+        spread = np.sqrt((zero * (1 - zero)).sum(0))
+        # the number of zeros is normal only if it varies
+        assert np.abs(((x == 0) - zero).sum(0) / spread)[spread > 2.0].max() < 4.5
     if likelihood == "bernoulli":
         assert set(np.unique(x)) == {0.0, 1.0}
 
@@ -276,7 +277,9 @@ def test_a_label_without_cells_in_adata_is_named(labelled: ad.AnnData, warned: l
 
 
 def test_a_label_that_is_also_a_covariate_sets_both(adata: ad.AnnData) -> None:
-    settings = {"n_latent": 3, "n_hidden": 16, "max_epochs": 15, "options": LEARNS_FAST, "denoised": False}
+    # after few steps from random weights, z still describes the groups, so that a prior given the group is better
+    options = vx.tl.FitOptions(norm="batch", dropout=0.1, thinning=0.0, start="random", condition_output=False)
+    settings = {"n_latent": 3, "n_hidden": 16, "max_epochs": 5, "options": options, "denoised": False}
     vx.tl.fit_vae(adata, categorical_covariate_keys=["group"], **settings)
     vx.tl.fit_prior(adata, "mixture", condition_key="group", n_components=2)
     if "condition_key" not in adata.uns["vae"]["prior"]:

@@ -141,7 +141,7 @@ def test_labels_and_latent_libraries(adata: ad.AnnData, quick: dict) -> None:
     once = adata.layers["vae_sample"].sum()
     adata.obs["vae_library"] *= 4
     vx.tl.sample(adata)
-    np.testing.assert_allclose(adata.layers["vae_sample"].sum() / once, 4, rtol=0.1)
+    np.testing.assert_allclose(adata.layers["vae_sample"].sum() / once, 4, rtol=0.2)
     del adata.obs["group"]
     with pytest.raises(KeyError, match="group"):
         vx.tl.sample(adata)

@@ -247,7 +247,8 @@ def test_a_cured_fit_equals_a_sound_fit(simulated: ad.AnnData, sound: ad.AnnData
 def test_a_collapse_from_too_few_units_tries_the_steps_in_order(simulated: ad.AnnData) -> None:
     """With too few units for the structure of the data, only later steps can help."""
     adata = simulated.copy()
-    vx.tl.fit_vae(adata, cure=True, **(SMALL | {"n_latent": 2, "n_hidden": 8}))
+    hides_much = vx.tl.FitOptions(dropout=0.3, thinning=0.9)
+    vx.tl.fit_vae(adata, cure=True, options=hides_much, **(SMALL | {"n_latent": 2, "n_hidden": 8}))
     record = pd.DataFrame(adata.uns["vae"]["diagnostics"]["cure"])
     assert record["verdict"][0].startswith("collapsed")
     names = [rung.name for rung in cures.ladder(360) if "collapsed" in rung.treats]

@@ -243,12 +243,7 @@ class TrainingOptions(Generic[U]):
         low=1e-12,
         high=10.0,
     )
-    weight_decay: float | U = option(
-        1e-4,
-        'Weight decay of the optimizer; 0.3 with ``preset="likelihood"`` and 1 with ``preset="integration"``.',
-        low=0.0,
-        high=10.0,
-    )
+    weight_decay: float | U = option(1e-4, "Weight decay of the optimizer.", low=0.0, high=10.0)
     adam_eps: float | U = option(1e-8, "Epsilon of the optimizer.", low=1e-16, high=1.0)
     max_grad_norm: float | U = option(
         0.0, "Largest gradient norm: larger gradients are scaled down to it. 0 means no limit.", low=0.0, high=1e12

@@ -121,7 +121,7 @@ def fit_vae(
         Dimensions of the latent space; 20 by default, because dimensions that the data do not need stay empty, while
         missing ones merge cells that differ. 10 with ``preset="scvi"``. By default never more than the modelled genes.
     n_hidden
-        Units of each hidden layer; 128 by default.
+        Units of each hidden layer; 128 by default, and 64 with ``preset="integration"``.
     n_layers
         Hidden layers of encoder and decoder each; 1 by default, because deeper networks are no better on data of this
         size (Svensson 2020).
@@ -162,9 +162,9 @@ def fit_vae(
         Whether to stop when the validation objective no longer improves; by default yes.
     preset
         ``"scvi"`` reproduces the defaults of scvi-tools for comparison (its KL weight rises over 400 epochs and may end
-        below 1). ``"likelihood"`` sets ``beta=1.5`` and ``weight_decay=0.3``: held-out cells are described better, and
-        clusters are coarser. ``"integration"`` also passes the covariates to the encoder, and
-        sets ``beta=1.5`` and ``weight_decay=1``: batches mix better. New batches can then move in the latent space (``encode(fine_tune=True)``).
+        below 1). ``"likelihood"`` sets ``beta=1.5``: most data sets are described better, and clusters are coarser.
+        ``"integration"`` also passes the covariates to the encoder and has half as many hidden units: batches mix more.
+        New batches can then move in the latent space (``encode(fine_tune=True)``).
     options
         Further settings, see :class:`FitOptions`.
     cure

@@ -81,15 +81,19 @@ class Conditioner(nn.Module):
         self.encoder_columns = [column for start, stop in self.encoder_parts for column in range(start, stop)]
         self.encoder_width = len(self.encoder_columns)
 
-    def columns_of(self, k: int) -> tuple[slice, Tensor]:
-        """Return the columns of a categorical covariate in the condition vector, and the vector of each category, (c, w)."""
+    def weights_of(self, k: int, effect_cg: Tensor) -> tuple[slice, Tensor]:
+        """Return the columns of a categorical covariate in the condition vector, and weights of them, (g, columns).
+
+        A linear layer with these weights adds ``effect_cg`` (categories, g) to its outputs, or comes closest to it if
+        the categories are embedded.
+        """
         i = [position for position, _ in self.sizes].index(k)
-        if self.embeddings is None:
-            vector_cw = torch.eye(self.sizes[i][1])
-        else:
-            vector_cw = cast("nn.Embedding", self.embeddings[i]).weight
         start = self.n_continuous + sum(self.widths[:i])
-        return slice(start, start + self.widths[i]), vector_cw
+        columns = slice(start, start + self.widths[i])
+        if self.embeddings is None:
+            return columns, effect_cg.t()
+        vector_cw = cast("nn.Embedding", self.embeddings[i]).weight
+        return columns, (torch.linalg.pinv(vector_cw) @ effect_cg).t()
 
     def average(self, known_k: Tensor) -> Tensor:
         """Return the mean condition vector over the first ``known_k`` categories, continuous columns at 0, (width,)."""

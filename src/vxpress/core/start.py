@@ -129,8 +129,8 @@ def _start_condition(model: VAE, batch: Batch, centred_ng: Tensor) -> None:
         mean_cg, size_c = category_means(centred_ng, code_n, n_categories)
         mean_cg *= (size_c / (size_c + SHRINKAGE))[:, None]
         centred_ng = centred_ng - mean_cg[code_n]
-        columns, vector_cw = conditioner.columns_of(k)
-        weight_gc[:, columns] = (torch.linalg.pinv(vector_cw) @ mean_cg).t()
+        columns, weight_gw = conditioner.weights_of(k, mean_cg)
+        weight_gc[:, columns] = weight_gw
 
 
 def _start_encoder(model: VAE, scaled_dg: Tensor, mean_g: Tensor) -> None:

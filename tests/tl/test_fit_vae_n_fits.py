@@ -256,6 +256,12 @@ def test_an_embedding_of_the_user_is_neither_replaced_nor_removed(cells: ad.AnnD
     np.testing.assert_array_equal(cells.obsm[BOTH[0]], mine)
 
 
+def test_a_slot_named_like_another_view_stays(three: ad.AnnData) -> None:
+    mine = three.obsm["X_vae_ensemble_kept"] = np.ones((three.n_obs, 2))
+    vx.tl.fit_vae(three, **QUICK)
+    np.testing.assert_array_equal(three.obsm["X_vae_ensemble_kept"], mine)
+
+
 # neighbours
 
 
@@ -271,6 +277,14 @@ def test_neighbors_are_those_of_all_models_unless_one_is_asked_for(three: ad.Ann
     i, j = map(int, np.argwhere(euclidean > 0)[0])
     difference = three.obsm[BOTH[0]][i] - three.obsm[BOTH[0]][j]
     np.testing.assert_allclose(euclidean[i, j], np.sqrt((difference**2).sum()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("ensemble", [0, 1, "no"])
+def test_ensemble_is_true_false_or_none(three: ad.AnnData, ensemble: Any) -> None:
+    with pytest.raises(ValueError, match=r"ensemble=.*True, False or None is expected"):
+        vx.pp.neighbors(three, 5, ensemble=ensemble)
+    assert "neighbors" not in three.uns
+    assert _neighbors(three, ensemble=np.False_)[0] == "X_vae"
 
 
 def test_neighbors_name_what_is_missing(three: ad.AnnData, fitted: ad.AnnData) -> None:

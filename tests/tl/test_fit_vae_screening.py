@@ -104,3 +104,10 @@ def test_a_new_batch_of_a_covariate_that_was_left_out_is_learned(labelled: ad.An
         effect = effect @ weights["conditioner.embeddings.0.weight"].t()
     assert float(effect[:, :8].abs().max()) == 0.0
     assert float(effect[:, 8].abs().max()) > 0.0
+
+
+@pytest.mark.parametrize("name", ["screen_covariates", "readout"])
+@pytest.mark.parametrize("value", ["no", 0, 1])
+def test_a_switch_is_true_or_false(labelled: ad.AnnData, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}=.*True or False is expected"):
+        _fit(labelled, "random", options=vx.tl.FitOptions(**{name: value}))

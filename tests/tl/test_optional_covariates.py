@@ -90,6 +90,16 @@ def test_slots_of_others_are_not_replaced(adata: ad.AnnData, quick: dict) -> Non
         vx.tl.fit_vae(adata, "batch", optional_covariate_keys=["donor"], key_added="k", **quick)
 
 
+def test_a_slot_that_an_earlier_fit_did_not_write_is_not_replaced(adata: ad.AnnData, quick: dict) -> None:
+    vx.tl.fit_vae(adata, "batch", **quick)
+    mine = adata.obsm["X_vae_kept"] = np.zeros((adata.n_obs, 2))
+    before = adata.obsm["X_vae"].copy()
+    with pytest.raises(ValueError, match=r"obsm\['X_vae_kept'\], which the fit in uns\['vae'\] did not write"):
+        vx.tl.fit_vae(adata, "batch", optional_covariate_keys=["donor"], **quick)
+    np.testing.assert_array_equal(adata.obsm["X_vae_kept"], mine)
+    np.testing.assert_array_equal(adata.obsm["X_vae"], before)
+
+
 # encoding and files
 
 

@@ -14,7 +14,7 @@ from scanpy import logging as logg
 
 from vxpress._keys import Keys
 from vxpress.bridge.ask.decoded import denoised_matrix
-from vxpress.bridge.fits.block_slots import add_posterior, stale_blocks
+from vxpress.bridge.fits.block_slots import add_posterior
 from vxpress.bridge.fits.ensemble import add_ensemble, fit_stage, further_fits
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.fit_arguments import CheckedArguments, model_config_of, train_config_of
@@ -24,7 +24,7 @@ from vxpress.bridge.fits.runner import Fitted, Runner, finish
 from vxpress.bridge.health.choice import choose_likelihood
 from vxpress.bridge.health.covariates import warn_of_covariates
 from vxpress.bridge.health.cure import cure
-from vxpress.bridge.health.diagnose_fit import diagnose_trained
+from vxpress.bridge.health.diagnose_fit import diagnose_trained, judge_covariates
 from vxpress.bridge.health.learn_prior import joint_record
 from vxpress.bridge.health.verdict import is_sound
 from vxpress.bridge.read.prepare import Prepared, Recorded, prepare
@@ -73,8 +73,8 @@ def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) ->
         _report(found)
         target = own(adata, copy=copy)
         announce_replaced(target, keys)
-        results.stale += stale_blocks(target, keys, found.model)
-        add_ensemble(results, target, keys, [each.views for each in (fitted, *further)])
+        add_ensemble(results, keys, [each.views for each in (fitted, *further)])
+        results.drop_earlier(target, keys)
         results.write(target)
         return target, results
 
@@ -87,19 +87,21 @@ def _improved(
     """Return the fit after its cure and the choice of its likelihood, if requested, its diagnosis, and the record of the choice."""
 
     def diagnose_of(tried: Fitted) -> dict[str, Any]:
-        return diagnose_trained(runner, tried, obs)
+        return diagnose_trained(runner, tried)
 
     diagnosis = finish(fitted.outcome, lambda: diagnose_of(fitted))
     if checked.cure:
         fitted, diagnosis = cure(runner, fitted, diagnosis, diagnose_of)
-    if not checked.choosing:
-        return fitted, diagnosis, {}
-    # after a cure: with an unsound fit, zero inflation would have to explain what the latent space misses
-    chosen, choice = choose_likelihood(runner, fitted)
+    chosen, choice = fitted, dict[str, Any]()
+    if checked.choosing:
+        # after a cure: with an unsound fit, zero inflation would have to explain what the latent space misses
+        chosen, choice = choose_likelihood(runner, fitted)
     if chosen is not fitted:
         of_cure = {name: diagnosis[name] for name in ("cure", "before_cure") if name in diagnosis}
         diagnosis = finish(chosen.outcome, lambda: diagnose_of(chosen)) | of_cure
-    return chosen, diagnosis, choice
+    # once, for the fit that is kept
+    of_covariates = finish(chosen.outcome, lambda: judge_covariates(runner, chosen, obs))
+    return chosen, diagnosis | of_covariates, choice
 
 
 def _params(checked: CheckedArguments, prepared: Prepared, fitted: Fitted) -> Params:

@@ -222,7 +222,9 @@ def resolve(arguments: Mapping[str, Any]) -> Settings:
         check_option(Settings, "beta", arguments["beta"])
     of_options = {} if options is None else _given(vars(options))
     settings = preset_settings(preset, **_given(arguments), **of_options)
-    check_option(Settings, "source", settings.source)
+    # these are neither part of the model nor of the training, whose options are checked there
+    for name in ("source", "readout", "screen_covariates"):
+        check_option(Settings, name, getattr(settings, name))
     PRIORS.check(settings.prior)
     DECODERS.check(settings.decoder)
     check_used(settings, of_options)

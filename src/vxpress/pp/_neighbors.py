@@ -140,10 +140,13 @@ def neighbors(
     check_range("n_draws", n_draws, 0, 10_000, integer=True)
     fit = find_fit(adata, model, key)
     keys = view_of(fit, key, keep=keep)
+    if not (ensemble is None or isinstance(ensemble, (bool, np.bool_))):
+        msg = f"ensemble={ensemble!r} was given; True, False or None is expected."
+        raise ValueError(msg)
     if ensemble and not fit.members:
         msg = f"ensemble=True was given, but the fit in uns[{keys.uns!r}] has one model. Fit several: vx.tl.fit_vae(adata, n_fits=3)."
         raise ValueError(msg)
-    several = bool(fit.members) and ensemble is not False
+    several = bool(fit.members) and (ensemble is None or bool(ensemble))
     posterior = (stored_ensemble if several else stored_latent)(adata, fit, keys)
     if adata.n_obs < 3:
         msg = f"adata has {adata.n_obs} cells; at least 3 are expected, so that each can have neighbours."

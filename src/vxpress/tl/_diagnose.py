@@ -161,6 +161,11 @@ def diagnose(
         get_categories(adata.obs, name, argument="biology_keys", gaps=True)
     seed = int(seed_of(rng).integers(2**31))
     stored = StoredCells.find(adata, model, key)
+    if biology and not stored.fit.covariates.categorical:
+        logg.warning(
+            "biology_keys= has no effect: the fit has no categorical covariates that could determine these columns. Leave it out, or "
+            "fit with batch_key= or categorical_covariate_keys=."
+        )
     with progress_bar("diagnose", progress):
         found = diagnose_stored(adata, stored, layer, gaps=gaps, n_probed=n_cells, biology_keys=biology, seed=seed)
     adata = own(adata, copy=copy)

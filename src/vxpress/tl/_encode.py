@@ -16,7 +16,7 @@ from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.ask.encoding import check_enough_new, encode_query
-from vxpress.bridge.fits.block_slots import add_posterior, stale_blocks
+from vxpress.bridge.fits.block_slots import add_posterior
 from vxpress.bridge.fits.ensemble import add_ensemble
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.query import read_query
@@ -150,9 +150,10 @@ def encode(
     fit = found.fit
     of_itself = model is None or model is adata
     adata = own(adata, copy=copy)
-    results = Results(uns={keys.uns: fit.to_uns()}, stale=stale_blocks(adata, keys, fit.model))
+    results = Results(uns={keys.uns: fit.to_uns()})
     add_posterior(results, fit.model, found.views[0], keys, found.library_n)
-    add_ensemble(results, adata, keys, found.views)
+    add_ensemble(results, keys, found.views)
+    results.drop_earlier(adata, keys)
     if not of_itself:
         results.stale += [("layers", name) for name in (keys.normalized, *keys.bounds())] + [("obs", keys.split)]
     results.write(adata)

@@ -45,6 +45,9 @@ def fit_prior(
     likelihood on fresh draws of the training cells. Encoder, decoder and posteriors stay exactly as they are. What
     changes is :func:`log_likelihood`, every score that depends on it, and cells drawn from the prior.
 
+    In a fit with optional covariates, the prior is learned from ``obsm["X_vae"]``, where their effects are removed.
+    ``log_likelihood(keep=True)`` uses it too, although latent states that keep these effects are distributed differently.
+
     The new prior is kept only if the mean of :math:`\log p(z)` over draws of the validation cells, which it was not
     fitted to, rises by more than its standard error. Otherwise the fit stays as it was and a warning is raised.
 

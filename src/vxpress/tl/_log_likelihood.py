@@ -65,7 +65,8 @@ def log_likelihood(
         Layer with the counts, or ``None`` for ``adata.X``; by default the layer that the fit read.
     keep
         With ``True``, the likelihood without the categories of optional covariates: the view that keeps their effects.
-        Only for fits with ``optional_covariate_keys=``; see :func:`fit_vae`.
+        Only for fits with ``optional_covariate_keys=``; see :func:`fit_vae`. A prior of :func:`fit_prior` was learned in
+        the other view, so it does not fit the latent states of this one: compare the views with the prior of the fit.
     n_samples
         Samples per cell, :math:`K`. 100 samples are enough to rank fits and cells. For the value itself, increase the
         number until the value no longer changes.

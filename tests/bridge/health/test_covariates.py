@@ -200,3 +200,28 @@ def test_a_covariate_that_determines_another_is_warned_about_once(warned):
     table = CovariateTable.learn(obs, "batch", ["copy"], [], None)
     warn_of_covariates({"covariates": record_of(table, obs, {})}, "batch", n_steps=1000)
     assert len(warned) == 1
+
+
+def test_biology_keys_without_covariates_are_said_to_have_no_effect(fitted, warned):
+    adata = fitted.copy()
+    adata.obs["half"] = np.arange(adata.n_obs) % 2
+    vx.tl.fit_vae(adata, max_epochs=1, denoised=False, key_added="plain")
+    vx.tl.diagnose(adata, key="plain", gaps=False, biology_keys="half")
+    assert any("biology_keys= has no effect" in line for line in warned)
+
+
+def test_covariates_are_judged_once_however_many_fits_a_cure_tries(adata, monkeypatch):
+    judged = []
+
+    def worth_of(*arguments, **options):
+        judged.append(arguments[0])
+        return {}
+
+    def cure(runner, first, diagnosis, diagnose):
+        return first, [diagnosis, diagnose(first), diagnose(first)][-1]
+
+    monkeypatch.setattr("vxpress.bridge.health.diagnose_fit.worth_of", worth_of)
+    monkeypatch.setattr("vxpress.bridge.fitting.cure", cure)
+    vx.tl.fit_vae(adata, "batch", max_epochs=1, n_hidden=8, denoised=False, cure=True)
+    assert len(judged) == 1
+    assert list(adata.uns["vae"]["diagnostics"]["covariates"]["name"]) == ["batch"]

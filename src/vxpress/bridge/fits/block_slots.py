@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
-from anndata import AnnData
 
 from vxpress._keys import Keys
-from vxpress.bridge.fits.results import Results, posterior_names
+from vxpress.bridge.fits.results import Results
 from vxpress.core.inference.posterior import Encoded, Views
 from vxpress.core.model import VAE
 
@@ -29,20 +25,3 @@ def add_blocks(results: Results, model: VAE, encoded: Encoded, keys: Keys) -> No
     for name, mean_nd in encoded.mean.items():
         for slot, values in model.blocks[name].slots(keys, mean_nd, encoded.var[name]).items():
             getattr(results, slot).update(values)
-
-
-def stale_blocks(adata: AnnData, keys: Keys, model: VAE) -> list[tuple[str, str]]:
-    """Return slots and names that an earlier fit under this name wrote for blocks or a view that the new one does not have."""
-    stored: Any = adata.uns.get(keys.uns, {})
-    for part in ("params", "model"):
-        stored = stored.get(part, {}) if isinstance(stored, Mapping) else {}
-    blocks, optional = (
-        _list(stored.get(name, ())) if isinstance(stored, Mapping) else [] for name in ("blocks", "optional")
-    )
-    earlier = posterior_names(keys, blocks, kept=bool(optional))
-    now = posterior_names(keys, list(model.blocks), kept=bool(model.config.optional))
-    return [("obsm", name) for name in earlier if name not in now]
-
-
-def _list(value: Any) -> list[str]:
-    return [str(part) for part in np.asarray(value).reshape(-1)]

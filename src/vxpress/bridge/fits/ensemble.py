@@ -16,7 +16,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import Keys
-from vxpress.bridge.fits.results import Results, has_members
+from vxpress.bridge.fits.results import Results
 from vxpress.bridge.fits.runner import Fitted, Runner
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_ensemble
 from vxpress.core.inference.posterior import Encoded, Views
@@ -77,19 +77,15 @@ def side_by_side(encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
 
 def copy_ensemble(results: Results, adata: AnnData, stored: StoredCells, to: Keys) -> None:
     """Add the stored posteriors of several models under another name, if there are any."""
-    fit, earlier = stored.fit, has_members(adata.uns.get(to.uns))
+    fit = stored.fit
     for keys, target in ((stored.keys, to), (stored.keys.kept(), to.kept())):
         if fit.members and keys.of_ensemble()[0] in adata.obsm:
             results.obsm.update(zip(target.of_ensemble(), stored_ensemble(adata, fit, keys), strict=True))
-        elif earlier:
-            results.stale += [("obsm", name) for name in target.of_ensemble()]
 
 
-def add_ensemble(results: Results, adata: AnnData, keys: Keys, views: Sequence[Views]) -> None:
-    """Add the posteriors of several models in each view; with a single one, remove those that an earlier fit of this name wrote."""
+def add_ensemble(results: Results, keys: Keys, views: Sequence[Views]) -> None:
+    """Add the posteriors of several models in each view; a single one has none."""
     for to, parts in ((keys, [removed for removed, _ in views]), (keys.kept(), [kept for _, kept in views])):
         found = [part for part in parts if part is not None]
         if len(found) > 1:
             results.obsm.update(zip(to.of_ensemble(), side_by_side(found), strict=True))
-        elif has_members(adata.uns.get(keys.uns)):
-            results.stale += [("obsm", name) for name in to.of_ensemble()]

@@ -39,6 +39,10 @@ class Results:
     stale: list[tuple[str, str]] = field(default_factory=list)
     """Slots and names that an earlier fit under the same name wrote and that are no longer valid."""
 
+    def drop_earlier(self, adata: AnnData, keys: Keys) -> None:
+        """Mark the posteriors of an earlier fit of this name as stale, except those that are replaced."""
+        self.stale += [("obsm", name) for name in earlier_posteriors(adata, keys) if name not in self.obsm]
+
     def write(self, adata: AnnData) -> None:
         """Assign everything and remove stale results; if an assignment fails, the AnnData is restored.
 
@@ -103,9 +107,11 @@ def is_fit(stored: Any) -> bool:
     return isinstance(stored, Mapping) and str(stored.get("format", "")).startswith("vxpress-fit-")
 
 
-def has_members(stored: Any) -> bool:
-    """Return whether an entry of ``uns`` is a fit with further models, see :mod:`vxpress.bridge.fits.members`."""
-    return is_fit(stored) and isinstance(stored.get("ensemble"), Mapping) and len(stored["ensemble"]) > 0
+def _mapping(stored: Any, *path: str) -> Mapping[str, Any]:
+    """Return a part of nested mappings, empty if there is none."""
+    for part in path:
+        stored = stored.get(part) if isinstance(stored, Mapping) else None
+    return stored if isinstance(stored, Mapping) else {}
 
 
 def check_format(stored: Mapping[str, Any], where: str) -> None:
@@ -115,14 +121,28 @@ def check_format(stored: Mapping[str, Any], where: str) -> None:
         raise ValueError(msg)
 
 
-def posterior_names(keys: Keys, blocks: Sequence[str] = (), *, kept: bool = False) -> list[str]:
-    """Return the entries of ``obsm`` for the posterior of z and of further latent blocks, in one view or also in the other."""
-    views = [keys, keys.kept()] if kept else [keys]
-    return [
-        name
-        for view in views
-        for name in (view.latent, view.latent_var, *(part for block in blocks for part in view.of_block(block)))
-    ]
+def posterior_names(keys: Keys, blocks: Sequence[str] = (), *, several: bool = False, kept: bool = False) -> list[str]:
+    """Return the entries of ``obsm`` for the posteriors of a fit: of z, of further latent blocks, and of ``several`` models.
+
+    With ``kept`` there are two views of each.
+    """
+    found = []
+    for view in [keys, keys.kept()] if kept else [keys]:
+        found += [view.latent, view.latent_var, *(name for block in blocks for name in view.of_block(block))]
+        found += view.of_ensemble() if several else ()
+    return found
+
+
+def earlier_posteriors(adata: AnnData, keys: Keys) -> list[str]:
+    """Return the entries of ``obsm`` that belong to the fit of this name in ``adata``; empty if there is none."""
+    stored = adata.uns.get(keys.uns)
+    if not is_fit(stored):
+        return []
+    config = _mapping(stored, "params", "model")
+    blocks, optional = (np.asarray(config.get(name, ())).reshape(-1) for name in ("blocks", "optional"))
+    return posterior_names(
+        keys, list(map(str, blocks)), several=bool(_mapping(stored, "ensemble")), kept=optional.size > 0
+    )
 
 
 def check_free(
@@ -138,12 +158,10 @@ def check_free(
     if kept and is_fit(adata.uns.get(other)):
         msg = f"adata holds a fit named {other!r}, whose slots those of the fit {keys.uns!r} would replace. Choose another name with key_added=."
         raise ValueError(msg)
-    stored = adata.uns.get(keys.uns)
-    ensemble: list[str] = []
-    if several and not has_members(stored):
-        ensemble += [*keys.of_ensemble(), *(keys.kept().of_ensemble() if kept else ())]
-    if is_fit(stored):
-        taken = [f"obsm[{name!r}]" for name in ensemble if name in adata.obsm]
+    earlier = earlier_posteriors(adata, keys)
+    new = [name for name in posterior_names(keys, blocks, several=several, kept=kept) if name not in earlier]
+    taken = [f"obsm[{name!r}]" for name in new if name in adata.obsm]
+    if earlier:
         if taken:
             msg = (
                 f"adata already holds {', '.join(taken)}, which the fit in uns[{keys.uns!r}] did not write. Delete it first, or choose "
@@ -151,9 +169,7 @@ def check_free(
             )
             raise ValueError(msg)
         return
-    obsm = [*posterior_names(keys, blocks, kept=kept), *ensemble]
-    taken = [f"uns[{keys.uns!r}]"] if keys.uns in adata.uns else []
-    taken += [f"obsm[{name!r}]" for name in obsm if name in adata.obsm]
+    taken = [*([f"uns[{keys.uns!r}]"] if keys.uns in adata.uns else []), *taken]
     taken += [f"layers[{keys.normalized!r}]"] if keys.normalized in adata.layers else []
     taken += [f"varm[{keys.loadings!r}]"] if keys.loadings in adata.varm else []
     taken += [f"obs[{name!r}]" for name in (keys.split, keys.library) if name in adata.obs]

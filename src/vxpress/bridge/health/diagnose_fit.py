@@ -18,18 +18,17 @@ from vxpress.bridge.fits.runner import Fitted, Runner
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_split
 from vxpress.bridge.health.covariates import NAME, kept_worth, record_of, worth_of
 from vxpress.bridge.health.diagnosis import OF_THE_PRIOR, Decoding, diagnose
-from vxpress.core.data import Cells
+from vxpress.core.data import Cells, Source
+from vxpress.core.model import VAE
 
 
-def diagnose_trained(runner: Runner, fitted: Fitted, obs: pd.DataFrame) -> dict[str, Any]:
-    """Diagnose a model on the cells that it was trained on, whose columns are ``obs``, on the processor."""
-    model, prepared, cells = fitted.model, runner.prepared, runner.cells
-    if cells.device.type != "cpu":
-        # the counts that were read are still on the host
-        model, cells = deepcopy(model).cpu(), prepared.cells
+def diagnose_trained(runner: Runner, fitted: Fitted) -> dict[str, Any]:
+    """Diagnose a model on the cells that it was trained on; its covariates are judged by :func:`judge_covariates`."""
+    prepared = runner.prepared
+    model, cells = _on_host(runner, fitted)
     held_out = np.zeros(len(cells), dtype=bool)
     held_out[prepared.validation_n] = True
-    found = diagnose(
+    return diagnose(
         fitted.encoded,
         held_out,
         fitted.train,
@@ -37,9 +36,23 @@ def diagnose_trained(runner: Runner, fitted: Fitted, obs: pd.DataFrame) -> dict[
         n_steps=fitted.outcome.n_steps,
         decoding=Decoding(model, cells.covariates, cells, prepared.train_n),
     )
-    table = prepared.covariates
-    worth = worth_of(model, cells, prepared.validation_n) if table.categorical else {}
-    return found | _recorded(record_of(table, obs, worth))
+
+
+def judge_covariates(runner: Runner, fitted: Fitted, obs: pd.DataFrame) -> dict[str, Any]:
+    """Return the part of the diagnosis about the categorical covariates; ``obs`` are the columns of the cells."""
+    table = runner.prepared.covariates
+    if not table.categorical:
+        return {}
+    worth = worth_of(*_on_host(runner, fitted), runner.prepared.validation_n)
+    return _recorded(record_of(table, obs, worth))
+
+
+def _on_host(runner: Runner, fitted: Fitted) -> tuple[VAE, Source]:
+    """Return model and cells on the processor."""
+    if runner.cells.device.type == "cpu":
+        return fitted.model, runner.cells
+    # the counts that were read are still on the host
+    return deepcopy(fitted.model).cpu(), runner.prepared.cells
 
 
 def diagnose_stored(

@@ -10,7 +10,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import Keys
-from vxpress.bridge.fits.block_slots import add_blocks, stale_blocks
+from vxpress.bridge.fits.block_slots import add_blocks
 from vxpress.bridge.fits.ensemble import copy_ensemble
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.results import Results, is_fit
@@ -47,7 +47,7 @@ def results_with_prior(
             results.obs[to.library] = find_column(adata.obs, keys.library).to_numpy()
         # layers of an earlier fit with that name
         results.stale = [("layers", name) for name in (to.normalized, *to.bounds())]
-        results.stale += stale_blocks(adata, to, fit.model)
+        results.drop_earlier(adata, to)
     return results
 
 

@@ -294,8 +294,8 @@ class TrainingOptions(Generic[U]):
         "soft",
         """``"soft"`` (default) lowers the weight of a dimension by a tenth per step while its divergence is below
         ``free_bits``, and raises it again, up to ``beta``, while it is above (Chen et al. 2017). ``"hard"`` gives
-        divergences below ``free_bits`` no gradient (Kingma et al. 2016). Divergences are means over a minibatch, with
-        dropout. A prior that does not factorise over dimensions has a single floor, ``free_bits`` times their number.
+        divergences below ``free_bits`` no gradient (Kingma et al. 2016). Divergences are means over a minibatch of
+        training cells, with dropout and thinning; held-out cells show less. A prior that does not factorise over dimensions has a single floor, ``free_bits`` times their number.
         """,
         applies=lambda settings: settings.free_bits != 0,
         needs="free_bits=",

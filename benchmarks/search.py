@@ -27,7 +27,8 @@ import vxpress as vx
 HERE = Path(__file__).parent
 # differences between settings need fewer importance samples than reported bounds
 N_SAMPLES = 30
-CHANGES: dict[str, dict[str, Any]] = {
+# around the settings of release 0.1
+FROM_0_1: dict[str, dict[str, Any]] = {
     "none": {},
     "20 dimensions": {"n_latent": 20},
     "dropout 0.3": {"options": {"dropout": 0.3}},
@@ -47,6 +48,38 @@ CHANGES: dict[str, dict[str, Any]] = {
     "32 hidden units": {"n_hidden": 32},
     "zinb": {"likelihood": "zinb"},
 }
+# around the present defaults
+FROM_DEFAULTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "10 dimensions": {"n_latent": 10},
+    "30 dimensions": {"n_latent": 30},
+    "64 hidden units": {"n_hidden": 64},
+    "256 hidden units": {"n_hidden": 256},
+    "two layers": {"n_layers": 2},
+    "dropout 0.1": {"options": {"dropout": 0.1}},
+    "dropout 0.5": {"options": {"dropout": 0.5}},
+    "no thinning": {"options": {"thinning": 0.0}},
+    "thinning 0.7": {"options": {"thinning": 0.7}},
+    "batch norm": {"options": {"norm": "batch"}},
+    "covariates at the first layer only": {"options": {"condition_output": False}},
+    "covariates encoded": {"options": {"encode_covariates": True}},
+    "start at the mean profile": {"options": {"start": "mean"}},
+    "weight decay 0.1": {"options": {"weight_decay": 0.1}},
+    "weight decay 0.3": {"options": {"weight_decay": 0.3}},
+    "weight decay 1": {"options": {"weight_decay": 1.0}},
+    "beta 1.5": {"beta": 1.5},
+    "beta 2": {"beta": 2.0},
+    "128 cells a step": {"batch_size": 128},
+    "130 epochs": {"max_epochs": 130},
+    "dispersions as trained": {"options": {"refit_dispersion": False}},
+    "preset likelihood": {"preset": "likelihood"},
+    "preset integration": {"preset": "integration"},
+}
+# changes and data sets of each search
+AROUND = {
+    "0.1": (FROM_0_1, ["paul15", "cite", "kang_ctrl"]),
+    "defaults": (FROM_DEFAULTS, ["paul15", "cite", "kang_ctrl", "worm", "simulated_tune"]),
+}
 
 
 def run(name: str, given: dict[str, Any], seed: int) -> dict[str, float]:
@@ -62,26 +95,30 @@ def run(name: str, given: dict[str, Any], seed: int) -> dict[str, float]:
 def main() -> None:
     """Fit every data set, change and seed that has no row yet; print the means over seeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", nargs="+", default=["paul15", "cite", "kang_ctrl"], choices=list(SETS))
-    parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES))
-    parser.add_argument("--around", default="defaults", choices=list(SETTINGS))
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), help="by default, those of this search")
+    parser.add_argument("--changes", nargs="+", help="names of changes; by default, all of this search")
+    parser.add_argument("--around", default="defaults", choices=list(AROUND))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default="search")
     args = parser.parse_args()
+    changes, sets = AROUND[args.around]
+    unknown = sorted(set(args.changes or ()) - set(changes))
+    if unknown:
+        parser.error(f"--changes: {unknown} are not among {list(changes)}")
     warnings.filterwarnings("ignore")
     path = HERE / "results" / f"{args.out}.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     for seed in args.seeds:
-        for name in args.sets:
-            for change in args.changes:
+        for name in args.sets or sets:
+            for change in args.changes or changes:
                 key = {"change": change, "set": name, "seed": seed}
                 if any(key.items() <= row.items() for row in rows):
                     continue
                 set_threads(args.threads)
                 # a preset is compared as it is, not on top of settings that would override it
-                base = {} if "preset" in CHANGES[change] else SETTINGS[args.around]
-                rows.append(key | run(name, arguments(base, CHANGES[change]), seed))
+                base = {} if "preset" in changes[change] else SETTINGS[args.around]
+                rows.append(key | run(name, arguments(base, changes[change]), seed))
                 print(rows[-1], flush=True)
                 save(args.out, {"rows": rows, "around": args.around})
     means = pd.DataFrame(rows).groupby(["change", "set"], sort=False).mean().drop(columns="seed")

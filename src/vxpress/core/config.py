@@ -142,8 +142,8 @@ class ModelConfig(Network):
     ``n_categories`` holds the number of categories of each categorical covariate; with ``has_batch``, the
     first one is the batch. ``optional`` holds the positions of those that the networks can also do without: their category
     can be hidden, see :meth:`vxpress.core.covariates.Conditioner.hide`. The networks do not receive the covariates at the
-    positions ``left_out``, which have no effect on the counts. ``remainder`` adds the share of molecules from genes outside the model. ``decoder_options``
-    is an instance of the ``Options`` of the decoder's class; a mapping can be given.
+    positions ``left_out``, which have no effect on the counts. ``remainder`` adds the share of molecules from genes outside
+    the model. ``decoder_options`` is an instance of the ``Options`` of the decoder's class; a mapping can be given.
     """
 
     n_genes: int = field(metadata=declares(low=1, high=10_000_000))

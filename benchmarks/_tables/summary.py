@@ -11,6 +11,7 @@ from typing import Any
 from _versions import CHANGES, oldest, since
 
 from _tables import dial, integration, null_batches, stability
+from _tables.covariates import found as found_covariates
 from _tables.latent import COLLAPSE
 from _tables.questions import outlier_rows
 from _tables.registry import REPORTED, TABLES, Row, line, mean, one, pick, ranged, results
@@ -64,6 +65,7 @@ def lines() -> list[tuple[str, str, str, str, str]]:
     de = results("differential_expression")["speed"]["seconds"]
     de_ratio = sorted(de["scvi-tools, vanilla"])[1] / sorted(de["vxpress"])[1]
     genes = results("masked_genes")["summary"]
+    nothing, effects = results("covariates")["null"]["summary"], found_covariates()
     transfer = [row["accuracy difference"] for row in pick(results("mapping")["summary"], way="default, average")]
     fits = pick(results(COLLAPSE)["fits"], cured=False)
     ill = pick(fits, ill=True)
@@ -180,6 +182,20 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             many([value >= 0 for value in transfer]),
             "queries",
             "label-transfer",
+        ),
+        (
+            "Columns that mean nothing, judged as covariates",
+            f"p < .05 in {100 * nothing['below']:.1f} % of {nothing['n']} draws",
+            many([0.03 <= nothing["below"] <= 0.07]),
+            "covariates",
+            "covariates-null",
+        ),
+        (
+            "True effects of batches and conditions, judged as covariates",
+            f"{effects[0]} of {effects[1]} found",
+            many([effects[0] == effects[1]]),
+            "covariates",
+            "covariates-true",
         ),
         (
             "Collapsed or overfitted fits detected",

@@ -55,6 +55,13 @@ CHANGES = (
         "other defaults: 20 dimensions, layer norm, dropout .3, thinned encoder input, start at principal components, fewer epochs",
         'Default fits change throughout: likelihood, latent space and time. `preset="scvi"` is unchanged.',
     ),
+    Change(
+        "2026-11-26T11:57:00+00:00",
+        frozenset({"likelihood", "latent"}),
+        "the decoder's output starts at the mean differences between batches; less dropout and thinning for fewer than 1,000 genes",
+        'Default fits with covariates, of fewer than 1,000 genes or of fewer than 500 cells change; `preset="likelihood"` and '
+        '`"integration"` have other settings.',
+    ),
 )
 
 

@@ -16,6 +16,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
+import numpy as np
 import pandas as pd
 from _integration import SETS, load, structure
 from _settings import SETTINGS, arguments
@@ -72,8 +74,15 @@ FROM_DEFAULTS: dict[str, dict[str, Any]] = {
     "128 cells a step": {"batch_size": 128},
     "130 epochs": {"max_epochs": 130},
     "dispersions as trained": {"options": {"refit_dispersion": False}},
+    "mixture prior": {"prior": "mixture"},
+    "Vamp prior": {"prior": "vamp"},
+    "covariates embedded": {"options": {"covariate_code": "embedding"}},
+    "three fits": {"n_fits": 3},
     "preset likelihood": {"preset": "likelihood"},
     "preset integration": {"preset": "integration"},
+    # what is handed to neighbours, instead of the posterior means
+    "means of unit variance": {"handed": "unit variance"},
+    "means weighted by divergence": {"handed": "divergence"},
 }
 # changes and data sets of each search
 AROUND = {
@@ -82,13 +91,25 @@ AROUND = {
 }
 
 
+def handed_on(adata: ad.AnnData, how: str | None) -> np.ndarray:
+    """Return the embedding that neighbours are searched in."""
+    z = np.asarray(adata.obsm.get("X_vae_ensemble", adata.obsm["X_vae"]))
+    divergence = np.asarray(adata.uns["vae"]["diagnostics"]["kl_per_dim"])
+    if how == "unit variance":
+        # empty dimensions would be scaled up to noise
+        active = divergence > 0.01
+        return z[:, active] / z[:, active].std(0)
+    return z * np.sqrt(divergence) if how == "divergence" else z
+
+
 def run(name: str, given: dict[str, Any], seed: int) -> dict[str, float]:
     """Fit once and compute the scores."""
     fit, test = load(name)
     adata = fit.copy()
+    how = given.pop("handed", None)
     vx.tl.fit_vae(adata, "batch" if "batch" in fit.obs else None, rng=seed, denoised=False, **given)
     scores, _ = judge_fit(adata, test, n_samples=N_SAMPLES)
-    found = structure(adata.obsm["X_vae"], fit.obs["label"], fit.obs.get("batch"))
+    found = structure(handed_on(adata, how), fit.obs["label"], fit.obs.get("batch"))
     return {"IWAE": float(scores.iwae_n.mean()), **found, "steps": int(adata.uns["vae"]["params"]["n_steps"])}
 
 

@@ -12,7 +12,7 @@ PARTS = {"null": "alone", "adjusted": "next to a true batch"}
 
 def _share(rows: list[dict[str, Any]]) -> str:
     found = [row["p"] for row in rows if row["p"] == row["p"]]
-    return f"{100 * mean(p < 0.05 for p in found):.1f} % of {len(found)}"
+    return f"{100 * mean(p < 0.05 for p in found):.1f} % of {len(found)}" if found else "not judged"
 
 
 @table(

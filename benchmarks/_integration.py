@@ -71,6 +71,8 @@ SETS = {
     "kang_ctrl": Integration("kang_ctrl_8donors", "batch", "cell_type", "authors", "tune"),
     "worm": Integration("worm_l2_neurons", "batch", "cell_type", "authors, by clustering", "tune"),
     "simulated_tune": Integration("simulate", "batch", "group", "simulation", "tune", strong=True),
+    "kang_ctrl_400": Integration("kang_ctrl_8donors", "batch", "cell_type", "authors", "tune", max_cells=400),
+    "simulated_400": Integration("simulate", "batch", "group", "simulation", "tune", strong=True, max_cells=400),
 }
 # arguments of vx.datasets.simulate; other seeds and strengths for tuning
 SIMULATED = {
@@ -78,6 +80,7 @@ SIMULATED = {
     for name, given in {
         "simulated": {"n_batches": 4, "batch_strength": 0.4, "rng": 11},
         "simulated_tune": {"n_batches": 3, "batch_strength": 0.3, "rng": 7},
+        "simulated_400": {"n_batches": 3, "batch_strength": 0.3, "rng": 7},
     }.items()
 }
 

@@ -2,6 +2,7 @@
 
     python benchmarks/search.py --around 0.1 --out rescore      # the search behind the defaults of 0.1
     python benchmarks/search.py --out search                    # around the present defaults
+    python benchmarks/search.py --scib --out search_scib        # the same, with totals of scib-metrics
 
 The data sets and scores are those of ``integration.py``: held-out IWAE bound (nats per test cell), purity of neighbours,
 agreement of clusters with labels at the best and at the matched resolution, mixing of batches within labels, and steps.
@@ -19,7 +20,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
-from _integration import SETS, load, structure
+from _integration import SETS, load, scib, structure
 from _settings import SETTINGS, arguments
 from _speed import save, set_threads
 from fit_ours import judge_fit
@@ -87,7 +88,10 @@ FROM_DEFAULTS: dict[str, dict[str, Any]] = {
 # changes and data sets of each search
 AROUND = {
     "0.1": (FROM_0_1, ["paul15", "cite", "kang_ctrl"]),
-    "defaults": (FROM_DEFAULTS, ["paul15", "cite", "kang_ctrl", "worm", "simulated_tune"]),
+    "defaults": (
+        FROM_DEFAULTS,
+        ["paul15", "cite", "kang_ctrl", "worm", "simulated_tune", "kang_ctrl_400", "simulated_400"],
+    ),
 }
 
 
@@ -102,14 +106,15 @@ def handed_on(adata: ad.AnnData, how: str | None) -> np.ndarray:
     return z * np.sqrt(divergence) if how == "divergence" else z
 
 
-def run(name: str, given: dict[str, Any], seed: int) -> dict[str, float]:
-    """Fit once and compute the scores."""
+def run(name: str, given: dict[str, Any], seed: int, *, with_scib: bool = False) -> dict[str, float]:
+    """Fit once and compute the scores; ``with_scib`` adds those of scib-metrics."""
     fit, test = load(name)
     adata = fit.copy()
     how = given.pop("handed", None)
     vx.tl.fit_vae(adata, "batch" if "batch" in fit.obs else None, rng=seed, denoised=False, **given)
     scores, _ = judge_fit(adata, test, n_samples=N_SAMPLES)
-    found = structure(handed_on(adata, how), fit.obs["label"], fit.obs.get("batch"))
+    latent = handed_on(adata, how)
+    found = structure(latent, fit.obs["label"], fit.obs.get("batch")) | (scib(latent, name) if with_scib else {})
     return {"IWAE": float(scores.iwae_n.mean()), **found, "steps": int(adata.uns["vae"]["params"]["n_steps"])}
 
 
@@ -120,6 +125,7 @@ def main() -> None:
     parser.add_argument("--changes", nargs="+", help="names of changes; by default, all of this search")
     parser.add_argument("--around", default="defaults", choices=list(AROUND))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--scib", action="store_true", help="also compute scib-metrics (needs the library)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default="search")
     args = parser.parse_args()
@@ -139,7 +145,7 @@ def main() -> None:
                 set_threads(args.threads)
                 # a preset is compared as it is, not on top of settings that would override it
                 base = {} if "preset" in changes[change] else SETTINGS[args.around]
-                rows.append(key | run(name, arguments(base, changes[change]), seed))
+                rows.append(key | run(name, arguments(base, changes[change]), seed, with_scib=args.scib))
                 print(rows[-1], flush=True)
                 save(args.out, {"rows": rows, "around": args.around})
     means = pd.DataFrame(rows).groupby(["change", "set"], sort=False).mean().drop(columns="seed")

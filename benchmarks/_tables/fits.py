@@ -57,7 +57,7 @@ def held_out_preset() -> list[Row]:
 @table(
     "dispersions",
     ("dispersions", ""),
-    command='python benchmarks/search.py --sets cite kang_ctrl paul15 worm --seeds 0 1 --changes defaults "dispersions as trained" '
+    command='python benchmarks/search.py --sets cite kang_ctrl paul15 worm --seeds 0 1 --changes none "dispersions as trained" '
     '"weight decay 0.3" "weight decay 1" --threads 1',
     kinds=["likelihood", "latent"],
 )

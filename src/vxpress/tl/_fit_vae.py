@@ -162,9 +162,9 @@ def fit_vae(
         Whether to stop when the validation objective no longer improves; by default yes.
     preset
         ``"scvi"`` reproduces the defaults of scvi-tools for comparison (its KL weight rises over 400 epochs and may end
-        below 1). ``"likelihood"`` sets ``beta=1.5``: most data sets are described better, and clusters are coarser.
-        ``"integration"`` also passes the covariates to the encoder and has half as many hidden units: batches mix more.
-        New batches can then move in the latent space (``encode(fine_tune=True)``).
+        below 1). ``"likelihood"`` sets ``beta=1.5``: most data sets are described better.
+        ``"integration"`` also passes the covariates to the encoder and has half as many hidden units: batches mix more on
+        most data sets. New batches can then move in the latent space (``encode(fine_tune=True)``).
     options
         Further settings, see :class:`FitOptions`.
     cure

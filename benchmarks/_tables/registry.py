@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ def spread(values: dict[str, float], digits: int = 2) -> str:
 def mean(values: Iterable[float]) -> float:
     """Compute the mean."""
     values = list(values)
-    return sum(values) / len(values)
+    # sum() adds in another way from Python 3.12 on
+    return math.fsum(values) / len(values)
 
 
 def mean_range(values: Iterable[float], digits: int = 3) -> str:

@@ -48,6 +48,7 @@ def against_seeds(method: str, row: dict[str, Any], score: str) -> list[float]:
     (NAME, "default"),
     (NAME, "kept"),
     (NAME, "harmony"),
+    (NAME, "scvi"),
     (NAME, "split"),
     command=COMMAND,
     kinds=["latent"],

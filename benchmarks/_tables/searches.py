@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from _paired import Difference, of_values
@@ -78,36 +78,32 @@ def rescored() -> list[Row]:
     return out
 
 
-def searched() -> list[Row]:
-    """Changes of the present defaults, one at a time."""
-    rows = results("search")["rows"]
-    out: list[Row] = [["change of the defaults", *(f"Δ {score}" for score in SCORES), "Δ IWAE, nats", "fits"]]
+# a handed-on embedding has the likelihood of its fit, and an ensemble is judged by its first model
+OF_THE_SAME_FIT = ("three fits", "means of unit variance", "means weighted by divergence")
+TOTALS = ("scib Total", "scib Bio conservation", "scib Batch correction", "purity")
+
+
+def by_change(name: str, scores: Sequence[str]) -> list[Row]:
+    """Make a table of the changes of the present defaults, one at a time; ``scores[0]`` is one that every row has."""
+    rows = results(name)["rows"]
+    heads = (score.removeprefix("scib ") for score in scores)
+    out: list[Row] = [["change of the defaults", *(f"Δ {head}" for head in heads), "Δ IWAE, nats", "fits"]]
     for change in dict.fromkeys(row["change"] for row in rows if row["change"] != "none"):
-        found = change_of(rows, change, lambda row: row["purity"])
-        if found is None:
-            continue
-        cells = [text(change_of(rows, change, lambda row, s=score: row.get(s))) for score in SCORES]
-        # a handed-on embedding has the likelihood of its fit, and an ensemble is judged by its first
-        same = change in ("three fits", "means of unit variance", "means weighted by divergence")
-        iwae = "" if same else text(change_of(rows, change, lambda row: row["IWAE"]), 2)
-        out.append([change, *cells, iwae, str(found.n)])
+        found = [change_of(rows, change, lambda row, s=score: row.get(s)) for score in (*scores, "IWAE")]
+        if found[0] is not None:
+            iwae = "" if change in OF_THE_SAME_FIT else text(found[-1], 2)
+            out.append([change, *map(text, found[:-1]), iwae, str(found[0].n)])
     return out
 
 
-TOTALS = ("scib Total", "scib Bio conservation", "scib Batch correction", "purity")
+def searched() -> list[Row]:
+    """Changes of the present defaults, by neighbours, clusters and mixing."""
+    return by_change("search", SCORES)
 
 
 def totals() -> list[Row]:
     """Changes of the present defaults, by the totals of scib-metrics."""
-    rows = results("search_scib")["rows"]
-    heads = (score.replace("scib ", "").lower() for score in TOTALS)
-    out: list[Row] = [["change of the defaults", *(f"Δ {head}" for head in heads), "Δ IWAE, nats", "fits"]]
-    for change in dict.fromkeys(row["change"] for row in rows if row["change"] != "none"):
-        found = change_of(rows, change, lambda row: row["scib Total"])
-        if found is not None:
-            cells = [text(change_of(rows, change, lambda row, s=score: row.get(s))) for score in TOTALS]
-            out.append([change, *cells, text(change_of(rows, change, lambda row: row["IWAE"]), 2), str(found.n)])
-    return out
+    return by_change("search_scib", TOTALS)
 
 
 if (RESULTS / "search_scib.json").exists():

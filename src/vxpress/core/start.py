@@ -46,10 +46,10 @@ def start_at_components(model: VAE, source: Source, rows: Tensor) -> None:
     normalised_ng = _normalised(batch.x_ng.float())
     normalised_ng -= normalised_ng.mean(0)
     _start_condition(model, batch, normalised_ng)
-    always = [k for k, _ in model.config.received if k not in model.config.optional]
-    for k in always:
-        code_n = batch.covariates.categorical_nk[:, k]
-        normalised_ng = normalised_ng - category_means(normalised_ng, code_n, model.config.n_categories[k])[0][code_n]
+    for k, n_categories in model.config.received:
+        if k not in model.config.optional:
+            code_n = batch.covariates.categorical_nk[:, k]
+            normalised_ng = normalised_ng - category_means(normalised_ng, code_n, n_categories)[0][code_n]
     most = min(model.config.n_latent, model.config.n_hidden // 2, *(size - 1 for size in normalised_ng.shape))
     if most < 1:
         return

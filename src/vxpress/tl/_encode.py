@@ -67,8 +67,8 @@ def encode(
         Lotfollahi et al. 2022): ``True`` for up to 50 epochs, or a number of epochs. A tenth of the cells is held out,
         and the state that is best for them is kept. Fine-tuning brings decoded expression closer to the new batch. It
         moves cells in the latent space only if the encoder sees the covariate (``FitOptions(encode_covariates=True)``,
-        or an optional covariate); there it improved label transfer where batches differ much. It takes seconds instead of a fraction of one, so
-        the default is ``False``.
+        or an optional covariate); there it improved label transfer where batches differ much. It
+        takes seconds instead of a fraction of one, so the default is ``False``.
     rng
         Seed of the fine-tuning, or a numpy generator.
     device

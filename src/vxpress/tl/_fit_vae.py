@@ -136,9 +136,8 @@ def fit_vae(
         stay useful with many samples.
     beta
         Final weight of the divergence from the prior; 1 by default, which gives the evidence lower bound, and 1.5 with
-        ``preset="likelihood"`` or ``"integration"``. Values above 1 discard detail,
-        down to an empty latent space. Values below 1 separate cells better, but draws from the prior resemble cells
-        less. With ``"iwae"`` and ``"dreg"``, it multiplies log p(z) - log q(z|x) in the importance weights.
+        ``preset="likelihood"`` or ``"integration"``. Values above 1 discard detail, down to an empty latent space.
+        Values below 1 separate cells better, but draws from the prior resemble cells less. With ``"iwae"`` and ``"dreg"``, it multiplies log p(z) - log q(z|x) in the importance weights.
     kl_warmup
         Share of all steps over which that weight rises from 0 to ``beta``; 0.3 by default. With ``preset="scvi"``, a
         number of epochs. See ``FitOptions(kl_schedule=)`` for other schedules.
@@ -151,8 +150,7 @@ def fit_vae(
         growing with the square root of the number of cells, and at most 65 epochs: more would overfit small data.
     batch_size
         Cells per step; by default 512, or 256 with fewer than 1,500 training cells, or 128 with fewer than 500 or with
-        ``preset="scvi"``. The
-        default learning rate depends on it, see :class:`FitOptions`.
+        ``preset="scvi"``. The default learning rate depends on it, see :class:`FitOptions`.
     validation_fraction
         Share of the cells held out to choose the best state and to check the fit. With 0, all cells are used for
         training and the fit is not checked on held-out cells. The share is taken from every batch, and from every other

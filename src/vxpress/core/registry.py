@@ -99,3 +99,4 @@ OBJECTIVES: Registry[Any] = Registry("objective", home="vxpress.core.objectives"
 DECODERS: Registry[Any] = Registry("decoder", home="vxpress.core.bodies")
 SOURCES: Registry[Any] = Registry("data source", home="vxpress.core.data")
 BLOCKS: Registry[Any] = Registry("latent block", home="vxpress.core.blocks")
+MAPS: Registry[Any] = Registry("latent map", home="vxpress.core.maps")

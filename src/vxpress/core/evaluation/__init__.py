@@ -1,0 +1,1 @@
+"""Scores of predicted perturbations against measured ones: arrays in, numbers out."""

@@ -195,7 +195,8 @@ def _fit(arguments: argparse.Namespace) -> int:
 def _check_names(settings: Mapping[str, Any], names: FileNames, source: Path) -> None:
     """Raise ``ValueError`` if the file lacks a column or layer."""
     columns: list[tuple[str, str]] = []
-    for name in ("batch_key", "labels_key", "categorical_covariate_keys", "continuous_covariate_keys"):
+    keys = "batch_key", "labels_key", "perturbation_key", "dose_key"
+    for name in (*keys, "categorical_covariate_keys", "continuous_covariate_keys"):
         value = settings.get(name)
         columns += [(name, key) for key in ([value] if isinstance(value, str) else value or ())]
     if settings.get("library") not in (None, "observed", "latent"):

@@ -50,6 +50,11 @@ class Keys:
         """Return the slots of the same fit for posteriors with the effects of optional covariates kept."""
         return replace(self, latent=f"{self.latent}{KEPT}", latent_var=f"{self.latent}{KEPT}_var", view=KEPT)
 
+    @property
+    def perturbed(self) -> str:
+        """The entry of ``obsm`` for posterior means with the effects of perturbations added."""
+        return f"{self.latent}_perturbed"
+
     def of_block(self, name: str) -> tuple[str, str]:
         """Return the entries of ``obsm`` for posterior mean and variance of a further latent block."""
         return f"{self.uns}_{name}{self.view}", f"{self.uns}_{name}{self.view}_var"

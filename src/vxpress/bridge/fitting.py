@@ -57,7 +57,14 @@ def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) ->
         describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
     )
     config = model_config_of(checked, prepared)
-    check_free(adata, keys, config.blocks, several=checked.n_fits > 1, kept=bool(config.optional))
+    check_free(
+        adata,
+        keys,
+        config.blocks,
+        several=checked.n_fits > 1,
+        kept=bool(config.optional),
+        perturbed=bool(config.n_perturbations),
+    )
     with fit_stage(0, checked.n_fits):
         fitted = runner.fit(config, train_config_of(checked, prepared))
     fitted, diagnosis, choice = _improved(runner, fitted, checked, adata.obs)
@@ -158,7 +165,7 @@ def _results(fit: Fit, prepared: Prepared, fitted: Fitted, keys: Keys, *, denois
         uns={keys.uns: fit.to_uns()},
         stale=[("layers", name) for name in keys.bounds()],
     )
-    add_posterior(results, fit.model, fitted.views, keys, prepared.library.values_n)
+    add_posterior(results, fit.model, fitted.views, prepared.cells, keys, library_n=prepared.library.values_n)
     if (loadings_gd := fit.loadings()) is None:
         results.stale.append(("varm", keys.loadings))
     else:

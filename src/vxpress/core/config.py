@@ -144,6 +144,8 @@ class ModelConfig(Network):
     can be hidden, see :meth:`vxpress.core.covariates.Conditioner.hide`. The networks do not receive the covariates at the
     positions ``left_out``, which have no effect on the counts. ``remainder`` adds the share of molecules from genes outside
     the model. ``decoder_options`` is an instance of the ``Options`` of the decoder's class; a mapping can be given.
+    ``n_perturbations`` single perturbations have effects that add up, with ``dose_response`` by doses that differ; see
+    :mod:`vxpress.core.perturbations`.
     """
 
     n_genes: int = field(metadata=declares(low=1, high=10_000_000))
@@ -160,6 +162,8 @@ class ModelConfig(Network):
     prior: PriorConfig = option(PriorConfig)
     decoder_options: Any = option(Options, of="decoder", since="0.2.0")
     left_out: tuple[int, ...] = option((), low=0, high=1_000_000, since="0.2.0")
+    n_perturbations: int = option(0, low=0, high=1_000_000, since="0.2.0")
+    dose_response: bool = option(False, since="0.2.0")
 
     def __post_init__(self) -> None:
         check(self)

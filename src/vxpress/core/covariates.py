@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vxpress.core.config import ModelConfig
+from vxpress.core.perturbations import Perturbations
 
 
 @dataclass(frozen=True)
@@ -17,21 +18,23 @@ class Covariates:
     """Covariates of some cells: category codes, continuous values, label codes.
 
     ``categorical_nk`` is int64, with the batch (if any) in the first column; ``continuous_nc`` is standardised float32;
-    ``label_n`` is int64 or None.  The tensors of all cells are stored once and indexed for each minibatch.
+    ``label_n`` is int64 or None.  ``dose_np`` is the float32 dose of each perturbation, 0 where it is absent, or None for a
+    model without perturbations.  The tensors of all cells are stored once and indexed for each minibatch.
     """
 
     categorical_nk: Tensor
     continuous_nc: Tensor
     label_n: Tensor | None = None
+    dose_np: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> Covariates:
-        label = None if self.label_n is None else self.label_n[rows]
-        return Covariates(self.categorical_nk[rows], self.continuous_nc[rows], label)
+        label, dose = (None if part is None else part[rows] for part in (self.label_n, self.dose_np))
+        return Covariates(self.categorical_nk[rows], self.continuous_nc[rows], label, dose)
 
     def to(self, device: torch.device) -> Covariates:
         """Return the covariates on another device."""
-        label = None if self.label_n is None else self.label_n.to(device)
-        return Covariates(self.categorical_nk.to(device), self.continuous_nc.to(device), label)
+        label, dose = (None if part is None else part.to(device) for part in (self.label_n, self.dose_np))
+        return Covariates(self.categorical_nk.to(device), self.continuous_nc.to(device), label, dose)
 
     def with_batch(self, code: int) -> Covariates:
         """Return the same cells as if they came from batch ``code``."""
@@ -41,13 +44,17 @@ class Covariates:
         """Return the same cells with category ``code`` of categorical covariate ``k``, or one of its own for each, (n,)."""
         categorical = self.categorical_nk.clone()
         categorical[:, k] = code
-        return Covariates(categorical, self.continuous_nc, self.label_n)
+        return replace(self, categorical_nk=categorical)
 
     def with_value(self, c: int, value: float) -> Covariates:
         """Return the same cells with the standardised ``value`` of continuous covariate ``c``."""
         continuous = self.continuous_nc.clone()
         continuous[:, c] = value
-        return Covariates(self.categorical_nk, continuous, self.label_n)
+        return replace(self, continuous_nc=continuous)
+
+    def with_doses(self, dose: Tensor) -> Covariates:
+        """Return the same cells with other doses, (p,) for all cells or (n, p)."""
+        return replace(self, dose_np=dose.float().expand(len(self.continuous_nc), -1))
 
 
 def indicators(code_n: Tensor, size: int, dtype: torch.dtype) -> Tensor:
@@ -59,9 +66,10 @@ def indicators(code_n: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 
 
 class Conditioner(nn.Module):
-    """Concatenate the categories, one-hot or embedded, and the continuous columns: (n, k), (n, c) -> (n, width).
+    """Concatenate continuous columns, categories, one-hot or embedded, and strengths of perturbations to (n, width).
 
-    This is the condition vector of the decoder. The encoders receive all of it, none, or the columns of optional covariates.
+    This is the condition vector of the decoder, whose body receives the first ``body_width`` columns, without the
+    perturbations. The encoders receive all of these, none, or the columns of optional covariates.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -74,10 +82,12 @@ class Conditioner(nn.Module):
         )
         self.widths = [size if self.embeddings is None else config.n_embedding for _, size in self.sizes]
         self.n_continuous = config.n_continuous
-        self.width = sum(self.widths) + config.n_continuous
+        self.perturbations = Perturbations(config) if config.n_perturbations else None
+        self.body_width = sum(self.widths) + config.n_continuous
+        self.width = self.body_width + config.n_perturbations
         # code of a hidden category: the one after the last
         self.hidden_codes = {k: config.n_categories[k] for k in config.optional}
-        self.encoder_parts = _encoder_parts(config, self.width, self.sizes, self.widths)
+        self.encoder_parts = _encoder_parts(config, self.body_width, self.sizes, self.widths)
         self.encoder_columns = [column for start, stop in self.encoder_parts for column in range(start, stop)]
         self.encoder_width = len(self.encoder_columns)
 
@@ -96,7 +106,10 @@ class Conditioner(nn.Module):
         return columns, (torch.linalg.pinv(vector_cw) @ effect_cg).t()
 
     def average(self, known_k: Tensor) -> Tensor:
-        """Return the mean condition vector over the first ``known_k`` categories, continuous columns at 0, (width,)."""
+        """Return the mean condition vector over the first ``known_k`` categories, (width,).
+
+        Continuous columns are 0, and there are no perturbations.
+        """
         parts = [torch.zeros(self.n_continuous, device=known_k.device)]
         for i, (k, size) in enumerate(self.sizes):
             share = (torch.arange(size, device=known_k.device) < known_k[k]) / known_k[k]
@@ -104,6 +117,8 @@ class Conditioner(nn.Module):
                 weight = cast("nn.Embedding", self.embeddings[i]).weight
                 share = share.to(weight.dtype) @ weight
             parts.append(share)
+        if self.perturbations is not None:
+            parts.append(torch.zeros(self.perturbations.n, device=known_k.device))
         return torch.cat(parts)
 
     def forward(self, covariates: Covariates) -> Tensor | None:
@@ -120,7 +135,25 @@ class Conditioner(nn.Module):
                 parts.append(self.embeddings[i](torch.where(shown_n, code, 0)) * shown_n[:, None])
             else:
                 parts.append(self.embeddings[i](code))
+        if (strength_np := self.strength(covariates)) is not None:
+            parts.append(strength_np)
         return torch.cat(parts, dim=-1)
+
+    def strength(self, covariates: Covariates) -> Tensor | None:
+        """Return the strength of each perturbation in each cell, (n, p), or None without perturbations."""
+        if self.perturbations is None:
+            return None
+        return self.perturbations.strength(cast("Tensor", covariates.dose_np))
+
+    def shift(self, covariates: Covariates) -> Tensor | None:
+        """Return what the perturbations add to z, (n, d), or None without perturbations."""
+        if self.perturbations is None:
+            return None
+        return self.perturbations.shift(cast("Tensor", self.strength(covariates)))
+
+    def perturbation_columns(self) -> slice:
+        """Return the columns of the condition vector that hold the strengths of perturbations."""
+        return slice(self.body_width, self.width)
 
     def for_encoder(self, s_nc: Tensor | None) -> Tensor | None:
         """Return the part of a condition vector that the encoders receive, (..., encoder_width), or None if it is empty."""

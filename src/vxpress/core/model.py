@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, cast
 
 import torch
@@ -18,6 +19,7 @@ from vxpress.core.likelihoods import Layers, Likelihood
 from vxpress.core.networks import Decoder, Encoder
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal
+from vxpress.core.perturbations import shifted
 from vxpress.core.priors import Prior
 from vxpress.core.thinning import thinned
 
@@ -107,12 +109,22 @@ class VAE(nn.Module):
         With ``noise``, units are dropped out and counts are thinned, as in training.
         """
         seen = batch if noise is None else self.thinned(batch, noise)
-        return Posterior(
-            {
-                name: block.encode(seen if block.thinned else batch, self.encoder_condition(batch.covariates), noise)
-                for name, block in self.blocks.items()
-            }
+        return self.basal(
+            Posterior(
+                {
+                    name: block.encode(
+                        seen if block.thinned else batch, self.encoder_condition(batch.covariates), noise
+                    )
+                    for name, block in self.blocks.items()
+                }
+            ),
+            batch.covariates,
         )
+
+    def basal(self, posterior: Posterior, covariates: Covariates) -> Posterior:
+        """Return what encoders say of cells with the effects of their perturbations taken out of z."""
+        shift_nd = self.conditioner.shift(covariates)
+        return posterior if shift_nd is None else posterior.replaced(z=shifted(posterior[Z], -shift_nd))
 
     def thinned(self, batch: Batch, noise: Noise) -> Batch:
         """Return the counts that the encoder of z sees in training: the minibatch itself, or a part of its molecules."""
@@ -163,7 +175,8 @@ class VAE(nn.Module):
         inputs = DecoderInputs(point[Z], self.conditioner(covariates), covariates, log_library_n1)
         for name, block in self.blocks.items():
             inputs = block.enter(inputs, point[name]) if name in point else block.enter_unknown(inputs)
-        return inputs
+        shift_nd = self.conditioner.shift(covariates)
+        return inputs if shift_nd is None else replace(inputs, z_nd=inputs.z_nd + shift_nd)
 
     def log_library(self, point: Point, covariates: Covariates, log_library_n1: Tensor) -> Tensor:
         """Return the log size factor that the decoder receives at a point if cells have this one, (n, 1)."""

@@ -116,6 +116,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
         super().__init__()
+        self.n_body_condition = n_condition - config.n_perturbations
         self.likelihood: type[Likelihood] = LIKELIHOODS[config.likelihood]
         self.output = self.likelihood.output
         # only these have compiled code; a class that replaces one of them under its name does not
@@ -123,7 +124,7 @@ class Decoder(nn.Module):
         self.dispersion = config.dispersion
         self.n_genes = config.n_genes
         DECODERS.check(config.decoder)
-        self.body = DECODERS[config.decoder](config, n_condition)
+        self.body = DECODERS[config.decoder](config, self.n_body_condition)
         if not isinstance(getattr(self.body, "n_features", None), int):
             name = type(self.body).__name__
             msg = f"The decoder {config.decoder!r}: {name}.__init__ does not set self.n_features, the number of values that forward returns for each cell."
@@ -144,11 +145,17 @@ class Decoder(nn.Module):
 
     def features(self, z_nd: Tensor, s_nc: Tensor | None, noise: Noise | None = None) -> Tensor:
         """Return the input of the output layers, (n, features)."""
-        h_nh = self.body(z_nd, s_nc, noise)
+        h_nh = self.body(z_nd, self.body_condition(s_nc), noise)
         return join(h_nh, s_nc) if self.condition_output else cast("Tensor", h_nh)
 
+    def body_condition(self, s_nc: Tensor | None) -> Tensor | None:
+        """Return the part of the condition vector that the body receives: not the perturbations, whose effects add up."""
+        if s_nc is None or s_nc.shape[-1] == self.n_body_condition:
+            return s_nc
+        return s_nc[..., : self.n_body_condition] if self.n_body_condition else None
+
     def conditioned(self) -> Iterator[str]:
-        """Yield the names of the weights whose last columns belong to the condition vector."""
+        """Yield the names of the weights whose last columns belong to the condition vector, or to its part of the body."""
         yield from (f"body.{name}" for name in self.body.conditioned())
         if self.condition_output:
             yield from (f"{name}.weight" for name in ("location", "readout", *(f"heads.{h}" for h in self.heads)))

@@ -4,7 +4,8 @@ Weights that are random at the start lead every seed to another latent space. He
 of log-normalised counts: the first hidden units of the encoder are :math:`\mathrm{relu}(\pm u_k)` for the standardised
 components :math:`u_k`, and :math:`z_k = \mathrm{relu}(u_k) - \mathrm{relu}(-u_k) = u_k`. The decoder undoes this in the
 same way. The components leave out the mean differences between the categories of covariates, with which the output layer
-of the decoder starts. All other weights stay random.
+of the decoder starts. They keep the effects of perturbations: the embeddings start at the shifts of the components, and the
+output layer at the rest of the effects on single genes. All other weights stay random.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def start_at_components(model: VAE, source: Source, rows: Tensor) -> None:
     _start_encoder(model, loading_dg / sd_d[:, None], log_x_ng.mean(0))
     _start_shift(model, batch)
     _start_decoder(model, STRENGTH * loading_dg * sd_d[:, None])
+    _start_perturbations(model, batch, normalised_ng, STRENGTH * loading_dg * sd_d[:, None])
 
 
 def components(centred_ng: Tensor, n_components: int) -> tuple[Tensor, Tensor]:
@@ -166,3 +168,30 @@ def _start_decoder(model: VAE, scaled_dg: Tensor) -> None:
     if read_df is not None:
         location = model.decoder.location.weight
         location[: scaled_dg.shape[1], : read_df.shape[1]] = (read_df.to(scaled_dg).t() @ scaled_dg).t()
+
+
+def _start_perturbations(model: VAE, batch: Batch, normalised_ng: Tensor, scaled_dg: Tensor) -> None:
+    """Start the embeddings at the shifts of z, and the output layer at what single genes do beyond these."""
+    perturbations, strength_np = model.conditioner.perturbations, model.conditioner.strength(batch.covariates)
+    if perturbations is None or strength_np is None:
+        return
+    training = model.training
+    # batch norm would count these cells as a minibatch of the training
+    model.eval()
+    perturbations.embedding.zero_()
+    z_nd = model.posterior(batch)[Z].loc
+    model.train(training)
+    perturbations.embedding.copy_(additive_effects(strength_np, z_nd))
+    decoder = model.decoder
+    if decoder.condition_output:
+        beyond_pg = additive_effects(strength_np, normalised_ng)
+        beyond_pg -= perturbations.embedding[:, : len(scaled_dg)] @ scaled_dg
+        first = decoder.body.n_features + decoder.n_body_condition
+        decoder.location.weight[: beyond_pg.shape[1], first:] = beyond_pg.t()
+
+
+def additive_effects(strength_np: Tensor, value_ng: Tensor) -> Tensor:
+    """Estimate the effects (p, g) of perturbations that add up, by ridge regression; those seen in few cells are shrunk."""
+    x_np, y_ng = (part.double() - part.double().mean(0) for part in (strength_np, value_ng))
+    gram_pp = x_np.t() @ x_np + SHRINKAGE * torch.eye(x_np.shape[1], dtype=x_np.dtype, device=x_np.device)
+    return torch.linalg.solve(gram_pp, x_np.t() @ y_ng).to(value_ng.dtype)

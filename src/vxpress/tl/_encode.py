@@ -136,7 +136,14 @@ def encode(
     fit = find_fit(adata, model, key)
     keys = Keys.of(key) if key_added is None else Keys.of(key_added, "key_added")
     config = fit.params.model
-    check_free(adata, keys, config.blocks, several=bool(fit.members), kept=bool(config.optional))
+    check_free(
+        adata,
+        keys,
+        config.blocks,
+        several=bool(fit.members),
+        kept=bool(config.optional),
+        perturbed=bool(config.n_perturbations),
+    )
     _check_no_other_fit(adata, model, keys)
     max_epochs, generator = _epochs(fine_tune), seed_of(rng)
     torch_device = resolve_device(device)
@@ -151,7 +158,7 @@ def encode(
     of_itself = model is None or model is adata
     adata = own(adata, copy=copy)
     results = Results(uns={keys.uns: fit.to_uns()})
-    add_posterior(results, fit.model, found.views[0], keys, found.library_n)
+    add_posterior(results, fit.model, found.views[0], query.cells, keys, library_n=found.library_n)
     add_ensemble(results, keys, found.views)
     results.drop_earlier(adata, keys)
     if not of_itself:

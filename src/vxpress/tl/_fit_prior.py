@@ -142,7 +142,15 @@ def fit_prior(
     to = Keys.of(key) if key_added is None else Keys.of(key_added, "key_added")
     if to != stored.keys:
         fit = stored.fit
-        check_free(adata, to, fit.params.model.blocks, several=bool(fit.members), kept=bool(fit.params.model.optional))
+        config = fit.params.model
+        check_free(
+            adata,
+            to,
+            config.blocks,
+            several=bool(fit.members),
+            kept=bool(config.optional),
+            perturbed=bool(config.n_perturbations),
+        )
     task = task_of(adata, stored, condition_key)
     torch_device = resolve_device(device)
     seed = int(seed_of(rng).integers(2**62))

@@ -39,6 +39,9 @@ def fit_vae(
     continuous_covariate_keys: Sequence[str] = (),
     optional_covariate_keys: Sequence[str] = (),
     labels_key: str | None = None,
+    perturbation_key: str | None = None,
+    dose_key: str | None = None,
+    control: str | None = None,
     library: str = "observed",
     likelihood: LikelihoodName | Literal["auto"] | None = None,
     dispersion: Dispersion = "gene",
@@ -102,6 +105,19 @@ def fit_vae(
         ``library="latent"`` need.
     labels_key
         Column of ``obs`` with labels, only for ``dispersion="gene-label"``. Labels may be numbers.
+    perturbation_key
+        Column of ``obs`` with the perturbation of each cell, such as a gene or a drug. ``"A+B"`` is the combination of A
+        and B; the name of the control inside it (``"A+ctrl"``) counts as nothing. Each single perturbation gets an
+        embedding, a vector in the latent space, and an effect on each gene in the output layer. The effects of a
+        combination add up, so that combinations that were never observed can be predicted from others with the same
+        perturbations (Lotfollahi et al. 2023). ``obsm["X_vae"]`` has the effects removed. See
+        :func:`predict_perturbation` and :func:`dose_response`.
+    dose_key
+        Column of ``obs`` with the dose of each cell: one number, which holds for all perturbations of a combination, or
+        text with one for each, ``"0.5+1"``. The strength of an effect is then a Hill function of the dose, which is 0 at
+        0 and 1 at the highest dose of the perturbation. Doses of control cells are not read.
+    control
+        Category of ``perturbation_key`` of the unperturbed cells; required with it.
     library
         Size factor of a cell. ``"observed"``: molecules per cell, from ``obs["library_size"]`` if it exists (see
         :func:`vxpress.pp.library_size`), which may include genes outside ``adata``, else the sum over the genes
@@ -219,6 +235,9 @@ def fit_vae(
     ``adata.obsm["X_vae_kept"]``, ``adata.obsm["X_vae_kept_var"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Only with ``optional_covariate_keys=``: the same with the effects of these covariates kept (``obsm["k_kept"]``
         and ``obsm["k_kept_var"]`` with ``key_added="k"``).
+    ``adata.obsm["X_vae_perturbed"]`` : :class:`numpy.ndarray` (dtype ``float32``)
+        Only with ``perturbation_key=``: ``obsm["X_vae"]`` plus the effects of the perturbations of each cell
+        (``obsm["k_perturbed"]`` with ``key_added="k"``). The posterior variance is the same.
     ``adata.layers["vae_normalized"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Denoised expression of every gene, n_obs x n_vars: the expected share of a cell's molecules, averaged over the
         batches of the fit, times ``target_sum``; not log-transformed (``likelihood="gaussian"``: the expected log

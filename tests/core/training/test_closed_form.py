@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from vxpress.core.training.optimizer import Optimizer
 MakeCells = Callable[..., Cells]
 
 
-STEPS = {
+STEPS: dict[str, dict[str, Any]] = {
     "plain": {},
     "zinb": {"likelihood": "zinb", "dropout": 0.0},
     "covariates": {"n_categories": (3,), "has_batch": True, "condition_output": True, "encode_covariates": True},
@@ -30,6 +31,8 @@ STEPS = {
     "thinned": {"thinning": 0.9, "n_categories": (3,), "has_batch": True},
     "reference": {"likelihood": "zinb", "bias_before_norm": True},
     "optional": {"n_categories": (3,), "has_batch": True, "optional": (0,)},
+    "perturbations": {"n_perturbations": 3},
+    "doses": {"n_perturbations": 2, "dose_response": True, "n_categories": (3,), "condition_output": True},
 }
 
 
@@ -45,6 +48,11 @@ def test_a_step_without_autograd_gives_the_same_gradient(make_cells: MakeCells, 
         batch = batch.with_covariates(hidden)
     if config.optional:
         torch.nn.init.normal_(model.encoder.shift)
+    if model.conditioner.perturbations is not None:
+        dose = torch.arange(40 * config.n_perturbations).reshape(40, -1) % 4 / 3
+        batch = batch.with_covariates(batch.covariates.with_doses(dose))
+        for parameter in model.conditioner.perturbations.parameters():
+            torch.nn.init.normal_(parameter)
     twin = copy.deepcopy(model)
     assert closed_form.covers(model, cells, TrainConfig(max_epochs=1))
     parameters = [p for p in model.parameters() if p.requires_grad]

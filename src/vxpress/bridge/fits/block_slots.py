@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from vxpress._keys import Keys
 from vxpress.bridge.fits.results import Results
+from vxpress.core.data import Cells
 from vxpress.core.inference.posterior import Encoded, Views
 from vxpress.core.model import VAE
 
 
-def add_posterior(results: Results, model: VAE, views: Views, keys: Keys, library_n: np.ndarray) -> None:
-    """Add the posterior of every block in each view, and the size factors ``library_n`` unless a block infers them."""
+def add_posterior(
+    results: Results, model: VAE, views: Views, cells: Cells, keys: Keys, *, library_n: np.ndarray
+) -> None:
+    """Add the posterior of every block in each view, and the size factors ``library_n`` unless a block infers them.
+
+    With perturbations, also the mean of z with their effects, of the ``cells``.
+    """
     results.obs[keys.library] = library_n
     removed, kept = views
     add_blocks(results, model, removed, keys)
+    with torch.no_grad():
+        shift_nd = model.conditioner.shift(cells.covariates)
+    if shift_nd is not None:
+        results.obsm[keys.perturbed] = removed.mean_nd + shift_nd.numpy()
     if kept is not None:
         # a cell has one size factor
         add_blocks(results, model, kept.of(model.decoded_blocks), keys.kept())

@@ -50,6 +50,12 @@ def check_sizes(params: Params, covariates: CovariateTable, genes: np.ndarray, m
         tuple(key for key, *_ in covariates.continuous),
         None if covariates.labels is None else covariates.labels[0],
     )
+    table = covariates.perturbations
+    named_of = (params.perturbation_key, params.dose_key, config.n_perturbations, config.dose_response)
+    found_of = (None, None, 0, False) if table is None else (table.key, table.dose_key, len(table.names), table.differ)
+    if named_of != found_of:
+        msg = f"its perturbations are {found_of}, but its settings name {named_of}"
+        raise ValueError(msg)
     optional = tuple(covariates.categorical[k][0] for k in config.optional)
     if set(optional) != set(params.optional_covariate_keys):
         msg = f"its optional covariates are {optional}, but its settings name {params.optional_covariate_keys}"

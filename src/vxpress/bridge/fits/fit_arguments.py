@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vxpress._names import name_of
 from vxpress._seeds import seed_of
 from vxpress.bridge.read.prepare import FitRequest, Prepared, as_tuple, resolve_device
 from vxpress.core.config import (
@@ -80,8 +81,10 @@ def check_arguments(given: Mapping[str, Any]) -> CheckedArguments:
     _check_ranges(settings, given["max_epochs"])
     _check_objective(settings)
     kinds = "categorical_covariate_keys", "continuous_covariate_keys", "optional_covariate_keys"
-    columns = {name: as_tuple(given[name]) for name in kinds}
+    columns: dict[str, Any] = {name: as_tuple(given[name]) for name in kinds}
     names = {f.name for f in fields(CheckedArguments)} & set(given)
+    if given["control"] is not None:
+        columns["control"] = name_of(given["control"])
     own = {"device": device, "rng": rng, "split_rng": split_rng, "settings": settings, "choosing": choosing}
     seeds = _number(given["rng"]), _number(given["split_rng"])
     checked = CheckedArguments(**{name: given[name] for name in names} | columns | own, seeds=seeds)
@@ -112,6 +115,7 @@ def _check_objective(settings: Settings) -> None:
 
 def _check_together(checked: CheckedArguments) -> None:
     """Raise ``ValueError`` if two arguments cannot be combined."""
+    _check_perturbations(checked)
     if checked.labels_key is not None and checked.settings.dispersion != "gene-label":
         msg = f"labels_key={checked.labels_key!r} has no effect unless you pass dispersion='gene-label'. Leave it out otherwise."
         raise ValueError(msg)
@@ -126,6 +130,28 @@ def _check_together(checked: CheckedArguments) -> None:
     if checked.cure and checked.validation_fraction == 0:
         msg = "cure=True needs held-out cells, but validation_fraction=0 leaves none. Pass validation_fraction=0.1."
         raise ValueError(msg)
+
+
+def _check_perturbations(checked: CheckedArguments) -> None:
+    """Raise ``ValueError`` if arguments of perturbations lack one another, or name a column of another purpose."""
+    key = checked.perturbation_key
+    for name in ("dose_key", "control"):
+        if key is None and getattr(checked, name) is not None:
+            msg = f"{name}={getattr(checked, name)!r} needs the column of the perturbations: pass perturbation_key= too, or leave it out."
+            raise ValueError(msg)
+    if key is None:
+        return
+    if checked.dose_key == key:
+        msg = f"perturbation_key= and dose_key= both name {key!r}. Name it once: the dose is a column of its own."
+        raise ValueError(msg)
+    others = (checked.batch_key, *checked.categorical_covariate_keys, *checked.continuous_covariate_keys)
+    for column in (key, checked.dose_key):
+        if column is not None and column in (*others, *checked.optional_covariate_keys):
+            msg = (
+                f"{column!r} is named as a covariate and as {'perturbation_key' if column == key else 'dose_key'}=, which is one too. "
+                "Name it once, as the latter."
+            )
+            raise ValueError(msg)
 
 
 def model_config_of(checked: CheckedArguments, prepared: Prepared) -> ModelConfig:
@@ -146,6 +172,8 @@ def model_config_of(checked: CheckedArguments, prepared: Prepared) -> ModelConfi
         remainder=prepared.library.beyond and LIKELIHOODS[settings.likelihood].output.has_remainder,
         n_readout=n_outside if settings.readout else 0,
         left_out=prepared.left_out,
+        n_perturbations=0 if table.perturbations is None else len(table.perturbations.names),
+        dose_response=table.perturbations is not None and table.perturbations.differ,
     )
 
 

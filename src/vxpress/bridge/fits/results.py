@@ -121,12 +121,14 @@ def check_format(stored: Mapping[str, Any], where: str) -> None:
         raise ValueError(msg)
 
 
-def posterior_names(keys: Keys, blocks: Sequence[str] = (), *, several: bool = False, kept: bool = False) -> list[str]:
+def posterior_names(
+    keys: Keys, blocks: Sequence[str] = (), *, several: bool = False, kept: bool = False, perturbed: bool = False
+) -> list[str]:
     """Return the entries of ``obsm`` for the posteriors of a fit: of z, of further latent blocks, and of ``several`` models.
 
-    With ``kept`` there are two views of each.
+    With ``kept`` there are two views of each; with ``perturbed`` z also has the effects of perturbations added.
     """
-    found = []
+    found = [keys.perturbed] if perturbed else []
     for view in [keys, keys.kept()] if kept else [keys]:
         found += [view.latent, view.latent_var, *(name for block in blocks for name in view.of_block(block))]
         found += view.of_ensemble() if several else ()
@@ -141,17 +143,28 @@ def earlier_posteriors(adata: AnnData, keys: Keys) -> list[str]:
     config = _mapping(stored, "params", "model")
     blocks, optional = (np.asarray(config.get(name, ())).reshape(-1) for name in ("blocks", "optional"))
     return posterior_names(
-        keys, list(map(str, blocks)), several=bool(_mapping(stored, "ensemble")), kept=optional.size > 0
+        keys,
+        list(map(str, blocks)),
+        several=bool(_mapping(stored, "ensemble")),
+        kept=optional.size > 0,
+        perturbed=bool(config.get("n_perturbations", 0)),
     )
 
 
 def check_free(
-    adata: AnnData, keys: Keys, blocks: Sequence[str] = (), *, several: bool = False, kept: bool = False
+    adata: AnnData,
+    keys: Keys,
+    blocks: Sequence[str] = (),
+    *,
+    several: bool = False,
+    kept: bool = False,
+    perturbed: bool = False,
 ) -> None:
     """Raise if one of the slots of a fit is taken by something else.
 
     These include the slots of its further latent blocks, with ``several`` those of several fits side by side, and with
-    ``kept`` those of the view that keeps the effects of optional covariates.
+    ``kept`` those of the view that keeps the effects of optional covariates, and with ``perturbed`` those of z with the
+    effects of perturbations.
     """
     check_single(adata, keys.split, keys.library)
     other = keys.kept().latent
@@ -159,7 +172,8 @@ def check_free(
         msg = f"adata holds a fit named {other!r}, whose slots those of the fit {keys.uns!r} would replace. Choose another name with key_added=."
         raise ValueError(msg)
     earlier = earlier_posteriors(adata, keys)
-    new = [name for name in posterior_names(keys, blocks, several=several, kept=kept) if name not in earlier]
+    wanted = posterior_names(keys, blocks, several=several, kept=kept, perturbed=perturbed)
+    new = [name for name in wanted if name not in earlier]
     taken = [f"obsm[{name!r}]" for name in new if name in adata.obsm]
     if earlier:
         if taken:

@@ -21,6 +21,7 @@ from vxpress.bridge.read.columns import (
     is_real,
 )
 from vxpress.bridge.read.learned import MIN_CELLS, few, learned, with_cells
+from vxpress.bridge.read.perturbations import PerturbationTable
 from vxpress.core.covariates import Covariates
 
 # types of transform_batch=: one batch as written in obs, or several
@@ -96,6 +97,7 @@ class CovariateTable:
     continuous: tuple[tuple[str, Scale], ...] = ()
     labels: tuple[str, tuple[str, ...]] | None = None
     n_train: tuple[tuple[int, ...], ...] = ()
+    perturbations: PerturbationTable | None = None
 
     @classmethod
     def learn(
@@ -253,6 +255,7 @@ class CovariateTable:
             torch.from_numpy(np.stack(codes, axis=1) if codes else np.zeros((n, 0), dtype=np.int64)),
             torch.from_numpy((np.stack(values, axis=1) if values else np.zeros((n, 0))).astype(np.float32)),
             None if self.labels is None or not labels else torch.from_numpy(category_codes(obs, *self.labels)),
+            None if self.perturbations is None else self.perturbations.read(obs),
         )
 
     def to_uns(self) -> dict[str, Any]:
@@ -274,6 +277,7 @@ class CovariateTable:
             "continuous_max": np.array([scale.high for scale in scales], dtype=float),
             "labels_key": labels_key,
             "labels_categories": _strings(labels),
+            **({} if self.perturbations is None else {"perturbations": self.perturbations.to_uns()}),
         }
 
     @classmethod
@@ -306,6 +310,7 @@ class CovariateTable:
             tuple(zip(numbers, scales, strict=True)),
             (labels_key, names) if labels_key else None,
             tuple(_n_train(stored, i, len(names)) for i, (_, names) in enumerate(categorical)),
+            PerturbationTable.from_uns(stored["perturbations"]) if "perturbations" in stored else None,
         )
 
 

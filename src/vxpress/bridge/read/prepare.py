@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from vxpress.bridge.read.covariates import CovariateTable
 from vxpress.bridge.read.learned import MIN_CELLS as MIN_LEARNED
 from vxpress.bridge.read.learned import few, with_cells
 from vxpress.bridge.read.library import Library, log_library, resolve_library
+from vxpress.bridge.read.perturbations import PerturbationTable
 from vxpress.core.config import Preset
 from vxpress.core.data import Cells, Counts
 from vxpress.core.option import option
@@ -38,6 +39,9 @@ class Recorded:
     continuous_covariate_keys: tuple[str, ...] = ()
     optional_covariate_keys: tuple[str, ...] = option((), since="0.2.0")
     labels_key: str | None = None
+    perturbation_key: str | None = None
+    dose_key: str | None = None
+    control: str | None = None
     library: str
     validation_fraction: float = option(0.1, low=0.0, high=0.99)
     target_sum: float = option(1e4, low=1e-12, high=1e12)
@@ -89,6 +93,9 @@ def prepare(
         request.labels_key,
         optional_keys=request.optional_covariate_keys,
     )
+    if request.perturbation_key is not None:
+        learned = PerturbationTable.learn(adata.obs, request.perturbation_key, request.control, request.dose_key)
+        covariates = replace(covariates, perturbations=learned)
     counts = read_counts(adata, request.layer, modelled_g)
     _warn_empty_genes(adata, counts, modelled_g)
     library = resolve_library(adata.obs, counts, request.library, modelled_only=library_of_modelled_genes)
@@ -109,8 +116,13 @@ def prepare(
     left_out = _left_out(covariates, cells, usable, codes_nk, asked) if screen_covariates else ()
     # a covariate without effect does not decide either which cells are held out
     split_by_nk = np.delete(codes_nk, left_out, axis=1)
+    if covariates.perturbations is not None:
+        split_by_nk = np.column_stack((split_by_nk, covariates.perturbations.codes(adata.obs)[usable]))
     train, validation = split_cells(len(usable), request.validation_fraction, request.split_rng, split_by_nk)
     covariates = covariates.trained_on(codes_nk[train])
+    if covariates.perturbations is not None and cells.covariates.dose_np is not None:
+        trained = covariates.perturbations.trained_on(cells.covariates.dose_np.numpy()[usable[train]])
+        covariates = replace(covariates, perturbations=trained)
     _warn_few_cells(covariates, left_out)
     return Prepared(
         counts, modelled_g, mask_name, covariates, library, cells, usable[train], usable[validation], left_out

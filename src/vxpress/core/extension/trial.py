@@ -178,7 +178,12 @@ def _try_block(trial: Trial, block: Block, model: VAE, posterior: Posterior, bat
 def _try_body(trial: Trial, model: VAE, posterior: Posterior, batch: Batch) -> None:
     body, inputs = model.decoder.body, model.inputs(posterior.mean(), batch.covariates, batch.log_library_n1)
     shape = (len(batch), body.n_features)
-    trial.tensor("forward", lambda: body(inputs.z_nd, inputs.condition_nc, None), shape, "cells, n_features")
+    trial.tensor(
+        "forward",
+        lambda: body(inputs.z_nd, model.decoder.body_condition(inputs.condition_nc), None),
+        shape,
+        "cells, n_features",
+    )
 
 
 def _try_likelihood(trial: Trial, model: VAE, posterior: Posterior, batch: Batch) -> None:

@@ -94,7 +94,8 @@ class _Chunk:
 
     def encode(self) -> None:
         """Compute the posterior of all blocks, given the missing genes as they are now."""
-        self.q = Posterior({name: encoder(self.log_x_nm) for name, encoder in self.encoders.items()})
+        found = Posterior({name: encoder(self.log_x_nm) for name, encoder in self.encoders.items()})
+        self.q = self.model.basal(found, self.batch.covariates)
 
     def point(self, z_nd: Tensor) -> Point:
         """Return z with the posterior means of the other blocks; the size factor is given."""

@@ -39,7 +39,7 @@ def extend(model: VAE, added: Sequence[int], learned: Sequence[np.ndarray] | Non
     conditioned = _conditioned(new)
     state = {}
     for name, value in model.state_dict().items():
-        if name.startswith("conditioner."):
+        if name.startswith("conditioner.embeddings."):
             continue
         if name in conditioned:
             before, after = (_of_condition(name, m) for m in (model, new))
@@ -105,7 +105,10 @@ def _conditioned(model: VAE) -> set[str]:
 
 def _of_condition(name: str, model: VAE) -> list[int]:
     """Return the columns of the condition vector that the weight ``name`` multiplies, in its last columns."""
-    return list(range(model.conditioner.width)) if name.startswith("decoder.") else model.conditioner.encoder_columns
+    conditioner = model.conditioner
+    if name.startswith("decoder."):
+        return list(range(conditioner.body_width if name.startswith("decoder.body.") else conditioner.width))
+    return conditioner.encoder_columns
 
 
 def _starts(config: ModelConfig) -> list[int]:
@@ -144,6 +147,8 @@ def _columns(old: ModelConfig, new: ModelConfig, share: Sequence[Tensor]) -> tup
         copied[at : at + n, to : to + n] = torch.eye(n)
         if one_hot:
             copied[at : at + n, to + n : to + after] = share[k][:, None]
+    if old.n_perturbations:
+        copied[-old.n_perturbations :, -old.n_perturbations :] = torch.eye(old.n_perturbations)
     return copied, untrained
 
 

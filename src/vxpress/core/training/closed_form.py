@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vxpress.core import rule
 from vxpress.core.blocks import Z
-from vxpress.core.bodies import MLPBody
+from vxpress.core.bodies import MLPBody, join
 from vxpress.core.config import TrainConfig
 from vxpress.core.data import Batch, Source
 from vxpress.core.gradients import GradientSink, hand_over
@@ -71,7 +71,10 @@ class ClosedForm:
         """Return the sums over cells of reconstruction and KL of z, and the mean loss."""
         model, config, n = self.model, self.model.config, len(batch.rows)
         d = config.n_latent
-        s_nc = model.conditioner(batch.covariates)
+        perturbations, columns = model.conditioner.perturbations, model.conditioner.perturbation_columns()
+        with torch.enable_grad():  # of the strengths of doses
+            condition_nc = model.conditioner(batch.covariates)
+        s_nc = None if condition_nc is None else condition_nc.detach()
         seen = model.thinned(batch, self.noise)
         encoded_nc, shift = model.conditioner.for_encoder(s_nc), model.encoder.shift
         product = InputProduct(seen, self.first.weight, self.first.bias, encoded_nc)
@@ -83,11 +86,17 @@ class ClosedForm:
         out = torch.addmm(torch.cat([head.bias for head in self.heads]), h_nh, head_weight.t())
         if shift is not None and encoded_nc is not None:
             out[:, :d] += encoded_nc @ shift.t()
+        shift_nd = None
+        if perturbations is not None and s_nc is not None:
+            shift_nd = perturbations.shift(s_nc[:, columns])
+            out[:, :d] -= shift_nd
         eps, (scale, z, kl) = self.noise.normal_like(out[:, :d]), np.empty((3, n, d), np.float32)
         latent_rows.posterior(out.numpy(), *self.bounds, eps.numpy(), scale, z, kl)
         z_nd = torch.from_numpy(z)
+        if shift_nd is not None:
+            z_nd += shift_nd
 
-        condition = z_nd if s_nc is None else torch.cat((z_nd, s_nc), dim=-1)
+        condition = join(z_nd, model.decoder.body_condition(s_nc))
         u_out = torch.addmm(self.into.bias, condition, self.into.weight.t())
         f_nf = features = self.norm_out.forward(u_out, bits[:0], limit)
         if config.condition_output and s_nc is not None:
@@ -96,7 +105,8 @@ class ClosedForm:
         likelihood = CountLikelihood(layers, batch, batch.log_library_n1, training=True)
         value_n = likelihood.forward(f_nf, gradient=True)
 
-        d_features = likelihood.backward_into_sinks(-1.0 / n)[:, : features.shape[1]].contiguous()
+        d_all = likelihood.backward_into_sinks(-1.0 / n)
+        d_features = d_all[:, : features.shape[1]].contiguous()
         d_u_out = self.norm_out.backward(d_features)
         hand_over_linear(self.into, d_u_out, condition)
         d_z, d_out = d_u_out @ self.into.weight[:, :d], torch.empty_like(out)
@@ -105,6 +115,16 @@ class ClosedForm:
         )
         for head, part in zip(self.heads, (d_out[:, :d], d_out[:, d:]), strict=True):
             hand_over_linear(head, part, h_nh)
+        if perturbations is not None and s_nc is not None and condition_nc is not None:
+            d_shift, strength_np = d_z - d_out[:, :d], s_nc[:, columns]
+            hand_over(perturbations.embedding, strength_np.t() @ d_shift)
+            if condition_nc.requires_grad:
+                d_strength = d_shift @ perturbations.embedding.t()
+                if config.condition_output:
+                    d_strength += d_all[:, features.shape[1] :][:, columns]
+                with torch.enable_grad():
+                    strengths = condition_nc[:, columns]
+                torch.autograd.backward(strengths, d_strength)
         if shift is not None and encoded_nc is not None:
             hand_over(shift, d_out[:, :d].t() @ encoded_nc)
         d_u = self.norm_in.backward(d_out @ head_weight)

@@ -1,0 +1,155 @@
+"""Fits with perturbations whose effects add up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from scipy import sparse
+
+import vxpress as vx
+
+CONDITIONS = ("ctrl", "A", "B", "C", "A+C")
+KEYS = {"perturbation_key": "drug", "control": "ctrl"}
+
+
+def _simulate(n: int = 60, g: int = 30) -> ad.AnnData:
+    """Cells of two types; A acts on genes 0-4, B on 5-9, C on 10-14."""
+    rng = np.random.default_rng(0)
+    drug = np.repeat(CONDITIONS, n)
+    log = (
+        rng.normal(1.0, 0.7, g)
+        + np.where(rng.random(len(drug))[:, None] < 0.5, 1.0, -1.0) * np.r_[np.zeros(g - 5), np.ones(5)]
+    )
+    for i, name in enumerate("ABC"):
+        log[np.char.find(drug, name) >= 0, 5 * i : 5 * i + 5] += 1.2
+    obs = pd.DataFrame(
+        {"drug": drug, "batch": rng.choice(["x", "y"], len(drug))}, index=[f"c{i}" for i in range(len(drug))]
+    )
+    return ad.AnnData(sparse.csr_matrix(rng.poisson(np.exp(log)).astype(np.float32)), obs=obs)
+
+
+@pytest.fixture(scope="module")
+def _treated() -> ad.AnnData:
+    adata = _simulate()
+    vx.tl.fit_vae(adata, "batch", n_latent=4, n_hidden=16, max_epochs=8, batch_size=64, **KEYS)
+    return adata
+
+
+@pytest.fixture
+def treated(_treated: ad.AnnData) -> ad.AnnData:
+    return _treated.copy()
+
+
+def _between(z: np.ndarray, names: pd.Series) -> float:
+    """Return the share of the variance that is between conditions."""
+    means = pd.DataFrame(z).groupby(names.to_numpy()).transform("mean").to_numpy()
+    return float(means.var(0).sum() / z.var(0).sum())
+
+
+def test_the_latent_space_has_the_effects_removed_and_a_second_one_has_them(treated: ad.AnnData) -> None:
+    removed, kept = (_between(treated.obsm[name], treated.obs["drug"]) for name in ("X_vae", "X_vae_perturbed"))
+    assert removed < 0.1 < 0.4 < kept
+    control = (treated.obs["drug"] == "ctrl").to_numpy()
+    np.testing.assert_array_equal(treated.obsm["X_vae"][control], treated.obsm["X_vae_perturbed"][control])
+
+
+def test_every_condition_has_training_and_held_out_cells(treated: ad.AnnData) -> None:
+    table = pd.crosstab(treated.obs["drug"], treated.obs["vae_split"])
+    assert (table["validation"] == 6).all()
+
+
+def test_a_fit_survives_a_file_and_encodes_new_cells(treated: ad.AnnData, tmp_path: Path) -> None:
+    treated.write_h5ad(tmp_path / "fit.h5ad")
+    query = _simulate()
+    query.obs["batch"] = "new"
+    vx.tl.encode(query, model=tmp_path / "fit.h5ad")
+    assert query.obsm["X_vae_perturbed"].shape == (300, 4)
+    vx.tl.encode(treated)
+    vx.save_model(treated, tmp_path / "fit.safetensors")
+    other = _simulate()
+    vx.tl.encode(other, model=tmp_path / "fit.safetensors")
+    np.testing.assert_array_equal(other.obsm["X_vae_perturbed"], treated.obsm["X_vae_perturbed"])
+
+
+def test_an_unseen_perturbation_is_an_error_and_nothing_is_written(treated: ad.AnnData) -> None:
+    query = _simulate()
+    query.obs["drug"] = "D"
+    with pytest.raises(ValueError, match="'D', which the fit has not seen"):
+        vx.tl.encode(query, model=treated)
+    assert not query.obsm
+    del query.obs["drug"]
+    with pytest.raises(KeyError, match="the perturbation of every cell"):
+        vx.tl.encode(query, model=treated)
+
+
+def test_missing_genes(treated: ad.AnnData) -> None:
+    query = _simulate()[:, ::2].copy()
+    vx.tl.encode(query, model=treated)
+    shift = query.obsm["X_vae_perturbed"] - query.obsm["X_vae"]
+    np.testing.assert_allclose(shift, treated.obsm["X_vae_perturbed"] - treated.obsm["X_vae"], atol=1e-5)
+
+
+def test_effects_are_in_denoised_expression_differential_expression_and_likelihood(treated: ad.AnnData) -> None:
+    denoised = pd.DataFrame(treated.layers["vae_normalized"]).groupby(treated.obs["drug"].to_numpy()).mean()
+    ratio = denoised.loc["A+C"] / denoised.loc["ctrl"]
+    assert ratio[[0, 4, 10, 14]].min() > 1.4 > ratio[5:10].max()
+    vx.tl.rank_genes_groups(treated, "drug", groups=["A"], reference="ctrl")
+    found = sc.get.rank_genes_groups_df(treated, "A")
+    assert set(found["names"][:4]) < {"0", "1", "2", "3", "4"}
+    vx.tl.log_likelihood(treated, n_samples=20)
+    swapped = treated.copy()
+    swapped.obs["drug"] = swapped.obs["drug"].replace({"A": "B"})
+    vx.tl.log_likelihood(swapped, n_samples=20)
+    cells = (treated.obs["drug"] == "A").to_numpy()
+    own, other = (part.obs["vae_log_likelihood"].to_numpy()[cells].mean() for part in (treated, swapped))
+    assert own > other + 1.0
+
+
+def test_several_fits_a_cure_and_another_prior(treated: ad.AnnData, quick: dict) -> None:
+    adata = _simulate(20)
+    vx.tl.fit_vae(adata, n_fits=2, prior="vamp", denoised=False, **KEYS, **quick)
+    assert adata.obsm["X_vae_ensemble"].shape == (100, 6)
+    vx.tl.fit_vae(adata, cure=True, denoised=False, **KEYS, **quick)
+    vx.tl.diagnose(adata)
+
+
+def test_the_name_of_the_second_latent_space_is_guarded(quick: dict) -> None:
+    adata = _simulate(20)
+    adata.obsm["X_vae_perturbed"] = np.zeros((adata.n_obs, 2))
+    with pytest.raises(ValueError, match="X_vae_perturbed"):
+        vx.tl.fit_vae(adata, **KEYS, **quick)
+    del adata.obsm["X_vae_perturbed"]
+    vx.tl.fit_vae(adata, **KEYS, **quick)
+    vx.tl.fit_vae(adata, **quick)
+    assert "X_vae_perturbed" not in adata.obsm
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"perturbation_key": "drug"}, "control='ctrl'"),
+        ({"control": "ctrl"}, "pass perturbation_key= too"),
+        ({"dose_key": "dose"}, "pass perturbation_key= too"),
+        (KEYS | {"categorical_covariate_keys": ["drug"]}, "Name it once"),
+        (KEYS | {"dose_key": "drug"}, "Name it once"),
+    ],
+)
+def test_arguments_that_lack_one_another(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        vx.tl.fit_vae(_simulate(10), **arguments)
+
+
+def test_doses(quick: dict) -> None:
+    adata = _simulate(20)
+    rng = np.random.default_rng(0)
+    adata.obs["dose"] = rng.choice([0.1, 1.0, 10.0], adata.n_obs)
+    vx.tl.fit_vae(adata, dose_key="dose", **KEYS, **quick)
+    shift = adata.obsm["X_vae_perturbed"] - adata.obsm["X_vae"]
+    a = (adata.obs["drug"] == "A").to_numpy()
+    size = pd.Series(np.linalg.norm(shift[a], axis=1)).groupby(adata.obs["dose"].to_numpy()[a]).mean()
+    assert 0 < size[0.1] < size[1.0] < size[10.0]

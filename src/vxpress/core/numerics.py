@@ -19,9 +19,19 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 # below this rate log(1 - exp(-r)) is log r - r / 2 + r^2 / 24 to the last digit of float64
 _LOG_SMALL_RATE = -8.0
 # trapezoidal rule in log t: the integrand is analytic; it decays as t to the left and doubly exponentially to the right
-_STEP = 1.5
-_NODES = np.exp(np.arange(-13.0, 2.5, _STEP))
-_LEFT_TAIL = float(_NODES[0] / np.expm1(_STEP))
+_STEP, _LEFTMOST = 1.5, -13.0
+# for counts that are multiplied by a factor, which may be small, or large for large counts
+_SCALED_STEP, _SCALED_LEFTMOST = 1.0, -20.0
+
+
+def _rule(step: float, leftmost: float) -> tuple[np.ndarray, float]:
+    """Return the points t, and the weight of all points to their left, where the integrand is linear in t."""
+    at = np.exp(np.arange(leftmost, 2.5, step))
+    return at, float(at[0] / np.expm1(step))
+
+
+_NODES, _LEFT_TAIL = _rule(_STEP, _LEFTMOST)
+_SCALED_NODES, _SCALED_LEFT_TAIL = _rule(_SCALED_STEP, _SCALED_LEFTMOST)
 
 
 def stirling_tail(a: Tensor) -> Tensor:
@@ -79,11 +89,11 @@ def negative_binomial_log_prob(
     return shift + 0.5 * (log_theta - log_x - log_n) - _HALF_LOG_2PI + tails
 
 
-def expected_log1p(mean: Tensor, cumulant: Callable[[Tensor], Tensor]) -> Tensor:
-    """Compute E[log1p X] of counts from their generating function, E[(1 - s)^X] = exp(-cumulant(s mean)).
+def expected_log1p(mean: Tensor, cumulant: Callable[[Tensor], Tensor], scale: Tensor | None = None) -> Tensor:
+    """Compute E[log1p(c X)] of counts from their generating function, E[(1 - s)^X] = exp(-cumulant(s mean)).
 
-    log(1 + x) is the integral of (1 - exp(-tx)) exp(-t) / t over t > 0. Its expectation is therefore the integral of
-    (1 - G(exp(-t))) exp(-t) / t with the generating function G.
+    log(1 + cx) is the integral of (1 - exp(-tcx)) exp(-t) / t over t > 0. Its expectation is therefore the integral of
+    (1 - G(exp(-tc))) exp(-t) / t with the generating function G.
 
     Parameters
     ----------
@@ -91,12 +101,19 @@ def expected_log1p(mean: Tensor, cumulant: Callable[[Tensor], Tensor]) -> Tensor
         Mean of every count, of any shape.
     cumulant
         The function above: the identity for Poisson counts, ``torch.log1p`` for a geometric distribution.
+    scale
+        The factor c, which broadcasts to ``mean``; 1 by default.
 
     Returns
     -------
     The expectations, with the shape of ``mean``.
     """
-    total = mean * _LEFT_TAIL
-    for t in _NODES:
-        total.sub_(torch.expm1(-cumulant(mean * float(-np.expm1(-t)))), alpha=float(np.exp(-t)))
-    return total.mul_(_STEP)
+    if scale is None:
+        total = mean * _LEFT_TAIL
+        for t in _NODES:
+            total.sub_(torch.expm1(-cumulant(mean * float(-np.expm1(-t)))), alpha=float(np.exp(-t)))
+        return total.mul_(_STEP)
+    total = mean * scale * _SCALED_LEFT_TAIL
+    for t in _SCALED_NODES:
+        total.sub_(torch.expm1(-cumulant(mean * -torch.expm1(-t * scale))), alpha=float(np.exp(-t)))
+    return total.mul_(_SCALED_STEP)

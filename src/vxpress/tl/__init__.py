@@ -13,6 +13,7 @@ from vxpress.tl._generate import generate
 from vxpress.tl._interpolate import interpolate
 from vxpress.tl._log_likelihood import log_likelihood
 from vxpress.tl._outliers import outliers
+from vxpress.tl._predict_perturbation import predict_perturbation
 from vxpress.tl._predictive_check import predictive_check
 from vxpress.tl._rank_genes_groups import rank_genes_groups
 from vxpress.tl._sample import sample
@@ -32,6 +33,7 @@ __all__ = [
     "interpolate",
     "log_likelihood",
     "outliers",
+    "predict_perturbation",
     "predictive_check",
     "rank_genes_groups",
     "sample",

@@ -72,7 +72,7 @@ def read_query(
     """
     check_gene_names(adata)
     position = adata.var_names.get_indexer(fit.genes)
-    (_check_shared if incomplete else _check_complete)(adata, fit, position)
+    (_check_shared if incomplete else check_complete)(adata, fit, position)
     same = len(position) == adata.n_vars and bool((position == np.arange(adata.n_vars)).all())
     where = fit.params.layer if isinstance(layer, Unset) else layer
     counts = read_counts(adata, where, fit.modelled_g, None if same else position)
@@ -155,7 +155,7 @@ def _counts_what_is_left(adata: AnnData, fit: Fit, counts: CountData, present: n
     return True
 
 
-def _check_complete(adata: AnnData, fit: Fit, position: np.ndarray) -> None:
+def check_complete(adata: AnnData, fit: Fit, position: np.ndarray) -> None:
     """Raise if genes of the fit are missing."""
     missing = fit.genes[position < 0]
     if len(missing):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from vxpress.core.likelihoods.cumulative import expected_by_steps
 from vxpress.core.likelihoods.output import Output
 from vxpress.core.likelihoods.shares import Shares
 
@@ -103,6 +104,13 @@ class Likelihood(Distribution):
         This distribution has to be that of cells with one molecule.
         """
         raise NotImplementedError
+
+    def expected_scaled_log1p(self, scale_n1: Tensor) -> Tensor:
+        """Compute E[log1p(c X)] for factors c of every cell, (n, 1): the mean of normalised, log-transformed counts.
+
+        This sums over the steps of the distribution function; subclasses may have a shorter way.
+        """
+        return expected_by_steps(self, scale_n1)
 
     def at(self, *index: Tensor | slice) -> Likelihood:
         """Return the distribution of some entries, selected as in ``x[index]``."""

@@ -64,6 +64,10 @@ class NegativeBinomial(Likelihood):
         theta = self.log_theta.exp()
         return expected_log1p((self.log_mean + log_library_n1).exp(), lambda rate: theta * torch.log1p(rate / theta))
 
+    def expected_scaled_log1p(self, scale_n1: Tensor) -> Tensor:
+        theta = self._theta
+        return expected_log1p(self.mean, lambda rate: theta * torch.log1p(rate / theta), scale_n1)
+
     def at(self, *index: Tensor | slice) -> NegativeBinomial:
         return NegativeBinomial(self.log_mean[index], self.log_theta[index])
 

@@ -44,6 +44,9 @@ class Poisson(Likelihood):
     def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
         return expected_log1p((self.log_mean + log_library_n1).exp(), lambda rate: rate)
 
+    def expected_scaled_log1p(self, scale_n1: Tensor) -> Tensor:
+        return expected_log1p(self.mean, lambda rate: rate, scale_n1)
+
     def at(self, *index: Tensor | slice) -> Poisson:
         return Poisson(self.log_mean[index])
 

@@ -46,6 +46,9 @@ class ZeroInflated(Likelihood):
     def expected_log1p(self, log_library_n1: Tensor) -> Tensor:
         return torch.sigmoid(-self.gate_logits) * self.base.expected_log1p(log_library_n1)
 
+    def expected_scaled_log1p(self, scale_n1: Tensor) -> Tensor:
+        return torch.sigmoid(-self.gate_logits) * self.base.expected_scaled_log1p(scale_n1)
+
     def at(self, *index: Tensor | slice) -> ZeroInflated:
         return ZeroInflated(self.base.at(*index), self.gate_logits.expand(self.batch_shape)[index])
 

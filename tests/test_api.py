@@ -58,7 +58,7 @@ def test_functions_are_called_as_those_of_scanpy(name):
 
 
 # what is not about the cells of adata comes as an AnnData of its own, and nothing is written
-RETURNING = {"tl.generate", "tl.interpolate"}
+RETURNING = {"tl.generate", "tl.interpolate", "tl.predict_perturbation"}
 
 
 @pytest.mark.parametrize("name", SCANPY_LIKE)

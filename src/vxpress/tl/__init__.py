@@ -1,5 +1,6 @@
 """Tools: fit a model and use it."""
 
+from vxpress.bridge.ask.evaluation.evaluation import PerturbationEvaluation
 from vxpress.bridge.fitting import FitOptions, TrainingError
 from vxpress.tl._cluster_stability import cluster_stability
 from vxpress.tl._compare import compare
@@ -7,6 +8,7 @@ from vxpress.tl._counterfactual import counterfactual
 from vxpress.tl._denoise import denoise
 from vxpress.tl._diagnose import diagnose
 from vxpress.tl._encode import encode
+from vxpress.tl._evaluate_perturbation import evaluate_perturbation
 from vxpress.tl._fit_prior import fit_prior
 from vxpress.tl._fit_vae import fit_vae
 from vxpress.tl._generate import generate
@@ -20,6 +22,7 @@ from vxpress.tl._sample import sample
 
 __all__ = [
     "FitOptions",
+    "PerturbationEvaluation",
     "TrainingError",
     "cluster_stability",
     "compare",
@@ -27,6 +30,7 @@ __all__ = [
     "denoise",
     "diagnose",
     "encode",
+    "evaluate_perturbation",
     "fit_prior",
     "fit_vae",
     "generate",

@@ -1,0 +1,1 @@
+"""Evaluation of predicted perturbations: populations, floors, and the table of scores."""

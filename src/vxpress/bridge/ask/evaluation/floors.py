@@ -1,0 +1,95 @@
+"""Floors of an evaluation: simple predictions that a method should beat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from vxpress._names import find_name
+from vxpress.bridge.ask.evaluation.populations import ALL, Keys, Part, Unit, methods_of
+
+CONTROL = "control"
+
+
+def given_floors(floors: Any) -> tuple[dict[str, Any], dict[str, list[Part]]]:
+    """Split the argument into arrays of changes and predicted cells, by name."""
+    if floors is None:
+        return {}, {}
+    if not isinstance(floors, Mapping):
+        msg = f"floors= should be a mapping of names to predicted cells (AnnData) or changes (arrays); found {type(floors).__name__}."
+        raise TypeError(msg)
+    cells = {str(name): value for name, value in floors.items() if _is_cells(value)}
+    arrays = {str(name): value for name, value in floors.items() if not _is_cells(value)}
+    return arrays, methods_of(cells) if cells else {}
+
+
+def _is_cells(value: Any) -> bool:
+    return isinstance(value, AnnData) or (
+        isinstance(value, list | tuple) and bool(value) and isinstance(value[0], AnnData)
+    )
+
+
+@dataclass(frozen=True)
+class FloorChanges:
+    """Changes that floors predict: given arrays, and those stored with the predictions."""
+
+    arrays: Mapping[str, Any]
+    parts: Sequence[Part]
+    keys: Keys
+    genes: pd.Index
+    n_units: int
+
+    def of(self, unit: Unit, position: int) -> dict[str, np.ndarray]:
+        """Return the changes predicted for a unit, by name of the floor; those given replace stored ones."""
+        found: dict[str, np.ndarray] = {CONTROL: np.zeros(len(self.genes))}
+        for part in self.parts:
+            if unit.target in set(self.keys.labels(part.adata, "predicted")[1]):
+                for name, value in _stored(part, unit, self.genes):
+                    found.setdefault(name, value)
+        for name, value in self.arrays.items():
+            change = self._given(name, value, unit, position)
+            if change is not None:
+                found[name] = change
+        return {name: value for name, value in found.items() if np.isfinite(value).all()}
+
+    def _given(self, name: str, value: Any, unit: Unit, position: int) -> np.ndarray | None:
+        """Read one given floor: a table with the units as rows and genes as columns, or an array in these orders."""
+        if isinstance(value, pd.Series):
+            value = value.to_frame().T
+        if isinstance(value, pd.DataFrame):
+            columns = value.columns.get_indexer(self.genes)
+            if (columns < 0).any():
+                lacking = self.genes[np.argmax(columns < 0)]
+                msg = f"The columns of floors[{name!r}] lack predicted genes (for example {lacking!r})."
+                raise KeyError(msg)
+            names = [str(label) for label in value.index]
+            wanted = [find_name(label, names) for label in (unit.target, unit.group)]
+            row = next((names.index(label) for label in wanted if label is not None), 0 if len(value) == 1 else None)
+            return None if row is None else value.iloc[row, columns].to_numpy(dtype=np.float64)
+        array = np.atleast_2d(np.asarray(value, dtype=np.float64))
+        if array.shape[1] != len(self.genes) or len(array) not in (1, self.n_units):
+            msg = (
+                f"floors[{name!r}] has shape {np.shape(value)}; a change for each of {len(self.genes)} genes is expected, in one row or "
+                f"in {self.n_units} (one per group and target, in the order of the predictions)."
+            )
+            raise ValueError(msg)
+        return np.asarray(array[position if len(array) > 1 else 0])
+
+
+def _stored(part: Part, unit: Unit, genes: pd.Index) -> Iterator[tuple[str, np.ndarray]]:
+    floors = part.stored.get("floors", {})
+    if not isinstance(floors, Mapping):
+        return
+    names = [str(name) for name in np.asarray(part.stored.get("groups", []), dtype=object).reshape(-1)]
+    row = names.index(unit.group) if unit.group in names else 0
+    columns = part.adata.var_names.get_indexer(genes)
+    for name, value in floors.items():
+        array = np.atleast_2d(np.asarray(value, dtype=np.float64))
+        known = unit.group in names or (unit.group == ALL and len(array) == 1)
+        if known and array.shape[1] == part.adata.n_vars and (columns >= 0).all():
+            yield str(name), array[row, columns]

@@ -1,0 +1,331 @@
+"""Evaluation of predicted perturbations: populations, floors, scores against their definitions, verdicts, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy import sparse
+from sklearn.metrics import r2_score
+
+import vxpress as vx
+
+N_GENES = 60
+GENES = pd.Index([f"gene{i}" for i in range(N_GENES)])
+FAST = {"n_resamples": 20, "n_top": (10,), "n_cells": 60}
+
+
+def _counts(rng: np.random.Generator, rate_g: np.ndarray, n: int, **obs: str) -> AnnData:
+    x = rng.poisson(rng.gamma(5, 0.2, size=(n, 1)) * rate_g).astype(np.float32)
+    frame = pd.DataFrame({name: np.repeat(value, n) for name, value in obs.items()})
+    frame.index = [f"{'_'.join(obs.values())}_{i}" for i in range(n)]
+    return AnnData(sparse.csr_matrix(x), obs=frame, var=pd.DataFrame(index=GENES))
+
+
+@pytest.fixture(scope="module")
+def rates() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    base = rng.gamma(2, 3, N_GENES)
+    factor = np.where(rng.random(N_GENES) < 0.4, np.exp(rng.normal(0, 0.8, N_GENES)), 1.0)
+    return {"ctrl": base, "drug": base * factor, "other": base * factor[::-1]}
+
+
+@pytest.fixture(scope="module")
+def cells(rates: dict[str, np.ndarray]) -> dict[str, AnnData]:
+    """Two groups of control and treated cells; the groups differ much more than the treatment changes them."""
+    rng = np.random.default_rng(1)
+    second = np.roll(rates["ctrl"], 7) / rates["ctrl"]
+    parts = {
+        name: [
+            _counts(rng, rates[name] * scale, 50, group=group, drug=name) for group, scale in (("a", 1), ("b", second))
+        ]
+        for name in rates
+    }
+    found = {name: ad.concat(both) for name, both in parts.items()}
+    predicted = found["ctrl"].copy()
+    for group, scale in (("a", 1), ("b", second)):
+        rows = (predicted.obs["group"] == group).to_numpy()
+        x = predicted.X.toarray()
+        x[rows] = _counts(rng, rates["drug"] * scale, 50, group=group).X.toarray()
+        predicted.X = sparse.csr_matrix(x)
+    predicted.obs["source_cell"] = predicted.obs_names.astype(str)
+    predicted.obs["drug"] = "drug"
+    predicted.layers["control"] = found["ctrl"].X.copy()
+    return found | {"predicted": predicted}
+
+
+def _mean(adata: AnnData, group: str = "a") -> np.ndarray:
+    part = adata[adata.obs["group"] == group]
+    return np.asarray(vx.metrics.log1p_normalized(part.X).mean(0)).reshape(-1)
+
+
+def _row(result: vx.tl.PerturbationEvaluation, measure: str, genes: str = "all", **where: str) -> pd.Series:
+    table = result.table[(result.table["measure"] == measure) & (result.table["genes"] == genes)]
+    for column, value in ({"group": "a", "kind": "prediction"} | where).items():
+        table = table[table[column] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+@pytest.fixture(scope="module")
+def shared(cells: dict[str, AnnData]) -> vx.tl.PerturbationEvaluation:
+    return vx.tl.evaluate_perturbation(
+        cells["predicted"], cells["drug"], cells["ctrl"], groupby="group", split_controls=False, **FAST
+    )
+
+
+def test_scores_agree_with_their_definitions(cells: dict[str, AnnData], shared: vx.tl.PerturbationEvaluation) -> None:
+    log = {
+        name: vx.metrics.log1p_normalized(adata[adata.obs["group"] == "a"].X).toarray() for name, adata in cells.items()
+    }
+    p, m, c = (log[name].mean(0) for name in ("predicted", "drug", "ctrl"))
+    t = vx.metrics.welch_t(log["drug"], log["ctrl"])
+    top = np.argsort(-np.abs(t), kind="stable")[:10]
+    plain, weighted = (vx.metrics.change_scores(p - c, m - c, weights_g=w) for w in (None, vx.metrics.de_weights(t)))
+    listed = vx.metrics.change_scores((p - c)[top], (m - c)[top])
+    expected = {
+        ("r2_mean", "all"): r2_score(m, p),
+        ("pearson2_mean", "all"): np.corrcoef(m, p)[0, 1] ** 2,
+        ("mse_mean", "top10"): ((m - p)[top] ** 2).mean(),
+        ("pearson_change", "all"): plain.pearson,
+        ("pearson2_change", "all"): plain.pearson**2,
+        ("r2_change", "all"): plain.r2,
+        ("mse_change", "all"): plain.mse,
+        ("slope_change", "all"): plain.slope,
+        ("r2_change", "top10"): listed.r2,
+        ("sign_agreement", "top10"): listed.sign_agreement,
+        ("weighted_r2_change", "all"): weighted.r2,
+        ("weighted_mse_change", "all"): weighted.mse,
+        ("r2_sd", "all"): r2_score(log["drug"].std(0, ddof=1), log["predicted"].std(0, ddof=1)),
+        ("energy_distance", "all"): vx.metrics.energy_distance(log["drug"], log["predicted"]),
+        ("mmd", "top10"): vx.metrics.mmd(log["drug"][:, top], log["predicted"][:, top]),
+        ("deg_overlap", "top10"): vx.metrics.deg_overlap(p - c, m - c, 10, error_g=_error(log["drug"], log["ctrl"])),
+    }
+    for (measure, genes), value in expected.items():
+        assert _row(shared, measure, genes)["score"] == pytest.approx(value, rel=1e-6), (measure, genes)
+
+
+def _error(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.sqrt(x.var(0, ddof=1) / len(x) + y.var(0, ddof=1) / len(y))
+
+
+def test_each_group_has_its_own_controls(cells: dict[str, AnnData], shared: vx.tl.PerturbationEvaluation) -> None:
+    for group in ("a", "b"):
+        changes = shared.changes[(shared.changes["group"] == group) & (shared.changes["kind"] == "prediction")]
+        np.testing.assert_allclose(changes["measured"], _mean(cells["drug"], group) - _mean(cells["ctrl"], group))
+        np.testing.assert_allclose(changes["predicted"], _mean(cells["predicted"], group) - _mean(cells["ctrl"], group))
+    assert shared.scores("r2_change").loc["prediction", "score"] == pytest.approx(
+        np.mean([_row(shared, "r2_change", group=group)["score"] for group in ("a", "b")])
+    )
+
+
+def test_controls_travel_with_the_prediction_and_the_prediction_names_its_columns(cells: dict[str, AnnData]) -> None:
+    predicted = cells["predicted"].copy()
+    predicted.uns["perturbation"] = {
+        "params": {"groupby": "group", "perturbation_key": "drug", "control": "ctrl", "method": "shift"}
+    }
+    observed = ad.concat([cells["drug"], cells["other"]])
+    given = vx.tl.evaluate_perturbation(
+        {"shift": cells["predicted"]}, cells["drug"], cells["ctrl"], groupby="group", **FAST
+    )
+    found = vx.tl.evaluate_perturbation(predicted, observed, **FAST)
+    pd.testing.assert_series_equal(found.table["score"], given.table["score"])
+    # a control of other perturbations is narrowed down to its label
+    whole = vx.tl.evaluate_perturbation(predicted, observed, ad.concat([cells["ctrl"], cells["other"]]), **FAST)
+    pd.testing.assert_series_equal(whole.table["score"], given.table["score"])
+    assert set(found.table["target"]) == {"drug"}
+    assert list(found.verdicts) == ["shift"]
+
+
+def test_a_good_prediction_is_better_a_reversed_one_worse_and_an_equal_one_undecided(
+    cells: dict[str, AnnData],
+) -> None:
+    change = pd.DataFrame({g: _mean(cells["drug"], g) - _mean(cells["ctrl"], g) for g in "ab"}, index=GENES).T
+    methods = {"good": cells["predicted"], "wrong": cells["other"], "again": cells["predicted"].copy()}
+    result = vx.tl.evaluate_perturbation(
+        methods, cells["drug"], cells["ctrl"], groupby="group", floors={"some": 0.3 * change}, **FAST
+    )
+    scores = result.scores()
+    assert scores.loc["good", "verdict"] == "better"
+    assert scores.loc["good", "floor"] == "some"
+    assert scores.loc["wrong", "verdict"] == "worse"
+    assert "is better than the best floor, some" in result.verdicts["good"]
+    assert "is worse than the best floor, some" in result.verdicts["wrong"]
+    assert 0.5 < scores.loc["good", "calibrated"] < 1.5
+    assert scores.loc["good", "score"] == scores.loc["again", "score"]
+    equal = vx.tl.evaluate_perturbation(
+        cells["predicted"], cells["drug"], cells["ctrl"], groupby="group", floors={"same": cells["predicted"]}, **FAST
+    )
+    assert equal.scores().loc["prediction", "verdict"] == "undecided"
+    assert equal.scores().loc["prediction", "difference"] == 0
+
+
+def test_better_must_hold_against_every_floor(cells: dict[str, AnnData]) -> None:
+    change = pd.DataFrame({g: _mean(cells["drug"], g) - _mean(cells["ctrl"], g) for g in "ab"}, index=GENES).T
+    result = vx.tl.evaluate_perturbation(
+        cells["predicted"], cells["drug"], cells["ctrl"], groupby="group", floors={"truth": change}, **FAST
+    )
+    assert result.scores().loc["prediction", "verdict"] != "better"
+    assert result.scores().loc["prediction", "floor"] == "truth"
+
+
+def test_floors_are_read_from_the_prediction_tables_and_arrays_alike(cells: dict[str, AnnData]) -> None:
+    rng = np.random.default_rng(5)
+    change = pd.DataFrame(rng.normal(0, 0.2, (2, N_GENES)), index=["b", "a"], columns=GENES)
+    stored = cells["predicted"].copy()
+    stored.uns["perturbation"] = {
+        "params": {"groupby": "group"},
+        "groups": np.array(["b", "a"]),
+        "floors": {"f": change.to_numpy(), "absent": np.full((2, N_GENES), np.nan)},
+    }
+    table = {"f": change[GENES[::-1]]}
+    array = {"f": change.loc[["a", "b"]].to_numpy()}
+    results = [
+        vx.tl.evaluate_perturbation(predicted, cells["drug"], cells["ctrl"], groupby="group", floors=floors, **FAST)
+        for predicted, floors in ((stored, None), (cells["predicted"], table), (cells["predicted"], array))
+    ]
+    for result in results:
+        floors = result.table[result.table["kind"] == "floor"]
+        assert set(floors["method"]) == {"control", "f"}
+        pd.testing.assert_frame_equal(result.table, results[0].table)
+
+
+def test_a_shift_of_the_mean_is_a_floor_as_cells_and_as_a_change(cells: dict[str, AnnData]) -> None:
+    log = [adata.copy() for adata in (cells["predicted"], cells["drug"], cells["ctrl"])]
+    for adata in log:
+        adata.X = vx.metrics.log1p_normalized(adata.X)
+    change = np.random.default_rng(6).normal(0, 0.2, N_GENES)
+    moved = log[2].copy()
+    moved.X = sparse.csr_matrix(moved.X.toarray() + change)
+    moved.obs["source_cell"] = moved.obs_names
+    result = vx.tl.evaluate_perturbation(
+        *log, groupby="group", log_transformed=True, floors={"cells": moved, "change": change}, **FAST
+    )
+    for measure in ("weighted_r2_change", "r2_mean", "r2_sd"):
+        found = result.scores(measure)["score"]
+        assert found["cells"] == pytest.approx(found["change"]), measure
+    counts = vx.tl.evaluate_perturbation(cells["predicted"], cells["drug"], cells["ctrl"], groupby="group", **FAST)
+    assert counts.scores().loc["prediction", "score"] == pytest.approx(result.scores().loc["prediction", "score"])
+
+
+def test_several_targets_are_ranked_and_one_prediction_for_all_ranks_as_chance(
+    rates: dict[str, np.ndarray],
+) -> None:
+    rng = np.random.default_rng(8)
+    base = rates["ctrl"]
+    names = ["gene0", "t1", "t2+gene5", "t3"]
+    factors = {name: np.exp(rng.normal(0, 0.6, N_GENES)) for name in names}
+    control = _counts(rng, base, 60, drug="ctrl")
+    observed = ad.concat([_counts(rng, base * factors[name], 60, drug=name) for name in names])
+    good = [_counts(rng, base * factors[name], 60, drug=name) for name in names]
+    same = [good[0].copy() for _ in names]
+    for adata, name in zip(same, names, strict=True):
+        adata.obs["drug"] = name
+    result = vx.tl.evaluate_perturbation(
+        {"good": good, "same": same}, observed, control, perturbation_key="drug", **FAST
+    )
+    rank = result.scores("rank")
+    assert rank.loc["good", "score"] == 1
+    assert rank.loc["same", "score"] == pytest.approx(5 / 8)
+    assert rank.loc["good", "ceiling"] > 0.95
+    assert rank.loc["control", "score"] == pytest.approx(5 / 8)
+
+
+def test_cells_of_another_library_need_its_column(cells: dict[str, AnnData]) -> None:
+    whole = [adata.copy() for adata in (cells["predicted"], cells["drug"], cells["ctrl"])]
+    for adata in whole:
+        adata.obs["n"] = np.asarray(adata.X.sum(1)).ravel()
+    few = [adata[:, :20].copy() for adata in whole]
+    full = vx.tl.evaluate_perturbation(*whole, groupby="group", library_key="n", **FAST)
+    part = vx.tl.evaluate_perturbation(*few, groupby="group", library_key="n", **FAST)
+    changes = full.changes[full.changes["gene"].isin(GENES[:20])]["measured"]
+    np.testing.assert_allclose(part.changes["measured"], changes)
+    # genes that were not predicted are not compared
+    subset = vx.tl.evaluate_perturbation(few[0], whole[1], whole[2], groupby="group", library_key="n", **FAST)
+    pd.testing.assert_frame_equal(subset.changes, part.changes)
+
+
+def test_the_result_is_a_function_of_the_seed_and_inputs_stay_as_they_are(cells: dict[str, AnnData]) -> None:
+    before = {name: adata.copy() for name, adata in cells.items()}
+    runs = [
+        vx.tl.evaluate_perturbation(cells["predicted"], cells["drug"], cells["ctrl"], groupby="group", rng=rng, **FAST)
+        for rng in (3, np.random.default_rng(3), 4)
+    ]
+    pd.testing.assert_frame_equal(runs[0].table, runs[1].table)
+    assert not runs[0].table["low"].equals(runs[2].table["low"])
+    for name, adata in cells.items():
+        assert (adata.X != before[name].X).nnz == 0
+        pd.testing.assert_frame_equal(adata.obs, before[name].obs)
+
+
+def test_the_result_can_be_written_to_a_file(tmp_path: Path, cells: dict[str, AnnData]) -> None:
+    methods = {"a/b": cells["predicted"]}
+    result = vx.tl.evaluate_perturbation(methods, cells["drug"], cells["ctrl"], groupby="group", **FAST)
+    adata = AnnData(np.ones((1, 1)), uns={"evaluation": result.to_uns()})
+    adata.write_h5ad(tmp_path / "e.h5ad")
+    read = ad.read_h5ad(tmp_path / "e.h5ad").uns["evaluation"]
+    np.testing.assert_allclose(read["table"]["score"], result.table["score"])
+    assert read["verdicts"]["method"].tolist() == ["a/b"]
+    assert "a/b" in repr(result)
+    assert "a/b" in result._repr_html_()
+
+
+def _drop_layer(adata: AnnData) -> AnnData:
+    out = adata.copy()
+    del out.layers["control"]
+    return out
+
+
+BAD = {
+    "no controls": (lambda c: ((_drop_layer(c["predicted"]), c["drug"]), {}), ValueError, "control= was not given"),
+    "treated controls": (
+        lambda c: ((c["predicted"], c["drug"], ad.concat([c["ctrl"], c["drug"]])), {"perturbation_key": "drug"}),
+        ValueError,
+        "control cells only",
+    ),
+    "column": (lambda c: ((c["predicted"], c["drug"], c["ctrl"]), {"groupby": "cluster"}), KeyError, "cluster"),
+    "genes": (lambda c: ((c["predicted"], c["drug"][:, :5], c["ctrl"]), {}), KeyError, "lack 55 of the 60"),
+    "log values as counts": (
+        lambda c: ((c["predicted"], AnnData(c["drug"].X / 3, c["drug"].obs, c["drug"].var), c["ctrl"]), {}),
+        ValueError,
+        "not whole numbers",
+    ),
+    "counts as log values": (
+        lambda c: ((c["predicted"], c["drug"], c["ctrl"]), {"log_transformed": True}),
+        ValueError,
+        "look like counts",
+    ),
+    "few cells": (lambda c: ((c["predicted"], c["drug"][:5], c["ctrl"]), {}), ValueError, "fewer than 10"),
+    "no such group": (
+        lambda c: ((c["predicted"], c["other"], c["ctrl"]), {"perturbation_key": "drug"}),
+        ValueError,
+        "No treated cell",
+    ),
+    "measure": (lambda c: ((c["predicted"], c["drug"], c["ctrl"]), {"measure": "r2"}), ValueError, "choose one of"),
+    "floors": (lambda c: ((c["predicted"], c["drug"], c["ctrl"]), {"floors": [1]}), TypeError, "mapping of names"),
+    "shape of a floor": (
+        lambda c: ((c["predicted"], c["drug"], c["ctrl"]), {"floors": {"f": np.ones(3)}}),
+        ValueError,
+        "a change for each of 60 genes",
+    ),
+    "no prediction": (lambda c: (({}, c["drug"], c["ctrl"]), {}), ValueError, "at least one method"),
+    "path": (lambda c: (("cells.h5ad", c["drug"], c["ctrl"]), {}), TypeError, "AnnData is expected"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_names_what_is_expected(name: str, cells: dict[str, AnnData]) -> None:
+    make, error, message = BAD[name]
+    args, kwargs = make(cells)
+    with pytest.raises(error, match=message):
+        vx.tl.evaluate_perturbation(*args, **(FAST | kwargs))
+
+
+def test_groups_of_few_cells_are_left_out(cells: dict[str, AnnData]) -> None:
+    few = cells["drug"][np.r_[0:50, 50:55]]
+    result = vx.tl.evaluate_perturbation(cells["predicted"], few, cells["ctrl"], groupby="group", **FAST)
+    assert set(result.table["group"]) == {"a"}

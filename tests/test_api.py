@@ -62,7 +62,7 @@ def test_functions_are_called_as_those_of_scanpy(name):
 
 
 # what is not about the cells of adata comes as an AnnData of its own, and nothing is written
-RETURNING = {name: "AnnData" for name in ("tl.generate", "tl.interpolate", "tl.predict_perturbation")}
+RETURNING = dict.fromkeys(("tl.generate", "tl.interpolate", "tl.predict_perturbation"), "AnnData")
 RETURNING |= {"tl.evaluate_perturbation": "PerturbationEvaluation"}
 
 

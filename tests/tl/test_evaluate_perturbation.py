@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -16,7 +17,7 @@ import vxpress as vx
 
 N_GENES = 60
 GENES = pd.Index([f"gene{i}" for i in range(N_GENES)])
-FAST = {"n_resamples": 20, "n_top": (10,), "n_cells": 60}
+FAST: dict[str, Any] = {"n_resamples": 20, "n_top": (10,), "n_cells": 60}
 
 
 def _counts(rng: np.random.Generator, rate_g: np.ndarray, n: int, **obs: str) -> AnnData:
@@ -280,7 +281,7 @@ def _drop_layer(adata: AnnData) -> AnnData:
     return out
 
 
-BAD = {
+BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "no controls": (lambda c: ((_drop_layer(c["predicted"]), c["drug"]), {}), ValueError, "control= was not given"),
     "treated controls": (
         lambda c: ((c["predicted"], c["drug"], ad.concat([c["ctrl"], c["drug"]])), {"perturbation_key": "drug"}),

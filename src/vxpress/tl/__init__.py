@@ -2,6 +2,7 @@
 
 from vxpress.bridge.ask.evaluation.evaluation import PerturbationEvaluation
 from vxpress.bridge.fitting import FitOptions, TrainingError
+from vxpress.tl._cell_eval_pair import cell_eval_pair
 from vxpress.tl._cluster_stability import cluster_stability
 from vxpress.tl._compare import compare
 from vxpress.tl._counterfactual import counterfactual
@@ -24,6 +25,7 @@ __all__ = [
     "FitOptions",
     "PerturbationEvaluation",
     "TrainingError",
+    "cell_eval_pair",
     "cluster_stability",
     "compare",
     "counterfactual",

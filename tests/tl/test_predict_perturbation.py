@@ -150,7 +150,7 @@ def test_check_leaves_each_treated_group_out(plain: ad.AnnData) -> None:
 def test_a_method_that_is_no_better_than_a_floor_is_said(plain: ad.AnnData, warned: list[str]) -> None:
     # positions without meaning
     plain.obsm["X_vae"] = np.random.default_rng(0).normal(size=(plain.n_obs, 4)).astype(np.float32)
-    record = vx.tl.predict_perturbation(plain, "drug", **WHO, groups="group_2").uns["perturbation"]
+    record = vx.tl.predict_perturbation(plain, "drug", **WHO, groups="group_2", anchor=0.0).uns["perturbation"]
     assert "no better than a floor" in record["verdict"]
     assert any("no better than a floor" in message for message in warned)
 

@@ -9,6 +9,7 @@ import numpy as np
 from anndata import AnnData
 from scanpy import logging as logg
 
+from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
 from vxpress._progress import progress_bar
@@ -18,6 +19,7 @@ from vxpress.bridge.ask.perturbation.arguments import check_counts, check_target
 from vxpress.bridge.ask.perturbation.cells import PerturbedCells
 from vxpress.bridge.ask.perturbation.checking import check as check_method
 from vxpress.bridge.ask.perturbation.populations import Populations
+from vxpress.bridge.ask.perturbation.prediction import Predictor
 from vxpress.bridge.ask.perturbation.result import as_anndata, predict, warn
 from vxpress.bridge.ask.records import params_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
@@ -35,6 +37,7 @@ def predict_perturbation(
     groups: Hashable | Sequence[Hashable] | None = None,
     method: str = "shift",
     method_options: Mapping[str, Any] | None = None,
+    anchor: float = 0.5,
     model: Model = None,
     key: str = DEFAULT_KEY,
     layer: str | Unset | None = UNSET,
@@ -54,7 +57,9 @@ def predict_perturbation(
       :cite:p:`Lotfollahi2019`.
 
     - ``"counterfactual"`` needs a fit with the perturbation as a covariate, and decodes each control cell under the
-      target instead.
+      target instead;
+    - ``"additive"`` needs a fit with ``perturbation_key=``, and decodes each control cell with the sum of the effects of
+      the perturbations in the target, for example of the combination ``"A+B"`` that was never observed.
 
     The other methods are floors. They change the mean profile of the observed counts, and a model that is no better has
     learned nothing of use:
@@ -67,6 +72,11 @@ def predict_perturbation(
 
     Profiles and changes are means over cells of :math:`\log(1 + 10^4 x / l)`, with the counts :math:`x` of a cell and its
     size factor :math:`l`. Each group is compared with control cells of the same group.
+
+    What these methods decode is corrected in two ways by what was observed. The decoded change is rescaled by the factor
+    that fits the observed changes of treated groups best, each predicted without its treated cells. It is then averaged
+    with an anchor, the change if the log fold changes of other groups held in this one, from a ridge regression of log
+    fold changes on control profiles.
 
     Counts are drawn paired with the observed counts of the source cell: the count of a gene is where the observed count
     was in its decoded distribution, in the distribution after the change. A gene whose distribution does not change keeps
@@ -90,6 +100,9 @@ def predict_perturbation(
         Name of the method.
     method_options
         Options of the method by name, for example ``{"local": "groups"}`` for ``"shift"``.
+    anchor
+        Weight of the anchor, from 0 (as decoded) to 1 (log fold changes of other groups alone). The average of both had
+        a higher correlation with the observed change than either on every data set tried. Floors have no anchor.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key
@@ -99,7 +112,7 @@ def predict_perturbation(
     check
         Whether to predict each group with at least 10 control and 10 treated cells (up to 20 groups) without its
         treated cells, and to compare with the floors. The fit is not repeated: its decoder has seen these cells, so the
-        scores of methods in the latent space are somewhat too good.
+        scores of methods in the latent space are somewhat too good. The decoded change is rescaled only with ``check``.
     rng
         Seed of the counts and of methods that draw random numbers, or a numpy generator.
     progress
@@ -160,6 +173,7 @@ def predict_perturbation(
     )
     generator = seed_of(rng)
     seed = int(generator.integers(2**31))
+    check_range("anchor", anchor, 0.0, 1.0)
     chosen = make_method(method, method_options, seed)
     check_target(populations, chosen, method)
     fit = find_fit(adata, model, key)
@@ -169,8 +183,9 @@ def predict_perturbation(
     chosen.check(cells)
     start = logg.info(f"predicting {perturbation_key} = {populations.target} by {method!r}")
     with progress_bar("predict_perturbation", progress):
-        checked = check_method(cells, chosen, method) if check else None
-        found = predict(cells, chosen, seed=seed)
+        predictor = Predictor(cells, chosen, float(anchor), rescale=check)
+        checked = check_method(predictor, method) if check else None
+        found = predict(predictor, seed=seed)
     warn(cells, found, checked, latent=chosen.in_latent_space)
     params = params_of(
         fit,
@@ -181,6 +196,8 @@ def predict_perturbation(
         groupby=groupby,
         method=method,
         method_options={name: value for name, value in (method_options or {}).items() if value is not None} or None,
+        anchor=predictor.weight,
+        check=bool(check),
         keep=keep or None,
         rng=int(rng) if isinstance(rng, int) else None,
     )

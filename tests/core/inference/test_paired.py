@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from vxpress.core.inference.paired import paired_counts, quantile, uniform
+from vxpress.core.inference.paired import paired_counts, quantile, spread
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.likelihoods.base import Decoded, Likelihood
 
@@ -27,7 +27,7 @@ def distribution(name: str, mean: float, theta: float = 2.0, n: int = 20_000) ->
 def test_paired_counts_follow_the_distribution_after_the_change(name: str, before: float, after: float) -> None:
     first, second = distribution(name, before), distribution(name, after)
     x = first.sample(generator=torch.Generator().manual_seed(0))
-    paired = paired_counts(x, first, second, uniform(tuple(x.shape), 1))
+    paired = paired_counts(x, first, second, spread(len(x), x.shape[1], 1))
     drawn = second.sample(generator=torch.Generator().manual_seed(2))
     assert stats.ks_2samp(paired[:, 0].numpy(), drawn[:, 0].numpy()).pvalue > 1e-3
     assert paired.mean().item() == pytest.approx(second.mean.mean().item(), rel=0.05)
@@ -39,7 +39,7 @@ def test_counts_of_an_unchanged_distribution_are_kept(name: str) -> None:
     x = same.sample(generator=torch.Generator().manual_seed(0))
     # far more than the distribution ever gives
     x[0] = 3000.0
-    torch.testing.assert_close(paired_counts(x, same, same, uniform(tuple(x.shape), 1)), x)
+    torch.testing.assert_close(paired_counts(x, same, same, spread(len(x), x.shape[1], 1)), x)
 
 
 def test_pairs_keep_the_order_of_counts() -> None:

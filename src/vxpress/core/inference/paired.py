@@ -84,8 +84,12 @@ def blocks(n: int, n_genes: int, what: str) -> Iterator[tuple[int, slice]]:
         yield block, slice(start, min(start + step, n))
 
 
-def uniform(shape: tuple[int, ...], *seed: int) -> Tensor:
-    """Draw uniform numbers from a seed of several whole numbers, float64."""
+def spread(n: int, n_genes: int, *seed: int) -> Tensor:
+    """Draw uniform numbers (n, genes), float64, from a seed of several whole numbers.
+
+    Each gene has one number in each of n equal parts of [0, 1], in random order, so that means over cells vary little.
+    """
     state = np.random.SeedSequence(list(seed)).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-    return torch.rand(shape, generator=generator, dtype=torch.float64)
+    order = torch.rand(n, n_genes, generator=generator).argsort(0)
+    return (order + torch.rand(n, n_genes, generator=generator, dtype=torch.float64)) / n

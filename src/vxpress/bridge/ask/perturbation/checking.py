@@ -7,14 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from vxpress.bridge.ask.perturbation.base import Method
 from vxpress.bridge.ask.perturbation.cells import PerturbedCells
-from vxpress.bridge.ask.perturbation.decoding import decoded_change, some
 from vxpress.bridge.ask.perturbation.floors import FLOORS
-from vxpress.core.progress import steps
+from vxpress.bridge.ask.perturbation.prediction import FEWEST_CELLS, Predictor
 
-# groups that are left out at most, and cells that each needs
-MOST_GROUPS, FEWEST_CELLS = 20, 10
 SCORES = ("correlation", "weighted_r2")
 
 
@@ -27,36 +23,21 @@ class Checked:
     no_better: bool
 
 
-def change_of(cells: PerturbedCells, method: Method, group: int, learn_from: tuple[int, ...]) -> np.ndarray:
-    """Predict the change of the mean profile of a group from some of its control cells."""
-    rows = cells.populations.controls(group)
-    at = some(rows, method.seed)
-    moved = method.predict(cells, rows[at], group, learn_from)
-    return decoded_change(cells, rows[at], moved) if moved.change_g is None else moved.change_g
-
-
-def check(cells: PerturbedCells, method: Method, name: str) -> Checked:
+def check(predictor: Predictor, name: str) -> Checked:
     """Predict each group with treated cells without them, with the method and with every floor."""
-    populations = cells.populations
-    known = populations.learned_from
-    enough = [
-        group
-        for group in known
-        if min(cells.profile(p, group).n for p in (populations.control, populations.target)) >= FEWEST_CELLS
-    ]
-    if len(enough) < 2:
-        what = "no group has" if not enough else f"only {populations.groups[enough[0]]!r} has"
+    cells, populations = predictor.cells, predictor.cells.populations
+    groups = predictor.checked
+    if not groups:
         return Checked(
-            pd.DataFrame(columns=["group", "method", *SCORES]),
-            f"Not checked: at least two groups with {FEWEST_CELLS} control and {FEWEST_CELLS} treated cells are needed, and {what} them.",
+            pd.DataFrame({"group": [], "method": [], **{score: [] for score in SCORES}}),
+            f"Not checked: at least two groups with {FEWEST_CELLS} control and {FEWEST_CELLS} treated cells each are needed.",
             no_better=False,
         )
-    if len(enough) > MOST_GROUPS:
-        enough = sorted(np.random.default_rng([method.seed, 2]).permutation(enough)[:MOST_GROUPS].tolist())
+    predictor.left_out()
     found = []
-    for group in steps(enough, "checking"):
-        rest = tuple(other for other in known if other != group)
-        predicted = {name: change_of(cells, method, group, rest)}
+    for group in groups:
+        rest = predictor.rest(group)
+        predicted = {name: predictor.left_out_change(group)}
         for floor in FLOORS:
             if floor.name != name and floor.available(cells, group, rest):
                 predicted[floor.name] = floor.change(cells, group, rest)
@@ -73,8 +54,7 @@ def scores(cells: PerturbedCells, group: int, change_g: np.ndarray) -> dict[str,
     correlation = 0.0 if constant else float(np.corrcoef(change_g, truth_g)[0, 1])
     control, treated = cells.control(group), cells.profile(cells.populations.target, group)
     error_g = np.sqrt(control.var_g / control.n + treated.var_g / treated.n)
-    weight_g = np.abs(truth_g) / np.maximum(error_g, 1e-9)
-    weight_g = np.where(error_g > 0, weight_g, 0.0)
+    weight_g = np.divide(np.abs(truth_g), error_g, out=np.zeros_like(error_g), where=error_g > 0)
     total = float(weight_g.sum())
     if total == 0:
         return dict(zip(SCORES, (correlation, 0.0), strict=True))
@@ -87,16 +67,17 @@ def scores(cells: PerturbedCells, group: int, change_g: np.ndarray) -> dict[str,
 
 def _verdict(table: pd.DataFrame, name: str) -> tuple[str, bool]:
     means = table.groupby("method")[list(SCORES)].mean()
-    own = means.loc[name]
-    floors = means.drop(index=name)
+    own, floors = means.loc[name], means.drop(index=name)
     n = table["group"].nunique()
     parts, worse = [], []
     for score, label in zip(SCORES, ("correlation of the change", "weighted R2 of the change"), strict=True):
         best = str(floors[score].idxmax())
         parts.append(f"{label} {own[score]:.3f} against {floors.loc[best, score]:.3f} of {best!r}")
         if own[score] <= floors.loc[best, score]:
-            worse.append(best)
+            worse.append(label)
     text = f"On {n} groups that were each predicted without their treated cells, {name!r} reaches a mean {' and a '.join(parts)}."
     if len(worse) == len(SCORES):
         return f"{text} It is no better than a floor.", True
-    return f"{text} It is better than every floor{'' if not worse else ' by one of the two scores'}.", False
+    if worse:
+        return f"{text} By the {worse[0]} it is no better than a floor.", False
+    return f"{text} It is better than every floor.", False

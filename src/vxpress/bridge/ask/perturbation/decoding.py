@@ -12,14 +12,16 @@ from vxpress.bridge.ask.perturbation.base import Moved, covariates_of
 from vxpress.bridge.ask.perturbation.cells import PerturbedCells
 from vxpress.core.blocks import Point
 from vxpress.core.covariates import Covariates
-from vxpress.core.inference.paired import blocks, paired_counts, scaled, uniform
+from vxpress.core.inference.paired import blocks, paired_counts, scaled, spread
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import Likelihood
 
-# largest number of cells of a group from which its mean change is decoded
-FEW = 300
+# largest number of cells of a group from which its mean change is decoded, and draws of each
+FEW, DRAWS = 300, 2
 # log factors of the rate of a gene are kept within this, and are searched in so many steps
 LARGEST_FACTOR, STEPS, LARGEST_STEP = 12.0, 8, 2.0
+# a mean of log1p counts below this is a gene without molecules
+NOTHING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -71,31 +73,37 @@ def part_of(moved: Moved, at: np.ndarray) -> Moved:
     return Moved(moved.encoded[at], moved.covariates[torch.from_numpy(at)], moved.change_g)
 
 
-def decoded_change(cells: PerturbedCells, rows: np.ndarray, moved: Moved) -> np.ndarray:
-    """Compute the decoded change of the mean profile: after less before, both decoded, so that errors of the model cancel."""
-    return Decoder.after(cells, rows, moved).mean_profile() - Decoder.before(cells, rows).mean_profile()
+def paired_change(cells: PerturbedCells, rows: np.ndarray, moved: Moved, *, seed: int) -> np.ndarray:
+    """Compute the change of the mean profile from observed counts to paired ones, so that errors of the model cancel."""
+    before, after = Decoder.before(cells, rows), Decoder.after(cells, rows, moved)
+    total = np.zeros(len(cells.genes))
+    for block, part in blocks(len(rows), len(cells.genes), "decoding"):
+        scale_n1 = cells.scale(rows[part])
+        x_ng = _observed(cells, rows[part])
+        first, second = before.at(part), after.at(part)
+        for draw in range(DRAWS):
+            paired = paired_counts(x_ng, first, second, spread(*x_ng.shape, seed, block, draw))
+            total += np.log1p(paired.numpy() * scale_n1).sum(0) / DRAWS
+        total -= np.log1p(x_ng.numpy() * scale_n1).sum(0)
+    return total / len(rows)
 
 
-def factors_for(cells: PerturbedCells, rows: np.ndarray, moved: Moved, change_g: np.ndarray) -> np.ndarray:
-    """Find the log factors of the rates of genes with which the decoded mean profile changes by ``change_g``."""
-    after, before_g = Decoder.after(cells, rows, moved), Decoder.before(cells, rows).mean_profile()
-    # the change of the real control cells is possible only if it leaves something
-    observed_g = cells.control(int(cells.populations.group_n[rows[0]])).mean_g
-    share_g = np.maximum(observed_g + change_g, 0.0) / np.maximum(observed_g, 1e-12)
-    wanted_g = np.where(change_g < 0, before_g * np.minimum(share_g, 1.0), before_g + change_g)
-    wanted_g = np.maximum(wanted_g, 1e-9)
-    factor_g = np.zeros(len(change_g))
+def factors_for(cells: PerturbedCells, rows: np.ndarray, moved: Moved, more_g: np.ndarray) -> np.ndarray:
+    """Find the log factors of the rates of genes that add ``more_g`` to the decoded mean profile of the moved cells."""
+    after = Decoder.after(cells, rows, moved)
     found_g = after.mean_profile()
-    step_g = np.clip(np.log(wanted_g / np.maximum(found_g, 1e-9)), -LARGEST_STEP, LARGEST_STEP)
+    wanted_g = np.maximum(found_g + more_g, NOTHING)
+    factor_g = np.zeros(len(more_g))
+    step_g = np.clip(np.log(wanted_g / np.maximum(found_g, NOTHING)), -LARGEST_STEP, LARGEST_STEP)
     for _ in range(STEPS):
         factor_g, earlier_g = np.clip(factor_g + step_g, -LARGEST_FACTOR, LARGEST_FACTOR), found_g
         found_g = after.mean_profile(factor_g)
         if np.abs(found_g - wanted_g).max() < 1e-4:
             break
         # the logarithm of the mean is nearly linear in the factor; its slope is 1 for rare genes and smaller for others
-        slope_g = np.log(np.maximum(found_g, 1e-9) / np.maximum(earlier_g, 1e-9))
+        slope_g = np.log(np.maximum(found_g, NOTHING) / np.maximum(earlier_g, NOTHING))
         slope_g = np.where(np.abs(step_g) > 1e-6, slope_g / np.where(step_g == 0, 1.0, step_g), 1.0)
-        step_g = np.log(wanted_g / np.maximum(found_g, 1e-9)) / np.clip(slope_g, 0.1, 1.0)
+        step_g = np.log(wanted_g / np.maximum(found_g, NOTHING)) / np.clip(slope_g, 0.1, 1.0)
         step_g = np.clip(step_g, -LARGEST_STEP, LARGEST_STEP)
     return factor_g
 
@@ -109,9 +117,13 @@ def decode(
     mean_ng = np.empty((len(rows), len(cells.genes)), dtype=np.float32)
     drawn = []
     for block, part in blocks(len(rows), len(cells.genes), "drawing counts"):
-        x_ng = torch.from_numpy(cells.counts[rows[part]].toarray().astype(np.float32))
+        x_ng = _observed(cells, rows[part])
         here = after.at(part, factor)
-        level_ng = uniform(tuple(x_ng.shape), seed, block)
-        drawn.append(sparse.csr_matrix(paired_counts(x_ng, before.at(part), here, level_ng).numpy()))
+        paired = paired_counts(x_ng, before.at(part), here, spread(*x_ng.shape, seed, block))
+        drawn.append(sparse.csr_matrix(paired.numpy()))
         mean_ng[part] = here.mean.numpy()
     return sparse.vstack(drawn, format="csr"), mean_ng
+
+
+def _observed(cells: PerturbedCells, rows: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(cells.counts[rows].toarray().astype(np.float32))

@@ -5,16 +5,16 @@ Each is a method of its own, and a floor for the others: a model that is no bett
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from vxpress.bridge.ask.perturbation.base import Method, Moved, unmoved
 from vxpress.bridge.ask.perturbation.cells import PerturbedCells
+from vxpress.bridge.ask.perturbation.populations import Populations
+from vxpress.bridge.read.perturbations import components
 
-# joins the names of single perturbations in that of a combination
-JOIN = "+"
 # of the ridge regression, in units of the mean squared distance of control profiles from their mean; the last is the mean
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
 
@@ -88,13 +88,13 @@ class AdditiveMean(Floor):
     @classmethod
     def available(cls, cells: PerturbedCells, group: int, learn_from: Sequence[int]) -> bool:
         populations = cells.populations
-        parts = parts_of(populations.target)
+        parts = parts_of(populations)
         return len(parts) > 1 and all(populations.groups_with(populations.control, part) for part in parts)
 
     @classmethod
     def check(cls, cells: PerturbedCells) -> None:
         populations = cells.populations
-        parts = parts_of(populations.target)
+        parts = parts_of(populations)
         if len(parts) < 2:
             msg = f"method='additive_mean' adds the effects of single perturbations, but target={populations.target!r} is not a combination such as 'A+B'. Use method='mean_shift'."
             raise ValueError(msg)
@@ -107,7 +107,7 @@ class AdditiveMean(Floor):
     def change(cls, cells: PerturbedCells, group: int, learn_from: Sequence[int]) -> np.ndarray:
         populations = cells.populations
         total = np.zeros(len(cells.genes))
-        for part in parts_of(populations.target):
+        for part in parts_of(populations):
             known = populations.groups_with(populations.control, part)
             known = (group,) if group in known else known
             total += np.mean([cells.change(other, part) for other in known], axis=0)
@@ -117,9 +117,9 @@ class AdditiveMean(Floor):
 FLOORS: tuple[type[Floor], ...] = (Control, MeanShift, Ridge, AdditiveMean)
 
 
-def parts_of(perturbation: str) -> list[str]:
-    """Return the single perturbations of a combination."""
-    return [part.strip() for part in perturbation.split(JOIN) if part.strip()]
+def parts_of(populations: Populations) -> list[str]:
+    """Return the single perturbations of the target."""
+    return components(populations.target, populations.control, populations.perturbation_key)
 
 
 def others(group: int, learn_from: Sequence[int]) -> list[int]:
@@ -142,17 +142,23 @@ def ridge_at(profiles: np.ndarray, changes: np.ndarray, at_g: np.ndarray, penalt
     return np.asarray(change_g + weights @ (changes - change_g))
 
 
-def best_penalty(profiles: np.ndarray, changes: np.ndarray) -> float:
-    """Return the penalty with the least squared error when each group is predicted from the others; 1 for two groups."""
+def _as_it_is(profile_g: np.ndarray, change_g: np.ndarray) -> np.ndarray:
+    return change_g
+
+
+def best_penalty(
+    profiles: np.ndarray, changes: np.ndarray, as_change: Callable[[np.ndarray, np.ndarray], np.ndarray] = _as_it_is
+) -> float:
+    """Return the penalty with the least squared error when each group is predicted from the others; 1 for two groups.
+
+    ``as_change`` makes a change of the mean profile from a control profile and what is predicted there.
+    """
     if len(profiles) < 3:
         return 1.0
-    errors = [
-        sum(
-            float(
-                np.square(ridge_at(np.delete(profiles, k, 0), np.delete(changes, k, 0), at_g, penalty) - truth_g).sum()
-            )
-            for k, (at_g, truth_g) in enumerate(zip(profiles, changes, strict=True))
-        )
-        for penalty in PENALTIES
-    ]
+    errors = np.zeros(len(PENALTIES))
+    for k, (at_g, truth_g) in enumerate(zip(profiles, changes, strict=True)):
+        rest = np.delete(profiles, k, 0), np.delete(changes, k, 0)
+        for i, penalty in enumerate(PENALTIES):
+            found_g = as_change(at_g, ridge_at(*rest, at_g, penalty))
+            errors[i] += float(np.square(found_g - as_change(at_g, truth_g)).sum())
     return PENALTIES[int(np.argmin(errors))]

@@ -42,6 +42,13 @@ class ByLatentMap(Method):
                 f"vx.tl.fit_vae(adata, optional_covariate_keys=[{perturbation_key!r}]), or without this covariate."
             )
             raise ValueError(msg)
+        table = fit.covariates.perturbations
+        if table is not None and table.key == perturbation_key:
+            msg = (
+                f"method={cls.name!r} moves cells in the latent space, but the fit has the effects of obs[{perturbation_key!r}] as embeddings, which are "
+                "removed from it. Use method='additive', or fit without perturbation_key=."
+            )
+            raise ValueError(msg)
         return False
 
     def predict(self, cells: PerturbedCells, rows: np.ndarray, group: int, learn_from: Sequence[int]) -> Moved:

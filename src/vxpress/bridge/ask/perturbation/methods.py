@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vxpress.bridge.ask.perturbation.additive import Additive
 from vxpress.bridge.ask.perturbation.base import METHODS, Method
 from vxpress.bridge.ask.perturbation.counterfactual import Counterfactual
 from vxpress.bridge.ask.perturbation.floors import FLOORS
@@ -9,6 +10,7 @@ from vxpress.bridge.ask.perturbation.latent_map import ByLatentMap
 from vxpress.core.maps import MAPS
 
 METHODS.register("counterfactual", Counterfactual)
+METHODS.register("additive", Additive)
 for _floor in FLOORS:
     METHODS.register(_floor.name, _floor)
 

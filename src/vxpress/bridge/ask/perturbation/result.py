@@ -11,16 +11,19 @@ from anndata import AnnData
 from scanpy import logging as logg
 from scipy import sparse
 
-from vxpress.bridge.ask.perturbation.base import Method, Moved
+from vxpress.bridge.ask.perturbation.base import Moved
 from vxpress.bridge.ask.perturbation.cells import PerturbedCells
 from vxpress.bridge.ask.perturbation.checking import Checked
 from vxpress.bridge.ask.perturbation.decoding import decode, factors_for, part_of, some
-from vxpress.bridge.ask.perturbation.floors import FLOORS, Control
+from vxpress.bridge.ask.perturbation.floors import FLOORS, Control, parts_of
 from vxpress.bridge.ask.perturbation.latent_map import ByLatentMap
+from vxpress.bridge.ask.perturbation.prediction import Predictor
 from vxpress.bridge.ask.perturbation.support import support_of
 from vxpress.core.blocks import Z
 
 LOW_SUPPORT = 0.05
+# changes of the mean profile that are the same
+SAME = 1e-9
 
 
 @dataclass(frozen=True)
@@ -34,37 +37,48 @@ class Predicted:
     support_n: np.ndarray
 
 
-def predict(cells: PerturbedCells, method: Method, *, seed: int) -> Predicted:
+def predict(predictor: Predictor, *, seed: int) -> Predicted:
     """Predict the control cells of all wanted groups, one group after the other."""
-    populations = cells.populations
+    cells, method, populations = predictor.cells, predictor.method, predictor.cells.populations
     # where cells of a floor would be
     positions = ByLatentMap.named("shift")(None, seed)
     parts: list[tuple[np.ndarray, sparse.csr_matrix, np.ndarray, np.ndarray]] = []
+    known = populations.learned_from
     for group in populations.wanted:
         rows = populations.controls(group)
-        moved = method.predict(cells, rows, group, populations.learned_from)
-        counts, mean_ng = _decoded(cells, rows, group, moved, seed=seed)
-        if not method.in_latent_space and populations.learned_from:
-            moved = positions.predict(cells, rows, group, populations.learned_from)
+        moved = method.predict(cells, rows, group, known)
+        counts, mean_ng = _decoded(predictor, rows, group, moved, seed=seed)
+        if not method.in_latent_space and known:
+            moved = positions.predict(cells, rows, group, known)
         parts.append((rows, counts, mean_ng, moved.encoded.mean[Z]))
     rows, z_nd = np.concatenate([part[0] for part in parts]), np.concatenate([part[3] for part in parts])
-    treated_nd = cells.encoded.mean_nd[populations.treated()]
-    support_n = support_of(z_nd, treated_nd, np.random.default_rng([seed, 3]))
     counts = sparse.vstack([part[1] for part in parts], format="csr")
-    return Predicted(rows, counts, np.concatenate([part[2] for part in parts]), z_nd, support_n)
+    return Predicted(rows, counts, np.concatenate([part[2] for part in parts]), z_nd, _support(cells, z_nd, seed))
 
 
 def _decoded(
-    cells: PerturbedCells, rows: np.ndarray, group: int, moved: Moved, *, seed: int
+    predictor: Predictor, rows: np.ndarray, group: int, moved: Moved, *, seed: int
 ) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Decode the cells of a group; cells whose mean profile does not change keep their counts."""
+    """Decode the cells of a group so that their mean profile changes as it shall."""
+    cells = predictor.cells
     factor_g = None
-    if moved.change_g is not None:
+    if moved.change_g is None or moved.change_g.any():
+        more_g = predictor.target(rows, group, moved, cells.populations.learned_from).more_g
         at = some(rows, seed)
-        factor_g = np.zeros(len(cells.genes))
-        if moved.change_g.any():
-            factor_g = factors_for(cells, rows[at], part_of(moved, at), moved.change_g)
+        factor_g = factors_for(cells, rows[at], part_of(moved, at), more_g) if np.abs(more_g).max() > SAME else None
     return decode(cells, rows, moved, factor_g, seed=int(np.random.SeedSequence([seed, group]).generate_state(1)[0]))
+
+
+def _support(cells: PerturbedCells, z_nd: np.ndarray, seed: int) -> np.ndarray:
+    """Compute the support of the predicted positions: by cells with the target, else by those with each of its parts."""
+    populations = cells.populations
+    names = [populations.target] if populations.treated().size else parts_of(populations)
+    found = [
+        support_of(z_nd, cells.encoded.mean_nd[populations.rows(name)], np.random.default_rng([seed, 3]))
+        for name in names
+    ]
+    lowest: np.ndarray = np.min(found, axis=0)
+    return lowest
 
 
 def as_anndata(

@@ -43,7 +43,7 @@ def test_the_reference_lists_every_public_name_and_no_other():
 
 
 # what is not about one AnnData names its first argument otherwise
-FIRST = {"tl.evaluate_perturbation": "predicted", "tl.cell_eval_pair": "predicted"}
+FIRST = {"tl.evaluate_perturbation": "predicted", "tl.cell_eval_pair": "predicted", "pl.perturbation": "evaluation"}
 
 
 @pytest.mark.parametrize("name", SCANPY_LIKE)

@@ -4,9 +4,20 @@ from vxpress.pl._covariates import covariates
 from vxpress.pl._history import history
 from vxpress.pl._kl import kl
 from vxpress.pl._latent import latent
+from vxpress.pl._perturbation import perturbation
 from vxpress.pl._posterior import posterior
 from vxpress.pl._predictive_check import predictive_check
 from vxpress.pl._trajectory import trajectory
 from vxpress.pl._volcano import volcano
 
-__all__ = ["covariates", "history", "kl", "latent", "posterior", "predictive_check", "trajectory", "volcano"]
+__all__ = [
+    "covariates",
+    "history",
+    "kl",
+    "latent",
+    "perturbation",
+    "posterior",
+    "predictive_check",
+    "trajectory",
+    "volcano",
+]

@@ -17,6 +17,7 @@ from vxpress.core.data import Cells, Counts
 from vxpress.core.model import build
 from vxpress.core.perturbations import Perturbations
 from vxpress.core.query.surgery import extend
+from vxpress.core.training.embeddings import settle
 
 MakeCells = Callable[..., Cells]
 
@@ -150,3 +151,20 @@ def test_a_new_batch_keeps_the_perturbations(make_cells: MakeCells) -> None:
     torch.testing.assert_close(more.features({"z": z}, covariates)[:, :8], model.features({"z": z}, covariates)[:, :8])
     expected = model.likelihood({"z": z}, covariates, torch.zeros(12, 1)).mean
     torch.testing.assert_close(more.likelihood({"z": z}, covariates, torch.zeros(12, 1)).mean, expected)
+
+
+@torch.no_grad()
+def test_settled_embeddings_give_all_perturbations_the_basal_mean_of_the_controls(make_cells: MakeCells) -> None:
+    cells = make_cells(400, 20)
+    rng = np.random.default_rng(0)
+    dose = torch.from_numpy((rng.random((400, 2)) < 0.4).astype(np.float32))
+    cells = replace(cells, covariates=replace(cells.covariates, dose_np=dose))
+    model = _model()
+    rows = torch.arange(300)
+    before = model.posterior(cells.batch(rows))["z"].loc + model.conditioner.shift(cells.covariates[rows])
+    settle(model, cells, rows)
+    z, used = model.posterior(cells.batch(rows))["z"].loc, dose[:300]
+    # what encoders see is the same, and nothing of the effects is left
+    torch.testing.assert_close(z + model.conditioner.shift(cells.covariates[rows]), before)
+    left = torch.linalg.lstsq(torch.cat((used, torch.ones(300, 1)), 1), z).solution[:2]
+    assert float(left.abs().max()) < 0.02 * float(before.std())

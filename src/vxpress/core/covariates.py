@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vxpress.core.config import ModelConfig
-from vxpress.core.perturbations import Perturbations
+from vxpress.core.perturbations import OUTPUT_SCALE, Perturbations
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Conditioner(nn.Module):
             else:
                 parts.append(self.embeddings[i](code))
         if (strength_np := self.strength(covariates)) is not None:
-            parts.append(strength_np)
+            parts.append(OUTPUT_SCALE * strength_np)
         return torch.cat(parts, dim=-1)
 
     def strength(self, covariates: Covariates) -> Tensor | None:
@@ -152,7 +152,7 @@ class Conditioner(nn.Module):
         return self.perturbations.shift(cast("Tensor", self.strength(covariates)))
 
     def perturbation_columns(self) -> slice:
-        """Return the columns of the condition vector that hold the strengths of perturbations."""
+        """Return the columns of the condition vector that hold the strengths of perturbations, times ``OUTPUT_SCALE``."""
         return slice(self.body_width, self.width)
 
     def for_encoder(self, s_nc: Tensor | None) -> Tensor | None:

@@ -26,6 +26,9 @@ from vxpress.core.normal import DiagonalNormal
 
 # limits of the logs of half-effect dose and slope, far beyond what doses can show
 MAX_LOG_HALF, MAX_LOG_SLOPE = 5.0, 2.0
+# the output layer receives strengths times this, so that steps of the optimizer change its effects on genes, of which there are
+# many and each is seen in few cells, by this much less than other weights
+OUTPUT_SCALE = 0.1
 # smallest dose above 0 that differs from it, in the unit of the reference
 SMALLEST_DOSE = 1e-12
 

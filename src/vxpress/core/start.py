@@ -18,6 +18,7 @@ from vxpress.core.bodies import differences
 from vxpress.core.data import Batch, Source
 from vxpress.core.isolation import seeded
 from vxpress.core.model import VAE
+from vxpress.core.perturbations import OUTPUT_SCALE
 
 # most cells, and most values of a dense matrix, from which the components are computed
 MAX_CELLS, MAX_VALUES = 5_000, 40_000_000
@@ -187,7 +188,7 @@ def _start_perturbations(model: VAE, batch: Batch, normalised_ng: Tensor, scaled
         beyond_pg = additive_effects(strength_np, normalised_ng)
         beyond_pg -= perturbations.embedding[:, : len(scaled_dg)] @ scaled_dg
         first = decoder.body.n_features + decoder.n_body_condition
-        decoder.location.weight[: beyond_pg.shape[1], first:] = beyond_pg.t()
+        decoder.location.weight[: beyond_pg.shape[1], first:] = beyond_pg.t() / OUTPUT_SCALE
 
 
 def additive_effects(strength_np: Tensor, value_ng: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from vxpress.bridge.fits.query import needs_labels
 from vxpress.bridge.fits.stored_cells import stored_latent, stored_library
 from vxpress.bridge.fits.training_cells import fitted_cells
 from vxpress.bridge.read.columns import get_names
+from vxpress.bridge.read.perturbations import PerturbationTable
 from vxpress.core.inference.support import nearest_partners
 
 Labels: TypeAlias = Hashable | Mapping[str, int] | pd.Series | np.ndarray | Sequence[str]
@@ -28,10 +29,14 @@ NO_NAME = "\N{SYMBOL FOR NULL}"
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of ``obs`` that the decoder needs: categories by name, and numbers."""
+    """The columns of ``obs`` that the decoder needs: categories by name, and numbers.
+
+    The conditions of ``perturbations`` are among the categories; their doses, which may be text, are neither.
+    """
 
     categories: dict[str, tuple[str, ...]]
     numbers: tuple[str, ...]
+    perturbations: PerturbationTable | None = None
 
     @classmethod
     def of(cls, fit: Fit, *, labels: bool = True) -> Columns:
@@ -40,12 +45,20 @@ class Columns:
         categories = dict(table.categorical)
         if labels and needs_labels(fit) and table.labels is not None:
             categories[table.labels[0]] = table.labels[1]
-        return cls(categories, tuple(name for name, _ in table.continuous))
+        if table.perturbations is not None:
+            categories[table.perturbations.key] = table.perturbations.observed
+        return cls(categories, tuple(name for name, _ in table.continuous), table.perturbations)
 
     @property
     def names(self) -> tuple[str, ...]:
         """All of them, categories first."""
-        return (*self.categories, *self.numbers)
+        return (*self.categories, *self.numbers, *self.doses)
+
+    @property
+    def doses(self) -> tuple[str, ...]:
+        """The column of doses, if there is one."""
+        key = None if self.perturbations is None else self.perturbations.dose_key
+        return () if key is None else (key,)
 
 
 def requested_labels(
@@ -123,10 +136,28 @@ def requested_covariates(covariates: Mapping[str, Any] | None, columns: Columns,
         if np.ndim(value) > 1 or (np.ndim(value) == 1 and len(value) != n):
             msg = f"covariates[{key!r}] has shape {np.shape(value)}; one value, or {n}, one per new cell, is expected."
             raise ValueError(msg)
+        if columns.perturbations is not None and key in (columns.perturbations.key, *columns.doses):
+            values = each_value(value)
+            given[key] = np.array(values * (n // len(values)), dtype=object)
+            continue
         given[key] = (
             _numbers(key, value, n) if key in columns.numbers else _known(key, value, n, columns.categories[key])
         )
+    if columns.perturbations is not None:
+        _check_conditions(given, columns.perturbations)
     return given
+
+
+def _check_conditions(given: dict[str, np.ndarray], table: PerturbationTable) -> None:
+    """Check given conditions, which may be combinations that were never observed; without doses they have the highest ones."""
+    if table.key not in given:
+        return
+    found = {value: str(value) for value in dict.fromkeys(given[table.key].tolist())}
+    for value in found:
+        table.condition(value, f"covariates[{table.key!r}]")
+    given[table.key] = np.array([found[value] for value in given[table.key].tolist()], dtype=object)
+    if table.dose_key is not None and table.dose_key not in given:
+        given[table.dose_key] = np.array([table.doses_of(name) for name in given[table.key]], dtype=object)
 
 
 def _numbers(key: str, value: Any, n: int) -> np.ndarray:

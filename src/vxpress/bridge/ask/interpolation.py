@@ -15,7 +15,7 @@ from scanpy import logging as logg
 from vxpress.bridge.ask.decoded import DENOISING_SEED, DecodingRequest, Matrix, decode
 from vxpress.bridge.ask.generation import Columns, get_column_names, requested_covariates
 from vxpress.bridge.fits.fit import Fit
-from vxpress.bridge.read.columns import get_numbers
+from vxpress.bridge.read.columns import find_column, get_numbers
 from vxpress.core.blocks import Z
 from vxpress.core.inference.paths import CellDensity, linear_path, percentile_among, spherical_path
 from vxpress.core.inference.posterior import Draws, Encoded
@@ -135,7 +135,10 @@ def covariates_of(
     for name in columns.names:
         if name in given:
             continue
-        if name in columns.numbers:
+        if name in columns.doses:
+            value = pd.Series(find_column(adata.obs, name).to_numpy(dtype=object)[rows]).mode()
+            obs[name] = value.iloc[0] if len(value) else np.nan
+        elif name in columns.numbers:
             obs[name] = float(get_numbers(adata.obs, name)[rows].mean())
         else:
             names = get_column_names(adata.obs, name, columns.categories[name])

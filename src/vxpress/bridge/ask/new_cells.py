@@ -24,7 +24,7 @@ from vxpress.bridge.ask.generation import (
 )
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.query import log_library_of, needs_labels
-from vxpress.bridge.read.columns import get_numbers
+from vxpress.bridge.read.columns import find_column, get_numbers
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.predictive import likelihood_draws
 
@@ -81,7 +81,9 @@ class NewCells:
         x = likelihood_draws(fit.model, z_nd, table, log_library_of(library_n), seed=int(seeds[1]))
         for name, categories in known.items():
             values = obs[name].astype(object)
-            obs[name] = pd.Categorical(values.where(values != NO_NAME), categories=categories)
+            # combinations of perturbations need not be among those of the fit
+            further = [value for value in values.unique() if value not in (*categories, NO_NAME)]
+            obs[name] = pd.Categorical(values.where(values != NO_NAME), categories=[*categories, *further])
         obs[keys.library] = library_n
         obs[keys.split] = pd.Categorical([GENERATED] * self.n)
         var = pd.DataFrame(index=pd.Index(fit.genes[fit.modelled_g], dtype=object))
@@ -119,11 +121,14 @@ class NewCells:
         if not needed:
             return obs, known, self.library_n
         cells = TrainingCells.find(adata, fit, keys, needed)
-        match = {name: obs[name].to_numpy() for name in obs if name not in columns.numbers}
+        match = {name: obs[name].to_numpy() for name in obs if name in known}
         partner_n = cells.partners(z_nd.numpy(), match, known, n_neighbors, rng)
         for name in missing:
-            number = name in columns.numbers
-            column = get_numbers(cells.obs, name) if number else get_column_names(cells.obs, name, known[name])
+            if name in columns.doses:
+                column = find_column(cells.obs, name).to_numpy(dtype=object)
+            else:
+                number = name in columns.numbers
+                column = get_numbers(cells.obs, name) if number else get_column_names(cells.obs, name, known[name])
             obs[name] = column[partner_n]
         return obs, known, cells.library_n[partner_n] if without_library else self.library_n
 

@@ -139,6 +139,20 @@ class PerturbationTable:
             dose_p[at] = self.high[at] if np.isnan(number) else number
         return dose_p
 
+    def name_of(self, dose_p: np.ndarray) -> str:
+        """Return the name of a condition, with its doses unless they are the highest of the fit."""
+        parts = []
+        for name, dose, high in zip(self.names, dose_p, self.high, strict=True):
+            if dose > 0:
+                parts.append(name if dose == high else f"{name} ({dose:g})")
+        return SEPARATOR.join(parts) or self.control
+
+    def doses_of(self, name: str) -> str:
+        """Return the highest doses of the perturbations of a condition as they are written in ``obs``; 0 for the control."""
+        parts = components(name, self.control, self.key)
+        highest = dict(zip(self.names, self.high, strict=True))
+        return SEPARATOR.join(f"{highest.get(part, 0.0):.17g}" for part in parts) or "0"
+
     def _position(self, name: str, where: str) -> int:
         found = find_name(name, self.names)
         if found is None:

@@ -25,6 +25,7 @@ from vxpress.core.kernels.input_layer import InputProduct
 from vxpress.core.model import VAE
 from vxpress.core.networks import MAX_LOG_VARIANCE, MIN_POSTERIOR_VARIANCE
 from vxpress.core.noise import Noise
+from vxpress.core.perturbations import OUTPUT_SCALE
 from vxpress.core.priors import StandardNormal
 
 
@@ -71,10 +72,7 @@ class ClosedForm:
         """Return the sums over cells of reconstruction and KL of z, and the mean loss."""
         model, config, n = self.model, self.model.config, len(batch.rows)
         d = config.n_latent
-        perturbations, columns = model.conditioner.perturbations, model.conditioner.perturbation_columns()
-        with torch.enable_grad():  # of the strengths of doses
-            condition_nc = model.conditioner(batch.covariates)
-        s_nc = None if condition_nc is None else condition_nc.detach()
+        s_nc = model.conditioner(batch.covariates)
         seen = model.thinned(batch, self.noise)
         encoded_nc, shift = model.conditioner.for_encoder(s_nc), model.encoder.shift
         product = InputProduct(seen, self.first.weight, self.first.bias, encoded_nc)
@@ -86,14 +84,16 @@ class ClosedForm:
         out = torch.addmm(torch.cat([head.bias for head in self.heads]), h_nh, head_weight.t())
         if shift is not None and encoded_nc is not None:
             out[:, :d] += encoded_nc @ shift.t()
-        shift_nd = None
-        if perturbations is not None and s_nc is not None:
-            shift_nd = perturbations.shift(s_nc[:, columns])
+        perturbations = model.conditioner.perturbations
+        if perturbations is not None:
+            with torch.enable_grad():
+                strength_np = cast("Tensor", model.conditioner.strength(batch.covariates))
+            shift_nd = perturbations.shift(strength_np)
             out[:, :d] -= shift_nd
         eps, (scale, z, kl) = self.noise.normal_like(out[:, :d]), np.empty((3, n, d), np.float32)
         latent_rows.posterior(out.numpy(), *self.bounds, eps.numpy(), scale, z, kl)
         z_nd = torch.from_numpy(z)
-        if shift_nd is not None:
+        if perturbations is not None:
             z_nd += shift_nd
 
         condition = join(z_nd, model.decoder.body_condition(s_nc))
@@ -115,16 +115,15 @@ class ClosedForm:
         )
         for head, part in zip(self.heads, (d_out[:, :d], d_out[:, d:]), strict=True):
             hand_over_linear(head, part, h_nh)
-        if perturbations is not None and s_nc is not None and condition_nc is not None:
-            d_shift, strength_np = d_z - d_out[:, :d], s_nc[:, columns]
-            hand_over(perturbations.embedding, strength_np.t() @ d_shift)
-            if condition_nc.requires_grad:
+        if perturbations is not None:
+            d_shift = d_z - d_out[:, :d]
+            hand_over(perturbations.embedding, strength_np.detach().t() @ d_shift)
+            if strength_np.requires_grad:
                 d_strength = d_shift @ perturbations.embedding.t()
                 if config.condition_output:
-                    d_strength += d_all[:, features.shape[1] :][:, columns]
-                with torch.enable_grad():
-                    strengths = condition_nc[:, columns]
-                torch.autograd.backward(strengths, d_strength)
+                    columns = model.conditioner.perturbation_columns()
+                    d_strength += OUTPUT_SCALE * d_all[:, features.shape[1] :][:, columns]
+                torch.autograd.backward(strength_np, d_strength)
         if shift is not None and encoded_nc is not None:
             hand_over(shift, d_out[:, :d].t() @ encoded_nc)
         d_u = self.norm_in.backward(d_out @ head_weight)

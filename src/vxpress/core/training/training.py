@@ -22,6 +22,7 @@ from vxpress.core.progress import Stage, stage
 from vxpress.core.training import state as training_state
 from vxpress.core.training.device import precision
 from vxpress.core.training.dispersion import has_dispersions, refit
+from vxpress.core.training.embeddings import settle
 from vxpress.core.training.encoder_ahead import EncoderAhead
 from vxpress.core.training.evaluation import evaluate
 from vxpress.core.training.keeper import Keeper
@@ -207,6 +208,11 @@ class Training:
         if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
             msg = "Training ended with NaN or infinite weights; lower the learning rate (options=FitOptions(learning_rate=...))."
             raise TrainingError(msg)
+        try:
+            settle(model, self.source, self.train_rows)
+        except KeyboardInterrupt:
+            after_interrupt()
+            outcome.interrupt()
         if self.config.refit_dispersion and has_dispersions(model) and not outcome.interrupted:
             rows = self.train_rows, self.validation_rows
             try:

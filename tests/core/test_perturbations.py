@@ -107,14 +107,17 @@ def test_a_model_without_perturbations_has_the_weights_it_had() -> None:
     assert all(torch.equal(plain[name], other[name]) for name in same)
 
 
-def test_ridge_regression_separates_effects_that_occur_together() -> None:
+def test_least_squares_separate_effects_that_occur_together() -> None:
     rng = np.random.default_rng(0)
     dose = torch.from_numpy((rng.random((3_000, 2)) < [0.5, 0.3]).astype(np.float32))
     effect = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
     value = 7.0 + dose @ effect + 0.1 * torch.from_numpy(rng.standard_normal((3_000, 2)).astype(np.float32))
-    np.testing.assert_allclose(start.additive_effects(dose, value), effect, rtol=0.15)
+    found, error = start.least_squares(dose, value, 1.0)
+    np.testing.assert_allclose(found, effect, rtol=0.02)
+    # of a mean of about n p (1 - p) cells
+    np.testing.assert_allclose(error[0], 0.1 / np.sqrt(3_000 * 0.25), rtol=0.1)
     # few cells say little
-    assert float(start.additive_effects(dose[:10], value[:10]).abs().max()) < 1.0
+    assert float(start.least_squares(dose[:10], value[:10], 30.0)[0].abs().max()) < 1.0
 
 
 @torch.no_grad()
@@ -131,7 +134,7 @@ def test_the_start_takes_effects_out_of_z_and_explains_them() -> None:
     with_effects = z + model.conditioner.shift(covariates)
 
     def explained(value: torch.Tensor) -> float:
-        between = start.additive_effects(dose, value)
+        between = start.least_squares(dose, value, 0.0)[0].float()
         return float((dose @ between).var(0).sum() / value.var(0).sum())
 
     assert explained(with_effects) > 0.3

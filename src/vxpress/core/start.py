@@ -19,6 +19,7 @@ from vxpress.core.data import Batch, Source
 from vxpress.core.isolation import seeded
 from vxpress.core.model import VAE
 from vxpress.core.perturbations import OUTPUT_SCALE
+from vxpress.core.shrinkage import shrunk
 
 # most cells, and most values of a dense matrix, from which the components are computed
 MAX_CELLS, MAX_VALUES = 5_000, 40_000_000
@@ -182,17 +183,23 @@ def _start_perturbations(model: VAE, batch: Batch, normalised_ng: Tensor, scaled
     perturbations.embedding.zero_()
     z_nd = model.posterior(batch)[Z].loc
     model.train(training)
-    perturbations.embedding.copy_(additive_effects(strength_np, z_nd))
+    perturbations.embedding.copy_(least_squares(strength_np, z_nd, SHRINKAGE)[0])
     decoder = model.decoder
     if decoder.condition_output:
-        beyond_pg = additive_effects(strength_np, normalised_ng)
+        beyond_pg = shrunk(*least_squares(strength_np, normalised_ng, 1.0)).to(normalised_ng.dtype)
         beyond_pg -= perturbations.embedding[:, : len(scaled_dg)] @ scaled_dg
         first = decoder.body.n_features + decoder.n_body_condition
         decoder.location.weight[: beyond_pg.shape[1], first:] = beyond_pg.t() / OUTPUT_SCALE
 
 
-def additive_effects(strength_np: Tensor, value_ng: Tensor) -> Tensor:
-    """Estimate the effects (p, g) of perturbations that add up, by ridge regression; those seen in few cells are shrunk."""
+def least_squares(strength_np: Tensor, value_ng: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Estimate the effects of perturbations that add up, and their standard errors, each (p, g) in double precision.
+
+    An effect is shrunk as if ``ridge`` more cells showed none.
+    """
     x_np, y_ng = (part.double() - part.double().mean(0) for part in (strength_np, value_ng))
-    gram_pp = x_np.t() @ x_np + SHRINKAGE * torch.eye(x_np.shape[1], dtype=x_np.dtype, device=x_np.device)
-    return torch.linalg.solve(gram_pp, x_np.t() @ y_ng).to(value_ng.dtype)
+    gram_pp = x_np.t() @ x_np
+    inverse_pp = torch.linalg.inv(gram_pp + ridge * torch.eye(len(gram_pp), dtype=x_np.dtype, device=x_np.device))
+    effect_pg = inverse_pp @ (x_np.t() @ y_ng)
+    variance_g = (y_ng - x_np @ effect_pg).square().mean(0)
+    return effect_pg, (inverse_pp.diagonal()[:, None] * variance_g).sqrt()

@@ -43,7 +43,7 @@ def check_sizes(params: Params, covariates: CovariateTable, genes: np.ndarray, m
     batch = () if params.batch_key is None else (params.batch_key,)
     named_as_categorical = (*params.categorical_covariate_keys, *params.optional_covariate_keys)
     further = tuple(dict.fromkeys(key for key in named_as_categorical if key not in batch))
-    named = (batch, (*batch, *further), params.continuous_covariate_keys, params.labels_key)
+    named = (batch, (*batch, *further), params.continuous_covariate_keys, params.dispersion_labels_key)
     stored = (
         () if covariates.batch_key is None else (covariates.batch_key,),
         tuple(key for key, *_ in covariates.categorical),

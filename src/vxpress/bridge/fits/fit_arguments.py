@@ -116,9 +116,7 @@ def _check_objective(settings: Settings) -> None:
 def _check_together(checked: CheckedArguments) -> None:
     """Raise ``ValueError`` if two arguments cannot be combined."""
     _check_perturbations(checked)
-    if checked.labels_key is not None and checked.settings.dispersion != "gene-label":
-        msg = f"labels_key={checked.labels_key!r} has no effect unless you pass dispersion='gene-label'. Leave it out otherwise."
-        raise ValueError(msg)
+    _check_labels(checked)
     if checked.batch_key is not None and checked.batch_key in checked.optional_covariate_keys:
         check_batch_shown(checked.settings.dispersion, latent_library=checked.library == "latent")
     if checked.choosing and checked.validation_fraction == 0:
@@ -152,6 +150,30 @@ def _check_perturbations(checked: CheckedArguments) -> None:
                 "Name it once, as the latter."
             )
             raise ValueError(msg)
+
+
+def _check_labels(checked: CheckedArguments) -> None:
+    """Raise unless labels come with one option that uses them."""
+    key, unlabeled, by_label = checked.labels_key, checked.unlabeled_category, checked.settings.dispersion == "gene-label"
+    if unlabeled is not None and (not isinstance(unlabeled, str) or not unlabeled):
+        msg = f"unlabeled_category={unlabeled!r} was given; the name of the category of cells without a label is expected."
+        raise ValueError(msg)
+    if key is None and unlabeled is not None:
+        msg = f"unlabeled_category={unlabeled!r} has no effect without labels: name their column, labels_key='cell_type'."
+        raise ValueError(msg)
+    if key is not None and unlabeled is None and not by_label:
+        msg = (
+            f"labels_key={key!r} has no effect unless you pass unlabeled_category='Unknown', which learns the labels for "
+            "vx.tl.annotate (cells without a label have this category or a missing value), or dispersion='gene-label'. Leave it "
+            "out otherwise."
+        )
+        raise ValueError(msg)
+    if unlabeled is not None and by_label:
+        msg = (
+            "dispersion='gene-label' needs the label of every cell, but unlabeled_category= says that some have none. Leave one of "
+            "the two out."
+        )
+        raise ValueError(msg)
 
 
 def model_config_of(checked: CheckedArguments, prepared: Prepared) -> ModelConfig:

@@ -16,6 +16,7 @@ from vxpress.bridge.read.adata import check_gene_names
 from vxpress.bridge.read.columns import as_mask, find_column
 from vxpress.bridge.read.counts import CountData, read_counts
 from vxpress.bridge.read.covariates import CovariateTable
+from vxpress.bridge.read.labels import CellLabels
 from vxpress.bridge.read.learned import MIN_CELLS as MIN_LEARNED
 from vxpress.bridge.read.learned import few, with_cells
 from vxpress.bridge.read.library import Library, log_library, resolve_library
@@ -39,6 +40,7 @@ class Recorded:
     continuous_covariate_keys: tuple[str, ...] = ()
     optional_covariate_keys: tuple[str, ...] = option((), since="0.2.0")
     labels_key: str | None = None
+    unlabeled_category: str | None = option(None, since="0.2.0")
     perturbation_key: str | None = None
     dose_key: str | None = None
     control: str | None = None
@@ -47,6 +49,11 @@ class Recorded:
     target_sum: float = option(1e4, low=1e-12, high=1e12)
     preset: Preset | None = None
     n_fits: int = option(1, low=1, high=100, since="0.2.0")
+
+    @property
+    def dispersion_labels_key(self) -> str | None:
+        """The column of the labels if every cell needs one, because the dispersion depends on it."""
+        return self.labels_key if self.unlabeled_category is None else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +78,8 @@ class Prepared:
     validation_n: np.ndarray
     left_out: tuple[int, ...] = ()
     """Positions of the categorical covariates whose categories differ no more than random groups of cells."""
+    labels: CellLabels | None = None
+    """The labels to learn, if there are any."""
 
     def split_n(self) -> np.ndarray:
         """Return ``"train"``, ``"validation"`` or, for a cell excluded from the fit, ``"query"``."""
@@ -90,7 +99,7 @@ def prepare(
         request.batch_key,
         request.categorical_covariate_keys,
         request.continuous_covariate_keys,
-        request.labels_key,
+        request.dispersion_labels_key,
         optional_keys=request.optional_covariate_keys,
     )
     if request.perturbation_key is not None:
@@ -110,6 +119,7 @@ def prepare(
             "latent position of an empty cell. sc.pp.filter_cells(adata, min_counts=1) removes them."
         )
     cells = Cells(Counts.from_scipy(counts.inside), log_library(library.values_n), covariates.read(adata.obs))
+    labels = _labels(adata, request, usable)
     codes_nk = cells.covariates.categorical_nk.numpy()[usable]
     # whoever names an optional covariate wants both views of it
     asked = covariates.positions(request.optional_covariate_keys)
@@ -125,8 +135,15 @@ def prepare(
         covariates = replace(covariates, perturbations=trained)
     _warn_few_cells(covariates, left_out)
     return Prepared(
-        counts, modelled_g, mask_name, covariates, library, cells, usable[train], usable[validation], left_out
+        counts, modelled_g, mask_name, covariates, library, cells, usable[train], usable[validation], left_out, labels
     )
+
+
+def _labels(adata: AnnData, request: FitRequest, usable: np.ndarray) -> CellLabels | None:
+    """Return the labels to learn; None if none were asked for."""
+    if request.labels_key is None or request.unlabeled_category is None:
+        return None
+    return CellLabels.read(adata.obs, request.labels_key, request.unlabeled_category, usable)
 
 
 def _left_out(

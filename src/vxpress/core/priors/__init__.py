@@ -8,6 +8,7 @@ from vxpress.core.priors.diffusion import Diffusion
 from vxpress.core.priors.estimate import SampledKL, drawn_log_prob, sampled_kl
 from vxpress.core.priors.flow import Flow
 from vxpress.core.priors.flow_matching import FlowMatching
+from vxpress.core.priors.label_mixture import LabelMixture
 from vxpress.core.priors.mixture import Mixture
 from vxpress.core.priors.standard_normal import StandardNormal
 from vxpress.core.priors.vamp import Vamp
@@ -19,6 +20,7 @@ PRIORS.register("vamp", Vamp)
 PRIORS.register("flow", Flow)
 PRIORS.register("diffusion", Diffusion)
 PRIORS.register("flow_matching", FlowMatching)
+PRIORS.register("label_mixture", LabelMixture)
 
 __all__ = [
     "PRIORS",

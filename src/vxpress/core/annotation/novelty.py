@@ -1,0 +1,104 @@
+"""How likely a cell has none of the known labels: labelled cells are far from it, while other cells are near.
+
+Two signs are combined, both relative to the cells that are judged together. One is the distance to the nearest label, a normal
+distribution in the latent space, less that to all cells ("relative Mahalanobis distance", Ren et al. 2021). The other is the
+share of labelled cells among its neighbours. A type that is absent from the reference forms a group of its own without labels,
+wherever it lies, also between known types. The more cells are judged together, the better both signs are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+N_NEIGHBORS = 30
+# the covariance of a label is mixed with that of all labels as if it had this many more cells
+SHRINKAGE = 50.0
+RIDGE = 1e-3
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled cells of a fit: latent positions (m, d), codes of their labels, and the folds in which they were held out."""
+
+    z_md: np.ndarray
+    code_m: np.ndarray
+    fold_m: np.ndarray
+
+
+def novelty(z_nd: np.ndarray, known: Labelled) -> tuple[np.ndarray, np.ndarray]:
+    """Score cells to be judged, and the labelled cells as if they were among these; higher is more unusual, (n,) and (m,).
+
+    A labelled cell is judged by the others: its distance by the labelled cells of the other folds.
+    """
+    together = np.concatenate([z_nd, known.z_md]).astype(np.float64)
+    background = Normals.of(together, np.zeros(len(together), dtype=np.int64))
+    z_nd, z_md = together[: len(z_nd)], together[len(z_nd) :]
+    far_n = Normals.of(z_md, known.code_m).distance(z_nd) - background.distance(z_nd)
+    far_m = np.empty(len(z_md))
+    for fold in np.unique(known.fold_m):
+        held = known.fold_m == fold
+        if held.all():
+            far_m[held] = Normals.of(z_md, known.code_m).distance(z_md)
+        else:
+            far_m[held] = Normals.of(z_md[~held], known.code_m[~held]).distance(z_md[held])
+    far_m -= background.distance(z_md)
+    labelled = np.arange(len(together)) >= len(z_nd)
+    few = 1.0 - _share_among_neighbors(together, labelled)
+    scored = [_units(far, by=far_m) for far in (far_n, far_m)]
+    few_n, few_m = (_units(part, by=few[len(z_nd) :]) for part in (few[: len(z_nd)], few[len(z_nd) :]))
+    return scored[0] + few_n, scored[1] + few_m
+
+
+@dataclass(frozen=True)
+class Normals:
+    """A normal distribution for each label: means (labels, d), and inverse Cholesky factors of the covariances."""
+
+    mean_cd: np.ndarray
+    whiten_cdd: np.ndarray
+
+    @classmethod
+    def of(cls, z_md: np.ndarray, code_m: np.ndarray) -> Normals:
+        """Estimate them from labelled cells, with covariances shrunk to the one that all labels have in common."""
+        codes, code_m, size_c = np.unique(code_m, return_inverse=True, return_counts=True)
+        mean_cd = np.stack([z_md[code_m == c].mean(0) for c in range(len(codes))])
+        residual_md = z_md - mean_cd[code_m]
+        # a dimension that all cells share has no spread
+        ridge = RIDGE * max(float(z_md.var(0).mean()), 1e-12) * np.eye(z_md.shape[1])
+        pooled = residual_md.T @ residual_md / len(z_md) + ridge
+        factors = []
+        for c in range(len(codes)):
+            own = residual_md[code_m == c]
+            covariance = (own.T @ own + SHRINKAGE * pooled) / (size_c[c] + SHRINKAGE) + ridge
+            factors.append(np.linalg.inv(np.linalg.cholesky(covariance)))
+        return cls(mean_cd, np.stack(factors))
+
+    def distance(self, z_nd: np.ndarray) -> np.ndarray:
+        """Compute -2 log density under the nearest distribution, up to a constant, (n,)."""
+        nearest = np.full(len(z_nd), np.inf)
+        for mean_d, whiten_dd in zip(self.mean_cd, self.whiten_cdd, strict=True):
+            square = np.square((z_nd - mean_d) @ whiten_dd.T).sum(1) - 2.0 * np.log(np.diag(whiten_dd)).sum()
+            nearest = np.minimum(nearest, square)
+        return nearest
+
+
+def _share_among_neighbors(z_nd: np.ndarray, labelled_n: np.ndarray) -> np.ndarray:
+    """Return the share of labelled cells among the nearest other cells of each cell."""
+    z, labelled = torch.from_numpy(z_nd.astype(np.float32)), torch.from_numpy(labelled_n)
+    k = min(N_NEIGHBORS, len(z) - 1)
+    out = np.empty(len(z))
+    for start in range(0, len(z), CHUNK):
+        part = slice(start, start + CHUNK)
+        distance = torch.cdist(z[part], z)
+        distance[torch.arange(len(distance)), torch.arange(start, start + len(distance))] = torch.inf
+        out[part] = labelled[distance.topk(k, dim=-1, largest=False).indices].double().mean(-1).numpy()
+    return out
+
+
+def _units(value_n: np.ndarray, *, by: np.ndarray) -> np.ndarray:
+    """Return values in units of their spread over labelled cells, without letting a few extremes dominate."""
+    low, middle, high = np.quantile(by, [0.25, 0.5, 0.75])
+    return np.asarray(np.arcsinh((value_n - middle) / max(high - low, 1e-6 * max(1.0, abs(middle)))))

@@ -25,6 +25,7 @@ from vxpress.bridge.health.choice import choose_likelihood
 from vxpress.bridge.health.covariates import warn_of_covariates
 from vxpress.bridge.health.cure import cure
 from vxpress.bridge.health.diagnose_fit import diagnose_trained, judge_covariates
+from vxpress.bridge.health.learn_labels import learn_labels
 from vxpress.bridge.health.learn_prior import joint_record
 from vxpress.bridge.health.verdict import is_sound
 from vxpress.bridge.read.prepare import Prepared, Recorded, prepare
@@ -71,11 +72,17 @@ def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) ->
     finish(fitted.outcome, lambda: runner.read_out(fitted))
     fitted.model.cpu()
     further = further_fits(runner, fitted, checked.n_fits)
+    labels = finish(fitted.outcome, lambda: learn_labels(prepared, (fitted, *further), runner.label_seed))
+    if labels is not None and labels.prior is not None:
+        # of the new prior; the covariates and the cure are those of the networks, which are the same
+        diagnosis = {**diagnosis, **finish(fitted.outcome, lambda: diagnose_trained(runner, fitted))}
 
     def complete() -> tuple[AnnData, Results]:
         params = _params(checked, prepared, fitted)
         found = _as_fit(params, prepared, fitted, adata, diagnosis)
         found = replace(found, choice=choice, members=tuple(each.model for each in further))
+        if labels is not None:
+            found = replace(found, labels=labels.model, prior=labels.prior or found.prior)
         results = _results(found, prepared, fitted, keys, denoised=checked.denoised)
         _report(found)
         target = own(adata, copy=copy)

@@ -1,5 +1,6 @@
 """Metrics of latent variable models from the literature, as pure functions on arrays."""
 
+from vxpress.metrics._annotation import expected_calibration_error
 from vxpress.metrics._generation import (
     energy_distance,
     fold_change_slope,
@@ -31,6 +32,7 @@ __all__ = [
     "de_weights",
     "deg_overlap",
     "energy_distance",
+    "expected_calibration_error",
     "fold_change_slope",
     "kl_per_cell",
     "kl_per_dimension",

@@ -2,6 +2,7 @@
 
 from vxpress.bridge.ask.evaluation.evaluation import PerturbationEvaluation
 from vxpress.bridge.fitting import FitOptions, TrainingError
+from vxpress.tl._annotate import annotate
 from vxpress.tl._cell_eval_pair import cell_eval_pair
 from vxpress.tl._cluster_stability import cluster_stability
 from vxpress.tl._compare import compare
@@ -25,6 +26,7 @@ __all__ = [
     "FitOptions",
     "PerturbationEvaluation",
     "TrainingError",
+    "annotate",
     "cell_eval_pair",
     "cluster_stability",
     "compare",

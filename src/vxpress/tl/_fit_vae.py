@@ -39,6 +39,7 @@ def fit_vae(
     continuous_covariate_keys: Sequence[str] = (),
     optional_covariate_keys: Sequence[str] = (),
     labels_key: str | None = None,
+    unlabeled_category: str | None = None,
     perturbation_key: str | None = None,
     dose_key: str | None = None,
     control: str | None = None,
@@ -104,7 +105,16 @@ def fit_vae(
         ``keep=True``; other functions use the former. Not for a batch that ``dispersion="gene-batch"`` or
         ``library="latent"`` need.
     labels_key
-        Column of ``obs`` with labels, only for ``dispersion="gene-label"``. Labels may be numbers.
+        Column of ``obs`` with labels such as cell types, together with one option that uses them:
+        ``unlabeled_category=``, or ``dispersion="gene-label"``, which needs the label of every cell. Labels may be
+        numbers.
+    unlabeled_category
+        Category of ``labels_key`` of the cells without a label; missing values count as such too. With it, the fit
+        learns the labels after the training of the networks, which stay those of a fit without labels: a classifier of
+        the latent position and the expression of a cell, checked on cells that were held out from it, for
+        :func:`annotate`; and a prior of z with components for each label, from which :func:`generate` draws cells of a
+        label. The prior is kept if it describes held-out cells better than :math:`N(0, I)`, and not learned with
+        ``prior=``. The category need not occur.
     perturbation_key
         Column of ``obs`` with the perturbation of each cell, such as a gene or a drug. ``"A+B"`` is the combination of A
         and B; the name of the control inside it (``"A+ctrl"``) counts as nothing. Each single perturbation gets an

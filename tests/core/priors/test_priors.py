@@ -18,6 +18,8 @@ from vxpress.core.priors.fitting import build_prior, learn
 
 KINDS = list(PRIORS)
 LEARNED = [kind for kind in KINDS if kind != "normal"]
+# in the mixture of labels, cells of the last condition have no label
+ALIKE = [kind for kind in LEARNED if kind != "label_mixture"]
 COMPONENTS = 6
 
 
@@ -60,7 +62,7 @@ def test_the_density_integrates_to_one(kind: str, d: int) -> None:
         assert float(prior.log_prob(z).exp().sum()) * cell == pytest.approx(1.0, abs=4e-3)
 
 
-@pytest.mark.parametrize("kind", LEARNED)
+@pytest.mark.parametrize("kind", ALIKE)
 def test_each_condition_has_a_density_and_their_mixture_is_the_marginal(kind: str) -> None:
     prior = learned(kind, 1, n_conditions=2)
     z, cell = _grid(1)
@@ -99,7 +101,7 @@ def test_samples_in_two_dimensions_have_the_entropy_of_the_density(kind: str) ->
     assert abs(float(drawn.mean()) - entropy) < 4 * float(drawn.std()) / math.sqrt(2000) + 5e-3
 
 
-@pytest.mark.parametrize("kind", LEARNED)
+@pytest.mark.parametrize("kind", ALIKE)
 def test_conditional_samples_are_near_their_condition(kind: str) -> None:
     prior = learned(kind, 2, n_conditions=2)
     code = torch.arange(2).repeat(500)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vxpress.bridge.fits.annotator import LabelModel
 from vxpress.bridge.fits.codec import from_uns, to_uns
 from vxpress.bridge.fits.consistency import check_conditions, check_genes, check_history, check_sizes
 from vxpress.bridge.fits.members import load_members, stored_members
@@ -22,7 +23,7 @@ from vxpress.core.registry import NotRegisteredError
 
 # parts of every fit, and of some; a file may lose an empty mapping
 PARTS = ("params", "history", "genes", "weights")
-FURTHER = ("format", NAME, "covariates", "diagnostics", "prior", "choice", "ensemble")
+FURTHER = ("format", NAME, "covariates", "diagnostics", "prior", "choice", "ensemble", "labels")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Fit:
     """How a setting such as ``likelihood="auto"`` was chosen from the data, if one was."""
     members: tuple[VAE, ...] = ()
     """Further models of the same cells from other seeds, which only encode; see :mod:`vxpress.bridge.fits.ensemble`."""
+
+    labels: LabelModel | None = None
+    """The classifier of the labels that the fit was given, if any; see :func:`vxpress.tl.annotate`."""
 
     @property
     def condition_key(self) -> str | None:
@@ -67,7 +71,13 @@ class Fit:
             "genes": {"names": np.array(self.genes, dtype=object), "modelled": self.modelled_g},
             "weights": stored_weights(self.model),
         }
-        records = {"prior": self.prior, "choice": self.choice, "ensemble": stored_members(self.members)}
+        labels = {} if self.labels is None else self.labels.to_uns()
+        records = {
+            "prior": self.prior,
+            "choice": self.choice,
+            "ensemble": stored_members(self.members),
+            "labels": labels,
+        }
         return sealed(out | {name: dict(record) for name, record in records.items() if record})
 
     def loadings(self) -> np.ndarray | None:
@@ -114,6 +124,8 @@ class Fit:
         check_sizes(params, covariates, genes, modelled_g)
         check_conditions(params, prior)
         check_history(params, history)
+        members = load_members(stored.get("ensemble", {}), params.model)
+        width = params.model.n_latent * (1 + len(members))
         return cls(
             params,
             covariates,
@@ -124,7 +136,8 @@ class Fit:
             Diagnostics(stored.get("diagnostics", {})),
             prior,
             dict(stored.get("choice", {})),
-            load_members(stored.get("ensemble", {}), params.model),
+            members,
+            LabelModel.from_uns(stored.get("labels", {}), width, params.model.n_genes),
         )
 
 

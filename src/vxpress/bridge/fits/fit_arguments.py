@@ -105,6 +105,9 @@ def _check_ranges(settings: Settings, max_epochs: int | None) -> None:
 
 
 def _check_objective(settings: Settings) -> None:
+    if settings.prior == "label_mixture":
+        msg = "prior='label_mixture' is learned from labels: pass labels_key= and unlabeled_category=, and leave prior= out."
+        raise ValueError(msg)
     if not PRIORS[settings.prior].cheap and not OBJECTIVES[settings.objective].has_divergence:
         msg = (
             f"objective={settings.objective!r} needs the density of the prior in every step, which is too slow with "
@@ -154,12 +157,19 @@ def _check_perturbations(checked: CheckedArguments) -> None:
 
 def _check_labels(checked: CheckedArguments) -> None:
     """Raise unless labels come with one option that uses them."""
-    key, unlabeled, by_label = checked.labels_key, checked.unlabeled_category, checked.settings.dispersion == "gene-label"
-    if unlabeled is not None and (not isinstance(unlabeled, str) or not unlabeled):
+    key, unlabeled, by_label = (
+        checked.labels_key,
+        checked.unlabeled_category,
+        checked.settings.dispersion == "gene-label",
+    )
+    given: object = unlabeled
+    if given is not None and (not isinstance(given, str) or not given):
         msg = f"unlabeled_category={unlabeled!r} was given; the name of the category of cells without a label is expected."
         raise ValueError(msg)
     if key is None and unlabeled is not None:
-        msg = f"unlabeled_category={unlabeled!r} has no effect without labels: name their column, labels_key='cell_type'."
+        msg = (
+            f"unlabeled_category={unlabeled!r} has no effect without labels: name their column, labels_key='cell_type'."
+        )
         raise ValueError(msg)
     if key is not None and unlabeled is None and not by_label:
         msg = (

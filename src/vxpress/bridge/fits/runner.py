@@ -112,6 +112,11 @@ class Runner:
         init, training = np.random.SeedSequence([self.init_seed, self.train_seed, number]).generate_state(2, np.uint64)
         return int(init >> 2), int(training >> 2)
 
+    @property
+    def label_seed(self) -> int:
+        """Seed of what is learned from labels, which changes no other random number."""
+        return int(np.random.SeedSequence([self.init_seed, self.train_seed]).generate_state(1, np.uint64)[0] >> 2)
+
     def read_out(self, fitted: Fitted) -> None:
         """Fit the readout of the genes outside the model, if the model has one."""
         model, prepared = fitted.model, self.prepared

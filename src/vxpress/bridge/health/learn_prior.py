@@ -13,6 +13,7 @@ from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.read.columns import get_categories
 from vxpress.core.config import PriorConfig, PriorName
 from vxpress.core.extension.trial import try_prior
+from vxpress.core.model import VAE
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors import PRIORS, Prior, drawn_log_prob, sampled_kl
 from vxpress.core.priors.fitting import build_prior, learn
@@ -163,9 +164,35 @@ def learn_prior(
     seed: int,
 ) -> tuple[Fit, dict[str, Any], Judgement]:
     """Return the fit with a prior of this kind in place of its own, the record of the prior, and how it was judged."""
-    conditions = task.conditions
-    config = _config(kind, n_components, 0 if conditions is None else conditions.n, len(task.train_n))
     model = fit.model.to(device).eval()
+    new, record, found = trained_prior(model, task, kind, n_components=n_components, n_steps=n_steps, seed=seed)
+    model.cpu()
+    if not found.better:
+        return fit, record, found
+    put_prior(model, new)
+    params = replace(fit.params, model=model.config)
+    return replace(fit, params=params, model=model, prior=record), record, found
+
+
+def put_prior(model: VAE, prior: Prior) -> None:
+    """Give a model another prior."""
+    model.state.prior = prior.cpu()
+    model.config = replace(model.config, prior=prior.config)
+
+
+def trained_prior(
+    model: VAE, task: Task, kind: PriorName, *, n_components: int | None = None, n_steps: int | None = None, seed: int
+) -> tuple[Prior, dict[str, Any], Judgement]:
+    """Learn a prior of this kind for a model, on its device; return it with its record and how it was judged."""
+    device = model.decoder.location.weight.device
+    conditions = task.conditions
+    if kind == "label_mixture":
+        if conditions is None:
+            msg = "prior='label_mixture' has components for each label: name the column of the labels, condition_key='cell_type'."
+            raise ValueError(msg)
+        # a condition for cells of none of the labels, also if all cells have one
+        conditions = replace(conditions, unlabelled=True)
+    config = _config(kind, n_components, 0 if conditions is None else conditions.n, len(task.train_n))
     new = build_prior(config, model.config.n_latent, seed).to(device)
     try_prior(kind, new)
     code_n = None if conditions is None else torch.from_numpy(conditions.code_n[task.train_n]).to(device)
@@ -186,13 +213,7 @@ def learn_prior(
         "n_draws": found.n_draws,
     }
     record |= {} if conditions is None else conditions.record()
-    model.cpu()
-    if not found.better:
-        return fit, record, found
-    model.state.prior = new.cpu()
-    model.config = replace(model.config, prior=new.config)
-    params = replace(fit.params, model=model.config)
-    return replace(fit, params=params, model=model, prior=record), record, found
+    return new, record, found
 
 
 def _config(kind: PriorName, n_components: int | None, n_conditions: int, n_cells: int) -> PriorConfig:

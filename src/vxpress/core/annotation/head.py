@@ -19,8 +19,8 @@ N_FOLDS = 5
 MAX_CHOOSING = 2_000
 # the cells span a small space if they are fewer than this share of the features, and than this number
 SPANNED, MAX_SPANNED = 0.7, 1_500
-# strength with which the weights of the pool are drawn to one half each, in cells
-PRIOR_CELLS = 10.0
+# penalty on the squared logarithm of twice a weight of the pool, in nats
+PRIOR_CELLS = 2.0
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,7 @@ def _genes_penalty(x_ng: Tensor, code_n: Tensor, n_labels: int, fold_n: Tensor) 
         return min(loss, key=loss.__getitem__)
     held = fold_n == fold_n[0]
     rest = torch.nonzero(~held).squeeze(-1)[:: max(1, int((~held).sum()) // MAX_CHOOSING)]
-    loss = {
-        p: _loss(_fit(x_ng[rest], code_n[rest], n_labels, p).log_prob(x_ng[held]), code_n[held]) for p in GENES
-    }
+    loss = {p: _loss(_fit(x_ng[rest], code_n[rest], n_labels, p).log_prob(x_ng[held]), code_n[held]) for p in GENES}
     return min(loss, key=loss.__getitem__)
 
 

@@ -18,15 +18,18 @@ N_NEIGHBORS = 30
 SHRINKAGE = 50.0
 RIDGE = 1e-3
 CHUNK = 1024
+# fewest cells of a batch without labels whose scores are compared with one another
+MIN_BATCH = 50
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled cells of a fit: latent positions (m, d), codes of their labels, and the folds in which they were held out."""
+    """Labelled cells of a fit: latent positions (m, d), codes of label and batch, and the folds in which they were held out."""
 
     z_md: np.ndarray
     code_m: np.ndarray
     fold_m: np.ndarray
+    batch_m: np.ndarray
 
 
 def novelty(z_nd: np.ndarray, known: Labelled) -> tuple[np.ndarray, np.ndarray]:
@@ -51,6 +54,24 @@ def novelty(z_nd: np.ndarray, known: Labelled) -> tuple[np.ndarray, np.ndarray]:
     scored = [_units(far, by=far_m) for far in (far_n, far_m)]
     few_n, few_m = (_units(part, by=few[len(z_nd) :]) for part in (few[: len(z_nd)], few[len(z_nd) :]))
     return scored[0] + few_n, scored[1] + few_m
+
+
+def as_in_labelled(score_n: np.ndarray, batch_n: np.ndarray, score_m: np.ndarray, batch_m: np.ndarray) -> np.ndarray:
+    """Return scores in which cells of batches without labels have the lower half of the distribution of labelled cells.
+
+    All cells of such a batch may look unusual to labelled cells, which come from other batches. Most of them are taken to have
+    a known label: the median and the distance from it to the lower quartile become those of the labelled cells.
+    """
+    out = score_n.copy()
+    low, middle = np.quantile(score_m, [0.25, 0.5])
+    for code in np.setdiff1d(batch_n, batch_m):
+        rows = batch_n == code
+        if rows.sum() >= MIN_BATCH:
+            own_low, own_middle = np.quantile(score_n[rows], [0.25, 0.5])
+            scale = (middle - low) / max(own_middle - own_low, 1e-12)
+            # never stretched: few kinds of cells have scores that differ little
+            out[rows] = middle + (score_n[rows] - own_middle) * min(scale, 1.0)
+    return out
 
 
 @dataclass(frozen=True)

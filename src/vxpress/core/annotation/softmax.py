@@ -20,7 +20,9 @@ class Softmax:
     bias_c: Tensor
 
     @classmethod
-    def fit(cls, x_nd: Tensor, code_n: Tensor, n_labels: int, penalty: float, weight_n: Tensor | None = None) -> Softmax:
+    def fit(
+        cls, x_nd: Tensor, code_n: Tensor, n_labels: int, penalty: float, weight_n: Tensor | None = None
+    ) -> Softmax:
         """Minimise the mean cross entropy of cells with codes 0 to ``n_labels`` - 1, weighted, plus penalty / 2 |W|^2.
 
         Features are used as they are, so their scale decides how much the penalty shrinks them.

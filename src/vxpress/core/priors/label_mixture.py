@@ -21,16 +21,15 @@ class LabelMixture(Mixture):
 
     A cell with a label is distributed as the components of this label, a cell without one (the last condition) as the whole
     mixture: the responsibilities for its label are free (Kingma et al. 2014, in closed form). The weights w_c are learned from
-    the cells without a label, or are the shares of the labels if all cells have one.
+    the cells without a label, or are the shares of the labels if all cells have one. Without conditions it is a plain mixture.
     """
 
     n_steps, learning_rate = 400, 1e-2
 
     def __init__(self, config: PriorConfig, n_latent: int, n_inputs: int = 0) -> None:
         super().__init__(config, n_latent, n_inputs)
-        if config.n_conditions < 2:
-            msg = "prior='label_mixture' is learned from labels: pass labels_key= and unlabeled_category=, and leave prior= out."
-            raise ValueError(msg)
+        if not config.n_conditions:
+            return
         self.n_each = max(1, self.options.n_components // config.n_conditions)
         n_components = self.n_each * config.n_conditions
         self.loc_kd = nn.Parameter(torch.zeros(n_components, n_latent))
@@ -47,13 +46,15 @@ class LabelMixture(Mixture):
 
     def log_weights(self) -> Tensor:
         """Compute log weights of all components in the mixture over labels, (k,)."""
+        if not self.config.n_conditions:
+            return super().log_weights()
         share_c1 = self.log_share_c.double().log_softmax(0)[:, None]
         return (self.logits_ck.double().log_softmax(-1) + share_c1).flatten()
 
     def log_prob(self, z: Tensor, condition_n: Tensor | None = None) -> Tensor:
         """Compute the log density of points (..., d); ``condition_n`` is broadcast, the last condition has its own components."""
         by_component = component_log_prob(z, *self.components())
-        if condition_n is None:
+        if condition_n is None or not self.config.n_conditions:
             return (by_component + self.log_weights()).logsumexp(-1).to(z.dtype)
         parts = by_component.unflatten(-1, (self.config.n_conditions, self.n_each))
         by_label = (parts + self.logits_ck.double().log_softmax(-1)).logsumexp(-1)
@@ -68,7 +69,8 @@ class LabelMixture(Mixture):
 
     @torch.no_grad()
     def conditional_sample(self, n: int, generator: torch.Generator, condition_n: Tensor | None) -> Tensor:
-        assert condition_n is not None  # noqa: S101 - sample() draws one
+        if condition_n is None:
+            return super().conditional_sample(n, generator, None)
         loc_kd, scale_kd = (part.to(generator.device) for part in self.components())
         weight_ck = self.logits_ck.double().softmax(-1).to(generator.device)
         k = torch.multinomial(weight_ck[condition_n], 1, generator=generator).squeeze(-1) + condition_n * self.n_each
@@ -81,14 +83,18 @@ class LabelMixture(Mixture):
         counts = torch.bincount(condition_n, minlength=self.config.n_conditions).double()
         others = OTHERS if bool(counts[-1] > 0) else NO_OTHERS
         labelled = counts[:-1] / counts[:-1].sum()
-        self.log_share_c.copy_(torch.cat((labelled.clamp_min(1e-6) * (1 - others), labelled.new_tensor([others]))).log())
+        self.log_share_c.copy_(
+            torch.cat((labelled.clamp_min(1e-6) * (1 - others), labelled.new_tensor([others]))).log()
+        )
         # without cells of unknown label nothing is known that could change them
         self.log_share_c.requires_grad_(others == OTHERS)
 
     @torch.no_grad()
     def start_from_posteriors(self, q: DiagonalNormal, condition_n: Tensor | None, generator: torch.Generator) -> None:
         """Start from k-means within each label; the components of no label from cells without one, or from all cells."""
-        assert condition_n is not None  # noqa: S101 - it is learned from labels
+        if condition_n is None:
+            super().start_from_posteriors(q, None, generator)
+            return
         z_nd = q.draw(generator)
         spread_d = z_nd.var(0)
         for c in range(self.config.n_conditions):

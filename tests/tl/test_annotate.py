@@ -140,7 +140,7 @@ def test_cells_are_drawn_given_a_label(reference: ad.AnnData) -> None:
     names = list(reference.uns["vae"]["prior"]["categories"])
     drawn = vx.tl.generate(reference, labels={names[0]: 40, names[1]: 40}, rng=0)
     assert drawn.obs["label"].value_counts()[names].tolist() == [40, 40, 0]
-    drawn.obs["library_size"] = drawn.obs["vae_library"]
+    drawn.obs["library_size"] = np.asarray(drawn.X.sum(1)).ravel()
     vx.tl.annotate(drawn, model=reference)
     best = np.array(names)[drawn.obsm["vae_label_prob"].argmax(1)]
     assert (best == drawn.obs["label"].astype(str)).mean() > 0.8

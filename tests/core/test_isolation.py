@@ -73,6 +73,28 @@ def test_a_given_generator_is_used():
     assert torch.equal(gamma, torch._standard_gamma(torch.ones(5), torch.Generator().manual_seed(3)))
 
 
+def test_a_tensor_on_another_device_takes_its_numbers_from_the_same_draws():
+    # a device without values stands for a GPU
+    with seeded(5):
+        drawn = torch.randn(3, 2, device="meta"), torch.randperm(4, device="meta")
+        after = torch.randn(2)
+    with seeded(5):
+        torch.randn(3, 2), torch.randperm(4)
+        expected = torch.randn(2)
+    assert [(t.device.type, tuple(t.shape)) for t in drawn] == [("meta", (3, 2)), ("meta", (4,))]
+    assert torch.equal(after, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_draws_on_a_gpu_equal_those_on_a_cpu():
+    with seeded(5):
+        there = torch.randn(3, 2, device="cuda")
+    with seeded(5):
+        here = torch.randn(3, 2)
+    assert torch.equal(there.cpu(), here)
+
+
 @pytest.mark.parametrize("prior", PRIORS)
 def test_models_built_in_threads_equal_those_built_alone(prior: str):
     config = ModelConfig(n_genes=9, n_latent=3, n_hidden=8, prior=PriorConfig(name=prior))

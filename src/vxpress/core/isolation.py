@@ -48,8 +48,9 @@ class on_device(TorchFunctionMode):  # noqa: N801 - used as a function
 class seeded(TorchDispatchMode):  # noqa: N801 - used as a function
     """Within this block, random operations without a generator use a CPU generator with this seed.
 
-    They give the same numbers as after ``torch.manual_seed(seed)``. The global generator is neither read nor changed,
-    and other threads are not affected.
+    They give the same numbers as after ``torch.manual_seed(seed)``, also for a tensor that is created on another device,
+    for which they are drawn on the CPU. The global generator is neither read nor changed, and other threads are not
+    affected.
     """
 
     def __init__(self, seed: int) -> None:
@@ -65,9 +66,14 @@ class seeded(TorchDispatchMode):  # noqa: N801 - used as a function
             name = "generator" if func._overloadname == "default" else f"{func._overloadname}_generator"
             func = getattr(func.overloadpacket, name)
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Generator)]
-        if not given:
-            kwargs["generator"] = self.generator
-        return func(*args, **kwargs)
+        if given:
+            return func(*args, **kwargs)
+        kwargs["generator"] = self.generator
+        device = kwargs.get("device")
+        if device is None or torch.device(device).type == "cpu":
+            return func(*args, **kwargs)
+        # the same numbers on every device: a CPU generator cannot draw elsewhere
+        return func(*args, **(kwargs | {"device": torch.device("cpu"), "pin_memory": False})).to(device)
 
 
 def _takes_generator(func: Any) -> bool:

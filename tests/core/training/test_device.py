@@ -280,9 +280,11 @@ def _on_gpu(cells: Cells, config: TrainConfig = TRAIN, model: ModelConfig = CONF
 def test_training_on_a_gpu_gives_the_results_of_a_cpu(make_cells: MakeCells, name: str, where: str) -> None:
     cells, gpu = make_cells(2000, n_batches=2), torch.device("cuda")
     config = replace(TRAIN, max_epochs=12, batch_size=64)
-    _, reference = _fit(cells, config, MODELS[name])
+    # with layer norm in so small a network, even fits of one device differ by 3 % between seeds
+    settings = replace(MODELS[name], norm="batch")
+    _, reference = _fit(cells, config, settings)
     moved = place(cells, gpu, where)
-    model, outcome = _fit(moved, config, MODELS[name], gpu)
+    model, outcome = _fit(moved, config, settings, gpu)
     # different noise, same data and schedule
     mine, theirs = (o.history["elbo_validation"][-1] for o in (outcome, reference))
     assert mine == pytest.approx(theirs, rel=0.03)

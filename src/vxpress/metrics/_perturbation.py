@@ -233,9 +233,8 @@ def deg_overlap(
     predicted, measured = _vectors(predicted_g, measured_g)
     check_range("k", k, 1, 10_000_000, integer=True)
     error = np.ones(len(measured)) if error_g is None else _vectors(error_g, measured_g)[0]
-    strength = np.divide(np.abs(measured), error, out=np.zeros(len(error)), where=error > 0)
-    order = change.top_genes(strength, len(strength))
-    return float(change.overlaps(predicted, error, order, [int(k)])[0])
+    first, second = (change.listed(z, error, [int(k)]) for z in (predicted, measured))
+    return float(change.overlaps(first, second, [int(k)])[0])
 
 
 @entry

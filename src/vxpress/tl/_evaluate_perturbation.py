@@ -113,12 +113,17 @@ def evaluate_perturbation(
 
     - ``method``, ``kind`` (``"prediction"`` or ``"floor"``), ``genes``, ``measure``; ``group`` and ``target``, or in
       ``summary`` the number of both, ``n_groups``;
-    - ``score``, with its interval ``low`` to ``high``: in ``table`` over cells; in ``summary`` over groups from three
-      groups on, which includes the cells, and over cells for fewer;
-    - ``floor``, the best floor, its ``floor_score``, and the ``difference`` from it with its interval, positive if the
-      method is better;
-    - ``verdict``: ``"better"`` if the intervals of the differences from all floors are above 0, ``"worse"`` if that
-      from the best floor is below 0, else ``"undecided"``;
+    - ``score``, with its interval ``low`` to ``high``: in ``table`` over cells; in ``summary`` over groups, which
+      includes the cells, or over cells if there are fewer than three groups;
+    - ``floor``, the best floor, its ``floor_score``, and the ``difference`` from it with its interval over cells,
+      positive if the method is better. Genes that are listed or weighted because they change most were found on the
+      same treated cells, where noise makes differences look larger. So for these measures the difference is computed
+      with lists and weights of one half of the treated cells and the scores of the other, on average over splits, and
+      is not exactly the difference of the two scores. ``summary`` has also the interval over groups,
+      ``difference_low_groups`` to ``difference_high_groups``, which says what to expect of other groups;
+    - ``verdict``: ``"better"`` if the intervals over cells of the differences from all floors are above 0, ``"worse"``
+      if that from the best floor is below 0, else ``"undecided"``; empty where no difference is computed
+      (distributions and standard deviations of listed genes, floors without a finite score);
     - ``ceiling``, the score that a repetition of the experiment with as many cells would have;
     - ``calibrated``, (score - floor) / (ceiling - floor): 0 at the best floor, 1 at the ceiling. A prediction that
       averages over many cells can exceed 1. NaN if the floor reaches the ceiling.

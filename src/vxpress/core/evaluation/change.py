@@ -42,19 +42,19 @@ class Moments:
 
     def pearson(self) -> Floats:
         covariance = self.product - self.product_of_means
-        size = np.sqrt(_variance(self.predicted2, self.predicted) * _variance(self.measured2, self.measured))
-        return np.clip(_ratio(covariance, size), -1.0, 1.0)
+        predicted, measured = _variance(self.predicted2, self.predicted), _variance(self.measured2, self.measured)
+        return np.clip(_ratio(covariance, np.sqrt(_steady(predicted) * _steady(measured))), -1.0, 1.0)
 
     def mse(self) -> Floats:
         return np.maximum(self.predicted2 + self.measured2 - 2.0 * self.product, 0.0)
 
     def r2(self) -> Floats:
         """Coefficient of determination, 1 - sum (m - p)^2 / sum (m - mean m)^2."""
-        return 1.0 - _ratio(self.mse(), _variance(self.measured2, self.measured))
+        return 1.0 - _ratio(self.mse(), _steady(_variance(self.measured2, self.measured)))
 
     def slope(self) -> Floats:
         """Slope of the regression of predicted on measured values, through the origin."""
-        return _ratio(self.product, self.measured2)
+        return _ratio(self.product, _steady(self.measured2))
 
     def doubled(self, control_s: Floats | float = 0.0) -> Moments:
         """Return the moments of two samples of all cells from those of two independent halves.
@@ -75,6 +75,24 @@ class Moments:
     def mean(self) -> Moments:
         """Average over the first dimension."""
         return Moments(*(getattr(self, name).mean(0) for name in self.__dataclass_fields__))
+
+    @classmethod
+    def join(cls, moments: Sequence[Moments]) -> Moments:
+        """Append the resamples of portions."""
+        return cls(*(np.concatenate([getattr(m, name) for m in moments]) for name in cls.__dataclass_fields__))
+
+
+def _steady(value_bs: Floats) -> Floats:
+    """Scale a denominator of resamples (after that of the data, the first row) to that of the data on average.
+
+    A resample adds noise to the noise of the data, so its variance over genes is larger: where the change is nothing but
+    noise, twice as large. Without this, ratios would vary too little over resamples.
+    """
+    if value_bs.ndim < 2 or len(value_bs) < 2:
+        return value_bs
+    inflated = value_bs[1:].mean(0)
+    factor = np.divide(value_bs[0], inflated, out=np.ones_like(inflated), where=inflated > 0)
+    return np.concatenate([value_bs[:1], value_bs[1:] * factor])
 
 
 def _variance(square: Floats, mean: Floats) -> Floats:
@@ -99,21 +117,25 @@ def top_genes(strength_g: Floats, k: int) -> Ints:
     return order[:k].astype(np.int64)
 
 
-def overlaps(predicted: Floats, scale_g: Floats, order_k: Ints, sizes: Sequence[int]) -> Floats:
-    """Compute the share of the first k genes of ``order_k`` among the k largest predicted changes, (..., sizes).
+def listed(change: Floats, scale_g: Floats, sizes: Sequence[int]) -> NDArray[np.bool_]:
+    """Return which genes are among the k with the largest change in units of ``scale_g``, (sizes, ..., g).
 
-    Changes are divided by ``scale_g``, the standard error of the measured change, by which ``order_k`` was ranked too.
-    Predicted changes of 0 are not among the largest.
+    Genes that do not change are in no list; genes that are equal to the last of a list are in it too.
     """
-    strength = np.abs(predicted) * np.nan_to_num(_ratio(np.ones_like(scale_g), scale_g), nan=0.0)
+    strength = np.abs(change) * np.nan_to_num(_ratio(np.ones_like(scale_g), scale_g), nan=0.0)
     n_genes = strength.shape[-1]
-    inside = [min(k, n_genes) for k in sizes]
-    largest = np.partition(strength, [n_genes - k for k in inside], axis=-1)
-    found = [
-        ((strength[..., order_k[:k]] >= largest[..., n_genes - k, None]) & (strength[..., order_k[:k]] > 0)).mean(-1)
-        for k in inside
-    ]
-    return np.stack(found, -1)
+    inside = [n_genes - min(k, n_genes) for k in sizes]
+    if not inside:
+        return np.zeros((0, *strength.shape), dtype=bool)
+    largest = np.partition(strength, inside, axis=-1)
+    return np.stack([(strength >= largest[..., k, None]) & (strength > 0) for k in inside])
+
+
+def overlaps(predicted: NDArray[np.bool_], measured: NDArray[np.bool_], sizes: Sequence[int]) -> Floats:
+    """Compute which share of each measured list (sizes, ..., g) is in the predicted one, (..., sizes)."""
+    n_genes = predicted.shape[-1]
+    shared = (predicted & measured).sum(-1)
+    return np.moveaxis(shared / np.array([min(k, n_genes) for k in sizes]).reshape(-1, *[1] * (shared.ndim - 1)), 0, -1)
 
 
 def welch(

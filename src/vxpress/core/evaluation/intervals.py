@@ -25,22 +25,30 @@ def half_width(error: float, freedom: float, level: float) -> float:
     return float(error * stats.t.ppf((1 + level) / 2, max(freedom, 1)))
 
 
-def over_groups(score_u: Floats, error_u: Floats, freedom: float, level: float) -> tuple[float, float, float]:
-    """Compute the mean over groups with its interval.
-
-    From three groups on the interval is over groups, whose variation includes that of the cells; the variance is at
-    least that of the cells. For one or two groups it is over the cells of these groups alone.
-    """
+def over_cells(score_u: Floats, error_u: Floats, freedom: float, level: float) -> tuple[float, float, float]:
+    """Compute the mean over these groups with its interval over their cells."""
     finite = np.isfinite(score_u)
-    score, error = score_u[finite], error_u[finite]
-    n = len(score)
+    n = int(finite.sum())
     if n == 0:
         return float("nan"), float("nan"), float("nan")
-    mean, cells = float(score.mean()), float(np.sqrt((error**2).sum()) / n)
+    mean, error = float(score_u[finite].mean()), float(np.sqrt((error_u[finite] ** 2).sum()) / n)
+    half = half_width(error, freedom, level)
+    return mean, mean - half, mean + half
+
+
+def over_groups(score_u: Floats, error_u: Floats, freedom: float, level: float) -> tuple[float, float, float]:
+    """Compute the mean over groups with its interval over groups, whose variation includes that of their cells.
+
+    The variance is at least that of the cells. Two groups or fewer say nothing about others: the interval is then that
+    over cells.
+    """
+    mean, low, high = over_cells(score_u, error_u, freedom, level)
+    finite = np.isfinite(score_u)
+    n = int(finite.sum())
     if n < 3:
-        half = half_width(cells, freedom, level)
-    else:
-        half = half_width(max(float(score.std(ddof=1)) / np.sqrt(n), np.nan_to_num(cells)), n - 1, level)
+        return mean, low, high
+    cells = np.nan_to_num(np.sqrt((error_u[finite] ** 2).sum()) / n)
+    half = half_width(max(float(score_u[finite].std(ddof=1)) / np.sqrt(n), cells), n - 1, level)
     return mean, mean - half, mean + half
 
 

@@ -12,10 +12,12 @@ import pandas as pd
 from vxpress.bridge.ask.evaluation.scoring import FLOOR, PREDICTION, ScoredUnit, Who
 from vxpress.core.evaluation.change import Floats
 from vxpress.core.evaluation.inputs import Settings
-from vxpress.core.evaluation.intervals import half_width, over_groups, standard_error, verdict
+from vxpress.core.evaluation.intervals import half_width, over_cells, over_groups, standard_error, verdict
 from vxpress.core.evaluation.measures import MEASURES, clipped, goodness
 
 NAN = float("nan")
+# a measure by which predictions are not compared
+NOTHING = np.full(2, np.nan)
 # difference from a floor, its interval, and the floor
 Against = tuple[float, float, float, Who]
 
@@ -31,7 +33,7 @@ class Main:
 
 @dataclass(frozen=True)
 class _Score:
-    """A score of a prediction or floor in one unit, and the same as a goodness, for all resamples."""
+    """A score of a prediction or floor in one unit, and what it is compared by, as goodness for all resamples."""
 
     value: float
     error: float
@@ -52,8 +54,8 @@ class _Cell:
         n = min(one.scored.n_observed, one.scored.n_control)
         scores = {}
         for i, who in enumerate(one.who):
-            score_b = one.scored.scores[str(i)][key]
-            scores[who] = _Score(float(score_b[0]), standard_error(score_b[1:], n), goodness(key[1], score_b))
+            score_b, compared_b = one.scored.scores[str(i)][key], one.scored.comparable[str(i)].get(key, NOTHING)
+            scores[who] = _Score(float(score_b[0]), standard_error(score_b[1:], n), goodness(key[1], compared_b))
         return cls(one, scores, one.scored.ceiling[key], n)
 
     @classmethod
@@ -126,15 +128,19 @@ def _mean_row(cells: Sequence[_Cell], who: Who, key: tuple[str, str], level: flo
     ends = clipped(key[1], np.array([low, high]))
     row = _start(who, key) | {"n_groups": len(cells), "score": mean, "low": float(ends[0]), "high": float(ends[1])}
     against: list[Against] = []
+    wide: dict[Who, tuple[float, float]] = {}
     everywhere = [floor for floor in cells[0].floors() if all(floor in c.floors() for c in cells)]
     for floor in everywhere if who[0] == PREDICTION else []:
         pairs = np.array([c.difference(who, floor) for c in cells])
-        gain, gain_low, gain_high = over_groups(pairs[:, 0], pairs[:, 1], freedom, level)
-        against.append((gain, gain_low, gain_high, floor))
+        against.append((*over_cells(pairs[:, 0], pairs[:, 1], freedom, level), floor))
+        wide[floor] = over_groups(pairs[:, 0], pairs[:, 1], freedom, level)[1:]
     means = {
         floor: _Score(float(np.mean([c.scores[floor].value for c in cells])), NAN, np.zeros(1)) for floor in everywhere
     }
-    return row | _compared(against, means, mean, float(np.mean([c.ceiling for c in cells])), key[1])
+    compared = _compared(against, means, mean, float(np.mean([c.ceiling for c in cells])), key[1])
+    best = wide.get((FLOOR, compared["floor"]), (NAN, NAN))
+    compared |= {"difference_low_groups": best[0], "difference_high_groups": best[1]}
+    return row | compared
 
 
 def _compared(
@@ -155,7 +161,10 @@ def _compared(
         "ceiling": ceiling,
         "calibrated": NAN,
     }
-    if not against or not np.isfinite(score):
+    if not np.isfinite(score) or not scores:
+        return row
+    against = [one for one in against if np.isfinite(one[0])]
+    if not against:
         return row
     best = min(against, key=lambda one: one[0])
     gain, low, high, floor = best
@@ -227,17 +236,18 @@ def sentence(name: str, table: pd.DataFrame, summary: pd.DataFrame, main: Main) 
     label = LABELS.get(main.measure, main.measure) + ("" if main.genes == "all" else f", {main.genes}")
     if not mean["verdict"]:
         return f"{name}: no floor has a finite score ({label})."
-    over = f"{int(mean['n_groups'])} groups" if mean["n_groups"] >= 3 else "cells"
+    interval = f"{main.level:.0%} interval over cells {mean['difference_low']:+.3f} to {mean['difference_high']:+.3f}"
+    if mean["n_groups"] >= 3:
+        interval += f", over groups {mean['difference_low_groups']:+.3f} to {mean['difference_high_groups']:+.3f}"
     text = (
         f"{name} is {WORDS[mean['verdict']]}, {mean['floor']}: {label} {mean['score']:.3f} against {mean['floor_score']:.3f}, "
-        f"difference {mean['difference']:+.3f} ({main.level:.0%} interval over {over} {mean['difference_low']:+.3f} to "
-        f"{mean['difference_high']:+.3f})"
+        f"difference {mean['difference']:+.3f} ({interval})"
     )
     if len(units) > 1:
         counts = [f"{word} in {int(units['verdict'].eq(word).sum())}" for word in WORDS]
         text += f"; of {len(units)} groups {', '.join(counts)}"
     if not mean["ceiling"] > mean["floor_score"]:
-        text += "; the floor scores as high as a repetition of the experiment would, so nothing can be gained here"
+        text += "; the floor scores as high as a repetition of the experiment with as many cells would"
     return text + "."
 
 

@@ -258,3 +258,52 @@ def test_fits_without_counts_are_refused(plain: ad.AnnData) -> None:
     vx.tl.fit_vae(plain, likelihood="bernoulli", n_latent=2, n_hidden=8, max_epochs=1)
     with pytest.raises(ValueError, match="does not describe counts"):
         vx.tl.predict_perturbation(plain, "drug", **WHO)
+
+
+def test_additive_predicts_a_combination_that_was_never_observed() -> None:
+    adata = vx.datasets.simulate(700, 40, n_groups=2, n_batches=1, library_mean=2000, rng=4)
+    del adata.obs["library_size"]
+    rng = np.random.default_rng(0)
+    names = np.array(["none", "A", "B", "A+B"], dtype=object)[rng.integers(4, size=700)]
+    x = adata.X.toarray()
+    for part, genes in (("A", slice(0, 6)), ("B", slice(6, 12))):
+        has = np.array([part in name.split("+") for name in names])
+        x[has, genes] = rng.poisson(5.0 * x[has, genes] + 0.5)
+    adata.X, adata.obs["genes"] = x.astype(np.float32), names
+    both = names == "A+B"
+    library_n = x.sum(1)
+    truth = _profile(x[both], library_n[both]) - _profile(x[names == "none"], library_n[names == "none"])
+    seen = adata[~both].copy()
+    call = {"control": "none", "target": "A+B", "method": "additive"}
+    with pytest.raises(ValueError, match="perturbation_key='genes'"):
+        vx.tl.predict_perturbation(vx.tl.fit_vae(seen, max_epochs=1, copy=True), "genes", **call)
+    vx.tl.fit_vae(seen, perturbation_key="genes", control="none", n_latent=4, n_hidden=32, max_epochs=20, batch_size=64)
+    predicted = vx.tl.predict_perturbation(seen, "genes", **call)
+    assert np.corrcoef(_change(predicted), truth)[0, 1] > 0.9
+    assert np.corrcoef(predicted.uns["perturbation"]["change"][0], truth)[0, 1] > 0.9
+    assert list(predicted.uns["perturbation"]["floors"]) == ["additive_mean"]
+    with pytest.raises(ValueError, match="method='additive'"):
+        vx.tl.predict_perturbation(seen, "genes", control="none", target="A")
+    with pytest.raises(ValueError, match="names the perturbation 'C'"):
+        vx.tl.predict_perturbation(seen, "genes", control="none", target="A+C", method="additive")
+
+
+def test_the_anchor_is_the_log_fold_change_of_other_groups(plain: ad.AnnData) -> None:
+    one = plain[plain.obs["type"] != "group_1"].copy()
+    call = dict(**WHO, groups="group_2", check=False)
+    found = vx.tl.predict_perturbation(one, "drug", **call, anchor=1.0).uns["perturbation"]["change"][0]
+    means = {}
+    for group, drug in (("group_0", "none"), ("group_0", "drug"), ("group_2", "none")):
+        here = one[(one.obs["type"] == group) & (one.obs["drug"] == drug)]
+        means[group, drug] = _profile(here.X, here.X.sum(1))
+    factor = (np.expm1(means["group_0", "drug"]) + 0.1) / (np.expm1(means["group_0", "none"]) + 0.1)
+    own = means["group_2", "none"]
+    expected = np.log1p(np.maximum((np.expm1(own) + 0.1) * factor - 0.1, 0)) - own
+    np.testing.assert_allclose(found, np.maximum(expected, -own), atol=1e-4)
+    decoded, half = (
+        vx.tl.predict_perturbation(one, "drug", **call, anchor=anchor).uns["perturbation"]["change"][0]
+        for anchor in (0.0, 0.5)
+    )
+    np.testing.assert_allclose(half, np.maximum((decoded + expected) / 2, -own), atol=1e-4)
+    with pytest.raises(ValueError, match="anchor=2"):
+        vx.tl.predict_perturbation(one, "drug", **call, anchor=2.0)

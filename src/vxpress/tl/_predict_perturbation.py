@@ -136,8 +136,8 @@ def predict_perturbation(
     ``obsm["X_vae"]``, ``obsm["X_vae_control"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Positions of predicted cells and of source cells; not for floors.
     ``uns["perturbation"]``
-        ``"params"``; ``"groups"``, the predicted groups; ``"floors"``, the change that each floor predicts, groups x
-        genes; with ``check`` also ``"checked"``, a table of scores of the method and of the floors on groups that were
+        ``"params"``; ``"groups"``, the predicted groups; ``"change"``, the predicted change of their mean profiles,
+        groups x genes, which has no sampling noise; ``"floors"``, the change that each floor predicts; with ``check`` also ``"checked"``, a table of scores of the method and of the floors on groups that were
         left out (correlation, and weighted coefficient of determination, of the change), and ``"verdict"``, a sentence.
 
     Raises

@@ -87,3 +87,21 @@ def test_wrong_positions_are_refused(
     source_group, target_group = groups or (None, None)
     with pytest.raises(ValueError, match=message):
         Shift().fit(source, target, source_group, target_group, torch.Generator())
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_near_groups_count_more_if_they_predict_each_other_better(alike: bool) -> None:
+    # two pairs of near groups, whose members respond alike or not
+    centres = torch.tensor([[0.0, 0.0], [0.0, 1.0], [20.0, 0.0], [20.0, 1.0]], dtype=torch.float64)
+    up, down = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    moves = torch.stack([up, up, down, down] if alike else [up, down, up, down]).double()
+    noise = 0.01 * torch.randn(4, 30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    group = torch.arange(4).repeat_interleave(30)
+    source = (centres[:, None] + noise).flatten(0, 1)
+    target = source.view(4, 30, 2) + moves[:, None]
+    new, new_group = torch.tensor([[0.5, 0.5]]).double().expand(30, 2), torch.full((30,), 4)
+    shift = Shift()
+    sources, groups = torch.cat([source, new]), torch.cat([group, new_group])
+    shift.fit(sources, target.flatten(0, 1), groups, group, torch.Generator().manual_seed(0))
+    moved = (shift(new, new_group) - new)[0]
+    torch.testing.assert_close(moved, up.double() if alike else moves.mean(0), atol=1e-3, rtol=0)

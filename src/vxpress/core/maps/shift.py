@@ -18,11 +18,12 @@ from vxpress.core.option import option
 class ShiftOptions(NoOptions):
     """Options of the shift."""
 
-    local: Literal["none", "groups", "cells"] = option(
-        "none",
+    local: Literal["auto", "none", "groups", "cells"] = option(
+        "auto",
         """How the groups with treated cells are weighted for a group without: ``"none"`` gives them the same weight
         (scGen), ``"groups"`` weights them by the distance of their control cells' mean from that of the group, and
-        ``"cells"`` by the distance of their control cells' mean from each cell.""",
+        ``"cells"`` by the distance of their control cells' mean from each cell. ``"auto"`` is ``"groups"`` if that
+        predicts the difference of each group with treated cells better from the others, else ``"none"``.""",
     )
 
 
@@ -39,7 +40,10 @@ class Shift(LatentMap):
         return lambda x_nd: x_nd + shift_d
 
     def weights(self, centre_d: Tensor) -> Tensor | None:
-        return None if self.options.local == "none" else nearness(centre_d[None], self.pairs)[0]
+        local = self.options.local
+        if local == "none" or (local == "auto" and not near_groups_are_alike(self.pairs)):
+            return None
+        return nearness(centre_d[None], self.pairs)[0]
 
     def moved(self, z_nd: Tensor, code: int) -> Tensor:
         if self.options.local != "cells" or code in self._pairs:
@@ -51,6 +55,20 @@ class Shift(LatentMap):
 def difference(pair: Pair) -> Tensor:
     """Return the mean of treated cells minus the mean of control cells, (d,)."""
     return pair.target_nd.mean(0) - pair.source_nd.mean(0)
+
+
+def near_groups_are_alike(pairs: Sequence[Pair]) -> bool:
+    """Return whether near groups predict the difference of a group better than all groups alike, for three or more."""
+    if len(pairs) < 3:
+        return False
+    alike = near = 0.0
+    for pair in pairs:
+        others = [other for other in pairs if other is not pair]
+        differences = torch.stack([difference(other) for other in others])
+        weights = nearness(pair.centre_d[None], others)[0]
+        alike += float((differences.mean(0) - difference(pair)).square().sum())
+        near += float((weights @ differences - difference(pair)).square().sum())
+    return near < alike
 
 
 def nearness(z_nd: Tensor, pairs: Sequence[Pair]) -> Tensor:

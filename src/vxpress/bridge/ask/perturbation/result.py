@@ -28,13 +28,14 @@ SAME = 1e-9
 
 @dataclass(frozen=True)
 class Predicted:
-    """Predicted cells: rows of the source cells, counts, expected counts, positions, and support."""
+    """Predicted cells: rows of the source cells, counts, expected counts, positions, support, and change of each group."""
 
     rows: np.ndarray
     counts: sparse.csr_matrix
     mean_ng: np.ndarray
     z_nd: np.ndarray
     support_n: np.ndarray
+    change: np.ndarray
 
 
 def predict(predictor: Predictor, *, seed: int) -> Predicted:
@@ -42,31 +43,35 @@ def predict(predictor: Predictor, *, seed: int) -> Predicted:
     cells, method, populations = predictor.cells, predictor.method, predictor.cells.populations
     # where cells of a floor would be
     positions = ByLatentMap.named("shift")(None, seed)
-    parts: list[tuple[np.ndarray, sparse.csr_matrix, np.ndarray, np.ndarray]] = []
+    parts: list[tuple[np.ndarray, sparse.csr_matrix, np.ndarray, np.ndarray, np.ndarray]] = []
     known = populations.learned_from
     for group in populations.wanted:
         rows = populations.controls(group)
         moved = method.predict(cells, rows, group, known)
-        counts, mean_ng = _decoded(predictor, rows, group, moved, seed=seed)
+        change_g = np.zeros(len(cells.genes))
+        factor_g = None
+        if moved.change_g is None or moved.change_g.any():
+            change_g, factor_g = _change(predictor, rows, group, moved, seed=seed)
+        own_seed = int(np.random.SeedSequence([seed, group]).generate_state(1)[0])
+        counts, mean_ng = decode(cells, rows, moved, factor_g, seed=own_seed)
         if not method.in_latent_space and known:
             moved = positions.predict(cells, rows, group, known)
-        parts.append((rows, counts, mean_ng, moved.encoded.mean[Z]))
+        parts.append((rows, counts, mean_ng, moved.encoded.mean[Z], change_g))
     rows, z_nd = np.concatenate([part[0] for part in parts]), np.concatenate([part[3] for part in parts])
     counts = sparse.vstack([part[1] for part in parts], format="csr")
-    return Predicted(rows, counts, np.concatenate([part[2] for part in parts]), z_nd, _support(cells, z_nd, seed))
+    mean_ng, change = np.concatenate([part[2] for part in parts]), np.stack([part[4] for part in parts])
+    return Predicted(rows, counts, mean_ng, z_nd, _support(cells, z_nd, seed), change)
 
 
-def _decoded(
+def _change(
     predictor: Predictor, rows: np.ndarray, group: int, moved: Moved, *, seed: int
-) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Decode the cells of a group so that their mean profile changes as it shall."""
-    cells = predictor.cells
-    factor_g = None
-    if moved.change_g is None or moved.change_g.any():
-        more_g = predictor.target(rows, group, moved, cells.populations.learned_from).more_g
-        at = some(rows, seed)
-        factor_g = factors_for(cells, rows[at], part_of(moved, at), more_g) if np.abs(more_g).max() > SAME else None
-    return decode(cells, rows, moved, factor_g, seed=int(np.random.SeedSequence([seed, group]).generate_state(1)[0]))
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the change of the mean profile of a group, and the log factors of genes with which its cells have it."""
+    target = predictor.target(rows, group, moved, predictor.cells.populations.learned_from)
+    if np.abs(target.more_g).max() <= SAME:
+        return target.change_g, None
+    at = some(rows, seed)
+    return target.change_g, factors_for(predictor.cells, rows[at], part_of(moved, at), target.more_g)
 
 
 def _support(cells: PerturbedCells, z_nd: np.ndarray, seed: int) -> np.ndarray:
@@ -108,6 +113,7 @@ def as_anndata(
         out.obsm["X_vae_control"] = cells.encoded.mean_nd[rows]
     record: dict[str, Any] = {
         "params": params,
+        "change": found.change,
         "floors": floors_of(cells),
         "groups": np.array([populations.groups[group] for group in populations.wanted], dtype=object),
     }

@@ -24,6 +24,8 @@ from vxpress.core.progress import stage
 PRIOR: PriorName = "label_mixture"
 # components of each label, and the number of cells for each that this takes on average
 MAX_EACH, CELLS_EACH = 4, 40
+# of the prior, which starts at the clusters of each label
+STEPS = 150
 # with fewer labelled batches, none can be held out to see how well others are annotated
 MIN_BATCHES = 2
 
@@ -88,7 +90,9 @@ def _prior(labels: CellLabels, prepared: Prepared, fitted: Fitted, seed: int) ->
     conditions = Conditions(labels.key, labels.names, code_n, unlabelled=True)
     task = Task(fitted.encoded.mean_nd, fitted.encoded.var_nd, train_n, validation_n, conditions)
     n_each = int(np.clip(len(train_n) // (CELLS_EACH * conditions.n), 1, MAX_EACH))
-    new, record, found = trained_prior(fitted.model, task, PRIOR, n_components=n_each * conditions.n, seed=seed)
+    new, record, found = trained_prior(
+        fitted.model, task, PRIOR, n_components=n_each * conditions.n, n_steps=STEPS, seed=seed
+    )
     # cells of a label are asked for, so it is kept unless it is worse
     if not found.gain > -found.gain_se:
         logg.info(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy import special
+from scipy.optimize import minimize
 from torch import Tensor
 
 from vxpress.core.annotation.features import balanced, floor
 from vxpress.core.annotation.softmax import Softmax
-from vxpress.core.whole_import import import_for_optimizers
 
 # ridge penalties to choose from, over the number of labelled cells
 LATENT, GENES = (0.1, 1.0, 10.0), (1.0, 10.0)
 N_FOLDS = 5
-# labelled cells from which the penalty of the genes is chosen, on one fold
-MAX_CHOOSING = 2_000
+# up to this many labelled cells, penalties are chosen on all folds
+MAX_CHOOSING = 500
 # the cells span a small space if they are fewer than this share of the features, and than this number
 SPANNED, MAX_SPANNED = 0.7, 1_500
 # penalty on the squared logarithm of twice a weight of the pool, in nats
@@ -52,12 +55,9 @@ def learn(latent_nf: Tensor, expression_ng: Tensor, code_n: Tensor, n_labels: in
     """Learn a head from labelled cells with codes 0 to ``n_labels`` - 1; cells of a fold are predicted from the others."""
     coordinates = Coordinates.of(expression_ng)
     expression_ng = coordinates.of_cells
-    penalties = (
-        _latent_penalty(latent_nf, code_n, n_labels, fold_n),
-        _genes_penalty(expression_ng, code_n, n_labels, fold_n),
-    )
     kinds = (latent_nf, expression_ng)
-    parts = [_cross_fit(x, code_n, n_labels, fold_n, penalty) for x, penalty in zip(kinds, penalties, strict=True)]
+    chosen = [_choose(x, code_n, n_labels, fold_n, among) for x, among in zip(kinds, (LATENT, GENES), strict=True)]
+    penalties, parts = zip(*chosen, strict=True)
     known_n = torch.stack([_met(code_n, fold_n != fold)[code_n] & (fold_n == fold) for fold in fold_n.unique()]).any(0)
     weights = _pool_weights([part[known_n] for part in parts], code_n[known_n])
     latent, genes = (_fit(x, code_n, n_labels, penalty) for x, penalty in zip(kinds, penalties, strict=True))
@@ -108,21 +108,23 @@ def _cross_fit(x_nf: Tensor, code_n: Tensor, n_labels: int, fold_n: Tensor, pena
     return out
 
 
-def _latent_penalty(x_nf: Tensor, code_n: Tensor, n_labels: int, fold_n: Tensor) -> float:
-    """Choose the penalty with the lowest held-out loss over all folds: features are few."""
-    loss = {p: _loss(_cross_fit(x_nf, code_n, n_labels, fold_n, p), code_n) for p in LATENT}
-    return min(loss, key=loss.__getitem__)
+def _choose(
+    x_nf: Tensor, code_n: Tensor, n_labels: int, fold_n: Tensor, among: Sequence[float]
+) -> tuple[float, Tensor]:
+    """Return the penalty with the lowest held-out loss, and what held-out cells are predicted to be with it.
 
-
-def _genes_penalty(x_ng: Tensor, code_n: Tensor, n_labels: int, fold_n: Tensor) -> float:
-    """Choose the penalty on one fold, or on as many as hold a fifth of the cells, learned from the rest."""
-    if len(code_n) <= MAX_CHOOSING // 4:
-        loss = {p: _loss(_cross_fit(x_ng, code_n, n_labels, fold_n, p), code_n) for p in GENES}
-        return min(loss, key=loss.__getitem__)
+    With many cells, one fold and a part of the others decide.
+    """
+    if len(code_n) <= MAX_CHOOSING:
+        found = {p: _cross_fit(x_nf, code_n, n_labels, fold_n, p) for p in among}
+        best = min(found, key=lambda p: _loss(found[p], code_n))
+        return best, found[best]
     held = fold_n == fold_n[0]
-    rest = torch.nonzero(~held).squeeze(-1)[:: max(1, int((~held).sum()) // MAX_CHOOSING)]
-    loss = {p: _loss(_fit(x_ng[rest], code_n[rest], n_labels, p).log_prob(x_ng[held]), code_n[held]) for p in GENES}
-    return min(loss, key=loss.__getitem__)
+    rest = torch.nonzero(~held).squeeze(-1)
+    rest = rest[:: max(1, len(rest) // MAX_CHOOSING)]
+    loss = {p: _loss(_fit(x_nf[rest], code_n[rest], n_labels, p).log_prob(x_nf[held]), code_n[held]) for p in among}
+    best = min(loss, key=loss.__getitem__)
+    return best, _cross_fit(x_nf, code_n, n_labels, fold_n, best)
 
 
 def _loss(log_prob: Tensor, code_n: Tensor) -> float:
@@ -135,23 +137,16 @@ def _met(code_n: Tensor, chosen_n: Tensor) -> Tensor:
 
 def _pool_weights(parts: Sequence[Tensor], code_n: Tensor) -> tuple[float, float]:
     """Choose the weights under which held-out cells have their labels with the highest probability."""
-    start = 1.0 / len(parts)
-    log_weight = torch.full((len(parts),), start, dtype=torch.float64).log().requires_grad_()
+    start = math.log(1.0 / len(parts))
     if not len(code_n):
-        return start, start
-    floored = [floor(part).double() for part in parts]
-    import_for_optimizers()
-    optimizer = torch.optim.LBFGS([log_weight], max_iter=50, line_search_fn="strong_wolfe")
+        return math.exp(start), math.exp(start)
+    floored, rows = [floor(part).double().numpy() for part in parts], np.arange(len(code_n))
 
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        weight = log_weight.exp()
-        logits = sum(w * part for w, part in zip(weight, floored, strict=True))
-        found = -logits.log_softmax(-1).gather(1, code_n[:, None]).mean()  # type: ignore[union-attr]
-        found = found + PRIOR_CELLS / len(code_n) * (log_weight - torch.tensor(start).log()).square().sum()
-        found.backward()
-        return found
+    def loss(log_weight: np.ndarray) -> float:
+        logits = sum(w * part for w, part in zip(np.exp(log_weight), floored, strict=True))
+        value = float((special.logsumexp(logits, axis=1) - logits[rows, code_n.numpy()]).mean())
+        return value + PRIOR_CELLS / len(code_n) * float(np.square(log_weight - start).sum())
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    latent, genes = log_weight.detach().exp().tolist()
+    found = minimize(loss, np.full(len(parts), start), method="L-BFGS-B").x
+    latent, genes = np.exp(found).tolist()
     return latent, genes

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 
-from vxpress.core.whole_import import import_for_optimizers
-
-MAX_ITERATIONS, HISTORY, TOLERANCE = 150, 10, 1e-5
+# ends when an iteration lowers the loss by less than this share, or after this many
+TOLERANCE, MAX_ITERATIONS = 1e-7, 200
+# bias of a label without cells: finite, because stored weights are
+NEVER = -1e4
 
 
 @dataclass(frozen=True)
@@ -27,34 +30,35 @@ class Softmax:
 
         Features are used as they are, so their scale decides how much the penalty shrinks them.
         """
-        met_c = torch.bincount(code_n, minlength=n_labels) > 0
-        weight_n = torch.ones_like(x_nd[:, 0]) if weight_n is None else weight_n
-        share_n = weight_n / weight_n.sum()
+        codes, place_n = np.unique(code_n.numpy(), return_inverse=True)
+        share_n = np.full(len(place_n), 1.0) if weight_n is None else weight_n.numpy().astype(np.float64)
+        share_n /= share_n.sum()
         # at the mean, bias and weights hardly depend on each other, which takes fewer steps
-        centre_d = share_n @ x_nd
-        centred_nd = x_nd - centre_d
-        floor_c = torch.where(met_c, 0.0, -torch.inf).to(x_nd)
-        weight_cd = torch.zeros(n_labels, x_nd.shape[1], dtype=x_nd.dtype, device=x_nd.device, requires_grad=True)
-        bias_c = torch.zeros(n_labels, dtype=x_nd.dtype, device=x_nd.device, requires_grad=True)
-        import_for_optimizers()
-        optimizer = torch.optim.LBFGS(
-            [weight_cd, bias_c], max_iter=MAX_ITERATIONS, history_size=HISTORY, tolerance_grad=TOLERANCE,
-            tolerance_change=1e-8, line_search_fn="strong_wolfe",
-        )  # fmt: skip
+        centre_d = share_n @ x_nd.numpy()
+        x = x_nd.numpy() - centre_d.astype(np.float32)
+        shape, rows = (len(codes), x.shape[1] + 1), np.arange(len(x))
 
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            logits = centred_nd @ weight_cd.t() + bias_c + floor_c
-            entropy = -(share_n * logits.log_softmax(-1).gather(1, code_n[:, None])[:, 0]).sum()
-            found = entropy + 0.5 * penalty * weight_cd.square().sum() + 1e-8 * bias_c.square().sum()
-            found.backward()
-            return found
+        def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+            w_cd, b_c = parameters.reshape(shape)[:, :-1], parameters.reshape(shape)[:, -1]
+            logits_nc = (x @ w_cd.T.astype(np.float32)).astype(np.float64) + b_c
+            logits_nc -= logits_nc.max(1, keepdims=True)
+            prob_nc = np.exp(logits_nc)
+            sums_n = prob_nc.sum(1)
+            value = share_n @ (np.log(sums_n) - logits_nc[rows, place_n]) + 0.5 * penalty * np.square(w_cd).sum()
+            prob_nc /= sums_n[:, None]
+            prob_nc[rows, place_n] -= 1.0
+            prob_nc *= share_n[:, None]
+            gradient = np.empty(shape)
+            gradient[:, :-1] = prob_nc.T.astype(np.float32) @ x
+            gradient[:, :-1] += penalty * w_cd
+            gradient[:, -1] = prob_nc.sum(0)
+            return float(value), gradient.ravel()
 
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
-        weight_cd, bias_c = weight_cd.detach(), bias_c.detach()
-        # a finite number, because stored weights are finite
-        bias_c = torch.where(met_c, bias_c - weight_cd @ centre_d, -1e4)
-        return cls(weight_cd, bias_c)
+        options = {"maxiter": MAX_ITERATIONS, "ftol": TOLERANCE, "gtol": 1e-6}
+        found = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options).x.reshape(shape)
+        weight_cd, bias_c = np.zeros((n_labels, shape[1] - 1)), np.full(n_labels, NEVER)
+        weight_cd[codes], bias_c[codes] = found[:, :-1], found[:, -1] - found[:, :-1] @ centre_d
+        return cls(torch.from_numpy(weight_cd).float(), torch.from_numpy(bias_c).float())
 
     def log_prob(self, x_nd: Tensor) -> Tensor:
         """Compute log probabilities of the labels, (n, labels)."""

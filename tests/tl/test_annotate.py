@@ -147,6 +147,20 @@ def test_cells_are_drawn_given_a_label(reference: ad.AnnData) -> None:
     assert (best == drawn.obs["label"].astype(str)).mean() > 0.65
 
 
+def test_a_prior_of_labels_leaves_out_the_category_of_cells_without_one(reference: ad.AnnData) -> None:
+    adata = reference.copy()
+    for kind in ("mixture", "label_mixture"):
+        vx.tl.fit_prior(adata, kind, condition_key="label", max_steps=40)  # type: ignore[arg-type]
+        record = adata.uns["vae"]["prior"]
+        record = record.get("refused", record)
+        assert list(record["categories"]) == list(reference.uns["vae"]["labels"]["labels"])
+        assert record["unlabelled"]
+    # the classifier is still there
+    vx.tl.annotate(adata)
+    with pytest.raises(ValueError, match="condition_key='cell_type'"):
+        vx.tl.fit_prior(adata, "label_mixture")
+
+
 def test_several_fits_annotate_together(cells: ad.AnnData) -> None:
     adata = cells[:200].copy()
     adata.obs["label"] = adata.obs["group"].astype(str)

@@ -58,13 +58,15 @@ def fit_prior(
         not read.
     prior
         ``"flow"`` (a neural spline flow), ``"mixture"`` (of Gaussians), ``"vamp"`` (a mixture of the posteriors of
-        cells chosen by k-means, widened), ``"diffusion"``, ``"flow_matching"``, or ``"normal"``, which restores
+        cells chosen by k-means, widened), ``"diffusion"``, ``"flow_matching"``, ``"label_mixture"`` (Gaussians of its
+        own for each condition, of which cells without one may be of any), or ``"normal"``, which restores
         :math:`N(0, I)`.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     condition_key
         Column of ``obs`` with labels. One prior is learned for each label, :math:`p(z \mid c)`. The labels need not be
-        known to the fit. Cells without a label get a condition of their own, which has no name. Where no condition is
+        known to the fit. Cells without a label, with a missing value or the ``unlabeled_category`` of the fit, get a
+        condition of their own, which has no name. Where no condition is
         given, as in :func:`log_likelihood`, the prior is the mixture :math:`\sum_c \pi_c p(z \mid c)` with the shares
         of the training cells.
     n_components

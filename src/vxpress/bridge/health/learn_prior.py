@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from vxpress._names import find_name
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.read.columns import get_categories
 from vxpress.core.config import PriorConfig, PriorName
@@ -42,13 +43,15 @@ class Conditions:
         return len(self.names) + self.unlabelled
 
     @classmethod
-    def read(cls, obs: pd.DataFrame, key: str, train_n: np.ndarray) -> Conditions:
-        """Read conditions from a column that may have missing values.
+    def read(cls, obs: pd.DataFrame, key: str, train_n: np.ndarray, unlabeled: str | None = None) -> Conditions:
+        """Read conditions from a column that may have missing values; the category ``unlabeled`` stands for one, too.
 
         The conditions are the values of training cells (rows ``train_n``).
         """
         found = get_categories(obs, key, argument="condition_key", gaps=True)
-        names, codes = found.names, found.code_n
+        names = found.names
+        without = None if unlabeled is None else find_name(unlabeled, names)
+        codes = found.code_n if without is None else np.where(found.code_n == names.index(without), -1, found.code_n)
         met = np.unique(codes[train_n])
         met = met[met >= 0]
         if len(met) == 0:

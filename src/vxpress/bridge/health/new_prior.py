@@ -25,7 +25,9 @@ from vxpress.bridge.read.columns import find_column
 def task_of(adata: AnnData, stored: StoredCells, condition_key: str | None) -> Task:
     """Return the cells to learn from and to evaluate on, after checking them."""
     train_n, validation_n = learning_split(adata, stored.keys)
-    conditions = None if condition_key is None else Conditions.read(adata.obs, condition_key, train_n)
+    params = stored.fit.params
+    unlabeled = params.unlabeled_category if condition_key == params.labels_key else None
+    conditions = None if condition_key is None else Conditions.read(adata.obs, condition_key, train_n, unlabeled)
     return Task(stored.encoded.mean_nd, stored.encoded.var_nd, train_n, validation_n, conditions)
 
 

@@ -20,7 +20,7 @@ def _profile(x: np.ndarray, library_n: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def _cells() -> ad.AnnData:
+def cells() -> ad.AnnData:
     """Three types; the drug multiplies the expression of ten genes; type 2 has treated cells, which are kept apart."""
     adata = vx.datasets.simulate(900, 50, n_groups=3, n_batches=1, library_mean=2000, rng=3)
     rng = np.random.default_rng(0)
@@ -36,8 +36,8 @@ def _cells() -> ad.AnnData:
 
 
 @pytest.fixture(scope="module")
-def fits(_cells: ad.AnnData) -> dict[str, ad.AnnData]:
-    seen = _cells[(_cells.obs["type"] != "group_2") | (_cells.obs["drug"] == "none")].copy()
+def fits(cells: ad.AnnData) -> dict[str, ad.AnnData]:
+    seen = cells[(cells.obs["type"] != "group_2") | (cells.obs["drug"] == "none")].copy()
     kwargs = {"n_latent": 4, "n_hidden": 32, "max_epochs": 25, "batch_size": 64, "denoised": False, "device": "cpu"}
     out = {}
     for name, more in {
@@ -55,9 +55,9 @@ def plain(fits: dict[str, ad.AnnData]) -> ad.AnnData:
 
 
 @pytest.fixture
-def truth(_cells: ad.AnnData) -> np.ndarray:
+def truth(cells: ad.AnnData) -> np.ndarray:
     """The real change of the type that was never treated."""
-    here = _cells[_cells.obs["type"] == "group_2"]
+    here = cells[cells.obs["type"] == "group_2"]
     library_n, drug = np.asarray(here.X.sum(1)).reshape(-1), (here.obs["drug"] == "drug").to_numpy()
     return _profile(here.X[drug], library_n[drug]) - _profile(here.X[~drug], library_n[~drug])
 
@@ -307,3 +307,29 @@ def test_the_anchor_is_the_log_fold_change_of_other_groups(plain: ad.AnnData) ->
     np.testing.assert_allclose(half, np.maximum((decoded + expected) / 2, -own), atol=1e-4)
     with pytest.raises(ValueError, match="anchor=2"):
         vx.tl.predict_perturbation(one, "drug", **call, anchor=2.0)
+
+
+def test_the_stated_change_is_what_is_evaluated_unless_cells_were_edited(plain: ad.AnnData, cells: ad.AnnData) -> None:
+    predicted = vx.tl.predict_perturbation(plain, "drug", **WHO, groups="group_2")
+    observed = cells[(cells.obs["type"] == "group_2") & (cells.obs["drug"] == "drug")].copy()
+
+    def correlation(given: ad.AnnData) -> float:
+        table = vx.tl.evaluate_perturbation(given, observed, n_resamples=20, split_controls=False).table
+        rows = table[(table["kind"] == "prediction") & (table["genes"] == "all")].set_index("measure")
+        return float(rows.loc["pearson_change", "score"])
+
+    library_n = observed.X.sum(1)
+    control = plain[(plain.obs["type"] == "group_2") & (plain.obs["drug"] == "none")]
+    treated = _profile(observed.X, library_n)
+    real = treated - _profile(control.X, control.X.sum(1))
+    stated = np.corrcoef(predicted.uns["perturbation"]["change"][0], real)[0, 1]
+    assert correlation(predicted) == pytest.approx(stated, abs=1e-4)
+    edited = predicted.copy()
+    edited.X = edited.X[:, ::-1].copy()
+    edited.X[0, 0] += 1
+    assert correlation(edited) < 0.5
+    some = predicted[:40].copy()
+    before = some.layers["control"].toarray()
+    real = treated - _profile(before, before.sum(1))
+    found = _profile(some.X.toarray(), some.X.toarray().sum(1)) - _profile(before, before.sum(1))
+    assert correlation(some) == pytest.approx(np.corrcoef(found, real)[0, 1], abs=0.01)

@@ -61,7 +61,9 @@ def evaluate_perturbation(
     predicted
         Predicted treated cells, as from :func:`predict_perturbation`: counts in ``X``, and in ``obs`` the column
         ``groupby``. A list of AnnData holds several targets; a mapping from names to either compares several methods
-        on the same resamples. Any other AnnData with these columns can be scored too.
+        on the same resamples. Any other AnnData with these columns can be scored too. If a prediction states the change
+        of the means, as those of :func:`predict_perturbation` do, this is scored as the change, because drawn cells
+        add the noise of their number; cells that were edited or left out are scored themselves.
     observed
         Treated cells that were measured and that the model has not seen, with raw counts of the predicted genes.
         Cells of other perturbations are ignored.

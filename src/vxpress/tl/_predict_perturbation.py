@@ -137,7 +137,7 @@ def predict_perturbation(
         Positions of predicted cells and of source cells; not for floors.
     ``uns["perturbation"]``
         ``"params"``; ``"groups"``, the predicted groups; ``"change"``, the predicted change of their mean profiles,
-        groups x genes, which has no sampling noise; ``"floors"``, the change that each floor predicts; with ``check`` also ``"checked"``, a table of scores of the method and of the floors on groups that were
+        groups x genes, which has no sampling noise, and ``"molecules"``, those of the predicted cells of each group; ``"floors"``, the change that each floor predicts; with ``check`` also ``"checked"``, a table of scores of the method and of the floors on groups that were
         left out (correlation, and weighted coefficient of determination, of the change), and ``"verdict"``, a sentence.
 
     Raises

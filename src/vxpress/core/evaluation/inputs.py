@@ -32,14 +32,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class Cells:
-    """Predicted cells, log values (m, g), and the row of the control cell of each, if known."""
+    """Predicted cells, log values (m, g), and the row of the control cell of each, if known.
+
+    ``change_g`` is the change of the mean that the method states; without it, the change is that of the cells, which are
+    drawn, and whose noise is that of their number.
+    """
 
     name: str
     x_mg: sparse.csr_matrix
     source_m: Ints | None = None
+    change_g: Floats | None = None
 
     def change(self, control: sparse.csr_matrix) -> Floats:
         """Return the predicted change of the mean from the control cells of the predicted cells, (g,)."""
+        if self.change_g is not None:
+            return self.change_g
         base = control if self.source_m is None else control[self.source_m]
         return _mean(self.x_mg) - _mean(base)
 

@@ -184,7 +184,7 @@ def score_portion(
 
 def _change_of(p: Prediction, rows: Rows, measured: Measured, part: slice, mean_bg: Floats) -> Callable[[Mask], Floats]:
     """Return the function that computes the predicted change from the controls of some blocks, (resamples, genes)."""
-    if not isinstance(p, Cells):
+    if p.change_g is not None:
         change_bg = np.broadcast_to(p.change_g, mean_bg.shape)
         return lambda _: change_bg
     if not rows.aligned:

@@ -93,3 +93,28 @@ def _stored(part: Part, unit: Unit, genes: pd.Index) -> Iterator[tuple[str, np.n
         known = unit.group in names or (unit.group == ALL and len(array) == 1)
         if known and array.shape[1] == part.adata.n_vars and (columns >= 0).all():
             yield str(name), array[row, columns]
+
+
+def stated_change(
+    part: Part, unit: Unit, rows: np.ndarray, columns: np.ndarray, library_key: str | None
+) -> np.ndarray | None:
+    """Return the change of a unit that is stored with a prediction, (genes,), if it belongs to its cells as they are."""
+    names = [str(name) for name in np.asarray(part.stored.get("groups", []), dtype=object).reshape(-1)]
+    if not names or not {"change", "molecules"} <= set(part.stored):
+        return None
+    change, molecules = (np.asarray(part.stored[key], dtype=np.float64) for key in ("change", "molecules"))
+    if change.shape != (len(names), part.adata.n_vars) or (len(names) > 1 and unit.group not in names):
+        return None
+    row = names.index(unit.group) if unit.group in names else 0
+    # cells that were edited or left out have another sum
+    if not np.isclose(float(part.adata.X[rows].sum(dtype=np.float64)), molecules[row], rtol=1e-6):
+        return None
+    return change[row, columns] if library_key is not None or _same_library(part.adata, rows) else None
+
+
+def _same_library(adata: AnnData, rows: np.ndarray) -> bool:
+    """Return whether the size factors of a prediction are the sums over its genes, as those of the scores are."""
+    if "control" not in adata.layers or "library_size" not in adata.obs:
+        return False
+    total, library = float(adata.layers["control"][rows].sum(dtype=np.float64)), adata.obs["library_size"].to_numpy()
+    return bool(np.isclose(total, float(library[rows].sum()), rtol=0.02))

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._progress import parts as stages
-from vxpress.bridge.ask.evaluation.floors import FloorChanges, given_floors
+from vxpress.bridge.ask.evaluation.floors import FloorChanges, given_floors, stated_change
 from vxpress.bridge.ask.evaluation.populations import (
     SOURCE,
     Keys,
@@ -157,7 +157,11 @@ class _Population:
             source = place[self.source_n[rows]]
             if (source < 0).any():
                 source = None
-        return Cells(name, scale.read(self.part.adata, rows, self.columns, None, "predicted"), source)
+        x = scale.read(self.part.adata, rows, self.columns, None, "predicted")
+        change = (
+            None if scale.log_transformed else stated_change(self.part, unit, rows, self.columns, scale.library_key)
+        )
+        return Cells(name, x, source, change)
 
 
 def _rank(found: Sequence[ScoredUnit], genes: pd.Index) -> None:

@@ -17,6 +17,7 @@ from vxpress.bridge.ask.perturbation.checking import Checked
 from vxpress.bridge.ask.perturbation.decoding import decode, factors_for, part_of, some
 from vxpress.bridge.ask.perturbation.floors import FLOORS, Control, parts_of
 from vxpress.bridge.ask.perturbation.latent_map import ByLatentMap
+from vxpress.bridge.ask.perturbation.populations import Populations
 from vxpress.bridge.ask.perturbation.prediction import Predictor
 from vxpress.bridge.ask.perturbation.support import support_of
 from vxpress.core.blocks import Z
@@ -114,6 +115,7 @@ def as_anndata(
     record: dict[str, Any] = {
         "params": params,
         "change": found.change,
+        "molecules": np.array([_molecules(populations, found, group) for group in populations.wanted]),
         "floors": floors_of(cells),
         "groups": np.array([populations.groups[group] for group in populations.wanted], dtype=object),
     }
@@ -121,6 +123,11 @@ def as_anndata(
         record |= {"checked": checked.table, "verdict": checked.verdict}
     out.uns["perturbation"] = record
     return out
+
+
+def _molecules(populations: Populations, found: Predicted, group: int) -> float:
+    """Return the number of molecules in the predicted cells of a group, by which they are known to be unchanged."""
+    return float(found.counts[populations.group_n[found.rows] == group].sum(dtype=np.float64))
 
 
 def _columns(cells: PerturbedCells) -> list[str]:

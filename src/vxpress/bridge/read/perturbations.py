@@ -110,10 +110,11 @@ class PerturbationTable:
         _, code_n = np.unique(self._doses(obs), axis=0, return_inverse=True)
         return code_n.reshape(-1).astype(np.int64)
 
-    def condition(self, value: Condition, argument: str) -> np.ndarray:
+    def condition(self, value: Condition, argument: str, dose: Any = None) -> np.ndarray:
         """Return the doses of a condition that an argument names, float64 (p,), in the units of ``obs``.
 
-        It is a name, as in ``obs``, whose perturbations have the highest dose of the fit, or maps perturbations to doses.
+        It is a name, as in ``obs``, whose perturbations have the highest dose of the fit, or ``dose`` as in ``obs``; or it maps
+        perturbations to doses.
         """
         dose_p = np.zeros(len(self.names))
         given: Mapping[Any, Any] = value if isinstance(value, Mapping) else {}
@@ -131,7 +132,10 @@ class PerturbationTable:
             except ValueError as error:
                 msg = f"{argument}={value!r} is {error}, which does not name a perturbation."
                 raise ValueError(msg) from error
-            wanted = dict.fromkeys(components(text, self.control, self.key), np.nan)
+            parts = components(text, self.control, self.key)
+            wanted = dict.fromkeys(parts, np.nan)
+            if dose is not None:
+                wanted = dict(zip(parts, self._given(dose, text, parts), strict=True))
         for name, number in wanted.items():
             if name == self.control:
                 continue
@@ -152,6 +156,18 @@ class PerturbationTable:
         parts = components(name, self.control, self.key)
         highest = dict(zip(self.names, self.high, strict=True))
         return SEPARATOR.join(f"{highest.get(part, 0.0):.17g}" for part in parts) or "0"
+
+    def _given(self, dose: Any, condition: str, parts: Sequence[str]) -> list[float]:
+        """Return the dose of each part of a condition, from an argument."""
+        if self.dose_key is None:
+            msg = f"A dose, {dose!r}, was given, but the fit has none. Fit with dose_key=, or leave it out."
+            raise ValueError(msg)
+        numbers = _numbers(dose, len(parts))
+        if numbers is None:
+            more = f", or text with {len(parts)} of them joined by {SEPARATOR!r}" if len(parts) > 1 else ""
+            msg = f"The dose {dose!r} was given for {condition!r}; a number that is not negative{more} is expected."
+            raise ValueError(msg)
+        return numbers
 
     def _position(self, name: str, where: str) -> int:
         found = find_name(name, self.names)
@@ -193,19 +209,8 @@ class PerturbationTable:
 
     def _numbers(self, value: Any, condition: str, names: Sequence[str], n: int) -> list[float]:
         """Return the dose of every perturbation of a condition."""
-        parts = (
-            []
-            if value is None
-            else [part.strip() for part in str(value).split(SEPARATOR)]
-            if isinstance(value, str)
-            else [value]
-        )
-        try:
-            numbers = [float(part) for part in parts]
-        except (TypeError, ValueError):
-            numbers = []
-        right = len(numbers) in (1, len(names)) and all(np.isfinite(number) and number >= 0 for number in numbers)
-        if not right:
+        numbers = _numbers(value, len(names))
+        if numbers is None:
             example = SEPARATOR.join(["0.5", "1", *["1"] * (len(names) - 2)][: len(names)])
             what = "is missing" if value is None else f"is {value!r}"
             msg = (
@@ -214,7 +219,7 @@ class PerturbationTable:
                 "cells their dose, or remove them."
             )
             raise ValueError(msg)
-        return numbers * len(names) if len(numbers) == 1 else numbers
+        return numbers
 
     def to_uns(self) -> dict[str, Any]:
         """Return the table as a mapping; names chosen by the user are values, never keys."""
@@ -258,6 +263,18 @@ class PerturbationTable:
             tuple(map(float, high)),
             tuple(map(int, n_train)),
         )
+
+
+def _numbers(value: Any, n: int) -> list[float] | None:
+    """Return ``n`` doses from a number, or from text that joins one for each; None if it is something else."""
+    parts = value.split(SEPARATOR) if isinstance(value, str) else [value]
+    try:
+        numbers = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        return None
+    numbers = numbers * n if len(numbers) == 1 else numbers
+    right = len(numbers) == n and all(np.isfinite(number) and number >= 0 for number in numbers)
+    return numbers if right and not isinstance(value, bool) else None
 
 
 def components(name: str, control: str, key: str) -> list[str]:

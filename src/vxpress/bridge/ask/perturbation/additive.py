@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,14 @@ import torch
 from vxpress.bridge.ask.perturbation.base import Method, Moved, covariates_of
 from vxpress.bridge.ask.perturbation.cells import PerturbedCells
 from vxpress.bridge.read.perturbations import PerturbationTable
+from vxpress.core.option import Options
+
+
+@dataclass(frozen=True)
+class AdditiveOptions(Options):
+    """Dose of the target: one number, or text with one for each part, ``"0.5+1"``; by default the highest of the fit."""
+
+    dose: Any = None
 
 
 class Additive(Method):
@@ -19,6 +28,8 @@ class Additive(Method):
     The target may be a combination that was never observed.
     """
 
+    Options = AdditiveOptions
+    options: AdditiveOptions
     in_latent_space = True
     needs_target = False
 
@@ -34,18 +45,23 @@ class Additive(Method):
             raise ValueError(msg)
         return False
 
-    @classmethod
-    def check(cls, cells: PerturbedCells) -> None:
+    def check(self, cells: PerturbedCells) -> None:
         table, control = _table(cells), cells.populations.control
         if table.condition(control, "control=").any():
             msg = f"control={control!r} is not the control of the fit, {table.control!r}. method='additive' starts from cells without a perturbation."
             raise ValueError(msg)
-        table.condition(cells.populations.target, "target=")
+        self._dose(cells)
+
+    def follows_observed(self, cells: PerturbedCells) -> bool:
+        # cells with the target may have other doses
+        return _table(cells).dose_key is None
 
     def predict(self, cells: PerturbedCells, rows: np.ndarray, group: int, learn_from: Sequence[int]) -> Moved:
-        table = _table(cells)
-        dose_p = torch.from_numpy(table.scaled(table.condition(cells.populations.target, "target=")))
+        dose_p = torch.from_numpy(_table(cells).scaled(self._dose(cells)))
         return Moved(cells.encoded[rows], covariates_of(cells, rows).with_doses(dose_p))
+
+    def _dose(self, cells: PerturbedCells) -> np.ndarray:
+        return _table(cells).condition(cells.populations.target, "target", self.options.dose)
 
 
 def _table(cells: PerturbedCells) -> PerturbationTable:

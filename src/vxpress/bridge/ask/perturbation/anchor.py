@@ -15,12 +15,15 @@ from vxpress.bridge.ask.perturbation.floors import best_penalty, parts_of, ridge
 
 # added to mean expression per 10,000 molecules, so that factors of genes with hardly any molecules are near 1
 PSEUDO = 0.1
+# a combination is determined by others if their sum differs from it by no more
+UNDETERMINED = 1e-6
 
 
 def anchor_change(cells: PerturbedCells, group: int, learn_from: Sequence[int]) -> np.ndarray | None:
     """Return the expected change of the mean profile, float64 (genes,); None if no group says anything about it.
 
-    It is the observed change for a group that may be learned from.
+    It is the observed change for a group that may be learned from. For a target that no group has, the log fold changes of its
+    parts are added.
     """
     populations = cells.populations
     if group in learn_from:
@@ -28,15 +31,41 @@ def anchor_change(cells: PerturbedCells, group: int, learn_from: Sequence[int]) 
     profile_g = cells.control(group).mean_g
     if learn_from:
         return changed_by(profile_g, _factor(cells, group, learn_from))
-    parts = parts_of(populations)
-    total = np.zeros(len(cells.genes))
-    for part in parts:
-        known = populations.groups_with(populations.control, part)
-        if len(parts) < 2 or not known:
-            return None
-        known = (group,) if group in known else known
-        total += np.mean([_log_factor(cells, other, part) for other in known], axis=0)
-    return changed_by(profile_g, total)
+    of_parts = _added(cells, group)
+    if of_parts is None:
+        found = [_added(cells, other) for other in populations.groups_with(populations.control)]
+        known = [factor_g for factor_g in found if factor_g is not None]
+        of_parts = np.mean(known, axis=0) if known else None
+    return None if of_parts is None else changed_by(profile_g, of_parts)
+
+
+def _added(cells: PerturbedCells, group: int) -> np.ndarray | None:
+    """Return the sum of the log factors of the parts of the target; None if the conditions of a group do not determine it.
+
+    The factors of single perturbations are those that add up to the observed ones of all conditions best, by least squares
+    with the numbers of cells as weights. So other combinations with the same parts count too.
+    """
+    populations = cells.populations
+    of = {
+        name: parts_of(populations, name)
+        for name in populations.perturbations
+        if name not in (populations.control, populations.target) and populations.rows(name, group).size
+    }
+    if not populations.controls(group).size:
+        return None
+    wanted = set(parts_of(populations))
+    names = sorted({part for parts in of.values() if wanted & set(parts) for part in parts})
+    chosen = [name for name, parts in of.items() if set(parts) <= set(names)]
+    if not chosen or not wanted <= set(names):
+        return None
+    design = np.array([[part in of[name] for part in names] for name in chosen], dtype=np.float64)
+    root_n = np.sqrt([cells.profile(name, group).n for name in chosen])[:, None]
+    target = np.array([part in wanted for part in names], dtype=np.float64)
+    weight = target @ np.linalg.pinv(root_n * design)
+    if np.abs(weight @ (root_n * design) - target).max() > UNDETERMINED:
+        return None
+    factors = np.stack([_log_factor(cells, group, name) for name in chosen])
+    return np.asarray(weight @ (root_n * factors))
 
 
 def changed_by(profile_g: np.ndarray, log_factor_g: np.ndarray) -> np.ndarray:

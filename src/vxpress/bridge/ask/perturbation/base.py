@@ -52,9 +52,12 @@ class Method:
         """Return whether the method works in the view that keeps the effects of optional covariates; raises if it cannot work."""
         return False
 
-    @classmethod
-    def check(cls, cells: PerturbedCells) -> None:
+    def check(self, cells: PerturbedCells) -> None:
         """Raise ``ValueError`` if the method cannot work with these cells."""
+
+    def follows_observed(self, cells: PerturbedCells) -> bool:
+        """Return whether what it decodes may be corrected by the observed changes of cells with the target."""
+        return self.in_latent_space
 
     def predict(self, cells: PerturbedCells, rows: np.ndarray, group: int, learn_from: Sequence[int]) -> Moved:
         """Predict control cells of a group from the treated cells of the groups ``learn_from`` only."""

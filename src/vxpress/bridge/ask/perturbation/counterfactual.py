@@ -29,8 +29,7 @@ class Counterfactual(Method):
             raise ValueError(msg)
         return False
 
-    @classmethod
-    def check(cls, cells: PerturbedCells) -> None:
+    def check(self, cells: PerturbedCells) -> None:
         _intervention(cells)
 
     def predict(self, cells: PerturbedCells, rows: np.ndarray, group: int, learn_from: Sequence[int]) -> Moved:

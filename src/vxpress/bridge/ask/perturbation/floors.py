@@ -91,8 +91,7 @@ class AdditiveMean(Floor):
         parts = parts_of(populations)
         return len(parts) > 1 and all(populations.groups_with(populations.control, part) for part in parts)
 
-    @classmethod
-    def check(cls, cells: PerturbedCells) -> None:
+    def check(self, cells: PerturbedCells) -> None:
         populations = cells.populations
         parts = parts_of(populations)
         if len(parts) < 2:
@@ -117,9 +116,14 @@ class AdditiveMean(Floor):
 FLOORS: tuple[type[Floor], ...] = (Control, MeanShift, Ridge, AdditiveMean)
 
 
-def parts_of(populations: Populations) -> list[str]:
-    """Return the single perturbations of the target."""
-    return components(populations.target, populations.control, populations.perturbation_key)
+def parts_of(populations: Populations, name: str | None = None) -> list[str]:
+    """Return the single perturbations of a condition, by default the target; a name that joins nothing is one itself."""
+    name = populations.target if name is None else name
+    try:
+        parts = components(name, populations.control, populations.perturbation_key)
+    except ValueError:
+        return [name]
+    return [part for part in parts if part != populations.control]
 
 
 def others(group: int, learn_from: Sequence[int]) -> list[int]:

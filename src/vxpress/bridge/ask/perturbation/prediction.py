@@ -40,7 +40,7 @@ class Predictor:
     @property
     def weight(self) -> float:
         """Weight of the anchor."""
-        return self.anchor if self.method.in_latent_space else 0.0
+        return self.anchor if self.method.follows_observed(self.cells) else 0.0
 
     @property
     def checked(self) -> list[int]:
@@ -71,7 +71,7 @@ class Predictor:
 
     def scale(self, without: int | None = None) -> float:
         """Return the factor of decoded changes that fits the observed changes of left-out groups best; 1 without any."""
-        if not self.rescale or not self.method.in_latent_space:
+        if not self.rescale or not self.method.follows_observed(self.cells):
             return 1.0
         pairs = [(found, self.cells.change(group)) for group, found in self.left_out().items() if group != without]
         square = sum(float(found @ found) for found, _ in pairs)

@@ -22,8 +22,8 @@ UNDETERMINED = 1e-6
 def anchor_change(cells: PerturbedCells, group: int, learn_from: Sequence[int]) -> np.ndarray | None:
     """Return the expected change of the mean profile, float64 (genes,); None if no group says anything about it.
 
-    It is the observed change for a group that may be learned from. For a target that no group has, the log fold changes of its
-    parts are added.
+    It is the observed change for a group that may be learned from. For a target that no group has, the changes by its parts are
+    added.
     """
     populations = cells.populations
     if group in learn_from:
@@ -34,15 +34,15 @@ def anchor_change(cells: PerturbedCells, group: int, learn_from: Sequence[int]) 
     of_parts = _added(cells, group)
     if of_parts is None:
         found = [_added(cells, other) for other in populations.groups_with(populations.control)]
-        known = [factor_g for factor_g in found if factor_g is not None]
+        known = [change_g for change_g in found if change_g is not None]
         of_parts = np.mean(known, axis=0) if known else None
-    return None if of_parts is None else changed_by(profile_g, of_parts)
+    return of_parts
 
 
 def _added(cells: PerturbedCells, group: int) -> np.ndarray | None:
-    """Return the sum of the log factors of the parts of the target; None if the conditions of a group do not determine it.
+    """Return the sum of the changes by the parts of the target; None if the conditions of a group do not determine it.
 
-    The factors of single perturbations are those that add up to the observed ones of all conditions best, by least squares
+    The changes by single perturbations are those that add up to the observed ones of all conditions best, by least squares
     with the numbers of cells as weights. So other combinations with the same parts count too.
     """
     populations = cells.populations
@@ -64,8 +64,8 @@ def _added(cells: PerturbedCells, group: int) -> np.ndarray | None:
     weight = target @ np.linalg.pinv(root_n * design)
     if np.abs(weight @ (root_n * design) - target).max() > UNDETERMINED:
         return None
-    factors = np.stack([_log_factor(cells, group, name) for name in chosen])
-    return np.asarray(weight @ (root_n * factors))
+    changes = np.stack([cells.change(group, name) for name in chosen])
+    return np.asarray(weight @ (root_n * changes))
 
 
 def changed_by(profile_g: np.ndarray, log_factor_g: np.ndarray) -> np.ndarray:

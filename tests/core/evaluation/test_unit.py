@@ -8,7 +8,7 @@ from scipy import sparse, stats
 
 from vxpress.core.evaluation.blocks import Sums, deal, halves, resamples
 from vxpress.core.evaluation.inputs import Cells, Change, Settings
-from vxpress.core.evaluation.intervals import over_groups, standard_error, verdict
+from vxpress.core.evaluation.intervals import mean_over, over_cells, over_groups, standard_error, verdict
 from vxpress.core.evaluation.measures import MEASURES, goodness, spearman_brown
 from vxpress.core.evaluation.unit import Scored, score_unit
 
@@ -57,7 +57,9 @@ def test_shared_controls_correlate_an_unrelated_prediction_with_the_change_and_s
         prediction = Cells("p", _cells(rng, 200, base), np.repeat(np.arange(24), 9)[:200])
         for shared, values in found.items():
             settings = Settings((10,), 2, 4, 2, 30, shared_controls=shared)
-            values.append(_value(score_unit(observed, control, [prediction], settings, rng), "p", "pearson_change"))
+            values.append(
+                _value(score_unit(observed, control, [prediction], settings, rng, rng), "p", "pearson_change")
+            )
     assert np.mean(found[True]) > 0.7
     assert abs(np.mean(found[False])) < 0.1
 
@@ -80,6 +82,7 @@ def test_predicted_cells_that_are_moved_controls_score_as_their_change() -> None
         ],
         SMALL,
         rng,
+        rng,
     )
     for measure in ("pearson_change", "weighted_r2_change", "slope_change"):
         for name in ("all", "shuffled", "twice", "some"):
@@ -101,7 +104,7 @@ def test_the_ceiling_is_the_score_of_a_repeated_experiment() -> None:
     for _ in range(12):
         observed, control = _cells(rng, 64, base + change), _cells(rng, 64, base)
         again = Cells("again", _cells(rng, 64, base + change))
-        scored = score_unit(observed, control, [again], SMALL, rng)
+        scored = score_unit(observed, control, [again], SMALL, rng, rng)
         for key in names:
             if key in scored.ceiling:
                 ceiling.setdefault(key, []).append(scored.ceiling[key])
@@ -117,7 +120,7 @@ def test_without_any_change_the_ceiling_of_the_correlation_is_near_zero() -> Non
     rng = np.random.default_rng(5)
     base = np.full(200, 3.0)
     found = [
-        score_unit(_cells(rng, 60, base), _cells(rng, 60, base), [Change("c", base)], SMALL, rng).ceiling
+        score_unit(_cells(rng, 60, base), _cells(rng, 60, base), [Change("c", base)], SMALL, rng, rng).ceiling
         for _ in range(10)
     ]
     for genes in ("all", "top10"):
@@ -131,7 +134,7 @@ def test_the_difference_of_two_predictions_is_covered_by_its_interval() -> None:
     settings = Settings((10,), 60, 3, 2, 10, shared_controls=False)
     gains, errors = [], []
     for _ in range(60):
-        scored = score_unit(_cells(rng, 40, base + change), _cells(rng, 40, base), predictions, settings, rng)
+        scored = score_unit(_cells(rng, 40, base + change), _cells(rng, 40, base), predictions, settings, rng, rng)
         gain = np.subtract(*(scored.scores[name]["all", "r2_change"] for name in ("good", "poor")))
         gains.append(gain[0])
         errors.append(standard_error(gain[1:], 40))
@@ -144,7 +147,7 @@ def test_genes_without_any_value_and_few_cells_give_finite_scores() -> None:
     observed = sparse.csr_matrix(np.concatenate([rng.normal(3, 1, (10, 20)), empty], 1))
     control = sparse.csr_matrix(np.concatenate([rng.normal(2, 1, (10, 20)), empty], 1))
     scored = score_unit(
-        observed, control, [Change("c", np.ones(25))], Settings((50,), 20, 4, 4, 100, shared_controls=False), rng
+        observed, control, [Change("c", np.ones(25))], Settings((50,), 20, 4, 4, 100, shared_controls=False), rng, rng
     )
     assert np.isfinite(_value(scored, "c", "weighted_r2_change"))
     assert _value(scored, "c", "deg_overlap", "top50") == pytest.approx(20 / 25)
@@ -162,13 +165,13 @@ def test_spearman_brown_keeps_chance_and_certainty() -> None:
 
 
 def test_the_mean_over_groups_varies_as_groups_do_and_at_least_as_cells_do() -> None:
-    score, error = np.array([0.2, 0.5, 0.8, np.nan]), np.full(4, 0.01)
-    mean, low, high = over_groups(score, error, 50, 0.95)
+    value = np.array([0.2, 0.5, 0.8, np.nan])
     expected = stats.t.interval(0.95, 2, loc=0.5, scale=0.3 / np.sqrt(3))
-    assert (mean, low, high) == pytest.approx((0.5, *expected))
-    assert over_groups(np.full(3, 0.5), np.full(3, 0.3), 50, 0.95)[1] < 0.0
-    one = over_groups(np.array([0.5]), np.array([0.1]), 30, 0.95)
+    assert over_groups(value, 0.01, 50, 0.95) == pytest.approx((0.5, *expected))
+    assert over_groups(np.full(3, 0.5), 0.3, 50, 0.95)[1] < 0.0
+    one = over_cells(np.array([0.5, 0.5]), 0.1, 30, 0.95)
     assert one == pytest.approx((0.5, *stats.t.interval(0.95, 30, loc=0.5, scale=0.1)))
+    assert over_groups(np.array([0.5]), 0.1, 30, 0.95) == pytest.approx(one)
     assert [verdict(0.1, 0.2), verdict(-0.1, 0.2), verdict(-0.2, -0.1), verdict(np.nan, np.nan)] == [
         "better",
         "undecided",
@@ -187,10 +190,19 @@ def test_no_prediction_is_found_better_than_none_where_nothing_changes() -> None
     for _ in range(n):
         base = np.full(120, 3.0)
         predictions = [Change("small", rng.normal(0, 0.02, 120)), Change("none", rng.normal(0, 1e-6, 120))]
-        scored = score_unit(_cells(rng, 40, base), _cells(rng, 40, base), predictions, settings, rng)
+        scored = score_unit(_cells(rng, 40, base), _cells(rng, 40, base), predictions, settings, rng, rng)
         for key in keys:
             for how, scores in (("same cells", scored.scores), ("other cells", scored.comparable)):
                 gain = np.subtract(*(scores[name][key] for name in ("small", "none")))
                 wrong[key, how] += bool(gain[0] > 1.96 * standard_error(gain[1:], 40))
     assert all(wrong[key, "other cells"] <= 5 for key in keys)
     assert wrong[keys[1], "same cells"] > 10
+
+
+def test_the_error_of_a_mean_is_that_of_independent_groups_and_larger_if_they_share_resamples() -> None:
+    rng = np.random.default_rng(9)
+    alone = [np.append(1.0, rng.normal(size=4000)) for _ in range(4)]
+    values, error = mean_over([*alone, np.full(4001, np.nan)], 10**6)
+    assert np.nanmean(values) == 1.0
+    assert error == pytest.approx(0.5, rel=0.05)
+    assert mean_over([alone[0]] * 4, 10**6)[1] == pytest.approx(1.0, rel=0.05)

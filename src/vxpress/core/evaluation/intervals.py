@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
@@ -25,31 +27,41 @@ def half_width(error: float, freedom: float, level: float) -> float:
     return float(error * stats.t.ppf((1 + level) / 2, max(freedom, 1)))
 
 
-def over_cells(score_u: Floats, error_u: Floats, freedom: float, level: float) -> tuple[float, float, float]:
-    """Compute the mean over these groups with its interval over their cells."""
-    finite = np.isfinite(score_u)
-    n = int(finite.sum())
-    if n == 0:
-        return float("nan"), float("nan"), float("nan")
-    mean, error = float(score_u[finite].mean()), float(np.sqrt((error_u[finite] ** 2).sum()) / n)
+def mean_over(value_ub: Sequence[Floats], n: int) -> tuple[Floats, float]:
+    """Return the values of groups for the data, and the standard error over cells of their mean.
+
+    Groups that share control cells share their resamples, so the mean is taken within each resample. Groups without a
+    finite value are left out.
+    """
+    value_u = np.array([value[0] for value in value_ub])
+    finite = np.isfinite(value_u)
+    if not finite.any():
+        return value_u, float("nan")
+    size = min(len(value) for value in value_ub)
+    resampled = np.stack([value[1:size] for value, keep in zip(value_ub, finite, strict=True) if keep])
+    return value_u, standard_error(resampled.mean(0), n)
+
+
+def over_cells(value_u: Floats, error: float, freedom: float, level: float) -> tuple[float, float, float]:
+    """Compute the mean over these groups with its interval over their cells, from its standard error."""
+    finite = value_u[np.isfinite(value_u)]
+    mean = float(finite.mean()) if len(finite) else float("nan")
     half = half_width(error, freedom, level)
     return mean, mean - half, mean + half
 
 
-def over_groups(score_u: Floats, error_u: Floats, freedom: float, level: float) -> tuple[float, float, float]:
+def over_groups(value_u: Floats, error: float, freedom: float, level: float) -> tuple[float, float, float]:
     """Compute the mean over groups with its interval over groups, whose variation includes that of their cells.
 
-    The variance is at least that of the cells. Two groups or fewer say nothing about others: the interval is then that
+    The variance is at least that over cells. Two groups or fewer say nothing about others: the interval is then that
     over cells.
     """
-    mean, low, high = over_cells(score_u, error_u, freedom, level)
-    finite = np.isfinite(score_u)
-    n = int(finite.sum())
+    finite = value_u[np.isfinite(value_u)]
+    n = len(finite)
     if n < 3:
-        return mean, low, high
-    cells = np.nan_to_num(np.sqrt((error_u[finite] ** 2).sum()) / n)
-    half = half_width(max(float(score_u[finite].std(ddof=1)) / np.sqrt(n), cells), n - 1, level)
-    return mean, mean - half, mean + half
+        return over_cells(value_u, error, freedom, level)
+    half = half_width(max(float(finite.std(ddof=1)) / np.sqrt(n), float(np.nan_to_num(error))), n - 1, level)
+    return float(finite.mean()), float(finite.mean()) - half, float(finite.mean()) + half
 
 
 def verdict(low: float, high: float) -> str:

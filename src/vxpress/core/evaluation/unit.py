@@ -48,11 +48,15 @@ def score_unit(
     predictions: Sequence[Prediction],
     settings: Settings,
     rng: np.random.Generator,
+    control_rng: np.random.Generator,
 ) -> Scored:
-    """Score predictions against treated cells, given the control cells of the same group (log values, cells x genes)."""
+    """Score predictions against treated cells, given the control cells of the same group (log values, cells x genes).
+
+    ``control_rng`` draws blocks and resamples of the controls; units that share controls get the same seed.
+    """
     n, n0 = observed.shape[0], control.shape[0]
-    weights = resamples(n, settings.n_draws, rng), resamples(n0, settings.n_draws, rng)
-    blocks = deal(n, rng), deal(n0, rng)
+    weights = resamples(n, settings.n_draws, rng), resamples(n0, settings.n_draws, control_rng)
+    blocks = deal(n, rng), deal(n0, control_rng)
     n_blocks, n_blocks0 = (int(block.max()) + 1 for block in blocks)
     whole = Whole.of(observed, control, blocks, settings.n_top)
     genes = whole.genes(np.ones(n_blocks, dtype=bool), np.ones(n_blocks0, dtype=bool))

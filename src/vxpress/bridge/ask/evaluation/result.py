@@ -12,7 +12,7 @@ import pandas as pd
 from vxpress.bridge.ask.evaluation.scoring import FLOOR, PREDICTION, ScoredUnit, Who
 from vxpress.core.evaluation.change import Floats
 from vxpress.core.evaluation.inputs import Settings
-from vxpress.core.evaluation.intervals import half_width, over_cells, over_groups, standard_error, verdict
+from vxpress.core.evaluation.intervals import half_width, mean_over, over_cells, over_groups, standard_error, verdict
 from vxpress.core.evaluation.measures import MEASURES, clipped, goodness
 
 NAN = float("nan")
@@ -35,9 +35,13 @@ class Main:
 class _Score:
     """A score of a prediction or floor in one unit, and what it is compared by, as goodness for all resamples."""
 
-    value: float
+    value_b: Floats
     error: float
     good_b: Floats
+
+    @property
+    def value(self) -> float:
+        return float(self.value_b[0])
 
 
 @dataclass(frozen=True)
@@ -55,22 +59,21 @@ class _Cell:
         scores = {}
         for i, who in enumerate(one.who):
             score_b, compared_b = one.scored.scores[str(i)][key], one.scored.comparable[str(i)].get(key, NOTHING)
-            scores[who] = _Score(float(score_b[0]), standard_error(score_b[1:], n), goodness(key[1], compared_b))
+            scores[who] = _Score(score_b, standard_error(score_b[1:], n), goodness(key[1], compared_b))
         return cls(one, scores, one.scored.ceiling[key], n)
 
     @classmethod
     def of_rank(cls, one: ScoredUnit) -> _Cell:
         """Make the cell of the ranks, which have no interval over cells."""
-        scores = {who: _Score(rank, NAN, np.array([rank])) for who, rank in one.rank.items()}
+        scores = {who: _Score(np.array([rank]), NAN, np.array([rank])) for who, rank in one.rank.items()}
         return cls(one, scores, one.rank_ceiling, min(one.scored.n_observed, one.scored.n_control))
 
     def floors(self) -> list[Who]:
         return [who for who, score in self.scores.items() if who[0] == FLOOR and np.isfinite(score.value)]
 
-    def difference(self, who: Who, floor: Who) -> tuple[float, float]:
-        """Return how much better a prediction is than a floor, and the standard error of that, on the same resamples."""
-        gain = self.scores[who].good_b - self.scores[floor].good_b
-        return float(gain[0]), standard_error(gain[1:], self.n)
+    def gain(self, who: Who, floor: Who) -> Floats:
+        """Return how much better a prediction is than a floor, on the same resamples, the data first."""
+        return self.scores[who].good_b - self.scores[floor].good_b
 
 
 def tables(found: Sequence[ScoredUnit], settings: Settings, level: float) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -115,27 +118,27 @@ def _row(cell: _Cell, who: Who, key: tuple[str, str], level: float) -> dict[str,
     row |= {"score": score.value, "low": float(ends[0]), "high": float(ends[1])}
     against: list[Against] = []
     for floor in cell.floors() if who[0] == PREDICTION else []:
-        gain, error = cell.difference(who, floor)
-        half = half_width(error, cell.n - 1, level)
+        gain_b = cell.gain(who, floor)
+        gain, half = float(gain_b[0]), half_width(standard_error(gain_b[1:], cell.n), cell.n - 1, level)
         against.append((gain, gain - half, gain + half, floor))
     return row | _compared(against, cell.scores, score.value, cell.ceiling, key[1])
 
 
 def _mean_row(cells: Sequence[_Cell], who: Who, key: tuple[str, str], level: float) -> dict[str, Any]:
-    scores, errors = (np.array([getattr(c.scores[who], name) for c in cells]) for name in ("value", "error"))
-    freedom = min(c.n for c in cells) - 1
-    mean, low, high = over_groups(scores, errors, freedom, level)
+    n = min(c.n for c in cells)
+    mean, low, high = over_groups(*mean_over([c.scores[who].value_b for c in cells], n), n - 1, level)
     ends = clipped(key[1], np.array([low, high]))
     row = _start(who, key) | {"n_groups": len(cells), "score": mean, "low": float(ends[0]), "high": float(ends[1])}
     against: list[Against] = []
     wide: dict[Who, tuple[float, float]] = {}
     everywhere = [floor for floor in cells[0].floors() if all(floor in c.floors() for c in cells)]
     for floor in everywhere if who[0] == PREDICTION else []:
-        pairs = np.array([c.difference(who, floor) for c in cells])
-        against.append((*over_cells(pairs[:, 0], pairs[:, 1], freedom, level), floor))
-        wide[floor] = over_groups(pairs[:, 0], pairs[:, 1], freedom, level)[1:]
+        gains = mean_over([c.gain(who, floor) for c in cells], n)
+        against.append((*over_cells(*gains, n - 1, level), floor))
+        wide[floor] = over_groups(*gains, n - 1, level)[1:]
     means = {
-        floor: _Score(float(np.mean([c.scores[floor].value for c in cells])), NAN, np.zeros(1)) for floor in everywhere
+        floor: _Score(np.mean([c.scores[floor].value_b[:1] for c in cells], 0), NAN, np.zeros(1))
+        for floor in everywhere
     }
     compared = _compared(against, means, mean, float(np.mean([c.ceiling for c in cells])), key[1])
     best = wide.get((FLOOR, compared["floor"]), (NAN, NAN))

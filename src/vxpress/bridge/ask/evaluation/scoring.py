@@ -90,6 +90,8 @@ def score(inputs: Inputs, rng: np.random.Generator) -> list[ScoredUnit]:
         )
     floors = FloorChanges(arrays, all_parts, inputs.keys, genes, len(units))
     seeds = rng.spawn(len(units))
+    # targets in one group share their controls, and so the resamples of these
+    control_seeds = {group: int(rng.integers(2**62)) for group in dict.fromkeys(unit.group for unit in units)}
     found = []
     for (i, unit), progress in stages(list(enumerate(units)), "scoring", len(units)):
         progress.done = i + 1
@@ -108,7 +110,9 @@ def score(inputs: Inputs, rng: np.random.Generator) -> list[ScoredUnit]:
             if (FLOOR, name) not in who:
                 predictions.append(Change(str(len(who)), change))
                 who.append((FLOOR, name))
-        found.append(ScoredUnit(unit, who, score_unit(observed, control, predictions, inputs.settings, seeds[i])))
+        control_rng = np.random.default_rng(control_seeds[unit.group])
+        scored = score_unit(observed, control, predictions, inputs.settings, seeds[i], control_rng)
+        found.append(ScoredUnit(unit, who, scored))
     _rank(found, genes)
     return found
 

@@ -1,4 +1,4 @@
-"""Likelihoods, priors, decoders, latent blocks, objectives and data sources of your own, without a change of the package.
+"""Likelihoods, priors, decoders, latent blocks, objectives, data sources and latent maps of your own, without a change of the package.
 
 Subclass a base class of this module, and register the class under a name. A fit then takes the name as it takes those of
 the package: ``vx.tl.fit_vae(adata, likelihood="geometric")``. A stored fit holds the name and the options of the class, not its code.
@@ -33,6 +33,7 @@ from vxpress.core.likelihoods import (
     ToReadOut,
     ZeroInflated,
 )
+from vxpress.core.maps import LatentMap, Pair
 from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal
@@ -58,6 +59,7 @@ __all__ = [
     "Gaussian",
     "ImportanceTerms",
     "Iwae",
+    "LatentMap",
     "Layers",
     "Levels",
     "Likelihood",
@@ -70,6 +72,7 @@ __all__ = [
     "Objective",
     "Options",
     "Output",
+    "Pair",
     "Poisson",
     "Posterior",
     "Prior",
@@ -89,6 +92,7 @@ __all__ = [
     "register_block",
     "register_decoder",
     "register_likelihood",
+    "register_map",
     "register_objective",
     "register_prior",
     "register_source",
@@ -336,13 +340,50 @@ def register_source(name: str, cls: type[Source], *, replace: bool = False) -> N
     registration.register("source", name, cls, replace=replace)
 
 
-def unregister(kind: Literal["likelihood", "prior", "decoder", "block", "objective", "source"], name: str) -> None:
+@_documented
+def register_map(name: str, cls: type[LatentMap], *, replace: bool = False) -> None:
+    """Register a map from control to treated cells, for ``vx.tl.predict_perturbation(adata, ..., method=name)``.
+
+    Parameters
+    ----------
+    name
+        Name of the map: letters, digits and underscores.
+    cls
+        Subclass of :class:`LatentMap`, built as ``cls(options)``. It defines ``learn``, which receives the control and
+        treated cells of one or several groups in the latent space (:class:`Pair`) and returns a function that moves
+        cells. Its options are a frozen dataclass ``Options`` in the class; ``self.options`` holds them.
+    <replace and errors>
+
+    Examples
+    --------
+    A shift by the difference of medians:
+
+    >>> import torch, vxpress as vx
+    >>> class MedianShift(vx.extend.LatentMap):
+    ...     def learn(self, pairs, generator):
+    ...         shifts = [p.weight * (p.target_nd.median(0).values - p.source_nd.median(0).values) for p in pairs]
+    ...         return lambda x_nd: x_nd + sum(shifts)
+    >>> vx.extend.register_map("median_shift", MedianShift)
+    >>> fitted = MedianShift()
+    >>> control, treated = torch.zeros(5, 2), torch.ones(4, 2)
+    >>> fitted.fit(control, treated, None, None, torch.Generator().manual_seed(0))
+    >>> fitted(control[:1]).tolist()
+    [[1.0, 1.0]]
+    >>> vx.extend.unregister("map", "median_shift")
+    """
+    registration.register("map", name, cls, replace=replace)
+
+
+def unregister(
+    kind: Literal["likelihood", "prior", "decoder", "block", "objective", "source", "map"], name: str
+) -> None:
     """Remove a class that was registered, for example at the end of a test.
 
     Parameters
     ----------
     kind
-        What the class is: ``"likelihood"``, ``"prior"``, ``"decoder"``, ``"block"``, ``"objective"`` or ``"source"``.
+        What the class is: ``"likelihood"``, ``"prior"``, ``"decoder"``, ``"block"``, ``"objective"``, ``"source"`` or
+        ``"map"``.
     name
         Its name.
 

@@ -14,6 +14,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+# share of the steps in which the learning rate rises, and its share of the peak at the end
+WARM_UP, END_SHARE = 0.05, 0.01
+
 Batch = TypeVar("Batch")
 State = TypeVar("State")
 
@@ -54,6 +57,15 @@ def keep_best(
         elif done - best_step >= patience:
             break
     return Kept(kept, best, best_step, done)
+
+
+def rise_and_fall(step: int, n_steps: int) -> float:
+    """Compute the learning rate at a step as a share of its peak: a short rise, then half a cosine."""
+    rise = max(1.0, WARM_UP * n_steps)
+    if step <= rise:
+        return step / rise
+    fall = (1 + math.cos(math.pi * (step - rise) / max(1.0, n_steps - rise))) / 2
+    return END_SHARE + (1.0 - END_SHARE) * fall
 
 
 def shuffled(rows: Tensor, order: torch.Generator) -> Tensor:

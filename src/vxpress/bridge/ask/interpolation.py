@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -17,8 +16,9 @@ from vxpress.bridge.ask.generation import Columns, get_column_names, requested_c
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.read.columns import find_column, get_numbers
 from vxpress.core.blocks import Z
-from vxpress.core.inference.paths import CellDensity, linear_path, percentile_among, spherical_path
+from vxpress.core.inference.paths import CellDensity, percentile_among
 from vxpress.core.inference.posterior import Draws, Encoded
+from vxpress.core.maps.paths import PATHS, linear_path
 from vxpress.metrics import log_aggregate_posterior
 
 Method = Literal["linear", "spherical", "flow"]
@@ -47,7 +47,7 @@ def path_with_densities(
     ``posterior`` are mean and variance of all cells, float64 (n, d).
     """
     start_d, end_d = (posterior[0][rows].mean(0) for rows in ends)
-    path_sd = _path(fit, method, start_d, end_d, position_s)
+    path_sd = PATHS[method](fit.model.prior, fit.condition_key).points(start_d, end_d, position_s)
     return path_sd, _densities(fit, path_sd, position_s, CellDensity.choose(*posterior, ends, rng))
 
 
@@ -78,30 +78,6 @@ def decode_path(
         modelled_g=fit.modelled_g,
         request=DecodingRequest(Draws(1, batches, DENOISING_SEED), scale, genes=genes),
     )[0]
-
-
-def _path(fit: Fit, method: Method, start_d: np.ndarray, end_d: np.ndarray, position_s: np.ndarray) -> np.ndarray:
-    """Compute the points of the path, (s, d)."""
-    if method == "linear":
-        return linear_path(start_d, end_d, position_s)
-    if method == "spherical":
-        return spherical_path(start_d, end_d, position_s)
-    prior = fit.model.prior
-    if not prior.invertible or prior.config.n_conditions:
-        kind = f"{prior.config.name!r}" + (f" given {fit.condition_key!r}" if prior.config.n_conditions else "")
-        msg = (
-            f"method='flow' needs a prior that maps the latent space to N(0, I) and back; the prior of this fit is {kind}. Learn a "
-            "flow: vx.tl.fit_prior(adata, prior='flow')."
-        )
-        raise ValueError(msg)
-    # in single precision the ends would be recovered to three digits only
-    prior = copy.deepcopy(prior).double()
-    base = prior.to_base(torch.from_numpy(np.stack([start_d, end_d]))).numpy()
-    path_sd: np.ndarray = prior.from_base(torch.from_numpy(linear_path(base[0], base[1], position_s))).numpy()
-    if not np.allclose(path_sd[[0, -1]], [start_d, end_d], atol=1e-3):
-        msg = "The learned flow cannot be inverted at the ends of the path. Learn it again: vx.tl.fit_prior(adata, prior='flow')."
-        raise ValueError(msg)
-    return path_sd
 
 
 def _densities(fit: Fit, path_sd: np.ndarray, position_s: np.ndarray, cells: CellDensity) -> dict[str, np.ndarray]:

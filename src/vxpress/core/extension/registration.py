@@ -17,6 +17,7 @@ from vxpress.core.blocks import BLOCKS, Block, NormalBlock
 from vxpress.core.bodies import DECODERS, Body
 from vxpress.core.data import SOURCES, Source
 from vxpress.core.likelihoods import LIKELIHOODS, Likelihood, Output, Shares
+from vxpress.core.maps import MAPS, LatentMap
 from vxpress.core.objectives import OBJECTIVES, Objective
 from vxpress.core.option import Options
 from vxpress.core.priors import PRIORS, Prior
@@ -203,6 +204,10 @@ def _missing_in_source(cls: type[Source]) -> list[str]:
     return sorted(cls.__abstractmethods__)
 
 
+def _missing_in_map(cls: type[LatentMap]) -> list[str]:
+    return _same(cls, LatentMap, "learn")
+
+
 KINDS: dict[str, Kind] = {
     kind.registry.kind.rsplit(maxsplit=1)[-1]: kind
     for kind in (
@@ -212,6 +217,7 @@ KINDS: dict[str, Kind] = {
         Kind(BLOCKS, Block, _missing_in_block, ("config", "n_condition"), _check_block),
         Kind(OBJECTIVES, Objective, _missing_in_objective, ("config", "model")),
         Kind(SOURCES, Source, _missing_in_source),
+        Kind(MAPS, LatentMap, _missing_in_map, ("options",)),
     )
 }
 

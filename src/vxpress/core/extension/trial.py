@@ -19,11 +19,12 @@ from vxpress.core.config import TrainConfig
 from vxpress.core.data import Batch, Rows, Source
 from vxpress.core.isolation import seeded
 from vxpress.core.likelihoods import Likelihood
+from vxpress.core.maps import LatentMap, Pair
 from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import Elbo
 from vxpress.core.priors import Prior
-from vxpress.core.registry import BLOCKS, DECODERS, LIKELIHOODS, OBJECTIVES, PRIORS, SOURCES, Registry
+from vxpress.core.registry import BLOCKS, DECODERS, LIKELIHOODS, MAPS, OBJECTIVES, PRIORS, SOURCES, Registry
 from vxpress.core.training.evaluation import evaluate
 
 N_CELLS = 3
@@ -149,6 +150,24 @@ def try_prior(name: str, prior: Prior) -> None:
         if device.type == "cpu":
             sample = partial(prior.sample, N_CELLS, torch.Generator().manual_seed(0), code_n)
             trial.tensor(f"sample{given}", sample, (N_CELLS, prior.n_latent), "cells, dimensions")
+
+
+def try_map(name: str, latent_map: LatentMap, n_latent: int) -> None:
+    """Try a map that is not of the package; raise ``ValueError`` with what is wrong."""
+    if not MAPS.is_own(name):
+        return
+    trial = Trial(MAPS, name, type(latent_map))
+    generator = torch.Generator().manual_seed(0)
+    x_nd = torch.randn(4 * N_CELLS, n_latent, generator=generator, dtype=torch.float64)
+    pairs = [Pair(x_nd[:5], x_nd[5:], torch.zeros(n_latent, dtype=torch.float64), weight) for weight in (0.25, 0.75)]
+    for some in (pairs[:1], pairs):
+        move = trial.call("learn", partial(latent_map.learn, some, generator))
+        if not callable(move):
+            trial.refuse("learn", f"returned {_described(move)}", "a function that moves cells")
+        for x in (x_nd[:N_CELLS], x_nd[:1]):
+            moved = trial.tensor("learn: its function", partial(move, x), tuple(x.shape), "cells, dimensions")
+            if moved.dtype != torch.float64:
+                trial.refuse("learn: its function", f"returned a tensor of {moved.dtype}", "a tensor of torch.float64")
 
 
 def _try_block(trial: Trial, block: Block, model: VAE, posterior: Posterior, batch: Batch) -> None:

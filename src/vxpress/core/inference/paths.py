@@ -1,4 +1,4 @@
-"""Paths between two points of the latent space, and the density of cells along them."""
+"""The density of cells along a path through the latent space."""
 
 from __future__ import annotations
 
@@ -14,36 +14,6 @@ MAX_CELLS, MAX_PROBES = 10_000, 200
 # cells
 MIN_REFERENCE, MAX_REFERENCE = 20, 2_000
 _BLOCK = 256
-_PARALLEL = 1e-6
-
-
-def linear_path(start_d: np.ndarray, end_d: np.ndarray, position_s: np.ndarray) -> np.ndarray:
-    """Compute points on the straight line, (s, d); ``position_s`` runs from 0 to 1."""
-    t = np.asarray(position_s)[:, None]
-    return np.asarray((1.0 - t) * start_d + t * end_d)
-
-
-def spherical_path(start_d: np.ndarray, end_d: np.ndarray, position_s: np.ndarray) -> np.ndarray:
-    """Compute points on an arc around the origin, (s, d): angle and norm change linearly (Shoemake 1985).
-
-    A straight line between two draws of N(0, I) passes closer to the origin than both draws; the arc does not.
-    """
-    norms = np.linalg.norm(start_d), np.linalg.norm(end_d)
-    if min(norms) == 0.0:
-        msg = "method='spherical' turns around the origin, but one end is at the origin. Use method='linear'."
-        raise ValueError(msg)
-    cosine = float(np.clip(start_d @ end_d / (norms[0] * norms[1]), -1.0, 1.0))
-    if cosine < -1.0 + _PARALLEL:
-        msg = "method='spherical' is not defined for ends in opposite directions from the origin. Use method='linear'."
-        raise ValueError(msg)
-    angle = np.arccos(cosine)
-    if angle < _PARALLEL:
-        return linear_path(start_d, end_d, position_s)
-    t = np.asarray(position_s)[:, None]
-    direction = (np.sin((1.0 - t) * angle) * (start_d / norms[0]) + np.sin(t * angle) * (end_d / norms[1])) / np.sin(
-        angle
-    )
-    return np.asarray(((1.0 - t) * norms[0] + t * norms[1]) * direction)
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,11 @@ class LatentMap:
         return self._moves[slot]
 
 
+def drawn(x_nd: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Draw n cells with replacement."""
+    return x_nd[torch.randint(len(x_nd), (n,), generator=generator)]
+
+
 def _positions(name: str, z_nd: Tensor) -> Tensor:
     z_nd = z_nd.detach().to("cpu", torch.float64)
     if z_nd.ndim != 2 or not bool(torch.isfinite(z_nd).all()):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vxpress.core.priors.gaussian_path import FAR, NEAR, GaussianPath
+from vxpress.core.priors.gaussian_path import GaussianPath
+from vxpress.core.velocity import FAR, NEAR
 
 
 class Diffusion(GaussianPath):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,15 +9,14 @@ from torch import Tensor
 
 from vxpress.core.config import PriorConfig
 from vxpress.core.isolation import seeded
-from vxpress.core.loop import copies, keep_best, put
+from vxpress.core.loop import copies, keep_best, put, rise_and_fall
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors import PRIORS, Prior
 from vxpress.core.progress import steps
 from vxpress.core.whole_import import import_for_optimizers
 
 BATCH = 512
-END_SHARE = 0.01
-WARM_UP, MAX_NORM = 0.05, 5.0
+MAX_NORM = 5.0
 AVERAGING = 0.99
 # share of the training cells on which the best state is chosen, and their largest number
 CHOOSING_FRACTION, MAX_CHOOSING = 0.1, 2_000
@@ -84,7 +82,7 @@ def learn(
 
     def take(step: int, _: int) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * _rate(step, n_steps)
+            group["lr"] = learning_rate * rise_and_fall(step, n_steps)
         at = rows[torch.randint(len(rows), (min(BATCH, len(rows)),), generator=generator, device=device)]
         optimizer.zero_grad(set_to_none=True)
         loss = prior.loss(*draw(at), generator).mean()
@@ -113,15 +111,6 @@ def learn(
         p.grad = None
     prior.eval()
     return Learned(kept.step, kept.n_steps, losses)
-
-
-def _rate(step: int, n_steps: int) -> float:
-    """Compute the learning rate at a step as a share of its peak."""
-    rise = max(1.0, WARM_UP * n_steps)
-    if step <= rise:
-        return step / rise
-    fall = (1 + math.cos(math.pi * (step - rise) / max(1.0, n_steps - rise))) / 2
-    return END_SHARE + (1.0 - END_SHARE) * fall
 
 
 @torch.no_grad()

@@ -20,85 +20,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from vxpress.core.config import PriorConfig
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.priors.base import Examples, StandardisedPrior
+from vxpress.core.velocity import FAR, HIDDEN, NEAR, STAGES, Velocity, follow, weighted
 
-# log signal-to-noise ratio at both ends: noise is 1.1 % of the spread of z at the near end; at the far end, the reverse
-MAX_LOG_RATIO = 9.0
-NEAR = math.atan(math.exp(-MAX_LOG_RATIO / 2))
-FAR = math.pi / 2 - NEAR
-HIDDEN, BLOCKS, WAVES = 64, 3, 6
 # steps of the solver (fourth order), and how much shorter they are near z
 SOLVER_STEPS, NEAR_POWER = 10, 1.2
 # numbers in the derivatives that are held at once (32 MB)
 HELD = 2**23
-
-
-class Velocity(nn.Module):
-    """f(x, phi, condition): a residual network that is initialised to zero."""
-
-    def __init__(self, n_latent: int, n_conditions: int) -> None:
-        super().__init__()
-        self.n_conditions = n_conditions
-        self.into = nn.Linear(n_latent, HIDDEN)
-        self.time = nn.Linear(2 * WAVES + 1, HIDDEN)
-        self.first = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN) for _ in range(BLOCKS))
-        self.second = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN) for _ in range(BLOCKS))
-        # adds angle and condition in each block
-        self.shift = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN) for _ in range(BLOCKS))
-        self.condition = nn.Embedding(n_conditions, HIDDEN) if n_conditions else None
-        self.out = nn.Linear(HIDDEN, n_latent)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def context(self, phi: Tensor, condition_n: Tensor | None) -> Tensor:
-        """Embed angle and condition, (n, hidden), or (1, hidden) for one angle and no condition.
-
-        ``phi`` is (n,) or (1,).
-        """
-        wave = phi[:, None] * (2.0 * torch.arange(1, WAVES + 1, device=phi.device))
-        log_ratio = -2.0 * phi.tan().log() / MAX_LOG_RATIO
-        e = self.time(torch.cat((wave.sin(), wave.cos(), log_ratio[:, None]), dim=-1).to(self.out.weight.dtype))
-        if self.condition is not None and condition_n is not None:
-            e = e + self.condition(condition_n)
-        return F.silu(e)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        h = self.into(x)
-        for first, second, shift in zip(self.first, self.second, self.shift, strict=True):
-            h = h + second(F.silu(first(F.silu(h)) + shift(context)))
-        return self.out(F.silu(h))
-
-    def with_divergence(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute f and sum_j df_j / dx_j, (n,), by propagating all derivatives forward, (n, d, hidden)."""
-        h = self.into(x)
-        d_h = self.into.weight.t()[None].expand(len(x), -1, -1)
-        for first, second, shift in zip(self.first, self.second, self.shift, strict=True):
-            a, slope = _silu(h)
-            b, slope_b = _silu(first(a) + shift(context))
-            d_b = _linear(d_h * slope[:, None], first) * slope_b[:, None]
-            h, d_h = h + second(b), d_h + _linear(d_b, second)
-        a, slope = _silu(h)
-        return self.out(a), torch.einsum("ndh,nh,dh->n", d_h, slope, self.out.weight)
-
-
-def _linear(x: Tensor, layer: nn.Module) -> Tensor:
-    """Apply a linear layer without its bias."""
-    return F.linear(x, cast("nn.Linear", layer).weight)
-
-
-def _silu(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute x sigmoid(x) and its derivative."""
-    s = torch.sigmoid(x)
-    value = x * s
-    return value, s + value * (1.0 - s)
 
 
 class GaussianPath(StandardisedPrior):
@@ -145,26 +79,23 @@ class GaussianPath(StandardisedPrior):
         for phi, step in _steps(forward=True):
             moves: list[Tensor] = []
             divergences: list[Tensor] = []
-            for shift, share in _STAGES:
+            for shift, share in STAGES:
                 at = x if not moves else torch.add(x, moves[-1], alpha=share * step)
                 context = self._context(phi + shift * step, condition_n, x.device)
                 move, divergence = self.velocity.with_divergence(at, context)
                 moves.append(move)
                 divergences.append(divergence)
-            x = x + step / 6.0 * _weighted(moves)
-            gathered = gathered + step / 6.0 * _weighted(divergences).double()
+            x = x + step / 6.0 * weighted(moves)
+            gathered = gathered + step / 6.0 * weighted(divergences).double()
         log_far = -0.5 * (x.double().square() + math.log(2 * math.pi)).sum(-1)
         return log_far + gathered + log_volume
 
     @torch.no_grad()
     def conditional_sample(self, n: int, generator: torch.Generator, condition_n: Tensor | None) -> Tensor:
         x = torch.randn(n, self.n_latent, generator=generator, device=generator.device)
-        for phi, step in _steps(forward=False):
-            moves: list[Tensor] = []
-            for shift, share in _STAGES:
-                at = x if not moves else torch.add(x, moves[-1], alpha=share * step)
-                moves.append(self.velocity(at, self._context(phi + shift * step, condition_n, x.device)))
-            x = x + step / 6.0 * _weighted(moves)
+        x = follow(
+            x, _steps(forward=False), lambda at, phi: self.velocity(at, self._context(phi, condition_n, x.device))
+        )
         return torch.addcmul(self.centre_d, x, self.spread_d)
 
     def _context(self, phi: float, condition_n: Tensor | None, device: torch.device) -> Tensor:
@@ -238,12 +169,6 @@ class GaussianPath(StandardisedPrior):
 
 # integral of cot(phi) cos(phi)^2 between the ends
 _NOISE_INTEGRAL = math.log(math.sin(FAR) / math.sin(NEAR)) - 0.5 * (math.sin(FAR) ** 2 - math.sin(NEAR) ** 2)
-# classical fourth-order Runge-Kutta: position in the step, and how far along the previous slope
-_STAGES = ((0.0, 0.0), (0.5, 0.5), (0.5, 0.5), (1.0, 1.0))
-
-
-def _weighted(parts: list[Tensor]) -> Tensor:
-    return parts[0] + 2.0 * (parts[1] + parts[2]) + parts[3]
 
 
 def _steps(*, forward: bool) -> list[tuple[float, float]]:

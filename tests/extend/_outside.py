@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -218,3 +218,16 @@ def model_of(adata: ad.AnnData) -> extend.VAE:
 
 def cells_of(adata: ad.AnnData) -> extend.Batch:
     return read_query(adata, Fit.from_uns(adata.uns["vae"]), None).cells.batch(torch.arange(adata.n_obs))
+
+
+class MedianShift(extend.LatentMap):
+    """Moves all cells by a multiple of the difference of medians."""
+
+    @dataclass(frozen=True)
+    class Options(extend.Options):
+        factor: float = extend.option(1.0, low=0.0, high=10.0)
+
+    def learn(self, pairs: Sequence[extend.Pair], generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        parts = [p.weight * (p.target_nd.median(0).values - p.source_nd.median(0).values) for p in pairs]
+        shift_d = self.options.factor * torch.stack(parts).sum(0)
+        return lambda x_nd: x_nd + shift_d

@@ -54,7 +54,15 @@ def predict_perturbation(
     effect they keep) move the position of each control cell and decode it there:
 
     - ``"shift"`` adds the mean of treated cells minus the mean of control cells of the same group, averaged over groups
-      :cite:p:`Lotfollahi2019`.
+      :cite:p:`Lotfollahi2019`;
+    - ``"bures"`` maps the normal distribution with the moments of the control cells to that with the moments of the
+      treated cells, the optimal transport between both in closed form;
+    - ``"sinkhorn"`` moves each cell to an average of treated cells by entropic optimal transport :cite:p:`Cuturi2013`,
+      also if parts of the populations have no counterpart (``{"unbalanced": 1.0}``);
+    - ``"icnn"`` moves cells along the gradient of a convex network :cite:p:`Bunne2023`;
+    - ``"flow_matching"`` moves cells along a learned velocity field :cite:p:`Lipman2023,Tong2024`.
+
+    All of them learn from the cells of the group if it has treated cells, otherwise from those of the other groups.
 
     - ``"counterfactual"`` needs a fit with the perturbation as a covariate, and decodes each control cell under the
       target instead;

@@ -53,7 +53,7 @@ def test_it_begins_at_the_map_between_normal_distributions_and_improves_on_it() 
         return x + torch.stack((3.0 * torch.tanh(2.0 * x[:, 0]), torch.ones(len(x)).double()), dim=1)
 
     errors = []
-    for fitted in (Bures(), Icnn(IcnnOptions(n_steps=1)), Icnn(IcnnOptions(n_steps=120))):
+    for fitted in (Bures(), Icnn(IcnnOptions(n_steps=1)), Icnn(IcnnOptions(n_steps=200))):
         fitted.fit(source, truth(draws), None, None, torch.Generator().manual_seed(0))
         errors.append(float((fitted(source) - truth(source)).square().mean()))
     np.testing.assert_allclose(errors[1], errors[0], rtol=0.05)

@@ -19,7 +19,7 @@ from vxpress.core.progress import steps
 from vxpress.core.whole_import import import_for_optimizers
 
 HIDDEN, LAYERS = 64, 3
-BATCH, INNER, LEARNING_RATE, BETAS, AVERAGING = 256, 4, 5e-3, (0.5, 0.9), 0.98
+BATCH, INNER, LEARNING_RATE, BETAS, AVERAGING = 256, 4, 3e-3, (0.5, 0.9), 0.98
 # factor of the initial weights of inputs: with that of torch, hidden units are nearly quadratic where the cells are
 SHARPNESS = 4.0
 # cells that move together

@@ -11,6 +11,7 @@ import torch
 from vxpress.bridge.ask.perturbation.base import Method, Moved, covariates_of
 from vxpress.bridge.ask.perturbation.cells import PerturbedCells
 from vxpress.core.blocks import Z
+from vxpress.core.extension.trial import try_map
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.maps import MAPS, LatentMap
 
@@ -69,6 +70,7 @@ class ByLatentMap(Method):
             )
             source_group, target_group = (torch.from_numpy(populations.group_n[rows]) for rows in (controls, treated))
             made: LatentMap = MAPS[self.name](self.options)
+            try_map(self.name, made, source.shape[1])
             made.fit(source, target, source_group, target_group, torch.Generator().manual_seed(self.seed))
             self._learned[learn_from] = made
         return self._learned[learn_from]

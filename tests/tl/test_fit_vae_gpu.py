@@ -44,7 +44,7 @@ def test_a_fit_on_a_gpu_is_as_good_as_on_a_cpu(adata: ad.AnnData, name: str) -> 
 
 
 def test_a_fit_of_a_gpu_is_used_on_a_cpu(adata: ad.AnnData) -> None:
-    vx.tl.fit_vae(adata, "batch", device="cuda", max_epochs=4)
     query = adata[:20].copy()
+    vx.tl.fit_vae(adata, "batch", device="cuda", max_epochs=4)
     vx.tl.encode(query, adata)
     np.testing.assert_allclose(query.obsm["X_vae"], adata.obsm["X_vae"][:20], rtol=1e-3, atol=1e-3)

@@ -11,6 +11,8 @@ import pytest
 import scanpy as sc
 
 import vxpress as vx
+from vxpress.bridge.fits.runner import Runner
+from vxpress.bridge.read.prepare import Prepared
 
 WHO = {"control": "none", "target": "drug", "groupby": "type"}
 
@@ -333,3 +335,33 @@ def test_the_stated_change_is_what_is_evaluated_unless_cells_were_edited(plain: 
     real = treated - _profile(before, before.sum(1))
     found = _profile(some.X.toarray(), some.X.toarray().sum(1)) - _profile(before, before.sum(1))
     assert correlation(some) == pytest.approx(np.corrcoef(found, real)[0, 1], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("fit", "method"), [("plain", "shift"), ("covariate", "counterfactual"), ("optional", "shift")]
+)
+def test_a_check_with_refits_has_not_seen_the_group(
+    fits: dict[str, ad.AnnData], fit: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[np.ndarray] = []
+    original = Runner.__init__
+
+    def spy(self: Runner, prepared: Prepared, **more: object) -> None:
+        trained.append(np.concatenate([prepared.train_n, prepared.validation_n]))
+        original(self, prepared, **more)
+
+    monkeypatch.setattr(Runner, "__init__", spy)
+    adata = fits[fit]
+    record = vx.tl.predict_perturbation(adata, "drug", **WHO, groups="group_2", method=method, check="refit").uns
+    assert len(trained) == 2
+    for group, rows in zip(("group_0", "group_1"), trained, strict=True):
+        out = (adata.obs["type"] == group) & (adata.obs["drug"] == "drug")
+        np.testing.assert_array_equal(np.sort(rows), np.flatnonzero(~out))
+    table = record["perturbation"]["checked"]
+    assert (table.loc[table["method"] == method, "correlation"] > 0.8).all()
+    assert "had seen" not in record["perturbation"]["verdict"]
+    seen = vx.tl.predict_perturbation(adata, "drug", **WHO, groups="group_2", method=method).uns["perturbation"]
+    assert "had seen" in seen["verdict"]
+    del (other := adata.copy()).obs["vae_split"]
+    with pytest.raises(ValueError, match="trained on"):
+        vx.tl.predict_perturbation(other, "drug", **WHO, method=method, check="refit")

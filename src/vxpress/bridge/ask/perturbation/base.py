@@ -47,6 +47,10 @@ class Method:
         self.options = self.Options() if options is None else options
         self.seed = seed
 
+    def anew(self) -> Method:
+        """Return the same method for another fit."""
+        return type(self)(self.options, self.seed)
+
     @classmethod
     def wants_kept(cls, fit: Any, perturbation_key: str) -> bool:
         """Return whether the method works in the view that keeps the effects of optional covariates; raises if it cannot work."""

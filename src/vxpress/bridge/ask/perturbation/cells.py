@@ -38,7 +38,8 @@ class Profile:
 class PerturbedCells:
     """All cells, and what a method needs of them; ``genes`` are the modelled genes of the fit.
 
-    ``keep`` selects the view of the latent space that keeps the effects of optional covariates.
+    ``keep`` selects the view of the latent space that keeps the effects of optional covariates, which are hidden in
+    ``covariates`` and not in ``covariates_shown``.
     """
 
     fit: Fit
@@ -48,6 +49,7 @@ class PerturbedCells:
     library_n: np.ndarray
     encoded: Encoded
     covariates: Covariates
+    covariates_shown: Covariates
     keep: bool
     _profiles: dict[tuple[str, int], Profile] = field(default_factory=dict)
 
@@ -63,12 +65,11 @@ class PerturbedCells:
         check_complete(adata, fit, adata.var_names.get_indexer(fit.genes))
         where = fit.params.layer if isinstance(layer, Unset) else layer
         counts = read_counts(adata, where, np.ones(len(position), dtype=bool), position).inside
-        covariates = decoding_covariates(adata, fit)
-        if keep:
-            covariates = fit.model.conditioner.hide(covariates)
+        shown = decoding_covariates(adata, fit)
+        covariates = fit.model.conditioner.hide(shown) if keep else shown
         library_n = stored_library(adata, cells.keys)
         genes = fit.genes[fit.modelled_g]
-        return cls(fit, populations, genes, counts, library_n, cells.encoded, covariates, keep)
+        return cls(fit, populations, genes, counts, library_n, cells.encoded, covariates, shown, keep)
 
     @cached_property
     def log_library_n1(self) -> torch.Tensor:

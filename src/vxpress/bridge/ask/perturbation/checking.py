@@ -11,6 +11,8 @@ from vxpress.bridge.ask.perturbation.cells import PerturbedCells
 from vxpress.bridge.ask.perturbation.floors import FLOORS
 from vxpress.bridge.ask.perturbation.prediction import FEWEST_CELLS, Predictor
 
+# methods of which this check says little without a refit
+SEEN = dict.fromkeys(("counterfactual", "additive"), ", this one most of all")
 SCORES = ("correlation", "weighted_r2")
 
 
@@ -44,7 +46,13 @@ def check(predictor: Predictor, name: str) -> Checked:
         for which, change_g in predicted.items():
             found.append({"group": populations.groups[group], "method": which, **scores(cells, group, change_g)})
     table = pd.DataFrame(found)
-    return Checked(table, *_verdict(table, name))
+    text, no_better = _verdict(table, name)
+    if predictor.method.in_latent_space and predictor.refitter is None:
+        text += (
+            " The fit had seen these treated cells, which favours the method"
+            f"{SEEN.get(name, '')}: check='refit' fits again without them."
+        )
+    return Checked(table, text, no_better)
 
 
 def scores(cells: PerturbedCells, group: int, change_g: np.ndarray) -> dict[str, float]:

@@ -11,6 +11,7 @@ from vxpress.bridge.ask.perturbation.anchor import anchor_change
 from vxpress.bridge.ask.perturbation.base import Method, Moved
 from vxpress.bridge.ask.perturbation.cells import PerturbedCells
 from vxpress.bridge.ask.perturbation.decoding import paired_change, part_of, some
+from vxpress.bridge.ask.perturbation.refit import Refitter
 from vxpress.core.progress import steps
 
 # groups that are left out at most, and cells that each needs
@@ -35,6 +36,7 @@ class Predictor:
     method: Method
     anchor: float
     rescale: bool
+    refitter: Refitter | None = None
     _left_out: dict[int, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -65,8 +67,11 @@ class Predictor:
         """Return the decoded change of each group that is left out, predicted from the others."""
         for group in steps([g for g in self.checked if g not in self._left_out], "leaving groups out"):
             rows = self._some(group)
-            moved = self.method.predict(self.cells, rows, group, self.rest(group))
-            self._left_out[group] = self._decoded(rows, moved)
+            cells, method = self.cells, self.method
+            if self.refitter is not None and method.in_latent_space:
+                cells, method = self.refitter.without(group), method.anew()
+            moved = method.predict(cells, rows, group, self.rest(group))
+            self._left_out[group] = self._decoded(cells, rows, moved)
         return self._left_out
 
     def scale(self, without: int | None = None) -> float:
@@ -104,7 +109,7 @@ class Predictor:
         rows = self.cells.populations.controls(group)
         return rows[some(rows, self.method.seed)]
 
-    def _decoded(self, rows: np.ndarray, moved: Moved) -> np.ndarray:
+    def _decoded(self, cells: PerturbedCells, rows: np.ndarray, moved: Moved) -> np.ndarray:
         if moved.change_g is not None:
             return moved.change_g
-        return paired_change(self.cells, rows, moved, seed=self.method.seed)
+        return paired_change(cells, rows, moved, seed=self.method.seed)

@@ -44,6 +44,7 @@ def test_the_reference_lists_every_public_name_and_no_other():
 
 # what is not about one AnnData names its first argument otherwise
 FIRST = {"tl.evaluate_perturbation": "predicted", "tl.cell_eval_pair": "predicted", "pl.perturbation": "evaluation"}
+FIRST |= {"pl.dose_response": "table"}
 
 
 @pytest.mark.parametrize("name", SCANPY_LIKE)
@@ -64,6 +65,7 @@ def test_functions_are_called_as_those_of_scanpy(name):
 # what is not about the cells of adata comes as an AnnData of its own, and nothing is written
 RETURNING = dict.fromkeys(("tl.generate", "tl.interpolate", "tl.predict_perturbation"), "AnnData")
 RETURNING |= {"tl.evaluate_perturbation": "PerturbationEvaluation", "tl.cell_eval_pair": "tuple[AnnData, AnnData]"}
+RETURNING |= {"tl.dose_response": "pd.DataFrame"}
 
 
 @pytest.mark.parametrize("name", SCANPY_LIKE)

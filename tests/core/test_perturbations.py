@@ -15,7 +15,7 @@ from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
 from vxpress.core.model import build
-from vxpress.core.perturbations import Perturbations
+from vxpress.core.perturbations import Perturbations, hill
 from vxpress.core.query.surgery import extend
 from vxpress.core.training.embeddings import settle
 
@@ -171,3 +171,23 @@ def test_settled_embeddings_give_all_perturbations_the_basal_mean_of_the_control
     torch.testing.assert_close(z + model.conditioner.shift(cells.covariates[rows]), before)
     left = torch.linalg.lstsq(torch.cat((used, torch.ones(300, 1)), 1), z).solution[:2]
     assert float(left.abs().max()) < 0.02 * float(before.std())
+
+
+def test_the_start_finds_the_shape_of_a_dose_response() -> None:
+    rng = np.random.default_rng(0)
+    dose = np.zeros((1_200, 2), dtype=np.float32)
+    dose[:400, 0] = rng.choice([0.01, 0.1, 1.0], 400)
+    dose[300:800, 1] = rng.choice([0.1, 0.3, 1.0], 500)
+    strength = np.column_stack([(1 + 0.05) * dose[:, 0] / (dose[:, 0] + 0.05), dose[:, 1]])
+    value = strength @ rng.normal(0, 1.0, (2, 40)) + rng.standard_normal((1_200, 40))
+    log_half, log_slope = start.best_shapes(torch.from_numpy(dose), torch.from_numpy(value.astype(np.float32)))
+    found = hill(torch.from_numpy(dose), log_half, log_slope).numpy()
+    assert np.abs(found - strength).max() < 0.12
+
+
+def test_a_perturbation_without_effect_keeps_the_plain_shape() -> None:
+    rng = np.random.default_rng(0)
+    dose = torch.from_numpy(rng.choice([0.0, 0.1, 1.0], (300, 1)).astype(np.float32))
+    log_half, log_slope = start.best_shapes(dose, torch.from_numpy(rng.standard_normal((300, 40)).astype(np.float32)))
+    assert abs(float(log_half)) < 1.5
+    assert abs(float(log_slope)) < 0.7

@@ -51,14 +51,21 @@ class Perturbations(nn.Module):
         """Return f of every dose, (n, p)."""
         if self.log_half is None or self.log_slope is None:
             return dose_np
-        slope_p = self.log_slope.clamp(-MAX_LOG_SLOPE, MAX_LOG_SLOPE).exp()
-        log_half_p = self.log_half.clamp(-MAX_LOG_HALF, MAX_LOG_HALF)
-        log_share_np = logsigmoid(slope_p * (dose_np.clamp_min(SMALLEST_DOSE).log() - log_half_p))
-        return torch.where(dose_np > 0, (log_share_np - logsigmoid(-slope_p * log_half_p)).exp(), 0.0)
+        return hill(dose_np, self.log_half, self.log_slope)
 
     def shift(self, strength_np: Tensor) -> Tensor:
         """Return the sum of the effects in the latent space, (n, d)."""
         return strength_np @ self.embedding
+
+
+def hill(dose: Tensor, log_half: Tensor, log_slope: Tensor) -> Tensor:
+    """Return the Hill function of doses that is 0 at 0 and 1 at 1; the arguments are broadcast."""
+    slope, log_half = (
+        log_slope.clamp(-MAX_LOG_SLOPE, MAX_LOG_SLOPE).exp(),
+        log_half.clamp(-MAX_LOG_HALF, MAX_LOG_HALF),
+    )
+    log_share = logsigmoid(slope * (dose.clamp_min(SMALLEST_DOSE).log() - log_half))
+    return torch.where(dose > 0, (log_share - logsigmoid(-slope * log_half)).exp(), 0.0)
 
 
 def shifted(q: DiagonalNormal, shift_nd: Tensor) -> DiagonalNormal:

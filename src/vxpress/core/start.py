@@ -10,6 +10,8 @@ output layer at the rest of the effects on single genes. All other weights stay 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from vxpress.core.bodies import differences
 from vxpress.core.data import Batch, Source
 from vxpress.core.isolation import seeded
 from vxpress.core.model import VAE
-from vxpress.core.perturbations import OUTPUT_SCALE
+from vxpress.core.perturbations import OUTPUT_SCALE, hill
 from vxpress.core.shrinkage import shrunk
 
 # most cells, and most values of a dense matrix, from which the components are computed
@@ -34,6 +36,9 @@ SHRINKAGE = 30
 # further directions and iterations of the randomised decomposition (Halko et al. 2011)
 OVERSAMPLING, ITERATIONS = 10, 4
 SEED = 0
+# logs of half-effect dose, in units of the highest, and of slope that are tried for a dose response; and their standard
+# deviations, in units of which a shape is kept from being extreme unless the data ask for it
+LOG_HALVES, LOG_SLOPES, SHAPE_SD = (-4.5, 2.0, 14), (-1.2, 1.4, 11), (1.5, 0.7)
 
 
 @torch.no_grad()
@@ -177,6 +182,11 @@ def _start_perturbations(model: VAE, batch: Batch, normalised_ng: Tensor, scaled
     perturbations, strength_np = model.conditioner.perturbations, model.conditioner.strength(batch.covariates)
     if perturbations is None or strength_np is None:
         return
+    if perturbations.log_half is not None and perturbations.log_slope is not None:
+        log_half_p, log_slope_p = best_shapes(cast("Tensor", batch.covariates.dose_np), normalised_ng)
+        perturbations.log_half.copy_(log_half_p)
+        perturbations.log_slope.copy_(log_slope_p)
+        strength_np = perturbations.strength(cast("Tensor", batch.covariates.dose_np))
     training = model.training
     # batch norm would count these cells as a minibatch of the training
     model.eval()
@@ -203,3 +213,34 @@ def least_squares(strength_np: Tensor, value_ng: Tensor, ridge: float) -> tuple[
     effect_pg = inverse_pp @ (x_np.t() @ y_ng)
     variance_g = (y_ng - x_np @ effect_pg).square().mean(0)
     return effect_pg, (inverse_pp.diagonal()[:, None] * variance_g).sqrt()
+
+
+def best_shapes(dose_np: Tensor, value_ng: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logs of half-effect dose and slope of each perturbation, (p,), that describe the cells best.
+
+    They are those of a grid, judged on what is left of the values without the effects of the other perturbations, which are
+    in proportion to the dose for this.
+    """
+    p = dose_np.shape[1]
+    centred_ng = (value_ng - value_ng.mean(0)) / value_ng.std(0).clamp_min(1e-6)
+    effect_pg = least_squares(dose_np, centred_ng, 1.0)[0].to(centred_ng.dtype)
+    intercept_g = (centred_ng - dose_np @ effect_pg).mean(0)
+    grids = (torch.linspace(*part, device=dose_np.device) for part in (LOG_HALVES, LOG_SLOPES))
+    half_s, slope_s = (part.reshape(-1) for part in torch.meshgrid(*grids, indexing="ij"))
+    penalty_s = (half_s / SHAPE_SD[0]).square() + (slope_s / SHAPE_SD[1]).square()
+    # of the sum over genes of squares of standard normal numbers
+    noise = (2.0 * centred_ng.shape[1]) ** 0.5
+    log_half_p, log_slope_p = torch.zeros(2, p, device=dose_np.device)
+    for i in range(p):
+        rows = torch.nonzero(dose_np[:, i] > 0)[:, 0]
+        dose_m = dose_np[rows, i]
+        if len(rows) < 2 or bool((dose_m == dose_m[0]).all()):
+            continue
+        others_mp = dose_np[rows].clone()
+        others_mp[:, i] = 0.0
+        left_mg = centred_ng[rows] - intercept_g - others_mp @ effect_pg
+        shape_sm = hill(dose_m, half_s[:, None], slope_s[:, None])
+        explained_s = (shape_sm @ left_mg).square().sum(1) / shape_sm.square().sum(1)
+        best = int((explained_s - noise * penalty_s).argmax())
+        log_half_p[i], log_slope_p[i] = half_s[best], slope_s[best]
+    return log_half_p, log_slope_p

@@ -9,6 +9,7 @@ from vxpress.tl._compare import compare
 from vxpress.tl._counterfactual import counterfactual
 from vxpress.tl._denoise import denoise
 from vxpress.tl._diagnose import diagnose
+from vxpress.tl._dose_response import dose_response
 from vxpress.tl._encode import encode
 from vxpress.tl._evaluate_perturbation import evaluate_perturbation
 from vxpress.tl._fit_prior import fit_prior
@@ -17,6 +18,7 @@ from vxpress.tl._generate import generate
 from vxpress.tl._interpolate import interpolate
 from vxpress.tl._log_likelihood import log_likelihood
 from vxpress.tl._outliers import outliers
+from vxpress.tl._perturbation_similarity import perturbation_similarity
 from vxpress.tl._predict_perturbation import predict_perturbation
 from vxpress.tl._predictive_check import predictive_check
 from vxpress.tl._rank_genes_groups import rank_genes_groups
@@ -33,6 +35,7 @@ __all__ = [
     "counterfactual",
     "denoise",
     "diagnose",
+    "dose_response",
     "encode",
     "evaluate_perturbation",
     "fit_prior",
@@ -41,6 +44,7 @@ __all__ = [
     "interpolate",
     "log_likelihood",
     "outliers",
+    "perturbation_similarity",
     "predict_perturbation",
     "predictive_check",
     "rank_genes_groups",

@@ -1,0 +1,133 @@
+"""Predicted change of expression along the dose of a perturbation, with measured changes next to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scanpy import logging as logg
+
+from vxpress.bridge.ask.perturbation.base import Moved, covariates_of
+from vxpress.bridge.ask.perturbation.cells import PerturbedCells, Profile, profile_of
+from vxpress.bridge.ask.perturbation.decoding import Decoder, some
+from vxpress.bridge.read.perturbations import PerturbationTable
+from vxpress.core.inference.dose_response import Observed, deviations
+from vxpress.core.progress import steps
+
+# populations with fewer cells are not measured
+FEWEST = 5
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Doses in the units of ``obs``, (x,), the change there with its interval, (x, genes), and the measured change.
+
+    The measured change and its standard error are NaN where ``n_cells`` (x,) is 0.
+    """
+
+    dose_x: np.ndarray
+    change_xg: np.ndarray
+    low_xg: np.ndarray
+    high_xg: np.ndarray
+    measured_xg: np.ndarray
+    error_xg: np.ndarray
+    n_cells_x: np.ndarray
+
+    def table(self, genes: Sequence[str], at: np.ndarray, *, low: float, high: float) -> pd.DataFrame:
+        """Return a row for each gene and dose; doses outside ``low`` to ``high`` are extrapolated."""
+        parts = []
+        for name, g in zip(genes, at, strict=True):
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "gene": name,
+                        "dose": self.dose_x,
+                        "change": self.change_xg[:, g],
+                        "low": self.low_xg[:, g],
+                        "high": self.high_xg[:, g],
+                        "measured": self.measured_xg[:, g],
+                        "measured_error": self.error_xg[:, g],
+                        "n_cells": self.n_cells_x,
+                        "extrapolated": (self.dose_x > high) | ((self.dose_x > 0) & (self.dose_x < low)),
+                    }
+                )
+            )
+        return pd.concat(parts, ignore_index=True)
+
+
+def curves(
+    cells: PerturbedCells,
+    table: PerturbationTable,
+    name: str,
+    dose_x: np.ndarray,
+    *,
+    level: float,
+    n_resamples: int,
+    seed: int,
+) -> Curves:
+    """Decode control cells along the dose of a perturbation alone."""
+    p = table.names.index(name)
+    controls = cells.populations.controls()
+    rows = controls[some(controls, seed)]
+    before_g = Decoder.before(cells, rows).mean_profile()
+    change_xg = np.zeros((len(dose_x), len(cells.genes)))
+    own = covariates_of(cells, rows)
+    for i in steps(range(len(dose_x)), "decoding doses"):
+        dose_p = torch.zeros(len(table.names))
+        dose_p[p] = float(dose_x[i] / table.high[p])
+        if dose_x[i] > 0:
+            moved = Moved(cells.encoded[rows], own.with_doses(dose_p))
+            change_xg[i] = Decoder.after(cells, rows, moved).mean_profile() - before_g
+    measured_xg, error_xg, n_cells_x = _measured(cells, table, p, dose_x)
+    seen = np.flatnonzero((n_cells_x > 0) & (dose_x > 0))
+    low_xg = high_xg = np.full_like(change_xg, np.nan)
+    if len(seen):
+        observed = Observed(dose_x[seen] / table.high[p], error_xg[seen])
+        rng = np.random.default_rng(seed)
+        spread = deviations(change_xg[seen], observed, dose_x / table.high[p], n_resamples, rng)
+        tail = (1.0 - level) / 2
+        low_xg, high_xg = (change_xg + np.quantile(spread, q, axis=0) for q in (tail, 1.0 - tail))
+    else:
+        logg.warning(
+            f"adata has no dose of {name!r} alone in {FEWEST} cells or more, so the curves have no intervals. Pass the cells of the fit."
+        )
+    return Curves(dose_x, change_xg, low_xg, high_xg, measured_xg, error_xg, n_cells_x)
+
+
+def observed_doses(cells: PerturbedCells, table: PerturbationTable, name: str) -> np.ndarray:
+    """Return the different doses of a perturbation alone, in the units of ``obs``, in increasing order."""
+    p = table.names.index(name)
+    return np.unique(_alone(cells, p)) * table.high[p]
+
+
+def _alone(cells: PerturbedCells, p: int) -> np.ndarray:
+    """Return the scaled doses of the cells with a perturbation alone."""
+    dose_np = _doses(cells)
+    return np.asarray(dose_np[((dose_np > 0).sum(1) == 1) & (dose_np[:, p] > 0), p])
+
+
+def _doses(cells: PerturbedCells) -> np.ndarray:
+    dose_np = cells.covariates.dose_np
+    assert dose_np is not None  # noqa: S101 - the fit has perturbations
+    return dose_np.double().numpy()
+
+
+def _measured(
+    cells: PerturbedCells, table: PerturbationTable, p: int, dose_x: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the measured change at each dose, its standard error, and the number of cells."""
+    dose_np = _doses(cells)
+    alone = (dose_np > 0).sum(1) <= 1
+    control = cells.control(0)
+    change_xg, error_xg = np.full((2, len(dose_x), len(cells.genes)), np.nan)
+    n_x = np.zeros(len(dose_x), dtype=np.int64)
+    for i, dose in enumerate(dose_x / table.high[p]):
+        at = np.flatnonzero(alone & np.isclose(dose_np[:, p], dose, rtol=1e-4, atol=0.0)) if dose > 0 else ()
+        if len(at) >= FEWEST:
+            found: Profile = profile_of(cells.counts[at], cells.scale(np.asarray(at)))
+            change_xg[i], n_x[i] = found.mean_g - control.mean_g, len(at)
+            error_xg[i] = np.sqrt(found.var_g / found.n + control.var_g / control.n)
+    return change_xg, error_xg, n_x

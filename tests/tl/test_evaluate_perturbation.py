@@ -314,6 +314,13 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         "a change for each of 60 genes",
     ),
     "no prediction": (lambda c: (({}, c["drug"], c["ctrl"]), {}), ValueError, "at least one method"),
+    "no cells": (lambda c: ((c["predicted"][:0], c["drug"], c["ctrl"]), {}), ValueError, "has 0 cells"),
+    "no treated cells": (lambda c: ((c["predicted"], None, c["ctrl"]), {}), TypeError, "observed= holds a NoneType"),
+    "text as a floor": (
+        lambda c: ((c["predicted"], c["drug"], c["ctrl"]), {"floors": {"f": ["a"] * N_GENES}}),
+        TypeError,
+        "does not hold numbers",
+    ),
     "path": (lambda c: (("cells.h5ad", c["drug"], c["ctrl"]), {}), TypeError, "AnnData is expected"),
 }
 
@@ -330,3 +337,40 @@ def test_groups_of_few_cells_are_left_out(cells: dict[str, AnnData]) -> None:
     few = cells["drug"][np.r_[0:50, 50:55]]
     result = vx.tl.evaluate_perturbation(cells["predicted"], few, cells["ctrl"], groupby="group", **FAST)
     assert set(result.table["group"]) == {"a"}
+
+
+def test_cells_without_a_group_are_left_out(cells: dict[str, AnnData]) -> None:
+    parts = {name: adata.copy() for name, adata in cells.items()}
+    for adata in parts.values():
+        adata.obs["group"] = adata.obs["group"].where(adata.obs["group"] == "a")
+    few = [parts[name] for name in ("predicted", "drug", "ctrl")]
+    found = vx.tl.evaluate_perturbation(*few, groupby="group", **FAST)
+    assert set(found.table["group"]) == {"a"}
+    only = [adata[adata.obs["group"] == "a"] for adata in few]
+    alone = vx.tl.evaluate_perturbation(*only, groupby="group", **FAST)
+    np.testing.assert_allclose(found.changes["measured"], alone.changes["measured"])
+
+
+def test_a_single_predicted_profile_is_scored(cells: dict[str, AnnData]) -> None:
+    one = cells["predicted"][cells["predicted"].obs["group"] == "a"][:1].copy()
+    one.X = sparse.csr_matrix(cells["drug"][cells["drug"].obs["group"] == "a"].X.mean(0))
+    result = vx.tl.evaluate_perturbation(one, cells["drug"], cells["ctrl"], groupby="group", **FAST)
+    assert _row(result, "pearson_change")["score"] > 0.6
+    assert np.isnan(_row(result, "energy_distance")["score"])
+
+
+@pytest.mark.parametrize("kind", ["dense", "integers", "columns", "view", "file"])
+def test_matrices_of_every_kind_give_the_same_scores(kind: str, cells: dict[str, AnnData], tmp_path: Path) -> None:
+    given = [cells[name].copy() for name in ("predicted", "drug", "ctrl")]
+    expected = vx.tl.evaluate_perturbation(*given, groupby="group", **FAST)
+    for i, adata in enumerate(given):
+        if kind == "view":
+            given[i] = adata[:, ::1]
+        elif kind == "file":
+            adata.write_h5ad(tmp_path / f"{i}.h5ad")
+            given[i] = ad.read_h5ad(tmp_path / f"{i}.h5ad", backed="r")
+        else:
+            dense = adata.X.toarray()
+            adata.X = {"dense": dense, "integers": dense.astype(np.int16), "columns": sparse.csc_matrix(dense)}[kind]
+    found = vx.tl.evaluate_perturbation(*given, groupby="group", **FAST)
+    pd.testing.assert_series_equal(found.table["score"], expected.table["score"])

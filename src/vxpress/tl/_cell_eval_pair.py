@@ -8,8 +8,7 @@ from anndata import AnnData
 
 from vxpress._entry import entry
 from vxpress.bridge.ask.evaluation.cell_eval import pair_of
-from vxpress.bridge.ask.evaluation.populations import Keys, Scale, control_of, methods_of
-from vxpress.bridge.read.adata import check_anndata
+from vxpress.bridge.ask.evaluation.populations import Keys, Scale, check_cells, control_of, methods_of
 
 
 @entry
@@ -77,7 +76,7 @@ def cell_eval_pair(
     >>> sorted(real.obs["batch"].unique())
     ['batch_1', 'control']
     """
-    check_anndata(observed)
+    check_cells("observed", observed)
     parts = [part for found in methods_of(predicted).values() for part in found]
     keys = Keys.of(groupby, perturbation_key, parts[0])
     scale = Scale(layer, library_key, bool(log_transformed))

@@ -15,10 +15,9 @@ from vxpress._entry import entry
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress.bridge.ask.evaluation.evaluation import PerturbationEvaluation
-from vxpress.bridge.ask.evaluation.populations import Keys, Scale, control_of, methods_of
+from vxpress.bridge.ask.evaluation.populations import Keys, Scale, check_cells, control_of, methods_of
 from vxpress.bridge.ask.evaluation.result import Main, changes, sentences, tables
 from vxpress.bridge.ask.evaluation.scoring import Inputs, score
-from vxpress.bridge.read.adata import check_anndata
 from vxpress.core.evaluation.inputs import Settings
 
 Predicted: TypeAlias = AnnData | Sequence[AnnData] | Mapping[str, AnnData | Sequence[AnnData]]
@@ -183,7 +182,7 @@ def evaluate_perturbation(
     >>> result.scores().loc["prediction", ["floor", "verdict"]].tolist()
     ['control', 'better']
     """
-    check_anndata(observed)
+    check_cells("observed", observed)
     check_range("n_resamples", n_resamples, 20, 100_000, integer=True)
     check_range("n_cells", n_cells, 10, 100_000, integer=True)
     check_range("level", level, 0.5, 0.9999)
@@ -219,7 +218,7 @@ def evaluate_perturbation(
 
 
 def _sizes(n_top: Any) -> tuple[int, ...]:
-    sizes = [n_top] if isinstance(n_top, int) else list(n_top)
+    sizes: list[Any] = [n_top] if isinstance(n_top, int | float | str) or n_top is None else list(n_top)
     for size in sizes:
         check_range("n_top", size, 1, 1_000_000, integer=True)
     return tuple(sorted({int(size) for size in sizes}))

@@ -73,5 +73,5 @@ class Sums:
         mean = self.sum_bkg[:, blocks_k].sum(1) / np.maximum(total, 1.0)[:, None]
         empty = total == 0
         if empty.any():
-            mean[empty] = (self.sum_bkg[empty].sum(1)) / self.weight_bk[empty].sum(1)[:, None]
+            mean[empty] = self.sum_bkg[empty].sum(1) / np.maximum(self.weight_bk[empty].sum(1), 1.0)[:, None]
         return np.asarray(mean)

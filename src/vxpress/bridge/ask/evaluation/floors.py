@@ -71,7 +71,11 @@ class FloorChanges:
             wanted = [find_name(label, names) for label in (unit.target, unit.group)]
             row = next((names.index(label) for label in wanted if label is not None), 0 if len(value) == 1 else None)
             return None if row is None else value.iloc[row, columns].to_numpy(dtype=np.float64)
-        array = np.atleast_2d(np.asarray(value, dtype=np.float64))
+        try:
+            array = np.atleast_2d(np.asarray(value, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            msg = f"floors[{name!r}] is a {type(value).__name__} that does not hold numbers ({error}); a change for each gene is expected."
+            raise TypeError(msg) from error
         if array.shape[1] != len(self.genes) or len(array) not in (1, self.n_units):
             msg = (
                 f"floors[{name!r}] has shape {np.shape(value)}; a change for each of {len(self.genes)} genes is expected, in one row or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +12,13 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from vxpress.bridge.read.adata import check_anndata, check_gene_names
+from vxpress.bridge.read.adata import check_gene_names
 from vxpress.bridge.read.columns import get_names, get_numbers
 from vxpress.bridge.read.matrix import canonical, check_counts, get_matrix, matrix_name
 from vxpress.metrics import log1p_normalized
 
-# name of the only group or target if there are none
-ALL = "all"
+# name of the only group or target if there are none, and of a missing one
+ALL, MISSING = "all", "\0"
 SOURCE = "source_cell"
 
 
@@ -56,6 +57,17 @@ def _check_logarithms(block: sparse.csr_matrix, where: str) -> None:
         raise ValueError(msg)
 
 
+def check_cells(argument: str, adata: object) -> None:
+    """Raise unless an argument is an AnnData with cells."""
+    if not isinstance(adata, AnnData):
+        hint = " Read a file with anndata.read_h5ad(path)." if isinstance(adata, str | os.PathLike) else ""
+        msg = f"{argument}= holds a {type(adata).__name__}; an AnnData is expected.{hint}"
+        raise TypeError(msg)
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        msg = f"{argument}= has {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is expected."
+        raise ValueError(msg)
+
+
 @dataclass(frozen=True)
 class Part:
     """One AnnData of predictions, with the genes all populations are compared on."""
@@ -66,7 +78,7 @@ class Part:
     @classmethod
     def of(cls, adata: Any) -> Part:
         """Check that this is an AnnData with gene names, and find what is stored about the prediction."""
-        check_anndata(adata)
+        check_cells("predicted", adata)
         check_gene_names(adata)
         stored = adata.uns.get("perturbation", {})
         return cls(adata, stored if isinstance(stored, Mapping) else {})
@@ -128,7 +140,10 @@ class Keys:
         )
 
     def labels(self, adata: AnnData, role: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the group and the target of every cell, object arrays; ``"all"`` if there is no such column."""
+        """Return the group and the target of every cell, object arrays; ``"all"`` if there is no such column.
+
+        Cells whose group or target is missing belong to no unit.
+        """
         group = _labels(adata, self.groupby, f"groupby={self.groupby!r} of the {role} cells")
         key = self.perturbation_key
         # treated and control cells need no such column if there is one target
@@ -140,7 +155,7 @@ class Keys:
 def control_of(control: AnnData | None, parts: Sequence[Part], keys: Keys) -> AnnData:
     """Return the control cells: those given, or those that travel with the predictions, without the predicted target."""
     if control is not None:
-        check_anndata(control)
+        check_cells("control", control)
         return control
     found = []
     for part in parts:
@@ -165,7 +180,7 @@ def control_of(control: AnnData | None, parts: Sequence[Part], keys: Keys) -> An
 def _labels(adata: AnnData, key: str | None, argument: str) -> np.ndarray:
     if key is None:
         return np.full(adata.n_obs, ALL, dtype=object)
-    return get_names(adata.obs, key, argument=argument).labels("nan")
+    return get_names(adata.obs, key, argument=argument, gaps=True).labels(MISSING)
 
 
 def units_of(keys: Keys, parts: Sequence[Part], observed: AnnData, control: AnnData) -> list[Unit]:
@@ -176,7 +191,9 @@ def units_of(keys: Keys, parts: Sequence[Part], observed: AnnData, control: AnnD
     for part in parts:
         group_m, target_m = keys.labels(part.adata, "predicted")
         pairs = pd.DataFrame({"group": group_m, "target": target_m}).drop_duplicates()
-        wanted |= dict.fromkeys(zip(pairs["group"], pairs["target"], strict=True))
+        wanted |= dict.fromkeys(
+            pair for pair in zip(pairs["group"], pairs["target"], strict=True) if MISSING not in pair
+        )
     targets = list(dict.fromkeys(target for _, target in wanted))
     is_control = _controls(keys, target0_n, targets)
     if not (target_n != ALL).any():
@@ -197,7 +214,7 @@ def units_of(keys: Keys, parts: Sequence[Part], observed: AnnData, control: AnnD
 
 def _controls(keys: Keys, target_n: np.ndarray, targets: Sequence[str]) -> np.ndarray:
     """Return which of the control cells are control cells; other perturbations among them are an error or left out."""
-    found = set(target_n)
+    found = set(target_n) - {MISSING}
     if keys.control is not None and keys.control in found:
         return np.asarray(target_n == keys.control)
     treated = sorted(found & set(targets) - {ALL})
@@ -207,7 +224,7 @@ def _controls(keys: Keys, target_n: np.ndarray, targets: Sequence[str]) -> np.nd
             f"Select them: control[control.obs[{keys.perturbation_key!r}] == 'name of the control'].copy()."
         )
         raise ValueError(msg)
-    return np.ones(len(target_n), dtype=bool)
+    return np.asarray(target_n != MISSING)
 
 
 def columns_of(adata: AnnData, genes: pd.Index, role: str) -> np.ndarray:

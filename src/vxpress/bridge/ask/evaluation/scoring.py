@@ -155,7 +155,8 @@ class _Population:
         if not len(rows):
             return None
         source = None
-        if self.source_n is not None:
+        # a few cells, or a mean profile, have too few controls to follow
+        if self.source_n is not None and len(rows) >= MIN_CELLS:
             place = np.full(int(max(self.source_n.max(), unit.control_n.max())) + 1, -1, dtype=np.int64)
             place[unit.control_n] = np.arange(len(unit.control_n))
             source = place[self.source_n[rows]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -69,6 +70,8 @@ def test_a_fit_survives_a_file_and_encodes_new_cells(treated: ad.AnnData, tmp_pa
     query.obs["batch"] = "new"
     vx.tl.encode(query, model=tmp_path / "fit.h5ad")
     assert query.obsm["X_vae_perturbed"].shape == (300, 4)
+    vx.tl.encode(query, model=tmp_path / "fit.h5ad", fine_tune=1)
+    assert np.isfinite(query.obsm["X_vae_perturbed"]).all()
     vx.tl.encode(treated)
     vx.save_model(treated, tmp_path / "fit.safetensors")
     other = _simulate()
@@ -153,3 +156,87 @@ def test_doses(quick: dict) -> None:
     a = (adata.obs["drug"] == "A").to_numpy()
     size = pd.Series(np.linalg.norm(shift[a], axis=1)).groupby(adata.obs["dose"].to_numpy()[a]).mean()
     assert 0 < size[0.1] < size[1.0] < size[10.0]
+
+
+@pytest.fixture(scope="module")
+def dosed() -> ad.AnnData:
+    adata = _simulate(40)
+    adata.obs["dose"] = np.random.default_rng(0).choice([1.0, 10.0], adata.n_obs)
+    adata.obs.loc[adata.obs["drug"] == "A+C", "dose"] = 5.0
+    vx.tl.fit_vae(adata, dose_key="dose", n_latent=3, n_hidden=16, max_epochs=4, batch_size=64, denoised=False, **KEYS)
+    return adata
+
+
+def test_a_counterfactual_sets_combinations_and_doses(treated: ad.AnnData, dosed: ad.AnnData) -> None:
+    vx.tl.counterfactual(treated, "drug", "B+C", key_added="unseen")
+    found = (
+        pd.DataFrame(treated.layers["unseen"]).mean()
+        / pd.DataFrame(treated.layers["vae_normalized"])[(treated.obs["drug"] == "ctrl").to_numpy()].mean()
+    )
+    assert found[5:15].min() > 1.2 > found[:5].max()
+    assert (treated.obs["unseen_support"] == 0).all()
+
+    def mean(value: Any) -> float:
+        found: Any = vx.tl.counterfactual(dosed, "drug", value, genes=["0"])
+        return float(found.X.mean())
+
+    assert mean("ctrl") < mean({"A": 1.0}) < mean({"A": 10.0}) == mean("A")
+    with pytest.raises(ValueError, match="'D'"):
+        vx.tl.counterfactual(treated, "drug", "D", key_added="unseen")
+    with pytest.raises(KeyError, match="'drug'"):
+        vx.tl.counterfactual(treated, "dose", 1.0)
+
+
+def test_new_cells_have_the_given_perturbations(treated: ad.AnnData, dosed: ad.AnnData, tmp_path: Path) -> None:
+    new = vx.tl.generate(treated, 40, covariates={"drug": "B+C"})
+    assert (new.obs["drug"] == "B+C").all()
+    plain = vx.tl.generate(treated, 40, covariates={"drug": "ctrl"})
+    means = [part.X.toarray().sum(0) / part.X.sum() for part in (new, plain)]
+    assert means[0][5:15].sum() > 1.3 * means[1][5:15].sum()
+    some = vx.tl.generate(dosed, 30)
+    assert set(some.obs["drug"].astype(str)) <= set(CONDITIONS)
+    some.write_h5ad(tmp_path / "new.h5ad")
+    with pytest.raises(ValueError, match="'D'"):
+        vx.tl.generate(treated, 5, covariates={"drug": "D"})
+    highest = vx.tl.generate(dosed, 5, covariates={"drug": "A+B"})
+    assert (highest.obs["dose"] == "10+10").all()
+
+
+def test_paths_between_cells_keep_a_perturbation(treated: ad.AnnData, dosed: ad.AnnData) -> None:
+    for fitted in (treated, dosed):
+        adata = fitted.copy()
+        adata.obs["type"] = np.where(np.arange(adata.n_obs) % 2, "u", "v")
+        path = vx.tl.interpolate(adata, "u", "v", groupby="type", n_steps=3)
+        assert path.n_obs == 3
+
+
+def test_additive_predictions_of_combinations_and_doses(treated: ad.AnnData, dosed: ad.AnnData) -> None:
+    arguments = {"control": "ctrl", "method": "additive", "anchor": 0.0}
+    found = vx.tl.predict_perturbation(treated, "drug", target="B+C", **arguments)
+    ratio = found.layers["mean"].mean(0) / found.layers["control"].toarray().mean(0)
+    assert ratio[5:15].min() > 1.2 > ratio[:5].max()
+    means = [
+        vx.tl.predict_perturbation(dosed, "drug", target="A", method_options={"dose": dose}, **arguments)
+        .layers["mean"][:, :5]
+        .mean()
+        for dose in (1.0, "10", None)
+    ]
+    assert means[0] < means[1] == means[2]
+    with pytest.raises(ValueError, match="not negative"):
+        vx.tl.predict_perturbation(dosed, "drug", target="A", method_options={"dose": -1}, **arguments)
+    with pytest.raises(ValueError, match="Fit with dose_key="):
+        vx.tl.predict_perturbation(treated, "drug", target="A", method_options={"dose": 1}, **arguments)
+
+
+def test_the_anchor_of_a_combination_uses_all_conditions_that_share_its_parts(treated: ad.AnnData) -> None:
+    """Without cells of C alone, its change follows from A + C and A; without any, it is unknown."""
+    some = treated[(treated.obs["drug"] != "C").to_numpy()].copy()
+    found = vx.tl.predict_perturbation(some, "drug", control="ctrl", target="B+C", method="additive", anchor=1.0)
+    change = found.uns["perturbation"]["change"][0]
+
+    def mean(name: str) -> np.ndarray:
+        cells = treated[(treated.obs["drug"] == name).to_numpy()]
+        return np.log1p(1e4 * cells.X.toarray() / cells.obs["vae_library"].to_numpy()[:, None]).mean(0)
+
+    expected = mean("B") - mean("ctrl") + (mean("A+C") - mean("A"))
+    np.testing.assert_allclose(change, expected, atol=1e-4)

@@ -125,7 +125,7 @@ class NewCells:
         partner_n = cells.partners(z_nd.numpy(), match, known, n_neighbors, rng)
         for name in missing:
             if name in columns.doses:
-                column = find_column(cells.obs, name).to_numpy(dtype=object)
+                column = _as_written(find_column(cells.obs, name))
             else:
                 number = name in columns.numbers
                 column = get_numbers(cells.obs, name) if number else get_column_names(cells.obs, name, known[name])
@@ -137,6 +137,13 @@ class NewCells:
         """Draw size factors from their own prior."""
         noise_n1 = torch.from_numpy(rng.standard_normal((self.n, 1)).astype(np.float32))
         return np.asarray(self.fit.model.sample_log_library(table, noise_n1).double().exp().numpy()[:, 0])
+
+
+def _as_written(doses: pd.Series) -> np.ndarray:
+    """Return doses as numbers if all are, and otherwise as text, so that a file can hold them."""
+    numbers = pd.to_numeric(doses.astype(object), errors="coerce")
+    same = numbers.notna() == doses.notna()
+    return numbers.to_numpy(dtype=float) if bool(same.all()) else doses.astype(object).astype(str).to_numpy(dtype=object)
 
 
 def _hint(columns: Columns) -> str:

@@ -143,7 +143,9 @@ def _as_written(doses: pd.Series) -> np.ndarray:
     """Return doses as numbers if all are, and otherwise as text, so that a file can hold them."""
     numbers = pd.to_numeric(doses.astype(object), errors="coerce")
     same = numbers.notna() == doses.notna()
-    return numbers.to_numpy(dtype=float) if bool(same.all()) else doses.astype(object).astype(str).to_numpy(dtype=object)
+    return (
+        numbers.to_numpy(dtype=float) if bool(same.all()) else doses.astype(object).astype(str).to_numpy(dtype=object)
+    )
 
 
 def _hint(columns: Columns) -> str:

@@ -289,6 +289,11 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         "control cells only",
     ),
     "column": (lambda c: ((c["predicted"], c["drug"], c["ctrl"]), {"groupby": "cluster"}), KeyError, "cluster"),
+    "columns": (
+        lambda c: ((c["predicted"], c["drug"], c["ctrl"]), {"groupby": ["group"]}),
+        TypeError,
+        "name of a column",
+    ),
     "genes": (lambda c: ((c["predicted"], c["drug"][:, :5], c["ctrl"]), {}), KeyError, "lack 55 of the 60"),
     "log values as counts": (
         lambda c: ((c["predicted"], AnnData(c["drug"].X / 3, c["drug"].obs, c["drug"].var), c["ctrl"]), {}),

@@ -48,9 +48,9 @@ def evaluate_perturbation(
 ) -> PerturbationEvaluation:
     r"""Score predicted responses to a perturbation against measured ones, between floors and a ceiling.
 
-    A score means little alone: predicting the mean change of other groups often scores .9. So every method is compared
-    with floors (simple predictions), on the same resampled cells, and with what a repetition of the experiment would
-    score. The sentence in ``verdict`` says whether the method is better than the best floor.
+    A score means little alone: the mean change of other groups can score as high as any model. So every method is
+    compared with floors (simple predictions), on the same resampled cells, and with what a repetition of the experiment
+    would score. The sentence in ``verdict`` says whether the method is better than the best floor.
 
     All scores are on the scale ``log1p(10,000 x / library)`` of single cells, as means over the cells of a group. The
     change of a gene is the mean of the treated cells minus that of the control cells of the same group.

@@ -130,8 +130,14 @@ class Keys:
     @classmethod
     def of(cls, groupby: str | None, perturbation_key: str | None, part: Part) -> Keys:
         """Take the columns given, or those stored with the prediction."""
-        group = groupby if groupby is not None else part.param("groupby")
-        key = perturbation_key if perturbation_key is not None else part.param("perturbation_key")
+        for argument, key in (("groupby", groupby), ("perturbation_key", perturbation_key)):
+            if key is not None and not isinstance(key, str):
+                msg = f"{argument}={key!r} was given; the name of a column of obs, or None, is expected."
+                raise TypeError(msg)
+        group, key = (
+            part.param(name) if given is None else given
+            for name, given in (("groupby", groupby), ("perturbation_key", perturbation_key))
+        )
         control = part.param("control")
         return cls(
             group if isinstance(group, str) and group else None,

@@ -14,20 +14,20 @@ def _groups(centres: list[list[float]], n: int, seed: int) -> np.ndarray:
 
 def _labelled(seed: int = 0) -> Labelled:
     z = _groups([[-6, 0], [6, 0]], 60, seed)
-    return Labelled(z, np.repeat([0, 1], 60), np.arange(120) % 5, np.zeros(120, dtype=np.int64))
+    return Labelled(z, np.repeat([0, 1], 60), np.arange(120) % 5, np.zeros(120, dtype=np.int64), np.repeat([0, 1], 60))
 
 
 def test_a_group_between_the_labels_is_found_although_it_is_not_far_out() -> None:
     z = _groups([[-6, 0], [6, 0], [0, 0]], 60, 1)
-    score_n, score_m = novelty(z, _labelled())
+    score_n, score_m = novelty(z, (z[:, 0] > 0).astype(int), _labelled())
     assert np.median(score_n[120:]) > np.quantile(score_m, 0.95)
     # known cells have the scores of labelled ones
     assert abs(np.median(score_n[:120]) - np.median(score_m)) < 0.5
 
 
 def test_one_cell_can_be_judged() -> None:
-    score_n, _ = novelty(np.array([[0.0, 30.0]]), _labelled())
-    near_n, score_m = novelty(np.array([[-6.0, 0.0]]), _labelled())
+    score_n, _ = novelty(np.array([[0.0, 30.0]]), np.array([1]), _labelled())
+    near_n, score_m = novelty(np.array([[-6.0, 0.0]]), np.array([0]), _labelled())
     assert score_n[0] > score_m.max()
     assert near_n[0] < np.quantile(score_m, 0.9)
 

@@ -104,10 +104,9 @@ def _novelty(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return scores and p-values: ranks among labelled cells with the same most probable label, if these are enough."""
     labelled = annotator.labelled
-    score_n, score_m = novelty(z_nd, labelled)
+    score_n, score_m = novelty(z_nd, best_n, labelled)
     score_n = as_in_labelled(score_n, batch_n, score_m, labelled.batch_m)
-    best_m = annotator.held_out_mc.argmax(1)
-    return score_n, grouped_ranks(-score_n, best_n, -score_m, best_m, smallest=smallest, draw=rng.random)
+    return score_n, grouped_ranks(-score_n, best_n, -score_m, labelled.best_m, smallest=smallest, draw=rng.random)
 
 
 def _same_cells(z_nd: np.ndarray, annotator: Annotator) -> np.ndarray:

@@ -80,6 +80,8 @@ class LabelModel:
         if len(set(names)) < c or c < 2 or (code_m < 0).any() or (code_m >= c).any() or features.width <= 0:
             msg = "the labels that it annotates with are not distinct names, or do not match their codes"
             raise ValueError(msg)
+        held_out_mc = _array(labelled, "held_out", (m, c)).astype(np.float32)
+        position_md = _array(labelled, "position", (m, d)).astype(np.float32)
         return cls(
             str(stored["labels_key"]),
             names,
@@ -87,8 +89,8 @@ class LabelModel:
                 features,
                 head,
                 _tensor(stored[EXPECTED], "weight", (1 + d + k, g)),
-                Labelled(_array(labelled, "position", (m, d)).astype(np.float32), code_m, fold_m, batch_m),
-                _array(labelled, "held_out", (m, c)).astype(np.float32),
+                Labelled(position_md, code_m, fold_m, batch_m, held_out_mc.argmax(1)),
+                held_out_mc,
                 _array(labelled, "met", (m,), kinds="b").astype(bool),
             ),
         )

@@ -78,8 +78,11 @@ class Annotator:
         found = learn(features(task.z_nd[rows_m]), expression_mg, code_m, task.n_labels, fold_m)
         some = task.rows_n[some_rows(len(task.rows_n), min(MAX_CELLS, most), generator)]
         expected_fg = expected_expression(features(task.z_nd[some]), expression(task.source, some))
-        labelled = Labelled(task.z_nd[rows_m].numpy(), code_m.numpy(), fold_m.numpy(), batch_m.numpy())
-        return cls(features, found.head, expected_fg, labelled, found.held_out_nc.numpy(), found.known_n.numpy())
+        held_out_mc = found.held_out_nc.numpy()
+        labelled = Labelled(
+            task.z_nd[rows_m].numpy(), code_m.numpy(), fold_m.numpy(), batch_m.numpy(), held_out_mc.argmax(1)
+        )
+        return cls(features, found.head, expected_fg, labelled, held_out_mc, found.known_n.numpy())
 
     @torch.no_grad()
     def log_prob(self, z_nd: Tensor, source: Source, library_n: Tensor, observed_g: Tensor | None = None) -> np.ndarray:

@@ -15,27 +15,37 @@ import torch
 
 N_NEIGHBORS = 30
 # the covariance of a label is mixed with that of all labels as if it had this many more cells
-SHRINKAGE = 50.0
+SHRINKAGE = 200.0
 RIDGE = 1e-3
+# least spread that counts as one unit: a step of the share of 30 neighbors
+LEAST_SPREAD = 1.0 / 30.0
 CHUNK = 1024
+# fewest labelled cells by which others with the same most probable label are measured
+MIN_UNITS = 10
 # fewest cells of a batch without labels whose scores are compared with one another
 MIN_BATCH = 50
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled cells of a fit: latent positions (m, d), codes of label and batch, and the folds in which they were held out."""
+    """Labelled cells of a fit: latent positions (m, d), codes of label and batch, folds in which they were held out.
+
+    ``best_m`` are the labels that they were then predicted to have.
+    """
 
     z_md: np.ndarray
     code_m: np.ndarray
     fold_m: np.ndarray
     batch_m: np.ndarray
+    best_m: np.ndarray
 
 
-def novelty(z_nd: np.ndarray, known: Labelled) -> tuple[np.ndarray, np.ndarray]:
+def novelty(z_nd: np.ndarray, best_n: np.ndarray, known: Labelled) -> tuple[np.ndarray, np.ndarray]:
     """Score cells to be judged, and the labelled cells as if they were among these; higher is more unusual, (n,) and (m,).
 
-    A labelled cell is judged by the others: its distance by the labelled cells of the other folds.
+    A labelled cell is judged by the others: its distance by the labelled cells of the other folds. Both signs are in units of
+    their spread over labelled cells. The share of labelled neighbors is compared within the most probable label, ``best_n``
+    (n,): a label that is more common among the cells to be judged than among the labelled ones is no novelty.
     """
     together = np.concatenate([z_nd, known.z_md]).astype(np.float64)
     background = Normals.of(together, np.zeros(len(together), dtype=np.int64))
@@ -51,9 +61,23 @@ def novelty(z_nd: np.ndarray, known: Labelled) -> tuple[np.ndarray, np.ndarray]:
     far_m -= background.distance(z_md)
     labelled = np.arange(len(together)) >= len(z_nd)
     few = 1.0 - _share_among_neighbors(together, labelled)
-    scored = [_units(far, by=far_m) for far in (far_n, far_m)]
-    few_n, few_m = (_units(part, by=few[len(z_nd) :]) for part in (few[: len(z_nd)], few[len(z_nd) :]))
-    return scored[0] + few_n, scored[1] + few_m
+    few_n, few_m = few[: len(z_nd)], few[len(z_nd) :]
+    few_n, few_m = _centred(few_n, best_n, few_m, known.best_m)
+    score_n, score_m = (_units(far, by=far_m) + _units(few, by=few_m) for far, few in ((far_n, few_n), (far_m, few_m)))
+    return score_n, score_m
+
+
+def _centred(
+    value_n: np.ndarray, best_n: np.ndarray, value_m: np.ndarray, best_m: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return values less the median of labelled cells with the same most probable label, if these are enough, or of all."""
+    out_n, out_m = value_n - np.median(value_m), value_m - np.median(value_m)
+    for label in np.unique(best_m):
+        own_n, own_m = best_n == label, best_m == label
+        if own_m.sum() >= MIN_UNITS:
+            middle = np.median(value_m[own_m])
+            out_n[own_n], out_m[own_m] = value_n[own_n] - middle, value_m[own_m] - middle
+    return out_n, out_m
 
 
 def as_in_labelled(score_n: np.ndarray, batch_n: np.ndarray, score_m: np.ndarray, batch_m: np.ndarray) -> np.ndarray:
@@ -122,4 +146,4 @@ def _share_among_neighbors(z_nd: np.ndarray, labelled_n: np.ndarray) -> np.ndarr
 def _units(value_n: np.ndarray, *, by: np.ndarray) -> np.ndarray:
     """Return values in units of their spread over labelled cells, without letting a few extremes dominate."""
     low, middle, high = np.quantile(by, [0.25, 0.5, 0.75])
-    return np.asarray(np.arcsinh((value_n - middle) / max(high - low, 1e-6 * max(1.0, abs(middle)))))
+    return np.asarray(np.arcsinh((value_n - middle) / max(high - low, LEAST_SPREAD)))

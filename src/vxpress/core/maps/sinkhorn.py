@@ -17,8 +17,9 @@ from vxpress.core.option import Options as NoOptions
 from vxpress.core.option import option
 
 # cells of each kind in one problem, largest number of problems, and numbers of a cost matrix that are held at once
-SIZE, MAX_PROBLEMS, HELD = 2_000, 4, 2**22
-MAX_ITERATIONS, TOLERANCE = 1_000, 1e-6
+SIZE, MAX_PROBLEMS, HELD = 1_000, 4, 2**20
+# the tolerance is the norm of the error of the masses, whose own norm is the root of one by the number of cells
+MAX_ITERATIONS, TOLERANCE = 300, 1e-4
 # default regularisation: CELLS divided by the number of cells, within a range
 LEAST, MOST, CELLS = 0.05, 0.5, 15.0
 
@@ -66,8 +67,10 @@ class Averages:
         bias_n = self.log_v_n - self.target_nd.square().sum(1) / self.epsilon
         scaled_dn = 2.0 / self.epsilon * self.target_nd.T
         # |x|^2 is the same for all targets
-        parts = [torch.addmm(bias_n, x, scaled_dn).softmax(1) @ self.target_nd for x in x_nd.split(step)]
-        return torch.cat(parts) if parts else x_nd
+        moved_nd = torch.empty_like(x_nd)
+        for x, moved in zip(x_nd.split(step), moved_nd.split(step), strict=True):
+            torch.mm(torch.addmm(bias_n, x, scaled_dn).softmax(1), self.target_nd, out=moved)
+        return moved_nd
 
 
 class Sinkhorn(LatentMap):
@@ -84,7 +87,7 @@ class Sinkhorn(LatentMap):
         maps = [self._solved(pairs, generator) for _ in range(min(MAX_PROBLEMS, -(-most // SIZE)))]
 
         def move(x_nd: Tensor) -> Tensor:
-            return torch.stack([one(x_nd) for one in maps]).mean(0)
+            return sum((one(x_nd) / len(maps) for one in maps), torch.zeros_like(x_nd))
 
         return move
 

@@ -111,7 +111,10 @@ def predict_perturbation(
         Options of the method by name, for example ``{"local": "groups"}`` for ``"shift"``.
     anchor
         Weight of the anchor, from 0 (as decoded) to 1 (log fold changes of other groups alone). The average of both had
-        a higher correlation with the observed change than either on every data set tried. Floors have no anchor.
+        a higher correlation with the observed change than either on every data set tried. Floors have no anchor. For
+        ``"additive"`` it is the sum of the changes by the parts of the target, which are estimated by least squares from
+        all conditions that share a part, and its weight is larger for genes whose change is large compared with its
+        error.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key

@@ -31,6 +31,7 @@ class Additive(Method):
     Options = AdditiveOptions
     options: AdditiveOptions
     in_latent_space = True
+    weighs_genes = True
     needs_target = False
 
     @classmethod

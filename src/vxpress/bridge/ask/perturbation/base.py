@@ -40,6 +40,8 @@ class Method:
     """The options of this method, a frozen dataclass."""
     in_latent_space: ClassVar[bool] = False
     """Whether it decodes positions or covariates; otherwise it is a floor, which changes mean profiles of observed counts."""
+    weighs_genes: ClassVar[bool] = False
+    """Whether the anchor has more weight for genes whose change was measured precisely."""
     needs_target: ClassVar[bool] = True
     """Whether some group needs cells with the target perturbation."""
 

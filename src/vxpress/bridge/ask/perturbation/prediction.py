@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vxpress.bridge.ask.perturbation.anchor import anchor_change
+from vxpress.bridge.ask.perturbation.anchor import anchor_of
 from vxpress.bridge.ask.perturbation.base import Method, Moved
 from vxpress.bridge.ask.perturbation.cells import PerturbedCells
 from vxpress.bridge.ask.perturbation.decoding import paired_change, part_of, some
@@ -102,8 +102,13 @@ class Predictor:
         self, group: int, decoded_g: np.ndarray, learn_from: Sequence[int], *, left_out: bool = False
     ) -> np.ndarray:
         scaled_g = self.scale(group if left_out else None) * decoded_g
-        anchor_g = anchor_change(self.cells, group, learn_from) if self.weight else None
-        return scaled_g if anchor_g is None else (1.0 - self.weight) * scaled_g + self.weight * anchor_g
+        anchor = anchor_of(self.cells, group, learn_from) if self.weight else None
+        if anchor is None:
+            return scaled_g
+        weight: float | np.ndarray = self.weight
+        if self.method.weighs_genes and anchor.variance_g is not None:
+            weight = anchor.weight(scaled_g, self.weight)
+        return np.asarray((1.0 - weight) * scaled_g + weight * anchor.change_g)
 
     def _some(self, group: int) -> np.ndarray:
         rows = self.cells.populations.controls(group)

@@ -133,8 +133,9 @@ def absent(name: str, seed: int) -> list[dict[str, Any]]:
 
 
 def auroc(score_n: np.ndarray, new_n: np.ndarray) -> float:
-    """Return the area under the curve of a score for new cells."""
-    return float(roc_auc_score(new_n, score_n))
+    """Return the area under the curve of a score for new cells, among the cells that have one."""
+    known_n = np.isfinite(score_n)
+    return float(roc_auc_score(new_n[known_n], score_n[known_n]))
 
 
 def peers(folder: Path) -> list[dict[str, Any]]:
@@ -156,7 +157,7 @@ def main() -> None:
     """Run all methods, and write the results after each part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=list(REPORTED))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--absent-seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--peers", type=Path, help="folder with the files of annotation_peers.py; nothing else is run")
     parser.add_argument("--out", type=Path, default=RESULTS / f"{NAME}.json")

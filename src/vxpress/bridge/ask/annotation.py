@@ -110,10 +110,17 @@ def _novelty(
 
 
 def _same_cells(z_nd: np.ndarray, annotator: Annotator) -> np.ndarray:
-    """Return the number of the labelled cell of the fit that each cell is, -1 if it is another cell."""
+    """Return the number of the labelled cell of the fit that each cell is, -1 if it is another cell.
+
+    A cell is recognised by its position, unless others are as near, as in a collapsed latent space.
+    """
     z_md = annotator.labelled.z_md
-    distance_n, nearest_n = cKDTree(z_md).query(z_nd, distance_upper_bound=SAME * float(z_md.std()) + 1e-12)
-    return np.where(np.isfinite(distance_n), nearest_n, -1)
+    near = SAME * float(z_md.std()) + 1e-12
+    # a position that several labelled cells share, or several of the cells, does not identify one
+    distance_n2, nearest_n2 = cKDTree(z_md).query(z_nd, k=2)
+    same_n = (distance_n2[:, 0] <= near) & (distance_n2[:, 1] > 3.0 * near)
+    taken_m = np.bincount(nearest_n2[same_n, 0], minlength=len(z_md))
+    return np.where(same_n & (taken_m[nearest_n2[:, 0]] == 1), nearest_n2[:, 0], -1)
 
 
 def _batches(query: Query) -> np.ndarray:

@@ -38,6 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default, plain": ({}, {}),
     "zinb, two batches": ({"likelihood": "zinb", "n_categories": (2,), "has_batch": True}, {}),
     "optional batch": ({"n_categories": (2,), "has_batch": True, "optional": (0,)}, {}),
+    "doses of perturbations": ({"n_perturbations": 2, "dose_response": True}, {}),
     "latent library": ({"latent_library": True}, {}),
     "latent library, plain": ({"latent_library": True}, {}),
     "thinning": ({"thinning": 0.8}, {}),
@@ -63,7 +64,8 @@ def _cells(shift: float = 0.0) -> Cells:
     rho = np.exp(rng.normal(size=(N, 2)) @ rng.normal(size=(2, N_GENES)) * 1.5 + rng.normal(size=N_GENES))
     library = rng.lognormal(np.log(400), 0.3, size=(N, 1))
     x = rng.poisson(library * rho / rho.sum(1, keepdims=True)).astype(np.float32)
-    covariates = Covariates(torch.arange(N)[:, None] % 2, torch.zeros(N, 0))
+    dose = torch.arange(2 * N).reshape(N, 2) % 3 / 2
+    covariates = Covariates(torch.arange(N)[:, None] % 2, torch.zeros(N, 0), None, dose)
     log_library = torch.tensor(np.log(library) + shift, dtype=torch.float32)
     return Cells(Counts.from_scipy(sparse.csr_matrix(x)), log_library, covariates)
 
@@ -77,8 +79,14 @@ def _other_genes() -> Cells:
 def _other_batches() -> Cells:
     """Return the same cells with their batches swapped."""
     cells = _cells()
-    swapped = Covariates(1 - cells.covariates.categorical_nk, cells.covariates.continuous_nc)
+    swapped = replace(cells.covariates, categorical_nk=1 - cells.covariates.categorical_nk)
     return replace(cells, covariates=swapped)
+
+
+def _other_doses() -> Cells:
+    """Return the same cells with twice the doses."""
+    cells = _cells()
+    return cells.with_covariates(cells.covariates.with_doses(2 * (torch.arange(2 * N).reshape(N, 2) % 3 / 2)))
 
 
 def _training(name: str, seed: int = SEED, cells: Cells | None = None, **others: Any) -> Training:
@@ -242,6 +250,7 @@ def test_the_state_within_an_epoch_is_refused() -> None:
         ({"cells": _cells().take(torch.arange(N - 1, -1, -1))}, "the library size of each cell differs"),
         ({"cells": _other_genes()}, "another training: the sum of the counts of each gene differs. "),
         ({"cells": _other_batches()}, "another training: the category of each cell differs. "),
+        ({"cells": _other_doses()}, "another training: the dose of each perturbation in each cell differs. "),
     ],
 )
 def test_the_state_of_another_training_is_refused(other: dict[str, Any], named: str) -> None:

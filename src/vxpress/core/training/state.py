@@ -21,7 +21,7 @@ PARTS = "sampler", "optimizer", "noise", "objective", "ahead", "keeper", "troubl
 KEYS = {"format", "version", "belongs to", "model", "adapted", "finished", *PARTS}
 MAX_NAMED = 3
 # names of what is compared by a hash
-DIGESTS = "choice of", "library size", "category of", "continuous covariate of", "label of", "sum of"
+DIGESTS = "choice of", "library size", "category of", "continuous covariate of", "dose of", "label of", "sum of"
 
 
 @runtime_checkable
@@ -84,6 +84,7 @@ def identity(training: Training) -> dict[str, Any]:
         "category of each cell": _digest(covariates.categorical_nk),
         "continuous covariate of each cell": _digest(covariates.continuous_nc),
         "label of each cell": "" if covariates.label_n is None else _digest(covariates.label_n),
+        "dose of each perturbation in each cell": "" if covariates.dose_np is None else _digest(covariates.dose_np),
         "sum of the counts of each gene": _digest(training.gene_sums),
         "order of cells": type(training.sampler).__name__,
         "type of device": log_library_n1.device.type,

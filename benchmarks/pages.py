@@ -22,6 +22,7 @@ from _tables import (  # noqa: F401
     integration,
     latent,
     null_batches,
+    perturbation,
     questions,
     searches,
     shallow,

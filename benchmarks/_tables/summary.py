@@ -10,7 +10,7 @@ from typing import Any
 
 from _versions import CHANGES, oldest, since
 
-from _tables import dial, integration, null_batches, stability
+from _tables import dial, integration, null_batches, perturbation, stability
 from _tables.covariates import found as found_covariates
 from _tables.latent import COLLAPSE
 from _tables.questions import outlier_rows
@@ -118,6 +118,10 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             many([*null_batches.within(), null_batches.mixing_kept()]),
             "null_batches",
             "null-batches",
+        ),
+        *(
+            (question, result, "met" if all(met) else "**missed**", "perturbation", "perturbation-types")
+            for question, result, met in perturbation.summary()
         ),
         (
             "Time to the quality of scvi-tools",

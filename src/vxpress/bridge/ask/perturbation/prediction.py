@@ -89,9 +89,9 @@ class Predictor:
         at = some(rows, self.method.seed)
         decoded_g = paired_change(self.cells, rows[at], part_of(moved, at), seed=self.method.seed)
         change_g = self._blended(group, decoded_g, learn_from) if moved.change_g is None else moved.change_g
-        # no gene falls below zero
-        change_g = np.maximum(change_g, -self.cells.control(group).mean_g)
-        return Target(change_g, change_g - decoded_g)
+        # no gene falls below zero; the change of a floor is stated as it is
+        possible_g = np.maximum(change_g, -self.cells.control(group).mean_g)
+        return Target(possible_g if moved.change_g is None else change_g, possible_g - decoded_g)
 
     def left_out_change(self, group: int) -> np.ndarray:
         """Return the change of a left-out group that this predictor gives."""

@@ -22,7 +22,7 @@ from vxpress.bridge.ask.perturbation.prediction import Predictor
 from vxpress.bridge.ask.perturbation.support import support_of
 from vxpress.core.blocks import Z
 
-LOW_SUPPORT = 0.05
+LOW_SUPPORT = 0.02
 # changes of the mean profile that are the same
 SAME = 1e-9
 

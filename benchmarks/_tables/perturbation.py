@@ -68,8 +68,16 @@ def _means(name: str) -> list[Row]:
     for measure, genes, _ in MEANS:
         key = f"{measure} {genes}"
         of_groups = [mean(run["scores"][OURS][key]["ceiling"] for run in runs(name, group)) for group in groups(name)]
-        ceilings.append(number(mean(of_groups), 3))
-    rows.append(["a repetition of the experiment", *ceilings])
+        ceilings.append(mean(of_groups))
+    rows.append(["a repetition of the experiment", *(number(ceiling, 3) for ceiling in ceilings)])
+    ours = [average(name, OURS, measure, genes) for measure, genes, _ in MEANS]
+    shares = [f"{100 * value / ceiling:.0f} %" for value, ceiling in zip(ours, ceilings, strict=True)]
+    rows.append(
+        [
+            "share of it that `shift` reaches",
+            *(share if value > 0 else "" for share, value in zip(shares, ours, strict=True)),
+        ]
+    )
     return rows
 
 

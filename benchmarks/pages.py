@@ -18,6 +18,7 @@ from pathlib import Path
 from _tables import (  # noqa: F401
     covariates,
     dial,
+    evaluation,
     fits,
     integration,
     latent,

@@ -10,7 +10,7 @@ from typing import Any
 
 from _versions import CHANGES, oldest, since
 
-from _tables import dial, integration, null_batches, perturbation, stability
+from _tables import dial, evaluation, integration, null_batches, perturbation, stability
 from _tables.covariates import found as found_covariates
 from _tables.latent import COLLAPSE
 from _tables.questions import outlier_rows
@@ -122,6 +122,13 @@ def lines() -> list[tuple[str, str, str, str, str]]:
         *(
             (question, result, "met" if all(met) else "**missed**", "perturbation", "perturbation-types")
             for question, result, met in perturbation.summary()
+        ),
+        (
+            "Verdicts on predicted perturbations: on fresh cells, and on shuffled labels",
+            evaluation.summary(),
+            many(evaluation.met()),
+            "evaluation",
+            "evaluation-fresh",
         ),
         (
             "Time to the quality of scvi-tools",

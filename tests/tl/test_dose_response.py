@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 
 import vxpress as vx
-from vxpress.core.inference.dose_response import Observed, deviations, hill
+from vxpress.core.inference.dose_response import Curves, Observed, hill
 
 KEYS = {"perturbation_key": "drug", "dose_key": "dose", "control": "ctrl"}
 DOSES = (0.1, 1.0, 10.0)
@@ -100,28 +100,28 @@ def test_the_figure(table: pd.DataFrame) -> None:
 
 def test_deviations_are_those_of_estimates_of_a_known_curve() -> None:
     """With one observed dose, the curve moves by the error of that dose, in proportion to the dose."""
-    error = np.array([[0.2, 0.05]])
-    observed, curve = Observed(np.array([1.0]), error), np.array([[1.0, 0.0]])
-    found = deviations(curve, observed, np.array([0.0, 0.5, 1.0]), 4_000, np.random.default_rng(0))
+    observed = Observed(np.array([0.0, 1.0]), np.array([[0.16, 0.03], [0.12, 0.04]]))
+    curves = Curves(observed, np.array([0.0, 0.5, 1.0]))
+    shape, amplitude = curves.estimate(np.array([[0.0, 7.0], [1.0, 7.0]]))
+    np.testing.assert_allclose(amplitude, [1.0, 0.0])
+    found = curves.deviations(shape, amplitude, 4_000, np.random.default_rng(0))
     np.testing.assert_allclose(found.std(0), [[0, 0], [0.1, 0.025], [0.2, 0.05]], rtol=0.05, atol=1e-12)
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+def test_a_shape_is_found_and_intervals_cover_the_truth_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
-    dose, grid = np.array([0.1, 0.3, 1.0]), np.array([0.2, 0.5, 1.0])
+    dose, grid = np.array([0.0, 0.1, 0.3, 1.0]), np.array([0.2, 0.5, 1.0])
     amplitude = rng.normal(0, 1.0, 200)
     half, slope = np.array(0.3), np.array(1.2)
     truth = hill(grid, half, slope)[:, None] * amplitude
-    observed = Observed(dose, np.full((3, 200), 0.15))
+    curves = Curves(Observed(dose, np.full((4, 200), 0.15)), grid)
     inside = []
     for _ in range(10):
-        # an estimate with the errors of its own sample, from which the intervals have to find back
-        noisy = hill(dose, half, slope)[:, None] * amplitude + 0.15 * rng.standard_normal((3, 200))
-        shape = hill(dose, half, slope)[:, None]
-        estimated = (shape * noisy).sum(0) / (shape**2).sum()
-        spread = deviations(shape * estimated, observed, grid, 100, rng)
-        low, high = (
-            hill(grid, half, slope)[:, None] * estimated + np.quantile(spread, q, axis=0) for q in (0.025, 0.975)
-        )
+        measured = hill(dose, half, slope)[:, None] * amplitude + 0.15 * rng.standard_normal((4, 200))
+        shape, estimated = curves.estimate(measured)
+        curve = curves.curve(shape, estimated)
+        np.testing.assert_allclose(curve, truth, atol=0.9)
+        spread = curves.deviations(shape, estimated, 100, rng)
+        low, high = (curve + np.quantile(spread, q, axis=0) for q in (0.025, 0.975))
         inside.append(((low <= truth) & (truth <= high)).mean())
     assert 0.9 < np.mean(inside) <= 1.0

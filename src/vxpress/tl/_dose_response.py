@@ -46,16 +46,15 @@ def dose_response(
 ) -> pd.DataFrame:
     r"""Predict how the expression of genes changes along the dose of a perturbation, with intervals.
 
-    Control cells are decoded with the perturbation at each dose, as in :func:`predict_perturbation` with
-    ``method="additive"`` but without its corrections by observed changes. The change of a gene is the mean of
+    Control cells are decoded with the perturbation at each dose. The change of a gene is the mean of
     :math:`\log(1 + 10^4 x / l)` over these cells less that of the control cells as they are, with the counts :math:`x` of
-    a cell and its size factor :math:`l`. The strength of a perturbation is a Hill function of its dose with one
-    half-effect dose and one slope for all genes; it never falls.
+    a cell and its size factor :math:`l`. It is averaged with the curve that describes the changes measured in ``adata``
+    best by least squares, an amplitude for each gene times a Hill function of the dose for all genes. As in
+    :func:`predict_perturbation`, the latter has more weight for genes whose change was measured precisely.
 
-    The intervals show how much curves would differ with other cells. The errors of the measured changes, from the
-    variances of control and treated cells, are drawn anew and added to the curve at the observed doses. An amplitude for
-    each gene and a Hill function for all are fitted by least squares, and the curve is moved by what changes. They do not
-    include what a Hill function cannot describe: compare with the measured changes.
+    The intervals show how much measured curves would differ with other cells: the errors of the measured changes, from
+    the variances of control and treated cells, are drawn anew, and the curves are estimated again. They do not include what
+    a Hill function, which never falls and has one shape for all genes, cannot describe: compare with the measured changes.
 
     Parameters
     ----------

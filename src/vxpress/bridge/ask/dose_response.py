@@ -10,11 +10,12 @@ import pandas as pd
 import torch
 from scanpy import logging as logg
 
+from vxpress.bridge.ask.perturbation.anchor import Anchor
 from vxpress.bridge.ask.perturbation.base import Moved, covariates_of
 from vxpress.bridge.ask.perturbation.cells import PerturbedCells, Profile, profile_of
 from vxpress.bridge.ask.perturbation.decoding import Decoder, some
 from vxpress.bridge.read.perturbations import PerturbationTable
-from vxpress.core.inference.dose_response import Observed, deviations
+from vxpress.core.inference import dose_response as estimates
 from vxpress.core.progress import steps
 
 # populations with fewer cells are not measured
@@ -82,12 +83,21 @@ def curves(
             moved = Moved(cells.encoded[rows], own.with_doses(dose_p))
             change_xg[i] = Decoder.after(cells, rows, moved).mean_profile() - before_g
     measured_xg, error_xg, n_cells_x = _measured(cells, table, p, dose_x)
+    control = cells.control(0)
+    none_g = np.sqrt(control.var_g / control.n)
+    own_xg = np.sqrt(np.maximum(error_xg**2 - none_g**2, 0.0))
     seen = np.flatnonzero((n_cells_x > 0) & (dose_x > 0))
     low_xg = high_xg = np.full_like(change_xg, np.nan)
     if len(seen):
-        observed = Observed(dose_x[seen] / table.high[p], error_xg[seen])
-        rng = np.random.default_rng(seed)
-        spread = deviations(change_xg[seen], observed, dose_x / table.high[p], n_resamples, rng)
+        fitted = estimates.Curves(
+            estimates.Observed(np.append(0.0, dose_x[seen] / table.high[p]), np.vstack((none_g, own_xg[seen]))),
+            dose_x / table.high[p],
+        )
+        shape, amplitude_g = fitted.estimate(np.vstack((np.zeros_like(none_g), measured_xg[seen])))
+        at_highest = Anchor(amplitude_g, fitted.variance_sg[shape])
+        weight_g = at_highest.weight(change_xg[np.argmax(dose_x)], 0.5)
+        change_xg += weight_g * (fitted.curve(shape, amplitude_g) - change_xg)
+        spread = fitted.deviations(shape, amplitude_g, n_resamples, np.random.default_rng(seed))
         tail = (1.0 - level) / 2
         low_xg, high_xg = (change_xg + np.quantile(spread, q, axis=0) for q in (tail, 1.0 - tail))
     else:

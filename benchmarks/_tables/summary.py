@@ -10,7 +10,7 @@ from typing import Any
 
 from _versions import CHANGES, oldest, since
 
-from _tables import dial, evaluation, integration, null_batches, perturbation, stability
+from _tables import combinations, dial, evaluation, integration, null_batches, perturbation, stability
 from _tables.covariates import found as found_covariates
 from _tables.latent import COLLAPSE
 from _tables.questions import outlier_rows
@@ -129,6 +129,13 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             many(evaluation.met()),
             "evaluation",
             "evaluation-fresh",
+        ),
+        (
+            "Held-out combinations of perturbations, compared with the sum of the single changes",
+            combinations.summary(),
+            many([combinations.met()]),
+            "combinations",
+            "combinations",
         ),
         (
             "Time to the quality of scvi-tools",

@@ -240,3 +240,16 @@ def test_the_anchor_of_a_combination_uses_all_conditions_that_share_its_parts(tr
 
     expected = mean("B") - mean("ctrl") + (mean("A+C") - mean("A"))
     np.testing.assert_allclose(change, expected, atol=1e-4)
+
+
+def test_single_perturbations_may_be_written_with_the_control_and_combinations_in_any_order(
+    treated: ad.AnnData,
+) -> None:
+    plain = vx.tl.predict_perturbation(treated, "drug", control="ctrl", target="B+C", method="additive_mean")
+    written = treated.copy()
+    names = {"A": "A+ctrl", "B": "ctrl+B", "C": "C+ctrl"}
+    written.obs["drug"] = [names.get(name, name) for name in written.obs["drug"].astype(str)]
+    found = vx.tl.predict_perturbation(written, "drug", control="ctrl", target="C+B", method="additive_mean")
+    np.testing.assert_array_equal(found.X.toarray(), plain.X.toarray())
+    seen = vx.tl.predict_perturbation(written, "drug", control="ctrl", target="C+A", method="additive")
+    assert seen.uns["perturbation"]["params"]["target"] == "A+C"

@@ -68,7 +68,8 @@ def predict_perturbation(
     - ``"counterfactual"`` needs a fit with the perturbation as a covariate, and decodes each control cell under the
       target instead;
     - ``"additive"`` needs a fit with ``perturbation_key=``, and decodes each control cell with the sum of the effects of
-      the perturbations in the target, for example of the combination ``"A+B"`` that was never observed.
+      the perturbations in the target, for example of the combination ``"A+B"`` that was never observed. With doses, the
+      target has the highest ones of the fit, or those in ``method_options={"dose": "0.5+1"}``.
 
     The other methods are floors. They change the mean profile of the observed counts, and a model that is no better has
     learned nothing of use:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vxpress.bridge.ask.perturbation.cells import PerturbedCells
-from vxpress.bridge.ask.perturbation.floors import best_penalty, parts_of, ridge_at
+from vxpress.bridge.ask.perturbation.floors import best_penalty, ridge_at
 
 # added to mean expression per 10,000 molecules, so that factors of genes with hardly any molecules are near 1
 PSEUDO = 0.1
@@ -72,13 +72,13 @@ def _added(cells: PerturbedCells, group: int) -> Anchor | None:
     """
     populations = cells.populations
     of = {
-        name: parts_of(populations, name)
+        name: populations.parts(name)
         for name in populations.perturbations
         if name not in (populations.control, populations.target) and populations.rows(name, group).size
     }
     if not populations.controls(group).size:
         return None
-    wanted = set(parts_of(populations))
+    wanted = set(populations.parts())
     names = sorted({part for parts in of.values() if wanted & set(parts) for part in parts})
     chosen = [name for name, parts in of.items() if set(parts) <= set(names)]
     if not chosen or not wanted <= set(names):

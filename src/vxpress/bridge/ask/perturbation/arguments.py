@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from vxpress.bridge.ask.perturbation.base import Method
-from vxpress.bridge.ask.perturbation.floors import parts_of
 from vxpress.bridge.ask.perturbation.methods import find_method
 from vxpress.bridge.ask.perturbation.populations import Populations
 from vxpress.bridge.fits.fit import Fit
@@ -28,7 +27,7 @@ def check_target(populations: Populations, method: Method, name: str) -> None:
     key, target = populations.perturbation_key, populations.target
     if not populations.treated().size:
         more = ""
-        if len(parts := parts_of(populations)) > 1:
+        if len(parts := populations.parts()) > 1:
             more = (
                 f" For a combination, method='additive' (with fit_vae(perturbation_key={key!r})) and method='additive_mean' add the effects of "
                 f"its parts {parts}."

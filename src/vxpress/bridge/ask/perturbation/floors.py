@@ -12,8 +12,6 @@ import numpy as np
 
 from vxpress.bridge.ask.perturbation.base import Method, Moved, unmoved
 from vxpress.bridge.ask.perturbation.cells import PerturbedCells
-from vxpress.bridge.ask.perturbation.populations import Populations
-from vxpress.bridge.read.perturbations import components
 
 # of the ridge regression, in units of the mean squared distance of control profiles from their mean; the last is the mean
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
@@ -88,16 +86,18 @@ class AdditiveMean(Floor):
     @classmethod
     def available(cls, cells: PerturbedCells, group: int, learn_from: Sequence[int]) -> bool:
         populations = cells.populations
-        parts = parts_of(populations)
-        return len(parts) > 1 and all(populations.groups_with(populations.control, part) for part in parts)
+        parts = populations.parts()
+        return len(parts) > 1 and all(
+            populations.groups_with(populations.control, populations.alone(part)) for part in parts
+        )
 
     def check(self, cells: PerturbedCells) -> None:
         populations = cells.populations
-        parts = parts_of(populations)
+        parts = populations.parts()
         if len(parts) < 2:
             msg = f"method='additive_mean' adds the effects of single perturbations, but target={populations.target!r} is not a combination such as 'A+B'. Use method='mean_shift'."
             raise ValueError(msg)
-        missing = [part for part in parts if not populations.groups_with(populations.control, part)]
+        missing = [part for part in parts if not populations.groups_with(populations.control, populations.alone(part))]
         if missing:
             msg = f"method='additive_mean' needs cells with each single perturbation of target={populations.target!r}; obs[{populations.perturbation_key!r}] has none with {missing} in a group with control cells."
             raise ValueError(msg)
@@ -106,7 +106,7 @@ class AdditiveMean(Floor):
     def change(cls, cells: PerturbedCells, group: int, learn_from: Sequence[int]) -> np.ndarray:
         populations = cells.populations
         total = np.zeros(len(cells.genes))
-        for part in parts_of(populations):
+        for part in map(populations.alone, populations.parts()):
             known = populations.groups_with(populations.control, part)
             known = (group,) if group in known else known
             total += np.mean([cells.change(other, part) for other in known], axis=0)
@@ -114,16 +114,6 @@ class AdditiveMean(Floor):
 
 
 FLOORS: tuple[type[Floor], ...] = (Control, MeanShift, Ridge, AdditiveMean)
-
-
-def parts_of(populations: Populations, name: str | None = None) -> list[str]:
-    """Return the single perturbations of a condition, by default the target; a name that joins nothing is one itself."""
-    name = populations.target if name is None else name
-    try:
-        parts = components(name, populations.control, populations.perturbation_key)
-    except ValueError:
-        return [name]
-    return [part for part in parts if part != populations.control]
 
 
 def others(group: int, learn_from: Sequence[int]) -> list[int]:

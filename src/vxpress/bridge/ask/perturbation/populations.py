@@ -11,6 +11,7 @@ from scanpy import logging as logg
 
 from vxpress._names import each_value, find_name
 from vxpress.bridge.read.columns import get_categories
+from vxpress.bridge.read.perturbations import components
 
 # columns of the result that no column of the user may replace
 RESERVED = ("source_cell", "support", "library_size")
@@ -52,7 +53,10 @@ class Populations:
         control_name = _perturbation(found.names, control, "control", perturbation_key)
         target_name = find_name(target, found.names)
         if target_name is None:
-            target_name = str(target)
+            # a combination may be written in another order
+            wanted = set(parts_in(str(target), control_name, perturbation_key))
+            same = [one for one in found.names if set(parts_in(one, control_name, perturbation_key)) == wanted]
+            target_name = same[0] if same and wanted else str(target)
         if target_name == control_name:
             msg = f"control= and target= are both {control_name!r}. Name two perturbations of obs[{perturbation_key!r}], which holds {list(found.names)}."
             raise ValueError(msg)
@@ -104,6 +108,17 @@ class Populations:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return Populations(**(fields | {"wanted": tuple(wanted)}))
 
+    # names
+
+    def parts(self, name: str | None = None) -> list[str]:
+        """Return the single perturbations of a condition, by default the target; a name that joins nothing is one itself."""
+        return parts_in(self.target if name is None else name, self.control, self.perturbation_key)
+
+    def alone(self, part: str) -> str:
+        """Return the condition of a single perturbation, which may be written with the control, as in ``"A+ctrl"``."""
+        found = [name for name in self.perturbations if self.parts(name) == [part]]
+        return found[0] if found and part not in found else part
+
     # cells
 
     def rows(self, perturbation: str, group: int | None = None) -> np.ndarray:
@@ -132,6 +147,15 @@ class Populations:
     def learned_from(self) -> tuple[int, ...]:
         """Codes of the groups with control cells and treated cells."""
         return self.groups_with(self.control, self.target)
+
+
+def parts_in(name: str, control: str, key: str) -> list[str]:
+    """Return the single perturbations of a condition without the control; a name that joins nothing is one itself."""
+    try:
+        parts = components(name, control, key)
+    except ValueError:
+        return [name]
+    return [part for part in parts if part != control]
 
 
 def _check_columns(perturbation_key: str, groupby: str | None) -> None:

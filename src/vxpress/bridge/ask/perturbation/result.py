@@ -15,7 +15,7 @@ from vxpress.bridge.ask.perturbation.base import Moved
 from vxpress.bridge.ask.perturbation.cells import PerturbedCells
 from vxpress.bridge.ask.perturbation.checking import Checked
 from vxpress.bridge.ask.perturbation.decoding import decode, factors_for, part_of, some
-from vxpress.bridge.ask.perturbation.floors import FLOORS, Control, parts_of
+from vxpress.bridge.ask.perturbation.floors import FLOORS, Control
 from vxpress.bridge.ask.perturbation.latent_map import ByLatentMap
 from vxpress.bridge.ask.perturbation.populations import Populations
 from vxpress.bridge.ask.perturbation.prediction import Predictor
@@ -78,7 +78,9 @@ def _change(
 def _support(cells: PerturbedCells, z_nd: np.ndarray, seed: int) -> np.ndarray:
     """Compute the support of the predicted positions: by cells with the target, else by those with each of its parts."""
     populations = cells.populations
-    names = [populations.target] if populations.treated().size else parts_of(populations)
+    names = [populations.target]
+    if not populations.treated().size:
+        names = [populations.alone(part) for part in populations.parts()]
     found = [
         support_of(z_nd, cells.encoded.mean_nd[populations.rows(name)], np.random.default_rng([seed, 3]))
         for name in names

@@ -30,6 +30,7 @@ import vxpress as vx
 
 NAME = "annotation"
 ALPHA = 0.05
+SECONDS = {"scanvi": "seconds", "vxpress": "seconds_vxpress"}
 # types left out: their least and largest number
 LEAST_CELLS, MAX_TYPES = 40, 4
 
@@ -148,7 +149,8 @@ def peers(folder: Path) -> list[dict[str, Any]]:
         assert given_n is not None
         truth = load(name).obs["type"].astype(str).to_numpy()[~given_n]
         found = scores(stored["prob"], [str(label) for label in stored["names"]], truth)
-        seconds = {"scanvi": float(stored["seconds"]), "vxpress": float(stored["seconds_vxpress"])}
+        # None without a pair, as for predictions from another machine
+        seconds = {part: float(stored[key]) if np.isfinite(stored[key]) else None for part, key in SECONDS.items()}
         rows.append({"set": name, "scenario": scenario, "seed": seed, "method": "scanvi", **found, "seconds": seconds})
     return rows
 
@@ -193,8 +195,7 @@ def save(path: Path, found: dict[str, Any], *parts: str) -> None:
     """Write the results, and stamp the parts that are new."""
     path.write_text(json.dumps(found, indent=1) + "\n")
     if path.parent == RESULTS:
-        for part in parts:
-            stamp(NAME, part)
+        stamp(NAME, parts)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 # each registers its tables
 from _tables import (  # noqa: F401
+    annotation,
     combinations,
     covariates,
     dial,

@@ -10,7 +10,7 @@ from typing import Any
 
 from _versions import CHANGES, oldest, since
 
-from _tables import combinations, dial, evaluation, integration, null_batches, perturbation, stability
+from _tables import annotation, combinations, dial, evaluation, integration, null_batches, perturbation, stability
 from _tables.covariates import found as found_covariates
 from _tables.latent import COLLAPSE
 from _tables.questions import outlier_rows
@@ -137,6 +137,7 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             "combinations",
             "combinations",
         ),
+        *annotation.summary_rows(),
         (
             "Time to the quality of scvi-tools",
             f"{ranged(min(ratios), max(ratios), 0)} times faster",

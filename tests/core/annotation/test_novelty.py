@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from vxpress.core.annotation.novelty import Labelled, as_in_labelled, novelty
 
@@ -23,6 +24,15 @@ def test_a_group_between_the_labels_is_found_although_it_is_not_far_out() -> Non
     assert np.median(score_n[120:]) > np.quantile(score_m, 0.95)
     # known cells have the scores of labelled ones
     assert abs(np.median(score_n[:120]) - np.median(score_m)) < 0.5
+
+
+def test_with_many_cells_neighbors_are_searched_in_a_part_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = _groups([[-6, 0], [6, 0], [0, 0]], 200, 1)
+    best = (z[:, 0] > 0).astype(int)
+    whole, _ = novelty(z, best, _labelled())
+    monkeypatch.setattr("vxpress.core.annotation.novelty.MAX_CONTEXT", 200)
+    part, _ = novelty(z, best, _labelled())
+    assert np.corrcoef(whole, part)[0, 1] > 0.95
 
 
 def test_one_cell_can_be_judged() -> None:

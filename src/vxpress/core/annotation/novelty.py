@@ -19,7 +19,9 @@ SHRINKAGE = 200.0
 RIDGE = 1e-3
 # least spread that counts as one unit: a step of the share of 30 neighbors
 LEAST_SPREAD = 1.0 / 30.0
-CHUNK = 1024
+CHUNK = 512
+# most cells to be judged among which neighbors are searched, next to the labelled ones
+MAX_CONTEXT = 20_000
 # fewest labelled cells by which others with the same most probable label are measured
 MIN_UNITS = 10
 # fewest cells of a batch without labels whose scores are compared with one another
@@ -59,8 +61,10 @@ def novelty(z_nd: np.ndarray, best_n: np.ndarray, known: Labelled) -> tuple[np.n
         else:
             far_m[held] = Normals.of(z_md[~held], known.code_m[~held]).distance(z_md[held])
     far_m -= background.distance(z_md)
-    labelled = np.arange(len(together)) >= len(z_nd)
-    few = 1.0 - _share_among_neighbors(together, labelled)
+    # enough cells to show where cells without a label are dense
+    step = -(-len(z_nd) // MAX_CONTEXT)
+    among = np.concatenate([np.arange(0, len(z_nd), max(1, step)), np.arange(len(z_nd), len(together))])
+    few = 1.0 - _share_among_neighbors(together, among, among >= len(z_nd))
     few_n, few_m = few[: len(z_nd)], few[len(z_nd) :]
     few_n, few_m = _centred(few_n, best_n, few_m, known.best_m)
     score_n, score_m = (_units(far, by=far_m) + _units(few, by=few_m) for far, few in ((far_n, few_n), (far_m, few_m)))
@@ -130,15 +134,19 @@ class Normals:
         return nearest
 
 
-def _share_among_neighbors(z_nd: np.ndarray, labelled_n: np.ndarray) -> np.ndarray:
-    """Return the share of labelled cells among the nearest other cells of each cell."""
-    z, labelled = torch.from_numpy(z_nd.astype(np.float32)), torch.from_numpy(labelled_n)
-    k = min(N_NEIGHBORS, len(z) - 1)
+def _share_among_neighbors(z_nd: np.ndarray, among_k: np.ndarray, labelled_k: np.ndarray) -> np.ndarray:
+    """Return the share of labelled cells among the nearest other cells of each cell; only the rows ``among_k`` are neighbors."""
+    z, among, labelled = (
+        torch.from_numpy(z_nd.astype(np.float32)),
+        torch.from_numpy(among_k),
+        torch.from_numpy(labelled_k),
+    )
+    k = min(N_NEIGHBORS, len(among) - 1)
     out = np.empty(len(z))
     for start in range(0, len(z), CHUNK):
         part = slice(start, start + CHUNK)
-        distance = torch.cdist(z[part], z)
-        distance[torch.arange(len(distance)), torch.arange(start, start + len(distance))] = torch.inf
+        distance = torch.cdist(z[part], z[among])
+        distance[torch.arange(start, start + len(distance))[:, None] == among] = torch.inf
         out[part] = labelled[distance.topk(k, dim=-1, largest=False).indices].double().mean(-1).numpy()
     return out
 

@@ -92,6 +92,7 @@ def test_impossible_requests_say_what_to_change(fitted: ad.AnnData, quick: dict)
 def test_the_figure(table: pd.DataFrame) -> None:
     axes: Any = vx.pl.dose_response(table, show=False)
     assert [ax.get_title(loc="left") for ax in axes] == ["g0", "g12"]
+    assert axes[0].get_xlabel() == "dose of A"
     with pytest.raises(ValueError, match="lacks the columns"):
         vx.pl.dose_response(table[["gene", "dose"]], show=False)
     with pytest.raises(TypeError, match="found dict"):

@@ -90,7 +90,8 @@ def dose_response(
         for one, gene in zip(axes, genes, strict=True):
             _draw(one, table[table["gene"] == gene].sort_values("dose"), log_dose=log_dose)
             titled(one, str(gene), "left")
-            one.set_xlabel(str(table.attrs.get("perturbation", "dose")))
+            name = table.attrs.get("perturbation")
+            one.set_xlabel("dose" if name is None else f"dose of {name}")
             one.set_ylabel("change of log expression")
         return finish(axes, show=show, return_fig=return_fig)
 

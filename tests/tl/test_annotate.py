@@ -140,6 +140,10 @@ def test_cells_are_drawn_given_a_label(reference: ad.AnnData) -> None:
     names = list(reference.uns["vae"]["prior"]["categories"])
     drawn = vx.tl.generate(reference, labels={names[0]: 40, names[1]: 40}, rng=0)
     assert drawn.obs["label"].value_counts()[names].tolist() == [40, 40, 0]
+    # without labels, they are drawn from the shares, also that of none of the labels
+    any_label = vx.tl.generate(reference, 400, rng=0)
+    assert set(any_label.obs["label"].dropna()) == set(names)
+    assert any_label.obs["label"].isna().mean() < 0.3
     drawn.obs["library_size"] = np.asarray(drawn.X.sum(1)).ravel()
     vx.tl.annotate(drawn, model=reference)
     best = np.array(names)[drawn.obsm["vae_label_prob"].argmax(1)]

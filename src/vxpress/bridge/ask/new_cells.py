@@ -70,7 +70,7 @@ class NewCells:
         """Draw the cells; training cells of ``adata`` give what was not requested."""
         fit, code_n = self.fit, self.code_n
         if fit.condition_key is not None and code_n is None:
-            shares = fit.model.prior.log_share_c.double().exp().numpy()
+            shares = fit.model.prior.log_share_c.detach().double().exp().numpy()
             code_n = rng.choice(len(shares), self.n, p=shares / shares.sum())
         seeds = rng.integers(2**62, size=2)
         z_nd = self._latent(code_n, int(seeds[0]))

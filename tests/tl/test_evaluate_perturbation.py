@@ -181,6 +181,7 @@ def test_floors_are_read_from_the_prediction_tables_and_arrays_alike(cells: dict
     stored.uns["perturbation"] = {
         "params": {"groupby": "group"},
         "groups": np.array(["b", "a"]),
+        "genes": np.array(GENES, dtype=object),
         "floors": {"f": change.to_numpy(), "absent": np.full((2, N_GENES), np.nan)},
     }
     table = {"f": change[GENES[::-1]]}
@@ -193,6 +194,45 @@ def test_floors_are_read_from_the_prediction_tables_and_arrays_alike(cells: dict
         floors = result.table[result.table["kind"] == "floor"]
         assert set(floors["method"]) == {"control", "f"}
         pd.testing.assert_frame_equal(result.table, results[0].table)
+
+
+def test_stored_changes_follow_a_new_order_of_genes(cells: dict[str, AnnData]) -> None:
+    rng = np.random.default_rng(7)
+    stored = cells["predicted"].copy()
+    totals = [float(stored.X[(stored.obs["group"] == group).to_numpy()].sum()) for group in "ab"]
+    stored.layers["control"] = cells["ctrl"].X[: stored.n_obs]
+    stored.obs["library_size"] = np.asarray(stored.layers["control"].sum(1)).ravel()
+    stored.uns["perturbation"] = {
+        "params": {"groupby": "group"},
+        "groups": np.array(["a", "b"]),
+        "genes": np.array(GENES, dtype=object),
+        "change": rng.normal(0, 0.2, (2, N_GENES)),
+        "molecules": np.array(totals),
+        "floors": {"f": rng.normal(0, 0.2, (2, N_GENES))},
+    }
+    straight, turned = (
+        vx.tl.evaluate_perturbation(predicted, cells["drug"], cells["ctrl"], **FAST).changes
+        for predicted in (stored, stored[:, ::-1].copy())
+    )
+    order = ["group", "kind", "method", "gene"]
+    columns = [*order, "predicted", "measured"]
+    pd.testing.assert_frame_equal(
+        straight.sort_values(order)[columns].reset_index(drop=True),
+        turned.sort_values(order)[columns].reset_index(drop=True),
+    )
+    own = straight[(straight["kind"] == "prediction") & (straight["group"] == "a")].set_index("gene")["predicted"]
+    np.testing.assert_allclose(own[list(GENES)], stored.uns["perturbation"]["change"][0])
+    # genes that are left out change the sums, which are another scale than that of the floors
+    with pytest.raises(ValueError, match="library_key='library_size'"):
+        vx.tl.evaluate_perturbation(stored[:, :20].copy(), cells["drug"], cells["ctrl"], **FAST)
+
+
+def test_no_change_as_the_only_floor_is_a_warning(cells: dict[str, AnnData], warned: list[str]) -> None:
+    given = cells["predicted"], cells["drug"], cells["ctrl"]
+    vx.tl.evaluate_perturbation(*given, groupby="group", floors={"some": np.full(N_GENES, 0.1)}, **FAST)
+    assert not any("only floor" in message for message in warned)
+    vx.tl.evaluate_perturbation(*given, groupby="group", **FAST)
+    assert sum("only floor is 'control'" in message for message in warned) == 1
 
 
 def test_a_shift_of_the_mean_is_a_floor_as_cells_and_as_a_change(cells: dict[str, AnnData]) -> None:

@@ -83,7 +83,9 @@ def evaluate_perturbation(
     layer
         Layer of ``observed`` and ``control`` with the counts; by default ``X``.
     library_key
-        Column of ``obs`` of all cells with the library size; by default the sum over the predicted genes.
+        Column of ``obs`` of all cells with the library size; by default the sum over the predicted genes. Needed if the
+        fit has only some of the genes that its size factors count: ``"library_size"``, from
+        :func:`vxpress.pp.library_size`.
     log_transformed
         Whether all matrices already hold values on the scale above, as predictions of other tools often do.
     n_top

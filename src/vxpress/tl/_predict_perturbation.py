@@ -152,9 +152,11 @@ def predict_perturbation(
     ``obsm["X_vae"]``, ``obsm["X_vae_control"]`` : :class:`numpy.ndarray` (dtype ``float32``)
         Positions of predicted cells and of source cells; not for floors.
     ``uns["perturbation"]``
-        ``"params"``; ``"groups"``, the predicted groups; ``"change"``, the predicted change of their mean profiles,
-        groups x genes, which has no sampling noise, and ``"molecules"``, those of the predicted cells of each group; ``"floors"``, the change that each floor predicts; with ``check`` also ``"checked"``, a table of scores of the method and of the floors on groups that were
-        left out (correlation, and weighted coefficient of determination, of the change), and ``"verdict"``, a sentence.
+        ``"params"``; ``"groups"`` and ``"genes"``, the predicted groups and genes; ``"change"``, the predicted change
+        of their mean profiles, groups x genes, which has no sampling noise, and ``"molecules"``, those of the predicted
+        cells of each group; ``"floors"``, the change that each floor predicts; with ``check`` also ``"checked"``, a
+        table of scores of the method and of the floors on groups that were left out (correlation, and weighted
+        coefficient of determination, of the change), and ``"verdict"``, a sentence.
 
     Raises
     ------

@@ -89,34 +89,34 @@ def _stored(part: Part, unit: Unit, genes: pd.Index) -> Iterator[tuple[str, np.n
     floors = part.stored.get("floors", {})
     if not isinstance(floors, Mapping):
         return
-    names = [str(name) for name in np.asarray(part.stored.get("groups", []), dtype=object).reshape(-1)]
+    names = part.names("groups")
     row = names.index(unit.group) if unit.group in names else 0
-    columns = part.adata.var_names.get_indexer(genes)
+    columns = part.columns(genes)
     for name, value in floors.items():
         array = np.atleast_2d(np.asarray(value, dtype=np.float64))
         known = unit.group in names or (unit.group == ALL and len(array) == 1)
-        if known and array.shape[1] == part.adata.n_vars and (columns >= 0).all():
+        if known and columns is not None and array.shape[1] > columns.max():
             yield str(name), array[row, columns]
 
 
 def stated_change(
-    part: Part, unit: Unit, rows: np.ndarray, columns: np.ndarray, library_key: str | None
+    part: Part, unit: Unit, rows: np.ndarray, genes: pd.Index, library_key: str | None
 ) -> np.ndarray | None:
     """Return the change of a unit that is stored with a prediction, (genes,), if it belongs to its cells as they are."""
-    names = [str(name) for name in np.asarray(part.stored.get("groups", []), dtype=object).reshape(-1)]
-    if not names or not {"change", "molecules"} <= set(part.stored):
+    names, columns = part.names("groups"), part.columns(genes)
+    if not names or columns is None or not {"change", "molecules"} <= set(part.stored):
         return None
     change, molecules = (np.asarray(part.stored[key], dtype=np.float64) for key in ("change", "molecules"))
-    if change.shape != (len(names), part.adata.n_vars) or (len(names) > 1 and unit.group not in names):
+    if change.shape != (len(names), len(part.names("genes"))) or (len(names) > 1 and unit.group not in names):
         return None
     row = names.index(unit.group) if unit.group in names else 0
     # cells that were edited or left out have another sum
     if not np.isclose(float(part.adata.X[rows].sum(dtype=np.float64)), molecules[row], rtol=1e-6):
         return None
-    return change[row, columns] if library_key is not None or _same_library(part.adata, rows) else None
+    return change[row, columns] if library_key is not None or same_library(part.adata, rows) else None
 
 
-def _same_library(adata: AnnData, rows: np.ndarray) -> bool:
+def same_library(adata: AnnData, rows: np.ndarray | slice = slice(None)) -> bool:
     """Return whether the size factors of a prediction are the sums over its genes, as those of the scores are."""
     if "control" not in adata.layers or "library_size" not in adata.obs:
         return False

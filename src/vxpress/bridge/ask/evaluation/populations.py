@@ -88,6 +88,15 @@ class Part:
         params = self.stored.get("params", {})
         return params.get(name) if isinstance(params, Mapping) else None
 
+    def names(self, key: str) -> list[str]:
+        """Return names that are stored with the prediction: of its groups, or of its genes as they were."""
+        return [str(name) for name in np.asarray(self.stored.get(key, []), dtype=object).reshape(-1)]
+
+    def columns(self, genes: pd.Index) -> np.ndarray | None:
+        """Return where genes are in the stored changes, whose order no later selection of genes alters."""
+        columns = pd.Index(self.names("genes"), dtype=object).get_indexer(genes.astype(str))
+        return None if not len(columns) or (columns < 0).any() else columns
+
 
 def methods_of(predicted: Any) -> dict[str, list[Part]]:
     """Return the parts of every method: of one AnnData, of a list (several targets), or of a mapping of either."""

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._progress import parts as stages
-from vxpress.bridge.ask.evaluation.floors import FloorChanges, given_floors, stated_change
+from vxpress.bridge.ask.evaluation.floors import CONTROL, FloorChanges, given_floors, same_library, stated_change
 from vxpress.bridge.ask.evaluation.populations import (
     SOURCE,
     Keys,
@@ -113,16 +113,36 @@ def score(inputs: Inputs, rng: np.random.Generator) -> list[ScoredUnit]:
         control_rng = np.random.default_rng(control_seeds[unit.group])
         scored = score_unit(observed, control, predictions, inputs.settings, seeds[i], control_rng)
         found.append(ScoredUnit(unit, who, scored))
+    _warn_floors(found)
     _rank(found, genes)
     return found
 
 
 def _check_library(inputs: Inputs) -> None:
-    """Log that libraries are sums over the predicted genes if the data have more genes."""
-    more = inputs.observed.n_vars - len(inputs.genes)
-    if more > 0 and not inputs.scale.log_transformed:
-        logg.info(
-            f"    libraries are sums over the {len(inputs.genes)} predicted genes; library_key= gives those over all genes"
+    """Raise if stored floors have other libraries than the scores; log that libraries are sums over the predicted genes."""
+    if inputs.scale.log_transformed:
+        return
+    n = len(inputs.genes)
+    for part in (part for parts in inputs.methods.values() for part in parts):
+        known = "library_size" in part.adata.obs and "control" in part.adata.layers
+        if part.stored.get("floors") and known and not same_library(part.adata):
+            msg = (
+                f"The size factors of the predicted cells, obs['library_size'], are not the sums over their {n} genes, so their stored "
+                "floors are on another scale than the measured cells. Pass library_key='library_size', with this column in the obs of "
+                "all cells: vx.pp.library_size(observed), with all genes that were counted, writes it."
+            )
+            raise ValueError(msg)
+    if inputs.observed.n_vars > n:
+        logg.info(f"    libraries are sums over the {n} predicted genes; library_key= gives those over all genes")
+
+
+def _warn_floors(found: Sequence[ScoredUnit]) -> None:
+    """Warn if no change is the only floor, which says little."""
+    names = {name for one in found for kind, name in one.who if kind == FLOOR}
+    if names <= {CONTROL}:
+        logg.warning(
+            "The only floor is 'control', no change, which almost every prediction beats. Pass others, for example "
+            "floors={'mean_shift': vx.tl.predict_perturbation(..., method='mean_shift')}."
         )
 
 
@@ -137,6 +157,7 @@ class _Population:
     group_n: np.ndarray
     target_n: np.ndarray
     source_n: np.ndarray | None
+    genes: pd.Index
 
     @classmethod
     def of(cls, kind: str, name: str, part: Part, genes: pd.Index, inputs: Inputs) -> _Population:
@@ -147,7 +168,7 @@ class _Population:
             if (source < 0).any():
                 source = None
         columns = columns_of(part.adata, genes, f"cells predicted by {name!r} as")
-        return cls(kind, name, part, columns, group, target, source)
+        return cls(kind, name, part, columns, group, target, source, genes)
 
     def cells(self, unit: Unit, scale: Scale, name: str) -> Cells | None:
         """Return the predicted cells of a unit, or None; they follow their control cells if these are known."""
@@ -163,9 +184,7 @@ class _Population:
             if (source < 0).any():
                 source = None
         x = scale.read(self.part.adata, rows, self.columns, None, "predicted")
-        change = (
-            None if scale.log_transformed else stated_change(self.part, unit, rows, self.columns, scale.library_key)
-        )
+        change = None if scale.log_transformed else stated_change(self.part, unit, rows, self.genes, scale.library_key)
         return Cells(name, x, source, change)
 
 

@@ -120,6 +120,7 @@ def as_anndata(
         "molecules": np.array([_molecules(populations, found, group) for group in populations.wanted]),
         "floors": floors_of(cells),
         "groups": np.array([populations.groups[group] for group in populations.wanted], dtype=object),
+        "genes": np.asarray(cells.genes).astype(str).astype(object),
     }
     if checked is not None:
         record |= {"checked": checked.table, "verdict": checked.verdict}

@@ -32,6 +32,7 @@ from _tables import (  # noqa: F401
     speed,
     stability,
     summary,
+    transport,
 )
 from _tables.registry import TABLES
 

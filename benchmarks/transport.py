@@ -1,12 +1,12 @@
 """Do maps of the latent space move control cells to where treated cells are, on cells that were kept apart?
 
     python benchmarks/transport.py --threads 1
-    python benchmarks/transport.py --cost --threads 2
+    python benchmarks/transport.py --cost --threads 1
 
 Half of the control and of the treated cells of every type are for learning: the VAE (defaults, without the condition),
 the maps and the axes of the scores. The others are for scoring: held-out control cells are moved, decoded, and drawn at their
 own size factor, and compared with held-out treated cells. The floor compares the treated cells of both halves;
-"treated cells, decoded" are the held-out treated cells drawn anew from the fit, which no map can improve on. Maps are
+"treated cells, decoded" are the held-out treated cells drawn anew from the fit: what decoding alone costs. Maps are
 learned per cell type, and once for all cells ("pooled"). Their settings were chosen on ``glioblastoma`` and on
 ``kang_ctrl`` with simulated responses.
 """

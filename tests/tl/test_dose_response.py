@@ -59,6 +59,20 @@ def test_a_curve_grows_from_0_near_the_measured_changes(table: pd.DataFrame) -> 
     assert not table["extrapolated"].any() or table.loc[table["extrapolated"], "dose"].max() < DOSES[0]
 
 
+def test_the_curve_at_a_dose_does_not_depend_on_the_other_doses(fitted: ad.AnnData, table: pd.DataFrame) -> None:
+    whole = table[table["gene"] == "g0"].reset_index(drop=True)
+    for rows in ([0, 5], [len(whole) - 1]):
+        part = vx.tl.dose_response(fitted, "A", genes="g0", doses=whole["dose"][rows].tolist(), n_resamples=50)
+        for column in ("change", "low", "high", "measured", "extrapolated"):
+            np.testing.assert_allclose(part[column].astype(float), whole[column][rows].astype(float), err_msg=column)
+    beyond = vx.tl.dose_response(fitted, "A", genes="g0", doses=[1e6], n_resamples=50)
+    assert beyond["extrapolated"].all()
+    assert beyond["change"][0] >= whole["change"].max() - 1e-6
+    observed = vx.tl.dose_response(fitted, "A", genes="g0", doses=[0.1, 1, 10], n_resamples=50)
+    assert (observed["n_cells"] == 80).all()
+    assert not observed["extrapolated"].any()
+
+
 def test_more_cells_give_narrower_intervals(fitted: ad.AnnData, table: pd.DataFrame) -> None:
     few = fitted[np.arange(fitted.n_obs) % 8 == 0].copy()
     wide = vx.tl.dose_response(few, "A", genes=["g0"], n_resamples=50)

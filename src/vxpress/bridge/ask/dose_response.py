@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,8 @@ from vxpress.core.progress import steps
 
 # populations with fewer cells are not measured
 FEWEST = 5
+# relative difference of doses that are the same; they are stored in single precision
+NEAR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,16 @@ class Curves:
                         "measured": self.measured_xg[:, g],
                         "measured_error": self.error_xg[:, g],
                         "n_cells": self.n_cells_x,
-                        "extrapolated": (self.dose_x > high) | ((self.dose_x > 0) & (self.dose_x < low)),
+                        "extrapolated": (self.dose_x > high * (1 + NEAR))
+                        | ((self.dose_x > 0) & (self.dose_x < low * (1 - NEAR))),
                     }
                 )
             )
         return pd.concat(parts, ignore_index=True)
+
+    def at(self, rows: np.ndarray) -> Curves:
+        """Return some of the doses."""
+        return Curves(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 def curves(
@@ -69,8 +76,14 @@ def curves(
     n_resamples: int,
     seed: int,
 ) -> Curves:
-    """Decode control cells along the dose of a perturbation alone."""
+    """Decode control cells along the dose of a perturbation alone.
+
+    The curve is fitted to the changes at all observed doses, so that it does not depend on the doses to return.
+    """
     p = table.names.index(name)
+    needed = np.append(observed_doses(cells, table, name), table.high[p])
+    more = [dose for dose in needed if not np.isclose(dose_x, dose, rtol=NEAR, atol=0.0).any()]
+    wanted_x, dose_x = dose_x, np.unique(np.append(dose_x, more))
     controls = cells.populations.controls()
     rows = controls[some(controls, seed)]
     before_g = Decoder.before(cells, rows).mean_profile()
@@ -95,7 +108,7 @@ def curves(
         )
         shape, amplitude_g = fitted.estimate(np.vstack((np.zeros_like(none_g), measured_xg[seen])))
         at_highest = Anchor(amplitude_g, fitted.variance_sg[shape])
-        weight_g = at_highest.weight(change_xg[np.argmax(dose_x)], 0.5)
+        weight_g = at_highest.weight(change_xg[np.argmin(np.abs(dose_x - table.high[p]))], 0.5)
         change_xg += weight_g * (fitted.curve(shape, amplitude_g) - change_xg)
         spread = fitted.deviations(shape, amplitude_g, n_resamples, np.random.default_rng(seed))
         tail = (1.0 - level) / 2
@@ -104,7 +117,8 @@ def curves(
         logg.warning(
             f"adata has no dose of {name!r} alone in {FEWEST} cells or more, so the curves have no intervals. Pass the cells of the fit."
         )
-    return Curves(dose_x, change_xg, low_xg, high_xg, measured_xg, error_xg, n_cells_x)
+    found = Curves(dose_x, change_xg, low_xg, high_xg, measured_xg, error_xg, n_cells_x)
+    return found.at(np.isin(dose_x, wanted_x))
 
 
 def observed_doses(cells: PerturbedCells, table: PerturbationTable, name: str) -> np.ndarray:
@@ -135,7 +149,7 @@ def _measured(
     change_xg, error_xg = np.full((2, len(dose_x), len(cells.genes)), np.nan)
     n_x = np.zeros(len(dose_x), dtype=np.int64)
     for i, dose in enumerate(dose_x / table.high[p]):
-        at = np.flatnonzero(alone & np.isclose(dose_np[:, p], dose, rtol=1e-4, atol=0.0)) if dose > 0 else ()
+        at = np.flatnonzero(alone & np.isclose(dose_np[:, p], dose, rtol=NEAR, atol=0.0)) if dose > 0 else ()
         if len(at) >= FEWEST:
             found: Profile = profile_of(cells.counts[at], cells.scale(np.asarray(at)))
             change_xg[i], n_x[i] = found.mean_g - control.mean_g, len(at)

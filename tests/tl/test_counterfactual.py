@@ -200,3 +200,28 @@ def test_results_of_others_are_not_replaced(fitted: ad.AnnData, name: str) -> No
 def test_settings_out_of_range_are_refused(fitted: ad.AnnData, arguments: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         vx.tl.counterfactual(fitted, "batch", "batch_0", **arguments)
+
+
+def test_a_label_moves_cells_by_the_difference_of_the_means_of_labelled_cells(adata: ad.AnnData, quick: dict) -> None:
+    adata.obs["type"] = adata.obs["group"].astype(str).where(np.arange(adata.n_obs) % 4 > 0, "unknown")
+    vx.tl.fit_vae(adata, labels_key="type", unlabeled_category="unknown", **quick)
+    vx.tl.counterfactual(adata, "type", "group_1", rng=3)
+    own = (adata.obs["type"] == "group_1").to_numpy()
+    vx.tl.denoise(adata, rng=3, key_added="plain")
+    plain = adata.layers["plain"]
+    np.testing.assert_allclose(adata.layers["vae_counterfactual"][own], plain[own], rtol=1e-5)
+    # the same as decoding at the moved positions
+    moved = adata.copy()
+    mean = {
+        name: adata.obsm["X_vae"][adata.obs["type"] == name].astype(float).mean(0) for name in ("group_0", "group_1")
+    }
+    others = (adata.obs["type"] == "group_0").to_numpy()
+    moved.obsm["X_vae"][others] += (mean["group_1"] - mean["group_0"]).astype(np.float32)
+    vx.tl.denoise(moved, rng=3, key_added="plain")
+    expected = moved.layers["plain"]
+    np.testing.assert_allclose(adata.layers["vae_counterfactual"][others], expected[others], rtol=1e-4)
+    assert not np.allclose(expected[others], plain[others], rtol=1e-2)
+    support = adata.obs["vae_counterfactual_support"]
+    assert support[own].mean() > support[others].mean()
+    with pytest.raises(ValueError, match="knows"):
+        vx.tl.counterfactual(adata, "type", "unknown")

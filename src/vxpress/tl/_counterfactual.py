@@ -22,9 +22,8 @@ from vxpress.bridge.ask.arguments import (
     requested_genes,
     scale_from,
 )
-from vxpress.bridge.ask.counterfactual import batches_of, check_not_kept, decode_changed
+from vxpress.bridge.ask.counterfactual import batches_of, check_not_kept, decode_changed, find_change
 from vxpress.bridge.ask.decoded import DENOISING_DRAWS, DENOISING_SEED, DecodingRequest, Draws
-from vxpress.bridge.ask.intervention import Intervention
 from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
 from vxpress.bridge.fits.stored_cells import StoredCells
@@ -79,7 +78,10 @@ def counterfactual(
         Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it), genes of the fit in any order, and
         its covariates in ``obs``. Support is computed from these cells: include the cells of the condition.
     key_covariate
-        Covariate to change: the batch, a categorical or a continuous covariate of the fit.
+        Covariate to change: the batch, a categorical or a continuous covariate of the fit; or the column of the labels
+        of a fit with ``labels_key=`` and ``unlabeled_category=``. Labels do not enter the decoder. They are changed in
+        the latent space: each cell moves by the mean position of the cells with the label ``value``, less that of the
+        cells with its own label (of cells without one, the label whose cells are nearest).
     value
         Category, or number in the units of the column, under which all cells are decoded. A category that is a number
         in ``obs`` may be given as a number.
@@ -168,7 +170,7 @@ def counterfactual(
     check_adata(adata, copy=copy)
     cells = StoredCells.find(adata, model, key, keep=keep)
     fit = cells.fit
-    change = Intervention.find(fit.covariates, key_covariate, value)
+    change = find_change(cells, adata.obs, key_covariate, value)
     check_not_kept(cells, change)
     wanted = None if genes is None else requested_genes(adata, fit, genes, key_added=key_added, copy=copy)
     name = f"{cells.keys.uns}_counterfactual{cells.keys.view}" if key_added is None else key_added

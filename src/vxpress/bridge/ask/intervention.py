@@ -12,6 +12,7 @@ from vxpress._names import find_name
 from vxpress.bridge.read.covariates import CovariateTable, warn_far
 from vxpress.bridge.read.perturbations import Condition
 from vxpress.core.covariates import Covariates
+from vxpress.core.inference.posterior import Encoded
 from vxpress.core.inference.support import closeness
 
 
@@ -54,7 +55,8 @@ class Intervention:
             known += [] if table.perturbations is None else [table.perturbations.key]
             msg = (
                 f"key_covariate={key!r} is not a covariate of the fit (it has {known or 'none'}). Only covariates of the "
-                "decoder can be changed: fit with batch_key=, categorical_covariate_keys= or continuous_covariate_keys=."
+                "decoder can be changed: fit with batch_key=, categorical_covariate_keys= or continuous_covariate_keys=; and labels "
+                "of a fit with labels_key= and unlabeled_category=."
             )
             raise KeyError(msg)
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not np.isfinite(float(value)):
@@ -72,6 +74,10 @@ class Intervention:
         if self.categorical:
             return covariates.with_category(self.position, int(self.code))
         return covariates.with_value(self.position, self.code)
+
+    def move(self, encoded: Encoded) -> Encoded:
+        """Return the same latent positions: covariates enter the decoder."""
+        return encoded
 
     def weights(self, covariates: Covariates) -> np.ndarray:
         """Weigh each cell by how close it is to the value, float64 (n,).

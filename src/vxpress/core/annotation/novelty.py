@@ -127,11 +127,18 @@ class Normals:
 
     def distance(self, z_nd: np.ndarray) -> np.ndarray:
         """Compute -2 log density under the nearest distribution, up to a constant, (n,)."""
-        nearest = np.full(len(z_nd), np.inf)
-        for mean_d, whiten_dd in zip(self.mean_cd, self.whiten_cdd, strict=True):
-            square = np.square((z_nd - mean_d) @ whiten_dd.T).sum(1) - 2.0 * np.log(np.diag(whiten_dd)).sum()
-            nearest = np.minimum(nearest, square)
-        return nearest
+        return self._each(z_nd).min(0)
+
+    def nearest(self, z_nd: np.ndarray) -> np.ndarray:
+        """Return the position of the distribution with the highest density, int64 (n,)."""
+        return self._each(z_nd).argmin(0)
+
+    def _each(self, z_nd: np.ndarray) -> np.ndarray:
+        """Compute -2 log density under each distribution, up to a constant, (labels, n)."""
+        out = np.empty((len(self.mean_cd), len(z_nd)))
+        for c, (mean_d, whiten_dd) in enumerate(zip(self.mean_cd, self.whiten_cdd, strict=True)):
+            out[c] = np.square((z_nd - mean_d) @ whiten_dd.T).sum(1) - 2.0 * np.log(np.diag(whiten_dd)).sum()
+        return out
 
 
 def _share_among_neighbors(z_nd: np.ndarray, among_k: np.ndarray, labelled_k: np.ndarray) -> np.ndarray:

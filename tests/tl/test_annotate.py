@@ -223,6 +223,12 @@ def test_arguments_of_annotate(reference: ad.AnnData, query: ad.AnnData, fitted:
         vx.tl.annotate(query, model=reference, coarse="nothing")
     with pytest.raises(TypeError, match="a mapping from labels"):
         vx.tl.annotate(query, model=reference, coarse=3)  # type: ignore[arg-type]
+    names = ["group_0", "group_1", "group_2"]
+    with pytest.raises(ValueError, match="a missing value as the coarser label"):
+        vx.tl.annotate(query, model=reference, coarse=dict.fromkeys(names, float("nan")))
+    for taken in ("Unknown", "Undecided"):
+        with pytest.raises(ValueError, match=f"coarser label '{taken}'"):
+            vx.tl.annotate(query, model=reference, coarse=dict.fromkeys(names, taken))
     query.obs["vae_label"] = "mine"
     with pytest.raises(ValueError, match="key_added="):
         vx.tl.annotate(query, model=reference)

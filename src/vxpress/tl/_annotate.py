@@ -167,7 +167,7 @@ def annotate(
     nested = None
     if coarse is not None:
         places = [adata.obs, *([model.obs] if isinstance(model, AnnData) else [])]
-        nested = Coarse.of(coarse, labels, places)
+        nested = Coarse.of(coarse, labels, places, (unknown_category, UNDECIDED))
     parts = ["confidence", "set_size", "novelty", "novelty_pval"]
     parts += [] if nested is None else ["coarse", "coarse_confidence", "nested"]
     check_replaceable(

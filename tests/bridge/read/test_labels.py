@@ -44,3 +44,8 @@ def test_errors_say_what_is_missing() -> None:
         CellLabels.read(_obs(["a", "b"] * 8 + ["unknown"] * 4), "type", "Unknown", ROWS)
     with pytest.raises(KeyError, match="labels_key='kind'"):
         CellLabels.read(_obs(["a", "b"] * 10), "kind", "Unknown", ROWS)
+
+
+def test_names_of_cells_are_no_labels() -> None:
+    with pytest.raises(ValueError, match="has one cell only"):
+        CellLabels.read(_obs([f"cell{i}" for i in range(20)]), "type", "Unknown", ROWS)

@@ -162,12 +162,25 @@ class Coarse:
     of_c: np.ndarray
 
     @classmethod
-    def of(cls, coarse: Mapping[Any, Any] | str, labels: LabelModel, places: Sequence[pd.DataFrame]) -> Coarse:
-        """Read them from a mapping, or from a column of the first of ``places`` that also holds the labels."""
+    def of(
+        cls,
+        coarse: Mapping[Any, Any] | str,
+        labels: LabelModel,
+        places: Sequence[pd.DataFrame],
+        reserved: Sequence[str] = (),
+    ) -> Coarse:
+        """Read them from a mapping, or from a column of the first of ``places`` that also holds the labels.
+
+        Raises ``ValueError`` if one has a name in ``reserved``, which says that a cell has none.
+        """
         pairs = _of_column(coarse, labels, places) if isinstance(coarse, str) else _of_mapping(coarse, labels)
         missing = [name for name in labels.names if name not in pairs]
         if missing:
             msg = f"coarse= has no coarser label for {missing[:5]}. Give one for each of the {len(labels.names)} labels: {list(labels.names)}."
+            raise ValueError(msg)
+        taken = [name for name in reserved if name in pairs.values()]
+        if taken:
+            msg = f"coarse= has a coarser label {taken[0]!r}, which names cells without one. Choose another name."
             raise ValueError(msg)
         names = tuple(dict.fromkeys(pairs[name] for name in labels.names))
         return cls(names, np.array([names.index(pairs[name]) for name in labels.names]))
@@ -198,7 +211,11 @@ def _of_mapping(coarse: Any, labels: LabelModel) -> dict[str, str]:
         if name is None:
             msg = f"coarse= names {label!r}, which is not a label of the fit. It has {list(labels.names)}."
             raise ValueError(msg)
-        pairs[name] = name_of(value)
+        try:
+            pairs[name] = name_of(value)
+        except ValueError as error:
+            msg = f"coarse= has {error} as the coarser label of {name!r}; a name is expected."
+            raise ValueError(msg) from error
     return pairs
 
 

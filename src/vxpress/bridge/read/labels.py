@@ -48,6 +48,12 @@ class CellLabels:
             )
             raise ValueError(msg)
         single = [found.names[i] for i in kept if used[i] == 1]
+        if len(single) == len(kept):
+            msg = (
+                f"Each of the {len(kept)} labels in obs[{key!r}] has one cell only (for example {single[0]!r}), as names of cells have. "
+                "Name a column of labels that several cells share."
+            )
+            raise ValueError(msg)
         if single:
             shown = ", ".join(map(repr, single[:MAX_NAMED])) + (", ..." if len(single) > MAX_NAMED else "")
             logg.warning(

@@ -17,8 +17,7 @@ from vxpress._seeds import seed_of
 from vxpress.bridge.ask.evaluation.evaluation import PerturbationEvaluation
 from vxpress.bridge.ask.evaluation.populations import Keys, Scale, check_cells, control_of, methods_of
 from vxpress.bridge.ask.evaluation.result import Main, changes, sentences, tables
-from vxpress.bridge.ask.evaluation.scoring import Inputs, score
-from vxpress.core.evaluation.inputs import Settings
+from vxpress.bridge.ask.evaluation.scoring import Inputs, score, settings_of
 
 Predicted: TypeAlias = AnnData | Sequence[AnnData] | Mapping[str, AnnData | Sequence[AnnData]]
 Floors: TypeAlias = Mapping[str, AnnData | Sequence[AnnData] | pd.DataFrame | pd.Series | np.ndarray]
@@ -191,7 +190,7 @@ def evaluate_perturbation(
     generator = seed_of(rng)
     methods = methods_of(predicted)
     parts = next(iter(methods.values()))
-    settings = Settings(_sizes(n_top), int(n_resamples), 4, 10, int(n_cells), not split_controls)
+    settings = settings_of(_sizes(n_top), int(n_resamples), int(n_cells), split_controls=bool(split_controls))
     keys = Keys.of(groupby, perturbation_key, parts[0])
     scale = Scale(layer, library_key, bool(log_transformed))
     inputs = Inputs(methods, observed, control_of(control, parts, keys), floors, keys, scale, settings)

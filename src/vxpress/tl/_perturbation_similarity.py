@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from anndata import AnnData
 from scanpy import logging as logg
 
@@ -12,11 +11,11 @@ from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
+from vxpress.bridge.ask.embedding_similarity import similarity_record
 from vxpress.bridge.fits.find_fit import find_fit
 from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.read.adata import check_adata
-from vxpress.core.inference.embedding_similarity import clustered_order, similarity
 
 
 @entry
@@ -105,32 +104,9 @@ def perturbation_similarity(
     check_replaceable(adata, name, ours=lambda stored: has_params(stored, "n_resamples", "level"))
     cells = StoredCells.find(adata, None, key)
     start = logg.info("comparing perturbations")
-    with progress_bar("perturbation_similarity", progress), torch.no_grad():
-        conditioner = fit.model.conditioner
-        assert conditioner.perturbations is not None  # noqa: S101 - the fit has them
-        strength = conditioner.strength(cells.covariates)
-        assert strength is not None  # noqa: S101 - as above
-        embedding = conditioner.perturbations.embedding
-        z_nd = cells.encoded.mean_nd + (strength @ embedding).numpy()
-        found = similarity(
-            embedding.double().numpy(),
-            z_nd.astype(np.float64),
-            strength.double().numpy(),
-            level=level,
-            n_resamples=n_resamples,
-            rng=seed_of(rng),
-        )
-    order = clustered_order(found.similarity_pp)
-    square = np.ix_(order, order)
-    record = {
-        "names": np.array(table.names, dtype=object)[order],
-        "similarity": found.similarity_pp[square],
-        "low": found.low_pp[square],
-        "high": found.high_pp[square],
-        "reliability": found.reliability_p[order],
-        "size": embedding.detach().double().norm(dim=1).numpy()[order],
-        "params": {"key": key, "level": float(level), "n_resamples": int(n_resamples)},
-    }
+    with progress_bar("perturbation_similarity", progress):
+        found = similarity_record(cells, table.names, level=level, n_resamples=n_resamples, rng=seed_of(rng))
+    record = found | {"params": {"key": key, "level": float(level), "n_resamples": int(n_resamples)}}
     adata = own(adata, copy=copy)
     results = Results(uns={name: record})
     results.write(adata)

@@ -63,6 +63,11 @@ class Inputs:
         return next(iter(self.methods.values()))[0].adata.var_names
 
 
+def settings_of(n_top: tuple[int, ...], n_resamples: int, n_cells: int, *, split_controls: bool) -> Settings:
+    """Return the settings of an evaluation, with the numbers of splits and halves that no argument sets."""
+    return Settings(n_top, n_resamples, 4, 10, n_cells, not split_controls)
+
+
 def score(inputs: Inputs, rng: np.random.Generator) -> list[ScoredUnit]:
     """Score all units with enough cells; a warning names the others."""
     genes = inputs.genes

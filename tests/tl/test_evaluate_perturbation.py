@@ -378,6 +378,24 @@ def test_bad_input_names_what_is_expected(name: str, cells: dict[str, AnnData]) 
         vx.tl.evaluate_perturbation(*args, **(FAST | kwargs))
 
 
+@pytest.mark.parametrize(
+    ("measure", "genes", "said"),
+    [
+        ("pearson", None, "the measures are"),
+        ("pearson_change", "top7", "it has ['all',"),
+        ("rank", None, "the measures are"),
+    ],
+)
+def test_an_unknown_measure_names_the_known_ones_once(
+    shared: vx.tl.PerturbationEvaluation, measure: str, genes: str | None, said: str
+) -> None:
+    with pytest.raises(KeyError) as raised:
+        shared.scores(measure, genes)
+    message = raised.value.args[0]
+    assert said in message
+    assert message.count("'r2_sd'") == (said == "the measures are")
+
+
 def test_groups_of_few_cells_are_left_out(cells: dict[str, AnnData]) -> None:
     few = cells["drug"][np.r_[0:50, 50:55]]
     result = vx.tl.evaluate_perturbation(cells["predicted"], few, cells["ctrl"], groupby="group", **FAST)

@@ -64,8 +64,10 @@ class PerturbationEvaluation:
         genes = self.params["genes"] if genes is None else genes
         keep = self.summary["measure"].eq(measure) & self.summary["genes"].eq(genes)
         if not keep.any():
-            known = sorted(set(zip(self.summary["measure"], self.summary["genes"], strict=True)))
-            msg = f"There is no measure {measure!r} for the genes {genes!r}; found: {known}."
+            measures, sets = (list(dict.fromkeys(self.summary[name])) for name in ("measure", "genes"))
+            here = list(dict.fromkeys(self.summary.loc[self.summary["measure"].eq(measure), "genes"]))
+            found = f"it has {here}" if here else f"the measures are {measures}, for the genes {sets}"
+            msg = f"There is no measure {measure!r} for the genes {genes!r}; {found}."
             raise KeyError(msg)
         return self.summary[keep].set_index("method")[["kind", *SHOWN]]
 

@@ -35,7 +35,7 @@ def check(predictor: Predictor, name: str) -> Checked:
     if not groups:
         return Checked(
             pd.DataFrame({"group": [], "method": [], **{score: [] for score in SCORES}}),
-            f"Not checked: at least two groups with {FEWEST_CELLS} control and {FEWEST_CELLS} treated cells each are needed.",
+            f"Not checked: at least two groups of groupby= with {FEWEST_CELLS} control and {FEWEST_CELLS} treated cells each are needed.",
             no_better=False,
         )
     predictor.left_out()

@@ -113,6 +113,16 @@ def test_the_figure(table: pd.DataFrame) -> None:
         vx.pl.dose_response({}, show=False)
 
 
+@pytest.mark.parametrize("lowest", [0.1, float(np.float32(0.1)), 0.09999, 0.02])
+def test_no_tick_of_the_figure_is_between_0_and_the_lowest_measured_dose(lowest: float) -> None:
+    dose = np.array([0.0, lowest / 4, lowest, 1.0, 10.0])
+    measured = np.array([0, 0, 9, 9, 9])
+    columns = dict.fromkeys(("change", "low", "high", "measured", "measured_error"), 1.0)
+    table = pd.DataFrame({"gene": "g0", "dose": dose, **columns, "n_cells": measured, "extrapolated": measured == 0})
+    axes: Any = vx.pl.dose_response(table, show=False)
+    np.testing.assert_allclose(axes[0].get_xticks(), [0.0, 0.1, 1.0, 10.0])
+
+
 def test_deviations_are_those_of_estimates_of_a_known_curve() -> None:
     """With one observed dose, the curve moves by the error of that dose, in proportion to the dose."""
     observed = Observed(np.array([0.0, 1.0]), np.array([[0.16, 0.03], [0.12, 0.04]]))

@@ -36,7 +36,7 @@ def dose_response(
     table
         The table of :func:`vxpress.tl.dose_response`.
     log_dose
-        Whether the axis of doses is logarithmic above the lowest dose, and linear below it.
+        Whether the axis of doses is logarithmic above the lowest measured dose, and linear below it.
     figsize
         Width and height of the new figure in inches; by default chosen from the number of genes.
     ncols
@@ -51,7 +51,7 @@ def dose_response(
     Returns
     -------
     ``None`` if shown, the :class:`~matplotlib.figure.Figure` if ``return_fig``, else a list of
-    :class:`~matplotlib.axes.Axes`, one for each gene: the predicted curve, dashed where it is an extrapolation, with its
+    :class:`~matplotlib.axes.Axes`, one for each gene: the predicted curve, dashed above the doses of the fit, with its
     interval, and the measured changes with intervals of 95 %.
 
     Raises
@@ -122,5 +122,10 @@ def _draw(ax: Axes, rows: pd.DataFrame, *, log_dose: bool) -> None:
     positive = dose[dose > 0]
     if log_dose and len(positive) and positive.max() > 5 * positive.min():
         lowest = seen.loc[seen["dose"] > 0, "dose"]
-        ax.set_xscale("symlog", linthresh=float(lowest.min()) if len(lowest) else float(positive.min()))
+        linear = float(lowest.min()) if len(lowest) else float(positive.min())
+        ax.set_xscale("symlog", linthresh=linear)
+        # powers of ten below would be drawn over the 0; doses may be in single precision
+        powers = np.arange(np.ceil(np.log10(linear) - 1e-6), np.floor(np.log10(positive.max()) + 1e-6) + 1)
+        if len(powers) > 1:
+            ax.set_xticks([0.0, *10.0**powers] if dose.min() <= 0 else list(10.0**powers))
     plain(ax)

@@ -119,3 +119,14 @@ def test_cell_eval_computes_these_numbers(tmp_path: Path, cells: dict[str, AnnDa
     theirs = {name: table[name].to_dict() for name in OURS}
     _check(_ours(cells), theirs)
     _check(theirs, RECORDED)
+
+
+def test_several_methods_and_predicted_log_values_are_refused(cells: dict[str, AnnData]) -> None:
+    real = cells["observed"], cells["control"]
+    methods = {"one": cells["predicted"], "two": cells["predicted"]}
+    with pytest.raises(ValueError, match="make one pair for each method"):
+        vx.tl.cell_eval_pair(methods, *real, perturbation_key="pert")
+    log = cells["predicted"].copy()
+    log.X = vx.metrics.log1p_normalized(log.X)
+    with pytest.raises(ValueError, match="looks log-transformed"):
+        vx.tl.cell_eval_pair(log, *real, perturbation_key="pert")

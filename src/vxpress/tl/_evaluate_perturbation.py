@@ -17,7 +17,7 @@ from vxpress._seeds import seed_of
 from vxpress.bridge.ask.evaluation.evaluation import PerturbationEvaluation
 from vxpress.bridge.ask.evaluation.populations import Keys, Scale, check_cells, control_of, methods_of
 from vxpress.bridge.ask.evaluation.result import Main, changes, sentences, tables
-from vxpress.bridge.ask.evaluation.scoring import Inputs, score, settings_of
+from vxpress.bridge.ask.evaluation.scoring import MIN_GENES, Inputs, score, settings_of
 
 Predicted: TypeAlias = AnnData | Sequence[AnnData] | Mapping[str, AnnData | Sequence[AnnData]]
 Floors: TypeAlias = Mapping[str, AnnData | Sequence[AnnData] | pd.DataFrame | pd.Series | np.ndarray]
@@ -89,7 +89,7 @@ def evaluate_perturbation(
         Whether all matrices already hold values on the scale above, as predictions of other tools often do.
     n_top
         Sizes of the lists of genes that change most, by the absolute t statistic of Welch between real treated and
-        control cells. One fixed list per group and target serves all methods.
+        control cells. One fixed list per group and target serves all methods. At least 3.
     measure, genes
         The measure, and the set of genes (``"all"`` or for example ``"top50"``), by which the verdict is given.
     split_controls
@@ -152,8 +152,9 @@ def evaluate_perturbation(
     Raises
     ------
     ValueError
-        If no group has at least 10 treated and 10 control cells, ``control`` holds treated cells, or a matrix holds
-        neither counts nor, with ``log_transformed``, log values.
+        If no group has at least 10 treated and 10 control cells, ``control`` holds treated cells, one AnnData holds the
+        predictions of several methods (a control cell is predicted twice for a target), fewer than 3 genes are
+        predicted, or a matrix holds neither counts nor, with ``log_transformed``, log values.
     KeyError
         If a column of ``obs``, a layer or a gene is missing.
     TypeError
@@ -221,5 +222,5 @@ def evaluate_perturbation(
 def _sizes(n_top: Any) -> tuple[int, ...]:
     sizes: list[Any] = [n_top] if isinstance(n_top, int | float | str) or n_top is None else list(n_top)
     for size in sizes:
-        check_range("n_top", size, 1, 1_000_000, integer=True)
+        check_range("n_top", size, MIN_GENES, 1_000_000, integer=True)
     return tuple(sorted({int(size) for size in sizes}))

@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from vxpress.bridge.ask.evaluation.checking import check_one_method, check_predicted_counts
 from vxpress.bridge.ask.evaluation.populations import ALL, SOURCE, Keys, Part, Scale, Unit, columns_of, units_of
 
 
@@ -17,6 +18,7 @@ def pair_of(
 ) -> tuple[AnnData, AnnData]:
     """Return predicted and measured cells, each with the same real control cells and the same targets."""
     genes = parts[0].adata.var_names
+    check_one_method(parts, keys, "predicted", mapping=False)
     units = [unit for unit in units_of(keys, parts, observed, control) if len(unit.observed_n) and len(unit.control_n)]
     label = keys.control if keys.control is not None else "control"
     if label in {unit.target for unit in units}:
@@ -30,15 +32,18 @@ def pair_of(
         controls.add(scale.read(control, rows, columns, scale.layer, "control"), control.obs_names[rows], label, group)
     real, predicted = _Cells(genes, keys), _Cells(genes, keys)
     columns = columns_of(observed, genes, "treated")
+    measured = []
     for unit in units:
         x = scale.read(observed, unit.observed_n, columns, scale.layer, "treated")
+        measured.append(x)
         real.add(x, observed.obs_names[unit.observed_n], unit.target, unit.group)
     for part in parts:
         columns = columns_of(part.adata, genes, "predicted")
         group_n, target_n = keys.labels(part.adata, "predicted")
-        for unit in units:
+        for unit, treated in zip(units, measured, strict=True):
             rows = np.flatnonzero((group_n == unit.group) & (target_n == unit.target))
             if len(rows):
+                check_predicted_counts(scale.block(part.adata, rows), columns, [treated], scale, "predicted")
                 x = scale.read(part.adata, rows, columns, None, "predicted")
                 predicted.add(x, _names(part.adata, rows, unit), unit.target, unit.group)
     return predicted.joined(controls), real.joined(controls)

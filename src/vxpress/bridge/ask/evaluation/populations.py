@@ -20,6 +20,9 @@ from vxpress.metrics import log1p_normalized
 # name of the only group or target if there are none, and of a missing one
 ALL, MISSING = "all", "\0"
 SOURCE = "source_cell"
+# no logarithm of a count is as large
+TOO_LARGE = 30.0
+ARGUMENTS = {"treated": "observed", "control": "control"}
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,17 @@ class Scale:
     library_key: str | None
     log_transformed: bool
 
+    @staticmethod
+    def block(adata: AnnData, rows: np.ndarray, layer: str | None = None) -> sparse.csr_matrix:
+        """Return values of some cells as they are, CSR."""
+        return canonical(get_matrix(adata, layer)[rows])
+
     def read(self, adata: AnnData, rows: np.ndarray, columns: np.ndarray, layer: str | None, role: str) -> Any:
         """Return log values of some cells and genes as float64 CSR; ``role`` names the cells in messages."""
-        block = canonical(get_matrix(adata, layer)[rows])
-        where = f"{matrix_name(layer)} of the {role} cells"
+        block = self.block(adata, rows, layer)
+        # the name of the argument, so that calls in messages run
+        given = ARGUMENTS.get(role)
+        where = matrix_name(layer).replace("adata", given, 1) if given else f"{matrix_name(layer)} of the {role} cells"
         if not self.log_transformed and role != "predicted":
             check_counts(block, where, adata)
         x = block[:, columns].astype(np.float64)
@@ -54,6 +64,9 @@ def _check_logarithms(block: sparse.csr_matrix, where: str) -> None:
     data = block.data
     if data.size and data.max() > 1 and (data == np.rint(data)).all():
         msg = f"log_transformed=True, but {where} holds only whole numbers, which look like counts. Pass log_transformed=False, or the log1p values."
+        raise ValueError(msg)
+    if data.size and data.max() > TOO_LARGE:
+        msg = f"log_transformed=True, but {where} holds values up to {data.max():.3g}, too large for log1p values of normalised counts. Pass all matrices as log1p values, for example vx.metrics.log1p_normalized(counts), or log_transformed=False."
         raise ValueError(msg)
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
+from scipy import sparse
 
 from vxpress._progress import parts as stages
+from vxpress.bridge.ask.evaluation.checking import check_one_method, check_predicted_counts
 from vxpress.bridge.ask.evaluation.floors import CONTROL, FloorChanges, given_floors, same_library, stated_change
 from vxpress.bridge.ask.evaluation.populations import (
     SOURCE,
@@ -29,6 +31,8 @@ from vxpress.core.evaluation.unit import Scored, score_unit
 
 # fewer treated or control cells give no useful interval
 MIN_CELLS = 10
+# correlations and R2 of fewer genes mean nothing
+MIN_GENES = 3
 # a prediction or a floor, and its name
 Who = tuple[str, str]
 PREDICTION, FLOOR = "prediction", "floor"
@@ -71,7 +75,15 @@ def settings_of(n_top: tuple[int, ...], n_resamples: int, n_cells: int, *, split
 def score(inputs: Inputs, rng: np.random.Generator) -> list[ScoredUnit]:
     """Score all units with enough cells; a warning names the others."""
     genes = inputs.genes
+    if len(genes) < MIN_GENES:
+        msg = (
+            f"The prediction has {len(genes)} gene(s) ({', '.join(genes)}); at least {MIN_GENES} are needed for correlations and R2 over genes. "
+            "Pass predictions of more genes: predicted, not predicted[:, genes]."
+        )
+        raise ValueError(msg)
     arrays, floor_cells = given_floors(inputs.floors)
+    for name, parts in [*inputs.methods.items(), *floor_cells.items()]:
+        check_one_method(parts, inputs.keys, name)
     all_parts = [part for parts in inputs.methods.values() for part in parts]
     populations = [
         _Population.of(kind, name, part, genes, inputs)
@@ -107,7 +119,7 @@ def score(inputs: Inputs, rng: np.random.Generator) -> list[ScoredUnit]:
         predictions: list[Prediction] = []
         who: list[Who] = []
         for population in populations:
-            cells = population.cells(unit, inputs.scale, str(len(who)))
+            cells = population.cells(unit, inputs.scale, str(len(who)), (observed, control))
             if cells is not None:
                 predictions.append(cells)
                 who.append((population.kind, population.name))
@@ -175,7 +187,9 @@ class _Population:
         columns = columns_of(part.adata, genes, f"cells predicted by {name!r} as")
         return cls(kind, name, part, columns, group, target, source, genes)
 
-    def cells(self, unit: Unit, scale: Scale, name: str) -> Cells | None:
+    def cells(
+        self, unit: Unit, scale: Scale, name: str, measured: tuple[sparse.csr_matrix, sparse.csr_matrix]
+    ) -> Cells | None:
         """Return the predicted cells of a unit, or None; they follow their control cells if these are known."""
         rows = np.flatnonzero((self.group_n == unit.group) & (self.target_n == unit.target))
         if not len(rows):
@@ -189,6 +203,7 @@ class _Population:
             if (source < 0).any():
                 source = None
         x = scale.read(self.part.adata, rows, self.columns, None, "predicted")
+        check_predicted_counts(scale.block(self.part.adata, rows), self.columns, measured, scale, self.name)
         change = None if scale.log_transformed else stated_change(self.part, unit, rows, self.genes, scale.library_key)
         return Cells(name, x, source, change)
 

@@ -235,3 +235,25 @@ def summary() -> list[tuple[str, str, list[bool]]]:
     return [
         ("Response to interferon of held-out cell types, compared with scGen and floors", text, [*above, not below])
     ]
+
+
+COST = "perturbation_cost"
+
+
+@table("perturbation-cost", (COST, "methods"), command="python benchmarks/perturbation_cost.py", kinds=["time"])
+def cost_of_methods() -> list[Row]:
+    """Seconds and memory of a prediction of 10,000 cells with each method."""
+    rows: list[Row] = [["method", "seconds", "memory, MB"]]
+    for method, found in results(COST)["methods"]["methods"].items():
+        rows.append([f"`{method}`", number(found["seconds"], 1), number(found["megabytes"], 0)])
+    return rows
+
+
+@table("perturbation-scgen", (COST, "scgen"), command="python benchmarks/perturbation_cost.py --peer", kinds=["time"])
+def next_to_scgen() -> list[Row]:
+    """Seconds of fit and prediction of one held-out cell type."""
+    found = results(COST)["scgen"]["seconds"]
+    rows: list[Row] = [["package", "seconds", "times vxpress"]]
+    for package, seconds in found.items():
+        rows.append([package, number(seconds, 0), number(seconds / found["vxpress"], 1)])
+    return rows

@@ -149,6 +149,16 @@ def test_check_leaves_each_treated_group_out(plain: ad.AnnData) -> None:
     assert "checked" not in unchecked.uns["perturbation"]
 
 
+def test_few_groups_are_left_out_with_a_map_that_takes_long() -> None:
+    adata = vx.datasets.simulate_perturbation(400, 40, n_groups=5, rng=0)
+    vx.tl.fit_vae(adata, n_latent=3, n_hidden=8, max_epochs=2, denoised=False)
+    for method, n in (("shift", 5), ("sinkhorn", 3)):
+        predicted = vx.tl.predict_perturbation(
+            adata, "condition", control="control", target="treated", groupby="group", groups="group_0", method=method
+        )
+        assert predicted.uns["perturbation"]["checked"]["group"].nunique() == n
+
+
 def test_a_method_that_is_no_better_than_a_floor_is_said(plain: ad.AnnData, warned: list[str]) -> None:
     # positions without meaning
     plain.obsm["X_vae"] = np.random.default_rng(0).normal(size=(plain.n_obs, 4)).astype(np.float32)

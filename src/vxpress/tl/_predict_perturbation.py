@@ -123,7 +123,8 @@ def predict_perturbation(
     layer
         Layer with the counts; by default that of the fit, and ``None`` reads ``adata.X``.
     check
-        Whether to predict each group with at least 10 control and 10 treated cells (up to 20 groups) without its
+        Whether to predict each group with at least 10 control and 10 treated cells (up to 20 groups, and 3
+        with ``"sinkhorn"``, ``"icnn"`` and ``"flow_matching"``, which take seconds for each) without its
         treated cells, and to compare with the floors. With ``True``, the fit is not repeated: its decoder has seen
         these cells, so the scores of methods in the latent space are too good, a little for maps of the latent space and
         much for ``"counterfactual"`` and ``"additive"``. ``"refit"`` repeats the fit for each of these groups without

@@ -44,6 +44,8 @@ class LatentMap:
 
     Options: ClassVar[type[NoOptions]] = NoOptions
     """The options of this map, a frozen dataclass; ``options`` of the instance holds them."""
+    costly: ClassVar[bool] = False
+    """Whether it takes seconds to learn the map of one group, so that checks leave few groups out."""
 
     options: Any
 

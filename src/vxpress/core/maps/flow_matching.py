@@ -45,6 +45,7 @@ class FlowMatching(LatentMap):
     """
 
     Options = FlowOptions
+    costly = True
 
     def learn(self, pairs: Sequence[Pair], generator: torch.Generator) -> Move:
         flow = Flow.beginning(Affine.between(pairs), generator)

@@ -45,6 +45,7 @@ class Icnn(LatentMap):
     """
 
     Options = IcnnOptions
+    costly = True
 
     def learn(self, pairs: Sequence[Pair], generator: torch.Generator) -> Move:
         dual = Dual.beginning(Affine.between(pairs), generator)

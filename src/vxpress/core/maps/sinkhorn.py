@@ -81,6 +81,7 @@ class Sinkhorn(LatentMap):
     """
 
     Options = SinkhornOptions
+    costly = True
 
     def learn(self, pairs: Sequence[Pair], generator: torch.Generator) -> Move:
         most = max(sum(len(pair.source_nd) for pair in pairs), sum(len(pair.target_nd) for pair in pairs))

@@ -42,6 +42,8 @@ class Method:
     """Whether it decodes positions or covariates; otherwise it is a floor, which changes mean profiles of observed counts."""
     weighs_genes: ClassVar[bool] = False
     """Whether the anchor has more weight for genes whose change was measured precisely."""
+    costly: ClassVar[bool] = False
+    """Whether a prediction from other groups takes seconds, so that few groups are left out in turn."""
     needs_target: ClassVar[bool] = True
     """Whether some group needs cells with the target perturbation."""
 

@@ -29,7 +29,8 @@ class ByLatentMap(Method):
     @classmethod
     def named(cls, name: str) -> type[ByLatentMap]:
         """Return the method of a registered map."""
-        return type(f"By_{name}", (cls,), {"name": name, "Options": MAPS[name].Options})
+        own = {"name": name, "Options": MAPS[name].Options, "costly": MAPS[name].costly}
+        return type(f"By_{name}", (cls,), own)
 
     @classmethod
     def wants_kept(cls, fit: Any, perturbation_key: str) -> bool:

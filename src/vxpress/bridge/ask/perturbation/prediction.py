@@ -14,8 +14,8 @@ from vxpress.bridge.ask.perturbation.decoding import paired_change, part_of, som
 from vxpress.bridge.ask.perturbation.refit import Refitter
 from vxpress.core.progress import steps
 
-# groups that are left out at most, and cells that each needs
-MOST_GROUPS, FEWEST_CELLS = 20, 10
+# groups that are left out at most, with any method and with a costly one, and cells that each group needs
+MOST_GROUPS, MOST_IF_COSTLY, FEWEST_CELLS = 20, 3, 10
 # the decoded change is multiplied by at most this
 LARGEST_SCALE = 2.0
 
@@ -54,9 +54,10 @@ class Predictor:
             for group in populations.learned_from
             if min(cells.profile(name, group).n for name in names) >= FEWEST_CELLS
         ]
-        if len(enough) > MOST_GROUPS:
+        most = MOST_IF_COSTLY if self.method.costly else MOST_GROUPS
+        if len(enough) > most:
             order = np.random.default_rng([self.method.seed, 2]).permutation(enough)
-            enough = sorted(int(group) for group in order[:MOST_GROUPS])
+            enough = sorted(int(group) for group in order[:most])
         return enough if len(enough) > 1 else []
 
     def rest(self, group: int) -> tuple[int, ...]:

@@ -242,10 +242,10 @@ COST = "perturbation_cost"
 
 @table("perturbation-cost", (COST, "methods"), command="python benchmarks/perturbation_cost.py", kinds=["time"])
 def cost_of_methods() -> list[Row]:
-    """Seconds and memory of a prediction of 10,000 cells with each method."""
-    rows: list[Row] = [["method", "seconds", "memory, MB"]]
+    """Seconds of a prediction of 10,000 cells with each method."""
+    rows: list[Row] = [["method", "seconds"]]
     for method, found in results(COST)["methods"]["methods"].items():
-        rows.append([f"`{method}`", number(found["seconds"], 1), number(found["megabytes"], 0)])
+        rows.append([f"`{method}`", number(found["seconds"], 1)])
     return rows
 
 

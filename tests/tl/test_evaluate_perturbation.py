@@ -197,7 +197,8 @@ def test_floors_are_read_from_the_prediction_tables_and_arrays_alike(cells: dict
         pd.testing.assert_frame_equal(result.table, results[0].table)
 
 
-def test_stored_changes_follow_a_new_order_of_genes(cells: dict[str, AnnData]) -> None:
+def _stating(cells: dict[str, AnnData]) -> AnnData:
+    """Predicted cells that state a change, as predict_perturbation writes it."""
     rng = np.random.default_rng(7)
     stored = cells["predicted"].copy()
     totals = [float(stored.X[(stored.obs["group"] == group).to_numpy()].sum()) for group in "ab"]
@@ -211,6 +212,11 @@ def test_stored_changes_follow_a_new_order_of_genes(cells: dict[str, AnnData]) -
         "molecules": np.array(totals),
         "floors": {"f": rng.normal(0, 0.2, (2, N_GENES))},
     }
+    return stored
+
+
+def test_stored_changes_follow_a_new_order_of_genes(cells: dict[str, AnnData]) -> None:
+    stored = _stating(cells)
     straight, turned = (
         vx.tl.evaluate_perturbation(predicted, cells["drug"], cells["ctrl"], **FAST).changes
         for predicted in (stored, stored[:, ::-1].copy())
@@ -574,3 +580,44 @@ def test_expected_counts_as_log_values_are_refused(cells: dict[str, AnnData]) ->
         adata.X = vx.metrics.log1p_normalized(adata.X)
     with pytest.raises(ValueError, match=r"of the predicted cells holds values up to .* too large for log1p"):
         vx.tl.evaluate_perturbation(predicted, observed, control, groupby="group", log_transformed=True, **FAST)
+
+
+def _emptied(x: sparse.csr_matrix, rows: list[int]) -> sparse.csr_matrix:
+    dense = x.toarray()
+    dense[rows] = 0
+    return sparse.csr_matrix(dense)
+
+
+def _own(adata: AnnData, cells: dict[str, AnnData], **more: Any) -> np.ndarray:
+    """The change of group b that is scored for a prediction."""
+    found = vx.tl.evaluate_perturbation(adata, cells["drug"], **(FAST | more)).changes
+    return found[(found["kind"] == "prediction") & (found["group"] == "b")]["predicted"].to_numpy()
+
+
+def test_control_cells_without_molecules_leave_the_stated_change_in_use(
+    cells: dict[str, AnnData], warned: list[str]
+) -> None:
+    parts = {name: cells[name].copy() for name in ("ctrl", "predicted")}
+    for adata in parts.values():
+        adata.X = _emptied(adata.X, [50, 51, 52])
+    stored = _stating(cells | parts)
+    # the fit gives cells without molecules the size factor of others
+    stored.obs.loc[stored.obs["library_size"] == 0, "library_size"] = stored.obs["library_size"].max()
+    np.testing.assert_allclose(_own(stored, cells), stored.uns["perturbation"]["change"][1])
+    assert not any("is not scored" in message for message in warned)
+
+
+@pytest.mark.parametrize("edit", ["emptied", "left out"])
+def test_a_stated_change_that_is_not_scored_is_a_warning(
+    edit: str, cells: dict[str, AnnData], warned: list[str]
+) -> None:
+    stored = _stating(cells)
+    if edit == "emptied":
+        stored.X = _emptied(stored.X, [50])
+    else:
+        stored = stored[np.arange(stored.n_obs) != 50].copy()
+    assert np.abs(_own(stored, cells) - stored.uns["perturbation"]["change"][1]).max() > 0.05
+    found = [message for message in warned if "is not scored" in message]
+    assert len(found) == 1
+    assert "1 group(s) is not scored" in found[0]
+    assert "b, all: cells were edited or left out" in found[0]

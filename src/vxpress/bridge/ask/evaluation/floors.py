@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from vxpress._names import find_name
-from vxpress.bridge.ask.evaluation.populations import ALL, Keys, Part, Unit, methods_of
+from vxpress.bridge.ask.evaluation.populations import ALL, Keys, Part, Scale, Unit, methods_of
 
 CONTROL = "control"
 
@@ -100,25 +100,38 @@ def _stored(part: Part, unit: Unit, genes: pd.Index) -> Iterator[tuple[str, np.n
 
 
 def stated_change(
-    part: Part, unit: Unit, rows: np.ndarray, genes: pd.Index, library_key: str | None
-) -> np.ndarray | None:
-    """Return the change of a unit that is stored with a prediction, (genes,), if it belongs to its cells as they are."""
+    part: Part, unit: Unit, rows: np.ndarray, genes: pd.Index, scale: Scale
+) -> tuple[np.ndarray | None, str]:
+    """Return the change of a unit that is stored with a prediction, (genes,), if it belongs to its cells as they are.
+
+    If a change is stored that does not, the text says why; it is empty otherwise.
+    """
+    if not {"change", "molecules"} <= set(part.stored):
+        return None, ""
     names, columns = part.names("groups"), part.columns(genes)
-    if not names or columns is None or not {"change", "molecules"} <= set(part.stored):
-        return None
     change, molecules = (np.asarray(part.stored[key], dtype=np.float64) for key in ("change", "molecules"))
-    if change.shape != (len(names), len(part.names("genes"))) or (len(names) > 1 and unit.group not in names):
-        return None
+    known = bool(names) and columns is not None and change.shape == (len(names), len(part.names("genes")))
+    if not known or columns is None or (len(names) > 1 and unit.group not in names):
+        return None, "uns['perturbation'] does not state it for these groups and genes"
+    if scale.log_transformed:
+        return None, "with log_transformed=True it cannot be checked that the cells are as they were predicted"
     row = names.index(unit.group) if unit.group in names else 0
     # cells that were edited or left out have another sum
-    if not np.isclose(float(part.adata.X[rows].sum(dtype=np.float64)), molecules[row], rtol=1e-6):
-        return None
-    return change[row, columns] if library_key is not None or same_library(part.adata, rows) else None
+    found = float(part.adata.X[rows].sum(dtype=np.float64))
+    if not np.isclose(found, molecules[row], rtol=1e-6):
+        return None, f"cells were edited or left out (molecules: {found:.15g}, as predicted {molecules[row]:.15g})"
+    if scale.library_key is None and not same_library(part.adata, rows):
+        return None, "the size factors are not the sums over the predicted genes; pass library_key='library_size'"
+    return change[row, columns], ""
 
 
 def same_library(adata: AnnData, rows: np.ndarray | slice = slice(None)) -> bool:
-    """Return whether the size factors of a prediction are the sums over its genes, as those of the scores are."""
+    """Return whether the size factors of a prediction are the sums over its genes, as those of the scores are.
+
+    Control cells without molecules have a size factor of other cells, so they are not compared.
+    """
     if "control" not in adata.layers or "library_size" not in adata.obs:
         return False
-    total, library = float(adata.layers["control"][rows].sum(dtype=np.float64)), adata.obs["library_size"].to_numpy()
-    return bool(np.isclose(total, float(library[rows].sum()), rtol=0.02))
+    total_n = np.asarray(adata.layers["control"][rows].sum(1, dtype=np.float64)).reshape(-1)
+    library_n = adata.obs["library_size"].to_numpy(dtype=np.float64)[rows]
+    return bool(np.isclose(total_n.sum(), library_n[total_n > 0].sum(), rtol=0.02))

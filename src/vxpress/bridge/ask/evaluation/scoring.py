@@ -131,6 +131,7 @@ def score(inputs: Inputs, rng: np.random.Generator) -> list[ScoredUnit]:
         scored = score_unit(observed, control, predictions, inputs.settings, seeds[i], control_rng)
         found.append(ScoredUnit(unit, who, scored))
     _warn_floors(found)
+    _warn_unused(populations)
     _rank(found, genes)
     return found
 
@@ -163,6 +164,18 @@ def _warn_floors(found: Sequence[ScoredUnit]) -> None:
         )
 
 
+def _warn_unused(populations: Sequence[_Population]) -> None:
+    """Warn where drawn cells are scored, because the change that their prediction states does not belong to them."""
+    for one in populations:
+        if one.unused:
+            reasons = [f"{'; '.join(units[:3])}: {why}" for why, units in list(one.unused.items())[:3]]
+            n = sum(map(len, one.unused.values()))
+            logg.warning(
+                f"The change that {one.name!r} states for {n} group(s) is not scored, but that of the predicted cells, with the noise of "
+                f"their number. {'. '.join(reasons)}."
+            )
+
+
 @dataclass(frozen=True)
 class _Population:
     """Predicted cells of one method or floor, with the unit and the control cell of each."""
@@ -175,6 +188,8 @@ class _Population:
     target_n: np.ndarray
     source_n: np.ndarray | None
     genes: pd.Index
+    # why stated changes are not scored, with their groups and targets
+    unused: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, kind: str, name: str, part: Part, genes: pd.Index, inputs: Inputs) -> _Population:
@@ -204,7 +219,9 @@ class _Population:
                 source = None
         x = scale.read(self.part.adata, rows, self.columns, None, "predicted")
         check_predicted_counts(scale.block(self.part.adata, rows), self.columns, measured, scale, self.name)
-        change = None if scale.log_transformed else stated_change(self.part, unit, rows, self.genes, scale.library_key)
+        change, why = stated_change(self.part, unit, rows, self.genes, scale)
+        if why:
+            self.unused.setdefault(why, []).append(f"{unit.group}, {unit.target}")
         return Cells(name, x, source, change)
 
 

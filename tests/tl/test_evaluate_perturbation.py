@@ -621,3 +621,13 @@ def test_a_stated_change_that_is_not_scored_is_a_warning(
     assert len(found) == 1
     assert "1 group(s) is not scored" in found[0]
     assert "b, all: cells were edited or left out" in found[0]
+
+
+def test_controls_that_travel_along_are_read_if_the_counts_are_in_a_layer(cells: dict[str, AnnData]) -> None:
+    observed = cells["drug"].copy()
+    observed.layers["counts"] = observed.X
+    observed.X = vx.metrics.log1p_normalized(observed.X)
+    given = {"groupby": "group"} | FAST
+    found = vx.tl.evaluate_perturbation(cells["predicted"], observed, layer="counts", **given)
+    plain = vx.tl.evaluate_perturbation(cells["predicted"], cells["drug"], **given)
+    pd.testing.assert_frame_equal(found.table, plain.table)

@@ -80,4 +80,4 @@ def cell_eval_pair(
     parts = [part for found in methods_of(predicted).values() for part in found]
     keys = Keys.of(groupby, perturbation_key, parts[0])
     scale = Scale(layer, library_key, bool(log_transformed))
-    return pair_of(parts, observed, control_of(control, parts, keys), keys, scale)
+    return pair_of(parts, observed, control_of(control, parts, keys, layer), keys, scale)

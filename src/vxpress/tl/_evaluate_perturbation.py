@@ -194,7 +194,7 @@ def evaluate_perturbation(
     settings = settings_of(_sizes(n_top), int(n_resamples), int(n_cells), split_controls=bool(split_controls))
     keys = Keys.of(groupby, perturbation_key, parts[0])
     scale = Scale(layer, library_key, bool(log_transformed))
-    inputs = Inputs(methods, observed, control_of(control, parts, keys), floors, keys, scale, settings)
+    inputs = Inputs(methods, observed, control_of(control, parts, keys, layer), floors, keys, scale, settings)
     start = logg.info("evaluating predicted perturbations")
     with progress_bar("evaluate_perturbation", progress):
         found = score(inputs, generator)

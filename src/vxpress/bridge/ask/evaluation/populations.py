@@ -180,8 +180,11 @@ class Keys:
         return group, _labels(adata, key, f"perturbation_key={key!r} of the {role} cells")
 
 
-def control_of(control: AnnData | None, parts: Sequence[Part], keys: Keys) -> AnnData:
-    """Return the control cells: those given, or those that travel with the predictions, without the predicted target."""
+def control_of(control: AnnData | None, parts: Sequence[Part], keys: Keys, layer: str | None) -> AnnData:
+    """Return the control cells: those given, or those that travel with the predictions, without the predicted target.
+
+    ``layer`` is where the counts of control cells are read; those that travel along are there too.
+    """
     if control is not None:
         check_cells("control", control)
         return control
@@ -197,12 +200,15 @@ def control_of(control: AnnData | None, parts: Sequence[Part], keys: Keys) -> An
             var=part.adata.var[[]],
         )
         found.append(adata[~adata.obs_names.duplicated()].copy())
-    if len(found) == 1:
-        return found[0]
-    obs = pd.concat([adata.obs for adata in found])
-    x = sparse.vstack([adata.X for adata in found], format="csr")
-    first = ~obs.index.duplicated()
-    return AnnData(x[first], obs=obs[first], var=found[0].var)
+    out = found[0]
+    if len(found) > 1:
+        obs = pd.concat([adata.obs for adata in found])
+        x = sparse.vstack([adata.X for adata in found], format="csr")
+        first = ~obs.index.duplicated()
+        out = AnnData(x[first], obs=obs[first], var=found[0].var)
+    if layer is not None:
+        out.layers[layer] = out.X
+    return out
 
 
 def _labels(adata: AnnData, key: str | None, argument: str) -> np.ndarray:

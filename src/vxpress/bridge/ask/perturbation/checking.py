@@ -11,6 +11,7 @@ from scipy import stats
 from vxpress.bridge.ask.perturbation.cells import PerturbedCells
 from vxpress.bridge.ask.perturbation.floors import FLOORS
 from vxpress.bridge.ask.perturbation.prediction import FEWEST_CELLS, Predictor
+from vxpress.core.evaluation.change import Moments, weights_of, welch
 
 # level at which a difference over groups is sure, by Student's t distribution
 SURE = 0.95
@@ -59,21 +60,13 @@ def check(predictor: Predictor, name: str) -> Checked:
 
 
 def scores(cells: PerturbedCells, group: int, change_g: np.ndarray) -> dict[str, float]:
-    """Compare a predicted change with the observed one: Pearson correlation, and weighted coefficient of determination."""
-    truth_g = cells.change(group)
-    constant = change_g.std() == 0 or truth_g.std() == 0
-    correlation = 0.0 if constant else float(np.corrcoef(change_g, truth_g)[0, 1])
+    """Compare a predicted change with the observed one, by two scores of :func:`vxpress.tl.evaluate_perturbation`."""
     control, treated = cells.control(group), cells.profile(cells.populations.target, group)
-    error_g = np.sqrt(control.var_g / control.n + treated.var_g / treated.n)
-    weight_g = np.divide(np.abs(truth_g), error_g, out=np.zeros_like(error_g), where=error_g > 0)
-    total = float(weight_g.sum())
-    if total == 0:
-        return dict(zip(SCORES, (correlation, 0.0), strict=True))
-    weight_g = weight_g / total
-    centre = float(weight_g @ truth_g)
-    spread = float(weight_g @ np.square(truth_g - centre))
-    r2 = 1.0 - float(weight_g @ np.square(truth_g - change_g)) / spread if spread > 0 else 0.0
-    return dict(zip(SCORES, (correlation, r2), strict=True))
+    t_g, _ = welch(treated.mean_g, treated.var_g, treated.n, control.mean_g, control.var_g, control.n)
+    equal_and_weighted = np.stack([np.full(len(t_g), 1.0 / len(t_g)), weights_of(t_g)], axis=1)
+    moments = Moments.of(change_g, cells.change(group), equal_and_weighted)
+    found = np.nan_to_num(moments.pearson()[0]), np.nan_to_num(moments.r2()[1])
+    return dict(zip(SCORES, map(float, found), strict=True))
 
 
 def _verdict(table: pd.DataFrame, name: str) -> tuple[str, bool]:

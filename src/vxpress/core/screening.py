@@ -21,6 +21,13 @@ MIN_CELLS, MAX_CELLS, MAX_GENES = 100, 4_096, 2_048
 MIN_DETECTED = 5
 
 
+def screened(n: int) -> np.ndarray:
+    """Return which of n cells are compared, int64: all, or as many as suffice."""
+    if n <= MAX_CELLS:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(0).permutation(n)[:MAX_CELLS])
+
+
 def differing(counts: Counts, library_n: np.ndarray, codes_nk: np.ndarray) -> np.ndarray:
     """Return which covariates have categories that differ more than random groups of the same sizes, boolean (k,).
 
@@ -37,9 +44,7 @@ def differing(counts: Counts, library_n: np.ndarray, codes_nk: np.ndarray) -> np
     codes_nk
         Their categories, (n, k).
     """
-    rows = np.arange(len(codes_nk))
-    if len(rows) > MAX_CELLS:
-        rows = np.sort(np.random.default_rng(0).permutation(rows)[:MAX_CELLS])
+    rows = screened(len(codes_nk))
     passed = np.array([len(np.unique(code_n)) > 1 for code_n in codes_nk.T], dtype=bool)
     if len(rows) < MIN_CELLS or not passed.any():
         return passed

@@ -23,7 +23,7 @@ def test_bytes_needed_include_every_tensor(make_cells: MakeCells) -> None:
     cells = make_cells(60)
     n_stored = len(cells.counts.data)
     # row ends, gene and value of every entry, log library, one covariate, order
-    assert bytes_needed(cells) == 8 * 61 + 8 * n_stored + 4 * 60 + 8 * 60 + 8 * 60
+    assert bytes_needed(cells.counts, cells) == 8 * 61 + 8 * n_stored + 4 * 60 + 8 * 60 + 8 * 60
 
 
 def test_everything_is_resident_on_a_cpu(make_cells: MakeCells) -> None:

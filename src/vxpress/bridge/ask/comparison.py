@@ -11,7 +11,7 @@ from vxpress._unset import Unset
 from vxpress.bridge.ask.comparable import check_enough, check_library
 from vxpress.bridge.ask.compared_fits import Candidate, groups
 from vxpress.bridge.fits.query import read_scored
-from vxpress.core.data import Cells, have_counts
+from vxpress.core.data import Source, have_counts
 from vxpress.core.inference.comparison import LEVEL, Scores, difference, ranking, verdict
 from vxpress.core.inference.importance import Bound, log_likelihoods
 from vxpress.core.progress import stage
@@ -19,7 +19,7 @@ from vxpress.core.progress import stage
 # the level of the intervals is part of the record of a comparison
 __all__ = ["LEVEL", "ScoredCells", "read_cells", "score_fits", "table_of"]
 
-ScoredCells = tuple[Cells, np.ndarray]
+ScoredCells = tuple[Source, np.ndarray]
 
 
 def score_fits(

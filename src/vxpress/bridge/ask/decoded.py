@@ -13,7 +13,7 @@ from scipy import sparse
 from torch import Tensor
 
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Cells
+from vxpress.core.data import Source
 from vxpress.core.inference.own_counts import updated_expression
 from vxpress.core.inference.posterior import ALL_GENES, Draws, Encoded, Genes, credible_expression, expected_expression
 from vxpress.core.model import VAE
@@ -55,7 +55,7 @@ def decode(
     *,
     modelled_g: np.ndarray,
     request: DecodingRequest,
-    counts: Cells | None = None,
+    counts: Source | None = None,
 ) -> list[Matrix]:
     """Compute the posterior mean of expression, and the lower and upper end of its interval if one is requested.
 
@@ -109,7 +109,7 @@ def _chunks(
     *,
     request: DecodingRequest,
     genes: Genes,
-    counts: Cells | None,
+    counts: Source | None,
 ) -> Iterator[tuple[slice, list[tuple[Tensor, Tensor | None]]]]:
     if request.interval is not None:
         yield from credible_expression(model, encoded, covariates, request.draws, request.levels(), genes)

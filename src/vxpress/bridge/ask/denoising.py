@@ -13,13 +13,13 @@ from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.query import read_query
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
 from vxpress.bridge.read.library import log_library
-from vxpress.core.data import Cells
+from vxpress.core.data import Source
 from vxpress.core.likelihoods import LIKELIHOODS
 
 INTERVAL_DRAWS = 100
 
 
-def denoise_cells(cells: StoredCells, request: DecodingRequest, counts: Cells | None) -> list[Matrix]:
+def denoise_cells(cells: StoredCells, request: DecodingRequest, counts: Source | None) -> list[Matrix]:
     """Decode cells under their own covariates: the mean, and the ends of its interval if one is requested."""
     fit = cells.fit
     return decode(
@@ -50,7 +50,7 @@ def checked_draws(n_draws: int | None, interval: float | None) -> int:
     return n_draws
 
 
-def own_counts_of(adata: AnnData, stored: StoredCells, layer: str | Unset | None, interval: float | None) -> Cells:
+def own_counts_of(adata: AnnData, stored: StoredCells, layer: str | Unset | None, interval: float | None) -> Source:
     """Read the counts to combine with, or raise an error if the likelihood of the fit does not allow it."""
     fit, config = stored.fit, stored.fit.params.model
     if not LIKELIHOODS[config.likelihood].gamma_rate or config.dispersion not in {"gene", "gene-batch"}:

@@ -12,7 +12,7 @@ from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.query import Query
 from vxpress.bridge.read.prepare import MIN_CELLS
 from vxpress.core.blocks import Z
-from vxpress.core.data import Cells
+from vxpress.core.data import Source
 from vxpress.core.inference.posterior import Views, encode_views, hidden
 from vxpress.core.model import VAE
 from vxpress.core.query.fine_tuning import Completed, fine_tune
@@ -69,7 +69,7 @@ def encode_query(query: Query, device: torch.device, *, max_epochs: int, rng: np
 
 
 def _encode(
-    model: VAE, cells: Cells, missing: Missing | None, tuning: _FineTuning | None
+    model: VAE, cells: Source, missing: Missing | None, tuning: _FineTuning | None
 ) -> tuple[Views, torch.Tensor]:
     """Fine-tune a model in place, if requested, and return the posteriors of every cell and its log size factor."""
     if tuning is not None:
@@ -81,7 +81,7 @@ def _encode(
     return (masked.encoded, kept), masked.log_library_n1
 
 
-def _fine_tune(model: VAE, cells: Cells, missing: Missing | None, tuning: _FineTuning) -> None:
+def _fine_tune(model: VAE, cells: Source, missing: Missing | None, tuning: _FineTuning) -> None:
     """Train the weights of new categories."""
     completed = None
     if missing is not None:

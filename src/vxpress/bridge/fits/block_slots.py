@@ -7,13 +7,13 @@ import torch
 
 from vxpress._keys import Keys
 from vxpress.bridge.fits.results import Results
-from vxpress.core.data import Cells
+from vxpress.core.data import Source
 from vxpress.core.inference.posterior import Encoded, Views
 from vxpress.core.model import VAE
 
 
 def add_posterior(
-    results: Results, model: VAE, views: Views, cells: Cells, keys: Keys, *, library_n: np.ndarray
+    results: Results, model: VAE, views: Views, cells: Source, keys: Keys, *, library_n: np.ndarray
 ) -> None:
     """Add the posterior of every block in each view, and the size factors ``library_n`` unless a block infers them.
 

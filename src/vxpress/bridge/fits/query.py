@@ -17,7 +17,7 @@ from vxpress.bridge.read.columns import find_column, is_real
 from vxpress.bridge.read.counts import CountData, read_counts
 from vxpress.bridge.read.library import TOLERANCE, log_library, read_library
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Cells, Counts, have_counts
+from vxpress.core.data import Source, have_counts
 from vxpress.core.query.masked import Missing
 from vxpress.core.query.surgery import extend
 
@@ -36,7 +36,7 @@ class Query:
     """
 
     fit: Fit
-    cells: Cells
+    cells: Source
     added: tuple[tuple[str, ...], ...]
     missing: Missing | None
     observed_n: np.ndarray
@@ -86,11 +86,11 @@ def read_query(
         members = tuple(extend(member, n_added, fit.covariates.learned) for member in fit.members)
         params = replace(fit.params, model=model.config)
         fit = replace(fit, covariates=table, model=model, members=members, params=params)
-    cells = Cells(Counts.from_scipy(counts.inside), log_library(observed_n), covariates)
+    cells = counts.cells(log_library(observed_n), covariates)
     return Query(fit, cells, added, missing, observed_n)
 
 
-def read_scored(adata: AnnData, fit: Fit, layer: str | Unset | None) -> Cells:
+def read_scored(adata: AnnData, fit: Fit, layer: str | Unset | None) -> Source:
     """Read cells with counts, in the gene order of the fit, for their count distribution."""
     query = read_query(adata, fit, layer, labels=needs_labels(fit))
     # a latent library is sampled and needs no size factor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from scanpy import logging as logg
 from vxpress.bridge.read.prepare import Prepared
 from vxpress.core.blocks import Point, Posterior
 from vxpress.core.config import ModelConfig, TrainConfig
-from vxpress.core.data import Counts, place
+from vxpress.core.data import place
 from vxpress.core.extension.trial import try_classes, try_source
 from vxpress.core.inference.posterior import Encoded, Views, encode_views
 from vxpress.core.isolation import after_interrupt
@@ -122,8 +122,8 @@ class Runner:
         model, prepared = fitted.model, self.prepared
         if not model.config.n_readout:
             return
-        assert prepared.counts.outside is not None  # noqa: S101 - there are genes to read out
-        outside = replace(prepared.cells, counts=Counts.from_scipy(prepared.counts.outside))
+        outside = prepared.counts.cells_outside(prepared.cells.log_library_n1, prepared.cells.covariates)
+        assert outside is not None  # noqa: S101 - there are genes to read out
         noise, cells = Noise(self.readout_seed), self.cells
         mean, drawn = _mean_and_draw(fitted.encoded.posterior(model), noise)
         if fitted.kept is not None:

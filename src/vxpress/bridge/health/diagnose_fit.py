@@ -18,7 +18,7 @@ from vxpress.bridge.fits.runner import Fitted, Runner
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_split
 from vxpress.bridge.health.covariates import NAME, kept_worth, record_of, worth_of
 from vxpress.bridge.health.diagnosis import OF_THE_PRIOR, Decoding, diagnose
-from vxpress.core.data import Cells, Source
+from vxpress.core.data import Source
 from vxpress.core.model import VAE
 
 
@@ -108,7 +108,7 @@ def _recorded(covariates: dict[str, Any]) -> dict[str, Any]:
     return {NAME: covariates} if covariates else {}
 
 
-def _cells(adata: AnnData, stored: StoredCells, layer: str | Unset | None, *, gaps: bool | None) -> Cells | None:
+def _cells(adata: AnnData, stored: StoredCells, layer: str | Unset | None, *, gaps: bool | None) -> Source | None:
     """Read the cells with their counts; None if the counts are not requested or not available."""
     if gaps is False:
         return None

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
 from scipy import sparse
+from torch import Tensor
 
 from vxpress.bridge.read.matrix import Block, canonical, count_blocks, row_blocks
+from vxpress.core.covariates import Covariates
+from vxpress.core.data import Cells, Counts, Source
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,19 @@ class CountData:
     outside: sparse.csr_matrix | None
     inside_n: np.ndarray
     total_n: np.ndarray
+
+    @cached_property
+    def inside_g(self) -> np.ndarray:
+        """Sum of each modelled gene over all cells, float64."""
+        return np.asarray(self.inside.sum(0, dtype=np.float64)).reshape(-1)
+
+    def cells(self, log_library_n1: Tensor, covariates: Covariates) -> Source:
+        """Return the cells with the counts of the modelled genes."""
+        return Cells(Counts.from_scipy(self.inside), log_library_n1, covariates)
+
+    def cells_outside(self, log_library_n1: Tensor, covariates: Covariates) -> Source | None:
+        """Return the cells with the counts of the other genes, or None if there are none."""
+        return None if self.outside is None else Cells(Counts.from_scipy(self.outside), log_library_n1, covariates)
 
 
 def read_counts(

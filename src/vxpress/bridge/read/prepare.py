@@ -22,9 +22,9 @@ from vxpress.bridge.read.learned import few, with_cells
 from vxpress.bridge.read.library import Library, log_library, resolve_library
 from vxpress.bridge.read.perturbations import PerturbationTable
 from vxpress.core.config import Preset
-from vxpress.core.data import Cells, Counts
+from vxpress.core.data import Source
 from vxpress.core.option import option
-from vxpress.core.screening import differing
+from vxpress.core.screening import differing, screened
 from vxpress.core.split import split_cells
 
 MIN_CELLS = 4
@@ -73,7 +73,7 @@ class Prepared:
     mask_name: str | None
     covariates: CovariateTable
     library: Library
-    cells: Cells
+    cells: Source
     train_n: np.ndarray
     validation_n: np.ndarray
     left_out: tuple[int, ...] = ()
@@ -118,7 +118,7 @@ def prepare(
             f"{n_empty} cell(s) have no count in the modelled genes. They are excluded from the fit (split 'query') and get the "
             "latent position of an empty cell. sc.pp.filter_cells(adata, min_counts=1) removes them."
         )
-    cells = Cells(Counts.from_scipy(counts.inside), log_library(library.values_n), covariates.read(adata.obs))
+    cells = counts.cells(log_library(library.values_n), covariates.read(adata.obs))
     labels = _labels(adata, request, usable)
     codes_nk = cells.covariates.categorical_nk.numpy()[usable]
     # whoever names an optional covariate wants both views of it
@@ -147,11 +147,12 @@ def _labels(adata: AnnData, request: FitRequest, usable: np.ndarray) -> CellLabe
 
 
 def _left_out(
-    covariates: CovariateTable, cells: Cells, usable: np.ndarray, codes_nk: np.ndarray, asked: tuple[int, ...]
+    covariates: CovariateTable, cells: Source, usable: np.ndarray, codes_nk: np.ndarray, asked: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Return the positions of the categorical covariates without effect that are not ``asked`` for, and report them."""
-    rows = torch.from_numpy(usable)
-    differ = differing(cells.counts.take(rows), cells.log_library_n1[rows, 0].exp().numpy(), codes_nk)
+    some = screened(len(usable))
+    rows = torch.from_numpy(usable[some])
+    differ = differing(cells.load(rows), cells.log_library_n1[rows, 0].exp().numpy(), codes_nk[some])
     found = tuple(
         k for k, (_, names) in enumerate(covariates.categorical) if len(names) > 1 and not differ[k] and k not in asked
     )
@@ -202,7 +203,7 @@ def modelled_genes(adata: AnnData, mask_var: str | np.ndarray | Unset | None) ->
 
 
 def _warn_empty_genes(adata: AnnData, counts: CountData, modelled_g: np.ndarray) -> None:
-    n_empty = int((np.asarray(counts.inside.sum(0)).reshape(-1) == 0).sum())
+    n_empty = int((counts.inside_g == 0).sum())
     if n_empty == int(modelled_g.sum()):
         msg = "None of the modelled genes has a count. Check adata.X, layer= and mask_var=."
         raise ValueError(msg)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from vxpress.core import registry
+from vxpress.core.data.counts import Counts
 from vxpress.core.data.mapped import Mapped
 from vxpress.core.data.resident import Cells
 from vxpress.core.data.source import Source
@@ -26,25 +27,26 @@ def residency(needed: int, free: int) -> Literal["resident", "streamed"]:
     return "resident" if needed <= RESIDENT_SHARE * free else "streamed"
 
 
-def bytes_needed(cells: Cells) -> int:
+def bytes_needed(counts: Counts, cells: Source) -> int:
     """Compute the memory of all tensors of these cells and of the order of an epoch."""
     covariates = cells.covariates
     tensors = (
-        *cells.counts.tensors(), cells.log_library_n1,
+        *counts.tensors(), cells.log_library_n1,
         covariates.categorical_nk, covariates.continuous_nc, covariates.label_n,
     )  # fmt: skip
     return sum(t.numel() * t.element_size() for t in tensors if t is not None) + 8 * len(cells)
 
 
-def place(cells: Cells, device: torch.device, source: str | None = None) -> Source:
+def place(cells: Source, device: torch.device, source: str | None = None) -> Source:
     """Return the cells in the named source of :data:`SOURCES`.
 
     By default they are resident on ``device``; on a GPU whose free memory they would fill, they are streamed.
     """
+    counts = cells.load()
     if source is None:
         source = "resident"
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
-            source = residency(bytes_needed(cells), free)
+            source = residency(bytes_needed(counts, cells), free)
     SOURCES.check(source, "source")
-    return SOURCES[source].of(cells.counts, cells.log_library_n1, cells.covariates, device)
+    return SOURCES[source].of(counts, cells.log_library_n1, cells.covariates, device)

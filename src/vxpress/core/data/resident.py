@@ -38,6 +38,9 @@ class Cells(Source):
         """Return the counts of some rows: their numbers in the matrix of all cells."""
         return Rows(rows, self.counts)
 
+    def load(self, rows: Tensor | None = None) -> Counts:
+        return self.counts if rows is None else self.counts.take(rows)
+
     def take(self, rows: Tensor) -> Self:
         """Return a copy of some of the cells."""
         return replace(

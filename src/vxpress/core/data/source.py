@@ -78,6 +78,12 @@ class Source(ABC):
         for rows, counts in prefetched(self.read, parts, self.n_genes, self.device):
             yield Batch(counts, rows, self.log_library_n1[rows], self.covariates[rows])
 
+    def load(self, rows: Tensor | None = None) -> Counts:
+        """Return the counts of some cells (by default all) as one matrix in memory, on the device that reads them."""
+        rows = torch.arange(len(self), device=self.device if self.on_device else "cpu") if rows is None else rows
+        at, matrix = self.read(rows).stored
+        return matrix.take(at)
+
     def sampler(self, rows: Tensor, n_minibatches: int, seed: int) -> Sampler:
         """Return the order in which a training visits ``rows``; by default it is shuffled anew for every epoch."""
         return Shuffled(rows, n_minibatches, seed)

@@ -11,7 +11,7 @@ are off, and the defaults of a fit switch them on (``PRESETS[None]`` in ``settin
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import Any, Generic, Literal, Never
 
 from vxpress._checks import check_range
@@ -33,6 +33,11 @@ StartName = Literal["components", "mean", "random"]
 SourceName = Literal["resident", "streamed", "mapped"]
 KlSchedule = Literal["linear", "cyclical", "capacity"]
 FreeBitsForm = Literal["hard", "soft"]
+
+# name of the modality that every model has, in terms and sums
+RNA = "rna"
+# with fewer features than this, an encoder drops fewer units: each feature says more
+FEW_FEATURES = 1_000
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,24 @@ class Network(NetworkOptions[Never]):
 
 
 @dataclass(frozen=True)
+class ModalityConfig:
+    """A modality that cells have in addition to RNA: its name, its number of features and its likelihood."""
+
+    name: str
+    n_features: int = field(metadata=declares(low=1, high=10_000_000))
+    likelihood: str = option("nb", registry=LIKELIHOODS)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not str(self.name).isidentifier() or self.name == RNA:
+            msg = (
+                f"{self.name!r} cannot name a modality in addition to RNA; a name of letters, digits and underscores "
+                f"other than {RNA!r} is expected."
+            )
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True)
 class ModelConfig(Network):
     """The architecture: sizes, likelihood, prior and how covariates enter.
 
@@ -145,7 +168,8 @@ class ModelConfig(Network):
     positions ``left_out``, which have no effect on the counts. ``remainder`` adds the share of molecules from genes outside
     the model. ``decoder_options`` is an instance of the ``Options`` of the decoder's class; a mapping can be given.
     ``n_perturbations`` single perturbations have effects that add up, with ``dose_response`` by doses that differ; see
-    :mod:`vxpress.core.perturbations`.
+    :mod:`vxpress.core.perturbations`. ``modalities`` are those that cells have in addition to RNA, or some cells have. In
+    training, ``alone_share`` of the cells that have several show the encoders only one of them.
     """
 
     n_genes: int = field(metadata=declares(low=1, high=10_000_000))
@@ -164,15 +188,19 @@ class ModelConfig(Network):
     left_out: tuple[int, ...] = option((), low=0, high=1_000_000, since="0.2.0")
     n_perturbations: int = option(0, low=0, high=1_000_000, since="0.2.0")
     dose_response: bool = option(False, since="0.2.0")
+    modalities: tuple[ModalityConfig, ...] = option((), since="0.2.0")
+    alone_share: float = option(0.5, low=0.0, high=1.0, since="0.2.0")
 
     def __post_init__(self) -> None:
         check(self)
-        if self.n_latent > self.n_genes:
+        n_features = self.n_genes + sum(modality.n_features for modality in self.modalities)
+        if self.n_latent > n_features:
             msg = (
-                f"n_latent={self.n_latent} exceeds the {self.n_genes} modelled gene(s): a latent space wider than "
-                f"the data cannot be identified. Pass n_latent={self.n_genes} or less, or model more genes (mask_var=None)."
+                f"n_latent={self.n_latent} exceeds the {n_features} modelled gene(s): a latent space wider than "
+                f"the data cannot be identified. Pass n_latent={n_features} or less, or model more genes (mask_var=None)."
             )
             raise ValueError(msg)
+        self._check_modalities()
         if self.dispersion == "gene-batch" and not self.has_batch:
             msg = "dispersion='gene-batch' needs batches: pass batch_key=, or use dispersion='gene'."
             raise ValueError(msg)
@@ -196,6 +224,38 @@ class ModelConfig(Network):
                 msg = f"{' and '.join(map(repr, sizes))} are latent blocks that infer the size factor of a cell; only one can. Leave one out."
                 raise ValueError(msg)
 
+    def _check_modalities(self) -> None:
+        """Raise ``ValueError`` if names repeat, or a setting suits no cells that lack a modality."""
+        names = [modality.name for modality in self.modalities]
+        if len(set(names)) < len(names):
+            msg = f"The modalities {names} were given; names that differ are expected."
+            raise ValueError(msg)
+        if names and self.norm == "batch":
+            msg = (
+                "norm='batch' averages over all cells of a minibatch, also those that lack a modality. With several modalities "
+                "use options=FitOptions(norm='layer')."
+            )
+            raise ValueError(msg)
+
+    def part(self, modality: ModalityConfig) -> PartConfig:
+        """Return the settings of the encoder and the decoder of a modality: those of RNA but for its features."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        few = min(1.0, modality.n_features / FEW_FEATURES)
+        return PartConfig(
+            **settings
+            | {
+                "n_genes": modality.n_features,
+                "likelihood": modality.likelihood,
+                "dispersion": "gene",
+                "dropout": self.dropout * few,
+                "decoder": "mlp",
+                "decoder_options": Options(),
+                "remainder": False,
+                "n_readout": 0,
+                "modalities": (),
+            }
+        )
+
     def _check_optional(self) -> None:
         """Raise ``ValueError`` unless every optional covariate has categories that can be hidden."""
         if len(set(self.optional)) < len(self.optional) or any(k >= len(self.n_categories) for k in self.optional):
@@ -216,6 +276,14 @@ class ModelConfig(Network):
     def n_batches(self) -> int:
         """Number of batches, 1 without a batch covariate."""
         return self.n_categories[0] if self.has_batch else 1
+
+
+@dataclass(frozen=True)
+class PartConfig(ModelConfig):
+    """The settings of the networks of one modality, which may have fewer features than z has dimensions."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def check_batch_shown(dispersion: Dispersion, *, latent_library: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from vxpress._signals import interrupts_held
 from vxpress.core.blocks import Block, Blocks, DecoderInputs, Point, Posterior, Z
 from vxpress.core.blocks.state import State
-from vxpress.core.config import ModelConfig
+from vxpress.core.config import RNA, ModelConfig
 from vxpress.core.covariates import Conditioner, Covariates
 from vxpress.core.data import Batch, Source
 from vxpress.core.isolation import on_device, seeded
 from vxpress.core.likelihoods import Layers, Likelihood
+from vxpress.core.modalities import Modality, partly_shown, product, start_modalities
+from vxpress.core.modalities.modality import masked
 from vxpress.core.networks import Decoder, Encoder
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal
@@ -23,20 +25,18 @@ from vxpress.core.perturbations import shifted
 from vxpress.core.priors import Prior
 from vxpress.core.thinning import thinned
 
-# name of the one observed modality in terms and sums
-RNA = "rna"
-
 
 class VAE(nn.Module):
     """A conditional variational autoencoder of counts.
 
-    ``blocks`` holds the latent variables of a cell by name: ``"z"`` and those that the settings switch on.
+    ``blocks`` holds the latent variables of a cell by name: ``"z"`` and those that the settings switch on. ``further``
+    holds the networks of the modalities that cells have in addition to RNA, see :mod:`vxpress.core.modalities`.
     Buffers are those that the output of the likelihood keeps, such as ``outside_share``, see
     :class:`vxpress.core.likelihoods.shares.Shares`.
     """
 
     blocks: Blocks
-    modalities: ClassVar[tuple[str, ...]] = (RNA,)
+    modalities: tuple[str, ...] = (RNA,)
     """Names of the observed modalities, those of the terms of :meth:`log_likelihood`."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -51,6 +51,12 @@ class VAE(nn.Module):
         self.prior.bind(self.encode_average, torch.tensor(config.n_categories, dtype=torch.float32))
         for name, value in self.decoder.output.kept(config.n_readout).items():
             self.register_buffer(name, value)
+        # numbered in files, so that any name is possible
+        self.further = nn.ModuleList(
+            Modality(config, modality, width, self.conditioner.encoder_width) for modality in config.modalities
+        )
+        if config.modalities:
+            self.modalities = (RNA, *(modality.name for modality in config.modalities))
 
     # latent blocks
 
@@ -68,6 +74,11 @@ class VAE(nn.Module):
     def encoder(self) -> Encoder:
         """The encoder of z."""
         return self.state.encoder
+
+    @property
+    def others(self) -> dict[str, Modality]:
+        """The networks of the modalities other than RNA, by name."""
+        return {modality.name: modality for modality in cast("list[Modality]", list(self.further))}
 
     @property
     def n_noise(self) -> int:
@@ -106,20 +117,29 @@ class VAE(nn.Module):
     def posterior(self, batch: Batch, noise: Noise | None = None) -> Posterior:
         """Return the posterior of a minibatch, q(block | x, s) for each latent block.
 
-        With ``noise``, units are dropped out and counts are thinned, as in training.
+        With ``noise``, units are dropped out, counts are thinned, and some cells show only one of their modalities, as in
+        training.
         """
         seen = batch if noise is None else self.thinned(batch, noise)
-        return self.basal(
-            Posterior(
-                {
-                    name: block.encode(
-                        seen if block.thinned else batch, self.encoder_condition(batch.covariates), noise
-                    )
-                    for name, block in self.blocks.items()
-                }
-            ),
-            batch.covariates,
+        found = Posterior(
+            {
+                name: block.encode(seen if block.thinned else batch, self.encoder_condition(batch.covariates), noise)
+                for name, block in self.blocks.items()
+            }
         )
+        if self.further:
+            found = found.replaced(z=self.of_all(found[Z], batch, noise))
+        return self.basal(found, batch.covariates)
+
+    def of_all(self, of_rna: DiagonalNormal, batch: Batch, noise: Noise | None = None) -> DiagonalNormal:
+        """Return the posterior of z given all modalities of each cell, from what its RNA alone says about z."""
+        shown = batch if noise is None else partly_shown(batch, self.config.alone_share, noise)
+        condition_nc = self.encoder_condition(batch.covariates)
+        experts = [(of_rna, shown.observed_n)]
+        for name, modality in self.others.items():
+            part = shown.further[name]
+            experts.append((modality.encode(part, condition_nc, noise), part.observed_n))
+        return product(experts)
 
     def basal(self, posterior: Posterior, covariates: Covariates) -> Posterior:
         """Return what encoders say of cells with the effects of their perturbations taken out of z."""
@@ -149,19 +169,22 @@ class VAE(nn.Module):
                 s_c = self.conditioner.for_encoder(self.conditioner.average(known_k))
                 assert s_c is not None  # noqa: S101 - it has columns
                 s_kc = s_c.to(log_x_kg).expand(len(log_x_kg), -1)
-            return encoder.after_first(encoder.product_of(log_x_kg, s_kc), s_kc)
+            found = encoder.after_first(encoder.product_of(log_x_kg, s_kc), s_kc)
+            return product([(found, None)]) if self.further else found
         finally:
             encoder.train(training)
 
     def inference_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the posteriors."""
-        return [p for block in self.blocks.values() for p in block.inference_parameters()]
+        of_blocks = [p for block in self.blocks.values() for p in block.inference_parameters()]
+        return [*of_blocks, *(p for modality in self.others.values() for p in modality.encoder.parameters())]
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that training changes: condition, posteriors, decoder without readout, and priors."""
         of_posteriors = self.inference_parameters()
         known = set(map(id, of_posteriors))
         decoder = [p for name, p in self.decoder.named_parameters() if not name.startswith("readout")]
+        decoder += [p for modality in self.others.values() for p in modality.decoder.parameters()]
         others = [p for p in self.blocks.parameters() if id(p) not in known]
         return [p for p in (*self.conditioner.parameters(), *of_posteriors, *decoder, *others) if p.requires_grad]
 
@@ -195,9 +218,16 @@ class VAE(nn.Module):
         return self.decoder.features(inputs.z_nd, inputs.condition_nc)
 
     def log_likelihood(self, point: Point, batch: Batch, noise: Noise | None = None) -> dict[str, Tensor]:
-        """Compute log p(x | point, s, l) of a minibatch, summed over genes, (n,), for each observed modality."""
+        """Compute log p(x | point, s, l) of a minibatch, summed over genes, (n,), for each observed modality.
+
+        It is 0 for a cell that lacks the modality.
+        """
         inputs = self.inputs(point, batch.covariates, batch.log_library_n1)
-        return {RNA: self.decoder.log_likelihood(inputs.z_nd, inputs.condition_nc, batch, inputs.log_library_n1, noise)}
+        value_n = self.decoder.log_likelihood(inputs.z_nd, inputs.condition_nc, batch, inputs.log_library_n1, noise)
+        found = {RNA: masked(value_n, batch.observed_n)}
+        for name, modality in self.others.items():
+            found[name] = modality.log_likelihood(inputs, batch.further[name], noise)
+        return found
 
     def dispersion_gradient(self, point: Point, batch: Batch) -> Tensor:
         """Differentiate the summed log likelihood with respect to the log dispersions, (rows, genes)."""
@@ -222,7 +252,8 @@ class VAE(nn.Module):
 
         Otherwise the decoder would spend a large share of its steps on learning the mean profile.
         """
-        self.decoder.output.start(self.layers, self.decoder.likelihood, source, rows)
+        self.decoder.output.start(self.layers, self.decoder.likelihood, source, source.having(RNA, rows))
+        start_modalities(self.others.values(), source, rows)
 
 
 def build(config: ModelConfig, seed: int) -> VAE:

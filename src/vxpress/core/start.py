@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vxpress.core.blocks import Z
 from vxpress.core.bodies import differences
+from vxpress.core.config import RNA
 from vxpress.core.data import Batch, Source
 from vxpress.core.isolation import seeded
 from vxpress.core.model import VAE
@@ -48,7 +49,7 @@ def start_at_components(model: VAE, source: Source, rows: Tensor) -> None:
     These are the categories of the covariates that the networks always receive: z keeps the effects of optional ones where
     their categories are hidden.
     """
-    rows = _some(rows, source.n_genes)
+    rows = _some(source.having(RNA, rows), source.n_genes)
     batch = source.batch(rows)
     log_x_ng = batch.x_ng.float().log1p()
     normalised_ng = _normalised(batch.x_ng.float())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ CONFIG = ModelConfig(n_genes=20, n_latent=2, n_hidden=16)
 class Constant(VAE):
     """A second modality whose log likelihood is the same for every cell, so that it has no gradient."""
 
-    modalities: ClassVar[tuple[str, ...]] = (RNA, PROTEIN)
+    modalities: tuple[str, ...] = (RNA, PROTEIN)
 
     def log_likelihood(self, point: Point, batch: Batch, noise: Noise | None = None) -> dict[str, Tensor]:
         found = super().log_likelihood(point, batch, noise)

@@ -32,6 +32,8 @@ def to_uns(config: Any) -> dict[str, Any]:
             if declared.flat:
                 out |= value
                 continue
+        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+            value = {str(i): to_uns(one) for i, one in enumerate(value)}
         elif isinstance(value, tuple):
             of_strings = get_args(hints(type(config))[f.name])[0] is str
             value = np.array(value, dtype=object if of_strings else None) if value else np.array([], dtype=float)
@@ -76,6 +78,11 @@ def _read(value: Any, hint: Any, name: str) -> Any:
             msg = f"{name} should be a mapping, not {type(value).__name__}: the stored fit is damaged."
             raise ValueError(msg)
         return from_uns(hint, value)  # type: ignore[arg-type]
+    if origin is tuple and is_dataclass(kind := get_args(hint)[0]):
+        if not isinstance(value, Mapping) or set(value) != {str(i) for i in range(len(value))}:
+            msg = f"{name} should be a mapping of numbered entries: the stored fit is damaged."
+            raise ValueError(msg)
+        return tuple(_read(value[str(i)], kind, name) for i in range(len(value)))
     if origin is tuple:
         return tuple(_scalar(item, get_args(hint)[0], name) for item in np.asarray(value).reshape(-1))
     return _scalar(value, str if origin is not None else hint, name)

@@ -6,6 +6,7 @@ gives the order of an epoch, and :func:`walk` goes through all cells once.
 
 from vxpress.core.data.batch import Batch, Rows
 from vxpress.core.data.counts import Counts, without_stored_zeros
+from vxpress.core.data.joined import Joined
 from vxpress.core.data.mapped import Mapped
 from vxpress.core.data.placement import SOURCES, place
 from vxpress.core.data.resident import Cells
@@ -21,6 +22,7 @@ __all__ = [
     "ByRank",
     "Cells",
     "Counts",
+    "Joined",
     "Mapped",
     "Rows",
     "Sampler",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -74,7 +75,8 @@ class Rows:
 class Batch:
     """A minibatch: counts, the numbers of its cells in the source (n,), their log library (n, 1) and covariates.
 
-    ``once`` is the minibatch of which this one is made of copies.
+    ``once`` is the minibatch of which this one is made of copies. ``observed_n`` says which cells have these counts, bool
+    (n,); None stands for all. ``further`` holds the same cells in other modalities, by name.
     """
 
     counts: Rows
@@ -82,6 +84,8 @@ class Batch:
     log_library_n1: Tensor
     covariates: Covariates
     once: Batch | None = None
+    observed_n: Tensor | None = None
+    further: Mapping[str, Batch] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,11 +104,22 @@ class Batch:
 
     def with_covariates(self, covariates: Covariates) -> Batch:
         """Return the same cells with other covariates."""
-        return replace(self, covariates=covariates)
+        further = {name: part.with_covariates(covariates) for name, part in self.further.items()}
+        return replace(self, covariates=covariates, further=further)
 
     def repeated(self, k: int) -> Batch:
         """Repeat the minibatch ``k`` times; its counts are not gathered again."""
         if k == 1:
             return self
         at = torch.arange(len(self), device=self.rows.device).repeat(k)
-        return Batch(self.counts.repeated(k), self.rows[at], self.log_library_n1[at], self.covariates[at], self)
+        observed = None if self.observed_n is None else self.observed_n[at]
+        further = {name: part.repeated(k) for name, part in self.further.items()}
+        return Batch(
+            self.counts.repeated(k),
+            self.rows[at],
+            self.log_library_n1[at],
+            self.covariates[at],
+            self,
+            observed,
+            further,
+        )

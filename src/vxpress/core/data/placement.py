@@ -8,6 +8,7 @@ import torch
 
 from vxpress.core import registry
 from vxpress.core.data.counts import Counts
+from vxpress.core.data.joined import Joined
 from vxpress.core.data.mapped import Mapped
 from vxpress.core.data.resident import Cells
 from vxpress.core.data.source import Source
@@ -38,10 +39,12 @@ def bytes_needed(counts: Counts, cells: Source) -> int:
 
 
 def place(cells: Source, device: torch.device, source: str | None = None) -> Source:
-    """Return the cells in the named source of :data:`SOURCES`.
+    """Return the cells in the named source of :data:`SOURCES`, each modality by itself.
 
     By default they are resident on ``device``; on a GPU whose free memory they would fill, they are streamed.
     """
+    if isinstance(cells, Joined):
+        return cells.of_each(lambda one: place(one, device, source))
     counts = cells.load()
     if source is None:
         source = "resident"

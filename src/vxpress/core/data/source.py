@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Self
 
 import torch
@@ -47,6 +47,20 @@ class Source(ABC):
 
         ``rows`` are on the device of the source, or on the host if the source is not ``on_device``.
         """
+
+    @property
+    def further(self) -> Mapping[str, Source]:
+        """The same cells in modalities other than the first, by name; most sources have one modality."""
+        return {}
+
+    def observed(self, name: str) -> Tensor | None:
+        """Return which cells have the modality ``name``, bool (n,), on the device; None stands for all."""
+        return None
+
+    def having(self, name: str, rows: Tensor) -> Tensor:
+        """Return those of some rows whose cells have the modality ``name``."""
+        observed_n = self.observed(name)
+        return rows if observed_n is None else rows[observed_n[rows]]
 
     def __len__(self) -> int:
         return len(self.log_library_n1)

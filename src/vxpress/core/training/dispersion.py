@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.blocks import Point
+from vxpress.core.config import RNA
 from vxpress.core.data import Source, gene_sums, walk
 from vxpress.core.inference.importance import log_likelihoods
 from vxpress.core.model import VAE
@@ -43,10 +44,12 @@ def refit(model: VAE, source: Source, train_rows: Tensor, validation_rows: Tenso
     Returns the gain in the importance-weighted bound of the validation cells, in nats per cell. It is 0 if the old
     dispersions were restored, or if there are fewer than ``MIN_VALIDATION`` validation cells.
     """
-    if len(validation_rows) < MIN_VALIDATION:
+    if len(source.having(RNA, validation_rows)) < MIN_VALIDATION:
         return 0.0
     generator = torch.Generator().manual_seed(seed)
-    learning, shifting = (_some(rows, MAX_CELLS, generator) for rows in (train_rows, validation_rows))
+    learning, shifting = (
+        _some(source.having(RNA, rows), MAX_CELLS, generator) for rows in (train_rows, validation_rows)
+    )
     judging = shifting[:MAX_JUDGED]
 
     def judge() -> float:

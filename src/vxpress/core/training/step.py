@@ -23,7 +23,7 @@ Gradient = Callable[[Batch, float | Tensor, float | Tensor], tuple[Tensor, Tenso
 
 def step_for(model: VAE, source: Source, optimizer: Optimizer, noise: Noise, objective: Objective) -> Step:
     """Return the form of the training step that suits device and model."""
-    captured = rule.captured_step(source.device) and model.prior.capturable
+    captured = rule.captured_step(source.device) and model.prior.capturable and not model.further
     return (DeviceStep if captured else Step)(model, source, optimizer, noise, objective)
 
 

@@ -16,6 +16,7 @@ import vxpress as vx
 
 API = Path(__file__).resolve().parents[1] / "docs" / "api.md"
 MODULES = {"pp": vx.pp, "tl": vx.tl, "pl": vx.pl, "datasets": vx.datasets, "metrics": vx.metrics, "extend": vx.extend}
+MODULES |= {"io": vx.io}
 NAMES = [f"{module}.{name}" for module, found in MODULES.items() for name in found.__all__]
 NAMES += [name for name in vx.__all__ if name not in MODULES]
 

@@ -20,7 +20,7 @@ import torch
 import vxpress as vx
 from vxpress._entry import entry
 
-MODULES = (vx.pp, vx.tl, vx.pl, vx.datasets, vx.metrics)
+MODULES = (vx.pp, vx.tl, vx.pl, vx.io, vx.datasets, vx.metrics)
 FUNCTIONS = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in MODULES

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from vxpress._waiting import ask_idle_threads_to_sleep
 
 if TYPE_CHECKING:
-    from vxpress import datasets, extend, metrics, pl, pp, tl
+    from vxpress import datasets, extend, io, metrics, pl, pp, tl
     from vxpress._save_load import load_model, save_model
 
-__all__ = ["datasets", "extend", "load_model", "metrics", "pl", "pp", "save_model", "tl"]
+__all__ = ["datasets", "extend", "io", "load_model", "metrics", "pl", "pp", "save_model", "tl"]
 
 ask_idle_threads_to_sleep()
 
-_MODULES = ("datasets", "extend", "metrics", "pl", "pp", "tl")
+_MODULES = ("datasets", "extend", "io", "metrics", "pl", "pp", "tl")
 
 
 def __getattr__(name: str) -> Any:

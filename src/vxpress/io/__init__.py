@@ -1,0 +1,7 @@
+"""Data larger than memory: open stores without reading their matrices, and write results into them."""
+
+from __future__ import annotations
+
+from vxpress.io._open_store import open_store
+
+__all__ = ["open_store"]

@@ -79,7 +79,8 @@ def test_whether_to_copy_is_said_as_in_scanpy(name):
     if copy is not None:
         assert copy.kind is inspect.Parameter.KEYWORD_ONLY
         assert copy.default is False
-        assert function.__annotations__["return"] == "AnnData | None"
+        several = "modality" in inspect.signature(function).parameters
+        assert function.__annotations__["return"] == ("AnnData | MuData | None" if several else "AnnData | None")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name in CALLABLES or name == "tl.FitOptions"])
@@ -94,7 +95,9 @@ def test_docstrings_document_every_parameter(name):
 
 
 def test_the_package_alone_imports_neither_torch_nor_scanpy():
-    code = "import sys, vxpress; print(*sorted({'torch', 'scanpy', 'anndata', 'matplotlib'} & set(sys.modules)))"
+    code = (
+        "import sys, vxpress; print(*sorted({'torch', 'scanpy', 'anndata', 'matplotlib', 'mudata'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
 
@@ -104,3 +107,9 @@ def test_the_reference_can_read_every_type(name):
     """An annotation that cannot be evaluated is printed without links."""
     for annotation in get_type_hints(public(name)).values():
         assert "ForwardRef" not in repr(annotation)
+
+
+def test_the_functions_of_anndata_do_not_import_mudata():
+    code = "import sys, vxpress as vx; vx.tl.fit_vae, vx.pp.neighbors, vx.pl.kl; print('mudata' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["False"]

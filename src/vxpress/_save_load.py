@@ -11,8 +11,10 @@ from scipy import sparse
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._mudata import MuData
 from vxpress.bridge.fits.find_fit import find_fit
 from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.model_file import write_fit
 from vxpress.bridge.fits.open_files import SUFFIX, as_path, existing, read_model_file
 from vxpress.bridge.fits.results import check_format
@@ -20,7 +22,10 @@ from vxpress.bridge.read.adata import check_anndata
 
 
 @entry
-def save_model(adata: AnnData, path: str | Path, *, key: str = DEFAULT_KEY) -> None:
+@takes_mudata
+def save_model(
+    adata: AnnData | MuData, path: str | Path, *, modality: str | None = None, key: str = DEFAULT_KEY
+) -> None:
     """Save a fitted model, without the cells, to one safetensors file.
 
     Parameters
@@ -29,6 +34,8 @@ def save_model(adata: AnnData, path: str | Path, *, key: str = DEFAULT_KEY) -> N
         Holds a fit of :func:`~vxpress.tl.fit_vae`.
     path
         File to write, ending in ``.safetensors``. An existing file is replaced only when the new one is complete.
+    modality
+        If ``adata`` is a MuData, the modality that holds the fit, for example ``"rna"``.
     key
         Name of the fit: the ``key_added`` of the call that made it.
 

@@ -14,7 +14,9 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._entry import entry
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.matrix import check_counts, get_matrix, matrix_name, row_blocks
@@ -40,9 +42,11 @@ COLUMNS = (
 
 
 @entry
+@takes_mudata
 def highly_variable_genes(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
+    modality: str | None = None,
     n_top_genes: int = 2000,
     layer: str | None = None,
     batch_key: str | None = None,
@@ -52,7 +56,7 @@ def highly_variable_genes(
     subset: bool = False,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Select the genes with the most variation beyond sequencing depth and counting noise.
 
     The default flavour ranks genes by the variance of negative binomial Pearson residuals :cite:p:`Lause2021`,
@@ -73,6 +77,8 @@ def highly_variable_genes(
     ----------
     adata
         Annotated matrix, cells by genes, with raw counts (``"seurat"`` and ``"cell_ranger"``: log-normalised values).
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
     n_top_genes
         Number of genes to select; the default is that of most tutorials.
     layer

@@ -13,7 +13,9 @@ from scanpy import logging as logg
 
 from vxpress._entry import entry
 from vxpress._keys import LIBRARY_SIZE, check_name
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.matrix import count_blocks, matrix_name
@@ -21,16 +23,18 @@ from vxpress.pp._shared import batch_codes
 
 
 @entry
+@takes_mudata
 def library_size(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
+    modality: str | None = None,
     layer: str | None = None,
     batch_key: str | None = None,
     key_added: str = LIBRARY_SIZE,
     overwrite: bool = False,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Count the molecules of each cell over all genes in the matrix.
 
     Call it on the full matrix, before genes are selected: :func:`vxpress.tl.fit_vae` then uses the library size of the
@@ -41,6 +45,8 @@ def library_size(
     ----------
     adata
         Annotated matrix with raw counts, cells by genes.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
     layer
         Layer with the counts; ``None`` reads ``adata.X``.
     batch_key

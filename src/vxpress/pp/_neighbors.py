@@ -9,20 +9,24 @@ from scanpy import logging as logg
 from vxpress._checks import check_choice, check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress.bridge.ask.neighbors import Distance, check_numba_threads, neighbor_graph
 from vxpress.bridge.fits.find_fit import Model, find_fit
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import check_replaceable, own
 from vxpress.bridge.fits.stored_cells import stored_ensemble, stored_latent, view_of
 from vxpress.bridge.read.adata import check_adata
 
 
 @entry
+@takes_mudata
 def neighbors(
-    adata: AnnData,
+    adata: AnnData | MuData,
     n_neighbors: int = 15,
     *,
+    modality: str | None = None,
     key: str = DEFAULT_KEY,
     model: Model = None,
     ensemble: bool | None = None,
@@ -34,7 +38,7 @@ def neighbors(
     key_added: str | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Compute the neighborhood graph of cells from their posteriors, in the format of :func:`scanpy.pp.neighbors`.
 
     The neighbours of a cell are the cells whose states explain its counts best. Cell i has the posterior N(m, v) in
@@ -61,6 +65,8 @@ def neighbors(
         Cells with a stored posterior (from :func:`~vxpress.tl.fit_vae` or :func:`~vxpress.tl.encode`).
     n_neighbors
         Size of the neighbourhood, including the cell itself, as in scanpy. The default is scanpy's.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     model

@@ -11,6 +11,7 @@ from scanpy import logging as logg
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.ask.arguments import (
@@ -24,6 +25,7 @@ from vxpress.bridge.ask.arguments import (
 from vxpress.bridge.ask.decoded import DENOISING_SEED, DecodingRequest, Draws, FloatName
 from vxpress.bridge.ask.denoising import check_form, checked_draws, denoise_cells, own_counts_of
 from vxpress.bridge.fits.find_fit import Model
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.read.adata import check_adata
@@ -31,10 +33,12 @@ from vxpress.bridge.read.covariates import Batches
 
 
 @entry
+@takes_mudata
 def denoise(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: Model = None,
     *,
+    modality: str | None = None,
     key: str = DEFAULT_KEY,
     genes: str | Sequence[str] | np.ndarray | None = None,
     transform_batch: Batches | None = None,
@@ -50,7 +54,7 @@ def denoise(
     key_added: str | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Compute denoised expression from the stored posterior, in chunks; the counts are not needed.
 
     .. math::
@@ -70,6 +74,8 @@ def denoise(
         Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it) and genes of the fit, in any order.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     genes

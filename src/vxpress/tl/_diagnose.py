@@ -11,10 +11,12 @@ from scanpy import logging as logg
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.fits.find_fit import Model
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, own
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.health.covariates import warn_of_covariates
@@ -25,10 +27,12 @@ from vxpress.bridge.read.prepare import as_tuple
 
 
 @entry
+@takes_mudata
 def diagnose(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: Model = None,
     *,
+    modality: str | None = None,
     key: str = DEFAULT_KEY,
     gaps: bool | None = None,
     n_cells: int = 100,
@@ -37,7 +41,7 @@ def diagnose(
     rng: int | np.random.Generator | None = 0,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Check the latent space of the cells in ``adata``: collapse, overfitting, prior gap, empty dimensions.
 
     :func:`fit_vae` runs this check on its own cells, with fewer cells refined one by one. Call ``diagnose`` for more
@@ -49,6 +53,8 @@ def diagnose(
         Cells with a stored posterior.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     gaps

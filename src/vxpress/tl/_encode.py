@@ -12,6 +12,7 @@ from scanpy import logging as logg
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
@@ -19,6 +20,7 @@ from vxpress.bridge.ask.encoding import check_enough_new, encode_query
 from vxpress.bridge.fits.block_slots import add_posterior
 from vxpress.bridge.fits.ensemble import add_ensemble
 from vxpress.bridge.fits.find_fit import Model, find_fit
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.query import read_query
 from vxpress.bridge.fits.results import Results, check_free, own
 from vxpress.bridge.fits.stored_cells import stored_split
@@ -29,10 +31,12 @@ FINE_TUNE_EPOCHS = 50
 
 
 @entry
+@takes_mudata
 def encode(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: Model = None,
     *,
+    modality: str | None = None,
     key: str = DEFAULT_KEY,
     layer: str | Unset | None = UNSET,
     fine_tune: bool | int = False,
@@ -41,7 +45,7 @@ def encode(
     key_added: str | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Encode cells with a fitted model, without changing the model.
 
     Any cells can be encoded. A batch, or a category of another covariate, that the fit has not seen is treated as the
@@ -57,6 +61,8 @@ def encode(
         modelled genes must be present.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
     key
         Name of the fit: the ``key_added`` of the call that made it. A ``.safetensors`` file holds a single fit; ``key``
         is then the name under which the results are written.

@@ -12,6 +12,7 @@ from scanpy import logging as logg
 
 from vxpress._entry import entry
 from vxpress._keys import Keys
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.fits.fit_arguments import (
@@ -22,6 +23,7 @@ from vxpress.bridge.fits.fit_arguments import (
     PriorName,
     check_arguments,
 )
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import check_free
 from vxpress.bridge.fitting import FitOptions, fit
 from vxpress.bridge.read.adata import check_adata
@@ -29,10 +31,12 @@ from vxpress.bridge.read.prepare import check_single_process
 
 
 @entry
+@takes_mudata
 def fit_vae(
-    adata: AnnData,
+    adata: AnnData | MuData,
     batch_key: str | None = None,
     *,
+    modality: str | None = None,
     layer: str | None = None,
     mask_var: str | np.ndarray | Unset | None = UNSET,
     categorical_covariate_keys: Sequence[str] = (),
@@ -70,7 +74,7 @@ def fit_vae(
     key_added: str | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Fit a conditional variational autoencoder to raw counts.
 
     The model gives each cell a position in a latent space of a few dimensions, from which a neural network decodes the
@@ -86,6 +90,8 @@ def fit_vae(
         Column of ``obs`` with the batches to correct for. Categories may be numbers. If they differ no more than random
         groups of cells, the column is left out of the model and changes nothing; see ``screen_covariates`` in
         :class:`FitOptions`. The same holds for ``categorical_covariate_keys``.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
     layer
         Layer with the counts; ``None`` reads ``adata.X``.
     mask_var

@@ -13,20 +13,24 @@ from scanpy import logging as logg
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress.bridge.ask.generation import Labels
 from vxpress.bridge.ask.new_cells import NewCells
 from vxpress.bridge.ask.records import params_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.read.adata import check_anndata
 
 
 @entry
+@takes_mudata
 def generate(
-    adata: AnnData,
+    adata: AnnData | MuData,
     n_obs: int | None = None,
     *,
+    modality: str | None = None,
     labels: Labels = None,
     covariates: Mapping[str, Any] | None = None,
     library: float | np.ndarray | pd.Series | Literal["prior"] | None = None,
@@ -62,6 +66,8 @@ def generate(
         is enough if ``library`` and all covariates are given.
     n_obs
         Number of new cells; 1,000 by default, unless ``labels`` determines it.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``.
     labels
         Labels of the new cells, if the prior was learned with labels: one label for all cells; one label per cell; or
         the number of cells per label, ``{"B cell": 500, "NK cell": 200}`` or ``adata.obs["cell_type"].value_counts()``.

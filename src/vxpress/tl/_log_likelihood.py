@@ -10,12 +10,14 @@ from scanpy import logging as logg
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.ask.likelihood import columns_of, score, summary_of
 from vxpress.bridge.ask.records import check_own, params_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, own
 from vxpress.bridge.fits.stored_cells import stored_split, view_of
 from vxpress.bridge.read.adata import check_adata
@@ -26,10 +28,12 @@ MIN_ESS = 5.0
 
 
 @entry
+@takes_mudata
 def log_likelihood(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: Model = None,
     *,
+    modality: str | None = None,
     key: str = DEFAULT_KEY,
     layer: str | Unset | None = UNSET,
     keep: bool = False,
@@ -39,7 +43,7 @@ def log_likelihood(
     key_added: str | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Compute the importance-weighted bound on the log likelihood of each cell.
 
     .. math::
@@ -59,6 +63,8 @@ def log_likelihood(
         posterior is not needed. A fit with a dispersion per label also needs the labels.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     layer

@@ -9,21 +9,25 @@ from scanpy import logging as logg
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.ask.outliers import choose_cells, find_outliers
 from vxpress.bridge.fits.find_fit import Model, find_fit
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.fits.training_cells import training_latent
 from vxpress.bridge.read.adata import check_adata
 
 
 @entry
+@takes_mudata
 def outliers(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: Model = None,
     *,
+    modality: str | None = None,
     calibration: AnnData | str | np.ndarray | None = None,
     key: str = DEFAULT_KEY,
     layer: str | Unset | None = UNSET,
@@ -34,7 +38,7 @@ def outliers(
     key_added: str | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Find cells unlike those of the fit: unseen types, doublets, damaged or contaminated cells.
 
     Four quantities are computed for each cell: the distance to the nearest training cells in the latent space, the
@@ -52,6 +56,8 @@ def outliers(
     model
         Where the fit and its training cells are: the AnnData that was fitted, its ``.h5ad`` or zarr file, or ``None``
         for ``adata`` itself. A ``.safetensors`` file holds no cells and is not enough.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
     calibration
         Cells like those of the fit that were not part of the fit, neither for training nor for stopping: an AnnData
         with raw counts, a boolean column of ``adata.obs``, or a boolean array over the cells of ``adata``. At least 50;

@@ -12,6 +12,7 @@ from scanpy import logging as logg
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
@@ -19,6 +20,7 @@ from vxpress.bridge.ask.composition import LIBRARY, RelativeTo, requested_relati
 from vxpress.bridge.ask.differential import CellSets, Groups, Question, ask
 from vxpress.bridge.ask.ranking import layout
 from vxpress.bridge.fits.find_fit import Model
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.read.adata import check_adata, check_gene_names
@@ -28,11 +30,13 @@ DEFAULT_NAME = "rank_genes_groups"
 
 
 @entry
+@takes_mudata
 def rank_genes_groups(
-    adata: AnnData,
+    adata: AnnData | MuData,
     groupby: str | None = None,
     model: Model = None,
     *,
+    modality: str | None = None,
     key: str = DEFAULT_KEY,
     groups: str | Sequence[Hashable] = "all",
     reference: Hashable = "rest",
@@ -51,7 +55,7 @@ def rank_genes_groups(
     rng: int | np.random.Generator | None = 0,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Rank genes by the posterior of their log fold change between groups.
 
     The result has the format of :func:`scanpy.tl.rank_genes_groups`, so scanpy's plots and functions can use it.
@@ -71,6 +75,8 @@ def rank_genes_groups(
         Leave it out if ``cells`` is given.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     groups

@@ -12,6 +12,7 @@ from scipy import sparse
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress.bridge.ask.records import check_own, params_of
@@ -24,6 +25,7 @@ from vxpress.bridge.ask.sampling import (
     spread_over_genes,
 )
 from vxpress.bridge.fits.find_fit import Model
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.query import decoding_covariates
 from vxpress.bridge.fits.results import Results, own
 from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
@@ -31,10 +33,12 @@ from vxpress.bridge.read.adata import check_adata
 
 
 @entry
+@takes_mudata
 def sample(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: Model = None,
     *,
+    modality: str | None = None,
     key: str = DEFAULT_KEY,
     n_samples: int = 1,
     genes: str | Sequence[str] | np.ndarray | None = None,
@@ -43,7 +47,7 @@ def sample(
     key_added: str | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Draw new counts for every cell from its stored posterior; the original counts are not needed.
 
     .. math::
@@ -61,6 +65,8 @@ def sample(
         Cells with a stored posterior (:func:`fit_vae` and :func:`encode` write it) and genes of the fit, in any order.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     n_samples

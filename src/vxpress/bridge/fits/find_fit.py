@@ -9,18 +9,19 @@ from typing import Any, TypeAlias
 from anndata import AnnData
 
 from vxpress._keys import Keys
+from vxpress._mudata import MuData, is_mudata
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.open_files import SUFFIX, as_path, existing, read_model_file, read_uns
 from vxpress.bridge.fits.results import check_format, is_fit
 
-Model: TypeAlias = AnnData | str | Path | None
+Model: TypeAlias = AnnData | MuData | str | Path | None
 
 
 def find_fit(adata: AnnData, model: Model, key: str) -> Fit:
     """Return the fit named ``key`` in ``model``: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``adata`` itself."""
     if model is None:
         return _from_uns(adata.uns, key, "adata", hint=True)
-    if isinstance(model, AnnData):
+    if isinstance(model, AnnData) or is_mudata(model):
         return _from_uns(model.uns, key, "model", hint=False)
     path = existing("model", as_path("model", model, otherwise="an AnnData, None or "))
     if path.suffix == SUFFIX:

@@ -84,7 +84,7 @@ def own(adata: AnnData, *, copy: bool) -> AnnData:
     if copy:
         return adata.copy()
     if adata.is_view:
-        warnings.warn("Received a view of an AnnData. Making a copy.", UserWarning, stacklevel=_level_of_caller())
+        warnings.warn("Received a view of an AnnData. Making a copy.", UserWarning, stacklevel=level_of_caller())
         adata._init_as_actual(adata.copy())
     if adata.isbacked:
         logg.warning(
@@ -94,7 +94,7 @@ def own(adata: AnnData, *, copy: bool) -> AnnData:
     return adata
 
 
-def _level_of_caller() -> int:
+def level_of_caller() -> int:
     """Return the ``stacklevel`` that makes the warning of a function point to the first line outside this package."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).split(".")[0] == "vxpress":

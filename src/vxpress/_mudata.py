@@ -28,6 +28,10 @@ class MuData(Protocol):
         """Return a copy in memory."""
         ...
 
+    def __getattr__(self, name: str) -> Any: ...
+
+    def __getitem__(self, index: Any) -> Self: ...
+
 
 # for the reference pages, which link the type
 MuData.__module__ = "mudata"

@@ -76,7 +76,7 @@ def _same(stored: Mapping[str, Any], fit: Fit) -> bool:
 def training_latent(adata: AnnData, model: Model, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
     """Return the posterior means of the training cells and of the validation cells, each float32 (m, d)."""
     where = adata if model is None else model
-    stored = _of_adata(where, keys) if isinstance(where, AnnData) else _of_file(Path(where), keys)
+    stored = _of_file(Path(where), keys) if isinstance(where, (str, Path)) else _of_adata(where, keys)
     if stored is None or not (stored[1] == "train").any():
         place = "adata" if model is None else "model"
         msg = (

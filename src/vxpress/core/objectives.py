@@ -6,7 +6,7 @@ A new objective is one class, registered in :data:`OBJECTIVES` under its name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -216,8 +216,16 @@ class Objective:
     """Whether the loss is made of KL(q || p) itself, with floors and target: free bits, the capacity schedule and priors
     whose density is too costly for every step need it."""
 
+    mean_of: Callable[[Tensor, int], Tensor] | None = None
+    """With several processes, which share each minibatch: makes of a mean over a part, and its number of cells, that over all."""
+
     def __init__(self, config: TrainConfig, model: VAE) -> None:
         self.config = config
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Compute the mean over the cells of a minibatch, for a loss that is not itself a mean over cells."""
+        mean = values.mean(0)
+        return mean if self.mean_of is None else self.mean_of(mean, len(values))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what the objective has adapted in training; most adapt nothing."""
@@ -283,9 +291,10 @@ class ElboObjective(Objective):
 
     def loss(self, terms: Elbo, weight: float | Tensor, target: float | Tensor) -> Tensor:
         if self.config.kl_schedule == "capacity":
-            return weight * (terms.divergence().mean() - target).abs() - terms.value(0.0).mean()
+            divergence = self.mean(terms.divergence())
+            return weight * (divergence - target).abs() - terms.value(0.0).mean()
         if self.config.free_bits > 0:
-            floored = total({name: self._floored(name, terms.kl[name].mean(0)) for name in terms.weighted})
+            floored = total({name: self._floored(name, self.mean(terms.kl[name])) for name in terms.weighted})
             return weight * floored - terms.value(0.0).mean()
         return -terms.value(weight).mean()
 

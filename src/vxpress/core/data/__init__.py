@@ -5,12 +5,13 @@ gives the order of an epoch, and :func:`walk` goes through all cells once.
 """
 
 from vxpress.core.data.batch import Batch, Rows
+from vxpress.core.data.by_rank import BlocksByRank, ByRank, Dealt, dealt
 from vxpress.core.data.counts import Counts, without_stored_zeros
 from vxpress.core.data.joined import Joined
 from vxpress.core.data.mapped import Mapped
 from vxpress.core.data.placement import SOURCES, place
 from vxpress.core.data.resident import Cells
-from vxpress.core.data.sampler import ByBlock, ByRank, Sampler, Shuffled, number_of_minibatches
+from vxpress.core.data.sampler import ByBlock, Sampler, Shuffled, number_of_minibatches
 from vxpress.core.data.source import Source
 from vxpress.core.data.streamed import Streamed
 from vxpress.core.data.walk import gene_sums, have_counts, walk
@@ -18,10 +19,12 @@ from vxpress.core.data.walk import gene_sums, have_counts, walk
 __all__ = [
     "SOURCES",
     "Batch",
+    "BlocksByRank",
     "ByBlock",
     "ByRank",
     "Cells",
     "Counts",
+    "Dealt",
     "Joined",
     "Mapped",
     "Rows",
@@ -29,6 +32,7 @@ __all__ = [
     "Shuffled",
     "Source",
     "Streamed",
+    "dealt",
     "gene_sums",
     "have_counts",
     "number_of_minibatches",

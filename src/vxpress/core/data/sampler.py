@@ -101,34 +101,3 @@ class ByBlock(_Random):
             mixed.append(together[self.permutation(len(together))])
         rows = torch.cat(mixed) if mixed else self.rows.cpu()
         return rows.to(self.rows.device).tensor_split(self.n_minibatches)
-
-
-class ByRank(Sampler):
-    """The share of one of several processes: its part of each minibatch of another sampler.
-
-    All processes need an equal ``sampler``, with the same seed. Their parts are disjoint and together make up its
-    minibatches, so the sum of their gradients is that of one process, and all take the same number of steps.
-    """
-
-    def __init__(self, sampler: Sampler, rank: int, world: int) -> None:
-        super().__init__(sampler.rows, sampler.n_minibatches)
-        if not 0 <= rank < world:
-            msg = f"rank={rank} of world={world} processes was given; a rank from 0 to world - 1 is expected."
-            raise ValueError(msg)
-        # no part of one cell, which has no variance for batch norm
-        if len(sampler.rows) // max(1, sampler.n_minibatches) < 2 * world:
-            msg = (
-                f"{len(sampler.rows)} cells in {sampler.n_minibatches} minibatches are too few for {world} processes: each needs at "
-                "least 2 cells of every minibatch. Use larger minibatches (batch_size=) or fewer processes."
-            )
-            raise ValueError(msg)
-        self.sampler, self.rank, self.world = sampler, rank, world
-
-    def epoch(self) -> Sequence[Tensor]:
-        return [part.tensor_split(self.world)[self.rank] for part in self.sampler.epoch()]
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sampler.load_state_dict(state)

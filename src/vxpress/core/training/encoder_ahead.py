@@ -17,6 +17,7 @@ from vxpress.core.aggregate import information
 from vxpress.core.blocks import Z
 from vxpress.core.data import Source, walk
 from vxpress.core.model import VAE
+from vxpress.core.parallel import SINGLE, World
 
 # epochs without growth: a random encoder distinguishes cells by chance, and the first epochs undo this
 PATIENCE = 3
@@ -54,11 +55,11 @@ class EncoderAhead:
         at = torch.randint(len(self.train_rows), (n,), generator=self.generator)
         return self.train_rows[at.to(self.train_rows.device)]
 
-    def judge(self, model: VAE, source: Source) -> None:
-        """Estimate the information after an epoch and end the updates if it no longer grows."""
+    def judge(self, model: VAE, source: Source, world: World = SINGLE) -> None:
+        """Estimate the information after an epoch and end the updates if it no longer grows, in all processes."""
         if self.n_steps == 0:
             return
-        information = held_out_information(model, source, self.judged_rows)
+        information = world.once(lambda: held_out_information(model, source, self.judged_rows))
         # NaN counts as no growth
         self.waited = 0 if information > self.best else self.waited + 1
         self.best = max(self.best, information)

@@ -12,6 +12,7 @@ from vxpress.core.data import Source, walk
 from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import Elbo, Means, Objective
+from vxpress.core.parallel import SINGLE, World
 
 CHUNK = 1024
 
@@ -56,6 +57,10 @@ class Totals:
         else:
             self._sums += torch.where(bad > 0, 0.0, F.pad(packed, (0, 1), value=n_cells))
 
+    def sum_over(self, world: World) -> None:
+        """Replace all sums by those over the cells of all processes."""
+        world.sum_(self._sums)
+
     @property
     def n_cells(self) -> float:
         """Number of cells that were added."""
@@ -76,9 +81,18 @@ class Totals:
 
 
 @torch.no_grad()
-def evaluate(model: VAE, source: Source, rows: Tensor, eps: Tensor, objective: Objective) -> Means:
-    """Compute means of the objective's terms over cells with fixed noise, and what it needs in addition."""
+def evaluate(
+    model: VAE, source: Source, rows: Tensor, eps: Tensor, objective: Objective, world: World = SINGLE
+) -> Means:
+    """Compute means of the objective's terms over cells with fixed noise, and what it needs in addition.
+
+    Each process of ``world`` evaluates a part of the cells, and all return the means over all of them.
+    """
     model.eval()
+    if len(rows) < world.size:
+        world = SINGLE  # too few to share
+    n_cells, own = len(rows), world.part(len(rows))
+    rows, eps = rows[own], eps[own]
     unused, totals = Noise(0, rows.device), Totals(model, rows.device)
     further: dict[str, Tensor] = {}
     per_column: dict[str, Tensor] = {}
@@ -88,6 +102,9 @@ def evaluate(model: VAE, source: Source, rows: Tensor, eps: Tensor, objective: O
             further[name] = further.get(name, 0.0) + sums.double()
         for name, block in model.blocks.items():
             if block.analytic:
-                per_column[name] = per_column.get(name, 0.0) + terms.kl[name].sum(0).double() / len(rows)
+                per_column[name] = per_column.get(name, 0.0) + terms.kl[name].sum(0).double() / n_cells
         totals.add(totals.pack(terms), len(batch))
+    totals.sum_over(world)
+    for sums in (*further.values(), *per_column.values()):
+        world.sum_(sums)
     return totals.means(further, per_column)

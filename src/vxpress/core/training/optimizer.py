@@ -42,11 +42,18 @@ class Optimizer:
 
     While the optimizer is in use, the parameters are views of that tensor, each with a :class:`GradientSink` as
     ``grad_sink``.  :meth:`release` gives the parameters their own memory again.  The first ``n_leading`` parameters can
-    take steps alone; the weights, moments and step count of the others then stay as they are.
+    take steps alone; the weights, moments and step count of the others then stay as they are.  ``message`` is the memory of
+    the gradient, followed by ``n_extra`` further values.
     """
 
     def __init__(
-        self, config: TrainConfig, parameters: Sequence[nn.Parameter], n_steps: int, *, n_leading: int = 0
+        self,
+        config: TrainConfig,
+        parameters: Sequence[nn.Parameter],
+        n_steps: int,
+        *,
+        n_leading: int = 0,
+        n_extra: int = 0,
     ) -> None:
         self.config, self.n_steps, self.done = config, n_steps, 0
         self.parameters = list(parameters)
@@ -56,7 +63,9 @@ class Optimizer:
             starts.append(total)
             total += -(-p.numel() // LINE) * LINE
         self.flat = nn.Parameter(torch.zeros(total, dtype=first.dtype, device=first.device))
-        self.gradient = torch.zeros_like(self.flat)
+        # one message for several processes: the gradient and what travels with it
+        self.message = torch.zeros(total + n_extra, dtype=first.dtype, device=first.device)
+        self.gradient = self.message[:total]
         self.sinks = []
         for p, start in zip(self.parameters, starts, strict=True):
             part = slice(start, start + p.numel())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from vxpress.core.model import VAE
+from vxpress.core.training import ranks
 from vxpress.core.training.keeper import copied
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def read(training: Training) -> dict[str, Any]:
         "adapted": {name: module.training_state() for name, module in _adapting(training.model)},
         "finished": training.finished,
         **{name: getattr(training, name).state_dict() for name in PARTS},
+        # the only part that differs between processes
+        "noise": ranks.of_all(training, training.noise.state_dict()),
     }
 
 
@@ -62,7 +65,8 @@ def write(training: Training, state: dict[str, Any]) -> None:
     for name, module in _adapting(training.model):
         module.load_training_state(state["adapted"][name])
     for name in PARTS:
-        getattr(training, name).load_state_dict(state[name])
+        of_this = ranks.own(training, state[name]) if name == "noise" else state[name]
+        getattr(training, name).load_state_dict(of_this)
     training.finished = state["finished"]
     if training.finished:
         training.optimizer.release()
@@ -88,6 +92,7 @@ def identity(training: Training) -> dict[str, Any]:
         "sum of the counts of each gene": _digest(training.gene_sums),
         "order of cells": type(training.sampler).__name__,
         "type of device": log_library_n1.device.type,
+        **({"number of processes": training.world.size} if training.world.several else {}),
     }
 
 

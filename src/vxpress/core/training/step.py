@@ -14,6 +14,7 @@ from vxpress.core.data import Batch, Source
 from vxpress.core.model import RNA, VAE
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import Objective
+from vxpress.core.parallel import GradientSum
 from vxpress.core.training.device import Replay
 from vxpress.core.training.evaluation import Totals
 from vxpress.core.training.optimizer import Optimizer, TorchAdam
@@ -21,8 +22,18 @@ from vxpress.core.training.optimizer import Optimizer, TorchAdam
 Gradient = Callable[[Batch, float | Tensor, float | Tensor], tuple[Tensor, Tensor]]
 
 
-def step_for(model: VAE, source: Source, optimizer: Optimizer, noise: Noise, objective: Objective) -> Step:
-    """Return the form of the training step that suits device and model."""
+def step_for(
+    model: VAE,
+    source: Source,
+    optimizer: Optimizer,
+    noise: Noise,
+    objective: Objective,
+    whole: GradientSum | None = None,
+) -> Step:
+    """Return the form of the training step that suits device and model; ``whole`` joins the parts of several processes."""
+    if whole is not None:
+        # the exchange is not part of a CUDA graph
+        return Step(model, source, optimizer, noise, objective, whole)
     captured = rule.captured_step(source.device) and model.prior.capturable and not model.further
     return (DeviceStep if captured else Step)(model, source, optimizer, noise, objective)
 
@@ -31,11 +42,20 @@ class Step:
     """One training step: gradient, optimizer, running statistics and totals, without waiting for the device.
 
     ``totals`` are those of the terms in the epoch; ``voided`` counts the steps that were discarded because they were not
-    finite.
+    finite. With several processes, minibatches and totals are the parts of this one, and ``whole`` makes of its gradient that
+    of the whole minibatch, so that all processes take the same step.
     """
 
-    def __init__(self, model: VAE, source: Source, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
-        self.optimizer = optimizer
+    def __init__(
+        self,
+        model: VAE,
+        source: Source,
+        optimizer: Optimizer,
+        noise: Noise,
+        objective: Objective,
+        whole: GradientSum | None = None,
+    ) -> None:
+        self.optimizer, self.whole = optimizer, whole
         device = source.device
         self.totals, self.voided = Totals(model, device), torch.zeros((), device=device)
         self.gradient = _gradient(model, source, noise, objective, self.totals)
@@ -64,6 +84,8 @@ class Step:
         for old, value in zip(self.before, self.running, strict=True):
             old.copy_(value)
         terms, loss = self.gradient(batch, weight, target)
+        if self.whole is not None:
+            loss = self.whole(loss, len(batch))
         bad = advance(loss)
         # on a CPU a Python condition is cheap; elsewhere it would wait for the device
         if bad.device.type != "cpu" or bool(bad):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from vxpress.core.blocks import Z
 from vxpress.core.config import TrainConfig
-from vxpress.core.data import Batch, Source, gene_sums, number_of_minibatches
+from vxpress.core.data import Batch, Dealt, Source, dealt, gene_sums, number_of_minibatches
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import OBJECTIVES, Means
+from vxpress.core.parallel import SINGLE, GradientSum, World
+from vxpress.core.parallel.gradient import n_extra
 from vxpress.core.progress import Stage, stage
+from vxpress.core.training import ranks
 from vxpress.core.training import state as training_state
 from vxpress.core.training.device import precision
 from vxpress.core.training.dispersion import has_dispersions, refit
@@ -32,6 +35,8 @@ from vxpress.core.training.schedules import kl_target, kl_weight, settled
 from vxpress.core.training.step import step_for
 from vxpress.core.training.trouble import TrainingError, Trouble
 
+T = TypeVar("T")
+
 
 def train(
     model: VAE,
@@ -42,9 +47,10 @@ def train(
     *,
     seed: int,
     describe: Callable[[Tensor], str] = str,
+    world: World = SINGLE,
 ) -> Outcome:
     """Train ``model`` in place and leave it at its best state, in evaluation mode; see :class:`Training`."""
-    return Training(model, source, train_rows, validation_rows, config, seed=seed, describe=describe).run()
+    return Training(model, source, train_rows, validation_rows, config, seed=seed, describe=describe, world=world).run()
 
 
 class Training:
@@ -59,6 +65,9 @@ class Training:
 
     ``describe`` turns rows of cells that cannot be evaluated into text for the error message.  ``TrainingError`` is
     raised with fewer than two cells to train on.
+
+    With several processes, each builds the same ``Training`` of all cells and calls the same methods; ``world`` connects them.
+    Every minibatch is divided among them, as are the validation cells, and all end with the same model and record.
 
     >>> training = Training(model, cells, train_rows, validation_rows, config, seed=0)  # doctest: +SKIP
     >>> training.run(until=3)  # doctest: +SKIP
@@ -77,12 +86,13 @@ class Training:
         *,
         seed: int,
         describe: Callable[[Tensor], str] = str,
+        world: World = SINGLE,
     ) -> None:
         if len(train_rows) < 2:
             msg = f"{len(train_rows)} cell(s) are left to train on; at least 2 are needed. Hold out fewer (validation_fraction=)."
             raise TrainingError(msg)
         self.model, self.source, self.config, self.seed, self.describe = model, source, config, seed, describe
-        self.train_rows, self.validation_rows = train_rows, validation_rows
+        self.train_rows, self.validation_rows, self.world = train_rows, validation_rows, world
         self.device = train_rows.device
         # hashed, so that neighbouring seeds do not share random streams
         seeds = map(int, np.random.SeedSequence(seed).generate_state(6))
@@ -91,15 +101,25 @@ class Training:
         self.n_minibatches = number_of_minibatches(len(train_rows), config.batch_size)
         self.n_steps = self.n_minibatches * config.max_epochs
         self.sampler = source.sampler(train_rows, self.n_minibatches, order)
+        if world.several:
+            ranks.check_same(self)
+            self.sampler = dealt(self.sampler, world.rank, world.size)
+            noise = ranks.own_seed(noise, world.rank)
+            world.copy_(model.state_dict().values())
         self.noise = Noise(noise, self.device)
         self.objective = OBJECTIVES[config.objective](config, model)
         self.validation_noise = self._fixed_noise(len(validation_rows), validation)
         parameters, n_leading = _trained(model, config)
-        self.optimizer = Optimizer(config, parameters, self.n_steps, n_leading=n_leading)
+        agreed = ranks.running_statistics(model)
+        extra = n_extra(agreed) if world.several else 0
+        self.optimizer = Optimizer(config, parameters, self.n_steps, n_leading=n_leading, n_extra=extra)
+        self.whole = GradientSum(world, self.optimizer.message, agreed) if world.several else None
         self.ahead = EncoderAhead(config.encoder_steps, train_rows, validation_rows, ahead)
         self.keeper = Keeper(config, active=len(validation_rows) > 0)
         self.trouble = Trouble(self.n_minibatches)
-        self.stepper = step_for(model, source, self.optimizer, self.noise, self.objective)
+        self.stepper = step_for(model, source, self.optimizer, self.noise, self.objective, self.whole)
+        if self.whole is not None:
+            self.objective.mean_of = self.whole.mean
         self.outcome, self.finished = Outcome(), False
         self.progress = Stage("training", self.n_steps)
 
@@ -145,10 +165,11 @@ class Training:
         with precision(self.model.decoder, self.device):
             for batch in self.source.batches(self.sampler.epoch()):
                 self.step(batch)
+        self.share_totals()
         validation = self.validate()
         self.check(validation)
         objective = self.record(validation)
-        self.ahead.judge(self.model, self.source)
+        self.ahead.judge(self.model, self.source, self.world)
         epoch = self.outcome.n_epochs - 1
         warm = (
             settled(self.config, self.outcome.n_steps - 1, epoch, self.n_steps) or self.outcome.n_steps >= self.n_steps
@@ -160,17 +181,35 @@ class Training:
         """Take the steps of the encoder alone, if there are any, and then a step of all weights."""
         at = self.outcome.n_steps, self.outcome.n_epochs, self.n_steps
         self.weight, self.target, self.lr = kl_weight(self.config, *at), kl_target(self.config, *at), self.optimizer.lr
+        n_cells = len(batch)
+        if self.whole is not None and isinstance(self.sampler, Dealt):
+            n_cells = self.whole.n_cells = self.sampler.n_cells(self.outcome.n_steps % self.n_minibatches)
         for _ in range(self.ahead.n_steps):
-            self.stepper.lead(self.source.batch(self.ahead.rows(len(batch))), self.weight, self.target)
+            rows = self.ahead.rows(n_cells)
+            self.stepper.lead(self.source.batch(rows[self.world.part(n_cells)]), self.weight, self.target)
         self.stepper(batch, self.weight, self.target)
         self.outcome.n_steps += 1
         self.progress.done += 1
+        if self.whole is not None and self.whole.requested.stop:
+            raise KeyboardInterrupt
 
     def validate(self) -> Means | None:
         """Compute means over the validation cells with the same noise in every epoch; None without such cells."""
         if not len(self.validation_rows):
             return None
-        return evaluate(self.model, self.judged, self.validation_rows, self.validation_noise, self.objective)
+        rows, noise = self.validation_rows, self.validation_noise
+        return evaluate(self.model, self.judged, rows, noise, self.objective, self.world)
+
+    def share_totals(self) -> None:
+        """At the end of an epoch, add up what the processes have counted, and make sure that their models are equal."""
+        if self.whole is None:
+            return
+        self.whole.read_requests()
+        self.stepper.totals.sum_over(self.world)
+        # equal already, unless the processes have different processors
+        self.world.copy_(self.model.state_dict().values())
+        if self.whole.requested.stop:
+            raise KeyboardInterrupt
 
     def check(self, validation: Means | None) -> None:
         """Count the steps of the epoch that were discarded; raise ``TrainingError`` if training cannot continue."""
@@ -209,7 +248,7 @@ class Training:
             msg = "Training ended with NaN or infinite weights; lower the learning rate (options=FitOptions(learning_rate=...))."
             raise TrainingError(msg)
         try:
-            settle(model, self.source, self.train_rows)
+            self.on_first(lambda: settle(model, self.source, self.train_rows))
         except KeyboardInterrupt:
             after_interrupt()
             outcome.interrupt()
@@ -217,11 +256,19 @@ class Training:
             rows = self.train_rows, self.validation_rows
             try:
                 with stage("fitting dispersions"):
-                    outcome.dispersion_gain = refit(model, self.judged, *rows, seed=self.refit_seed)
+                    outcome.dispersion_gain = self.on_first(
+                        lambda: refit(model, self.judged, *rows, seed=self.refit_seed)
+                    )
             except KeyboardInterrupt:
                 after_interrupt()
                 outcome.interrupt()
         self.finished = True
+
+    def on_first(self, change: Callable[[], T]) -> T:
+        """Let the first process change the model; all of them get its state and the result."""
+        found = self.world.once(change)
+        self.world.copy_(self.model.state_dict().values())
+        return found
 
     # stop and continue
 

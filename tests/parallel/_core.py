@@ -1,0 +1,90 @@
+"""What each of several processes runs: trainings of the same cells, whose results are written for the tests to compare."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from vxpress.core.config import ModelConfig, TrainConfig
+from vxpress.core.covariates import Covariates
+from vxpress.core.data import ByBlock, Cells, Counts, Mapped, Sampler, Source
+from vxpress.core.model import build
+from vxpress.core.parallel import World, world_from_environment
+from vxpress.core.training import Training
+
+N_CELLS, N_VALIDATION = 403, 41
+MODEL = ModelConfig(n_genes=20, n_latent=3, n_hidden=16)
+TRAIN = TrainConfig(max_epochs=4, batch_size=64)
+CONFIGS = {
+    "default": (MODEL, TRAIN),
+    "free bits": (MODEL, replace(TRAIN, free_bits=0.1, free_bits_form="soft")),
+    "capacity": (MODEL, replace(TRAIN, kl_schedule="capacity", kl_capacity=2.0, beta=5.0)),
+    "ahead": (MODEL, replace(TRAIN, encoder_steps=1)),
+    "iwae": (MODEL, replace(TRAIN, objective="iwae", n_samples=3)),
+}
+
+
+def simulated(n: int = N_CELLS) -> Cells:
+    """Negative binomial counts with two latent dimensions."""
+    rng = np.random.default_rng(3)
+    rho = np.exp(rng.normal(size=(n, 2)) @ rng.normal(size=(2, 20)) * 1.5 + rng.normal(size=20))
+    rho /= rho.sum(1, keepdims=True)
+    library = rng.lognormal(np.log(400), 0.3, size=(n, 1))
+    x = rng.poisson(rng.gamma(5.0, library * rho / 5.0)).astype(np.float32)
+    covariates = Covariates(torch.zeros(n, 1, dtype=torch.int64), torch.zeros(n, 0))
+    return Cells(
+        Counts.from_scipy(sparse.csr_matrix(x)), torch.tensor(np.log(library), dtype=torch.float32), covariates
+    )
+
+
+class SmallBlocks(Mapped):
+    """Cells in files, in blocks that are small enough for these few cells."""
+
+    def sampler(self, rows: torch.Tensor, n_minibatches: int, seed: int) -> Sampler:
+        return ByBlock(rows, n_minibatches, seed, block=8, buffer=4)
+
+
+def trainings(name: str, world: World, *, mapped: bool = False) -> Training:
+    """Return a training of the simulated cells."""
+    cells, (model_config, train_config) = simulated(), CONFIGS[name]
+    source: Source = cells
+    if mapped:
+        source = SmallBlocks.of(cells.counts, cells.log_library_n1, cells.covariates, torch.device("cpu"))
+    model, rows = build(model_config, 0), torch.arange(N_CELLS)
+    model.start_from(cells, rows[N_VALIDATION:])
+    return Training(model, source, rows[N_VALIDATION:], rows[:N_VALIDATION], train_config, seed=0, world=world)
+
+
+def main(folder: Path) -> None:
+    world = world_from_environment()
+    results = {}
+    for name in (*CONFIGS, "by block"):
+        training = trainings(name, world) if name in CONFIGS else trainings("default", world, mapped=True)
+        training.run()
+        results[name] = {
+            "model": training.model.state_dict(),
+            "outcome": training.outcome.state_dict(),
+            "n_cells": training.stepper.totals.n_cells,
+        }
+    # stopped and continued
+    training = trainings("default", world)
+    training.run(until=2)
+    state = training.state_dict()
+    continued = trainings("default", world)
+    continued.load_state_dict(state)
+    continued.run()
+    results["continued"] = {
+        "model": continued.model.state_dict(),
+        "outcome": continued.outcome.state_dict(),
+        "noise": continued.noise.state_dict()["generator"],
+    }
+    torch.save(results, folder / f"rank{world.rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

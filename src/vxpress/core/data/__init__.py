@@ -13,6 +13,7 @@ from vxpress.core.data.placement import SOURCES, place
 from vxpress.core.data.resident import Cells
 from vxpress.core.data.sampler import ByBlock, Sampler, Shuffled, number_of_minibatches
 from vxpress.core.data.source import Source
+from vxpress.core.data.stored import Reader, Stored
 from vxpress.core.data.streamed import Streamed
 from vxpress.core.data.walk import gene_sums, have_counts, walk
 
@@ -27,10 +28,12 @@ __all__ = [
     "Dealt",
     "Joined",
     "Mapped",
+    "Reader",
     "Rows",
     "Sampler",
     "Shuffled",
     "Source",
+    "Stored",
     "Streamed",
     "dealt",
     "gene_sums",

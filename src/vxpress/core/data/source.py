@@ -30,6 +30,8 @@ class Source(ABC):
 
     on_device: ClassVar[bool] = False
     """Whether :meth:`batch` only reads memory of the device, so that it may be part of a CUDA graph."""
+    in_memory: bool = True
+    """Whether the counts of all cells are in memory, so that results of every cell may be too."""
 
     @classmethod
     @abstractmethod
@@ -87,10 +89,17 @@ class Source(ABC):
             return self.prefetched(parts)
         return map(self.batch, parts)
 
+    def sparse_batches(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
+        """Yield the same minibatches for computations that need no dense counts, so none are prepared ahead."""
+        return map(self.batch, parts)
+
     def prefetched(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
         """Yield the same minibatches with dense counts, which are sent to the device ahead."""
         for rows, counts in prefetched(self.read, parts, self.n_genes, self.device):
             yield Batch(counts, rows, self.log_library_n1[rows], self.covariates[rows])
+
+    def keep(self, rows: Tensor) -> None:  # noqa: B027 - counts in memory need nothing
+        """Prepare for reading some cells again and again."""
 
     def load(self, rows: Tensor | None = None) -> Counts:
         """Return the counts of some cells (by default all) as one matrix in memory, on the device that reads them."""
@@ -133,6 +142,7 @@ class Part(Source):
     def __init__(self, whole: Source, rows: Tensor) -> None:
         self.whole, self.rows = whole, rows
         self.log_library_n1, self.covariates = whole.log_library_n1[rows], whole.covariates[rows]
+        self.in_memory = whole.in_memory
 
     @classmethod
     def of(cls, counts: Counts, log_library_n1: Tensor, covariates: Covariates, device: torch.device) -> Source:

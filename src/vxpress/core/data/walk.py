@@ -20,12 +20,12 @@ def walk(
     """Yield the cells ``rows`` (by default all) in batches of at most ``size``, with their positions in ``rows``.
 
     A batch is valid until the next one is requested. ``stage`` names the computation for progress bars. Pass
-    ``dense=False`` if dense counts are not needed; a source on the host then does not prepare them ahead.
+    ``dense=False`` if dense counts are not needed; then none are prepared ahead.
     """
     rows = torch.arange(len(source), device=source.device) if rows is None else rows
     places = [slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
     parts = [rows[place] for place in places]
-    batches = source.batches(parts) if dense else map(source.batch, parts)
+    batches = source.batches(parts) if dense else source.sparse_batches(parts)
     yield from zip(places if stage is None else steps(places, stage), batches, strict=False)
 
 

@@ -1,0 +1,117 @@
+"""Windows of cells that are in memory at a time, and where a sequence of minibatches is cut into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vxpress.core.data.counts import Counts
+
+# bytes of a non-zero: gene and value
+ENTRY = 8
+# a window of the cells in order, where larger ones have no advantage, is this share of the largest
+SMALL = 1 / 8
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Counts of some cells: row numbers (m,), sorted and unique, and the matrix with one row for each."""
+
+    rows: np.ndarray
+    counts: Counts
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows of the matrix that hold these cells, which have to be among them."""
+        if self._contiguous:
+            return np.asarray(rows - self.rows[0])
+        return np.searchsorted(self.rows, rows)
+
+    def holds(self, rows: np.ndarray) -> np.ndarray:
+        """Return which of these cells are in the window, bool."""
+        if not len(self.rows):
+            return np.zeros(len(rows), dtype=bool)
+        if self._contiguous:
+            return np.asarray((rows >= self.rows[0]) & (rows <= self.rows[-1]))
+        at = np.searchsorted(self.rows, rows)
+        return np.asarray(self.rows[np.minimum(at, len(self.rows) - 1)] == rows)
+
+    @property
+    def _contiguous(self) -> bool:
+        return len(self.rows) > 0 and int(self.rows[-1] - self.rows[0]) + 1 == len(self.rows)
+
+
+class Assembly:
+    """A window that is filled with rows from several matrices; ``stored_n`` are the non-zeros of each row."""
+
+    def __init__(self, rows: np.ndarray, stored_n: np.ndarray, n_genes: int) -> None:
+        self.rows, self.n_genes = rows, n_genes
+        self.indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(stored_n, out=self.indptr[1:])
+        self.indices = np.empty(self.indptr[-1], dtype=np.int32)
+        self.data = np.empty(self.indptr[-1], dtype=np.float32)
+
+    def fill(self, at: np.ndarray, counts: Counts, rows: np.ndarray) -> bool:
+        """Copy ``rows`` of a matrix to the places ``at``, both increasing; False if their lengths are not the expected ones."""
+        indptr, indices, data = counts.numpy()
+        lengths = indptr[rows + 1] - indptr[rows]
+        if not np.array_equal(lengths, self.indptr[at + 1] - self.indptr[at]):
+            return False
+        if at[-1] - at[0] == rows[-1] - rows[0] == len(at) - 1:
+            to, of = slice(self.indptr[at[0]], self.indptr[at[-1] + 1]), slice(indptr[rows[0]], indptr[rows[-1] + 1])
+            self.indices[to], self.data[to] = indices[of], data[of]
+            return True
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        into, of_all = np.repeat(self.indptr[at], lengths) + within, np.repeat(indptr[rows], lengths) + within
+        self.indices[into], self.data[into] = indices[of_all], data[of_all]
+        return True
+
+    def window(self) -> Window:
+        """Return the window once all rows are filled."""
+        indptr, indices, data = map(torch.from_numpy, (self.indptr, self.indices, self.data))
+        return Window(self.rows, Counts(indptr, indices, data, self.n_genes))
+
+
+def stretches(rows: np.ndarray, gap: int, longest: int) -> Iterator[slice]:
+    """Yield slices of sorted rows that are read together: those with at most ``gap`` other rows in between."""
+    if not len(rows):
+        return
+    ends = np.flatnonzero(np.diff(rows) > gap + 1) + 1
+    for start, stop in zip(np.r_[0, ends], np.r_[ends, len(rows)], strict=True):
+        at = start
+        while at < stop:
+            until = min(stop, int(np.searchsorted(rows, rows[at] + longest)))
+            yield slice(int(at), until)
+            at = until
+
+
+def window_ends(blocks: Sequence[np.ndarray], sizes: Sequence[int], limit: int) -> list[int]:
+    """Cut a sequence of minibatches into windows of at most ``limit`` bytes (at least one minibatch); return where each ends.
+
+    ``blocks`` are the blocks of neighbouring cells that each minibatch reads, ``sizes`` the bytes of its cells. A cut is made where
+    few blocks are needed both before it and later than in the next minibatch: these would be read twice. If cuts are equally
+    good, the first one that makes a window of an eighth of the limit is taken.
+    """
+    n = len(blocks)
+    last = np.full(1 + max((int(b.max()) for b in blocks if len(b)), default=0), -1, dtype=np.int64)
+    first = np.full(len(last), n, dtype=np.int64)
+    for i, of_part in enumerate(blocks):
+        last[of_part] = i
+    for i in range(n - 1, -1, -1):
+        first[blocks[i]] = i
+    again = last - 1 > first
+    change = np.bincount(first[again], minlength=n) - np.bincount(last[again] - 1, minlength=n)
+    shared, until = np.cumsum(change), np.cumsum(sizes)
+    ends, start, before = [], 0, 0
+    while start < n:
+        stop = max(start + 1, int(np.searchsorted(until, before + limit, side="right")))
+        bytes_at = until[start:stop] - before
+        cost = shared[start:stop] / np.maximum(bytes_at, 1)
+        best = np.flatnonzero(cost == cost.min())
+        large = best[bytes_at[best] >= SMALL * limit]
+        end = start + 1 + int(large[0] if len(large) else best[-1])
+        ends.append(end)
+        start, before = end, int(until[end - 1])
+    return ends

@@ -30,7 +30,7 @@ DecoderName = Literal["mlp", "skip", "linear", "split"]
 PriorName = Literal["normal", "mixture", "vamp", "flow", "diffusion", "flow_matching", "label_mixture"]
 ObjectiveName = Literal["elbo", "iwae", "dreg"]
 StartName = Literal["components", "mean", "random"]
-SourceName = Literal["resident", "streamed", "mapped"]
+SourceName = Literal["resident", "streamed", "mapped", "stored"]
 KlSchedule = Literal["linear", "cyclical", "capacity"]
 FreeBitsForm = Literal["hard", "soft"]
 

@@ -69,10 +69,12 @@ class FurtherOptions(Generic[U]):
     source: SourceName | U | None = option(
         None,
         """Where the counts are during the fit: ``"resident"`` in the memory of the device, ``"streamed"`` in the memory of
-        the host, which sends the next minibatch to the GPU while it computes, or ``"mapped"`` in temporary files. By default
-        they are resident, and streamed if they would fill the free memory of the GPU. From files, cells are read in blocks of
-        256 neighbours: the blocks come in random order, and the cells of 16 blocks at a time are shuffled together. The
-        others shuffle all cells. The counts are read into memory first, also for files.""",
+        the host, which sends the next minibatch to the GPU while it computes, ``"stored"`` where the AnnData has them, read in
+        blocks of neighbouring cells, or ``"mapped"`` in temporary files. By default counts on disk that take more than 256 MB
+        are stored. Others are resident, and streamed if they would fill the free memory of the GPU. Of stored counts, blocks of
+        128 to 1,024 neighbours come in random order, and the cells of as many blocks as take 256 MB are shuffled together; the
+        next ones are read ahead. Mapped ones are read the same way, 16 blocks of 256 at a time, and are in memory at the start.
+        The others shuffle all cells.""",
         registry=SOURCES,
     )
     prior_components: int | U = option(

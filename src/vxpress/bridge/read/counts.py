@@ -13,41 +13,62 @@ from scipy import sparse
 from torch import Tensor
 
 from vxpress.bridge.read.matrix import Block, canonical, count_blocks, row_blocks
+from vxpress.bridge.read.survey import Elsewhere, surveyed
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Cells, Counts, Source
+from vxpress.core.data import Cells, Counts, Source, Stored
 
 
 @dataclass(frozen=True)
 class CountData:
-    """Counts of the modelled genes and of the other genes (None if there are none), and their totals per cell."""
+    """Counts of the modelled genes and of the other genes (None if there are none), and their totals per cell.
 
-    inside: sparse.csr_matrix
-    outside: sparse.csr_matrix | None
+    Counts that stay on disk are :class:`Elsewhere`.
+    """
+
+    inside: sparse.csr_matrix | Elsewhere
+    outside: sparse.csr_matrix | Elsewhere | None
     inside_n: np.ndarray
     total_n: np.ndarray
 
     @cached_property
     def inside_g(self) -> np.ndarray:
         """Sum of each modelled gene over all cells, float64."""
+        if isinstance(self.inside, Elsewhere):
+            return self.inside.sums_g
         return np.asarray(self.inside.sum(0, dtype=np.float64)).reshape(-1)
 
     def cells(self, log_library_n1: Tensor, covariates: Covariates) -> Source:
         """Return the cells with the counts of the modelled genes."""
-        return Cells(Counts.from_scipy(self.inside), log_library_n1, covariates)
+        return _source(self.inside, log_library_n1, covariates)
 
     def cells_outside(self, log_library_n1: Tensor, covariates: Covariates) -> Source | None:
         """Return the cells with the counts of the other genes, or None if there are none."""
-        return None if self.outside is None else Cells(Counts.from_scipy(self.outside), log_library_n1, covariates)
+        return None if self.outside is None else _source(self.outside, log_library_n1, covariates)
+
+
+def _source(counts: sparse.csr_matrix | Elsewhere, log_library_n1: Tensor, covariates: Covariates) -> Source:
+    if isinstance(counts, Elsewhere):
+        return Stored(counts.reader, counts.stored_n, log_library_n1, covariates, at=counts.at)
+    return Cells(Counts.from_scipy(counts), log_library_n1, covariates)
 
 
 def read_counts(
-    adata: AnnData, layer: str | None, modelled_g: np.ndarray, genes: np.ndarray | None = None
+    adata: AnnData,
+    layer: str | None,
+    modelled_g: np.ndarray,
+    genes: np.ndarray | None = None,
+    *,
+    in_memory: bool = False,
 ) -> CountData:
     """Read and check the counts; ``genes`` selects columns, then ``modelled_g`` marks the modelled genes among them.
 
     A column is empty if its entry of ``genes`` is -1. Every value is checked once. The user's matrix is never changed. It is
-    not copied if it is canonical CSR in memory and all its genes are modelled.
+    not copied if it is canonical CSR in memory and all its genes are modelled. Counts on disk that take more than
+    :data:`~vxpress.bridge.read.survey.MEMORY_BYTES` stay there, unless ``in_memory``.
     """
+    stored = surveyed(adata, layer, modelled_g, genes, in_memory=in_memory)
+    if stored is not None:
+        return CountData(stored.inside, stored.outside, stored.inside_n, stored.total_n)
     blocks: list[tuple[sparse.csr_matrix, sparse.csr_matrix | None, np.ndarray, np.ndarray]] = []
     all_modelled = bool(modelled_g.all())
     for _, block in count_blocks(adata, layer, _whole_or_blocks):

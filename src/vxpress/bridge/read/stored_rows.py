@@ -11,6 +11,8 @@ from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
+from vxpress.bridge.read.opened import on_disk, store_of
+
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 # neighbouring rows that are read together: a stored chunk, if it is compressed, within these limits
@@ -51,9 +53,7 @@ class StoredRows(ABC):
             raise RuntimeError(msg) from error
         if isinstance(found, tuple):
             return found
-        if not sparse.issparse(found):
-            found = np.asarray(found)
-        csr = sparse.csr_matrix(found)
+        csr = _as_csr(found, self.n_genes)
         return csr.indptr, csr.indices, csr.data
 
 
@@ -118,27 +118,47 @@ class _DaskRows(StoredRows):
         return self._last[1]
 
 
+class _Joined(StoredRows):
+    """Matrices one below the other, such as those of a collection."""
+
+    def __init__(self, matrix: Any, where: str, parts: list[StoredRows]) -> None:
+        super().__init__(matrix, where)
+        self.parts, self.ends = parts, np.cumsum([part.n_cells for part in parts])
+        self.block = max(part.block for part in parts)
+        self.row_bytes = float(np.average([part.row_bytes for part in parts], weights=[part.n_cells for part in parts]))
+
+    def fetch(self, start: int, stop: int) -> Any:
+        first, last = np.searchsorted(self.ends, [start, stop - 1], side="right")
+        found = []
+        for i in range(int(first), int(last) + 1):
+            part, begin = self.parts[i], int(self.ends[i]) - self.parts[i].n_cells
+            found.append(part.fetch(max(0, start - begin), min(part.n_cells, stop - begin)))
+        if len(found) == 1:
+            return found[0]
+        return sparse.vstack([_as_csr(part, self.n_genes) for part in found], format="csr")
+
+
 def stored_rows(matrix: Any, where: str) -> StoredRows | None:
-    """Return the rows of a matrix that is not in memory; None for one that is.
+    """Return the rows of a matrix that is not in memory; None for one that is, and for a small one stored by columns.
 
     ``ValueError`` is raised for a large matrix that is stored by columns.
     """
-    if isinstance(matrix, CSRDataset):
-        return _CsrRows(matrix, where)
     if isinstance(matrix, CSCDataset):
         _check_columns(matrix, where)
         return None
-    if isinstance(matrix, np.ndarray) or sparse.issparse(matrix):
+    if not on_disk(matrix):
         return None
-    if hasattr(matrix, "dask") and hasattr(matrix, "blocks"):
-        return _DaskRows(matrix, where)
-    if hasattr(matrix, "chunks") and hasattr(matrix, "dtype"):
+    if isinstance(matrix, CSRDataset):
+        return _CsrRows(matrix, where)
+    if not hasattr(matrix, "dask"):
         return _DenseRows(matrix, where)
-    return None
+    parts = [stored_rows(part.matrix, where) for part in store_of(matrix) or ()]
+    found = [part for part in parts if part is not None]
+    return _Joined(matrix, where, found) if found and len(found) == len(parts) else _DaskRows(matrix, where)
 
 
 def origin(adata: AnnData, layer: str | None) -> tuple[Any, np.ndarray | None, np.ndarray | None] | None:
-    """Return the matrix of which a view of an AnnData shows some rows and columns, and their numbers (None: all).
+    """Return the matrix on disk of which a view of an AnnData shows some rows and columns, and their numbers (None: all).
 
     None if ``adata`` is not a view, or if that matrix is in memory.
     """
@@ -146,19 +166,9 @@ def origin(adata: AnnData, layer: str | None) -> tuple[Any, np.ndarray | None, n
     if whole is None:
         return None
     matrix = whole.X if layer is None else whole.layers.get(layer)
-    if matrix is None or isinstance(matrix, CSCDataset) or stored_rows_of_type(matrix) is False:
+    if not on_disk(matrix) or isinstance(matrix, CSCDataset):
         return None
-    rows, columns = adata._oidx, adata._vidx
-    return matrix, _numbers(rows, whole.n_obs), _numbers(columns, whole.n_vars)
-
-
-def stored_rows_of_type(matrix: Any) -> bool:
-    """Whether a matrix is one of those whose rows are read from elsewhere."""
-    if isinstance(matrix, CSRDataset):
-        return True
-    if isinstance(matrix, np.ndarray) or sparse.issparse(matrix):
-        return False
-    return hasattr(matrix, "chunks") and hasattr(matrix, "dtype")
+    return matrix, _numbers(adata._oidx, whole.n_obs), _numbers(adata._vidx, whole.n_vars)
 
 
 def _numbers(index: Any, n: int) -> np.ndarray | None:
@@ -175,6 +185,13 @@ def _check_columns(matrix: Any, where: str) -> None:
             "by cells (CSR): adata = adata.to_memory(); adata.X = adata.X.tocsr(); adata.write_h5ad(path)."
         )
         raise ValueError(msg)
+
+
+def _as_csr(found: Any, n_genes: int) -> sparse.csr_matrix:
+    if isinstance(found, tuple):
+        indptr, indices, data = found
+        return sparse.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, n_genes))
+    return sparse.csr_matrix(found if sparse.issparse(found) else np.asarray(found))
 
 
 def _block(rows: float) -> int:

@@ -67,6 +67,11 @@ class Joined(Source):
         return self.first.on_device and all(source.on_device for source in self._further.values())
 
     @property
+    def in_memory(self) -> bool:  # type: ignore[override]
+        """Whether all sources are."""
+        return self.first.in_memory and all(source.in_memory for source in self._further.values())
+
+    @property
     def further(self) -> Mapping[str, Source]:
         return self._further
 
@@ -77,14 +82,15 @@ class Joined(Source):
         return self.first.read(rows)
 
     def batch(self, rows: Tensor) -> Batch:
+        return self._joined(rows, self.first.read(rows), {name: s.read(rows) for name, s in self._further.items()})
+
+    def _joined(self, rows: Tensor, counts: Rows, others: Mapping[str, Rows]) -> Batch:
         covariates = self.covariates[rows]
         further = {
-            name: Batch(
-                source.read(rows), rows, source.log_library_n1[rows], covariates, observed_n=self._seen(name, rows)
-            )
+            name: Batch(others[name], rows, source.log_library_n1[rows], covariates, observed_n=self._seen(name, rows))
             for name, source in self._further.items()
         }
-        counts, observed_n = self.first.read(rows), self._seen(RNA, rows)
+        observed_n = self._seen(RNA, rows)
         return Batch(counts, rows, self.log_library_n1[rows], covariates, observed_n=observed_n, further=further)
 
     def _seen(self, name: str, rows: Tensor) -> Tensor | None:
@@ -96,7 +102,18 @@ class Joined(Source):
         return replace(batch, counts=Rows(rows, None, x_ng))
 
     def batches(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
-        return map(self.batch, parts)
+        return self.sparse_batches(parts)
+
+    def sparse_batches(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
+        parts = list(parts)
+        sources = [self.first, *self._further.values()]
+        for rows, *found in zip(parts, *(source.sparse_batches(parts) for source in sources), strict=True):
+            counts, *others = [batch.counts for batch in found]
+            yield self._joined(rows, counts, dict(zip(self._further, others, strict=True)))
+
+    def keep(self, rows: Tensor) -> None:
+        for source in (self.first, *self._further.values()):
+            source.keep(rows)
 
     def sampler(self, rows: Tensor, n_minibatches: int, seed: int) -> Sampler:
         return self.first.sampler(rows, n_minibatches, seed)

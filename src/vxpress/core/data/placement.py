@@ -12,12 +12,14 @@ from vxpress.core.data.joined import Joined
 from vxpress.core.data.mapped import Mapped
 from vxpress.core.data.resident import Cells
 from vxpress.core.data.source import Source
+from vxpress.core.data.stored import Stored
 from vxpress.core.data.streamed import Streamed
 
 SOURCES: registry.Registry[type[Source]] = registry.SOURCES
 SOURCES.register("resident", Cells)
 SOURCES.register("streamed", Streamed)
 SOURCES.register("mapped", Mapped)
+SOURCES.register("stored", Stored)
 
 # the rest is for the model, its optimizer and the temporaries of a step
 RESIDENT_SHARE = 0.6
@@ -41,10 +43,13 @@ def bytes_needed(counts: Counts, cells: Source) -> int:
 def place(cells: Source, device: torch.device, source: str | None = None) -> Source:
     """Return the cells in the named source of :data:`SOURCES`, each modality by itself.
 
-    By default they are resident on ``device``; on a GPU whose free memory they would fill, they are streamed.
+    By default they are resident on ``device``; on a GPU whose free memory they would fill, they are streamed. Counts that are not
+    in memory stay where they are.
     """
     if isinstance(cells, Joined):
         return cells.of_each(lambda one: place(one, device, source))
+    if not cells.in_memory and source in (None, "stored"):
+        return cells.to(device)
     counts = cells.load()
     if source is None:
         source = "resident"

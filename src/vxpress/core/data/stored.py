@@ -93,15 +93,15 @@ class Stored(Source):
     @property
     def n_bytes(self) -> int:
         """Memory that all counts would take."""
-        return ENTRY * int(self.stored_n.sum(dtype=np.int64)) + 8 * len(self)
+        return ENTRY * int(self.stored_n.sum(dtype=np.int64))
 
     # order
 
     def sampler(self, rows: Tensor, n_minibatches: int, seed: int) -> Sampler:
         """Return an order by blocks."""
-        block = min(self.reader.block, max(1, len(self)))
-        per_cell = max(1.0, self.n_bytes / max(1, len(self)))
-        return ByBlock(rows, n_minibatches, seed, block=block, buffer=max(1, int(self.limit / (per_cell * block))))
+        block, windows = self.reader.block, max(1.0, self.n_bytes / self.limit)
+        buffer = max(1, int(self.reader.n_cells / block / windows)) if windows > 1 else self.reader.n_cells
+        return ByBlock(rows, n_minibatches, seed, block=block, buffer=buffer)
 
     def keep(self, rows: Tensor) -> None:
         """Keep these cells in memory if they take at most the bytes of a window."""

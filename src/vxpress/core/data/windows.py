@@ -91,8 +91,8 @@ def window_ends(blocks: Sequence[np.ndarray], sizes: Sequence[int], limit: int) 
     """Cut a sequence of minibatches into windows of at most ``limit`` bytes (at least one minibatch); return where each ends.
 
     ``blocks`` are the blocks of neighbouring cells that each minibatch reads, ``sizes`` the bytes of its cells. A cut is made where
-    few blocks are needed both before it and later than in the next minibatch: these would be read twice. If cuts are equally
-    good, the first one that makes a window of an eighth of the limit is taken.
+    few blocks are needed both before it and later than in the next minibatch: these would be read twice. Of equally good ones, that
+    with the fewest blocks on both sides is taken, and of these the first that makes a window of an eighth of the limit.
     """
     n = len(blocks)
     last = np.full(1 + max((int(b.max()) for b in blocks if len(b)), default=0), -1, dtype=np.int64)
@@ -101,17 +101,24 @@ def window_ends(blocks: Sequence[np.ndarray], sizes: Sequence[int], limit: int) 
         last[of_part] = i
     for i in range(n - 1, -1, -1):
         first[blocks[i]] = i
-    again = last - 1 > first
-    change = np.bincount(first[again], minlength=n) - np.bincount(last[again] - 1, minlength=n)
-    shared, until = np.cumsum(change), np.cumsum(sizes)
+    needed = (_open(first, last - 1, n), _open(first, last, n))
+    until = np.cumsum(sizes)
     ends, start, before = [], 0, 0
     while start < n:
         stop = max(start + 1, int(np.searchsorted(until, before + limit, side="right")))
         bytes_at = until[start:stop] - before
-        cost = shared[start:stop] / np.maximum(bytes_at, 1)
-        best = np.flatnonzero(cost == cost.min())
+        best = np.arange(stop - start)
+        for shared in needed:
+            cost = shared[start:stop][best] / np.maximum(bytes_at[best], 1)
+            best = best[cost == cost.min()]
         large = best[bytes_at[best] >= SMALL * limit]
         end = start + 1 + int(large[0] if len(large) else best[-1])
         ends.append(end)
         start, before = end, int(until[end - 1])
     return ends
+
+
+def _open(first: np.ndarray, last: np.ndarray, n: int) -> np.ndarray:
+    """Count, for each of n minibatches, the intervals that begin with it or before and end later, (n,)."""
+    some = last > first
+    return np.cumsum(np.bincount(first[some], minlength=n) - np.bincount(last[some], minlength=n))

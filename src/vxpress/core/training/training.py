@@ -94,6 +94,7 @@ class Training:
         self.model, self.source, self.config, self.seed, self.describe = model, source, config, seed, describe
         self.train_rows, self.validation_rows, self.world = train_rows, validation_rows, world
         self.device = train_rows.device
+        source.keep(validation_rows)
         # hashed, so that neighbouring seeds do not share random streams
         seeds = map(int, np.random.SeedSequence(seed).generate_state(6))
         order, noise, validation, ahead, self.refit_seed, hidden = seeds

@@ -33,6 +33,14 @@ class Totals:
         """Set all sums to zero."""
         self._sums.zero_()
 
+    def sums(self) -> Tensor:
+        """Return a copy of all sums, the number of cells last."""
+        return self._sums.cpu().clone()
+
+    def set_sums(self, sums: Tensor) -> None:
+        """Set all sums, in place: a CUDA graph may add to this memory."""
+        self._sums.copy_(sums)
+
     def pack(self, terms: Elbo) -> Tensor:
         """Sum the terms of some cells, for :meth:`add`; ``ValueError`` is raised for a term that no name stands for."""
         if len(terms.reconstruction) != len(self._modalities):

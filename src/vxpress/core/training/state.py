@@ -16,10 +16,14 @@ from vxpress.core.training.keeper import copied
 if TYPE_CHECKING:
     from vxpress.core.training import Training
 
-FORMAT, VERSION = "state of a training of vxpress", 1
-# parts of a training with a state of their own, by name of the attribute
-PARTS = "sampler", "optimizer", "noise", "objective", "ahead", "keeper", "trouble", "outcome"
-KEYS = {"format", "version", "belongs to", "model", "adapted", "finished", *PARTS}
+FORMAT, VERSION = "state of a training of vxpress", 2
+# parts of a training with a state of their own, by name of the attribute: those that are needed until the last step,
+STEPPING = "optimizer", "objective", "ahead", "keeper", "trouble"
+# those that differ between processes,
+OWN = "noise", "stepper"
+# and, for a finished training, the record alone
+KEYS = {"format", "version", "belongs to", "model", "adapted", "finished", "outcome"}
+SCHEDULE = "weight", "target", "lr"
 MAX_NAMED = 3
 # names of what is compared by a hash
 DIGESTS = "choice of", "library size", "category of", "continuous covariate of", "dose of", "label of", "sum of"
@@ -36,22 +40,39 @@ class Adapting(Protocol):
         """Continue from a stored state."""
 
 
+class OtherTrainingError(ValueError):
+    """A state belongs to another training; ``differences`` says in what they differ."""
+
+    def __init__(self, differences: str) -> None:
+        super().__init__(
+            f"The state belongs to another training: {differences}. Build the Training with the settings, cells and seed of the "
+            "stored one, or train anew."
+        )
+        self.differences = differences
+
+
 def read(training: Training) -> dict[str, Any]:
-    """Return the state of a training between two epochs, or after the last one."""
-    outcome = training.outcome
-    if not training.finished and outcome.n_steps != outcome.n_epochs * training.n_minibatches:
-        msg = "The state of a training can be stored between epochs only: pause it with run(until=)."
-        raise RuntimeError(msg)
-    return {
+    """Return the state of a training between two steps, or after the last one."""
+    state = {
         "format": FORMAT,
         "version": VERSION,
         "belongs to": identity(training),
         "model": copied(training.model.state_dict()),
         "adapted": {name: module.training_state() for name, module in _adapting(training.model)},
         "finished": training.finished,
-        **{name: getattr(training, name).state_dict() for name in PARTS},
-        # the only part that differs between processes
-        "noise": ranks.of_all(training, training.noise.state_dict()),
+        "outcome": training.outcome.state_dict(),
+    }
+    if training.finished:
+        return state
+    # within an epoch, its order is drawn again from the state before it
+    order = training.order if training.n_steps_of_epoch else training.sampler.state_dict()
+    return {
+        **state,
+        **{name: getattr(training, name).state_dict() for name in STEPPING},
+        # the parts that differ between processes
+        **{name: ranks.of_all(training, getattr(training, name).state_dict()) for name in OWN},
+        "sampler": dict(order),
+        "schedule": [float(getattr(training, name)) for name in SCHEDULE],
     }
 
 
@@ -64,13 +85,18 @@ def write(training: Training, state: dict[str, Any]) -> None:
     training.model.load_state_dict(state["model"])
     for name, module in _adapting(training.model):
         module.load_training_state(state["adapted"][name])
-    for name in PARTS:
-        of_this = ranks.own(training, state[name]) if name == "noise" else state[name]
-        getattr(training, name).load_state_dict(of_this)
+    training.outcome.load_state_dict(state["outcome"])
     training.finished = state["finished"]
     if training.finished:
         training.optimizer.release()
         training.model.eval()
+        return
+    for name in (*STEPPING, "sampler"):
+        getattr(training, name).load_state_dict(state[name])
+    for name in OWN:
+        getattr(training, name).load_state_dict(ranks.own(training, state[name]))
+    for name, value in zip(SCHEDULE, state["schedule"], strict=True):
+        setattr(training, name, value)
 
 
 def identity(training: Training) -> dict[str, Any]:
@@ -107,7 +133,8 @@ def check(state: object, here: Mapping[str, Any]) -> None:
             "training with the version of vxpress that stored it, or train anew."
         )
         raise ValueError(msg)
-    if missing := sorted(KEYS - set(state)):
+    required = KEYS if state.get("finished") is True else {*KEYS, *STEPPING, *OWN, "sampler", "schedule"}
+    if missing := sorted(required - set(state)):
         msg = f"The state lacks {', '.join(missing)}; pass what Training.state_dict() returned, unchanged."
         raise ValueError(msg)
     there = state["belongs to"]
@@ -115,11 +142,7 @@ def check(state: object, here: Mapping[str, Any]) -> None:
     if differing:
         named = "; ".join(_difference(name, here.get(name), there.get(name)) for name in differing[:MAX_NAMED])
         further = len(differing) - MAX_NAMED
-        msg = (
-            f"The state belongs to another training: {named}{f'; and {further} more' if further > 0 else ''}. Build the "
-            "Training with the settings, cells and seed of the stored one, or train anew."
-        )
-        raise ValueError(msg)
+        raise OtherTrainingError(f"{named}{f'; and {further} more' if further > 0 else ''}")
 
 
 def _adapting(model: VAE) -> Iterator[tuple[str, Adapting]]:

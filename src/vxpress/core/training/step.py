@@ -69,6 +69,15 @@ class Step:
         self.totals.clear()
         self.voided.zero_()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the totals of the epoch so far and the number of discarded steps."""
+        return {"totals": self.totals.sums(), "voided": self.voided.cpu().clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue an epoch."""
+        self.totals.set_sums(state["totals"])
+        self.voided.copy_(state["voided"])
+
     def __call__(self, batch: Batch, weight: float, target: float) -> None:
         """Take a step of all weights and count it."""
         self.take(batch, weight, target, self.optimizer.step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from vxpress.core.parallel.gradient import n_extra
 from vxpress.core.progress import Stage, stage
 from vxpress.core.training import ranks
 from vxpress.core.training import state as training_state
+from vxpress.core.training.checkpoint import Checkpoint
 from vxpress.core.training.device import precision
 from vxpress.core.training.dispersion import has_dispersions, refit
 from vxpress.core.training.embeddings import settle
@@ -48,17 +50,35 @@ def train(
     seed: int,
     describe: Callable[[Tensor], str] = str,
     world: World = SINGLE,
+    checkpoint: Checkpoint | None = None,
+    state: dict[str, Any] | None = None,
 ) -> Outcome:
-    """Train ``model`` in place and leave it at its best state, in evaluation mode; see :class:`Training`."""
-    return Training(model, source, train_rows, validation_rows, config, seed=seed, describe=describe, world=world).run()
+    """Train ``model`` in place and leave it at its best state, in evaluation mode; see :class:`Training`.
+
+    With a ``state``, the training continues from there.
+    """
+    training = Training(
+        model,
+        source,
+        train_rows,
+        validation_rows,
+        config,
+        seed=seed,
+        describe=describe,
+        world=world,
+        checkpoint=checkpoint,
+    )
+    if state is not None:
+        training.load_state_dict(state)
+    return training.run()
 
 
 class Training:
     """The training of ``model`` in place, on the cells ``train_rows`` of ``source``.
 
-    Between epochs, :meth:`state_dict` returns everything that decides the rest of the training. Another ``Training`` of
+    Between two steps, :meth:`state_dict` returns everything that decides the rest of the training. Another ``Training`` of
     a newly built model that loads it continues with the same bits, also in another process. The model itself is to be
-    built as for a new training; its weights are part of the state.
+    built as for a new training; its weights are part of the state.  ``checkpoint`` stores states during the training.
 
     Optional covariates are hidden in the same cells in every validation and in the refit of the dispersions, in the share of
     the training, so that a validation estimates what is trained and costs no more than without them.
@@ -87,12 +107,14 @@ class Training:
         seed: int,
         describe: Callable[[Tensor], str] = str,
         world: World = SINGLE,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         if len(train_rows) < 2:
             msg = f"{len(train_rows)} cell(s) are left to train on; at least 2 are needed. Hold out fewer (validation_fraction=)."
             raise TrainingError(msg)
         self.model, self.source, self.config, self.seed, self.describe = model, source, config, seed, describe
         self.train_rows, self.validation_rows, self.world = train_rows, validation_rows, world
+        self.checkpoint = checkpoint
         self.device = train_rows.device
         source.keep(validation_rows)
         # hashed, so that neighbouring seeds do not share random streams
@@ -122,6 +144,8 @@ class Training:
         if self.whole is not None:
             self.objective.mean_of = self.whole.mean
         self.outcome, self.finished = Outcome(), False
+        self.weight = self.target = self.lr = 0.0
+        self.order = self.sampler.state_dict()
         self.progress = Stage("training", self.n_steps)
 
     # the loop
@@ -133,7 +157,10 @@ class Training:
         the schedule remains that of ``config.max_epochs``. In both cases it is in evaluation mode.  An interrupt
         (Ctrl-C) ends the training and keeps the best state so far; before the end of the first epoch it is raised.
         """
-        last = self.config.max_epochs if until is None else until
+        with nullcontext() if self.checkpoint is None else self.checkpoint.held():
+            return self._run(self.config.max_epochs if until is None else until)
+
+    def _run(self, last: int) -> Outcome:
         paused = False
         try:
             with stage("training", self.n_steps) as self.progress:
@@ -151,7 +178,7 @@ class Training:
                 self.optimizer.release()
         self.model.eval()
         if self.over and not self.finished:
-            self.finish()
+            self._finish_and_store()
         return self.outcome
 
     @property
@@ -162,12 +189,18 @@ class Training:
     def epoch(self) -> None:
         """Take a step for each minibatch, validate, record, and decide whether training goes on."""
         self.model.train()
-        self.stepper.start_epoch()
+        done = self.n_steps_of_epoch
+        if not done:
+            self.stepper.start_epoch()
+        self.order = self.sampler.state_dict()
         with precision(self.model.decoder, self.device):
-            for batch in self.source.batches(self.sampler.epoch()):
+            for batch in self.source.batches(self.sampler.epoch()[done:]):
                 self.step(batch)
+                if self.checkpoint is not None:
+                    self.checkpoint.after_step(self)
         self.share_totals()
-        validation = self.validate()
+        with nullcontext() if self.checkpoint is None else self.checkpoint.may_stop(self, self.state_dict):
+            validation = self.validate()
         self.check(validation)
         objective = self.record(validation)
         self.ahead.judge(self.model, self.source, self.world)
@@ -177,6 +210,11 @@ class Training:
         )
         if self.keeper.update(self.model, epoch, objective, warm=warm):
             self.outcome.stopped = EARLY
+
+    @property
+    def n_steps_of_epoch(self) -> int:
+        """Number of steps since the last recorded epoch."""
+        return self.outcome.n_steps - self.outcome.n_epochs * self.n_minibatches
 
     def step(self, batch: Batch) -> None:
         """Take the steps of the encoder alone, if there are any, and then a step of all weights."""
@@ -271,18 +309,29 @@ class Training:
         self.world.copy_(self.model.state_dict().values())
         return found
 
+    def _finish_and_store(self) -> None:
+        """Finish; with checkpoints, a request to stop ends this at any point, and the finished training is stored."""
+        if self.checkpoint is None or self.outcome.interrupted:
+            self.finish()
+            return
+        before = self.state_dict()
+        with self.checkpoint.may_stop(self, lambda: before):
+            self.finish()
+        # an interrupt (Ctrl-C) ends this fit, not one that continues from its checkpoint
+        self.checkpoint.save(before if self.outcome.interrupted else self.state_dict())
+
     # stop and continue
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that decides the rest of the training.
 
         It consists of tensors, numbers, strings, lists and dicts, and belongs to the settings, cells, seed and type of
-        device of this training. ``RuntimeError`` is raised within an epoch.
+        device of this training. To be called between two steps, or after the last one.
         """
         return training_state.read(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the epoch in which ``state`` was stored, by the same settings, cells, seed and type of device.
+        """Continue after the step in which ``state`` was stored, by the same settings, cells, seed and type of device.
 
         ``ValueError`` is raised for the state of another training, with what differs, before anything is changed.
         """

@@ -20,7 +20,8 @@ import torch
 from safetensors.numpy import load_file, save, save_file
 
 import vxpress as vx
-from vxpress.bridge.fits.model_file import VERSION, _digest, _split, read_fit, write_fit
+from vxpress.bridge.fits.model_file import MODEL, VERSION, read_fit, write_fit
+from vxpress.bridge.fits.sealed_file import _digest, _split
 from vxpress.bridge.fits.weights import load_weights
 from vxpress.core.config import ModelConfig
 from vxpress.core.model import expected_shapes
@@ -386,7 +387,7 @@ def _metadata(path: Path) -> str:
 def _craft(path: Path, tensors: dict[str, np.ndarray], tree: object) -> None:
     """Write a file with this tree and its valid checksum."""
     entries, payload = _split(save(tensors))
-    meta = {"version": VERSION, "key": "vae", "sha256": _digest("vae", tree, entries, payload), "fit": tree}
+    meta = {"version": VERSION, "key": "vae", "sha256": _digest(MODEL, "vae", tree, entries, payload), "fit": tree}
     save_file(tensors, path, metadata={"vxpress": json.dumps(meta)})
 
 

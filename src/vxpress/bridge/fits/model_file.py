@@ -1,31 +1,20 @@
-"""Write and read a fit in one safetensors file, which cannot hold executable code.
+"""Write and read a fit in one safetensors file.
 
-The tensors are the weights and every long list (history, gene and category names as UTF-8 bytes). The rest is one JSON string
-with a version and the SHA-256 of all that is read, because safetensors itself loads a flipped byte silently.
+The tensors are the weights and every long list (history, gene and category names as UTF-8 bytes). The rest is JSON.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from vxpress._whole import flush, whole
+from vxpress.bridge.fits.sealed_file import CRAFTED, Kind, read_sealed, write_sealed
 
 VERSION = 1
-MAX_HEADER = 64 * 2**20
-MAX_METADATA = 4 * 2**20
-_METADATA_KEY = "vxpress"
-
-# errors that a malicious file can cause while it is read; UnicodeDecodeError is a ValueError
-_CRAFTED = (SafetensorError, KeyError, ValueError, TypeError, IndexError, RecursionError)
+MODEL = Kind(VERSION, "model file", 4 * 2**20)
 
 
 def write_fit(stored: Mapping[str, Any], key: str, path: Path) -> None:
@@ -35,74 +24,19 @@ def write_fit(stored: Mapping[str, Any], key: str, path: Path) -> None:
         raise FileNotFoundError(msg)
     tensors: dict[str, np.ndarray] = {}
     tree = _pack(stored, "", tensors)
-    entries, payload = _split(save(tensors))
-    meta = {"version": VERSION, "key": key, "sha256": _digest(key, tree, entries, payload), "fit": tree}
-    data = save(tensors, metadata={_METADATA_KEY: json.dumps(meta)})
-    with whole(path) as new:
-        new.write_bytes(data)
-        flush(new)
+    write_sealed(MODEL, path, key, tree, tensors)
 
 
 def read_fit(path: Path) -> tuple[dict[str, Any], str]:
     """Read the fit in a file, in the form of ``uns``, and its name; raises ``ValueError`` if the file is damaged."""
-    data = path.read_bytes()
-    if len(data) < 8 or not 2 <= struct.unpack("<Q", data[:8])[0] <= min(MAX_HEADER, len(data) - 8):
-        raise _damaged(path, "it has no safetensors header")
+    key, packed, tensors = read_sealed(MODEL, path)
     try:
-        entries, payload = _split(data)
-        text = entries.pop("__metadata__")[_METADATA_KEY]
-        meta = _metadata(text)
-    except _CRAFTED as error:
-        raise _damaged(path, "its metadata cannot be read") from error
-    if meta.get("version") != VERSION:
-        msg = f"{path.name} has format version {meta.get('version')!r}; this version of vxpress reads {VERSION}. Update vxpress."
-        raise ValueError(msg)
-    if not {"key", "sha256", "fit"} <= meta.keys() or not isinstance(meta["key"], str):
-        raise _damaged(path, "its metadata is incomplete")
-    try:
-        # JSON may spell a number in two ways or repeat a name; only the exact text of write_fit is accepted
-        intact = text == json.dumps(meta) and meta["sha256"] == _digest(meta["key"], meta["fit"], entries, payload)
-        tree = _unpack(meta["fit"], load(data)) if intact else None
-    except _CRAFTED as error:
-        raise _damaged(path, str(error)) from error
-    if not intact:
-        raise _damaged(path, "its contents do not match their checksum")
+        tree = _unpack(packed, tensors)
+    except CRAFTED as error:
+        raise MODEL.damaged(path, str(error)) from error
     if not isinstance(tree, dict):
-        raise _damaged(path, "its metadata is incomplete")
-    return tree, meta["key"]
-
-
-def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(f"{path.name} is not a model file of vxpress, or is damaged: {why}.")
-
-
-def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
-    """Split a safetensors file into its header, by name, and the tensor bytes, which follow it."""
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length].decode())
-    if not isinstance(header, dict):
-        msg = "the header is not a mapping"
-        raise TypeError(msg)
-    return header, memoryview(data)[8 + length :]
-
-
-def _digest(key: str, tree: Any, entries: Mapping[str, Any], payload: memoryview) -> str:
-    """Compute the SHA-256 of all that is read: settings, names, types and shapes of the tensors, and their bytes."""
-    digest = hashlib.sha256(json.dumps([VERSION, key, tree, entries], sort_keys=True).encode())
-    digest.update(b"\0")
-    digest.update(payload)
-    return digest.hexdigest()
-
-
-def _metadata(text: str) -> dict[str, Any]:
-    if len(text) > MAX_METADATA:
-        msg = "the metadata is too long"
-        raise ValueError(msg)
-    meta = json.loads(text)
-    if not isinstance(meta, dict):
-        msg = "the metadata is not a mapping"
-        raise TypeError(msg)
-    return meta
+        raise MODEL.damaged(path, "its metadata is incomplete")
+    return tree, key
 
 
 def _pack(value: Any, name: str, tensors: dict[str, np.ndarray]) -> Any:

@@ -2,7 +2,7 @@
 
 Exit status: 0 success; 1 error in the data; 2 error on the command line (an option, a path, or a name missing from the
 file); 130 interrupted; 143 stopped by SIGTERM; 129 terminal closed. If training was stopped after its first epoch, its best
-state is still written.
+state is still written; with ``--checkpoint-dir``, SIGTERM and a closed terminal store a checkpoint instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vxpress._command_output import check_target, number_of_fits, report, was_interrupted, write
 from vxpress._file_names import FileNames
 from vxpress._fit_options import fit_options, further_options, given
-from vxpress._signals import StopSignals
+from vxpress._signals import Stopped, StopSignals
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,6 +32,7 @@ examples:
   vxpress fit counts.h5ad -o fitted.h5ad --batch-key donor --n-top-genes 2000
   vxpress fit counts.zarr -o fitted.zarr --layer counts --continuous-covariate-keys percent_mito
   vxpress fit data.h5ad -o data.h5ad --overwrite --key-added vae2 --rng 1
+  vxpress fit counts.h5ad -o fitted.h5ad --checkpoint-dir checkpoints --resume
 
 The output contains the input with obsm["X_vae"], layers["vae_normalized"] and the model in uns["vae"]:
   sc.pp.neighbors(adata, use_rep="X_vae"); sc.tl.leiden(adata); sc.tl.umap(adata)
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _verbosity(), signals:
             status = int(arguments.command(arguments))
             return signals.status if status == INTERRUPTED else status
+    except Stopped as stopped:
+        return stopped.status
     except KeyboardInterrupt:
         return _fail(f"{signals.what}; the output was not written.", signals.status)
     except KeyError as error:
@@ -189,6 +192,10 @@ def _fit(arguments: argparse.Namespace) -> int:
     complete, requested = number_of_fits(stored)
     if complete < requested:
         return _fail(f"{complete} of {requested} fits are complete; {target} holds them.", INTERRUPTED)
+    if settings.get("checkpoint_dir") is not None:
+        from vxpress.bridge.fits.checkpoints import remove_checkpoints
+
+        remove_checkpoints(Path(settings["checkpoint_dir"]))
     return OK
 
 

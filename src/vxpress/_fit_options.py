@@ -31,6 +31,13 @@ METAVARS = {
     "split_rng": "SEED",
     "key_added": "NAME",
     "device": "DEVICE",
+    "checkpoint_dir": "DIR",
+}
+# help of options that differ from the argument
+TEXTS = {
+    "checkpoint_dir": "Folder for checkpoints of the training, from which --resume continues. They are written every "
+    "--checkpoint-minutes and on SIGTERM, which then ends the command with status 143, and are removed once the output is written.",
+    "resume": "Continue from the checkpoints in --checkpoint-dir, if there are any.",
 }
 NOTHING = "none"
 # maximum length of a help text with further sentences after the first
@@ -56,7 +63,10 @@ class Option:
         shared: dict[str, Any] = {"dest": self.name, "default": argparse.SUPPRESS, "help": self.text.replace("%", "%%")}
         kinds = [part.strip() for part in self.annotation.split("|")]
         choices = [value for kind in kinds for value in _choices(kind)]
-        if "bool" in kinds:
+        if "bool" in kinds and choices:
+            # a name for one more way: the option stands for that
+            parser.add_argument(self.flag, action="store_const", const=choices[0], **shared)
+        elif "bool" in kinds:
             parser.add_argument(self.flag, action=argparse.BooleanOptionalAction, **shared)
         elif choices:
             parser.add_argument(self.flag, choices=choices, **shared)
@@ -74,7 +84,7 @@ def fit_options() -> list[Option]:
     texts = _texts(function)
     arguments = [*function.args.args, *function.args.kwonlyargs]
     return [
-        _option(argument.arg, argument.annotation, texts[argument.arg])
+        _option(argument.arg, argument.annotation, TEXTS.get(argument.arg, texts[argument.arg]))
         for argument in arguments
         if argument.arg not in LEFT_OUT
     ]

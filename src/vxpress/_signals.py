@@ -73,16 +73,16 @@ class StopSignals:
         return "interrupted" if self.received is None else f"stopped by {self.received.name}"
 
 
-class Stopped(SystemExit):  # noqa: N818 - what happened, not an error
+class Stopped(SystemExit):
     """A signal asked the process to end during a fit with checkpoints.
 
     It ends a script without a traceback, with the status that shells give to the signal: 143 for SIGTERM. ``str`` of it says
     from where the fit can be continued.
     """
 
-    def __init__(self, text: str, code: int) -> None:
-        super().__init__(code)
-        self.text = text
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(status)
+        self.text, self.status = text, status
 
     def __str__(self) -> str:
         return self.text

@@ -86,3 +86,50 @@ def test_a_demo_that_was_cut_short_writes_nothing(tmp_path, monkeypatch, capsys)
     assert main(["demo", "-o", str(tmp_path / "demo")]) == 130
     assert capsys.readouterr().err == "vxpress: interrupted; the output was not written.\n"
     assert listing(tmp_path / "demo") == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_with_checkpoints_a_signal_to_stop_stores_one_and_the_same_command_goes_on(
+    counts, tmp_path, monkeypatch, warned
+):
+    expected, out, folder = tmp_path / "expected.h5ad", tmp_path / "out.h5ad", tmp_path / "checkpoints"
+    settings = ["--max-epochs", "4", "--n-latent", "3", "--checkpoint-dir", folder, "--resume"]
+    assert fit(counts, "-o", expected, *settings[:4]) == 0
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        validate, n_calls = Training.validate, itertools.count(1)
+
+        def cut_short(*args, **kwargs):
+            if next(n_calls) == 3:
+                signal.raise_signal(signal.SIGTERM)
+            return validate(*args, **kwargs)
+
+        patch.setattr(Training, "validate", cut_short)
+        assert fit(counts, "-o", out, *settings) == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert re.search(r"stopped by SIGTERM.*after 2 of 4 epochs.*--resume", warned[-1])
+    assert not out.exists()
+    assert listing(folder) == ["lock", "training_1.safetensors"]
+    assert fit(counts, "-o", out, *settings) == 0
+    assert ad.read_h5ad(out).uns["vae"]["sha256"] == ad.read_h5ad(expected).uns["vae"]["sha256"]
+    # the output is stored, so the checkpoints are not needed any more
+    assert not folder.exists()
+
+
+def test_checkpoints_stay_until_the_output_is_written(counts, tmp_path, monkeypatch, capsys):
+    folder, out = tmp_path / "checkpoints", tmp_path / "out.h5ad"
+    settings = ["--max-epochs", "1", "--n-latent", "3", "--checkpoint-dir", folder]
+    with monkeypatch.context() as patch:
+
+        def full(*_args, **_kwargs):
+            msg = "no space left on device"
+            raise OSError(msg)
+
+        patch.setattr("vxpress._cli.write", full)
+        assert fit(counts, "-o", out, *settings) == 1
+    assert listing(folder) == ["lock", "training_1.safetensors"]
+    assert fit(counts, "-o", out, *settings) == 1
+    assert "Continue it with" in capsys.readouterr().err
+    monkeypatch.delattr(Training, "step")
+    assert fit(counts, "-o", out, *settings, "--resume") == 0
+    assert not folder.exists()

@@ -13,8 +13,10 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from vxpress._keys import Keys
+from vxpress._signals import Stopped
 from vxpress.bridge.ask.decoded import denoised_matrix
 from vxpress.bridge.fits.block_slots import add_posterior
+from vxpress.bridge.fits.checkpoints import Checkpoints, stored_on_request
 from vxpress.bridge.fits.ensemble import add_ensemble, fit_stage, further_fits
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.fit_arguments import CheckedArguments, model_config_of, train_config_of
@@ -35,13 +37,29 @@ from vxpress.core.settings import FitOptions
 from vxpress.core.training import INTERRUPTED, TrainingError
 
 # what users of the call also need
-__all__ = ["FitOptions", "TrainingError", "fit"]
+__all__ = ["FitOptions", "Stopped", "TrainingError", "fit"]
 
 MAX_DENSE_BYTES = 1_000_000_000
 
 
 def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) -> tuple[AnnData, Results]:
-    """Fit a model and write it; returns the AnnData that was written to, a copy with ``copy``, and what was written."""
+    """Fit a model and write it; returns the AnnData that was written to, a copy with ``copy``, and what was written.
+
+    With ``checkpoint_dir``, :class:`Stopped` is raised if the process is asked to end.
+    """
+    if checked.checkpointing is None:
+        return _fit(adata, checked, keys, None, copy=copy)
+    try:
+        with stored_on_request(checked.checkpointing) as checkpoints:
+            return _fit(adata, checked, keys, checkpoints, copy=copy)
+    except Stopped as stopped:
+        logg.warning(f"The fit was {stopped}.")
+        raise
+
+
+def _fit(
+    adata: AnnData, checked: CheckedArguments, keys: Keys, checkpoints: Checkpoints | None, *, copy: bool
+) -> tuple[AnnData, Results]:
     settings = checked.settings
     prepared = prepare(
         adata,
@@ -56,6 +74,7 @@ def fit(adata: AnnData, checked: CheckedArguments, keys: Keys, *, copy: bool) ->
         device=checked.device,
         source=checked.settings.source,
         describe=lambda rows: f"cells {list(adata.obs_names[rows.cpu().numpy()[:5]])}",
+        checkpoints=checkpoints,
     )
     config = model_config_of(checked, prepared)
     check_free(

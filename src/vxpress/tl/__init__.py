@@ -1,7 +1,7 @@
 """Tools: fit a model and use it."""
 
 from vxpress.bridge.ask.evaluation.evaluation import PerturbationEvaluation
-from vxpress.bridge.fitting import FitOptions, TrainingError
+from vxpress.bridge.fitting import FitOptions, Stopped, TrainingError
 from vxpress.tl._annotate import annotate
 from vxpress.tl._cell_eval_pair import cell_eval_pair
 from vxpress.tl._cluster_stability import cluster_stability
@@ -27,6 +27,7 @@ from vxpress.tl._sample import sample
 __all__ = [
     "FitOptions",
     "PerturbationEvaluation",
+    "Stopped",
     "TrainingError",
     "annotate",
     "cell_eval_pair",

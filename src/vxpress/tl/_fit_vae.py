@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -73,6 +74,9 @@ def fit_vae(
     split_rng: int | np.random.Generator | None = 0,
     key_added: str | None = None,
     progress: bool | None = None,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_minutes: float = 10.0,
+    resume: bool | Literal["auto"] = False,
     copy: bool = False,
 ) -> AnnData | MuData | None:
     """Fit a conditional variational autoencoder to raw counts.
@@ -232,6 +236,18 @@ def fit_vae(
     progress
         Whether to show a progress bar. ``None`` shows one once the call has taken five seconds, unless scanpy's
         verbosity is 0; ``True`` shows it at once, ``False`` never.
+    checkpoint_dir
+        Folder for checkpoints, one for each fit; it is created if needed. The state of the training is stored there every
+        ``checkpoint_minutes``, at its end, and when the process is asked to end (SIGTERM, as schedulers send it, or SIGHUP):
+        the call then raises :class:`Stopped`, which ends a script with status 143. ``None`` stores nothing. The files may
+        be removed once the results are stored.
+    checkpoint_minutes
+        Minutes between two checkpoints; 10 by default, the most that is lost if the process is killed. One is written in
+        less than a second for most models.
+    resume
+        Whether to continue from ``checkpoint_dir``. ``True`` needs a checkpoint there; ``"auto"`` begins if there is none, so
+        that a scheduler can start the same script again. Data, settings and seeds have to be the same. On a processor the
+        result has the bits of a fit that was never stopped. ``False`` never replaces the checkpoints of an earlier fit.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -288,10 +304,16 @@ def fit_vae(
     ValueError
         If the matrix does not hold counts, a covariate has missing values, an optional one is not categorical or has a
         single category, a setting is out of range, a name is taken by something else, or the device is not available.
+        Also if a checkpoint is damaged, or belongs to other data or settings.
     KeyError
         If a named column or layer does not exist.
     TypeError
         If ``adata`` is not an AnnData.
+    OSError
+        If ``checkpoint_dir`` cannot be written to (``FileExistsError``: holds checkpoints without ``resume``;
+        ``FileNotFoundError``: holds none with ``resume=True``). Nothing has been read by then.
+    Stopped
+        With ``checkpoint_dir``, if SIGTERM or SIGHUP arrived.
     TrainingError
         If most steps of an epoch are not finite; the message names the likely cells.
 

@@ -11,6 +11,7 @@ import torch
 
 from vxpress._names import name_of
 from vxpress._seeds import seed_of
+from vxpress.bridge.fits.checkpoints import Checkpointing
 from vxpress.bridge.read.prepare import FitRequest, Prepared, as_tuple, resolve_device
 from vxpress.core.config import (
     Dispersion,
@@ -62,6 +63,7 @@ class CheckedArguments(FitRequest):
     max_epochs: int | None
     cure: bool
     denoised: bool | None
+    checkpointing: Checkpointing | None
 
     def __post_init__(self) -> None:
         check(self)
@@ -86,6 +88,7 @@ def check_arguments(given: Mapping[str, Any]) -> CheckedArguments:
     if given["control"] is not None:
         columns["control"] = name_of(given["control"])
     own = {"device": device, "rng": rng, "split_rng": split_rng, "settings": settings, "choosing": choosing}
+    own["checkpointing"] = Checkpointing.of(given)
     seeds = _number(given["rng"]), _number(given["split_rng"])
     checked = CheckedArguments(**{name: given[name] for name in names} | columns | own, seeds=seeds)
     _check_together(checked)

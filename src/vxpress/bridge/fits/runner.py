@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scanpy import logging as logg
 
+from vxpress.bridge.fits.checkpoints import Checkpoints
 from vxpress.bridge.read.prepare import Prepared
 from vxpress.core.blocks import Point, Posterior
 from vxpress.core.config import ModelConfig, TrainConfig
@@ -21,7 +22,7 @@ from vxpress.core.model import VAE, build
 from vxpress.core.noise import Noise
 from vxpress.core.readout import fit_readout
 from vxpress.core.start import start_at_components
-from vxpress.core.training import Outcome, train
+from vxpress.core.training import OtherTrainingError, Outcome, train
 
 T = TypeVar("T")
 
@@ -73,10 +74,11 @@ class Runner:
         device: torch.device,
         source: str | None = None,
         describe: Callable[[torch.Tensor], str],
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.init_seed, self.train_seed, self.readout_seed = (int(seed) for seed in rng.integers(2**62, size=3))
         self.prepared, self.device = prepared, device
-        self.describe, self.source = describe, source
+        self.describe, self.source, self.checkpoints = describe, source, checkpoints
         self.cells = place(prepared.cells, device, source)
         try_source(source, self.cells, prepared.cells.n_genes)
         self.train_rows = torch.from_numpy(prepared.train_n).to(device)
@@ -87,23 +89,35 @@ class Runner:
         init_seed, train_seed = self.seeds(number)
         model = build(model_config, init_seed).to(self.device)
         try_classes(model, self.cells, self.train_rows, train_config)
+        checkpoint = None if self.checkpoints is None else self.checkpoints.next()
+        state = None if checkpoint is None else checkpoint.store.load()
+        if state is None:
+            self._start(model, train_config, init_seed)
+        try:
+            outcome = train(
+                model,
+                self.cells,
+                self.train_rows,
+                self.validation_rows,
+                train_config,
+                seed=train_seed,
+                describe=self.describe,
+                checkpoint=checkpoint,
+                state=state,
+            )
+        except OtherTrainingError as error:
+            assert self.checkpoints is not None  # noqa: S101 - a state was read from there
+            raise self.checkpoints.of_other_fit(error.differences) from error
+        encoded, kept = finish(outcome, lambda: encode_views(model, self.cells))
+        return Fitted(model, train_config, encoded, outcome, kept)
+
+    def _start(self, model: VAE, train_config: TrainConfig, seed: int) -> None:
+        """Start a model from the data."""
         if train_config.start != "random":
             model.start_from(self.cells, self.train_rows)
         if train_config.start == "components":
             start_at_components(model, self.cells, self.train_rows)
-        generator = torch.Generator().manual_seed(init_seed)
-        model.start_blocks(self.cells, self.train_rows, generator)
-        outcome = train(
-            model,
-            self.cells,
-            self.train_rows,
-            self.validation_rows,
-            train_config,
-            seed=train_seed,
-            describe=self.describe,
-        )
-        encoded, kept = finish(outcome, lambda: encode_views(model, self.cells))
-        return Fitted(model, train_config, encoded, outcome, kept)
+        model.start_blocks(self.cells, self.train_rows, torch.Generator().manual_seed(seed))
 
     def seeds(self, number: int) -> tuple[int, int]:
         """Return the seeds of initialisation and training of a fit; those of further fits are hashed from the first."""

@@ -8,7 +8,8 @@ a training continues, and ``checkpoint.py`` stores it. After the last epoch, ``d
 """
 
 from vxpress.core.training.outcome import HISTORY, INTERRUPTED, STOPPED, Outcome
+from vxpress.core.training.state import OtherTrainingError
 from vxpress.core.training.training import Training, train
 from vxpress.core.training.trouble import TrainingError
 
-__all__ = ["HISTORY", "INTERRUPTED", "STOPPED", "Outcome", "Training", "TrainingError", "train"]
+__all__ = ["HISTORY", "INTERRUPTED", "STOPPED", "OtherTrainingError", "Outcome", "Training", "TrainingError", "train"]

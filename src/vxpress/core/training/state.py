@@ -142,7 +142,8 @@ def check(state: object, here: Mapping[str, Any]) -> None:
     if differing:
         named = "; ".join(_difference(name, here.get(name), there.get(name)) for name in differing[:MAX_NAMED])
         further = len(differing) - MAX_NAMED
-        raise OtherTrainingError(f"{named}{f'; and {further} more' if further > 0 else ''}")
+        differences = f"{named}{f'; and {further} more' if further > 0 else ''}"
+        raise OtherTrainingError(differences)
 
 
 def _adapting(model: VAE) -> Iterator[tuple[str, Adapting]]:

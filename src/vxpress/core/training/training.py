@@ -32,7 +32,7 @@ from vxpress.core.training.encoder_ahead import EncoderAhead
 from vxpress.core.training.evaluation import evaluate
 from vxpress.core.training.keeper import Keeper
 from vxpress.core.training.optimizer import Optimizer
-from vxpress.core.training.outcome import BUDGET, EARLY, Outcome
+from vxpress.core.training.outcome import BUDGET, EARLY, INTERRUPTED, Outcome
 from vxpress.core.training.schedules import kl_target, kl_weight, settled
 from vxpress.core.training.step import step_for
 from vxpress.core.training.trouble import TrainingError, Trouble
@@ -318,7 +318,7 @@ class Training:
         with self.checkpoint.may_stop(self, lambda: before):
             self.finish()
         # an interrupt (Ctrl-C) ends this fit, not one that continues from its checkpoint
-        self.checkpoint.save(before if self.outcome.interrupted else self.state_dict())
+        self.checkpoint.save(before if self.outcome.stopped == INTERRUPTED else self.state_dict())
 
     # stop and continue
 

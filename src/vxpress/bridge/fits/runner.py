@@ -20,6 +20,7 @@ from vxpress.core.inference.posterior import Encoded, Views, encode_views
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.model import VAE, build
 from vxpress.core.noise import Noise
+from vxpress.core.parallel import SINGLE
 from vxpress.core.readout import fit_readout
 from vxpress.core.start import start_at_components
 from vxpress.core.training import OtherTrainingError, Outcome, train
@@ -90,7 +91,7 @@ class Runner:
         model = build(model_config, init_seed).to(self.device)
         try_classes(model, self.cells, self.train_rows, train_config)
         checkpoint = None if self.checkpoints is None else self.checkpoints.next()
-        state = None if checkpoint is None else checkpoint.store.load()
+        state = None if checkpoint is None else checkpoint.load(SINGLE)
         if state is None:
             self._start(model, train_config, init_seed)
         try:

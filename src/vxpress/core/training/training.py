@@ -318,7 +318,8 @@ class Training:
         with self.checkpoint.may_stop(self, lambda: before):
             self.finish()
         # an interrupt (Ctrl-C) ends this fit, not one that continues from its checkpoint
-        self.checkpoint.save(before if self.outcome.stopped == INTERRUPTED else self.state_dict())
+        state = before if self.outcome.stopped == INTERRUPTED else self.state_dict()
+        self.checkpoint.save_and_stop(self.world, state)
 
     # stop and continue
 

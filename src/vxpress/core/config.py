@@ -18,7 +18,7 @@ from vxpress._checks import check_range
 from vxpress.core.option import Options, U, check, declares, option
 from vxpress.core.registry import BLOCKS, DECODERS, LIKELIHOODS, OBJECTIVES, PRIORS
 
-LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian", "bernoulli"]
+LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian", "bernoulli", "nb_mixture"]
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
 Norm = Literal["batch", "layer", "none"]
 CovariateCode = Literal["one-hot", "embedding"]

@@ -145,7 +145,8 @@ def fit_vae(
         counts, it is rescaled to the mean library.
     likelihood
         Distribution of the counts: ``"nb"`` (default; UMI counts need no extra zeros), ``"zinb"``, ``"poisson"``,
-        ``"gaussian"`` (of log1p(1e4 x / l)) or ``"bernoulli"`` (of detection, x > 0). ``"auto"`` fits ``"nb"`` and
+        ``"gaussian"`` (of log1p(1e4 x / l)), ``"bernoulli"`` (of detection, x > 0), or, for counts of surface proteins,
+        ``"nb_mixture"`` (a background and a foreground component). ``"auto"`` fits ``"nb"`` and
         ``"zinb"`` from the same seeds and keeps ``"zinb"`` only if it describes held-out cells clearly better, as
         judged by :func:`compare`. It takes twice the time, plus 20 seconds per 1,000 held-out cells and 2,000 genes for
         each distribution (1,000 cells at most). With ``cure=True``, the ``"nb"`` fit is repaired and both are fitted

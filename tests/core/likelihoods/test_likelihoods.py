@@ -195,7 +195,8 @@ def test_samples_have_the_moments_within_sampling_error(name: str) -> None:
 
 
 def test_every_likelihood_declares_what_it_needs() -> None:
-    decoded = Decoded(f64([[-1.0, -2.0]]), f64([[3.0]]), f64([[0.0, 0.0]]), {"gate": f64([[0.0, 0.0]])})
+    heads = {name: f64([[0.0, 0.0]]) for kind in LIKELIHOODS.values() for name in kind.heads}
+    decoded = Decoded(f64([[-1.0, -2.0]]), f64([[3.0]]), f64([[0.0, 0.0]]), heads)
     for distribution in LIKELIHOODS.values():
         needed = Decoded(
             decoded.location_ng,

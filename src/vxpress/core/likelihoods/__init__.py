@@ -3,10 +3,12 @@
 from vxpress.core import registry
 from vxpress.core.likelihoods.base import Decoded, Likelihood
 from vxpress.core.likelihoods.bernoulli import Bernoulli
+from vxpress.core.likelihoods.foreground import Foreground
 from vxpress.core.likelihoods.gaussian import MIN_GAUSSIAN_VARIANCE, Gaussian
 from vxpress.core.likelihoods.layers import Layers
 from vxpress.core.likelihoods.levels import CP10K, Levels, log_cp10k
 from vxpress.core.likelihoods.negative_binomial import NegativeBinomial
+from vxpress.core.likelihoods.negative_binomial_mixture import NegativeBinomialMixture
 from vxpress.core.likelihoods.output import Measured, Output, ToReadOut
 from vxpress.core.likelihoods.poisson import Poisson
 from vxpress.core.likelihoods.shares import Shares
@@ -19,12 +21,14 @@ __all__ = [
     "MIN_GAUSSIAN_VARIANCE",
     "Bernoulli",
     "Decoded",
+    "Foreground",
     "Gaussian",
     "Layers",
     "Levels",
     "Likelihood",
     "Measured",
     "NegativeBinomial",
+    "NegativeBinomialMixture",
     "Output",
     "Poisson",
     "Shares",
@@ -41,3 +45,4 @@ LIKELIHOODS.register("zinb", ZeroInflatedNegativeBinomial)
 LIKELIHOODS.register("poisson", Poisson)
 LIKELIHOODS.register("gaussian", Gaussian)
 LIKELIHOODS.register("bernoulli", Bernoulli)
+LIKELIHOODS.register("nb_mixture", NegativeBinomialMixture)

@@ -43,6 +43,9 @@ class StopSignals:
     Handlers of other code, and signals that are ignored, as under ``nohup``, are not changed.
     """
 
+    # to StopRequests
+    gives_way = True
+
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
@@ -91,8 +94,8 @@ class Stopped(SystemExit):
 class StopRequests:
     """Raise :class:`Stopped` if a signal to terminate arrives within the block, at once or, while it is :meth:`held`, later.
 
-    Handlers of other code, and signals that are ignored, as under ``nohup``, are not changed; those of :class:`StopSignals`
-    are replaced. ``text`` returns what :class:`Stopped` says after the name of the signal.
+    Handlers of other code, and signals that are ignored, as under ``nohup``, are not changed; those of objects
+    that ``gives_way`` are replaced. ``text`` returns what :class:`Stopped` says after the name of the signal.
     """
 
     def __init__(self, text: Callable[[], str]) -> None:
@@ -105,7 +108,7 @@ class StopRequests:
         if threading.current_thread() is threading.main_thread():
             for one in _signals(NAMES):
                 now = signal.getsignal(one)
-                if now is signal.SIG_DFL or isinstance(getattr(now, "__self__", None), StopSignals):
+                if now is signal.SIG_DFL or getattr(getattr(now, "__self__", None), "gives_way", False):
                     self._before[one] = signal.signal(one, self._note)
         return self
 

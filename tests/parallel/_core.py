@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
 
+from vxpress._signals import Stopped, StopRequests
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import ByBlock, Cells, Counts, Mapped, Sampler, Source
+from vxpress.core.data import Batch, ByBlock, Cells, Counts, Mapped, Sampler, Source
 from vxpress.core.model import build
 from vxpress.core.parallel import World, world_from_environment
 from vxpress.core.training import Training
+from vxpress.core.training.checkpoint import Checkpoint
 
 N_CELLS, N_VALIDATION = 403, 41
 MODEL = ModelConfig(n_genes=20, n_latent=3, n_hidden=16)
 TRAIN = TrainConfig(max_epochs=4, batch_size=64)
+# within the second epoch of six steps
+STOP = 8
 CONFIGS = {
     "default": (MODEL, TRAIN),
     "free bits": (MODEL, replace(TRAIN, free_bits=0.1, free_bits_form="soft")),
@@ -60,6 +67,48 @@ def trainings(name: str, world: World, *, mapped: bool = False) -> Training:
     return Training(model, source, rows[N_VALIDATION:], rows[:N_VALIDATION], train_config, seed=0, world=world)
 
 
+class Kept:
+    """Keeps every state in memory."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] = []
+
+    def load(self) -> dict[str, Any] | None:
+        return self.states[-1]
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.states.append(state)
+
+
+def stopped_and_continued(name: str, world: World) -> dict[str, Any]:
+    """Ask the second process to stop within an epoch, and continue the training from the checkpoint of the first."""
+    store = Kept()
+    with StopRequests(lambda: "") as requests:
+        training = trainings(name, world)
+        training.checkpoint = Checkpoint(store, 1e9, requests)
+        step = training.step
+
+        def asked(batch: Batch) -> None:
+            step(batch)
+            if world.rank == 1 and training.outcome.n_steps == STOP:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        training.step = asked  # type: ignore[method-assign]
+        status = 0
+        try:
+            training.run()
+        except Stopped as stopped:
+            status = stopped.status
+    continued = trainings(name, world)
+    continued.load_state_dict(training.checkpoint.load(world) or {})
+    continued.run()
+    return {
+        "model": continued.model.state_dict(),
+        "outcome": continued.outcome.state_dict(),
+        "stopped": [status, training.outcome.n_steps, len(store.states)],
+    }
+
+
 def main(folder: Path) -> None:
     world = world_from_environment()
     results = {}
@@ -83,6 +132,8 @@ def main(folder: Path) -> None:
         "outcome": continued.outcome.state_dict(),
         "noise": continued.noise.state_dict()["generator"],
     }
+    for name in ("default", "ahead"):
+        results[f"stopped {name}"] = stopped_and_continued(name, world)
     torch.save(results, folder / f"rank{world.rank}.pt")
 
 

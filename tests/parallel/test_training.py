@@ -10,7 +10,7 @@ import torch
 
 from vxpress.core.parallel import SINGLE
 
-from ._core import CONFIGS, N_CELLS, N_VALIDATION, trainings
+from ._core import CONFIGS, N_CELLS, N_VALIDATION, STOP, trainings
 from ._launch import torchrun
 
 Results = dict[str, dict[str, Any]]
@@ -55,6 +55,19 @@ def test_a_training_that_was_stopped_continues_with_the_same_bits(both: tuple[Re
     whole, continued = both[0]["default"], both[0]["continued"]
     assert str(whole["outcome"]) == str(continued["outcome"])
     assert all(torch.equal(value, continued["model"][key]) for key, value in whole["model"].items())
+
+
+@pytest.mark.parametrize("name", ["default", "ahead"])
+def test_a_signal_to_one_process_stores_a_checkpoint_of_all_from_which_they_continue(
+    both: tuple[Results, Results], name: str
+) -> None:
+    whole = both[0][name]
+    for rank, results in enumerate(both):
+        found = results[f"stopped {name}"]
+        assert str(found["outcome"]) == str(whole["outcome"])
+        assert all(torch.equal(value, found["model"][key]) for key, value in whole["model"].items())
+        # at the step after the signal
+        assert found["stopped"] == [143, STOP + 1, int(rank == 0)]
 
 
 def test_noise_differs_between_processes(both: tuple[Results, Results]) -> None:

@@ -77,7 +77,11 @@ def test_a_request_of_any_process_reaches_all_of_them_once() -> None:
     whole.requests = Requests(stop=True)
     whole(torch.tensor(0.0), 3)
     assert whole.requested == Requests(stop=True, save=True)
+    # a second exchange of the same step, and then the next step
     world.of_other = _as_sent(torch.zeros(3), running.clone(), 0.0, 2)
+    whole(torch.tensor(0.0), 3)
+    assert whole.requested == Requests(stop=True, save=True)
+    whole.requested = Requests()
     whole(torch.tensor(0.0), 3)
     assert whole.requested == Requests()
 

@@ -26,8 +26,8 @@ class GradientSum:
     values. ``agreed`` are small tensors, the running statistics of batch norms, which become means over the processes. All
     are weighted with the numbers of cells.
 
-    ``requests`` are those of this process. After a step, ``requested`` are those of any process; on a GPU they are read only
-    by :meth:`read_requests`, which waits for the device.
+    ``requests`` are those of this process. After a step, ``requested`` are those of any process, also if the step had several
+    exchanges; on a GPU they are read only by :meth:`read_requests`, which waits for the device.
     """
 
     def __init__(self, world: World, message: Tensor, agreed: Sequence[Tensor]) -> None:
@@ -64,8 +64,8 @@ class GradientSum:
         return part + (self.world.sum_(part.detach() * share) - part.detach())
 
     def read_requests(self) -> None:
-        """Update ``requested``; those of this process are then fulfilled or not, but no longer open."""
+        """Add to ``requested``; those of this process are then fulfilled or not, but no longer open."""
         stop, save = (bool(value) for value in self.asked.tolist())
-        self.requested = Requests(stop=stop, save=save)
+        self.requested = Requests(stop=stop or self.requested.stop, save=save or self.requested.save)
         self.asked.zero_()
         self.requests = replace(self.requests, stop=False, save=False)

@@ -19,7 +19,7 @@ from vxpress.core.isolation import after_interrupt
 from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import OBJECTIVES, Means
-from vxpress.core.parallel import SINGLE, GradientSum, World
+from vxpress.core.parallel import SINGLE, GradientSum, Requests, World
 from vxpress.core.parallel.gradient import n_extra
 from vxpress.core.progress import Stage, stage
 from vxpress.core.training import ranks
@@ -221,6 +221,8 @@ class Training:
         at = self.outcome.n_steps, self.outcome.n_epochs, self.n_steps
         self.weight, self.target, self.lr = kl_weight(self.config, *at), kl_target(self.config, *at), self.optimizer.lr
         n_cells = len(batch)
+        if self.whole is not None:
+            self.whole.requested = Requests()
         if self.whole is not None and isinstance(self.sampler, Dealt):
             n_cells = self.whole.n_cells = self.sampler.n_cells(self.outcome.n_steps % self.n_minibatches)
         for _ in range(self.ahead.n_steps):

@@ -114,8 +114,6 @@ class _Read:
         cls, adata: AnnData, fit: Fit, layer: str | Unset | None, rows: np.ndarray, training_md: np.ndarray
     ) -> _Read:
         part = adata if len(rows) == adata.n_obs else adata[rows]
-        if part.isbacked and part.is_view:
-            part = part.to_memory()
         query = read_query(part, fit, layer, labels=needs_labels(fit), incomplete=True)
         if query.missing is not None:
             msg = (

@@ -12,11 +12,12 @@ from scanpy import logging as logg
 
 from vxpress.bridge.fits.checkpoints import Checkpoints
 from vxpress.bridge.read.prepare import Prepared
-from vxpress.core.blocks import Point, Posterior
+from vxpress.core.blocks import Point
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.data import place
+from vxpress.core.data.rows import rows_array
 from vxpress.core.extension.trial import try_classes, try_source
-from vxpress.core.inference.posterior import Encoded, Views, encode_views
+from vxpress.core.inference.posterior import CHUNK, Encoded, Views, encode_views
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.model import VAE, build
 from vxpress.core.noise import Noise
@@ -140,11 +141,12 @@ class Runner:
         outside = prepared.counts.cells_outside(prepared.cells.log_library_n1, prepared.cells.covariates)
         assert outside is not None  # noqa: S101 - there are genes to read out
         noise, cells = Noise(self.readout_seed), self.cells
-        mean, drawn = _mean_and_draw(fitted.encoded.posterior(model), noise)
+        in_memory = prepared.cells.in_memory
+        mean, drawn = _mean_and_draw(fitted.encoded, model, noise, in_memory=in_memory)
         if fitted.kept is not None:
             # for either view, so half of the cells are read as in each
             kept_n = noise.choose(len(prepared.cells), 0.5)
-            kept = _mean_and_draw(fitted.kept.posterior(model), noise)
+            kept = _mean_and_draw(fitted.kept, model, noise, in_memory=in_memory)
             mean, drawn = (
                 {name: torch.where(kept_n[:, None], of_kept[name], value) for name, value in removed.items()}
                 for removed, of_kept in zip((mean, drawn), kept, strict=True)
@@ -165,8 +167,18 @@ class Runner:
         )
 
 
-def _mean_and_draw(posterior: Posterior, noise: Noise) -> tuple[Point, Point]:
-    return posterior.mean(), posterior.draw(noise.normal_like)
+def _mean_and_draw(encoded: Encoded, model: VAE, noise: Noise, *, in_memory: bool) -> tuple[Point, Point]:
+    """Return the posterior means of all cells and a draw; of data larger than memory, the draw is in a temporary file."""
+    if in_memory:
+        posterior = encoded.posterior(model)
+        return posterior.mean(), posterior.draw(noise.normal_like)
+    means = {name: torch.from_numpy(encoded.mean[name]) for name in model.decoded_blocks}
+    drawn = {name: torch.from_numpy(rows_array(*mean.shape)) for name, mean in means.items()}
+    for start in range(0, len(encoded), CHUNK):
+        part = slice(start, start + CHUNK)
+        for name, value in encoded.posterior(model, part).draw(noise.normal_like).items():
+            drawn[name][part] = value
+    return means, drawn
 
 
 def _to(point: Point, device: torch.device) -> Point:

@@ -33,6 +33,8 @@ KL_ACTIVE = 0.01
 KL_DRAWS, KL_POINTS = 10, 1_000
 # cells whose own posterior is optimised if only the verdict depends on it
 N_PROBED = 32
+# most cells over which means are computed
+MAX_DIAGNOSED = 200_000
 # numbers that need counts: those that depend on the prior, and all
 OF_THE_PRIOR = ("elbo", "amortisation_gap", "inference_gap")
 FROM_COUNTS = (
@@ -77,6 +79,15 @@ def diagnose(
     are computed on a few cells, and only if the cheaper numbers look suspicious. ``known`` is an earlier diagnosis of the
     same model; its numbers that need counts are kept if there are no counts now.
     """
+    n_cells, every_judged = (
+        len(encoded),
+        np.flatnonzero(held_out_n if held_out_n.any() else np.ones(len(encoded), bool)),
+    )
+    some = _some(held_out_n)
+    covariates = None if decoding is None else decoding.covariates
+    if some is not None:
+        encoded, held_out_n = encoded[some], held_out_n[some]
+        covariates = None if covariates is None else covariates[torch.from_numpy(some)]
     mean_nd, var_nd = encoded.mean_nd, encoded.var_nd
     judged = held_out_n if held_out_n.any() else np.ones(len(mean_nd), dtype=bool)
     model = None if decoding is None else decoding.model
@@ -99,21 +110,31 @@ def diagnose(
         "active_units": int(active.sum()),
         "active_units_kl": int((kl_per_dim > KL_ACTIVE).sum()),
         "mutual_information": information,
-        "mutual_information_cap": float(np.log(min(len(mean_nd), MAX_CELLS))),
+        "mutual_information_cap": float(np.log(min(n_cells, MAX_CELLS))),
         "prior_gap_per_dim": gap / d,
         "prior_gap_per_dim_low": gap_low / d,
     }
-    if decoding is not None:
-        numbers["decoder_response"] = decoder_response(decoding.model, encoded, decoding.covariates)
-        numbers |= _kl_of_blocks(decoding, encoded, np.flatnonzero(judged), seed)
+    if decoding is not None and covariates is not None:
+        numbers["decoder_response"] = decoder_response(decoding.model, encoded, covariates)
+        numbers |= _kl_of_blocks(decoding.model, covariates, encoded, np.flatnonzero(judged), seed)
     if decoding is not None and decoding.cells is not None:
         if n_probed is None:
             n_probed = N_PROBED if suspicious(numbers, train) else 0
         with stage("judging the fit"):
-            numbers |= _from_counts(decoding, np.flatnonzero(judged), n_probed, seed)
+            numbers |= _from_counts(decoding, every_judged, n_probed, seed)
     elif known is not None:
         numbers |= {name: known[name] for name in FROM_COUNTS if name in known}
-    return numbers | {"verdict": verdict_of(numbers, train, history, n=len(mean_nd), n_steps=n_steps)}
+    return numbers | {"verdict": verdict_of(numbers, train, history, n=n_cells, n_steps=n_steps)}
+
+
+def _some(held_out_n: np.ndarray) -> np.ndarray | None:
+    """Choose as many held-out and other cells as suffice for means over cells; None for all."""
+    if len(held_out_n) <= MAX_DIAGNOSED:
+        return None
+    rng, parts = np.random.default_rng(0), (np.flatnonzero(held_out_n), np.flatnonzero(~held_out_n))
+    n_held_out = min(len(parts[0]), max(MAX_DIAGNOSED // 2, MAX_DIAGNOSED - len(parts[1])))
+    sizes = n_held_out, MAX_DIAGNOSED - n_held_out
+    return np.sort(np.concatenate([rng.choice(p, k, replace=False) for p, k in zip(parts, sizes, strict=True)]))
 
 
 def _log_prior(model: VAE) -> Any:
@@ -140,11 +161,13 @@ def _sampled_kl(model: VAE, mean_nd: np.ndarray, var_nd: np.ndarray) -> SampledK
 
 
 @torch.no_grad()
-def _kl_of_blocks(decoding: Decoding, encoded: Encoded, judged: np.ndarray, seed: int) -> dict[str, float]:
+def _kl_of_blocks(
+    model: VAE, covariates: Covariates, encoded: Encoded, judged: np.ndarray, seed: int
+) -> dict[str, float]:
     """Compute the mean divergence of the latent blocks other than z that the history records, by the same names."""
-    covariates, found = decoding.covariates[torch.from_numpy(judged)], {}
-    posterior = encoded[judged].posterior(decoding.model)
-    for name, block in decoding.model.blocks.items():
+    covariates, found = covariates[torch.from_numpy(judged)], {}
+    posterior = encoded[judged].posterior(model)
+    for name, block in model.blocks.items():
         column = block.recorded_as()
         if name in posterior and name != Z and column is not None:
             generator = torch.Generator().manual_seed(seed)

@@ -68,6 +68,11 @@ class Source(ABC):
         return len(self.log_library_n1)
 
     @property
+    def counted_n(self) -> Tensor | None:
+        """Whether each cell has any count, bool (n,), on the CPU; None if that is not known without reading."""
+        return None
+
+    @property
     def device(self) -> torch.device:
         """Device of the computations."""
         return self.log_library_n1.device

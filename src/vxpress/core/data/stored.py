@@ -95,6 +95,10 @@ class Stored(Source):
         """Memory that all counts would take."""
         return ENTRY * int(self.stored_n.sum(dtype=np.int64))
 
+    @property
+    def counted_n(self) -> Tensor:
+        return torch.from_numpy(self.stored_n > 0)
+
     # order
 
     def sampler(self, rows: Tensor, n_minibatches: int, seed: int) -> Sampler:

@@ -40,6 +40,8 @@ def gene_sums(source: Source, rows: Tensor | None = None) -> Tensor:
 
 def have_counts(source: Source) -> Tensor:
     """Return whether each cell has any count, bool (n,), on the CPU."""
+    if (known := source.counted_n) is not None:
+        return known
     found = torch.zeros(len(source), dtype=torch.bool)
     for part, batch in walk(source, dense=False):
         found[part] = (batch.counts.n_stored() > 0).cpu()

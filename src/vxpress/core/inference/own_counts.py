@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vxpress.core.data import Source
-from vxpress.core.inference.posterior import ALL_GENES, Draws, Encoded, Genes, expected_expression
+from vxpress.core.data import Source, walk
+from vxpress.core.inference.posterior import ALL_GENES, CHUNK, Draws, Encoded, Genes, expected_expression
 from vxpress.core.model import VAE
 
 
@@ -29,10 +29,11 @@ def updated_expression(
     own_draws = replace(draws, n=len(draws.per_cell()), batches=(None,))
     own_parts = parts if observed else expected_expression(model, encoded, cells.covariates, own_draws, genes)
     decoder, layers = model.decoder, model.layers
-    for part, inside, outside in parts:
+    # the cells are walked in the same chunks
+    for (part, inside, outside), (_, batch) in zip(parts, walk(cells, size=CHUNK, dense=False), strict=True):
         own = inside if observed else next(iter(own_parts))[1]
-        rows = torch.arange(part.start, part.stop)
-        x_ng, log_theta = cells.batch(rows).x_ng, decoder.dispersion_of(cells.covariates[rows])
+        rows = batch.rows
+        x_ng, log_theta = batch.x_ng, decoder.dispersion_of(batch.covariates)
         if genes.inside is not None:
             x_ng, log_theta = x_ng[:, genes.inside], log_theta[:, genes.inside]
         means = encoded.posterior(model, part).mean()

@@ -13,6 +13,7 @@ from torch import Tensor
 from vxpress.core.blocks import Point, Posterior, Z
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Source, walk
+from vxpress.core.data.rows import rows_array
 from vxpress.core.likelihoods import Sums
 from vxpress.core.model import VAE
 from vxpress.core.normal import DiagonalNormal
@@ -32,10 +33,10 @@ class Encoded:
     var: dict[str, np.ndarray]
 
     @classmethod
-    def empty(cls, model: VAE, n: int) -> Encoded:
-        """Return the record of ``n`` cells, to be filled in."""
+    def empty(cls, model: VAE, n: int, *, in_memory: bool = True) -> Encoded:
+        """Return the record of ``n`` cells, to be filled in; in temporary files if it is large and not ``in_memory``."""
         mean, var = (
-            {name: np.empty((n, block.n_noise), dtype=np.float32) for name, block in model.blocks.items()}
+            {name: rows_array(n, block.n_noise, in_memory=in_memory) for name, block in model.blocks.items()}
             for _ in range(2)
         )
         return cls(mean, var)
@@ -86,7 +87,7 @@ class Encoded:
 def encode(model: VAE, cells: Source) -> Encoded:
     """Compute the posterior of every cell."""
     model.eval()
-    encoded = Encoded.empty(model, len(cells))
+    encoded = Encoded.empty(model, len(cells), in_memory=cells.in_memory)
     for part, batch in walk(cells, size=CHUNK, stage="encoding"):
         for name, q in model.posterior(batch).items():
             encoded.put(part, name, q.loc, q.scale.square())

@@ -45,10 +45,10 @@ def fit_softmax(readout: torch.nn.Linear, data: ToReadOut, sums_g: Tensor) -> No
     order = torch.Generator().manual_seed(data.seed)
     judged = data.validation_rows if len(data.validation_rows) else train_rows[:BATCH]
     judged = shuffled(judged, order)[:MAX_JUDGED]
+    outside.keep(judged)
     gradient = _Gradient(readout, min(BATCH, len(train_rows)))
 
-    def step(_: int, rows: Tensor) -> None:
-        batch = outside.batch(rows)
+    def step(_: int, batch: Batch) -> None:
         gradient.set(data.features(batch), *batch.entries())
         optimizer.step()
         schedule.step()
@@ -57,7 +57,9 @@ def fit_softmax(readout: torch.nn.Linear, data: ToReadOut, sums_g: Tensor) -> No
         return _mean_loss(readout, data.judged_features, outside, judged)
 
     kept = keep_best(
-        steps(_batches(train_rows, n_steps, order), "reading out genes outside the model", n_steps),
+        steps(
+            outside.sparse_batches(_batches(train_rows, n_steps, order)), "reading out genes outside the model", n_steps
+        ),
         step,
         judge,
         lambda: copy.deepcopy(readout.state_dict()),

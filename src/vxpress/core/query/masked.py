@@ -61,7 +61,7 @@ def encode_masked(
     if model.config.dispersion == "gene-label":
         model = forget_labels(model)
     n, device = len(cells), cells.device
-    encoded = Encoded.empty(model, n)
+    encoded = Encoded.empty(model, n, in_memory=cells.in_memory)
     log_library_n1 = torch.empty(n, 1, device=device)
     filled_nh = torch.empty(n, model.config.n_hidden, device=device) if keep_filled else None
     n_rounds = 1 if bool(missing.observed_g.all()) else n_rounds

@@ -64,7 +64,7 @@ class PerturbedCells:
         position = adata.var_names.get_indexer(fit.genes[fit.modelled_g])
         check_complete(adata, fit, adata.var_names.get_indexer(fit.genes))
         where = fit.params.layer if isinstance(layer, Unset) else layer
-        counts = read_counts(adata, where, np.ones(len(position), dtype=bool), position).inside
+        counts = read_counts(adata, where, np.ones(len(position), dtype=bool), position, in_memory=True).inside
         shown = decoding_covariates(adata, fit)
         covariates = fit.model.conditioner.hide(shown) if keep else shown
         library_n = stored_library(adata, cells.keys)

@@ -347,3 +347,17 @@ def test_agrees_with_scanpy_on_real_counts(batch_key: str | None) -> None:
     vx.pp.highly_variable_genes(adata, n_top_genes=300, batch_key=batch_key, min_cells=1)
     np.testing.assert_array_equal(adata.var["highly_variable"], expected["highly_variable"])
     np.testing.assert_allclose(adata.var["residual_variances"], expected["residual_variances"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix])
+@pytest.mark.parametrize("min_cells", [1, 3, 20])
+def test_dask_arrays_give_the_same_numbers(kind, min_cells) -> None:
+    da = pytest.importorskip("dask.array")
+    adata = data()
+    other = adata.copy()
+    other.X = da.from_array(adata.X.toarray(), chunks=(23, 11)).map_blocks(kind)
+    for each in (adata, other):
+        vx.pp.highly_variable_genes(each, n_top_genes=30, batch_key="batch", min_cells=min_cells)
+    exact = ["means", "variances", "highly_variable", "highly_variable_rank", "highly_variable_nbatches"]
+    pd.testing.assert_frame_equal(adata.var[exact], other.var[exact])
+    np.testing.assert_allclose(adata.var["residual_variances"], other.var["residual_variances"], rtol=1e-10)

@@ -8,6 +8,7 @@ from anndata import AnnData
 from scipy import sparse
 
 import vxpress as vx
+from vxpress.bridge.read.blockwise import over_blocks
 
 KINDS = {
     "dense": np.asarray,
@@ -178,3 +179,40 @@ def test_results_are_the_same_after_a_file_round_trip(writer: str, tmp_path) -> 
     for name in ("batches", "log_mean", "log_var"):
         np.testing.assert_array_equal(back.uns["library_size"][name], adata.uns["library_size"][name])
     np.testing.assert_array_equal(back.obs["library_size"], adata.obs["library_size"])
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dense", "genes in chunks"])
+def test_dask_arrays(kind: str) -> None:
+    da = pytest.importorskip("dask.array")
+    x = counts()
+    array = da.from_array(x, chunks=(7, 3 if kind == "genes in chunks" else x.shape[1]))
+    if kind != "dense":
+        array = array.map_blocks(sparse.csr_matrix)
+    adata = AnnData(array)
+    vx.pp.library_size(adata)
+    np.testing.assert_array_equal(adata.obs["library_size"], x.sum(axis=1))
+
+
+def test_every_chunk_of_a_dask_array_is_computed_once() -> None:
+    da = pytest.importorskip("dask.array")
+    x, computed = counts(), []
+
+    def read(block: np.ndarray) -> np.ndarray:
+        computed.append(len(block))
+        return block
+
+    adata = AnnData(da.from_array(x, chunks=(7, -1)).map_blocks(read, dtype=x.dtype, meta=x[:0]))
+    vx.pp.library_size(adata)
+    assert sum(computed) == len(x)
+    assert max(computed) == 7
+
+
+def test_bad_dask_arrays_name_the_cure() -> None:
+    da = pytest.importorskip("dask.array")
+    x = counts()
+    adata = AnnData(da.from_array(x / 3, chunks=(7, -1)), layers={"raw": da.from_array(x, chunks=(7, -1))})
+    with pytest.raises(ValueError, match=r"not whole numbers .*adata.layers\['raw'\] holds whole numbers: pass layer='raw'"):
+        vx.pp.library_size(adata)
+    unknown = da.from_array(x, chunks=(7, -1))[da.from_array(np.ones(len(x), bool), chunks=7)]
+    with pytest.raises(ValueError, match="compute_chunk_sizes"):
+        list(over_blocks(unknown, np.sum, what="x"))

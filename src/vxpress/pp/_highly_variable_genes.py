@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+from functools import partial
 from importlib.util import find_spec
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -19,7 +20,7 @@ from vxpress._progress import progress_bar
 from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.read.adata import check_adata
-from vxpress.bridge.read.matrix import check_counts, get_matrix, matrix_name, row_blocks
+from vxpress.bridge.read.matrix import check_counts, get_matrix, matrix_name, naming_other_counts, row_blocks
 from vxpress.pp._residuals import residual_moments
 from vxpress.pp._shared import batch_codes
 
@@ -70,8 +71,9 @@ def highly_variable_genes(
     above to the third largest residual of the gene, or to 0 if fewer are positive (``min_cells``). With ``batch_key``,
     residuals, their variance and :math:`n` are those of each batch, and the third largest residual is that of all
     batches together. Genes are then ranked by the number of batches in which they are among the top genes, and by their
-    median rank in these batches. This needs no loess fit. Raw counts are read in blocks of rows, from memory or from a
-    backed file.
+    median rank in these batches. This needs no loess fit. Raw counts are read twice, in blocks of rows, from
+    memory or from disk, and with dask by its workers; the second time because the mean of a residual depends on the sum
+    of its gene. Memory does not grow with the matrix.
 
     Parameters
     ----------
@@ -169,14 +171,14 @@ def highly_variable_genes(
 
     start = logg.info("selecting highly variable genes")
     if flavor == "nb":
-        with progress_bar("highly_variable_genes", progress):
+        with progress_bar("highly_variable_genes", progress), naming_other_counts(adata):
             moments = residual_moments(
                 get_matrix(adata, layer),
                 codes,
                 len(batches),
                 theta=theta,
                 min_cells=min_cells,
-                check=lambda block: check_counts(block, matrix_name(layer), adata),
+                check=partial(check_counts, where=matrix_name(layer)),
             )
         if not moments.eligible_bg.any():
             msg = "No batch has two cells with counts, so no gene varies, and the first genes are selected. Leave batch_key= out."

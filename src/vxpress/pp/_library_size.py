@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 from scanpy import logging as logg
+from scipy import sparse
 
 from vxpress._entry import entry
 from vxpress._keys import LIBRARY_SIZE, check_name
@@ -18,7 +20,8 @@ from vxpress._progress import progress_bar
 from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.read.adata import check_adata
-from vxpress.bridge.read.matrix import count_blocks, matrix_name
+from vxpress.bridge.read.blockwise import over_blocks
+from vxpress.bridge.read.matrix import check_counts, get_matrix, matrix_name, naming_other_counts
 from vxpress.pp._shared import batch_codes
 
 
@@ -39,7 +42,7 @@ def library_size(
 
     Call it on the full matrix, before genes are selected: :func:`vxpress.tl.fit_vae` then uses the library size of the
     whole cell even if it models a subset of the genes.
-    Matrices may be dense or sparse, in memory or backed; they are read in blocks of rows.
+    Matrices may be dense or sparse, in memory or on disk; they are read once, in blocks of rows, and with dask by its workers.
 
     Parameters
     ----------
@@ -153,10 +156,15 @@ def _is_record(stored: Mapping[str, Any]) -> bool:
 
 def _molecules(adata: AnnData, layer: str | None) -> NDArray[np.float64]:
     """Compute row sums in double precision, and check that the matrix contains counts."""
-    sums = []
-    for _, block in count_blocks(adata, layer):
-        sums.append(block @ np.ones(block.shape[1]))
-    return np.concatenate(sums)
+    of_block = partial(_row_sums, where=matrix_name(layer))
+    with naming_other_counts(adata):
+        blocks = over_blocks(get_matrix(adata, layer), of_block, what="reading counts")
+        return np.concatenate([sums for _, sums in blocks])
+
+
+def _row_sums(block: sparse.csr_matrix, where: str) -> NDArray[np.float64]:
+    check_counts(block, where)
+    return np.asarray(block @ np.ones(block.shape[1]))
 
 
 def _log_normal(

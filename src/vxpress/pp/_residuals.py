@@ -7,16 +7,16 @@ The largest residuals of each gene are kept too, so that a few cells alone do no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from vxpress._progress import parts
-from vxpress.bridge.read.matrix import row_blocks
+from vxpress.bridge.read.blockwise import over_blocks
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
@@ -48,7 +48,6 @@ class Moments:
 class _Null:
     """The null model of the residuals: ``mu = library x share``, ``var = mu + mu^2 / theta``, and clipping limits."""
 
-    library_n: Floats
     share_bg: Floats
     clip_b: Floats
     theta: float
@@ -61,19 +60,27 @@ def residual_moments(
 
     Residuals of a gene are also clipped from above to the ``min_cells``-th largest over all batches, or to 0 if that is
     negative, so that cells of a rare type count together even if they are in different batches.
+
+    The first pass sums counts, which is exact. The second one sums residuals; its rounding errors, of about 1e-12 of the
+    variance, depend on the blocks.
     """
     library_n, sums_bg, squares_g = _sums(matrix, codes_n, n_batches, check)
     n_b = np.bincount(codes_n, minlength=n_batches)
     share_bg = sums_bg / np.maximum(sums_bg.sum(axis=1, keepdims=True), 1.0)
-    null = _Null(library_n, share_bg, np.sqrt(n_b), theta)
+    null = _Null(share_bg, np.sqrt(n_b), theta)
 
-    first_bg, second_bg = _sums_if_all_zero(null, codes_n)
-    largest = _Largest(max(1, min(min_cells, int(MAX_SHARE * codes_n.size))), share_bg.shape[1])
-    for block in _nonzeros(matrix, codes_n):
-        residual, of_zero = _residuals(null, block, codes_n)
-        first_bg[block.present] += block.sum_by_gene(residual - of_zero)
-        second_bg[block.present] += block.sum_by_gene(residual**2 - of_zero**2)
-        largest.see(block, residual, codes_n)
+    first_bg, second_bg = _sums_if_all_zero(null, library_n, codes_n)
+    n_genes = share_bg.shape[1]
+    largest = _Largest(max(1, min(min_cells, int(MAX_SHARE * codes_n.size))), n_genes)
+    # grows while blocks are merged, so that later ones sort less
+    floor_g = largest.values_kg[-1]
+    of_block = partial(_corrections, null=null, n_kept=len(largest.values_kg), floor_g=floor_g)
+    for _, found in over_blocks(
+        matrix, of_block, (codes_n, library_n), n_rows=_read_rows(n_genes), what="computing residuals"
+    ):
+        first_bg[found.present] += found.first_pg
+        second_bg[found.present] += found.second_pg
+        largest.merge(found.largest)
     first, second = largest.excess(n_batches)
     first_bg, second_bg = first_bg - first, second_bg - second
     variances_bg = second_bg / n_b[:, None] - (first_bg / n_b[:, None]) ** 2
@@ -88,17 +95,19 @@ def residual_moments(
     )
 
 
-@dataclass(frozen=True)
+def _read_rows(n_genes: int) -> int:
+    return max(1, READ_ENTRIES // n_genes)
+
+
 class _Nonzeros:
     """The non-zeros of a block of rows: cell, gene and count of each, and the batches that occur."""
 
-    rows: slice
-    cell: Codes
-    gene: NDArray[np.integer]
-    x: Floats
-    present: Codes
-    bin: Codes
-    n_genes: int
+    def __init__(self, block: sparse.csr_matrix, codes_n: Codes) -> None:
+        self.n_rows, self.n_genes = block.shape
+        self.cell = np.repeat(np.arange(self.n_rows), np.diff(block.indptr))
+        self.x, self.gene = block.data.astype(np.float64), block.indices
+        self.present, local = np.unique(codes_n, return_inverse=True)
+        self.bin = local[self.cell] * self.n_genes + self.gene
 
     def sum_by_gene(self, weights: Floats) -> Floats:
         """Sum weights over the cells of each batch that occurs, ``len(present)`` x ``n_genes``."""
@@ -107,19 +116,23 @@ class _Nonzeros:
         return np.asarray(sums, dtype=np.float64).reshape(shape)
 
 
-def _nonzeros(matrix: Any, codes_n: Codes, check: Check | None = None) -> Iterator[_Nonzeros]:
-    """Read the matrix in blocks; ``check`` may raise an error for a block."""
-    n_genes = matrix.shape[1]
-    what = "computing residuals" if check is None else "reading counts"
-    blocks = row_blocks(matrix, max(1, READ_ENTRIES // n_genes))
-    for (rows, block), progress in parts(blocks, what, codes_n.size):
-        progress.done = rows.start
-        if check is not None:
-            check(block)
-        cell = np.repeat(np.arange(rows.start, rows.stop), np.diff(block.indptr))
-        x, gene = block.data.astype(np.float64), block.indices
-        present, local = np.unique(codes_n[rows], return_inverse=True)
-        yield _Nonzeros(rows, cell, gene, x, present, local[cell - rows.start] * n_genes + gene, n_genes)
+@dataclass(frozen=True)
+class _BlockSums:
+    """Sums of the counts of a block: by cell, by gene in each batch that occurs, and of squares by gene."""
+
+    library_n: Floats
+    present: Codes
+    sums_pg: Floats
+    squares_g: Floats
+
+
+def _block_sums(block: sparse.csr_matrix, codes_n: Codes, *, check: Check) -> _BlockSums:
+    check(block)
+    found = _Nonzeros(block, codes_n)
+    library_n = np.bincount(found.cell, weights=found.x, minlength=found.n_rows)
+    return _BlockSums(
+        library_n, found.present, found.sum_by_gene(found.x), found.sum_by_gene(found.x**2).sum(axis=0)
+    )
 
 
 def _sums(matrix: Any, codes_n: Codes, n_batches: int, check: Check) -> tuple[Floats, Floats, Floats]:
@@ -128,15 +141,15 @@ def _sums(matrix: Any, codes_n: Codes, n_batches: int, check: Check) -> tuple[Fl
     library_n = np.zeros(codes_n.size)
     sums_bg = np.zeros((n_batches, n_genes))
     squares_g = np.zeros(n_genes)
-    for block in _nonzeros(matrix, codes_n, check):
-        n_rows = block.rows.stop - block.rows.start
-        library_n[block.rows] = np.bincount(block.cell - block.rows.start, weights=block.x, minlength=n_rows)
-        sums_bg[block.present] += block.sum_by_gene(block.x)
-        squares_g += block.sum_by_gene(block.x**2).sum(axis=0)
+    of_block = partial(_block_sums, check=check)
+    for rows, found in over_blocks(matrix, of_block, (codes_n,), n_rows=_read_rows(n_genes), what="reading counts"):
+        library_n[rows] = found.library_n
+        sums_bg[found.present] += found.sums_pg
+        squares_g += found.squares_g
     return library_n, sums_bg, squares_g
 
 
-def _sums_if_all_zero(null: _Null, codes_n: Codes) -> tuple[Floats, Floats]:
+def _sums_if_all_zero(null: _Null, library_n: Floats, codes_n: Codes) -> tuple[Floats, Floats]:
     """Sum the residuals and their squares over cells, as if every count were zero.
 
     The squared residual of a zero is ``mu^2 / (mu + mu^2/theta) = 1 / (1/mu + 1/theta)``; empty cells are left out.
@@ -145,7 +158,7 @@ def _sums_if_all_zero(null: _Null, codes_n: Codes) -> tuple[Floats, Floats]:
     order = np.argsort(codes_n, kind="stable")
     bounds = np.searchsorted(codes_n[order], np.arange(1, len(null.clip_b)))
     for b, cells in enumerate(np.split(order, bounds)):
-        sizes = null.library_n[cells]
+        sizes = library_n[cells]
         size, weight = np.unique(sizes[sizes > 0], return_counts=True)
         genes = np.flatnonzero(null.share_bg[b])
         step = max(1, ZERO_ENTRIES // max(1, genes.size))
@@ -160,13 +173,32 @@ def _sums_if_all_zero(null: _Null, codes_n: Codes) -> tuple[Floats, Floats]:
     return first_bg, second_bg
 
 
-def _residuals(null: _Null, block: _Nonzeros, codes_n: Codes) -> tuple[Floats, Floats]:
-    """Compute the residuals of the non-zeros of a block, and the residuals with which they were counted as zeros."""
-    batch = codes_n[block.cell]
+@dataclass(frozen=True)
+class _Corrections:
+    """Differences between the residuals of the non-zeros of a block and those with which they were counted as zeros."""
+
+    present: Codes
+    first_pg: Floats
+    second_pg: Floats
+    largest: _Largest
+
+
+def _corrections(
+    block: sparse.csr_matrix, codes_n: Codes, library_n: Floats, *, null: _Null, n_kept: int, floor_g: Floats
+) -> _Corrections:
+    found = _Nonzeros(block, codes_n)
+    batch = codes_n[found.cell]
     clip = null.clip_b[batch]
-    mu = null.library_n[block.cell] * null.share_bg[batch, block.gene]
+    mu = library_n[found.cell] * null.share_bg[batch, found.gene]
     sd = np.sqrt(mu + mu**2 / null.theta)
-    return np.clip((block.x - mu) / sd, -clip, clip), np.maximum(-mu / sd, -clip)
+    residual, of_zero = np.clip((found.x - mu) / sd, -clip, clip), np.maximum(-mu / sd, -clip)
+    largest = _Largest.of(n_kept, floor_g, found.gene, residual, batch)
+    return _Corrections(
+        found.present,
+        found.sum_by_gene(residual - of_zero),
+        found.sum_by_gene(residual**2 - of_zero**2),
+        largest,
+    )
 
 
 class _Largest:
@@ -176,27 +208,33 @@ class _Largest:
         self.values_kg = np.zeros((n_kept, n_genes))
         self.batch_kg = np.zeros((n_kept, n_genes), dtype=np.intp)
 
-    def see(self, block: _Nonzeros, residual: Floats, codes_n: Codes) -> None:
-        """Update the largest residuals with those of a block."""
-        depth = len(self.values_kg)
-        if depth == 1:
-            return
-        new = np.flatnonzero(residual > self.values_kg[-1, block.gene])
-        order = new[np.lexsort((-residual[new], block.gene[new]))]
-        genes, start = np.unique(block.gene[order], return_index=True)
+    @classmethod
+    def of(cls, n_kept: int, floor_g: Floats, gene: NDArray[np.integer], residual: Floats, batch: Codes) -> _Largest:
+        """Return the largest of these residuals that are above ``floor_g``."""
+        found = cls(n_kept, floor_g.size)
+        if n_kept == 1:
+            return found
+        new = np.flatnonzero(residual > floor_g[gene])
+        order = new[np.lexsort((-residual[new], gene[new]))]
+        start = np.flatnonzero(np.diff(gene[order], prepend=-1))
         # rank of each residual within its gene
         rank = np.arange(order.size) - np.repeat(start, np.diff(start, append=order.size))
-        order, rank = order[rank < depth], rank[rank < depth]
-        column = np.searchsorted(genes, block.gene[order])
-        values, batch = (np.concatenate([kept[:, genes], np.zeros_like(kept[:, genes])]) for kept in self._kept())
-        values[depth + rank, column] = residual[order]
-        batch[depth + rank, column] = codes_n[block.cell[order]]
-        best = np.argsort(-values, axis=0, kind="stable")[:depth]
-        for kept, candidates in zip(self._kept(), (values, batch), strict=True):
-            kept[:, genes] = np.take_along_axis(candidates, best, axis=0)
+        order, rank = order[rank < n_kept], rank[rank < n_kept]
+        found.values_kg[rank, gene[order]] = residual[order]
+        found.batch_kg[rank, gene[order]] = batch[order]
+        return found
 
-    def _kept(self) -> tuple[Floats, Codes]:
-        return self.values_kg, self.batch_kg
+    def merge(self, other: _Largest) -> None:
+        """Take the largest residuals of both, in place."""
+        depth = len(self.values_kg)
+        genes = np.flatnonzero(other.values_kg[0])
+        if depth == 1 or not genes.size:
+            return
+        values = np.vstack([self.values_kg[:, genes], other.values_kg[:, genes]])
+        batch = np.vstack([self.batch_kg[:, genes], other.batch_kg[:, genes]])
+        best = np.argsort(-values, axis=0, kind="stable")[:depth]
+        self.values_kg[:, genes] = np.take_along_axis(values, best, axis=0)
+        self.batch_kg[:, genes] = np.take_along_axis(batch, best, axis=0)
 
     def excess(self, n_batches: int) -> tuple[Floats, Floats]:
         """Compute the excess of sums of residuals and of their squares in each batch over those clipped to the last."""

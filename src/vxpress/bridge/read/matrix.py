@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,6 +20,10 @@ NEARLY = 1e-3
 # number of rows checked to find another matrix with counts
 LOOKED_AT = 200
 BLOCK_ENTRIES = 32_000_000
+
+class NoCountsError(ValueError):
+    """A matrix holds values that are no counts; another one may hold them."""
+
 
 Block: TypeAlias = tuple[slice, sparse.csr_matrix]
 
@@ -94,6 +99,16 @@ def canonical(block: Any) -> sparse.csr_matrix:
     return without_stored_zeros(fresh)
 
 
+@contextmanager
+def naming_other_counts(adata: AnnData) -> Iterator[None]:
+    """Add to an error of :func:`check_counts` that was raised elsewhere where in ``adata`` counts can be found."""
+    try:
+        yield
+    except NoCountsError as error:
+        msg = f"{error}{_elsewhere(adata)}"
+        raise NoCountsError(msg) from None
+
+
 def check_counts(block: sparse.csr_matrix, where: str, adata: AnnData | None = None) -> None:
     """Raise ``ValueError`` unless every entry is a whole number from 0 to 2^24.
 
@@ -106,7 +121,7 @@ def check_counts(block: sparse.csr_matrix, where: str, adata: AnnData | None = N
     if floats and not np.isfinite(data).all():
         n_bad = int((~np.isfinite(data)).sum())
         msg = f"{where} holds {n_bad} value(s) that are NaN or infinite; counts are expected. Remove these cells or genes, or pass layer= to name the layer with raw counts.{_elsewhere(adata)}"
-        raise ValueError(msg)
+        raise NoCountsError(msg)
     off = np.abs(data - np.rint(data)) if floats else np.zeros(1)
     low, high = data.min(), data.max()
     if off.any() and (off <= NEARLY + NEARLY**2 * np.abs(data)).all():
@@ -117,11 +132,11 @@ def check_counts(block: sparse.csr_matrix, where: str, adata: AnnData | None = N
         raise ValueError(msg)
     if low < 0:
         msg = f"{where} holds negative values (smallest: {low:g}); counts are expected. It looks scaled or centred: pass layer= to name the layer with raw counts.{_elsewhere(adata)}"
-        raise ValueError(msg)
+        raise NoCountsError(msg)
     if off.any():
         example = data[np.argmax(off > 0)]
         msg = f"{where} holds {int((off > 0).sum())} value(s) that are not whole numbers (for example {example!s}); raw counts are expected, but these look normalised or log-transformed. Pass layer= to name the layer with raw counts, for example layer='counts', or read the file again if no copy of the counts was kept. Counts corrected for ambient RNA (SoupX, DecontX) must be rounded first: {where} = np.rint({where}).{_elsewhere(adata)}"
-        raise ValueError(msg)
+        raise NoCountsError(msg)
     if high > MAX_COUNT:
         msg = f"{where} holds a count of {high:g}, above 2^24 = {MAX_COUNT}, where single precision no longer distinguishes consecutive whole numbers. Check the matrix, or drop the gene with adata[:, adata.var_names != ...]."
         raise ValueError(msg)

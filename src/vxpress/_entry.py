@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numpy as np
 import torch
 
+from vxpress._lazy import read_annotations
 from vxpress._similar import similar
 from vxpress._waiting import let_idle_threads_sleep
 from vxpress.core.forked import use_one_thread_if_forked
@@ -135,7 +136,10 @@ def _check_keywords(function: Callable[..., Any], kwargs: Mapping[str, object]) 
 
 
 def entry(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a public function with the settings of the package, after a check of the names of its arguments."""
+    """Run a public function with the settings of the package, after a check of the names of its arguments.
+
+    The annotations of a lazy AnnData are read into memory before.
+    """
 
     @functools.wraps(function)
     def with_own_settings(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -143,6 +147,7 @@ def entry(function: Callable[P, R]) -> Callable[P, R]:
         settings = _Settings()
         try:
             settings.take()
+            read_annotations((*args, *kwargs.values()))
             return function(*args, **kwargs)
         finally:
             try:

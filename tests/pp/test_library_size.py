@@ -211,7 +211,9 @@ def test_bad_dask_arrays_name_the_cure() -> None:
     da = pytest.importorskip("dask.array")
     x = counts()
     adata = AnnData(da.from_array(x / 3, chunks=(7, -1)), layers={"raw": da.from_array(x, chunks=(7, -1))})
-    with pytest.raises(ValueError, match=r"not whole numbers .*adata.layers\['raw'\] holds whole numbers: pass layer='raw'"):
+    with pytest.raises(
+        ValueError, match=r"not whole numbers .*adata.layers\['raw'\] holds whole numbers: pass layer='raw'"
+    ):
         vx.pp.library_size(adata)
     unknown = da.from_array(x, chunks=(7, -1))[da.from_array(np.ones(len(x), bool), chunks=7)]
     with pytest.raises(ValueError, match="compute_chunk_sizes"):

@@ -20,7 +20,9 @@ from vxpress._progress import progress_bar
 from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.read.adata import check_adata
+from vxpress.bridge.read.blockwise import is_dask
 from vxpress.bridge.read.matrix import check_counts, get_matrix, matrix_name, naming_other_counts, row_blocks
+from vxpress.bridge.read.opened import on_disk
 from vxpress.pp._residuals import residual_moments
 from vxpress.pp._shared import batch_codes
 
@@ -163,7 +165,7 @@ def highly_variable_genes(
         raise ValueError(msg)
     min_cells = MIN_CELLS if min_cells is None else _whole("min_cells", min_cells)
     codes, batches = batch_codes(adata, batch_key)
-    _check_supported(adata, flavor, subset=subset)
+    _check_supported(get_matrix(adata, layer), flavor, subset=subset)
     if n_top > adata.n_vars:
         msg = f"n_top_genes={n_top} is more than the {adata.n_vars} genes of adata, so all of them are selected."
         warnings.warn(msg, UserWarning, stacklevel=3)
@@ -246,7 +248,7 @@ def _whole(name: str, value: int) -> int:
     return whole
 
 
-def _check_supported(adata: AnnData, flavor: Flavor, *, subset: bool) -> None:
+def _check_supported(matrix: Any, flavor: Flavor, *, subset: bool) -> None:
     """Raise if this flavour cannot run, before anything is computed."""
     if flavor.startswith("seurat_v3") and find_spec("skmisc") is None:
         msg = (
@@ -254,9 +256,10 @@ def _check_supported(adata: AnnData, flavor: Flavor, *, subset: bool) -> None:
             "flavor='nb' selects genes from raw counts without it."
         )
         raise ImportError(msg)
-    if adata.isbacked and (subset or flavor != "nb"):
+    # scanpy and anndata compute with dask arrays
+    if on_disk(matrix) and not is_dask(matrix) and (subset or flavor != "nb"):
         what = "subset=True" if subset else f"flavor={flavor!r}"
-        msg = f"{what} needs the matrix in memory, but adata is backed. Pass adata.to_memory()"
+        msg = f"{what} needs the matrix in memory, but it is on disk. Pass adata.to_memory()"
         raise ValueError(msg + ("." if subset else ", or flavor='nb', which reads the file in blocks."))
 
 

@@ -130,9 +130,7 @@ def _block_sums(block: sparse.csr_matrix, codes_n: Codes, *, check: Check) -> _B
     check(block)
     found = _Nonzeros(block, codes_n)
     library_n = np.bincount(found.cell, weights=found.x, minlength=found.n_rows)
-    return _BlockSums(
-        library_n, found.present, found.sum_by_gene(found.x), found.sum_by_gene(found.x**2).sum(axis=0)
-    )
+    return _BlockSums(library_n, found.present, found.sum_by_gene(found.x), found.sum_by_gene(found.x**2).sum(axis=0))
 
 
 def _sums(matrix: Any, codes_n: Codes, n_batches: int, check: Check) -> tuple[Floats, Floats, Floats]:

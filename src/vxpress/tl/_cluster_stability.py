@@ -11,6 +11,7 @@ from vxpress._entry import entry
 from vxpress._keys import check_name
 from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
 from vxpress.bridge.read.adata import check_adata
+from vxpress.bridge.read.blockwise import is_dask
 from vxpress.bridge.read.columns import get_names
 
 
@@ -112,4 +113,6 @@ def _edge_frequency(adata: AnnData, neighbors_key: str | None) -> sparse.csr_mat
         named = "" if neighbors_key is None else f", key_added={neighbors_key!r}"
         msg = f"adata.obsp has no {name!r}. Write it with vx.pp.neighbors(adata, n_draws=20{named})."
         raise KeyError(msg)
-    return sparse.csr_matrix(adata.obsp[name])
+    found = adata.obsp[name]
+    # of a lazy AnnData
+    return sparse.csr_matrix(found.compute() if is_dask(found) else found)

@@ -7,6 +7,9 @@ from typing import Any
 
 from anndata import AnnData
 
+from vxpress.bridge.read.blockwise import is_dask
+from vxpress.bridge.read.opened import on_disk
+
 
 def check_anndata(adata: object) -> None:
     """Raise ``TypeError`` unless this is an AnnData; the message says how to get one from what it is."""
@@ -31,6 +34,18 @@ def check_adata(adata: Any, *, copy: bool) -> None:
         what = "copy=True cannot copy a backed AnnData" if copy else "A view of a backed AnnData cannot hold results"
         msg = f"{what}. Load it first, adata = adata.to_memory(), or pass the backed AnnData itself."
         raise ValueError(msg)
+    stored = [] if adata.is_view or not copy else _on_disk(adata)
+    if stored:
+        msg = f"copy=True cannot copy {stored[0]}, which is on disk. Load everything first, adata = adata.to_memory(), or leave copy= out."
+        raise ValueError(msg)
+
+
+def _on_disk(adata: AnnData) -> list[str]:
+    """Return the matrices that anndata cannot copy: all on disk except dask arrays, of which a copy is as lazy."""
+    found = {"adata.X": adata.X} if adata.X is not None else {}
+    for slot in ("layers", "obsm", "obsp"):
+        found |= {f"adata.{slot}[{name!r}]": value for name, value in getattr(adata, slot).items() if name is not None}
+    return [name for name, value in found.items() if on_disk(value) and not is_dask(value)]
 
 
 def check_gene_names(adata: AnnData) -> None:

@@ -48,14 +48,14 @@ def chunk_edges(matrix: Any) -> np.ndarray:
     """Return the rows at which the chunks of a dask array begin, and their end; raises ``ValueError`` if they are unknown."""
     sizes = matrix.chunks[0]
     if any(math.isnan(size) for size in sizes):
-        msg = "The sizes of the chunks of this dask array are unknown. Compute them first: adata.X.compute_chunk_sizes()."
+        msg = (
+            "The sizes of the chunks of this dask array are unknown. Compute them first: adata.X.compute_chunk_sizes()."
+        )
         raise ValueError(msg)
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-def _over_chunks(
-    matrix: Any, function: Callable[..., R], per_row: Sequence[np.ndarray]
-) -> Iterator[tuple[slice, R]]:
+def _over_chunks(matrix: Any, function: Callable[..., R], per_row: Sequence[np.ndarray]) -> Iterator[tuple[slice, R]]:
     import dask
 
     apply = dask.delayed(_on_chunk, pure=False)

@@ -21,6 +21,7 @@ NEARLY = 1e-3
 LOOKED_AT = 200
 BLOCK_ENTRIES = 32_000_000
 
+
 class NoCountsError(ValueError):
     """A matrix holds values that are no counts; another one may hold them."""
 
@@ -34,12 +35,24 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
         if adata.X is None:
             msg = f"adata.X is empty. Pass layer= to name the layer that holds the counts.{_elsewhere(adata)}"
             raise ValueError(msg)
-        return adata.X
+        return _readable(adata.X, layer)
     names = [name for name in adata.layers if name is not None]
     if layer not in names:
         msg = f"layer={layer!r} is not in adata.layers (found: {names or 'none'}). Pass layer=None to read adata.X.{_elsewhere(adata)}"
         raise KeyError(msg)
-    return adata.layers[layer]
+    return _readable(adata.layers[layer], layer)
+
+
+def _readable(matrix: Any, layer: str | None) -> Any:
+    """Return the matrix; raises ``ValueError`` if its HDF5 file was closed."""
+    stored = getattr(matrix, "group", matrix)
+    if type(stored).__module__.startswith("h5py.") and not stored:
+        msg = (
+            f"The HDF5 file that {matrix_name(layer)} is read from was closed. It has to stay open as long as the AnnData is used; open it "
+            "again: adata = vx.io.open_store(path)."
+        )
+        raise ValueError(msg)
+    return matrix
 
 
 def matrix_name(layer: str | None) -> str:

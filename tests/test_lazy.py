@@ -114,7 +114,7 @@ def test_calls_give_the_results_of_cells_in_memory(lazy, cells):
         vx.tl.encode(adata, key_added="again")
     np.testing.assert_array_equal(lazy.obs["library_size"], expected.obs["library_size"])
     np.testing.assert_allclose(lazy.obsm["again"], expected.obsm["again"], rtol=1e-5, atol=1e-6)
-    few = [vx.tl.denoise(adata, genes=["gene_0", "gene_7"]) for adata in (lazy, expected)]
+    few: Any = [vx.tl.denoise(adata, genes=["gene_0", "gene_7"]) for adata in (lazy, expected)]
     np.testing.assert_allclose(few[0].X, few[1].X, rtol=1e-5)
 
 

@@ -129,7 +129,7 @@ class _BlockSums:
 def _block_sums(block: sparse.csr_matrix, codes_n: Codes, *, check: Check) -> _BlockSums:
     check(block)
     found = _Nonzeros(block, codes_n)
-    library_n = np.bincount(found.cell, weights=found.x, minlength=found.n_rows)
+    library_n: Floats = np.asarray(np.bincount(found.cell, weights=found.x, minlength=found.n_rows), dtype=np.float64)
     return _BlockSums(library_n, found.present, found.sum_by_gene(found.x), found.sum_by_gene(found.x**2).sum(axis=0))
 
 

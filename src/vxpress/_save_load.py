@@ -22,7 +22,7 @@ from vxpress.bridge.read.adata import check_anndata
 
 
 @entry
-@takes_mudata
+@takes_mudata("cells")
 def save_model(
     adata: AnnData | MuData, path: str | Path, *, modality: str | None = None, key: str = DEFAULT_KEY
 ) -> None:

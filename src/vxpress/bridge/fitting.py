@@ -173,6 +173,9 @@ def _as_fit(params: Params, prepared: Prepared, fitted: Fitted, adata: AnnData, 
         {name: np.array(values) for name, values in fitted.outcome.history.items()},
         diagnosis,
         joint_record(fitted.model.prior, _judged(fitted.encoded, prepared)),
+        features={}
+        if prepared.further is None
+        else {name: part.features for name, part in prepared.further.parts.items()},
     )
 
 

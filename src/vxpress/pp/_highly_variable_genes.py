@@ -45,7 +45,7 @@ COLUMNS = (
 
 
 @entry
-@takes_mudata
+@takes_mudata()
 def highly_variable_genes(
     adata: AnnData | MuData,
     *,

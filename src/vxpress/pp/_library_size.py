@@ -26,7 +26,7 @@ from vxpress.pp._shared import batch_codes
 
 
 @entry
-@takes_mudata
+@takes_mudata()
 def library_size(
     adata: AnnData | MuData,
     *,

@@ -21,7 +21,7 @@ from vxpress.bridge.read.adata import check_adata
 
 
 @entry
-@takes_mudata
+@takes_mudata("cells")
 def neighbors(
     adata: AnnData | MuData,
     n_neighbors: int = 15,

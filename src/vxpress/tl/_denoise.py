@@ -33,7 +33,7 @@ from vxpress.bridge.read.covariates import Batches
 
 
 @entry
-@takes_mudata
+@takes_mudata("features")
 def denoise(
     adata: AnnData | MuData,
     model: Model = None,

@@ -27,7 +27,7 @@ from vxpress.bridge.read.prepare import as_tuple
 
 
 @entry
-@takes_mudata
+@takes_mudata("cells")
 def diagnose(
     adata: AnnData | MuData,
     model: Model = None,

@@ -31,7 +31,7 @@ FINE_TUNE_EPOCHS = 50
 
 
 @entry
-@takes_mudata
+@takes_mudata("cells")
 def encode(
     adata: AnnData | MuData,
     model: Model = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -32,12 +32,13 @@ from vxpress.bridge.read.prepare import check_single_process
 
 
 @entry
-@takes_mudata
+@takes_mudata("makes")
 def fit_vae(
     adata: AnnData | MuData,
     batch_key: str | None = None,
     *,
     modality: str | None = None,
+    modalities: Mapping[str, str] | Sequence[str] | None = None,
     layer: str | None = None,
     mask_var: str | np.ndarray | Unset | None = UNSET,
     categorical_covariate_keys: Sequence[str] = (),
@@ -95,7 +96,13 @@ def fit_vae(
         groups of cells, the column is left out of the model and changes nothing; see ``screen_covariates`` in
         :class:`FitOptions`. The same holds for ``categorical_covariate_keys``.
     modality
-        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
+        If ``adata`` is a MuData, a modality to fit alone, for example ``"rna"``. Results are written into it.
+    modalities
+        If ``adata`` is a MuData, the modalities to fit together, with a likelihood for each:
+        ``{"rna": "nb", "protein": "nb_mixture", "atac": "bernoulli"}``. For a list of names, and by default for all
+        modalities, the likelihood follows from the name: RNA ("rna", "gex") is ``"nb"``, protein ("prot", "protein",
+        "adt") ``"nb_mixture"``, and accessibility ("atac", "peaks") ``"bernoulli"``. Cells may lack modalities. One
+        latent space describes all; see the guide.
     layer
         Layer with the counts; ``None`` reads ``adata.X``.
     mask_var
@@ -309,7 +316,7 @@ def fit_vae(
     KeyError
         If a named column or layer does not exist.
     TypeError
-        If ``adata`` is not an AnnData.
+        If ``adata`` is neither an AnnData nor a MuData.
     OSError
         If ``checkpoint_dir`` cannot be written to (``FileExistsError``: holds checkpoints without ``resume``;
         ``FileNotFoundError``: holds none with ``resume=True``). Nothing has been read by then.

@@ -25,7 +25,7 @@ from vxpress.bridge.read.adata import check_anndata
 
 
 @entry
-@takes_mudata
+@takes_mudata()
 def generate(
     adata: AnnData | MuData,
     n_obs: int | None = None,

@@ -28,7 +28,7 @@ MIN_ESS = 5.0
 
 
 @entry
-@takes_mudata
+@takes_mudata("cells")
 def log_likelihood(
     adata: AnnData | MuData,
     model: Model = None,

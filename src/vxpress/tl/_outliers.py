@@ -22,7 +22,7 @@ from vxpress.bridge.read.adata import check_adata
 
 
 @entry
-@takes_mudata
+@takes_mudata()
 def outliers(
     adata: AnnData | MuData,
     model: Model = None,

@@ -30,7 +30,7 @@ DEFAULT_NAME = "rank_genes_groups"
 
 
 @entry
-@takes_mudata
+@takes_mudata("features")
 def rank_genes_groups(
     adata: AnnData | MuData,
     groupby: str | None = None,
@@ -244,7 +244,7 @@ def rank_genes_groups(
             relative_to if isinstance(relative_to, str) else np.array(question.relative_to, dtype=object)
         )
         params["shift"] = np.array(list(answer.shifts.values()))
-    results = Results(uns={name: {"params": params, **layout(answer.genes, answer.comparisons, n_genes)}})
+    results = Results(of_genes={name: {"params": params, **layout(answer.genes, answer.comparisons, n_genes)}})
     adata = own(adata, copy=copy)
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())

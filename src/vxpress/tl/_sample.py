@@ -33,7 +33,7 @@ from vxpress.bridge.read.adata import check_adata
 
 
 @entry
-@takes_mudata
+@takes_mudata()
 def sample(
     adata: AnnData | MuData,
     model: Model = None,

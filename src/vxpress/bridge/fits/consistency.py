@@ -9,6 +9,7 @@ import numpy as np
 
 from vxpress.bridge.fits.params import Params
 from vxpress.bridge.read.covariates import CovariateTable
+from vxpress.bridge.read.modalities import core_name
 from vxpress.core.training import HISTORY
 
 
@@ -62,6 +63,20 @@ def check_sizes(params: Params, covariates: CovariateTable, genes: np.ndarray, m
         raise ValueError(msg)
     if named != stored or config.has_batch != bool(batch) or config.latent_library != (params.library == "latent"):
         msg = f"its covariates are {stored}, but its settings name {named}, or its library does not match"
+        raise ValueError(msg)
+
+
+def check_features(params: Params, features: Mapping[str, np.ndarray]) -> None:
+    """Check the features of the modalities other than RNA against the settings."""
+    expected = {modality.name: modality.n_features for modality in params.model.modalities}
+    found = {name: len(names) for name, names in features.items()}
+    cores = [core_name(name) for name in params.modalities[1:]]
+    if found != expected or cores != list(expected):
+        msg = f"its modalities are {found} with the names {list(params.modalities)}, but its settings give {expected}"
+        raise ValueError(msg)
+    repeated = [name for name, names in features.items() if len(set(names)) < len(names)]
+    if repeated:
+        msg = f"features[{repeated[0]!r}] holds repeated names"
         raise ValueError(msg)
 
 

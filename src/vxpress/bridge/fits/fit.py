@@ -10,7 +10,7 @@ import numpy as np
 
 from vxpress.bridge.fits.annotator import LabelModel
 from vxpress.bridge.fits.codec import from_uns, to_uns
-from vxpress.bridge.fits.consistency import check_conditions, check_genes, check_history, check_sizes
+from vxpress.bridge.fits.consistency import check_conditions, check_features, check_genes, check_history, check_sizes
 from vxpress.bridge.fits.members import load_members, stored_members
 from vxpress.bridge.fits.own_classes import changed_class, missing_class
 from vxpress.bridge.fits.params import Params
@@ -23,7 +23,7 @@ from vxpress.core.registry import NotRegisteredError
 
 # parts of every fit, and of some; a file may lose an empty mapping
 PARTS = ("params", "history", "genes", "weights")
-FURTHER = ("format", NAME, "covariates", "diagnostics", "prior", "choice", "ensemble", "labels")
+FURTHER = ("format", NAME, "covariates", "diagnostics", "prior", "choice", "ensemble", "labels", "features")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class Fit:
     """How a setting such as ``likelihood="auto"`` was chosen from the data, if one was."""
     members: tuple[VAE, ...] = ()
     """Further models of the same cells from other seeds, which only encode; see :mod:`vxpress.bridge.fits.ensemble`."""
+
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    """The features of the modalities other than RNA, by their names in the model."""
 
     labels: LabelModel | None = None
     """The classifier of the labels that the fit was given, if any; see :func:`vxpress.tl.annotate`."""
@@ -77,6 +80,7 @@ class Fit:
             "choice": self.choice,
             "ensemble": stored_members(self.members),
             "labels": labels,
+            "features": {name: np.array(found, dtype=object) for name, found in self.features.items()},
         }
         return sealed(out | {name: dict(record) for name, record in records.items() if record})
 
@@ -124,6 +128,11 @@ class Fit:
         check_sizes(params, covariates, genes, modelled_g)
         check_conditions(params, prior)
         check_history(params, history)
+        features = {
+            str(name): np.array([str(one) for one in np.asarray(found).reshape(-1)], dtype=object)
+            for name, found in stored.get("features", {}).items()
+        }
+        check_features(params, features)
         members = load_members(stored.get("ensemble", {}), params.model)
         width = params.model.n_latent * (1 + len(members))
         return cls(
@@ -137,6 +146,7 @@ class Fit:
             prior,
             dict(stored.get("choice", {})),
             members,
+            features,
             LabelModel.from_uns(stored.get("labels", {}), width, params.model.n_genes),
         )
 

@@ -12,10 +12,12 @@ import torch
 from vxpress._names import name_of
 from vxpress._seeds import seed_of
 from vxpress.bridge.fits.checkpoints import Checkpointing
+from vxpress.bridge.read.modalities import core_name
 from vxpress.bridge.read.prepare import FitRequest, Prepared, as_tuple, resolve_device
 from vxpress.core.config import (
     Dispersion,
     LikelihoodName,
+    ModalityConfig,
     ModelConfig,
     ObjectiveName,
     Preset,
@@ -59,6 +61,8 @@ class CheckedArguments(FitRequest):
     seeds: tuple[int | None, int | None]
     settings: Settings
     choosing: bool
+    likelihoods: tuple[str, ...]
+    """Likelihoods of the modalities other than RNA."""
     n_latent: int | None
     max_epochs: int | None
     cure: bool
@@ -89,10 +93,24 @@ def check_arguments(given: Mapping[str, Any]) -> CheckedArguments:
         columns["control"] = name_of(given["control"])
     own = {"device": device, "rng": rng, "split_rng": split_rng, "settings": settings, "choosing": choosing}
     own["checkpointing"] = Checkpointing.of(given)
+    columns["modalities"], columns["likelihoods"] = _modalities(given)
     seeds = _number(given["rng"]), _number(given["split_rng"])
     checked = CheckedArguments(**{name: given[name] for name in names} | columns | own, seeds=seeds)
     _check_together(checked)
     return checked
+
+
+def _modalities(given: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the modalities of a joint fit, RNA first, and the likelihoods of those after it."""
+    modalities: Mapping[str, str] = given["modalities"] or {}
+    if modalities and given["library"] == "latent":
+        msg = "library='latent' infers the size factor from RNA, which cells of a joint fit may lack. Use library='observed'."
+        raise ValueError(msg)
+    cores = [core_name(name) for name in list(modalities)[1:]]
+    if len(set(cores)) < len(cores):
+        msg = f"The modalities {list(modalities)[1:]} differ only in characters that are not letters or digits. Rename one of them."
+        raise ValueError(msg)
+    return tuple(modalities), tuple(modalities.values())[1:]
 
 
 def _number(rng: object) -> int | None:
@@ -209,6 +227,18 @@ def model_config_of(checked: CheckedArguments, prepared: Prepared) -> ModelConfi
         left_out=prepared.left_out,
         n_perturbations=0 if table.perturbations is None else len(table.perturbations.names),
         dose_response=table.perturbations is not None and table.perturbations.differ,
+        modalities=_modality_configs(checked, prepared),
+    )
+
+
+def _modality_configs(checked: CheckedArguments, prepared: Prepared) -> tuple[ModalityConfig, ...]:
+    """Return the settings of the modalities other than RNA."""
+    if prepared.further is None:
+        return ()
+    parts = prepared.further.parts.items()
+    return tuple(
+        ModalityConfig(name, len(part.features), likelihood)
+        for (name, part), likelihood in zip(parts, checked.likelihoods, strict=True)
     )
 
 

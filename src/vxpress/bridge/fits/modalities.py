@@ -6,55 +6,160 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ParamSpec, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
+import numpy as np
 from anndata import AnnData
 
+from vxpress._keys import DEFAULT_KEY, LIBRARY_SIZE, Keys
 from vxpress._mudata import MuData, is_mudata
-from vxpress.bridge.fits.results import level_of_caller
-from vxpress.bridge.read.modalities import check_mudata, modality_of
+from vxpress.bridge.fits.find_fit import Model, find_fit
+from vxpress.bridge.fits.results import is_fit, level_of_caller
+from vxpress.bridge.read.joint import as_anndata
+from vxpress.bridge.read.modalities import check_mudata, modality_of, requested_modalities
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# what a function does with a joint fit: makes one, uses the cells with their RNA, uses any modality, or nothing
+Joint = Literal["makes", "cells", "features"]
 
-def takes_mudata(function: Callable[P, R]) -> Callable[P, R]:
+
+def takes_mudata(joint: Joint | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a function of an AnnData also take a MuData and the name of a modality; it has both arguments in its signature.
 
-    The function itself only ever receives an AnnData, and ``modality=None``.
+    The function itself only ever receives an AnnData, and ``modality=None``. With ``joint`` it also works on fits of several
+    modalities, for whose cells it receives an AnnData of :func:`as_anndata`.
     """
 
-    @functools.wraps(function)
-    def with_modalities(*args: P.args, **kwargs: P.kwargs) -> R:
-        data: object = args[0] if args else kwargs.get("adata")
-        if is_mudata(data):
-            arguments = inspect.signature(function).bind(*args, **kwargs).arguments
-            return cast("R", _call(function, data, arguments))
-        if isinstance(data, AnnData) and kwargs.get("modality") is not None:
-            msg = f"modality={kwargs['modality']!r} names a modality of a MuData, but an AnnData was given, which has none. Leave it out."
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def with_modalities(*args: P.args, **kwargs: P.kwargs) -> R:
+            data: object = args[0] if args else kwargs.get("adata")
+            if is_mudata(data):
+                arguments = inspect.signature(function).bind(*args, **kwargs).arguments
+                return cast("R", _Call.of(function, joint, data, arguments).run())
+            for name in ("modality", "modalities"):
+                if isinstance(data, AnnData) and kwargs.get(name) is not None:
+                    msg = f"{name}={kwargs[name]!r} names modalities of a MuData, but an AnnData was given, which has none. Leave it out."
+                    raise ValueError(msg)
+            return function(*args, **kwargs)
+
+        return with_modalities
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a function for a MuData; ``given`` are its arguments except the MuData, ``modality`` and ``copy``."""
+
+    function: Callable[..., Any]
+    joint: Joint | None
+    mdata: MuData
+    modality: str | None
+    copy: bool
+    given: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, function: Callable[..., Any], joint: Joint | None, mdata: MuData, arguments: Mapping[str, Any]
+    ) -> _Call:
+        """Check the MuData and the name of the modality."""
+        check_mudata(mdata)
+        given = {name: value for name, value in arguments.items() if name not in ("adata", "modality", "copy")}
+        modality = arguments.get("modality")
+        if modality is not None:
+            modality_of(mdata, modality)
+        return cls(function, joint, mdata, modality, bool(arguments.get("copy")), given)
+
+    def run(self) -> Any:
+        """Call the function for one modality, or for all of a joint fit."""
+        if self.joint == "makes" and self.modality is None:
+            return self._fit()
+        fit = self._joint_fit()
+        if fit is not None:
+            return self._use(*fit)
+        if self.modality is None:
+            example = next(iter(self.mdata.mod))
+            msg = f"Name the modality of the MuData to use: modality={example!r} (found: {list(self.mdata.mod)})."
             raise ValueError(msg)
-        return function(*args, **kwargs)
+        if self.given.get("modalities") is not None:
+            msg = f"modality={self.modality!r} fits one modality, and modalities= fits several together. Leave one of the two out."
+            raise ValueError(msg)
+        target = self._target()
+        found = _of_one(self.function, target, self.modality, self.given)
+        return target if self.copy else found
 
-    return with_modalities
+    def _target(self) -> MuData:
+        """Return the MuData to write to."""
+        writes = "copy" in inspect.signature(self.function).parameters
+        return own_mudata(self.mdata, copy=self.copy) if writes else self.mdata
 
+    def _fit(self) -> Any:
+        """Fit several modalities together."""
+        chosen = requested_modalities(self.mdata, self.given.get("modalities"))
+        first = next(iter(chosen))
+        given = self.given | {"modalities": chosen}
+        if given.get("likelihood") is None:
+            given["likelihood"] = chosen[first]
+        elif given["likelihood"] != chosen[first] and isinstance(self.given.get("modalities"), Mapping):
+            msg = f"likelihood={given['likelihood']!r} and modalities={{{first!r}: {chosen[first]!r}}} contradict each other. Leave likelihood= out."
+            raise ValueError(msg)
+        name = given.get("key_added")
+        if isinstance(name, str) and name in self.mdata.mod:
+            msg = f"key_added={name!r} is the name of a modality, whose mask is mdata.obsm[{name!r}]. Choose another."
+            raise ValueError(msg)
+        target = self._target()
+        found = self.function(
+            as_anndata(target, tuple(chosen), first, library=str(given.get("library", LIBRARY_SIZE))), **given
+        )
+        return target if self.copy else found
 
-def _call(function: Callable[..., Any], mdata: MuData, arguments: Mapping[str, Any]) -> Any:
-    """Call a function for a MuData."""
-    check_mudata(mdata)
-    given = {name: value for name, value in arguments.items() if name not in ("adata", "modality", "copy")}
-    modality = arguments.get("modality")
-    if modality is None:
-        example = next(iter(mdata.mod))
-        msg = f"Name the modality of the MuData to use: modality={example!r} (found: {list(mdata.mod)})."
-        raise ValueError(msg)
-    modality_of(mdata, modality)
-    target = own_mudata(mdata, copy=bool(arguments.get("copy"))) if _writes(function) else mdata
-    found = _of_one(function, target, modality, given)
-    return target if arguments.get("copy") else found
+    def _joint_fit(self) -> tuple[tuple[str, ...], np.ndarray, str] | None:
+        """Return the modalities of the joint fit that the call is about, the genes of its RNA and their size factor.
 
+        None if it is not joint.
+        """
+        if "key" not in inspect.signature(self.function).parameters:
+            return None
+        key, model = self.given.get("key", DEFAULT_KEY), self.given.get("model")
+        where: Any = self.mdata if model is None else model
+        if hasattr(where, "uns"):
+            stored = where.uns.get(Keys.of(key).uns)
+            if not is_fit(stored) or "features" not in stored:
+                return None
+            params, genes = stored["params"], stored["genes"]["names"]
+            names, library = params["modalities"], params["library"]
+        else:
+            fit = find_fit(cast("AnnData", self.mdata), cast("Model", model), key)
+            if not fit.features:
+                return None
+            names, genes, library = fit.params.modalities, fit.genes, fit.params.library
+        own = None if self.modality is None else modality_of(self.mdata, self.modality).uns.get(Keys.of(key).uns)
+        if model is None and is_fit(own):
+            msg = (
+                f"Both mdata.uns[{Keys.of(key).uns!r}] and mdata.mod[{self.modality!r}].uns[{Keys.of(key).uns!r}] hold a fit. Pass "
+                f"mdata.mod[{self.modality!r}] for the latter, or delete one of them."
+            )
+            raise ValueError(msg)
+        return tuple(str(name) for name in names), np.asarray(genes), str(library)
 
-def _writes(function: Callable[..., Any]) -> bool:
-    return "copy" in inspect.signature(function).parameters
+    def _use(self, names: tuple[str, ...], genes: np.ndarray, library: str) -> Any:
+        """Call the function for the cells of a joint fit."""
+        name = self.function.__name__
+        if self.joint is None:
+            msg = f"The fit is one of several modalities ({list(names)}), and {name} works on fits of one. Fit one: vx.tl.fit_vae(mdata, modality={names[0]!r})."
+            raise ValueError(msg)
+        shown = names[0] if self.modality is None else self.modality
+        if shown not in names or (self.joint == "cells" and shown != names[0]):
+            known = list(names) if self.joint == "features" else [names[0]]
+            msg = f"modality={shown!r} was given; for this fit of {list(names)}, {name} takes one of {known}."
+            raise ValueError(msg)
+        target = self._target()
+        found = self.function(as_anndata(target, names, shown, genes, library), **self.given)
+        return target if self.copy else found
 
 
 def own_mudata(mdata: MuData, *, copy: bool) -> MuData:

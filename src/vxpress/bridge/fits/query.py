@@ -12,6 +12,7 @@ from scanpy import logging as logg
 from vxpress._keys import LIBRARY_SIZE
 from vxpress._unset import Unset
 from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.joined_cells import with_modalities
 from vxpress.bridge.read.adata import check_gene_names
 from vxpress.bridge.read.columns import find_column, is_real
 from vxpress.bridge.read.counts import CountData, read_counts
@@ -87,6 +88,11 @@ def read_query(
         params = replace(fit.params, model=model.config)
         fit = replace(fit, covariates=table, model=model, members=members, params=params)
     cells = counts.cells(log_library(observed_n), covariates)
+    if fit.features:
+        if missing is not None:
+            msg = "Modelled genes are missing from adata.var_names; a fit of several modalities needs all of them."
+            raise ValueError(msg)
+        cells = with_modalities(adata, fit, cells, counts.inside_n > 0, layer=where)
     return Query(fit, cells, added, missing, observed_n)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ from vxpress._keys import Keys
 from vxpress._signals import interrupts_held
 from vxpress.bridge.fits.upgrade import FORMAT, FORMATS
 from vxpress.bridge.read.columns import find_column
+from vxpress.bridge.read.joint import joint_of
 
+OF_GENES = "of_genes"
 SLOTS = ("obs", "var", "obsm", "obsp", "varm", "layers", "uns")
 
 
@@ -36,6 +38,8 @@ class Results:
     varm: dict[str, np.ndarray] = field(default_factory=dict)
     layers: dict[str, np.ndarray | sparse.csr_matrix] = field(default_factory=dict)
     uns: dict[str, Any] = field(default_factory=dict)
+    of_genes: dict[str, Any] = field(default_factory=dict)
+    """Entries of ``uns`` about genes; with a MuData they belong to the modality and not to the MuData."""
     stale: list[tuple[str, str]] = field(default_factory=list)
     """Slots and names that an earlier fit under the same name wrote and that are no longer valid."""
 
@@ -46,27 +50,40 @@ class Results:
     def write(self, adata: AnnData) -> None:
         """Assign everything and remove stale results; if an assignment fails, the AnnData is restored.
 
-        Ctrl-C takes effect after everything is assigned or restored.
+        If it holds the cells of a MuData, everything is assigned there. Ctrl-C takes effect after everything is assigned or
+        restored.
         """
+        joint = joint_of(adata)
         with interrupts_held():
-            self._assign(adata)
+            if joint is None:
+                self._assign(
+                    {slot: lambda slot=slot: getattr(adata, slot) for slot in SLOTS} | {OF_GENES: lambda: adata.uns}
+                )
+            else:
+                cut = replace(self, layers={name: joint.cut(value) for name, value in self.layers.items()})
+                cut._assign(
+                    {slot: lambda slot=slot: getattr(joint, slot) for slot in SLOTS}
+                    | {OF_GENES: lambda: joint.part.uns}
+                )
 
-    def _assign(self, adata: AnnData) -> None:
-        before: list[tuple[Any, str, bool, Any]] = []
+    def _assign(self, slots: Mapping[str, Callable[[], Any]]) -> None:
+        """Assign to ``slots``, which are looked up anew every time: assigning may replace the object behind one."""
+        before: list[tuple[str, str, bool, Any]] = []
         try:
-            for slot in SLOTS:
-                target = getattr(adata, slot)
+            for slot, find in slots.items():
                 for name, value in getattr(self, slot).items():
+                    target = find()
                     had = name in target
                     before.append((slot, name, had, target[name] if had else None))
                     target[name] = value
             for slot, name in self.stale:
-                if name in getattr(adata, slot):
-                    before.append((slot, name, True, getattr(adata, slot)[name]))
-                    del getattr(adata, slot)[name]
+                target = slots[slot]()
+                if name in target:
+                    before.append((slot, name, True, target[name]))
+                    del target[name]
         except BaseException:
             for slot, name, had, value in reversed(before):
-                target = getattr(adata, slot)
+                target = slots[slot]()
                 if had:
                     target[name] = value
                 elif name in target:
@@ -76,6 +93,7 @@ class Results:
     def describe(self) -> str:
         """Return the lines that scanpy logs at verbosity "hint"."""
         lines = [f"    adata.{slot}[{name!r}]" for slot in SLOTS for name in getattr(self, slot)]
+        lines += [f"    adata.uns[{name!r}]" for name in self.of_genes]
         return "added\n" + "\n".join(lines)
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scanpy import logging as logg
 
 from vxpress._mudata import MuData, is_mudata
 from vxpress._similar import similar_names
+from vxpress.core.likelihoods import LIKELIHOODS
+
+# likelihoods of modalities by the words in their names; those that hold RNA come first in a fit
+OF_RNA = dict.fromkeys(("rna", "gex"), "nb")
+OF_PROTEIN = dict.fromkeys(("prot", "protein", "proteins", "adt", "antibody"), "nb_mixture")
+OF_ATAC = dict.fromkeys(("atac", "peaks"), "bernoulli")
+KNOWN = OF_RNA | OF_PROTEIN | OF_ATAC
 
 
 def check_mudata(mdata: MuData) -> None:
@@ -42,14 +53,81 @@ def modality_of(mdata: MuData, name: object) -> AnnData:
     raise KeyError(msg)
 
 
-def cells_of(mdata: MuData, name: str) -> Any:
+def cells_of(mdata: MuData, name: str) -> np.ndarray:
     """Return the positions of the cells of a modality among the cells of the MuData, int64.
 
     Raises ``ValueError`` if some are absent, because the modality was changed without ``mdata.update()``.
     """
-    at = pd.Index(mdata.obs_names).get_indexer(mdata.mod[name].obs_names)
+    at = np.asarray(pd.Index(mdata.obs_names).get_indexer(mdata.mod[name].obs_names), dtype=np.int64)
     if (at < 0).any():
         cells = list(mdata.mod[name].obs_names[at < 0][:3])
         msg = f"mdata.mod[{name!r}] has {int((at < 0).sum())} cell(s) that mdata.obs_names lacks (for example {cells}). Call mdata.update()."
         raise ValueError(msg)
     return at
+
+
+def requested_modalities(mdata: MuData, modalities: Mapping[str, str] | Iterable[str] | None) -> dict[str, str]:
+    """Return name and likelihood of each modality of a joint fit, RNA first.
+
+    A mapping gives the likelihoods; for names alone, and by default for all modalities with a known name, they follow
+    from the name.
+    """
+    if modalities is None:
+        found = {name: usual for name in mdata.mod if (usual := _usual_likelihood(name)) is not None}
+        left_out = [name for name in mdata.mod if name not in found]
+        if left_out:
+            logg.warning(
+                f"The modalities {left_out} are left out of the fit, because their names say nothing about their likelihood. Name "
+                f"it to include them: modalities={ {**found, left_out[0]: 'nb'} }."
+            )
+    elif isinstance(modalities, Mapping):
+        found = {str(name): likelihood for name, likelihood in modalities.items()}
+    else:
+        names = [modalities] if isinstance(modalities, str) else [str(name) for name in modalities]
+        unknown = [name for name in names if name in mdata.mod and _usual_likelihood(name) is None]
+        if unknown:
+            msg = f"modalities= names {unknown[0]!r}, whose likelihood does not follow from its name. Give it: modalities={{{unknown[0]!r}: 'nb', ...}}."
+            raise ValueError(msg)
+        found = {name: _usual_likelihood(name) or "" for name in names}
+    for name in found:
+        modality_of(mdata, name)
+    if len(found) < 2:
+        one = next(iter(found), next(iter(mdata.mod)))
+        msg = (
+            f"A joint fit needs two or more modalities; found {list(found)} among those of the MuData, {list(mdata.mod)}. Fit one "
+            f"modality with modality={one!r}, or give the likelihood of each: modalities={{'rna': 'nb', 'protein': 'nb_mixture'}}."
+        )
+        raise ValueError(msg)
+    for likelihood in found.values():
+        LIKELIHOODS.check(likelihood)
+    return dict(sorted(found.items(), key=lambda item: not _words(item[0]) & set(OF_RNA)))
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[\W_]+", name.lower()))
+
+
+def _usual_likelihood(name: str) -> str | None:
+    """Return the likelihood that the name of a modality stands for, None if it does not say."""
+    return next((likelihood for word, likelihood in KNOWN.items() if word in _words(name)), None)
+
+
+def core_name(name: str) -> str:
+    """Return the name of a modality in the core, where it is an identifier."""
+    clean = re.sub(r"\W", "_", name)
+    return clean if clean.isidentifier() and clean != "rna" else f"m_{clean}"
+
+
+def spread(matrix: Any, at: np.ndarray, n: int, *, gaps: float = 0.0) -> Any:
+    """Return a matrix with its rows at the positions ``at`` among ``n``; other rows are empty, or ``gaps`` if it is dense."""
+    from scipy import sparse
+
+    if len(at) == n and bool((at == np.arange(n)).all()):
+        return matrix
+    if sparse.issparse(matrix):
+        place = sparse.csr_matrix((np.ones(len(at), np.int8), (at, np.arange(len(at)))), shape=(n, len(at)))
+        return (place.astype(matrix.dtype) @ matrix.tocsr()).tocsr()
+    values = np.asarray(matrix)
+    out = np.full((n, *values.shape[1:]), gaps if values.dtype.kind == "f" else 0, dtype=values.dtype)
+    out[at] = values
+    return out

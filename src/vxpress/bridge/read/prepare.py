@@ -16,6 +16,8 @@ from vxpress.bridge.read.adata import check_gene_names
 from vxpress.bridge.read.columns import as_mask, find_column
 from vxpress.bridge.read.counts import CountData, read_counts
 from vxpress.bridge.read.covariates import CovariateTable
+from vxpress.bridge.read.further import Further, read_further
+from vxpress.bridge.read.joint import joint_of
 from vxpress.bridge.read.labels import CellLabels
 from vxpress.bridge.read.learned import MIN_CELLS as MIN_LEARNED
 from vxpress.bridge.read.learned import few, with_cells
@@ -49,6 +51,7 @@ class Recorded:
     target_sum: float = option(1e4, low=1e-12, high=1e12)
     preset: Preset | None = None
     n_fits: int = option(1, low=1, high=100, since="0.2.0")
+    modalities: tuple[str, ...] = option((), since="0.2.0")
 
     @property
     def dispersion_labels_key(self) -> str | None:
@@ -80,6 +83,8 @@ class Prepared:
     """Positions of the categorical covariates whose categories differ no more than random groups of cells."""
     labels: CellLabels | None = None
     """The labels to learn, if there are any."""
+    further: Further | None = None
+    """The modalities other than RNA, if there are any; ``cells`` hold their counts too."""
 
     def split_n(self) -> np.ndarray:
         """Return ``"train"``, ``"validation"`` or, for a cell excluded from the fit, ``"query"``."""
@@ -108,7 +113,9 @@ def prepare(
     counts = read_counts(adata, request.layer, modelled_g)
     _warn_empty_genes(adata, counts, modelled_g)
     library = resolve_library(adata.obs, counts, request.library, modelled_only=library_of_modelled_genes)
-    usable = np.flatnonzero((library.values_n > 0) & (counts.inside_n > 0))
+    counted_n = (library.values_n > 0) & (counts.inside_n > 0)
+    further = _further(adata, request)
+    usable = np.flatnonzero(counted_n if further is None else counted_n | further.any_n)
     n_empty = adata.n_obs - len(usable)
     if len(usable) < MIN_CELLS:
         msg = f"{len(usable)} of {adata.n_obs} cell(s) have a count in the modelled genes; at least {MIN_CELLS} are needed to fit a model. Check adata.X and mask_var=."
@@ -119,15 +126,23 @@ def prepare(
             "latent position of an empty cell. sc.pp.filter_cells(adata, min_counts=1) removes them."
         )
     cells = counts.cells(log_library(library.values_n), covariates.read(adata.obs))
+    if further is not None:
+        cells = further.join(cells, counted_n)
     labels = _labels(adata, request, usable)
     codes_nk = cells.covariates.categorical_nk.numpy()[usable]
     # whoever names an optional covariate wants both views of it
     asked = covariates.positions(request.optional_covariate_keys)
-    left_out = _left_out(covariates, cells, usable, codes_nk, asked) if screen_covariates else ()
+    counted = counted_n[usable]
+    left_out: tuple[int, ...] = ()
+    if screen_covariates:
+        alone = tuple(k for k, code_n in enumerate(codes_nk.T) if set(code_n[~counted]) - set(code_n[counted]))
+        left_out = _left_out(covariates, cells, usable[counted], codes_nk[counted], (*asked, *alone))
     # a covariate without effect does not decide either which cells are held out
     split_by_nk = np.delete(codes_nk, left_out, axis=1)
     if covariates.perturbations is not None:
         split_by_nk = np.column_stack((split_by_nk, covariates.perturbations.codes(adata.obs)[usable]))
+    if further is not None:
+        split_by_nk = np.column_stack((split_by_nk, further.codes(counted_n)[usable]))
     train, validation = split_cells(len(usable), request.validation_fraction, request.split_rng, split_by_nk)
     covariates = covariates.trained_on(codes_nk[train])
     if covariates.perturbations is not None and cells.covariates.dose_np is not None:
@@ -135,8 +150,26 @@ def prepare(
         covariates = replace(covariates, perturbations=trained)
     _warn_few_cells(covariates, left_out)
     return Prepared(
-        counts, modelled_g, mask_name, covariates, library, cells, usable[train], usable[validation], left_out, labels
+        counts,
+        modelled_g,
+        mask_name,
+        covariates,
+        library,
+        cells,
+        usable[train],
+        usable[validation],
+        left_out,
+        labels,
+        further,
     )
+
+
+def _further(adata: AnnData, request: FitRequest) -> Further | None:
+    """Read the modalities other than RNA, if there are any."""
+    joint = joint_of(adata)
+    if joint is None or len(request.modalities) < 2:
+        return None
+    return read_further(joint, request.modalities[1:], request.layer)
 
 
 def _labels(adata: AnnData, request: FitRequest, usable: np.ndarray) -> CellLabels | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import cast
 
@@ -79,6 +80,21 @@ class VAE(nn.Module):
     def others(self) -> dict[str, Modality]:
         """The networks of the modalities other than RNA, by name."""
         return {modality.name: modality for modality in cast("list[Modality]", list(self.further))}
+
+    def of(self, name: str) -> VAE:
+        """Return a model that decodes the modality ``name`` from the same latent space; it shares the weights of this one.
+
+        Analyses that decode stored posteriors work on it as on a model of RNA: draws, decoded values, log likelihoods at a
+        point. Posteriors are those of this model, which sees all modalities. Size factors are those of the modality.
+        """
+        if name == RNA:
+            return self
+        modality = self.others[name]
+        view = copy.copy(self)
+        view._modules = self._modules | {"decoder": modality.decoder, "further": nn.ModuleList()}
+        view._buffers = dict[str, Tensor | None]()
+        view.config, view.modalities = modality.config, (name,)
+        return view
 
     @property
     def n_noise(self) -> int:

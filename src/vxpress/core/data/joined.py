@@ -127,6 +127,13 @@ class Joined(Source):
         taken.log_library_n1, taken.covariates = self.log_library_n1[rows], self.covariates[rows]
         return taken
 
+    def without(self, name: str) -> Joined:
+        """Return the same cells as if none had the modality ``name``; they may have no other."""
+        changed = copy.copy(self)
+        none = torch.zeros(len(self), dtype=torch.bool, device=self.device)
+        changed._observed = self._observed | {name: none}
+        return changed
+
     def of_each(self, change: Callable[[Source], Source]) -> Joined:
         """Return the same cells in sources that ``change`` makes of the present ones."""
         others = {name: change(source) for name, source in self._further.items()}

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vxpress._command_output import check_target, number_of_fits, report, was_interrupted, write
 from vxpress._file_names import FileNames
 from vxpress._fit_options import fit_options, further_options, given
+from vxpress._several import is_first_process, process_name
 from vxpress._signals import Stopped, StopSignals
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ examples:
   vxpress fit counts.zarr -o fitted.zarr --layer counts --continuous-covariate-keys percent_mito
   vxpress fit data.h5ad -o data.h5ad --overwrite --key-added vae2 --rng 1
   vxpress fit counts.h5ad -o fitted.h5ad --checkpoint-dir checkpoints --resume
+  torchrun --nproc-per-node 4 -m vxpress fit counts.h5ad -o fitted.h5ad --batch-size 2048
 
 The output contains the input with obsm["X_vae"], layers["vae_normalized"] and the model in uns["vae"]:
   sc.pp.neighbors(adata, use_rep="X_vae"); sc.tl.leiden(adata); sc.tl.umap(adata)
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, status: int = WRONG) -> int:
-    print(f"vxpress: {message}", file=sys.stderr)
+    print(f"vxpress{process_name()}: {message}", file=sys.stderr)
     return status
 
 
@@ -181,9 +183,15 @@ def _fit(arguments: argparse.Namespace) -> int:
     except (ValueError, TypeError, ImportError) as error:
         return _fail(str(error), USAGE)
 
+    first = is_first_process(settings)
     adata = _read(source)
-    print(f"read {source}: {adata.n_obs:,} cells x {adata.n_vars:,} genes")
-    stored = _run_fit(adata, arguments.n_top_genes, settings)
+    if first:
+        print(f"read {source}: {adata.n_obs:,} cells x {adata.n_vars:,} genes")
+    stored, seconds = _run_fit(adata, arguments.n_top_genes, settings)
+    if not first:
+        # all processes have the same results, and one writes them
+        return OK
+    report(stored, seconds)
     write(adata, target, overwrite=arguments.overwrite)
     print(f"wrote {target}")
     if was_interrupted(stored):
@@ -236,8 +244,8 @@ def _checked(settings: dict[str, Any], further: dict[str, Any]) -> dict[str, Any
     return settings
 
 
-def _run_fit(adata: AnnData, n_top_genes: int | None, settings: Mapping[str, Any]) -> Any:
-    """Fit, and return the fit as stored in ``uns``."""
+def _run_fit(adata: AnnData, n_top_genes: int | None, settings: Mapping[str, Any]) -> tuple[Any, float]:
+    """Fit, and return the fit as stored in ``uns``, and the seconds that it took."""
     import vxpress as vx
     from vxpress._keys import Keys
 
@@ -246,9 +254,7 @@ def _run_fit(adata: AnnData, n_top_genes: int | None, settings: Mapping[str, Any
         vx.pp.highly_variable_genes(adata, n_top_genes=n_top_genes, layer=layer, batch_key=batch_key)
     start = time.perf_counter()
     vx.tl.fit_vae(adata, **settings)
-    stored = adata.uns[Keys.of(settings.get("key_added"), "key_added").uns]
-    report(stored, time.perf_counter() - start)
-    return stored
+    return adata.uns[Keys.of(settings.get("key_added"), "key_added").uns], time.perf_counter() - start
 
 
 def _read(path: Path) -> AnnData:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,13 +111,34 @@ def stopped_and_continued(name: str, world: World) -> dict[str, Any]:
     }
 
 
-def main(folder: Path) -> None:
+def dies(folder: Path) -> None:
+    """End the second process in the middle of the training, without any error."""
+    _with_accident(folder, lambda: os._exit(3))
+
+
+def hangs(folder: Path) -> None:
+    """Let the second process sleep in the middle of the training."""
+    _with_accident(folder, lambda: time.sleep(600))
+
+
+def _with_accident(folder: Path, what: Callable[[], object]) -> None:
     world = world_from_environment()
-    results = {}
+    training = trainings("default", world)
+    training.run(until=1)
+    if world.rank == 1:
+        (folder / "happened").write_text(str(time.time()))
+        what()
+    training.run()
+
+
+def results(folder: Path) -> None:
+    """Run all trainings."""
+    world = world_from_environment()
+    found = {}
     for name in (*CONFIGS, "by block"):
         training = trainings(name, world) if name in CONFIGS else trainings("default", world, mapped=True)
         training.run()
-        results[name] = {
+        found[name] = {
             "model": training.model.state_dict(),
             "outcome": training.outcome.state_dict(),
             "n_cells": training.stepper.totals.n_cells,
@@ -127,15 +150,15 @@ def main(folder: Path) -> None:
     continued = trainings("default", world)
     continued.load_state_dict(state)
     continued.run()
-    results["continued"] = {
+    found["continued"] = {
         "model": continued.model.state_dict(),
         "outcome": continued.outcome.state_dict(),
         "noise": continued.noise.state_dict()["generator"],
     }
     for name in ("default", "ahead"):
-        results[f"stopped {name}"] = stopped_and_continued(name, world)
-    torch.save(results, folder / f"rank{world.rank}.pt")
+        found[f"stopped {name}"] = stopped_and_continued(name, world)
+    torch.save(found, folder / f"rank{world.rank}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    globals()[sys.argv[1]](Path(sys.argv[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ Results = dict[str, dict[str, Any]]
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results]:
     """Results of both processes, by the name of the settings."""
     folder: Path = tmp_path_factory.mktemp("ranks")
-    status, output = torchrun("_core.py", folder)
+    status, output = torchrun("_core.py", "results", folder)
     assert status == 0, output
     first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     return first, second
@@ -72,3 +73,15 @@ def test_a_signal_to_one_process_stores_a_checkpoint_of_all_from_which_they_cont
 
 def test_noise_differs_between_processes(both: tuple[Results, Results]) -> None:
     assert not torch.equal(both[0]["continued"]["noise"], both[1]["continued"]["noise"])
+
+
+@pytest.mark.parametrize("accident", ["dies", "hangs"])
+def test_a_process_that_is_lost_ends_the_others_with_its_name(tmp_path: Path, accident: str) -> None:
+    status, output = torchrun("_core.py", accident, tmp_path, VXPRESS_RANK_TIMEOUT="3")
+    seconds = time.time() - float((tmp_path / "happened").read_text())
+    assert status != 0
+    if accident == "hangs":
+        assert "Process 1 of 2" in output
+        assert "neither worked nor waited for the others for 3 s" in output
+    # with the patience of 3 seconds; it is 25 by default
+    assert seconds < 35

@@ -21,6 +21,7 @@ from vxpress.bridge.fits.ensemble import add_ensemble, fit_stage, further_fits
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.fit_arguments import CheckedArguments, model_config_of, train_config_of
 from vxpress.bridge.fits.params import Params
+from vxpress.bridge.fits.processes import agreed_generators, announce
 from vxpress.bridge.fits.results import Results, announce_replaced, check_free, own
 from vxpress.bridge.fits.runner import Fitted, Runner, finish
 from vxpress.bridge.health.choice import choose_likelihood
@@ -61,6 +62,9 @@ def _fit(
     adata: AnnData, checked: CheckedArguments, keys: Keys, checkpoints: Checkpoints | None, *, copy: bool
 ) -> tuple[AnnData, Results]:
     settings = checked.settings
+    announce()
+    rng, split_rng = agreed_generators(checked.rng, checked.split_rng)
+    checked = replace(checked, rng=rng, split_rng=split_rng)
     prepared = prepare(
         adata,
         checked,
@@ -94,7 +98,8 @@ def _fit(
     labels = finish(fitted.outcome, lambda: learn_labels(prepared, (fitted, *further), runner.label_seed))
     if labels is not None and labels.prior is not None:
         # of the new prior; the covariates and the cure are those of the networks, which are the same
-        diagnosis = {**diagnosis, **finish(fitted.outcome, lambda: diagnose_trained(runner, fitted))}
+        new = finish(fitted.outcome, lambda: runner.world.once(lambda: diagnose_trained(runner, fitted)))
+        diagnosis = {**diagnosis, **new}
 
     def complete() -> tuple[AnnData, Results]:
         params = _params(checked, prepared, fitted)
@@ -120,7 +125,7 @@ def _improved(
     """Return the fit after its cure and the choice of its likelihood, if requested, its diagnosis, and the record of the choice."""
 
     def diagnose_of(tried: Fitted) -> dict[str, Any]:
-        return diagnose_trained(runner, tried)
+        return runner.world.once(lambda: diagnose_trained(runner, tried))
 
     diagnosis = finish(fitted.outcome, lambda: diagnose_of(fitted))
     if checked.cure:
@@ -133,7 +138,7 @@ def _improved(
         of_cure = {name: diagnosis[name] for name in ("cure", "before_cure") if name in diagnosis}
         diagnosis = finish(chosen.outcome, lambda: diagnose_of(chosen)) | of_cure
     # once, for the fit that is kept
-    of_covariates = finish(chosen.outcome, lambda: judge_covariates(runner, chosen, obs))
+    of_covariates = finish(chosen.outcome, lambda: runner.world.once(lambda: judge_covariates(runner, chosen, obs)))
     return chosen, diagnosis | of_covariates, choice
 
 

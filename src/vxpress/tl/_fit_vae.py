@@ -25,10 +25,10 @@ from vxpress.bridge.fits.fit_arguments import (
     check_arguments,
 )
 from vxpress.bridge.fits.modalities import takes_mudata
+from vxpress.bridge.fits.processes import in_all_processes
 from vxpress.bridge.fits.results import check_free
 from vxpress.bridge.fitting import FitOptions, fit
 from vxpress.bridge.read.adata import check_adata
-from vxpress.bridge.read.prepare import check_single_process
 
 
 @entry
@@ -353,12 +353,12 @@ def fit_vae(
     """
     given = dict(locals())
     check_adata(adata, copy=copy)
-    check_single_process()
     keys = Keys.of(key_added, "key_added")
     check_free(adata, keys)
     checked = check_arguments(given)
-    start = logg.info("fitting a variational autoencoder")
-    with progress_bar("fit_vae", progress):
-        target, results = fit(adata, checked, keys, copy=copy)
-    logg.info("    finished", time=start, deep=results.describe())
+    with in_all_processes(checked.device) as world:
+        start = logg.info("fitting a variational autoencoder")
+        with progress_bar("fit_vae", progress if world.first else False):
+            target, results = fit(adata, checked, keys, copy=copy)
+        logg.info("    finished", time=start, deep=results.describe())
     return target if copy else None

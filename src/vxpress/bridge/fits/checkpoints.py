@@ -26,6 +26,7 @@ from vxpress._signals import StopRequests
 from vxpress._whole import remove_leftovers
 from vxpress.bridge.fits.open_files import as_path
 from vxpress.bridge.fits.sealed_file import CRAFTED, Kind, read_sealed, write_sealed
+from vxpress.core.parallel import current_world
 from vxpress.core.training.checkpoint import Checkpoint
 
 try:
@@ -78,15 +79,20 @@ class Checkpoints:
 
     def __init__(self, asked: Checkpointing, requests: StopRequests) -> None:
         self.folder, self.minutes, self.requests = asked.folder, asked.minutes, requests
+        self.lock: IO[bytes] | None = None
+        # with several processes, the first one reads and writes
+        current_world().once(lambda: self._open(asked.resume))
+        self.n_trainings, self.progress = 0, ""
+        requests.text = self.text
+
+    def _open(self, resume: Resume) -> None:
         self.lock = _prepared(self.folder)
         try:
             found = sorted(path.name for path in self.folder.glob(NAME.format("*")))
-            _check_resume(self.folder, found, asked.resume)
+            _check_resume(self.folder, found, resume)
         except BaseException:
             self.close()
             raise
-        self.n_trainings, self.progress = 0, ""
-        requests.text = self.text
 
     def next(self) -> Checkpoint:
         """Return the checkpoint of the next training of the fit."""

@@ -21,7 +21,7 @@ from vxpress.core.inference.posterior import CHUNK, Encoded, Views, encode_views
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.model import VAE, build
 from vxpress.core.noise import Noise
-from vxpress.core.parallel import SINGLE
+from vxpress.core.parallel import current_world
 from vxpress.core.readout import fit_readout
 from vxpress.core.start import start_at_components
 from vxpress.core.training import OtherTrainingError, Outcome, train
@@ -36,6 +36,7 @@ def finish(outcome: Outcome, step: Callable[[], T]) -> T:
     raised.
     """
     try:
+        current_world().raise_if_interrupted()
         return step()
     except KeyboardInterrupt:
         after_interrupt()
@@ -78,7 +79,9 @@ class Runner:
         describe: Callable[[torch.Tensor], str],
         checkpoints: Checkpoints | None = None,
     ) -> None:
-        self.init_seed, self.train_seed, self.readout_seed = (int(seed) for seed in rng.integers(2**62, size=3))
+        self.world = current_world()
+        seeds = self.world.agreed([int(seed) for seed in rng.integers(2**62, size=3)])
+        self.init_seed, self.train_seed, self.readout_seed = seeds
         self.prepared, self.device = prepared, device
         self.describe, self.source, self.checkpoints = describe, source, checkpoints
         self.cells = place(prepared.cells, device, source)
@@ -92,7 +95,7 @@ class Runner:
         model = build(model_config, init_seed).to(self.device)
         try_classes(model, self.cells, self.train_rows, train_config)
         checkpoint = None if self.checkpoints is None else self.checkpoints.next()
-        state = None if checkpoint is None else checkpoint.load(SINGLE)
+        state = None if checkpoint is None else checkpoint.load(self.world)
         if state is None:
             self._start(model, train_config, init_seed)
         try:
@@ -106,11 +109,12 @@ class Runner:
                 describe=self.describe,
                 checkpoint=checkpoint,
                 state=state,
+                world=self.world,
             )
         except OtherTrainingError as error:
             assert self.checkpoints is not None  # noqa: S101 - a state was read from there
             raise self.checkpoints.of_other_fit(error.differences) from error
-        encoded, kept = finish(outcome, lambda: encode_views(model, self.cells))
+        encoded, kept = finish(outcome, lambda: encode_views(model, self.cells, self.world))
         return Fitted(model, train_config, encoded, outcome, kept)
 
     def _start(self, model: VAE, train_config: TrainConfig, seed: int) -> None:
@@ -135,9 +139,12 @@ class Runner:
 
     def read_out(self, fitted: Fitted) -> None:
         """Fit the readout of the genes outside the model, if the model has one."""
+        if fitted.model.config.n_readout:
+            self.world.once(lambda: self._read_out(fitted))
+            self.world.copy_(fitted.model.state_dict().values())
+
+    def _read_out(self, fitted: Fitted) -> None:
         model, prepared = fitted.model, self.prepared
-        if not model.config.n_readout:
-            return
         outside = prepared.counts.cells_outside(prepared.cells.log_library_n1, prepared.cells.covariates)
         assert outside is not None  # noqa: S101 - there are genes to read out
         noise, cells = Noise(self.readout_seed), self.cells

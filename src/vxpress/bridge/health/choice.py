@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scanpy import logging as logg
+from torch import Tensor
 
 from vxpress.bridge.fits.fit_arguments import CANDIDATES
 from vxpress.bridge.fits.runner import Fitted, Runner
 from vxpress.core.inference.comparison import Scores, difference
-from vxpress.core.inference.importance import log_likelihoods
+from vxpress.core.inference.importance import Bound, log_likelihoods
 from vxpress.core.isolation import after_interrupt
 from vxpress.core.progress import stage
 
@@ -36,6 +38,10 @@ def choose_likelihood(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, 
     return first, {}
 
 
+def _judged(runner: Runner, fitted: Fitted, rows: Tensor) -> tuple[Bound, ...]:
+    return log_likelihoods(fitted.model, runner.cells, (N_FEWER, N_SAMPLES), seed=0, rows=rows)
+
+
 def _choose(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, Any]]:
     rows = runner.validation_rows
     if len(rows) < MIN_CELLS:
@@ -57,7 +63,7 @@ def _choose(runner: Runner, first: Fitted) -> tuple[Fitted, dict[str, Any]]:
         if fitted.outcome.interrupted:
             raise KeyboardInterrupt
         with stage(f"judging likelihood={distribution!r}"):
-            few, many = log_likelihoods(fitted.model, runner.cells, (N_FEWER, N_SAMPLES), seed=0, rows=rows)
+            few, many = runner.world.once(partial(_judged, runner, fitted, rows))
         fits.append(fitted)
         scores.append(Scores(many.log_likelihood_n[None], few.log_likelihood_n[None]))
     simple, rich = scores

@@ -243,7 +243,9 @@ class _Search:
         self.best, self.record = (tried if kept else best), [*self.record, row]
 
     def _bound(self, fitted: Fitted) -> np.ndarray:
-        return log_likelihood(fitted.model, self.held_out, N_SAMPLES, seed=JUDGE_SEED).log_likelihood_n
+        return self.runner.world.once(
+            lambda: log_likelihood(fitted.model, self.held_out, N_SAMPLES, seed=JUDGE_SEED).log_likelihood_n
+        )
 
 
 def _columns(record: list[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +25,7 @@ from vxpress.bridge.read.perturbations import PerturbationTable
 from vxpress.core.config import Preset
 from vxpress.core.data import Source
 from vxpress.core.option import option
+from vxpress.core.parallel import local_rank
 from vxpress.core.screening import differing, screened
 from vxpress.core.split import split_cells
 
@@ -248,9 +248,12 @@ def _warn_empty_genes(adata: AnnData, counts: CountData, modelled_g: np.ndarray)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device: for ``"auto"`` CUDA if available, else the CPU; otherwise the named device, if it is available."""
+    """Return the device: for ``"auto"`` CUDA if available, else the CPU; otherwise the named device, if it is available.
+
+    Several processes on one machine get a GPU each for ``"auto"`` and ``"cuda"``.
+    """
     if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -259,19 +262,20 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if found.type not in ("cpu", "cuda"):
         msg = f"device={str(device)!r} is not supported: sums are computed in double precision, which it may lack. Use device='auto', 'cpu' or 'cuda'."
         raise ValueError(msg)
+    of_process = local_rank()
+    if found.type == "cuda" and found.index is None and of_process is not None:
+        found = torch.device("cuda", of_process)
+        if of_process >= torch.cuda.device_count() > 0:
+            msg = (
+                f"LOCAL_RANK={of_process}, but this machine has {torch.cuda.device_count()} GPU(s). Start as many processes as it has "
+                "GPUs (torchrun --nproc-per-node), or pass device='cpu'."
+            )
+            raise ValueError(msg)
     absent = found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count())
     if absent:
         msg = f"device={str(device)!r} is not available on this machine. Use device='auto' or device='cpu'."
         raise ValueError(msg)
     return found
-
-
-def check_single_process() -> None:
-    """Raise if torchrun started more than one process."""
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world.isdigit() and int(world) > 1:
-        msg = f"WORLD_SIZE={world}: fitting on several processes is not supported. Run one process (unset WORLD_SIZE)."
-        raise RuntimeError(msg)
 
 
 def as_tuple(keys: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -90,10 +91,12 @@ class BlocksByRank(Dealt):
     def _deal(self, order: list[int]) -> list[int]:
         """Return the blocks of this process; keep the numbers of cells of all of them."""
         self.sizes, hands = [0] * self.world, [list[int]() for _ in range(self.world)]
+        fewest = [(0, rank) for rank in range(self.world)]
         for block in order:
-            to = min(range(self.world), key=lambda rank: (self.sizes[rank], rank))
+            n_cells, to = fewest[0]
             hands[to].append(block)
-            self.sizes[to] += len(self.sampler.blocks[block])
+            self.sizes[to] = n_cells + len(self.sampler.blocks[block])
+            heapq.heapreplace(fewest, (self.sizes[to], to))
         return hands[self.rank]
 
     def n_cells(self, i: int) -> int:

@@ -17,6 +17,7 @@ from vxpress.core.data.rows import rows_array
 from vxpress.core.likelihoods import Sums
 from vxpress.core.model import VAE
 from vxpress.core.normal import DiagonalNormal
+from vxpress.core.parallel import SINGLE, World
 from vxpress.core.progress import steps
 
 S = TypeVar("S", bound=Source)
@@ -84,13 +85,17 @@ class Encoded:
 
 
 @torch.no_grad()
-def encode(model: VAE, cells: Source) -> Encoded:
-    """Compute the posterior of every cell."""
+def encode(model: VAE, cells: Source, world: World = SINGLE) -> Encoded:
+    """Compute the posterior of every cell; each process of ``world`` encodes a part, and all return the whole."""
     model.eval()
     encoded = Encoded.empty(model, len(cells), in_memory=cells.in_memory)
-    for part, batch in walk(cells, size=CHUNK, stage="encoding"):
+    own = world.part(len(cells))
+    rows = torch.arange(own.start, own.stop, device=cells.device) if world.several else None
+    for part, batch in walk(cells, rows, size=CHUNK, stage="encoding"):
+        place = slice(own.start + part.start, own.start + part.stop)
         for name, q in model.posterior(batch).items():
-            encoded.put(part, name, q.loc, q.scale.square())
+            encoded.put(place, name, q.loc, q.scale.square())
+    world.collect_((*encoded.mean.values(), *encoded.var.values()))
     return encoded
 
 
@@ -98,10 +103,10 @@ def encode(model: VAE, cells: Source) -> Encoded:
 Views = tuple[Encoded, Encoded | None]
 
 
-def encode_views(model: VAE, cells: Source) -> Views:
+def encode_views(model: VAE, cells: Source, world: World = SINGLE) -> Views:
     """Compute the posterior of every cell, and that without the categories of optional covariates if there are any."""
-    kept = encode(model, hidden(model, cells)) if model.config.optional else None
-    return encode(model, cells), kept
+    kept = encode(model, hidden(model, cells), world) if model.config.optional else None
+    return encode(model, cells, world), kept
 
 
 def hidden(model: VAE, cells: S) -> S:

@@ -45,7 +45,8 @@ class GradientSum:
         share = n_cells / self.n_cells
         if self.agreed:
             torch.cat([value.reshape(-1) for value in self.agreed], out=self.extra)
-        asked = torch.tensor([self.requests.stop, self.requests.save], dtype=self.message.dtype)
+        stop = self.requests.stop or self.world.interrupted
+        asked = torch.tensor([stop, self.requests.save], dtype=self.message.dtype)
         self.numbers[0] = loss
         self.numbers[1:] = asked
         self.message.mul_(share)

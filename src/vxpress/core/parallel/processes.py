@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vxpress.core.parallel.current import within
+from vxpress.core.parallel.interrupts import HeldInterrupts
 from vxpress.core.parallel.signs import EVERY, VARIABLE, Signs
-from vxpress.core.parallel.world import RankError, World
+from vxpress.core.parallel.world import SINGLE, RankError, World
 
 T = TypeVar("T")
 
@@ -41,6 +46,7 @@ def open_world(kind: str) -> World:
     else:
         # of the calling script, whose limits are not ours
         messages = dist.new_group(backend="gloo", timeout=FOREVER)
+    atexit.register(_leave)
     on_device = dist.new_group(backend="nccl", timeout=STEP_ON_DEVICE) if kind == "cuda" else messages
     return Processes(rank, size, signs, messages, on_device)
 
@@ -68,16 +74,30 @@ def _arrive(store: dist.Store, signs: Signs, kind: str) -> None:
     signs.begin("all processes to start")
     while not store.check(keys):
         if said := signs.missing():
-            raise RankError(_message(said))
+            raise _lost_process(said)
         time.sleep(0.02)
     signs.end()
 
 
-def _message(said: str) -> str:
-    return (
+_lost = False
+
+
+def _lost_process(said: str) -> RankError:
+    """Return the error for a process that is lost."""
+    global _lost  # noqa: PLW0603 - of this process
+    _lost = True
+    return RankError(
         f"{said} The fit was ended. Look for the first error in the output of that process; if it only needs longer, set "
         f"{VARIABLE} to more seconds."
     )
+
+
+def _leave() -> None:
+    """End the process now if another one is lost: the connections to it would wait for it before they are closed."""
+    if _lost:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 class Processes(World):
@@ -86,6 +106,7 @@ class Processes(World):
     def __init__(self, rank: int, size: int, signs: Signs, messages: Any, on_device: Any) -> None:
         self.rank, self.size, self.signs = rank, size, signs
         self.messages, self.on_device = messages, on_device
+        self.interrupts = HeldInterrupts()
 
     def sum_(self, values: Tensor) -> Tensor:
         if values.device.type == "cuda":
@@ -119,13 +140,16 @@ class Processes(World):
         outcome: tuple[bool, Any] | None = None
         if self.first:
             try:
-                outcome = True, make()
+                with self.interrupts.at_once(), within(SINGLE):
+                    outcome = True, make()
             except RankError:
                 raise
             except (Exception, KeyboardInterrupt) as error:
                 self._sent((False, _picklable(error)), 0)
                 raise
         good, found = self._sent(cast("tuple[bool, Any]", outcome), 0)
+        if isinstance(found, KeyboardInterrupt):
+            self.interrupt()
         if not good:
             raise found
         return cast("T", found)
@@ -138,6 +162,21 @@ class Processes(World):
 
     def barrier(self) -> None:
         self.any(flag=False)
+
+    def interrupts_held(self) -> AbstractContextManager[object]:
+        return self.interrupts
+
+    @property
+    def interrupted(self) -> bool:
+        return bool(self.interrupts.pending)
+
+    def interrupt(self) -> NoReturn:
+        self.interrupts.take()
+        raise KeyboardInterrupt
+
+    def raise_if_interrupted(self) -> None:
+        if self.any(self.interrupted):
+            self.interrupt()
 
     def _sent(self, value: T, sender: int) -> T:
         """Return the value of one process; its own one is returned unchanged."""
@@ -162,11 +201,11 @@ class Processes(World):
             work = start()
             while not _ended(work):
                 if time.monotonic() - began > UNCONCERNED and (said := signs.missing()):
-                    raise RankError(_message(said))
+                    raise _lost_process(said)
         except RankError:
             raise
         except RuntimeError as error:
-            raise RankError(_message(signs.lost())) from error
+            raise _lost_process(signs.lost()) from error
         finally:
             signs.end()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -85,6 +86,24 @@ class World:
 
     def barrier(self) -> None:
         """Wait for all processes."""
+
+    # interrupts
+
+    def interrupts_held(self) -> AbstractContextManager[object]:
+        """Within this block, interrupts wait for a point that all processes reach together; not collective."""
+        return nullcontext()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether this process has received an interrupt (Ctrl-C) that waits for the others; not collective."""
+        return False
+
+    def interrupt(self) -> NoReturn:
+        """Raise ``KeyboardInterrupt``, which all processes have agreed on."""
+        raise KeyboardInterrupt
+
+    def raise_if_interrupted(self) -> None:
+        """Raise ``KeyboardInterrupt`` in all processes if any of them has received an interrupt."""
 
 
 SINGLE = World()

@@ -232,7 +232,7 @@ class Training:
         self.outcome.n_steps += 1
         self.progress.done += 1
         if self.whole is not None and self.whole.requested.stop:
-            raise KeyboardInterrupt
+            self.world.interrupt()
 
     def validate(self) -> Means | None:
         """Compute means over the validation cells with the same noise in every epoch; None without such cells."""
@@ -250,7 +250,7 @@ class Training:
         # equal already, unless the processes have different processors
         self.world.copy_(self.model.state_dict().values())
         if self.whole.requested.stop:
-            raise KeyboardInterrupt
+            self.world.interrupt()
 
     def check(self, validation: Means | None) -> None:
         """Count the steps of the epoch that were discarded; raise ``TrainingError`` if training cannot continue."""

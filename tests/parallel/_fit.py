@@ -1,0 +1,78 @@
+"""What each of several processes runs: fits through the public function, whose results are written for the tests."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+
+import vxpress as vx
+
+RANK = int(os.environ.get("RANK", "0"))
+SMALL: dict[str, Any] = {"n_latent": 3, "n_hidden": 16, "max_epochs": 3, "batch_size": 64}
+
+
+def cells() -> ad.AnnData:
+    """160 cells x 60 genes, 40 of them modelled, in two batches."""
+    adata = vx.datasets.simulate(160, 60, n_groups=3, n_batches=2, library_mean=300, rng=1)
+    adata.var["highly_variable"] = np.arange(adata.n_vars) % 3 != 0
+    adata.obs["label"] = np.where(np.arange(adata.n_obs) % 4 == 0, "Unknown", adata.obs["group"].astype(str))
+    return adata
+
+
+def _fit(**settings: Any) -> ad.AnnData:
+    adata = cells()
+    vx.tl.fit_vae(adata, "batch", **SMALL | settings)
+    return adata
+
+
+def _error(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+FITS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "new seeds": {"rng": None, "split_rng": None},
+    "several": {"n_fits": 2, "optional_covariate_keys": ["batch"], "batch_key": None},
+    "cured": {"cure": True, "max_epochs": 1, "beta": 4.0},
+    "labels": {"labels_key": "label", "unlabeled_category": "Unknown"},
+    "on disk": {"options": vx.tl.FitOptions(source="mapped")},
+    "nothing held out": {"validation_fraction": 0},
+}
+
+
+def main(folder: Path) -> None:
+    """Fit with several settings."""
+    results: dict[str, Any] = {}
+    for name, settings in FITS.items():
+        adata = cells()
+        vx.tl.fit_vae(adata, **{"batch_key": "batch"} | SMALL | settings)
+        results[name] = {
+            "obsm": dict(adata.obsm), "layers": dict(adata.layers), "split": adata.obs["vae_split"].astype(str).to_numpy(),
+            "uns": adata.uns["vae"],
+        }  # fmt: skip
+    results["small minibatches"] = _error(lambda: _fit(batch_size=3))
+    results["other cells"] = _error(_fit_other_cells)
+    (folder / f"rank{RANK}.pkl").write_bytes(pickle.dumps(results))
+
+
+def _fit_other_cells() -> None:
+    """Fit to other cells in the second process."""
+    adata = cells()
+    if RANK == 1:
+        adata = adata[::-1].copy()
+    vx.tl.fit_vae(adata, "batch", **SMALL)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -159,6 +159,20 @@ def test_other_covariates_share_what_was_read(cells: Cells) -> None:
     assert len(_reader(source).read_rows) == before
 
 
+def test_sums_that_are_known_are_not_read_again(cells: Cells) -> None:
+    source = _stored(cells)
+    source._sums_g = gene_sums(cells).numpy()
+    most = torch.arange(40, N)
+    assert torch.equal(gene_sums(source), gene_sums(cells))
+    assert torch.equal(gene_sums(source, most), gene_sums(cells, most))
+    # those of the few other cells were subtracted
+    assert _reader(source).times_read()[:40].tolist() == [1] * 40
+    assert _reader(source).times_read()[40:].sum() == 0
+    few = torch.tensor([3, 3, 9])
+    assert torch.equal(gene_sums(source, few), gene_sums(cells, few))
+    assert torch.equal(gene_sums(source.take(most), few), gene_sums(cells, most[few]))
+
+
 def test_an_error_of_the_reader_is_raised_where_the_cells_are_needed(cells: Cells) -> None:
     source = _stored(cells)
     _reader(source).fails_at = 500

@@ -88,6 +88,7 @@ class Runner:
         try_source(source, self.cells, prepared.cells.n_genes)
         self.train_rows = torch.from_numpy(prepared.train_n).to(device)
         self.validation_rows = torch.from_numpy(prepared.validation_n).to(device)
+        self.cells.keep(self.validation_rows)
 
     def fit(self, model_config: ModelConfig, train_config: TrainConfig, number: int = 0) -> Fitted:
         """Build, train and encode; fits of another ``number`` have other seeds."""

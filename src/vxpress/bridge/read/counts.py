@@ -48,7 +48,7 @@ class CountData:
 
 def _source(counts: sparse.csr_matrix | Elsewhere, log_library_n1: Tensor, covariates: Covariates) -> Source:
     if isinstance(counts, Elsewhere):
-        return Stored(counts.reader, counts.stored_n, log_library_n1, covariates, at=counts.at)
+        return Stored(counts.reader, counts.stored_n, log_library_n1, covariates, at=counts.at, sums_g=counts.sums_g)
     return Cells(Counts.from_scipy(counts), log_library_n1, covariates)
 
 

@@ -73,6 +73,11 @@ class Source(ABC):
         return None
 
     @property
+    def sums_g(self) -> Tensor | None:
+        """Sum of the counts of each gene over all cells, float64 on the device; None if that is not known without reading."""
+        return None
+
+    @property
     def device(self) -> torch.device:
         """Device of the computations."""
         return self.log_library_n1.device

@@ -61,6 +61,7 @@ class Stored(Source):
     A sequence of minibatches is cut into windows of at most ``limit`` bytes. While one window is in use, a thread reads the next.
     Rows that the window before already holds are copied from it. By default a training visits cells by blocks
     (:class:`ByBlock`), as many of them at a time as fill a window. ``at`` (n,) are the rows of the reader, by default all.
+    ``sums_g`` are the sums of each gene over the cells, if they are known.
     """
 
     in_memory = False
@@ -73,11 +74,12 @@ class Stored(Source):
         covariates: Covariates,
         *,
         at: np.ndarray | None = None,
+        sums_g: np.ndarray | None = None,
         limit: int = WINDOW_BYTES,
     ) -> None:
         self.reader, self.stored_n, self.at, self.limit = reader, stored_n, at, limit
         self.log_library_n1, self.covariates = log_library_n1, covariates
-        self._memory = _Memory()
+        self._sums_g, self._memory = sums_g, _Memory()
 
     @classmethod
     def of(cls, counts: Counts, log_library_n1: Tensor, covariates: Covariates, device: torch.device) -> Stored:
@@ -98,6 +100,10 @@ class Stored(Source):
     @property
     def counted_n(self) -> Tensor:
         return torch.from_numpy(self.stored_n > 0)
+
+    @property
+    def sums_g(self) -> Tensor | None:
+        return None if self._sums_g is None else torch.from_numpy(self._sums_g.copy()).to(self.device)
 
     # order
 
@@ -213,6 +219,7 @@ class Stored(Source):
         if ENTRY * int(self.stored_n[wanted].sum(dtype=np.int64)) <= self.limit // 4:
             return Cells(self.load(rows), self.log_library_n1[rows], self.covariates[rows]).to(self.device)
         taken = self.with_library(self.log_library_n1[rows]).with_covariates(self.covariates[rows])
+        taken._sums_g = None
         taken.stored_n, taken.at = self.stored_n[wanted], self._positions(wanted)
         return taken
 

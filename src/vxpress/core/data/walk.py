@@ -31,8 +31,21 @@ def walk(
 
 def gene_sums(source: Source, rows: Tensor | None = None) -> Tensor:
     """Sum counts per gene over some cells (by default all; repeated rows count once), float64 (genes,)."""
+    rows = None if rows is None else rows.unique()
+    if (known := source.sums_g) is not None:
+        if rows is None:
+            return known
+        others = torch.ones(len(source), dtype=torch.bool, device=rows.device)
+        others[rows] = False
+        if int(others.sum()) < len(rows):
+            # sums of counts are exact, so this is the same number
+            return known - _summed(source, others.nonzero()[:, 0])
+    return _summed(source, rows)
+
+
+def _summed(source: Source, rows: Tensor | None) -> Tensor:
     sums = torch.zeros(source.n_genes, dtype=torch.float64, device=source.device)
-    for _, batch in walk(source, None if rows is None else rows.unique(), dense=False):
+    for _, batch in walk(source, rows, dense=False):
         where, values = batch.entries()
         sums.index_add_(0, where % source.n_genes, values.double())
     return sums

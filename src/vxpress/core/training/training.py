@@ -116,7 +116,6 @@ class Training:
         self.train_rows, self.validation_rows, self.world = train_rows, validation_rows, world
         self.checkpoint = checkpoint
         self.device = train_rows.device
-        source.keep(validation_rows)
         # hashed, so that neighbouring seeds do not share random streams
         seeds = map(int, np.random.SeedSequence(seed).generate_state(6))
         order, noise, validation, ahead, self.refit_seed, hidden = seeds

@@ -169,7 +169,8 @@ class ModelConfig(Network):
     the model. ``decoder_options`` is an instance of the ``Options`` of the decoder's class; a mapping can be given.
     ``n_perturbations`` single perturbations have effects that add up, with ``dose_response`` by doses that differ; see
     :mod:`vxpress.core.perturbations`. ``modalities`` are those that cells have in addition to RNA, or some cells have. In
-    training, ``alone_share`` of the cells that have several show the encoders only one of them.
+    training, ``alone_share`` of the cells that have several show the encoders only one of them. ``n_panels`` is the number of sets
+    of measured genes, see :mod:`vxpress.core.panels`, 0 if all cells measured all genes.
     """
 
     n_genes: int = field(metadata=declares(low=1, high=10_000_000))
@@ -190,6 +191,7 @@ class ModelConfig(Network):
     dose_response: bool = option(False, since="0.2.0")
     modalities: tuple[ModalityConfig, ...] = option((), since="0.2.0")
     alone_share: float = option(0.5, low=0.0, high=1.0, since="0.2.0")
+    n_panels: int = option(0, low=0, high=100_000, since="0.2.0")
 
     def __post_init__(self) -> None:
         check(self)
@@ -201,6 +203,7 @@ class ModelConfig(Network):
             )
             raise ValueError(msg)
         self._check_modalities()
+        self._check_panels()
         if self.dispersion == "gene-batch" and not self.has_batch:
             msg = "dispersion='gene-batch' needs batches: pass batch_key=, or use dispersion='gene'."
             raise ValueError(msg)
@@ -223,6 +226,20 @@ class ModelConfig(Network):
             if len(sizes) > 1:
                 msg = f"{' and '.join(map(repr, sizes))} are latent blocks that infer the size factor of a cell; only one can. Leave one out."
                 raise ValueError(msg)
+
+    def _check_panels(self) -> None:
+        """Raise ``ValueError`` if a setting suits no cells in which some genes were not measured."""
+        if not self.n_panels:
+            return
+        if not LIKELIHOODS[self.likelihood].output.scalable:
+            msg = (
+                f"Panels need a likelihood of the shares of genes, and likelihood={self.likelihood!r} describes each gene by itself. "
+                "Use likelihood='nb', or model only genes that all cells measured (mask_var=)."
+            )
+            raise ValueError(msg)
+        if self.norm == "batch":
+            msg = "norm='batch' averages over cells of all panels. With panels use options=FitOptions(norm='layer')."
+            raise ValueError(msg)
 
     def _check_modalities(self) -> None:
         """Raise ``ValueError`` if names repeat, or a setting suits no cells that lack a modality."""
@@ -253,6 +270,7 @@ class ModelConfig(Network):
                 "remainder": False,
                 "n_readout": 0,
                 "modalities": (),
+                "n_panels": 0,
             }
         )
 

@@ -19,22 +19,24 @@ class Covariates:
 
     ``categorical_nk`` is int64, with the batch (if any) in the first column; ``continuous_nc`` is standardised float32;
     ``label_n`` is int64 or None.  ``dose_np`` is the float32 dose of each perturbation, 0 where it is absent, or None for a
-    model without perturbations.  The tensors of all cells are stored once and indexed for each minibatch.
+    model without perturbations.  ``panel_n`` is the int64 code of the genes that were measured, see
+    :mod:`vxpress.core.panels`, or None if all were.  The tensors of all cells are stored once and indexed for each minibatch.
     """
 
     categorical_nk: Tensor
     continuous_nc: Tensor
     label_n: Tensor | None = None
     dose_np: Tensor | None = None
+    panel_n: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> Covariates:
-        label, dose = (None if part is None else part[rows] for part in (self.label_n, self.dose_np))
-        return Covariates(self.categorical_nk[rows], self.continuous_nc[rows], label, dose)
+        others = (None if part is None else part[rows] for part in (self.label_n, self.dose_np, self.panel_n))
+        return Covariates(self.categorical_nk[rows], self.continuous_nc[rows], *others)
 
     def to(self, device: torch.device) -> Covariates:
         """Return the covariates on another device."""
-        label, dose = (None if part is None else part.to(device) for part in (self.label_n, self.dose_np))
-        return Covariates(self.categorical_nk.to(device), self.continuous_nc.to(device), label, dose)
+        others = (None if part is None else part.to(device) for part in (self.label_n, self.dose_np, self.panel_n))
+        return Covariates(self.categorical_nk.to(device), self.continuous_nc.to(device), *others)
 
     def with_batch(self, code: int) -> Covariates:
         """Return the same cells as if they came from batch ``code``."""

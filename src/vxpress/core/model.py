@@ -22,6 +22,7 @@ from vxpress.core.modalities.modality import masked
 from vxpress.core.networks import Decoder, Encoder
 from vxpress.core.noise import Noise
 from vxpress.core.normal import DiagonalNormal
+from vxpress.core.panels import Panels
 from vxpress.core.perturbations import shifted
 from vxpress.core.priors import Prior
 from vxpress.core.thinning import thinned
@@ -52,6 +53,7 @@ class VAE(nn.Module):
         self.prior.bind(self.encode_average, torch.tensor(config.n_categories, dtype=torch.float32))
         for name, value in self.decoder.output.kept(config.n_readout).items():
             self.register_buffer(name, value)
+        self.panels = Panels(config) if config.n_panels else None
         # numbered in files, so that any name is possible
         self.further = nn.ModuleList(
             Modality(config, modality, width, self.conditioner.encoder_width) for modality in config.modalities
@@ -137,6 +139,9 @@ class VAE(nn.Module):
         training.
         """
         seen = batch if noise is None else self.thinned(batch, noise)
+        if self.panels is not None:
+            seen = self.panels.filled(seen, self.config.alone_share, noise)
+            batch = self.panels.filled(batch, 0.0, None) if len(self.blocks) > 1 else batch
         found = Posterior(
             {
                 name: block.encode(seen if block.thinned else batch, self.encoder_condition(batch.covariates), noise)
@@ -239,7 +244,14 @@ class VAE(nn.Module):
         It is 0 for a cell that lacks the modality.
         """
         inputs = self.inputs(point, batch.covariates, batch.log_library_n1)
-        value_n = self.decoder.log_likelihood(inputs.z_nd, inputs.condition_nc, batch, inputs.log_library_n1, noise)
+        value_n = self.decoder.log_likelihood(
+            inputs.z_nd,
+            inputs.condition_nc,
+            batch,
+            inputs.log_library_n1,
+            noise,
+            measured_ng=self.measured(batch.covariates),
+        )
         found = {RNA: masked(value_n, batch.observed_n)}
         for name, modality in self.others.items():
             found[name] = modality.log_likelihood(inputs, batch.further[name], noise)
@@ -248,7 +260,14 @@ class VAE(nn.Module):
     def dispersion_gradient(self, point: Point, batch: Batch) -> Tensor:
         """Differentiate the summed log likelihood with respect to the log dispersions, (rows, genes)."""
         inputs = self.inputs(point, batch.covariates, batch.log_library_n1)
-        return self.decoder.dispersion_gradient(inputs.z_nd, inputs.condition_nc, batch, inputs.log_library_n1)
+        measured_ng = self.measured(batch.covariates)
+        return self.decoder.dispersion_gradient(
+            inputs.z_nd, inputs.condition_nc, batch, inputs.log_library_n1, measured_ng=measured_ng
+        )
+
+    def measured(self, covariates: Covariates) -> Tensor | None:
+        """Return which genes were measured in each cell, bool (n, g), or None if all were."""
+        return None if self.panels is None else self.panels.measured(covariates)
 
     # start
 
@@ -270,6 +289,13 @@ class VAE(nn.Module):
         """
         self.decoder.output.start(self.layers, self.decoder.likelihood, source, source.having(RNA, rows))
         start_modalities(self.others.values(), source, rows)
+        if self.panels is not None and source.covariates.panel_n is not None:
+            log_share_g = self.panels.start_from(source, source.having(RNA, rows))
+            with torch.no_grad():
+                # the remainder keeps its share of the molecules of the cells
+                self.decoder.location.bias[: len(log_share_g)] = log_share_g + self.decoder.location.bias[
+                    : len(log_share_g)
+                ].logsumexp(0)
 
 
 def build(config: ModelConfig, seed: int) -> VAE:

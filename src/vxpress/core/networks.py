@@ -63,6 +63,8 @@ class Encoder(nn.Module):
     def first_product(self, batch: Batch, s_nc: Tensor | None) -> Tensor:
         """Apply the first linear layer to log1p counts and condition, (n, hidden)."""
         first = self.first
+        if batch.log_x_ng is not None:
+            return self.product_of(batch.log_x_ng.to(first.weight.dtype), s_nc)
         if not rule.sparse_input(first.weight.device, first.weight.dtype):
             return self.product_of(batch.x_ng.to(first.weight.dtype).log1p(), s_nc)
         from vxpress.core.kernels.input_layer import input_product
@@ -177,9 +179,14 @@ class Decoder(nn.Module):
         covariates: Covariates,
         log_library_n1: Tensor,
         noise: Noise | None = None,
+        *,
+        measured_ng: Tensor | None = None,
     ) -> Likelihood:
         f_nf = self.features(z_nd, s_nc, noise)
-        location_ng, _ = self.locate(f_nf)
+        location = self.location(f_nf)
+        if measured_ng is not None:
+            location = self.output.among(location, measured_ng)
+        location_ng, _ = self.output.locate(location, self.n_genes)
         heads = {name: head(f_nf) for name, head in self.heads.items()}
         dispersion = heads.pop("dispersion", None)
         if self.likelihood.has_dispersion and dispersion is None:
@@ -187,12 +194,23 @@ class Decoder(nn.Module):
         return self.likelihood.from_decoded(Decoded(location_ng, log_library_n1, dispersion, heads))
 
     def log_likelihood(
-        self, z_nd: Tensor, s_nc: Tensor | None, batch: Batch, log_library_n1: Tensor, noise: Noise | None = None
+        self,
+        z_nd: Tensor,
+        s_nc: Tensor | None,
+        batch: Batch,
+        log_library_n1: Tensor,
+        noise: Noise | None = None,
+        *,
+        measured_ng: Tensor | None = None,
     ) -> Tensor:
         """Compute log p(x | z, s, l) per cell, (n,).
 
-        Same as ``forward(...).log_prob(x).sum(-1)``, in compiled code where that is faster.
+        Same as ``forward(...).log_prob(x).sum(-1)``, in compiled code where that is faster. With ``measured_ng``, bool (n, g), it is
+        that of the measured genes, whose molecules the library counts.
         """
+        if measured_ng is not None:
+            distribution = self(z_nd, s_nc, batch.covariates, log_library_n1, noise, measured_ng=measured_ng)
+            return torch.where(measured_ng, distribution.log_prob(batch.x_ng), 0.0).sum(-1)
         if self.compiled_likelihood(z_nd):
             from vxpress.core.kernels.count_likelihood import count_log_likelihood
 
@@ -212,9 +230,17 @@ class Decoder(nn.Module):
         log_theta = heads["dispersion"] if "dispersion" in heads else self.dispersion_of(batch.covariates)
         return dense_log_likelihood(self.location(f_nf), log_library_n1, log_theta, heads.get("gate"), batch.x_ng)
 
-    def dispersion_gradient(self, z_nd: Tensor, s_nc: Tensor | None, batch: Batch, log_library_n1: Tensor) -> Tensor:
+    def dispersion_gradient(
+        self,
+        z_nd: Tensor,
+        s_nc: Tensor | None,
+        batch: Batch,
+        log_library_n1: Tensor,
+        *,
+        measured_ng: Tensor | None = None,
+    ) -> Tensor:
         """Differentiate the summed log p(x | z, s, l) with respect to the log dispersions, (rows, genes)."""
-        if self.compiled_likelihood(z_nd):
+        if measured_ng is None and self.compiled_likelihood(z_nd):
             from vxpress.core.kernels.count_likelihood import CountLikelihood
 
             with torch.no_grad():
@@ -223,7 +249,7 @@ class Decoder(nn.Module):
             likelihood.forward(f_nf, gradient=True)
             return likelihood.sums()[0]
         with torch.enable_grad():
-            total = self.log_likelihood(z_nd, s_nc, batch, log_library_n1).sum()
+            total = self.log_likelihood(z_nd, s_nc, batch, log_library_n1, measured_ng=measured_ng).sum()
         return torch.autograd.grad(total, self.log_dispersion)[0]
 
     def compiled_likelihood(self, like: Tensor) -> bool:

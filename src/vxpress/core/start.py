@@ -51,8 +51,7 @@ def start_at_components(model: VAE, source: Source, rows: Tensor) -> None:
     """
     rows = _some(source.having(RNA, rows), source.n_genes)
     batch = source.batch(rows)
-    log_x_ng = batch.x_ng.float().log1p()
-    normalised_ng = _normalised(batch.x_ng.float())
+    log_x_ng, normalised_ng = _levels(model, batch)
     normalised_ng -= normalised_ng.mean(0)
     _start_condition(model, batch, normalised_ng)
     for k, n_categories in model.config.received:
@@ -111,9 +110,23 @@ def _some(rows: Tensor, n_genes: int) -> Tensor:
     return rows[chosen.to(rows.device)]
 
 
-def _normalised(x_ng: Tensor) -> Tensor:
-    """Return log1p of counts scaled to the median library of the cells."""
-    library_n1 = x_ng.sum(1, keepdim=True).clamp_min(1.0)
+def _levels(model: VAE, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return log1p counts and normalised ones; a gene that a cell did not measure has the mean of the cells that did."""
+    x_ng, measured_ng = batch.x_ng.float(), model.measured(batch.covariates)
+    if measured_ng is None or model.panels is None:
+        return x_ng.log1p(), _normalised(x_ng)
+    log_share_g = model.decoder.location.bias[: x_ng.shape[1]].log_softmax(0)
+    found = x_ng.log1p(), _normalised(x_ng, model.panels.coverage(log_share_g, batch.covariates))
+    n_g = measured_ng.sum(0).clamp_min(1)
+    log_x_ng, normalised_ng = (
+        torch.where(measured_ng, y, torch.where(measured_ng, y, 0.0).sum(0) / n_g) for y in found
+    )
+    return log_x_ng, normalised_ng
+
+
+def _normalised(x_ng: Tensor, coverage_n1: Tensor | float = 1.0) -> Tensor:
+    """Return log1p of counts scaled to the median library of the cells, which counts this share of their molecules."""
+    library_n1 = x_ng.sum(1, keepdim=True).clamp_min(1.0) / coverage_n1
     return (x_ng * (library_n1.median() / library_n1)).log1p()
 
 

@@ -76,7 +76,7 @@ class Batch:
     """A minibatch: counts, the numbers of its cells in the source (n,), their log library (n, 1) and covariates.
 
     ``once`` is the minibatch of which this one is made of copies. ``observed_n`` says which cells have these counts, bool
-    (n,); None stands for all. ``further`` holds the same cells in other modalities, by name.
+    (n,); None stands for all. ``log_x_ng`` is what encoders receive instead of log1p counts, if it differs. ``further`` holds the same cells in other modalities, by name.
     """
 
     counts: Rows
@@ -85,6 +85,7 @@ class Batch:
     covariates: Covariates
     once: Batch | None = None
     observed_n: Tensor | None = None
+    log_x_ng: Tensor | None = None
     further: Mapping[str, Batch] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -121,5 +122,6 @@ class Batch:
             self.covariates[at],
             self,
             observed,
+            None if self.log_x_ng is None else self.log_x_ng[at],
             further,
         )

@@ -82,6 +82,13 @@ class Output(ABC):
         """Return the location of the modelled genes, and the log share of the remainder if there is one."""
         return location, None
 
+    def among(self, location: Tensor, measured_ng: Tensor) -> Tensor:
+        """Return outputs of the location for cells in which only some genes were measured, bool (n, g).
+
+        Those of the other genes may be any finite number.
+        """
+        return location
+
     @abstractmethod
     def start(self, layers: Layers, likelihood: type[Likelihood], cells: Source, rows: Tensor) -> None:
         """Start the output layers from the data of some cells, in place."""

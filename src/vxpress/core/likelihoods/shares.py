@@ -17,6 +17,8 @@ from vxpress.core.likelihoods.sums import Sums
 if TYPE_CHECKING:
     from vxpress.core.likelihoods.base import Likelihood
 
+# output of a gene that was not measured: its share is 0, and the log of it finite
+UNMEASURED = -1e4
 # share of the remainder at the start, at least
 LEAST_REMAINDER = 1e-3
 
@@ -42,6 +44,12 @@ class Shares(Output):
         if location.shape[-1] == n_genes:
             return log_rho, None
         return log_rho[:, :n_genes], log_rho[:, n_genes:]
+
+    def among(self, location: Tensor, measured_ng: Tensor) -> Tensor:
+        """Leave unmeasured genes out of the softmax, so that shares are those among the measured genes and the remainder."""
+        n_genes = measured_ng.shape[1]
+        genes = torch.where(measured_ng, location[:, :n_genes], UNMEASURED)
+        return genes if location.shape[1] == n_genes else torch.cat((genes, location[:, n_genes:]), dim=1)
 
     @torch.no_grad()
     def start(self, layers: Layers, likelihood: type[Likelihood], cells: Source, rows: Tensor) -> None:

@@ -45,6 +45,7 @@ def covers(model: VAE, source: Source, train: TrainConfig) -> bool:
         and config.covariate_code == "one-hot"
         and type(model) is VAE
         and not model.further
+        and model.panels is None
         and tuple(model.blocks) == (Z,)
         and type(model.prior) is StandardNormal
         and rule.sparse_input(like.device, like.dtype)

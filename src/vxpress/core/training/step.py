@@ -34,7 +34,9 @@ def step_for(
     if whole is not None:
         # the exchange is not part of a CUDA graph
         return Step(model, source, optimizer, noise, objective, whole)
-    captured = rule.captured_step(source.device) and model.prior.capturable and not model.further
+    captured = (
+        rule.captured_step(source.device) and model.prior.capturable and not model.further and model.panels is None
+    )
     return (DeviceStep if captured else Step)(model, source, optimizer, noise, objective)
 
 

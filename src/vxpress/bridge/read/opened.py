@@ -20,6 +20,8 @@ from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
+from vxpress.bridge.read.zarr_codecs import fast_codecs
+
 Mode: TypeAlias = Literal["r", "r+"]
 Kind: TypeAlias = Literal["h5ad", "zarr", "collection"]
 
@@ -58,7 +60,8 @@ class Part:
     def matrix(self) -> Any:
         """The element: a ``CSRDataset``, a ``CSCDataset``, or an array of zarr or h5py."""
         if self._opened is None:
-            self._opened = as_matrix(open_root(self.path)[self.element])
+            with fast_codecs():
+                self._opened = as_matrix(open_root(self.path)[self.element])
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,16 @@ from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
+from vxpress.bridge.read.annbatch import SeveralPlaces, annbatch_reads
 from vxpress.bridge.read.opened import on_disk, store_of
+from vxpress.bridge.read.zarr_codecs import fast_codecs
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 # neighbouring rows that are read together: a stored chunk, if it is compressed, within these limits
 LEAST_BLOCK, MOST_BLOCK = 128, 1024
+# most bytes that annbatch is asked for at a time
+TOGETHER_BYTES = 2**25
 # a matrix by columns is read whole up to this size in memory
 CSC_BYTES = 2**30
 
@@ -43,18 +49,28 @@ class StoredRows(ABC):
 
     def arrays(self, start: int, stop: int) -> Arrays:
         """Return ``indptr``, ``indices`` and ``data`` of the rows from ``start`` up to ``stop``, as they are stored."""
-        try:
+        with self.readable(start, stop):
             found = self.fetch(start, stop)
+        if isinstance(found, tuple):
+            return found
+        csr = _as_csr(found, self.n_genes)
+        return csr.indptr, csr.indices, csr.data
+
+    def arrays_each(self, spans: Sequence[tuple[int, int]]) -> Iterator[Arrays]:
+        """Yield the arrays of some spans of rows, each from its first row to before its last."""
+        return (self.arrays(start, stop) for start, stop in spans)
+
+    @contextmanager
+    def readable(self, start: int, stop: int) -> Iterator[None]:
+        """Turn any error of reading these rows into one that names them."""
+        try:
+            yield
         except Exception as error:
             msg = (
                 f"Rows {start} to {stop - 1} of {self.where} could not be read: {type(error).__name__}: {error}. The file has to stay "
                 "open and unchanged while it is in use; open it again if it was closed, moved or written."
             )
             raise RuntimeError(msg) from error
-        if isinstance(found, tuple):
-            return found
-        csr = _as_csr(found, self.n_genes)
-        return csr.indptr, csr.indices, csr.data
 
 
 class _CsrRows(StoredRows):
@@ -64,10 +80,9 @@ class _CsrRows(StoredRows):
         super().__init__(matrix, where)
         group = matrix.group
         self.indptr = np.asarray(group["indptr"][...], dtype=np.int64)
-        self.indices, self.data = group["indices"], group["data"]
-        mean = max(1.0, float(self.indptr[-1]) / max(1, self.n_cells))
-        self.row_bytes = mean * (self.indices.dtype.itemsize + self.data.dtype.itemsize)
-        self.block = _block(self.data.chunks[0] / mean) if _compressed(self.data) else LEAST_BLOCK
+        with fast_codecs():
+            self.indices, self.data = group["indices"], group["data"]
+        self.block, self.row_bytes = layout(group, self.n_cells)
 
     def fetch(self, start: int, stop: int) -> Arrays:
         first, last = int(self.indptr[start]), int(self.indptr[stop])
@@ -138,6 +153,31 @@ class _Joined(StoredRows):
         return sparse.vstack([_as_csr(part, self.n_genes) for part in found], format="csr")
 
 
+class _AnnbatchRows(StoredRows):
+    """CSR matrices in zarr stores one below the other, of which annbatch reads many places at the same time."""
+
+    def __init__(self, matrix: Any, where: str, parts: list[CSRDataset]) -> None:
+        super().__init__(matrix, where)
+        layouts = [layout(part.group, part.shape[0]) for part in parts]
+        self.block, self.row_bytes = max(block for block, _ in layouts), max(size for _, size in layouts)
+        with self.readable(0, self.n_cells):
+            self.reader = SeveralPlaces(parts)
+
+    def fetch(self, start: int, stop: int) -> Any:
+        return self.reader.read([(start, stop)])
+
+    def arrays_each(self, spans: Sequence[tuple[int, int]]) -> Iterator[Arrays]:
+        for some in _batched(spans, max(1, int(TOGETHER_BYTES / self.row_bytes))):
+            with self.readable(some[0][0], some[-1][1]):
+                found = self.reader.read(some)
+            first = 0
+            for start, stop in some:
+                indptr = found.indptr[first : first + stop - start + 1]
+                stored = slice(int(indptr[0]), int(indptr[-1]))
+                yield indptr - indptr[0], found.indices[stored], found.data[stored]
+                first += stop - start
+
+
 def stored_rows(matrix: Any, where: str) -> StoredRows | None:
     """Return the rows of a matrix that is not in memory; None for one that is, and for a small one stored by columns.
 
@@ -148,11 +188,14 @@ def stored_rows(matrix: Any, where: str) -> StoredRows | None:
         return None
     if not on_disk(matrix):
         return None
+    stored = [matrix] if not hasattr(matrix, "dask") else [part.matrix for part in store_of(matrix) or ()]
+    if stored and annbatch_reads(stored):
+        return _AnnbatchRows(matrix, where, [part for part in stored if part.shape[0]])
     if isinstance(matrix, CSRDataset):
         return _CsrRows(matrix, where)
     if not hasattr(matrix, "dask"):
         return _DenseRows(matrix, where)
-    parts = [stored_rows(part.matrix, where) for part in store_of(matrix) or ()]
+    parts = [stored_rows(part, where) for part in stored]
     found = [part for part in parts if part is not None]
     return _Joined(matrix, where, found) if found and len(found) == len(parts) else _DaskRows(matrix, where)
 
@@ -192,6 +235,28 @@ def _as_csr(found: Any, n_genes: int) -> sparse.csr_matrix:
         indptr, indices, data = found
         return sparse.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, n_genes))
     return sparse.csr_matrix(found if sparse.issparse(found) else np.asarray(found))
+
+
+def layout(group: Any, n_rows: int) -> tuple[int, float]:
+    """Return the rows of a block of a stored CSR matrix, and the mean bytes of a row."""
+    indices, data = group["indices"], group["data"]
+    mean = max(1.0, data.shape[0] / max(1, n_rows))
+    block = _block(data.chunks[0] / mean) if _compressed(data) else LEAST_BLOCK
+    return block, mean * (indices.dtype.itemsize + data.dtype.itemsize)
+
+
+def _batched(spans: Sequence[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield spans in groups of at most ``most`` rows, or of one span."""
+    some: list[tuple[int, int]] = []
+    n = 0
+    for start, stop in spans:
+        if some and n + stop - start > most:
+            yield some
+            some, n = [], 0
+        some.append((start, stop))
+        n += stop - start
+    if some:
+        yield some
 
 
 def _block(rows: float) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from vxpress.bridge.read.matrix import canonical, check_counts, get_matrix, matrix_name
-from vxpress.bridge.read.stored_rows import StoredRows, origin, stored_rows
+from vxpress.bridge.read.stored_rows import Arrays, StoredRows, origin, stored_rows
 from vxpress.core.data import Counts
 from vxpress.core.data.stored import GAP_BYTES, WINDOW_BYTES
 from vxpress.core.data.windows import ENTRY
@@ -63,7 +63,13 @@ class ChosenGenes:
 
     def read(self, start: int, stop: int) -> Counts:
         """Return the counts of the cells from ``start`` up to ``stop``."""
-        arrays = self.rows.arrays(start, stop)
+        return self._chosen(self.rows.arrays(start, stop))
+
+    def read_each(self, spans: Sequence[tuple[int, int]]) -> Iterator[Counts]:
+        """Yield the counts of some spans of cells."""
+        return map(self._chosen, self.rows.arrays_each(spans))
+
+    def _chosen(self, arrays: Arrays) -> Counts:
         if not self.clean:
             block = canonical(_matrix(arrays, self.rows.n_genes))
             arrays = block.indptr, block.indices, block.data

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -41,6 +41,14 @@ class Reader(Protocol):
 
     def read(self, start: int, stop: int) -> Counts:
         """Return the counts of the cells from ``start`` up to ``stop``, on the processor; any thread may call it."""
+
+
+@runtime_checkable
+class ReaderOfSeveral(Reader, Protocol):
+    """A reader that can read several places at the same time."""
+
+    def read_each(self, spans: Sequence[tuple[int, int]]) -> Iterator[Counts]:
+        """Yield the counts of some spans of cells, each from its first cell to before its last; they increase."""
 
 
 class _Memory:
@@ -201,9 +209,9 @@ class Stored(Source):
         """Read the rows ``at`` of a window, in long stretches."""
         rows, reader = assembly.rows[at], self.reader
         gap, longest = (max(1, int(size / max(1.0, reader.row_bytes))) for size in (GAP_BYTES, PIECE_BYTES))
-        for part in stretches(rows, gap, max(longest, reader.block)):
-            start, stop = int(rows[part.start]), int(rows[part.stop - 1]) + 1
-            counts = reader.read(start, stop)
+        places = list(stretches(rows, gap, max(longest, reader.block)))
+        spans = [(int(rows[part.start]), int(rows[part.stop - 1]) + 1) for part in places]
+        for part, (start, stop), counts in zip(places, spans, _each(reader, spans), strict=True):
             if len(counts) != stop - start or not assembly.fill(at[part], counts, rows[part] - start):
                 msg = (
                     f"The counts of the cells {start} to {stop - 1} are not those that were read before: the data were changed in the "
@@ -261,6 +269,12 @@ class _InMemory:
         first, last = int(self.counts.indptr[start]), int(self.counts.indptr[stop])
         indptr = self.counts.indptr[start : stop + 1] - first
         return Counts(indptr, self.counts.indices[first:last], self.counts.data[first:last], self.n_genes)
+
+
+def _each(reader: Reader, spans: Sequence[tuple[int, int]]) -> Iterator[Counts]:
+    if isinstance(reader, ReaderOfSeveral):
+        return reader.read_each(spans)
+    return (reader.read(start, stop) for start, stop in spans)
 
 
 def _on_host(parts: list[Tensor]) -> list[np.ndarray]:

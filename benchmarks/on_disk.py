@@ -1,0 +1,401 @@
+"""Fit cells that stay on disk, compared with the same cells in memory and with scvi-tools on an annbatch collection.
+
+    python benchmarks/_on_disk_data.py DATA --cells 1000000
+    python benchmarks/on_disk.py DATA --parts readers order fits scvi
+    python benchmarks/on_disk.py MORE_DATA --parts large
+
+``DATA`` is a folder of ``_on_disk_data.py``; its cells are sorted by batch and type. Every run is a process of its own.
+
+``readers``: cells per second of each way to read the cells once, in blocks in random order, mixed in a buffer.
+``order``: how much minibatches of several block and buffer sizes resemble minibatches of a full shuffle.
+``fits``: ``fit_vae`` and ``encode`` of all cells, in memory and from each kind of file: seconds, peak memory, and the
+held-out ELBO of the test cells, for several seeds. ``scvi``: the same with ``setup_annbatch``; ``--scvi-python`` is a
+Python with scvi-tools and a version of annbatch that it supports. ``large``: one fit of more cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+STORES = {"h5ad": "cells.h5ad", "zarr": "cells.zarr", "collection": "collection.zarr", "shuffled": "shuffled.zarr"}
+TEST = "test.h5ad"
+
+
+class Memory:
+    """Largest memory of this process: resident (as the system counts it) and its anonymous part, looked at every 20 ms.
+
+    The anonymous part leaves out pages of files, which the system gives up when it needs memory.
+    """
+
+    def __init__(self) -> None:
+        self.anonymous = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        Path("/proc/self/clear_refs").write_text("5")
+        self.before = self._read("RssAnon")
+        self._thread.start()
+
+    @staticmethod
+    def _read(name: str) -> int:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+        return 0
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            self.anonymous = max(self.anonymous, self._read("RssAnon"))
+
+    def stop(self) -> dict[str, int]:
+        """Return the peaks in bytes."""
+        self._done.set()
+        self._thread.join()
+        return {"peak": self._read("VmHWM"), "anonymous": self.anonymous, "before": self.before}
+
+
+class Clock:
+    """Seconds of named stages."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Any:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+
+
+def _subset(adata: Any, cells: int) -> Any:
+    return adata[:cells] if cells < adata.n_obs else adata
+
+
+def fit_child(args: argparse.Namespace) -> dict[str, Any]:
+    """Fit and encode once, in memory or from a file."""
+    import anndata as ad
+    import numpy as np
+    from _speed import set_threads, simulated
+    from fit_ours import judge_fit
+
+    import vxpress as vx
+
+    set_threads(args.threads)
+    vx.tl.fit_vae(simulated(500, args.genes), "batch", max_epochs=1, denoised=False, device="cpu")
+    memory, clock = Memory(), Clock()
+
+    def opened() -> Any:
+        if args.store == "memory":
+            return ad.read_h5ad(args.data / STORES["h5ad"])
+        return vx.io.open_store(args.data / STORES[args.store])
+
+    with clock("open"):
+        adata = opened()
+    with clock("fit"):
+        vx.tl.fit_vae(adata, "batch", denoised=False, device="cpu", rng=args.seed)
+    # in memory, a second object would double the counts
+    query = adata if args.store == "memory" else opened()
+    with clock("encode"):
+        vx.tl.encode(query, adata, key_added="encoded", device="cpu")
+    peaks = memory.stop()
+    scores, _ = judge_fit(adata, _test(args), n_samples=args.samples)
+    stored = adata.uns["vae"]
+    return {
+        "store": args.store, "seed": args.seed, "cells": adata.n_obs, "seconds": clock.seconds, "memory": peaks,
+        "epochs": len(stored["history"]["lr"]), "elbo": float(scores.elbo_n.mean()), "iwae": float(scores.iwae_n.mean()),
+        "elbo_sem": float(scores.elbo_n.std() / np.sqrt(len(scores.elbo_n))),
+        "elbo_train": float(stored["history"]["elbo_train"][-1]),
+        "elbo_validation": float(stored["history"]["elbo_validation"][-1]),
+    }  # fmt: skip
+
+
+def _test(args: argparse.Namespace) -> Any:
+    import anndata as ad
+
+    return ad.read_h5ad(args.data / TEST)[: args.test_cells].copy()
+
+
+def scvi_child(args: argparse.Namespace) -> dict[str, Any]:
+    """Fit scvi-tools to a collection of annbatch, by default with its own settings, and encode all cells."""
+    import numpy as np
+    import scvi
+    import torch
+    from _judge import judge
+
+    torch.set_num_threads(args.threads)
+    scvi.settings.seed = args.seed
+    warnings.filterwarnings("ignore")
+    memory, clock = Memory(), Clock()
+    settings = json.loads(args.settings)
+    folder = args.data / f"scvi-{'shuffled' if settings.get('shuffle') else 'sorted'}.zarr"
+    with clock("collection"):
+        module = scvi.model.SCVI.setup_annbatch(
+            str(folder), None if folder.exists() else [str(args.data / STORES["h5ad"])], "batch",
+            rebuild=not folder.exists(), **settings,
+        )  # fmt: skip
+    model = scvi.model.SCVI(registry=module.registry)
+    train: dict[str, Any] = {} if args.epochs is None else {"max_epochs": args.epochs}
+    with clock("fit"):
+        model.train(datamodule=module, accelerator="cpu", enable_progress_bar=False, logger=False, **train)
+    with clock("encode"):
+        model.get_latent_representation(dataloader=module.inference_dataloader())
+    peaks = memory.stop()
+
+    test, network = _test(args), model.module.eval()
+    codes = np.searchsorted(module.batch_labels, test.obs["batch"].astype(str).to_numpy())
+    library = torch.log(torch.from_numpy(np.asarray(test.X.sum(1), dtype=np.float32)))
+
+    def posterior(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        out = network.inference(torch.from_numpy(test.X[rows].toarray()), torch.from_numpy(codes[rows])[:, None])
+        return out["qz"].loc, out["qz"].scale
+
+    def decoder(z: torch.Tensor, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        n = z.shape[0]
+        index = torch.from_numpy(codes[rows])[:, None].repeat(n, 1)
+        px = network.generative(z.reshape(-1, z.shape[-1]), library[rows].repeat(n, 1), index)["px"]
+        shape = (n, len(rows), -1)
+        return px.mu.reshape(shape), px.theta.expand_as(px.mu).reshape(shape), px.zi_logits.reshape(shape)
+
+    scores = judge(test.X.tocsr(), posterior, decoder, n_samples=args.samples)
+    return {
+        "settings": settings, "seed": args.seed, "cells": module.n_obs, "epochs": model.trainer.current_epoch,
+        "batch_size": module.batch_size, "seconds": clock.seconds, "memory": peaks,
+        "elbo": float(scores.elbo_n.mean()), "iwae": float(scores.iwae_n.mean()),
+        "elbo_sem": float(scores.elbo_n.std() / np.sqrt(len(scores.elbo_n))), "version": scvi.__version__,
+    }  # fmt: skip
+
+
+def order_child(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Compare the types and batches in a minibatch with those of a minibatch of a full shuffle."""
+    import anndata as ad
+    import h5py
+    import numpy as np
+    import torch
+
+    from vxpress.core.data.sampler import ByBlock, Sampler, Shuffled, number_of_minibatches
+
+    with h5py.File(args.data / STORES["h5ad"], "r") as file:
+        obs = ad.io.read_elem(file["obs"])
+    group_n = torch.from_numpy(obs.groupby(["batch", "cell_type"], observed=True).ngroup().to_numpy())
+    rows = torch.arange(len(group_n))
+    share_k = torch.bincount(group_n) / len(group_n)
+
+    def overdispersion(sampler: Sampler) -> float:
+        found = []
+        for part in sampler.epoch():
+            expected_k = len(part) * share_k
+            count_k = torch.bincount(group_n[part], minlength=len(share_k))
+            found.append(float((((count_k - expected_k) ** 2) / expected_k).sum() / (len(share_k) - 1)))
+        return float(np.mean(found))
+
+    out = []
+    for batch_size, shapes in (
+        (512, [(0, 0), (64, 128), (64, 512), (128, 256), (256, 16)]),
+        (4096, [(0, 0), (256, 32)]),
+    ):
+        n = number_of_minibatches(len(rows), batch_size)
+        for block, buffer in shapes:
+            sampler = ByBlock(rows, n, args.seed, block=block, buffer=buffer) if block else Shuffled(rows, n, args.seed)
+            out.append({"batch_size": batch_size, "block": block, "buffer": buffer, "ratio": overdispersion(sampler)})
+    return out
+
+
+# rows that are read together, how many such blocks are mixed, and the size of a minibatch, for all readers
+BLOCK, BUFFER, MINIBATCH = 128, 256, 512
+
+
+def _source(adata: Any) -> Any:
+    """Return the cells of an AnnData as a fit reads them."""
+    import numpy as np
+    import torch
+
+    from vxpress.bridge.read.counts import read_counts
+    from vxpress.core.covariates import Covariates
+
+    n = adata.n_obs
+    covariates = Covariates(torch.zeros(n, 0, dtype=torch.long), torch.zeros(n, 0))
+    return read_counts(adata, None, np.ones(adata.n_vars, dtype=bool)).cells(torch.zeros(n, 1), covariates)
+
+
+def _by_vxpress(args: argparse.Namespace, store: str) -> Iterator[int]:
+    import torch
+
+    import vxpress as vx
+    from vxpress.core.data.sampler import ByBlock, number_of_minibatches
+
+    source = _source(vx.io.open_store(args.data / STORES[store]))
+    rows = torch.arange(len(source))
+    sampler = ByBlock(rows, number_of_minibatches(len(rows), MINIBATCH), args.seed, block=BLOCK, buffer=BUFFER)
+    yield 0
+    for batch in source.sparse_batches(sampler.epoch()):
+        yield len(batch.rows)
+
+
+def _by_annbatch(args: argparse.Namespace, store: str) -> Iterator[int]:
+    import numpy as np
+    from annbatch import DatasetCollection, Loader
+
+    collection = DatasetCollection(args.data / STORES[store], mode="r")
+    loader = Loader(
+        chunk_size=BLOCK, preload_nchunks=BUFFER, batch_size=MINIBATCH, shuffle=True, drop_last=False, to=None,
+        preload_to_gpu=False, rng=np.random.default_rng(args.seed),
+    ).use_collection(collection)  # fmt: skip
+    yield 0
+    for batch in loader:
+        yield batch["X"].shape[0]
+
+
+def _by_scdataset(args: argparse.Namespace, store: str) -> Iterator[int]:
+    import anndata as ad
+    import h5py
+    import zarr
+    from scdataset import BlockShuffling, scDataset
+
+    path = args.data / STORES[store]
+    adata = ad.AnnData(
+        ad.io.sparse_dataset((h5py.File(path) if store == "h5ad" else zarr.open_group(path, mode="r"))["X"])
+    )
+    yield 0
+    order, factor = BlockShuffling(block_size=BLOCK), BLOCK * BUFFER // MINIBATCH
+    for batch in scDataset(
+        adata, order, MINIBATCH, fetch_factor=factor, fetch_transform=lambda part: part.to_memory().X
+    ):
+        yield batch.shape[0]
+
+
+READERS: dict[str, Callable[[argparse.Namespace, str], Iterator[int]]] = {
+    "vxpress": _by_vxpress, "annbatch": _by_annbatch, "scDataset": _by_scdataset,
+}  # fmt: skip
+
+
+ALL_READERS = (
+    "vxpress:h5ad:", "vxpress:zarr:zarrs", "vxpress:zarr:zarr", "vxpress:collection:zarrs", "vxpress:collection:zarr",
+    "annbatch:collection:zarrs", "annbatch:collection:zarr", "scDataset:h5ad:", "scDataset:zarr:zarrs", "scDataset:zarr:zarr",
+)  # fmt: skip
+
+
+def reader_child(args: argparse.Namespace) -> dict[str, Any]:
+    """Read minibatches in one way, until enough cells were read or all of them."""
+    import torch
+    import zarr
+
+    torch.set_num_threads(args.threads)
+    reader, store, codecs = args.reader.split(":")
+    pipelines = {"zarrs": "zarrs.ZarrsCodecPipeline", "zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
+    if codecs:
+        zarr.config.set({"codec_pipeline.path": pipelines[codecs]})
+    memory, n = Memory(), 0
+    minibatches = READERS[reader](args, store)
+    next(minibatches)
+    start = time.perf_counter()
+    for size in minibatches:
+        n += size
+        if n >= args.reader_cells:
+            break
+    seconds = time.perf_counter() - start
+    minibatches.close()
+    return {
+        "reader": reader, "store": store, "codecs": codecs, "cells_per_second": n / seconds, "memory": memory.stop(),
+    }  # fmt: skip
+
+
+def readers(args: argparse.Namespace) -> Any:
+    """Read the same cells in every way, in turn."""
+    return [child(args, "reader", reader=reader, seed=seed) for seed in args.seeds for reader in args.readers]
+
+
+def child(args: argparse.Namespace, what: str, python: str = sys.executable, **settings: Any) -> Any:
+    """Run one measurement in a new process."""
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if value is not None]
+    shared = [
+        f"--{name}={getattr(args, name.replace('-', '_'))}" for name in ("threads", "genes", "samples", "reader-cells")
+    ]
+    command = [python, __file__, str(args.data), "--child", what, f"--test-cells={args.test_cells}", *shared, *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ)
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def order(args: argparse.Namespace) -> Any:
+    """Measure the randomness of minibatches."""
+    return child(args, "order")
+
+
+def fits(args: argparse.Namespace) -> Any:
+    """Fit from every store, with the stores in turn."""
+    return [child(args, "fit", store=store, seed=seed) for seed in args.seeds for store in args.stores]
+
+
+def large(args: argparse.Namespace) -> Any:
+    """Fit once from every store on disk."""
+    return [child(args, "fit", store=store, seed=args.seeds[0]) for store in args.stores if store != "memory"]
+
+
+def scvi(args: argparse.Namespace) -> Any:
+    """Fit scvi-tools, to cells in the order of the file and to shuffled ones, and with smaller minibatches."""
+    found = []
+    for settings in args.scvi_settings:
+        found.append(child(args, "scvi", args.scvi_python, settings=settings, epochs=args.epochs, seed=args.seeds[0]))
+    return found
+
+
+CHILDREN: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "fit": fit_child, "scvi": scvi_child, "order": order_child, "reader": reader_child,
+}  # fmt: skip
+PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "readers": readers, "order": order, "fits": fits, "scvi": scvi, "large": large,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run the requested parts and write ``results/on_disk.json``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--stores", nargs="+", default=["memory", *STORES], choices=["memory", *STORES])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--readers", nargs="+", default=ALL_READERS, help="READER:STORE:DECODER")
+    parser.add_argument("--reader-cells", type=int, default=500_000, help="cells that each reader reads")
+    parser.add_argument("--genes", type=int, default=2_000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--test-cells", type=int, default=1_000)
+    parser.add_argument("--samples", type=int, default=100, help="samples of the bound on test cells")
+    parser.add_argument("--scvi-python", default=sys.executable)
+    parser.add_argument("--scvi-settings", nargs="+", default=['{"shuffle": false}', '{"shuffle": true}'])
+    parser.add_argument("--epochs", type=int, help="epochs of scvi-tools; by default its own choice")
+    parser.add_argument("--dry", action="store_true", help="do not save the results")
+    for name in ("child", "store", "settings", "seed", "reader"):
+        parser.add_argument(
+            f"--{name}",
+            type=int if name == "seed" else str,
+            default=0 if name == "seed" else None,
+            help=argparse.SUPPRESS,
+        )
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if args.child:
+        found = CHILDREN[args.child](args)
+        print(json.dumps(found))
+        return
+    from _speed import save
+
+    about = json.loads((args.data / "about.json").read_text())
+    for part in args.parts:
+        found = PARTS[part](args)
+        if not args.dry:
+            save("on_disk", {part: {"runs": found, "data": about, "threads": args.threads}})
+
+
+if __name__ == "__main__":
+    main()

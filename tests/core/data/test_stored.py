@@ -97,6 +97,16 @@ def test_any_order_of_cells_may_be_read(cells: Cells) -> None:
     assert torch.equal(gene_sums(source), gene_sums(cells))
 
 
+def test_minibatches_that_are_sent_ahead_are_the_same(cells: Cells) -> None:
+    # what a GPU gets; on the processor nothing is sent
+    source = _stored(cells)
+    parts = list(source.sampler(torch.arange(N), 25, 0).epoch())
+    for part, batch in zip(parts, source._sent(parts), strict=True):
+        assert torch.equal(batch.x_ng, cells.batch(part).x_ng)
+        assert torch.equal(torch.stack(batch.entries()), torch.stack(cells.batch(part).entries()))
+    assert (_reader(source).times_read() == 1).all()
+
+
 def test_kept_cells_are_read_once_and_more_than_a_window_are_not_kept(cells: Cells) -> None:
     source, kept = _stored(cells), torch.arange(0, N, 10)
     source.keep(kept)

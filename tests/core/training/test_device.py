@@ -275,7 +275,7 @@ def _on_gpu(cells: Cells, config: TrainConfig = TRAIN, model: ModelConfig = CONF
 
 @pytest.mark.gpu
 @needs_cuda
-@pytest.mark.parametrize("where", ["resident", "streamed", "mapped"])
+@pytest.mark.parametrize("where", ["resident", "streamed", "mapped", "stored"])
 @pytest.mark.parametrize("name", MODELS)
 def test_training_on_a_gpu_gives_the_results_of_a_cpu(make_cells: MakeCells, name: str, where: str) -> None:
     cells, gpu = make_cells(2000, n_batches=2), torch.device("cuda")
@@ -350,7 +350,7 @@ class _Guarded(Training):
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("captured", [True, False])
-@pytest.mark.parametrize("where", ["resident", "streamed", "mapped"])
+@pytest.mark.parametrize("where", ["resident", "streamed", "mapped", "stored"])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_nothing_within_an_epoch_waits_for_the_device(

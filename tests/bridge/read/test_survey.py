@@ -157,6 +157,14 @@ def test_a_closed_file_is_an_error_that_says_so(tmp_path: Path) -> None:
         source.load()
 
 
+@pytest.mark.parametrize(("kind", "chunk"), [("zarr 2", "0"), ("zarr 3", "c/0"), ("shards", "c/0")])
+def test_a_zarr_store_without_a_chunk_is_an_error(kind: str, chunk: str, tmp_path: Path) -> None:
+    adata = KINDS[kind](X, tmp_path)
+    (tmp_path / "x.zarr/X/indices" / chunk).unlink()
+    with pytest.raises(ValueError, match=r"adata.X is damaged: its array 'indices' has 0 of 1 chunks"):
+        read_counts(adata, None, ALL)
+
+
 def test_a_large_matrix_by_genes_is_refused_with_the_call_that_converts_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,9 @@ class StoredRows(ABC):
     def fetch(self, start: int, stop: int) -> Any:
         """Read some rows: a CSR matrix, its three arrays, or a dense array."""
 
+    def check_complete(self) -> None:  # noqa: B027 - most files are unreadable without a part of them
+        """Raise ``ValueError`` if a part of the matrix is known to be missing."""
+
     def arrays(self, start: int, stop: int) -> Arrays:
         """Return ``indptr``, ``indices`` and ``data`` of the rows from ``start`` up to ``stop``, as they are stored."""
         with self.readable(start, stop):
@@ -83,6 +86,20 @@ class _CsrRows(StoredRows):
         with fast_codecs():
             self.indices, self.data = group["indices"], group["data"]
         self.block, self.row_bytes = layout(group, self.n_cells)
+
+    def check_complete(self) -> None:
+        # zarr reads a missing chunk as zeros
+        for name, array in (("indices", self.indices), ("data", self.data)):
+            n_chunks = math.prod(
+                -(-size // chunk) for size, chunk in zip(array.shape, array.chunks or array.shape, strict=True)
+            )
+            n_stored = getattr(array, "nchunks_initialized", n_chunks)
+            if n_stored < n_chunks and self.n_genes > 1:
+                msg = (
+                    f"{self.where} is damaged: its array {name!r} has {n_stored} of {n_chunks} chunks. Copy the store again, or write it "
+                    "again from its source."
+                )
+                raise ValueError(msg)
 
     def fetch(self, start: int, stop: int) -> Arrays:
         first, last = int(self.indptr[start]), int(self.indptr[stop])
@@ -141,6 +158,10 @@ class _Joined(StoredRows):
         self.parts, self.ends = parts, np.cumsum([part.n_cells for part in parts])
         self.block = max(part.block for part in parts)
         self.row_bytes = float(np.average([part.row_bytes for part in parts], weights=[part.n_cells for part in parts]))
+
+    def check_complete(self) -> None:
+        for part in self.parts:
+            part.check_complete()
 
     def fetch(self, start: int, stop: int) -> Any:
         first, last = np.searchsorted(self.ends, [start, stop - 1], side="right")

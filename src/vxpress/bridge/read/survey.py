@@ -111,6 +111,7 @@ def surveyed(
     rows = stored_rows(matrix, matrix_name(layer))
     if rows is None:
         return None
+    rows.check_complete()
     columns = np.arange(rows.n_genes) if columns is None else columns
     chosen = columns if genes is None else np.where(genes >= 0, columns[genes], -1)
     at = at if at is None else at.astype(np.int64)

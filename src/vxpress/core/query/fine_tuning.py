@@ -73,6 +73,7 @@ def fine_tune(
     import_for_optimizers()
     optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
     sampler = cells.sampler(train_rows, math.ceil(len(train_rows) / BATCH), seed)
+    cells.keep(validation_rows)
     noise = Noise(seed + 1, device)
     eps_nd = _fixed_noise(model, len(validation_rows), seed, device)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vxpress.core.blocks import Point, Posterior, Z
 from vxpress.core.data import Batch, Source, walk
+from vxpress.core.data.rows import rows_array
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.likelihoods import Likelihood, Measured
 from vxpress.core.model import VAE
@@ -63,7 +64,10 @@ def encode_masked(
     n, device = len(cells), cells.device
     encoded = Encoded.empty(model, n, in_memory=cells.in_memory)
     log_library_n1 = torch.empty(n, 1, device=device)
-    filled_nh = torch.empty(n, model.config.n_hidden, device=device) if keep_filled else None
+    filled_nh = None
+    if keep_filled:
+        in_memory = cells.in_memory or device.type != "cpu"
+        filled_nh = torch.from_numpy(rows_array(n, model.config.n_hidden, in_memory=in_memory)).to(device)
     n_rounds = 1 if bool(missing.observed_g.all()) else n_rounds
     prior_variance_d = model.prior.variance().to(device)
     for part, batch in walk(cells, size=CHUNK, stage="encoding"):

@@ -21,7 +21,8 @@ from vxpress.core.settings import FitOptions
 ROOT = Path(__file__).parent
 REGISTRIES: dict[str, Registry[Any]] = {"LikelihoodName": LIKELIHOODS, "PriorName": PRIORS, "ObjectiveName": OBJECTIVES}
 # arguments without a meaning on the command line, or given in another way
-LEFT_OUT = ("adata", "options", "copy")
+# the command reads an AnnData, which has one modality
+LEFT_OUT = ("adata", "options", "copy", "modality", "modalities")
 UNITS = {"str": "TEXT", "int": "N", "float": "X"}
 METAVARS = {
     "layer": "LAYER",

@@ -6,16 +6,19 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from scipy import sparse
 
 from vxpress._signals import Stopped, StopRequests
+from vxpress.core import rule
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch, ByBlock, Cells, Counts, Mapped, Sampler, Source
@@ -23,6 +26,7 @@ from vxpress.core.model import build
 from vxpress.core.parallel import World, world_from_environment
 from vxpress.core.training import Training
 from vxpress.core.training.checkpoint import Checkpoint
+from vxpress.core.training.device import Replay
 
 N_CELLS, N_VALIDATION = 403, 41
 MODEL = ModelConfig(n_genes=20, n_latent=3, n_hidden=16)
@@ -49,6 +53,22 @@ def simulated(n: int = N_CELLS) -> Cells:
     return Cells(
         Counts.from_scipy(sparse.csr_matrix(x)), torch.tensor(np.log(library), dtype=torch.float32), covariates
     )
+
+
+@contextmanager
+def _form_of_a_gpu() -> Iterator[None]:
+    """Within this block, trainings on the processor use the step of a GPU that several processes share."""
+    with rule.plain(), patch.object(rule, "captured_step", lambda _: True), patch.object(Replay, "__call__", _step):
+        yield
+
+
+def _step(self: Replay, batch: Batch) -> None:
+    self.step(batch)
+
+
+FORMS: dict[str, Callable[[], AbstractContextManager[None]]] = {"plain": rule.plain, "form of a GPU": _form_of_a_gpu}
+# further trainings with two processes
+FURTHER = ("by block", *FORMS)
 
 
 class SmallBlocks(Mapped):
@@ -111,17 +131,8 @@ def stopped_and_continued(name: str, world: World) -> dict[str, Any]:
     }
 
 
-def dies(folder: Path) -> None:
-    """End the second process in the middle of the training, without any error."""
-    _with_accident(folder, lambda: os._exit(3))
-
-
-def hangs(folder: Path) -> None:
-    """Let the second process sleep in the middle of the training."""
-    _with_accident(folder, lambda: time.sleep(600))
-
-
-def _with_accident(folder: Path, what: Callable[[], object]) -> None:
+def with_accident(folder: Path, what: Callable[[], object]) -> None:
+    """Let something happen to the second process in the middle of a training."""
     world = world_from_environment()
     training = trainings("default", world)
     training.run(until=1)
@@ -131,13 +142,14 @@ def _with_accident(folder: Path, what: Callable[[], object]) -> None:
     training.run()
 
 
-def results(folder: Path) -> None:
-    """Run all trainings."""
+def main(folder: Path) -> None:
+    """Run all trainings, and end the second process in the middle of a last one, without any error."""
     world = world_from_environment()
     found = {}
-    for name in (*CONFIGS, "by block"):
-        training = trainings(name, world) if name in CONFIGS else trainings("default", world, mapped=True)
-        training.run()
+    for name in (*CONFIGS, *FURTHER):
+        with FORMS.get(name, nullcontext)():
+            training = trainings(name if name in CONFIGS else "ahead", world, mapped=name == "by block")
+            training.run()
         found[name] = {
             "model": training.model.state_dict(),
             "outcome": training.outcome.state_dict(),
@@ -158,7 +170,8 @@ def results(folder: Path) -> None:
     for name in ("default", "ahead"):
         found[f"stopped {name}"] = stopped_and_continued(name, world)
     torch.save(found, folder / f"rank{world.rank}.pt")
+    with_accident(folder, lambda: os._exit(3))
 
 
 if __name__ == "__main__":
-    globals()[sys.argv[1]](Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

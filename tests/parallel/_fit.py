@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,10 @@ FITS: dict[str, dict[str, Any]] = {
 
 
 def main(folder: Path) -> None:
-    """Fit with several settings."""
+    """Fit with several settings, and let the second process sleep in the middle of a last training."""
+    # of the folder of this script
+    from _core import with_accident  # type: ignore[import-not-found]
+
     results: dict[str, Any] = {}
     for name, settings in FITS.items():
         adata = cells()
@@ -64,6 +68,7 @@ def main(folder: Path) -> None:
     results["small minibatches"] = _error(lambda: _fit(batch_size=3))
     results["other cells"] = _error(_fit_other_cells)
     (folder / f"rank{RANK}.pkl").write_bytes(pickle.dumps(results))
+    with_accident(folder, lambda: time.sleep(600))
 
 
 def _fit_other_cells() -> None:

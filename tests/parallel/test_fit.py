@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,17 @@ from ._launch import torchrun
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str, float]:
+    """Folder of the results of both processes, and status, output and time of the end."""
+    folder: Path = tmp_path_factory.mktemp("fits")
+    return folder, *torchrun("_fit.py", folder, VXPRESS_RANK_TIMEOUT="4"), time.time()
+
+
+@pytest.fixture(scope="module")
+def both(launched: tuple[Path, int, str, float]) -> list[dict[str, Any]]:
     """Results of both processes, by the name of the settings."""
-    folder = tmp_path_factory.mktemp("fits")
-    status, output = torchrun("_fit.py", folder)
-    assert status == 0, output
+    folder, _, output, _ = launched
+    assert (folder / "happened").exists(), output
     return [pickle.loads((folder / f"rank{rank}.pkl").read_bytes()) for rank in range(2)]
 
 
@@ -79,3 +87,12 @@ def test_one_process_under_torchrun_gives_the_bits_of_a_plain_fit(
     vx.tl.fit_vae(launched, "batch", **SMALL)
     assert _same(dict(plain.obsm), dict(launched.obsm))
     assert _same(plain.uns["vae"]["history"], launched.uns["vae"]["history"])
+
+
+def test_a_process_that_hangs_ends_the_others_with_its_name(launched: tuple[Path, int, str, float]) -> None:
+    folder, status, output, ended = launched
+    assert status != 0
+    assert "Process 1 of 2" in output
+    assert "neither worked nor waited for the others for 4 s" in output
+    # with the patience of 4 seconds; it is 25 by default
+    assert ended - float((folder / "happened").read_text()) < 30

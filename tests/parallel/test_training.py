@@ -11,23 +11,29 @@ import torch
 
 from vxpress.core.parallel import SINGLE
 
-from ._core import CONFIGS, N_CELLS, N_VALIDATION, STOP, trainings
+from ._core import CONFIGS, FURTHER, N_CELLS, N_VALIDATION, STOP, trainings
 from ._launch import torchrun
 
 Results = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results]:
-    """Results of both processes, by the name of the settings."""
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str, float]:
+    """Folder of the results of both processes, and status, output and time of the end."""
     folder: Path = tmp_path_factory.mktemp("ranks")
-    status, output = torchrun("_core.py", "results", folder)
-    assert status == 0, output
+    return folder, *torchrun("_core.py", folder), time.time()
+
+
+@pytest.fixture(scope="module")
+def both(launched: tuple[Path, int, str, float]) -> tuple[Results, Results]:
+    """Results of both processes, by the name of the settings."""
+    folder, _, output, _ = launched
+    assert (folder / "happened").exists(), output
     first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     return first, second
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "by block", "continued"])
+@pytest.mark.parametrize("name", [*CONFIGS, *FURTHER, "continued"])
 def test_both_processes_end_with_the_same_bits(both: tuple[Results, Results], name: str) -> None:
     first, second = both[0][name], both[1][name]
     assert str(first["outcome"]) == str(second["outcome"])
@@ -35,7 +41,7 @@ def test_both_processes_end_with_the_same_bits(both: tuple[Results, Results], na
     assert all(torch.equal(value, second["model"][key]) for key, value in first["model"].items())
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "by block"])
+@pytest.mark.parametrize("name", [*CONFIGS, *FURTHER])
 def test_an_epoch_counts_every_training_cell_once(both: tuple[Results, Results], name: str) -> None:
     assert both[0][name]["n_cells"] == N_CELLS - N_VALIDATION
 
@@ -75,13 +81,14 @@ def test_noise_differs_between_processes(both: tuple[Results, Results]) -> None:
     assert not torch.equal(both[0]["continued"]["noise"], both[1]["continued"]["noise"])
 
 
-@pytest.mark.parametrize("accident", ["dies", "hangs"])
-def test_a_process_that_is_lost_ends_the_others_with_its_name(tmp_path: Path, accident: str) -> None:
-    status, output = torchrun("_core.py", accident, tmp_path, VXPRESS_RANK_TIMEOUT="3")
-    seconds = time.time() - float((tmp_path / "happened").read_text())
+def test_the_form_of_the_step_on_a_gpu_takes_the_same_steps(both: tuple[Results, Results]) -> None:
+    plain, form = both[0]["plain"], both[0]["form of a GPU"]
+    assert str(plain["outcome"]) == str(form["outcome"])
+    assert all(torch.equal(value, form["model"][key]) for key, value in plain["model"].items())
+
+
+def test_a_process_that_dies_ends_the_others(launched: tuple[Path, int, str, float]) -> None:
+    folder, status, output, ended = launched
     assert status != 0
-    if accident == "hangs":
-        assert "Process 1 of 2" in output
-        assert "neither worked nor waited for the others for 3 s" in output
-    # with the patience of 3 seconds; it is 25 by default
-    assert seconds < 35
+    assert "exitcode  : 3" in output
+    assert ended - float((folder / "happened").read_text()) < 30

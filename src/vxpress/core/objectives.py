@@ -222,6 +222,11 @@ class Objective:
     def __init__(self, config: TrainConfig, model: VAE) -> None:
         self.config = config
 
+    @property
+    def of_cells(self) -> bool:
+        """Whether the loss of a minibatch is a mean over its cells, so that :meth:`mean` is not used."""
+        return self.config.kl_schedule != "capacity" and self.config.free_bits == 0
+
     def mean(self, values: Tensor) -> Tensor:
         """Compute the mean over the cells of a minibatch, for a loss that is not itself a mean over cells."""
         mean = values.mean(0)

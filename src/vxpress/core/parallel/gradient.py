@@ -46,9 +46,10 @@ class GradientSum:
         if self.agreed:
             torch.cat([value.reshape(-1) for value in self.agreed], out=self.extra)
         stop = self.requests.stop or self.world.interrupted
-        asked = torch.tensor([stop, self.requests.save], dtype=self.message.dtype)
+        self.numbers.zero_()
         self.numbers[0] = loss
-        self.numbers[1:] = asked
+        if stop or self.requests.save:
+            self.numbers[1:] = torch.tensor([stop, self.requests.save], dtype=self.message.dtype)
         self.message.mul_(share)
         self.world.sum_(self.message)
         places = self.extra.split([value.numel() for value in self.agreed])

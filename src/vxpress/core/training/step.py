@@ -31,13 +31,14 @@ def step_for(
     whole: GradientSum | None = None,
 ) -> Step:
     """Return the form of the training step that suits device and model; ``whole`` joins the parts of several processes."""
-    if whole is not None:
-        # the exchange is not part of a CUDA graph
-        return Step(model, source, optimizer, noise, objective, whole)
     captured = (
         rule.captured_step(source.device) and model.prior.capturable and not model.further and model.panels is None
     )
-    return (DeviceStep if captured else Step)(model, source, optimizer, noise, objective)
+    if whole is None:
+        return (DeviceStep if captured else Step)(model, source, optimizer, noise, objective)
+    if captured and objective.of_cells:
+        return SharedDeviceStep(model, source, optimizer, noise, objective, whole)
+    return Step(model, source, optimizer, noise, objective, whole)
 
 
 class Step:
@@ -92,36 +93,55 @@ class Step:
         self, batch: Batch, weight: float | Tensor, target: float | Tensor, advance: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Take a step with the optimizer's ``advance``; return the sums of the terms, and 1 if the step was voided."""
-        for old, value in zip(self.before, self.running, strict=True):
-            old.copy_(value)
-        terms, loss = self.gradient(batch, weight, target)
+        terms, loss = self.compute(batch, weight, target)
         if self.whole is not None:
             loss = self.whole(loss, len(batch))
+        return terms, self.advance(loss, advance)
+
+    def compute(self, batch: Batch, weight: float | Tensor, target: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Write the gradient to the optimizer; return the sums of the terms, and the loss."""
+        for old, value in zip(self.before, self.running, strict=True):
+            old.copy_(value)
+        return self.gradient(batch, weight, target)
+
+    def advance(self, loss: Tensor, advance: Callable[[Tensor], Tensor]) -> Tensor:
+        """Let the optimizer take the step; return 1 if it was voided, which restores the running statistics."""
         bad = advance(loss)
         # on a CPU a Python condition is cheap; elsewhere it would wait for the device
         if bad.device.type != "cpu" or bool(bad):
             for value, old in zip(self.running, self.before, strict=True):
                 value.copy_(torch.where(bad > 0, old, value))
-        return terms, bad
+        return bad
 
     def take(
         self, batch: Batch, weight: float | Tensor, target: float | Tensor, advance: Callable[[Tensor], Tensor]
     ) -> None:
         """Take the step and count it."""
-        terms, bad = self.move(batch, weight, target, advance)
+        self.count(len(batch), *self.move(batch, weight, target, advance))
+
+    def count(self, n_cells: int, terms: Tensor, bad: Tensor) -> None:
+        """Add a step to the totals."""
         # neither terms nor cells of a voided step are counted
         if bad.device.type != "cpu" or bool(bad):
             self.voided += bad
-            self.totals.add(terms, len(batch), bad)
+            self.totals.add(terms, n_cells, bad)
         else:
-            self.totals.add(terms, len(batch))
+            self.totals.add(terms, n_cells)
 
 
 class DeviceStep(Step):
     """A training step on a GPU: the rates are on the device, so that the whole step can be replayed as a CUDA graph."""
 
-    def __init__(self, model: VAE, source: Source, optimizer: Optimizer, noise: Noise, objective: Objective) -> None:
-        super().__init__(model, source, optimizer, noise, objective)
+    def __init__(
+        self,
+        model: VAE,
+        source: Source,
+        optimizer: Optimizer,
+        noise: Noise,
+        objective: Objective,
+        whole: GradientSum | None = None,
+    ) -> None:
+        super().__init__(model, source, optimizer, noise, objective, whole)
         assert isinstance(optimizer.adam, TorchAdam)  # noqa: S101 - the compiled one runs on CPUs only
         self.adam = optimizer.adam
         self.weight, self.target = torch.zeros(2, device=self.voided.device)
@@ -146,6 +166,54 @@ class DeviceStep(Step):
 
     def _lead_from_device(self, batch: Batch) -> None:
         self.move(batch, self.weight, self.target, self.adam.update_leading)
+
+
+class SharedDeviceStep(DeviceStep):
+    """A training step on a GPU that several processes share: a CUDA graph before their exchange, and one after it."""
+
+    whole: GradientSum
+
+    def __init__(
+        self,
+        model: VAE,
+        source: Source,
+        optimizer: Optimizer,
+        noise: Noise,
+        objective: Objective,
+        whole: GradientSum,
+    ) -> None:
+        super().__init__(model, source, optimizer, noise, objective, whole)
+        device = self.voided.device
+        # what the first graph leaves for the second
+        self.terms, self.loss = self.totals.sums().to(device)[:-1], torch.zeros((), device=device)
+        self.first, self.last, self.last_lead = (
+            Replay(part, source, noise, device) for part in (self._first, self._last, self._last_lead)
+        )
+
+    def __call__(self, batch: Batch, weight: float, target: float) -> None:
+        self._set(weight, target, self.optimizer.advance())
+        self._exchange(batch)
+        self.last(batch)
+
+    def lead(self, batch: Batch, weight: float, target: float) -> None:
+        self._set(weight, target, self.optimizer.rate())
+        self._exchange(batch)
+        self.last_lead(batch)
+
+    def _exchange(self, batch: Batch) -> None:
+        self.first(batch)
+        self.loss.copy_(self.whole(self.loss, len(batch)))
+
+    def _first(self, batch: Batch) -> None:
+        terms, loss = self.compute(batch, self.weight, self.target)
+        self.terms.copy_(terms)
+        self.loss.copy_(loss)
+
+    def _last(self, batch: Batch) -> None:
+        self.count(len(batch), self.terms, self.advance(self.loss, self.adam.update))
+
+    def _last_lead(self, batch: Batch) -> None:
+        self.advance(self.loss, self.adam.update_leading)
 
 
 def _with_some_hidden(gradient: Gradient, model: VAE, noise: Noise, share: float) -> Gradient:

@@ -24,9 +24,8 @@ from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch, ByBlock, Cells, Counts, Mapped, Sampler, Source
 from vxpress.core.model import build
 from vxpress.core.parallel import World, world_from_environment
-from vxpress.core.training import Training
+from vxpress.core.training import Training, step
 from vxpress.core.training.checkpoint import Checkpoint
-from vxpress.core.training.device import Replay
 
 N_CELLS, N_VALIDATION = 403, 41
 MODEL = ModelConfig(n_genes=20, n_latent=3, n_hidden=16)
@@ -58,12 +57,8 @@ def simulated(n: int = N_CELLS) -> Cells:
 @contextmanager
 def _form_of_a_gpu() -> Iterator[None]:
     """Within this block, trainings on the processor use the step of a GPU that several processes share."""
-    with rule.plain(), patch.object(rule, "captured_step", lambda _: True), patch.object(Replay, "__call__", _step):
+    with rule.plain(), patch.object(step, "Step", step.SharedDeviceStep):
         yield
-
-
-def _step(self: Replay, batch: Batch) -> None:
-    self.step(batch)
 
 
 FORMS: dict[str, Callable[[], AbstractContextManager[None]]] = {"plain": rule.plain, "form of a GPU": _form_of_a_gpu}
@@ -108,10 +103,10 @@ def stopped_and_continued(name: str, world: World) -> dict[str, Any]:
     with StopRequests(lambda: "") as requests:
         training = trainings(name, world)
         training.checkpoint = Checkpoint(store, 1e9, requests)
-        step = training.step
+        taken = training.step
 
         def asked(batch: Batch) -> None:
-            step(batch)
+            taken(batch)
             if world.rank == 1 and training.outcome.n_steps == STOP:
                 os.kill(os.getpid(), signal.SIGTERM)
 

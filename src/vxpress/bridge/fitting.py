@@ -22,7 +22,7 @@ from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.fit_arguments import CheckedArguments, model_config_of, train_config_of
 from vxpress.bridge.fits.params import Params
 from vxpress.bridge.fits.processes import agreed_generators, announce
-from vxpress.bridge.fits.results import Results, announce_replaced, check_free, own
+from vxpress.bridge.fits.results import Results, announce_replaced, check_free, layers_of, own
 from vxpress.bridge.fits.runner import Fitted, Runner, finish
 from vxpress.bridge.health.choice import choose_likelihood
 from vxpress.bridge.health.covariates import warn_of_covariates
@@ -31,6 +31,7 @@ from vxpress.bridge.health.diagnose_fit import diagnose_trained, judge_covariate
 from vxpress.bridge.health.learn_labels import learn_labels
 from vxpress.bridge.health.learn_prior import joint_record
 from vxpress.bridge.health.verdict import is_sound
+from vxpress.bridge.read.modalities import core_name
 from vxpress.bridge.read.prepare import Prepared, Recorded, prepare
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.normal import DiagonalNormal
@@ -181,6 +182,7 @@ def _as_fit(params: Params, prepared: Prepared, fitted: Fitted, adata: AnnData, 
         features={}
         if prepared.further is None
         else {name: part.features for name, part in prepared.further.parts.items()},
+        measured=prepared.measured,
     )
 
 
@@ -204,7 +206,8 @@ def _results(fit: Fit, prepared: Prepared, fitted: Fitted, keys: Keys, *, denois
         results.stale.append(("varm", keys.loadings))
     else:
         results.varm[keys.loadings] = loadings_gd
-    n_bytes = 4 * len(prepared.cells) * len(fit.genes)
+    n_features = len(fit.genes) + sum(map(len, fit.features.values()))
+    n_bytes = 4 * len(prepared.cells) * n_features
     if denoised is None and n_bytes > MAX_DENSE_BYTES:
         key = "" if keys.uns == "vae" else f", key={keys.uns!r}"
         logg.warning(
@@ -213,7 +216,20 @@ def _results(fit: Fit, prepared: Prepared, fitted: Fitted, keys: Keys, *, denois
         denoised = False
     if denoised is False:
         results.stale.append(("layers", keys.normalized))
+        results.stale += [(layers_of(name), keys.normalized) for name in fit.params.modalities[1:]]
     else:
+        for name in fit.params.modalities[1:]:
+            part = fit.of(core_name(name))
+            results.of_modalities[name] = {
+                keys.normalized: denoised_matrix(
+                    part.model,
+                    fitted.encoded,
+                    prepared.cells.covariates,
+                    modelled_g=part.modelled_g,
+                    batches=part.covariates.averaged_batches,
+                    target_sum=part.params.target_sum,
+                )
+            }
         results.layers[keys.normalized] = denoised_matrix(
             fit.model,
             fitted.encoded,

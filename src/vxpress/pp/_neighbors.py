@@ -66,7 +66,8 @@ def neighbors(
     n_neighbors
         Size of the neighbourhood, including the cell itself, as in scanpy. The default is scanpy's.
     modality
-        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
+        If ``adata`` is a MuData, the modality whose fit is used; results are written into it. With a joint fit, the graph
+        is that of all cells, and is written into the MuData.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     model

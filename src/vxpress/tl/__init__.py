@@ -15,6 +15,7 @@ from vxpress.tl._evaluate_perturbation import evaluate_perturbation
 from vxpress.tl._fit_prior import fit_prior
 from vxpress.tl._fit_vae import fit_vae
 from vxpress.tl._generate import generate
+from vxpress.tl._impute import impute
 from vxpress.tl._interpolate import interpolate
 from vxpress.tl._log_likelihood import log_likelihood
 from vxpress.tl._outliers import outliers
@@ -42,6 +43,7 @@ __all__ = [
     "fit_prior",
     "fit_vae",
     "generate",
+    "impute",
     "interpolate",
     "log_likelihood",
     "outliers",

@@ -75,7 +75,9 @@ def denoise(
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     modality
-        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
+        If ``adata`` is a MuData, the modality to denoise, for example ``"protein"``; results are written into it. With a
+        joint fit of several modalities, RNA by default. For a likelihood with a background (``"nb_mixture"``), values are
+        expected counts of the foreground, without background and not scaled.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     genes

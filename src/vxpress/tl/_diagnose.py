@@ -54,7 +54,8 @@ def diagnose(
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     modality
-        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
+        If ``adata`` is a MuData, the modality to use with a fit of one modality; results are written into it. With a joint
+        fit, all modalities are used, and results are written into the MuData.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     gaps

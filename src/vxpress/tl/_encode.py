@@ -62,7 +62,8 @@ def encode(
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     modality
-        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
+        If ``adata`` is a MuData, the modality to use with a fit of one modality; results are written into it. With a joint
+        fit, all modalities are used, cells may lack some, and results are written into the MuData.
     key
         Name of the fit: the ``key_added`` of the call that made it. A ``.safetensors`` file holds a single fit; ``key``
         is then the name under which the results are written.

@@ -282,6 +282,10 @@ def fit_vae(
         Denoised expression of every gene, n_obs x n_vars: the expected share of a cell's molecules, averaged over the
         batches of the fit, times ``target_sum``; not log-transformed (``likelihood="gaussian"``: the expected log
         value).
+    ``mdata.obsm["X_vae"]``, ``mdata.mod["protein"].layers["vae_normalized"]`` and others
+        With ``modalities``, results of cells belong to the MuData, and each modality gets a layer of denoised values. For a
+        likelihood with a background (``"nb_mixture"``) these are the expected counts of the foreground, without
+        background and not scaled.
     ``adata.obs["vae_split"]`` : categorical
         ``"train"``, ``"validation"``, or ``"query"`` for cells without counts, which are left out.
     ``adata.obs["vae_library"]`` : ``float64``

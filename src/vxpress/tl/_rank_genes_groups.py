@@ -22,7 +22,7 @@ from vxpress.bridge.ask.ranking import layout
 from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, own
-from vxpress.bridge.fits.stored_cells import StoredCells
+from vxpress.bridge.fits.stored_cells import StoredCells, layer_of
 from vxpress.bridge.read.adata import check_adata, check_gene_names
 from vxpress.bridge.read.matrix import get_matrix
 
@@ -76,7 +76,10 @@ def rank_genes_groups(
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     modality
-        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
+        If ``adata`` is a MuData, the modality to compare, for example ``"protein"``; results are written into it. With a
+        joint fit of several modalities, RNA by default. For a likelihood with a background (``"nb_mixture"``), counts are
+        compared without background: each is multiplied by the probability that it comes from the foreground, and
+        changes are those of counts per cell, not of shares.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     groups
@@ -209,7 +212,7 @@ def rank_genes_groups(
     generator = seed_of(rng)
     stored = StoredCells.find(adata, model, key)
     batch = stored.fit.params.batch_key if isinstance(batch_key, Unset) else batch_key
-    where = stored.fit.params.layer if isinstance(layer, Unset) else layer
+    where = layer_of(adata, stored) if isinstance(layer, Unset) else layer
     if isinstance(layer, str):
         # a layer that the user names must exist, even if the use of counts is optional
         get_matrix(adata, layer)

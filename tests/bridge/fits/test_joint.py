@@ -72,8 +72,10 @@ def without_fit(mdata: mudata.MuData) -> mudata.MuData:
 def test_results_are_written_where_they_belong(mdata: mudata.MuData) -> None:
     before = state(mdata)
     vx.tl.fit_vae(mdata, "batch", modalities=NB, **FIT | {"denoised": True})
-    new = {"obsm:X_vae", "obsm:X_vae_var", "obs:vae_split", "obs:vae_library", "uns:vae", "rna:layers:vae_normalized"}
+    new = {"obsm:X_vae", "obsm:X_vae_var", "obs:vae_split", "obs:vae_library", "uns:vae"}
+    new |= {f"{name}:layers:vae_normalized" for name in ("rna", "protein")}
     assert set(state(mdata)) - set(before) == new
+    assert mdata.mod["protein"].layers["vae_normalized"].shape == (110, 4)
     assert mdata.obsm["X_vae"].shape == (170, 3)
     assert mdata.mod["rna"].layers["vae_normalized"].shape == (160, 60)
     np.testing.assert_allclose(mdata.mod["rna"].layers["vae_normalized"].sum(1), 1e4, rtol=1e-3)
@@ -101,6 +103,13 @@ def test_the_data_of_others_are_not_replaced(mdata: mudata.MuData, slot: str, na
     with pytest.raises(ValueError, match=rf"already holds {slot}\['{name}'\]"):
         vx.tl.fit_vae(mdata, "batch", modalities=NB, **FIT)
     assert state(mdata).keys() == before.keys()
+
+
+def test_layers_of_other_modalities_are_not_replaced(mdata: mudata.MuData) -> None:
+    mdata.mod["protein"].layers["vae_normalized"] = np.ones((110, 4))
+    with pytest.raises(ValueError, match=r"mdata\.mod\['protein'\]\.layers\['vae_normalized'\]"):
+        vx.tl.fit_vae(mdata, "batch", modalities=NB, **FIT)
+    assert (mdata.mod["protein"].layers["vae_normalized"] == 1).all()
 
 
 def test_cells_are_matched_by_name(fitted: mudata.MuData) -> None:
@@ -173,7 +182,7 @@ def test_calls_write_where_their_results_belong(fitted: mudata.MuData) -> None:
     vx.tl.denoise(fitted)
     new = set(state(fitted)) - before
     assert {"uns:neighbors", "uns:vae_log_likelihood", "obs:vae_elbo", "rna:layers:vae_normalized"} <= new
-    assert not any(name.startswith("protein:") for name in new)
+    assert {name for name in new if name.startswith("protein:")} == set()
     with pytest.raises(ValueError, match="sample works on fits of one"):
         vx.tl.sample(fitted)
 

@@ -18,7 +18,7 @@ from vxpress._similar import similar_names
 from vxpress.bridge.ask.decoded import DENOISING_SEED, Matrix
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.query import log_library_of
-from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
+from vxpress.bridge.fits.stored_cells import StoredCells, library_of
 from vxpress.bridge.read.adata import check_gene_names
 from vxpress.bridge.read.columns import as_mask, is_mask
 
@@ -90,7 +90,7 @@ def scale_from(adata: AnnData, cells: StoredCells, target_sum: TargetSum) -> np.
         if target_sum != "library":
             msg = f"target_sum={target_sum!r} was given; a number, or 'library' for each cell's own size factor, is expected."
             raise ValueError(msg)
-        library_n = stored_library(adata, cells.keys)
+        library_n = library_of(adata, cells)
         return library_n.astype(np.float32)[:, None] * _factor(cells, library_n)
     return total_from(fit, target_sum)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ from scipy import sparse
 from vxpress._names import each_value, find_name, find_names
 from vxpress.bridge.ask.composition import LIBRARY, reference_genes, shift_of, warn_composition
 from vxpress.bridge.fits.fit import Fit
-from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
+from vxpress.bridge.fits.stored_cells import StoredCells, library_of
 from vxpress.bridge.read.columns import get_categories
 from vxpress.bridge.read.matrix import canonical, count_blocks, row_blocks
 from vxpress.bridge.read.selection import Cells as CellSet
@@ -34,11 +34,13 @@ from vxpress.core.inference.differential import (
     compare,
     expected_evidence,
 )
+from vxpress.core.inference.foreground import foreground_counts, has_background
 from vxpress.core.inference.group_expression import GroupExpression, count_overdispersion, decode_units, subsample
 from vxpress.core.progress import steps
 
 BLOCK_COUNTS = 4_000_000
 CellSets: TypeAlias = CellSet | Mapping[str, CellSet]
+Change: TypeAlias = Callable[[slice, sparse.csr_matrix], sparse.csr_matrix]
 
 
 @dataclass(frozen=True)
@@ -214,16 +216,43 @@ def _place(value_kg: Floats, fit: Fit) -> Floats:
 
 
 def tally_counts(
-    adata: AnnData, layer: str | None, genes: np.ndarray, *, units: Units, weights: Weights, library_n: Floats
+    adata: AnnData,
+    layer: str | None,
+    genes: np.ndarray,
+    *,
+    units: Units,
+    weights: Weights,
+    library_n: Floats,
+    change: Change | None = None,
 ) -> Evidence:
-    """Add up the counts of ``genes``, columns of ``adata``, in blocks of cells; raises ``ValueError`` if they are not counts."""
+    """Add up the counts of ``genes``, columns of ``adata``, in blocks of cells; raises ``ValueError`` if they are not counts.
+
+    With ``change``, its values of a block of cells are added in place of the counts.
+    """
     column = np.full(adata.n_vars, -1, dtype=np.int64)
     column[genes] = np.arange(len(genes))
     tally = Tally(units, weights, len(genes))
-    for rows, block in count_blocks(adata, layer, _blocks):
+    for rows, counts in count_blocks(adata, layer, _blocks):
+        block = counts if change is None else change(rows, counts)
         row_k = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
         tally.add(rows, row_k, column[block.indices], block.data.astype(np.float64), library_n)
     return tally.evidence()
+
+
+def _without_background(cells: StoredCells, position: np.ndarray) -> Change:
+    """Return a function that removes the background from counts; ``position`` are the columns of the features of the fit."""
+
+    def change(rows: slice, block: sparse.csr_matrix) -> sparse.csr_matrix:
+        # values of features that adata lacks are not read
+        counts_nf = np.where(position >= 0, block[:, np.maximum(position, 0)].toarray(), 0)
+        here = torch.arange(rows.start, rows.stop)
+        found = foreground_counts(cells.fit.model, cells.encoded[rows], cells.covariates[here], counts_nf)
+        there = np.flatnonzero(position >= 0)
+        out = np.zeros(block.shape)
+        out[:, position[there]] = found[:, there]
+        return sparse.csr_matrix(out)
+
+    return change
 
 
 def _blocks(matrix: object) -> Iterator[tuple[slice, sparse.csr_matrix]]:
@@ -274,7 +303,8 @@ def ask(
 ) -> Answer:
     """Decode, read the counts if they are available, and compare."""
     groups, fit = question.groups, cells.fit
-    library_n = stored_library(adata, cells.keys)
+    library_n = library_of(adata, cells)
+    background = has_background(fit.model.decoder.likelihood)
     position, genes = _genes(adata, fit)
     batch_n = category_codes(adata, question.batch_key)
     sample_n = batch_n if question.sample_key is None else category_codes(adata, question.sample_key)
@@ -302,6 +332,7 @@ def ask(
             units=units,
             weights=weights,
             library_n=library_n,
+            change=_without_background(cells, position) if background else None,
         )
     counted = evidence is not None
     if evidence is None:
@@ -316,9 +347,9 @@ def ask(
         by_sample = question.sample_key is not None or (contrast.confounded and contrast.sample_df(units) >= 1)
         prior = _prior(here, expected, contrast)
         shifts[name] = shift_of(question.relative_to, reference, here, contrast, name)
-        if question.relative_to == LIBRARY:
+        if question.relative_to == LIBRARY and not background:
             displaced[name] = displacement(here, contrast)
-        else:
+        elif question.relative_to != LIBRARY:
             here = relative(here, contrast, shifts[name])
             prior = replace(prior, up_g=prior.up_g / 2.0 ** shifts[name])
         comparisons[name] = compare(here, contrast, prior, delta=question.delta, by_sample=by_sample)
@@ -329,7 +360,7 @@ def ask(
 def _genes(adata: AnnData, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     """Return the column of every gene of the fit in ``adata`` (-1: absent), and the ranked genes, in the order of ``adata``."""
     likelihood = fit.model.decoder.likelihood
-    if not likelihood.output.scalable:
+    if not (likelihood.output.scalable or has_background(likelihood)):
         msg = (
             f"The likelihood of the fit is {fit.params.model.likelihood!r}: it predicts {likelihood.observes}, but groups are "
             "compared by expected counts. Fit with likelihood='nb'."

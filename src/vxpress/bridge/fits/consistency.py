@@ -66,7 +66,7 @@ def check_sizes(params: Params, covariates: CovariateTable, genes: np.ndarray, m
         raise ValueError(msg)
 
 
-def check_features(params: Params, features: Mapping[str, np.ndarray]) -> None:
+def check_features(params: Params, features: Mapping[str, np.ndarray], measured: Mapping[str, np.ndarray]) -> None:
     """Check the features of the modalities other than RNA against the settings."""
     expected = {modality.name: modality.n_features for modality in params.model.modalities}
     found = {name: len(names) for name, names in features.items()}
@@ -77,6 +77,10 @@ def check_features(params: Params, features: Mapping[str, np.ndarray]) -> None:
     repeated = [name for name, names in features.items() if len(set(names)) < len(names)]
     if repeated:
         msg = f"features[{repeated[0]!r}] holds repeated names"
+        raise ValueError(msg)
+    wrong = [name for name, n in measured.items() if n.ndim != 1 or (n < 0).any() or len(n) > params.model.n_batches]
+    if wrong or not set(measured) <= set(features):
+        msg = f"measured= holds {sorted(measured)}, and numbers of cells of each batch for {sorted(features)} are expected"
         raise ValueError(msg)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from vxpress.core.registry import NotRegisteredError
 
 # parts of every fit, and of some; a file may lose an empty mapping
 PARTS = ("params", "history", "genes", "weights")
-FURTHER = ("format", NAME, "covariates", "diagnostics", "prior", "choice", "ensemble", "labels", "features")
+FURTHER = ("format", NAME, "covariates", "diagnostics", "prior", "choice", "ensemble", "labels", "features", "measured")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Fit:
 
     features: dict[str, np.ndarray] = field(default_factory=dict)
     """The features of the modalities other than RNA, by their names in the model."""
+    measured: dict[str, np.ndarray] = field(default_factory=dict)
+    """Training cells of each batch that have a modality other than RNA, by its name."""
 
     labels: LabelModel | None = None
     """The classifier of the labels that the fit was given, if any; see :func:`vxpress.tl.annotate`."""
@@ -81,8 +83,42 @@ class Fit:
             "ensemble": stored_members(self.members),
             "labels": labels,
             "features": {name: np.array(found, dtype=object) for name, found in self.features.items()},
+            "measured": self.measured,
         }
         return sealed(out | {name: dict(record) for name, record in records.items() if record})
+
+    def of(self, name: str) -> Fit:
+        """Return a fit of one modality other than RNA, which decodes it from the same latent space; it is not stored.
+
+        Averages over batches are those of the batches in which it was measured.
+        """
+        model, covariates = self.model.of(name), self.covariates
+        if name in self.measured:
+            n_train = tuple(map(int, self.measured[name]))
+            # a query may have added batches
+            n_train = n_train + (0,) * (len(covariates.batches) - len(n_train))
+            covariates = replace(covariates, n_train=(n_train, *covariates.n_train[1:]))
+        params = replace(
+            self.params,
+            model=model.config,
+            scale=model.decoder.output.scale,
+            library="observed",
+            library_source="genes present",
+            library_factor=1.0,
+            mask_var=None,
+        )
+        features = self.features[name]
+        return replace(
+            self,
+            params=params,
+            covariates=covariates,
+            genes=features,
+            modelled_g=np.ones(len(features), dtype=bool),
+            model=model,
+            members=(),
+            features={},
+            labels=None,
+        )
 
     def loadings(self) -> np.ndarray | None:
         """Return the slopes of the decoded logits in z, float32 (genes, d); None unless the decoder has loadings.
@@ -132,7 +168,8 @@ class Fit:
             str(name): np.array([str(one) for one in np.asarray(found).reshape(-1)], dtype=object)
             for name, found in stored.get("features", {}).items()
         }
-        check_features(params, features)
+        measured = {str(name): np.asarray(n, dtype=np.int64) for name, n in stored.get("measured", {}).items()}
+        check_features(params, features, measured)
         members = load_members(stored.get("ensemble", {}), params.model)
         width = params.model.n_latent * (1 + len(members))
         return cls(
@@ -147,6 +184,7 @@ class Fit:
             dict(stored.get("choice", {})),
             members,
             features,
+            measured,
             LabelModel.from_uns(stored.get("labels", {}), width, params.model.n_genes),
         )
 

@@ -22,8 +22,8 @@ from vxpress.bridge.read.modalities import check_mudata, modality_of, requested_
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# what a function does with a joint fit: makes one, uses the cells with their RNA, uses any modality, or nothing
-Joint = Literal["makes", "cells", "features"]
+# what a function does with a joint fit: makes one, uses the cells with their RNA, uses any modality, or the cells to impute any
+Joint = Literal["makes", "cells", "features", "imputes"]
 
 
 def takes_mudata(joint: Joint | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -41,7 +41,7 @@ def takes_mudata(joint: Joint | None = None) -> Callable[[Callable[P, R]], Calla
                 arguments = inspect.signature(function).bind(*args, **kwargs).arguments
                 return cast("R", _Call.of(function, joint, data, arguments).run())
             for name in ("modality", "modalities"):
-                if isinstance(data, AnnData) and kwargs.get(name) is not None:
+                if joint != "imputes" and isinstance(data, AnnData) and kwargs.get(name) is not None:
                     msg = f"{name}={kwargs[name]!r} names modalities of a MuData, but an AnnData was given, which has none. Leave it out."
                     raise ValueError(msg)
             return function(*args, **kwargs)
@@ -70,7 +70,7 @@ class _Call:
         check_mudata(mdata)
         given = {name: value for name, value in arguments.items() if name not in ("adata", "modality", "copy")}
         modality = arguments.get("modality")
-        if modality is not None:
+        if modality is not None and joint != "imputes":
             modality_of(mdata, modality)
         return cls(function, joint, mdata, modality, bool(arguments.get("copy")), given)
 
@@ -81,6 +81,12 @@ class _Call:
         fit = self._joint_fit()
         if fit is not None:
             return self._use(*fit)
+        if self.joint == "imputes":
+            msg = (
+                "The MuData holds no fit of several modalities, from which one could be imputed. Fit them together, "
+                "vx.tl.fit_vae(mdata), or name what holds the fit with model= and key=."
+            )
+            raise KeyError(msg)
         if self.modality is None:
             example = next(iter(self.mdata.mod))
             msg = f"Name the modality of the MuData to use: modality={example!r} (found: {list(self.mdata.mod)})."
@@ -137,7 +143,11 @@ class _Call:
             if not fit.features:
                 return None
             names, genes, library = fit.params.modalities, fit.genes, fit.params.library
-        own = None if self.modality is None else modality_of(self.mdata, self.modality).uns.get(Keys.of(key).uns)
+        own = (
+            None
+            if self.modality not in self.mdata.mod
+            else modality_of(self.mdata, self.modality).uns.get(Keys.of(key).uns)
+        )
         if model is None and is_fit(own):
             msg = (
                 f"Both mdata.uns[{Keys.of(key).uns!r}] and mdata.mod[{self.modality!r}].uns[{Keys.of(key).uns!r}] hold a fit. Pass "
@@ -152,13 +162,15 @@ class _Call:
         if self.joint is None:
             msg = f"The fit is one of several modalities ({list(names)}), and {name} works on fits of one. Fit one: vx.tl.fit_vae(mdata, modality={names[0]!r})."
             raise ValueError(msg)
-        shown = names[0] if self.modality is None else self.modality
+        given, shown = self.given, names[0] if self.modality is None else self.modality
+        if self.joint == "imputes":
+            given, shown = given | {"modality": self.modality}, names[0]
         if shown not in names or (self.joint == "cells" and shown != names[0]):
             known = list(names) if self.joint == "features" else [names[0]]
             msg = f"modality={shown!r} was given; for this fit of {list(names)}, {name} takes one of {known}."
             raise ValueError(msg)
         target = self._target()
-        found = self.function(as_anndata(target, names, shown, genes, library), **self.given)
+        found = self.function(as_anndata(target, names, shown, genes, library), **given)
         return target if self.copy else found
 
 

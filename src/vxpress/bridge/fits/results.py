@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ class Results:
     uns: dict[str, Any] = field(default_factory=dict)
     of_genes: dict[str, Any] = field(default_factory=dict)
     """Entries of ``uns`` about genes; with a MuData they belong to the modality and not to the MuData."""
+    of_modalities: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """Layers of the other modalities of a MuData, by modality and name, with a row for every cell of the MuData."""
     stale: list[tuple[str, str]] = field(default_factory=list)
     """Slots and names that an earlier fit under the same name wrote and that are no longer valid."""
 
@@ -54,47 +57,61 @@ class Results:
         restored.
         """
         joint = joint_of(adata)
+        target: Any = adata if joint is None else joint
+        # looked up anew every time: assigning may replace the object behind a slot
+        places: dict[str, Callable[[], Any]] = {slot: partial(getattr, target, slot) for slot in SLOTS}
+        places[OF_GENES] = (lambda: adata.uns) if joint is None else (lambda: joint.part.uns)
+        values: dict[str, Mapping[str, Any]] = {slot: getattr(self, slot) for slot in places}
+        if joint is not None:
+            values["layers"] = {name: joint.cut(value) for name, value in self.layers.items()}
+            for modality in joint.mdata.mod:
+                place = layers_of(modality)
+                places[place] = partial(getattr, joint.mdata.mod[modality], "layers")
+                layers = self.of_modalities.get(modality, {})
+                values[place] = {name: joint.cut(value, modality) for name, value in layers.items()}
         with interrupts_held():
-            if joint is None:
-                self._assign(
-                    {slot: lambda slot=slot: getattr(adata, slot) for slot in SLOTS} | {OF_GENES: lambda: adata.uns}
-                )
-            else:
-                cut = replace(self, layers={name: joint.cut(value) for name, value in self.layers.items()})
-                cut._assign(
-                    {slot: lambda slot=slot: getattr(joint, slot) for slot in SLOTS}
-                    | {OF_GENES: lambda: joint.part.uns}
-                )
-
-    def _assign(self, slots: Mapping[str, Callable[[], Any]]) -> None:
-        """Assign to ``slots``, which are looked up anew every time: assigning may replace the object behind one."""
-        before: list[tuple[str, str, bool, Any]] = []
-        try:
-            for slot, find in slots.items():
-                for name, value in getattr(self, slot).items():
-                    target = find()
-                    had = name in target
-                    before.append((slot, name, had, target[name] if had else None))
-                    target[name] = value
-            for slot, name in self.stale:
-                target = slots[slot]()
-                if name in target:
-                    before.append((slot, name, True, target[name]))
-                    del target[name]
-        except BaseException:
-            for slot, name, had, value in reversed(before):
-                target = slots[slot]()
-                if had:
-                    target[name] = value
-                elif name in target:
-                    del target[name]
-            raise
+            _assign(places, values, self.stale)
 
     def describe(self) -> str:
         """Return the lines that scanpy logs at verbosity "hint"."""
         lines = [f"    adata.{slot}[{name!r}]" for slot in SLOTS for name in getattr(self, slot)]
         lines += [f"    adata.uns[{name!r}]" for name in self.of_genes]
+        lines += [
+            f"    mdata.mod[{one!r}].layers[{name!r}]" for one, found in self.of_modalities.items() for name in found
+        ]
         return "added\n" + "\n".join(lines)
+
+
+def layers_of(modality: str) -> str:
+    """Return the slot of the layers of a modality, for stale results."""
+    return f"layers of {modality}"
+
+
+def _assign(
+    places: Mapping[str, Callable[[], Any]], values: Mapping[str, Mapping[str, Any]], stale: Sequence[tuple[str, str]]
+) -> None:
+    """Assign values to slots by name and remove stale ones; after an error everything is as before."""
+    before: list[tuple[str, str, bool, Any]] = []
+    try:
+        for slot, entries in values.items():
+            for name, value in entries.items():
+                target = places[slot]()
+                had = name in target
+                before.append((slot, name, had, target[name] if had else None))
+                target[name] = value
+        for slot, name in stale:
+            target = places[slot]()
+            if name in target:
+                before.append((slot, name, True, target[name]))
+                del target[name]
+    except BaseException:
+        for slot, name, had, value in reversed(before):
+            target = places[slot]()
+            if had:
+                target[name] = value
+            elif name in target:
+                del target[name]
+        raise
 
 
 def own(adata: AnnData, *, copy: bool) -> AnnData:
@@ -203,6 +220,14 @@ def check_free(
         return
     taken = [*([f"uns[{keys.uns!r}]"] if keys.uns in adata.uns else []), *taken]
     taken += [f"layers[{keys.normalized!r}]"] if keys.normalized in adata.layers else []
+    joint = joint_of(adata)
+    if joint is not None:
+        others = [name for name in joint.names if name != joint.shown]
+        taken += [
+            f"mdata.mod[{name!r}].layers[{keys.normalized!r}]"
+            for name in others
+            if name in joint.mdata.mod and keys.normalized in joint.mdata.mod[name].layers
+        ]
     taken += [f"varm[{keys.loadings!r}]"] if keys.loadings in adata.varm else []
     taken += [f"obs[{name!r}]" for name in (keys.split, keys.library) if name in adata.obs]
     if taken:

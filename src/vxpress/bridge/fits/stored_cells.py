@@ -13,6 +13,9 @@ from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.read.columns import find_column, get_array, is_real
 from vxpress.bridge.read.covariates import Batches
+from vxpress.bridge.read.joint import has_modality, joint_of
+from vxpress.bridge.read.matrix import count_blocks
+from vxpress.bridge.read.modalities import core_name
 from vxpress.core.blocks import Block, Z
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.posterior import Encoded
@@ -29,6 +32,8 @@ class StoredCells:
     keys: Keys
     encoded: Encoded
     covariates: Covariates
+    modality: str | None = None
+    """The modality that the fit describes here, by its name in the model, if it is not RNA."""
 
     @classmethod
     def find(cls, adata: AnnData, model: Model, key: str, *, keep: bool = False) -> StoredCells:
@@ -40,7 +45,12 @@ class StoredCells:
         keys = view_of(fit, key, keep=keep)
         encoded = stored_posterior(adata, keys, fit.model.decoded_blocks)
         covariates = fit.covariates.read(adata.obs, labels=False)
-        return cls(fit, keys, encoded, fit.model.conditioner.hide(covariates) if keep else covariates)
+        covariates = fit.model.conditioner.hide(covariates) if keep else covariates
+        joint = joint_of(adata)
+        if joint is None or joint.shown == fit.params.modalities[0]:
+            return cls(fit, keys, encoded, covariates)
+        name = core_name(joint.shown)
+        return cls(fit.of(name), keys, encoded, covariates, name)
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -98,6 +108,28 @@ def stored_library(adata: AnnData, keys: Keys) -> np.ndarray:
         )
         raise ValueError(msg)
     return values
+
+
+def layer_of(adata: AnnData, cells: StoredCells) -> str | None:
+    """Return the layer that the fit read; a modality other than RNA may lack it, and was then read from ``X``."""
+    layer = cells.fit.params.layer
+    return None if cells.modality is not None and layer not in adata.layers else layer
+
+
+def library_of(adata: AnnData, cells: StoredCells) -> np.ndarray:
+    """Return the size factor of every cell for the modality that ``cells`` describe, float64 (n,), 0 in cells without it.
+
+    For RNA it is the one that the fit wrote, for other modalities the number of counts; it is 1 if a size factor
+    does not enter.
+    """
+    joint = joint_of(adata)
+    if cells.modality is None or joint is None:
+        return stored_library(adata, cells.keys)
+    if not cells.fit.model.decoder.output.scalable:
+        return has_modality(joint, joint.shown).astype(np.float64)
+    blocks = count_blocks(adata, layer_of(adata, cells))
+    sums = [np.asarray(block.sum(1, dtype=np.float64)).reshape(-1) for _, block in blocks]
+    return np.concatenate(sums)
 
 
 def stored_latent(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:

@@ -71,9 +71,9 @@ class Joint:
         """Matrices of the cells that have the modality."""
         return self.part.layers if self.shown in self.mdata.mod else {}
 
-    def cut(self, matrix: Any) -> Any:
-        """Return the rows of the cells that have the modality that is shown, in its order."""
-        at = cells_of(self.mdata, self.shown)
+    def cut(self, matrix: Any, modality: str | None = None) -> Any:
+        """Return the rows of the cells that have a modality, by default the one that is shown, in its order."""
+        at = cells_of(self.mdata, self.shown if modality is None else modality)
         n = self.mdata.n_obs
         return matrix if len(at) == n and bool((at == np.arange(n)).all()) else matrix[at]
 

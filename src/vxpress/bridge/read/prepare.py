@@ -86,6 +86,15 @@ class Prepared:
     further: Further | None = None
     """The modalities other than RNA, if there are any; ``cells`` hold their counts too."""
 
+    @property
+    def measured(self) -> dict[str, np.ndarray]:
+        """Training cells of each batch that have a modality other than RNA, int64, by its name; without batches empty."""
+        if self.further is None or self.covariates.batch_key is None:
+            return {}
+        code_n, n = self.cells.covariates.categorical_nk[:, 0].numpy()[self.train_n], len(self.covariates.batches)
+        parts = self.further.parts.items()
+        return {name: np.bincount(code_n[part.has_n[self.train_n]], minlength=n) for name, part in parts}
+
     def split_n(self) -> np.ndarray:
         """Return ``"train"``, ``"validation"`` or, for a cell excluded from the fit, ``"query"``."""
         names = np.full(len(self.cells), "query", dtype=object)

@@ -55,6 +55,10 @@ class NegativeBinomialMixture(Likelihood):
     def _mixed(self, of_background: Tensor, of_foreground: Tensor) -> Tensor:
         return torch.sigmoid(self.mixing) * of_background + torch.sigmoid(-self.mixing) * of_foreground
 
+    def foreground_probability(self, value: Tensor) -> Tensor:
+        """Compute the probability that a count comes from the foreground."""
+        return torch.sigmoid(self.foreground.log_prob(value) - self.background.log_prob(value) - self.mixing)
+
     @property
     def mean(self) -> Tensor:
         return self._mixed(self.background.mean, self.foreground.mean)

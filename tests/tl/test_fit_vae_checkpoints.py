@@ -20,6 +20,8 @@ import pytest
 import vxpress as vx
 from vxpress.bridge.fits import checkpoints, sealed_file
 from vxpress.bridge.health import cure
+from vxpress.bridge.read import survey
+from vxpress.core.data import Stored
 from vxpress.core.training import Training
 
 QUICK: dict[str, Any] = {"n_latent": 3, "n_hidden": 8, "max_epochs": 3, "batch_size": 64, "batch_key": "batch"}
@@ -108,6 +110,38 @@ def test_a_fit_that_was_stopped_and_continued_equals_one_that_was_not(
         assert_same(found, expected)
         # no step is taken twice
         assert len(left) == n_whole - n_steps
+
+
+def test_a_fit_of_counts_on_disk_continues_without_reading_what_it_has_visited(
+    genes: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "MEMORY_BYTES", 0)
+    genes.write_h5ad(tmp_path / "cells.h5ad")
+    expected, folder = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r").to_memory(), tmp_path / "checkpoints"
+
+    def fit(into: ad.AnnData, **settings: Any) -> None:
+        stored = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+        vx.tl.fit_vae(stored, **QUICK, **settings)
+        into.uns, into.obsm, into.layers = stored.uns, stored.obsm, stored.layers
+
+    fit(expected)
+    visited: list[int] = []
+    batches = Stored.batches
+
+    def noted(source: Stored, parts: list[Any]) -> Any:
+        visited.append(len(parts))
+        return batches(source, parts)
+
+    with monkeypatch.context() as patch:
+        stop_after(5, terminate, patch)
+        with pytest.raises(vx.tl.Stopped):
+            fit(genes, checkpoint_dir=folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stored, "batches", noted)
+        fit(genes, checkpoint_dir=folder, resume=True)
+    assert_same(genes, expected)
+    # the third step of the second epoch
+    assert visited[0] == 1
 
 
 def test_a_complete_fit_is_read_and_not_trained_again(

@@ -14,11 +14,12 @@ from scipy import sparse
 from vxpress._signals import Stopped, StopRequests
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Cells, Counts
+from vxpress.core.data import ByBlock, Cells, Counts, Joined
 from vxpress.core.model import build
 from vxpress.core.training import Training
 from vxpress.core.training import training as of_training
 from vxpress.core.training.checkpoint import Checkpoint
+from vxpress.core.training.state import identity
 
 N, N_VALIDATION, N_GENES, N_EPOCHS, N_STEPS = 100, 20, 12, 2, 4
 
@@ -181,3 +182,23 @@ def test_a_request_that_is_held_is_raised_at_the_end_of_the_block() -> None:
         held_twice(requests)
     assert reached == [1]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_state_knows_the_cells_of_every_modality_and_the_order(training: Callable[..., Training]) -> None:
+    def described(protein: float, *, lacking: bool = False, buffer: int = 4) -> dict[str, Any]:
+        made = training()
+        cells = made.source
+        proteins = cells.with_library(cells.log_library_n1 + protein)
+        observed = torch.arange(N) % 3 > 0 if lacking else torch.ones(N, dtype=torch.bool)
+        made.source = Joined(cells, {"protein": proteins}, {"protein": observed})
+        made.sampler = ByBlock(made.train_rows, made.n_minibatches, 0, block=8, buffer=buffer)
+        return identity(made)
+
+    same_again = described(0.0)
+    assert described(0.0) == same_again
+    for other, named in (
+        (described(0.5), "size factor of each cell in protein"),
+        (described(0.0, lacking=True), "choice of cells that have protein"),
+        (described(0.0, buffer=5), "order of cells"),
+    ):
+        assert [name for name in {**other, **same_again} if other.get(name) != same_again.get(name)] == [named]

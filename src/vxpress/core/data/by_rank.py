@@ -44,6 +44,10 @@ class Dealt(Sampler):
             raise ValueError(msg)
         self.sampler, self.rank, self.world = sampler, rank, world
 
+    @property
+    def kind(self) -> str:
+        return f"{super().kind} of {self.sampler.kind}"
+
     @abstractmethod
     def n_cells(self, i: int) -> int:
         """Return how many cells the minibatch ``i`` of the last epoch has, in all processes together."""

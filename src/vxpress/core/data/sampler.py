@@ -34,6 +34,11 @@ class Sampler(ABC):
     def __init__(self, rows: Tensor, n_minibatches: int) -> None:
         self.rows, self.n_minibatches = rows, n_minibatches
 
+    @property
+    def kind(self) -> str:
+        """Name of the order, with the settings that decide it besides rows and seed."""
+        return type(self).__name__
+
     @abstractmethod
     def epoch(self) -> Sequence[Tensor]:
         """Return the rows of each minibatch of the next epoch."""
@@ -92,7 +97,11 @@ class ByBlock(_Random):
             raise ValueError(msg)
         ordered = rows.cpu().sort().values
         _, sizes = (ordered // block).unique_consecutive(return_counts=True)
-        self.blocks, self.buffer = ordered.split(sizes.tolist()), buffer
+        self.blocks, self.block, self.buffer = ordered.split(sizes.tolist()), block, buffer
+
+    @property
+    def kind(self) -> str:
+        return f"{super().kind}, {self.block} rows, {self.buffer} blocks"
 
     def epoch(self) -> Sequence[Tensor]:
         order, mixed = self.permutation(len(self.blocks)).tolist(), []

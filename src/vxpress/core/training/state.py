@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from vxpress.core.config import RNA
+from vxpress.core.data import Source, gene_sums
 from vxpress.core.model import VAE
 from vxpress.core.training import ranks
 from vxpress.core.training.keeper import copied
@@ -26,7 +28,16 @@ KEYS = {"format", "version", "belongs to", "model", "adapted", "finished", "outc
 SCHEDULE = "weight", "target", "lr"
 MAX_NAMED = 3
 # names of what is compared by a hash
-DIGESTS = "choice of", "library size", "category of", "continuous covariate of", "dose of", "label of", "sum of"
+DIGESTS = (
+    "choice of",
+    "library size",
+    "category of",
+    "continuous covariate of",
+    "dose of",
+    "label of",
+    "sum of",
+    "size factor of",
+)
 
 
 @runtime_checkable
@@ -116,10 +127,21 @@ def identity(training: Training) -> dict[str, Any]:
         "label of each cell": "" if covariates.label_n is None else _digest(covariates.label_n),
         "dose of each perturbation in each cell": "" if covariates.dose_np is None else _digest(covariates.dose_np),
         "sum of the counts of each gene": _digest(training.gene_sums),
-        "order of cells": type(training.sampler).__name__,
+        "order of cells": training.sampler.kind,
         "type of device": log_library_n1.device.type,
         **({"number of processes": training.world.size} if training.world.several else {}),
+        **dict(_of_further(training.source)),
     }
+
+
+def _of_further(source: Source) -> Iterator[tuple[str, str]]:
+    """Yield what identifies the modalities other than the first, and which cells have each."""
+    for name, other in source.further.items():
+        yield f"sum of the counts of each feature of {name}", _digest(gene_sums(other))
+        yield f"size factor of each cell in {name}", _digest(other.log_library_n1)
+    for name in (RNA, *source.further) if source.further else ():
+        if (observed_n := source.observed(name)) is not None:
+            yield f"choice of cells that have {name}", _digest(observed_n)
 
 
 def check(state: object, here: Mapping[str, Any]) -> None:

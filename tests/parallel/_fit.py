@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import anndata as ad
 import numpy as np
 
 import vxpress as vx
+from vxpress.core.data import Batch
+from vxpress.core.training import Training
 
 RANK = int(os.environ.get("RANK", "0"))
 SMALL: dict[str, Any] = {"n_latent": 3, "n_hidden": 16, "max_epochs": 3, "batch_size": 64}
@@ -65,10 +68,33 @@ def main(folder: Path) -> None:
             "obsm": dict(adata.obsm), "layers": dict(adata.layers), "split": adata.obs["vae_split"].astype(str).to_numpy(),
             "uns": adata.uns["vae"],
         }  # fmt: skip
+    results["stopped"], continued = _stopped_and_continued(folder / "checkpoints")
+    results["continued"] = {"obsm": dict(continued.obsm), "layers": dict(continued.layers), "uns": continued.uns["vae"]}
     results["small minibatches"] = _error(lambda: _fit(batch_size=3))
     results["other cells"] = _error(_fit_other_cells)
     (folder / f"rank{RANK}.pkl").write_bytes(pickle.dumps(results))
     with_accident(folder, lambda: time.sleep(600))
+
+
+def _stopped_and_continued(folder: Path) -> tuple[int, ad.AnnData]:
+    """Stop the second process within a fit, and continue the fit; return the status of the stop, and the result."""
+    step, n_steps = Training.step, 0
+
+    def asked(training: Training, batch: Batch) -> None:
+        nonlocal n_steps
+        step(training, batch)
+        n_steps += 1
+        if RANK == 1 and n_steps == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    status = 0
+    setattr(Training, "step", asked)  # noqa: B010 - another signature
+    try:
+        _fit(checkpoint_dir=folder)
+    except vx.tl.Stopped as stopped:
+        status = stopped.status
+    setattr(Training, "step", step)  # noqa: B010
+    return status, _fit(checkpoint_dir=folder, resume=True)
 
 
 def _fit_other_cells() -> None:

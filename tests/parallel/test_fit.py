@@ -57,6 +57,13 @@ def test_held_out_cells_are_those_of_one_process(both: list[dict[str, Any]]) -> 
     assert found == pytest.approx(expected, abs=abs(expected[-1] - expected[0]))
 
 
+def test_a_fit_that_was_stopped_continues_to_the_same_bits_in_all_processes(both: list[dict[str, Any]]) -> None:
+    for results in both:
+        assert results["stopped"] == 143
+        for part in ("obsm", "layers", "uns"):
+            assert _same(results["continued"][part], results["default"][part])
+
+
 def test_minibatches_that_are_too_small_to_share_are_named(both: list[dict[str, Any]]) -> None:
     for results in both:
         assert results["small minibatches"].startswith("ValueError")

@@ -129,7 +129,7 @@ def identity(training: Training) -> dict[str, Any]:
         "sum of the counts of each gene": _digest(training.gene_sums),
         "order of cells": training.sampler.kind,
         "type of device": log_library_n1.device.type,
-        **({"number of processes": training.world.size} if training.world.several else {}),
+        "number of processes": training.world.size,
         **dict(_of_further(training.source)),
     }
 

@@ -164,6 +164,16 @@ def test_rows_of_the_reader_may_be_chosen(cells: Cells) -> None:
         assert torch.equal(batch.x_ng, cells.batch(torch.from_numpy(at[part])).x_ng)
 
 
+def test_blocks_are_those_of_the_reader_if_rows_are_chosen(cells: Cells) -> None:
+    source = _stored(cells, at=np.random.default_rng(0).permutation(N))
+    parts = source.sampler(torch.arange(N), 25, 0).epoch()
+    for part, batch in zip(parts, source.batches(parts), strict=True):
+        assert source.at is not None
+        assert torch.equal(batch.x_ng, cells.batch(torch.from_numpy(source.at[part.numpy()])).x_ng)
+    assert (_reader(source).times_read() == 1).all()
+    assert len(_reader(source).read_rows) <= N / 10
+
+
 def test_other_covariates_share_what_was_read(cells: Cells) -> None:
     source = _stored(cells, n_windows=1)
     source.batch(torch.arange(N))

@@ -85,18 +85,28 @@ class ByBlock(_Random):
     last ``buffer`` blocks it has read therefore reads every block once per epoch.
 
     Cells of a minibatch come from ``buffer`` places. If neighbours on the disk resemble each other, for example because
-    batches were concatenated, more blocks make a minibatch resemble the whole data more closely.
+    batches were concatenated, more blocks make a minibatch resemble the whole data more closely. ``places`` are the numbers of
+    all rows on the disk, if these are other ones.
     """
 
     def __init__(
-        self, rows: Tensor, n_minibatches: int, seed: int, *, block: int = BLOCK, buffer: int = BUFFER
+        self,
+        rows: Tensor,
+        n_minibatches: int,
+        seed: int,
+        *,
+        block: int = BLOCK,
+        buffer: int = BUFFER,
+        places: Tensor | None = None,
     ) -> None:
         super().__init__(rows, n_minibatches, seed)
         if block < 1 or buffer < 1:
             msg = f"block={block!r} and buffer={buffer!r} were given; both have to be at least 1."
             raise ValueError(msg)
-        ordered = rows.cpu().sort().values
-        _, sizes = (ordered // block).unique_consecutive(return_counts=True)
+        rows = rows.cpu()
+        place, order = (rows if places is None else places[rows]).sort(stable=True)
+        ordered = rows[order]
+        _, sizes = (place // block).unique_consecutive(return_counts=True)
         self.blocks, self.block, self.buffer = ordered.split(sizes.tolist()), block, buffer
 
     @property

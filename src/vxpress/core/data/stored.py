@@ -119,7 +119,8 @@ class Stored(Source):
         """Return an order by blocks."""
         block, windows = self.reader.block, max(1.0, self.n_bytes / self.limit)
         buffer = max(1, int(self.reader.n_cells / block / windows)) if windows > 1 else self.reader.n_cells
-        return ByBlock(rows, n_minibatches, seed, block=block, buffer=buffer)
+        places = None if self.at is None else torch.from_numpy(self.at)
+        return ByBlock(rows, n_minibatches, seed, block=block, buffer=buffer, places=places)
 
     def keep(self, rows: Tensor) -> None:
         """Keep these cells in memory if they take at most the bytes of a window."""

@@ -44,6 +44,7 @@ def fit_vae(
     categorical_covariate_keys: Sequence[str] = (),
     continuous_covariate_keys: Sequence[str] = (),
     optional_covariate_keys: Sequence[str] = (),
+    panel_key: str | None = None,
     labels_key: str | None = None,
     unlabeled_category: str | None = None,
     perturbation_key: str | None = None,
@@ -121,6 +122,12 @@ def fit_vae(
         :func:`denoise`, :func:`counterfactual`, :func:`log_likelihood` and :func:`vxpress.pp.neighbors` use it with
         ``keep=True``; other functions use the former. Not for a batch that ``dispersion="gene-batch"`` or
         ``library="latent"`` need.
+    panel_key
+        Column of ``obs`` with the gene panel of each cell, often the batch, if some genes were measured in some cells only.
+        ``varm["gene_panels"]``, a :class:`pandas.DataFrame` with one boolean column for each panel, says which genes it
+        measured; :func:`vxpress.pp.gene_panels` finds them. A gene that was not measured in a cell is no zero: it has no
+        term in the likelihood, the encoder does not see it, and the size factor is taken to count the measured genes
+        alone. Denoised values are those of all genes.
     labels_key
         Column of ``obs`` with labels such as cell types, together with one option that uses them:
         ``unlabeled_category=``, or ``dispersion="gene-label"``, which needs the label of every cell. Labels may be

@@ -57,6 +57,11 @@ def check_sizes(params: Params, covariates: CovariateTable, genes: np.ndarray, m
     if named_of != found_of:
         msg = f"its perturbations are {found_of}, but its settings name {named_of}"
         raise ValueError(msg)
+    panels = covariates.panels
+    key, shape = (None, (0, config.n_genes)) if panels is None else (panels.key, panels.measured_pg.shape)
+    if (key, shape) != (params.panel_key, (config.n_panels, config.n_genes)):
+        msg = f"its panels are those of {key!r}, {shape}, but its settings name {params.panel_key!r} and {config.n_panels}"
+        raise ValueError(msg)
     optional = tuple(covariates.categorical[k][0] for k in config.optional)
     if set(optional) != set(params.optional_covariate_keys):
         msg = f"its optional covariates are {optional}, but its settings name {params.optional_covariate_keys}"

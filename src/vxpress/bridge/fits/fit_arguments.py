@@ -228,6 +228,7 @@ def model_config_of(checked: CheckedArguments, prepared: Prepared) -> ModelConfi
         n_perturbations=0 if table.perturbations is None else len(table.perturbations.names),
         dose_response=table.perturbations is not None and table.perturbations.differ,
         modalities=_modality_configs(checked, prepared),
+        n_panels=0 if table.panels is None else len(table.panels.names),
     )
 
 

@@ -17,9 +17,11 @@ from vxpress.bridge.read.adata import check_gene_names
 from vxpress.bridge.read.columns import find_column, is_real
 from vxpress.bridge.read.counts import CountData, read_counts
 from vxpress.bridge.read.library import TOLERANCE, log_library, read_library
+from vxpress.bridge.read.panels import PanelTable
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Source, have_counts
 from vxpress.core.query.masked import Missing
+from vxpress.core.query.panels import with_panels
 from vxpress.core.query.surgery import extend
 
 # with fewer than this share of the modelled genes, too little is known about a cell to predict the missing ones
@@ -77,7 +79,15 @@ def read_query(
     same = len(position) == adata.n_vars and bool((position == np.arange(adata.n_vars)).all())
     where = fit.params.layer if isinstance(layer, Unset) else layer
     counts = read_counts(adata, where, fit.modelled_g, None if same else position)
-    missing, observed_n = _missing(adata, fit, counts, position >= 0)
+    panels = fit.covariates.panels
+    if panels is None:
+        missing, observed_n = _missing(adata, fit, counts, position >= 0)
+    else:
+        # panels say what was not measured
+        missing, source = None, fit.params.library_source
+        observed_n = read_library(adata.obs, counts, source, fit.params.library, fit.params.library_factor)
+        if incomplete:
+            fit = _with_panels(adata, fit, panels, (position >= 0)[fit.modelled_g])
     table, added = fit.covariates.with_categories_of(adata.obs) if incomplete else (fit.covariates, ())
     covariates = table.read(adata.obs, labels=labels)
     if any(added):
@@ -94,6 +104,22 @@ def read_query(
             raise ValueError(msg)
         cells = with_modalities(adata, fit, cells, counts.inside_n > 0, layer=where)
     return Query(fit, cells, added, missing, observed_n)
+
+
+def _with_panels(adata: AnnData, fit: Fit, panels: PanelTable, present_g: np.ndarray) -> Fit:
+    """Return the fit with the panels of other cells that it does not know."""
+    table = panels.with_panels_of(adata, fit.genes[fit.modelled_g], present_g)
+    new_pg = table.measured_pg[len(panels.names) :]
+    if not len(new_pg):
+        return fit
+    model, *members = (with_panels(each, torch.from_numpy(new_pg)) for each in (fit.model, *fit.members))
+    return replace(
+        fit,
+        model=model,
+        members=tuple(members),
+        params=replace(fit.params, model=model.config),
+        covariates=replace(fit.covariates, panels=table),
+    )
 
 
 def read_scored(adata: AnnData, fit: Fit, layer: str | Unset | None) -> Source:

@@ -94,6 +94,9 @@ class Runner:
         """Build, train and encode; fits of another ``number`` have other seeds."""
         init_seed, train_seed = self.seeds(number)
         model = build(model_config, init_seed).to(self.device)
+        panels = self.prepared.covariates.panels
+        if model.panels is not None and panels is not None:
+            model.panels.set(torch.from_numpy(panels.measured_pg).to(self.device))
         try_classes(model, self.cells, self.train_rows, train_config)
         checkpoint = None if self.checkpoints is None else self.checkpoints.next()
         state = None if checkpoint is None else checkpoint.load(self.world)

@@ -21,6 +21,7 @@ from vxpress.bridge.read.columns import (
     is_real,
 )
 from vxpress.bridge.read.learned import MIN_CELLS, few, learned, with_cells
+from vxpress.bridge.read.panels import PanelTable
 from vxpress.bridge.read.perturbations import PerturbationTable
 from vxpress.core.covariates import Covariates
 
@@ -98,6 +99,7 @@ class CovariateTable:
     labels: tuple[str, tuple[str, ...]] | None = None
     n_train: tuple[tuple[int, ...], ...] = ()
     perturbations: PerturbationTable | None = None
+    panels: PanelTable | None = None
 
     @classmethod
     def learn(
@@ -256,6 +258,7 @@ class CovariateTable:
             torch.from_numpy((np.stack(values, axis=1) if values else np.zeros((n, 0))).astype(np.float32)),
             None if self.labels is None or not labels else torch.from_numpy(category_codes(obs, *self.labels)),
             None if self.perturbations is None else self.perturbations.read(obs),
+            None if self.panels is None else torch.from_numpy(self.panels.codes(obs)),
         )
 
     def to_uns(self) -> dict[str, Any]:
@@ -278,6 +281,7 @@ class CovariateTable:
             "labels_key": labels_key,
             "labels_categories": _strings(labels),
             **({} if self.perturbations is None else {"perturbations": self.perturbations.to_uns()}),
+            **({} if self.panels is None else {"panels": self.panels.to_uns()}),
         }
 
     @classmethod
@@ -311,6 +315,7 @@ class CovariateTable:
             (labels_key, names) if labels_key else None,
             tuple(_n_train(stored, i, len(names)) for i, (_, names) in enumerate(categorical)),
             PerturbationTable.from_uns(stored["perturbations"]) if "perturbations" in stored else None,
+            PanelTable.from_uns(stored["panels"]) if "panels" in stored else None,
         )
 
 

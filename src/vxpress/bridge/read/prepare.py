@@ -21,6 +21,7 @@ from vxpress.bridge.read.labels import CellLabels
 from vxpress.bridge.read.learned import MIN_CELLS as MIN_LEARNED
 from vxpress.bridge.read.learned import few, with_cells
 from vxpress.bridge.read.library import Library, log_library, resolve_library
+from vxpress.bridge.read.panels import PanelTable
 from vxpress.bridge.read.perturbations import PerturbationTable
 from vxpress.core.config import Preset
 from vxpress.core.data import Source
@@ -52,6 +53,7 @@ class Recorded:
     preset: Preset | None = None
     n_fits: int = option(1, low=1, high=100, since="0.2.0")
     modalities: tuple[str, ...] = option((), since="0.2.0")
+    panel_key: str | None = option(None, since="0.2.0")
 
     @property
     def dispersion_labels_key(self) -> str | None:
@@ -121,6 +123,8 @@ def prepare(
         covariates = replace(covariates, perturbations=learned)
     counts = read_counts(adata, request.layer, modelled_g)
     _warn_empty_genes(adata, counts, modelled_g)
+    if request.panel_key is not None:
+        covariates = replace(covariates, panels=PanelTable.learn(adata, request.panel_key, modelled_g, counts))
     library = resolve_library(adata.obs, counts, request.library, modelled_only=library_of_modelled_genes)
     counted_n = (library.values_n > 0) & (counts.inside_n > 0)
     further = _further(adata, request)

@@ -127,7 +127,7 @@ SCVI = {
 # settings that have no effect with these, or none on the model
 WITHOUT_EFFECT = {
     "n_embedding", "n_samples", "patience", "kl_cycles", "kl_capacity", "free_bits_form", "prior_components", "prior_options",
-    "decoder_options", "readout", "source", "hidden_share",
+    "decoder_options", "readout", "source", "hidden_share", "most_thinned",
 }  # fmt: skip
 
 
@@ -140,6 +140,23 @@ def test_the_scvi_preset_has_every_setting_of_scvi_tools() -> None:
 def test_the_scvi_preset_names_every_setting_in_which_the_defaults_differ() -> None:
     defaults = vars(preset_settings(None))
     assert {name for name in SCVI if defaults[name] != SCVI[name]} <= set(PRESETS["scvi"])
+
+
+def test_a_fit_of_several_modalities_has_defaults_of_its_own() -> None:
+    given = {name: parameter.default for name, parameter in SIGNATURE.items()}
+    several = {"modalities": {"rna": "nb", "protein": "nb_mixture"}}
+    alone, joint, mine = (
+        settings.resolve(given | change) for change in ({}, several, {**several, "n_hidden": 64, "beta": 2.0})
+    )
+    assert {name for name, value in vars(joint).items() if value != getattr(alone, name)} == set(settings.JOINT)
+    assert (mine.n_hidden, mine.beta, mine.batch_size) == (64, 2.0, settings.JOINT["batch_size"])
+    assert settings.resolve(given | several | {"preset": "likelihood"}) == settings.resolve(
+        given | {"preset": "likelihood"}
+    )
+    assert joint.max_epochs(6_000, 600) == pytest.approx(2 * alone.max_epochs(6_000, 600), abs=1)
+    text = " ".join((inspect.getdoc(vx.tl.fit_vae) or "").split())
+    for name in ("n_hidden", "beta"):
+        assert f"``{name}`` ({settings.JOINT[name]:g})" in text
 
 
 def test_the_documented_training_budget_is_true() -> None:

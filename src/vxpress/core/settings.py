@@ -42,6 +42,8 @@ VISITS, VISITS_UP_TO = 120_000, 5_000
 BATCH_SIZES = {0: 128, 500: 256, 1_500: 512}
 # from this many genes, the encoder has its full dropout and thinning; both fall in proportion below
 MANY_GENES, DROPOUT, THINNING = 1_000, 0.3, 0.9
+# visits and thinning in a fit of several modalities, which gains from more steps and from an encoder that sees more of a cell
+JOINT_VISITS, JOINT_THINNING = 240_000, 0.3
 # learning rate per cell of a minibatch (Goyal et al. 2017), and its maximum
 RATE_PER_CELL, MAX_RATE = 0.01 / 256, 0.02
 
@@ -124,7 +126,8 @@ class Settings(FurtherOptions[Never], Training, Network):
     thinning: float | None = None  # type: ignore[assignment]
     prior: PriorName = "normal"
     library_of_modelled_genes: bool = False
-    epochs: Literal["visits", "scvi-tools"] = "visits"
+    epochs: Literal["visits", "joint", "scvi-tools"] = "visits"
+    most_thinned: float = THINNING
 
     def max_epochs(self, n_train: int, n_validation: int) -> int:
         """Compute the default number of epochs."""
@@ -144,17 +147,22 @@ class Settings(FurtherOptions[Never], Training, Network):
         return replace(
             self,
             dropout=DROPOUT * part if self.dropout is None else self.dropout,
-            thinning=THINNING * part if self.thinning is None else self.thinning,
+            thinning=self.most_thinned * part if self.thinning is None else self.thinning,
         )
 
 
-def _epochs_of_visits(n_train: int, n_validation: int) -> int:
+def _epochs_of_visits(n_train: int, n_validation: int, visits_of_few: int = VISITS) -> int:
     """Compute the epochs from a number of visits of cells that grows slowly with the data.
 
     Small data are overfitted long before that many visits, and training should end before.
     """
-    visits = VISITS * max(1.0, n_train / VISITS_UP_TO) ** 0.5
+    visits = visits_of_few * max(1.0, n_train / VISITS_UP_TO) ** 0.5
     return min(MAX_EPOCHS, max(2, round(visits / max(1, n_train))))
+
+
+def _epochs_of_joint_fits(n_train: int, n_validation: int) -> int:
+    """Compute the epochs of a fit of several modalities, from twice as many visits."""
+    return _epochs_of_visits(n_train, n_validation, JOINT_VISITS)
 
 
 def _epochs_of_scvi_tools(n_train: int, n_validation: int) -> int:
@@ -162,7 +170,11 @@ def _epochs_of_scvi_tools(n_train: int, n_validation: int) -> int:
     return max(1, min(400, round(20_000 / (n_train + n_validation) * 400)))
 
 
-_EPOCHS: dict[str, Callable[[int, int], int]] = {"visits": _epochs_of_visits, "scvi-tools": _epochs_of_scvi_tools}
+_EPOCHS: dict[str, Callable[[int, int], int]] = {
+    "visits": _epochs_of_visits,
+    "joint": _epochs_of_joint_fits,
+    "scvi-tools": _epochs_of_scvi_tools,
+}
 
 PRESETS: dict[Preset | None, dict[str, Any]] = {
     # options that fits of release 0.1 did not have are off in a configuration without them
@@ -202,6 +214,17 @@ PRESETS: dict[Preset | None, dict[str, Any]] = {
 }
 
 
+# what a fit of several modalities has in place of the defaults; see docs/benchmarks/modalities.md
+JOINT: dict[str, Any] = {
+    "n_hidden": 256,
+    "beta": 0.7,
+    "batch_size": 128,
+    "learning_rate": 0.005,
+    "most_thinned": JOINT_THINNING,
+    "epochs": "joint",
+}
+
+
 def preset_settings(preset: Preset | None = None, **given: Any) -> Settings:
     """Return the settings of a preset, with the given ones in place of its own."""
     return Settings(**{**PRESETS[preset], **given})
@@ -223,7 +246,8 @@ def resolve(arguments: Mapping[str, Any]) -> Settings:
     if arguments["beta"] is not None:
         check_option(Settings, "beta", arguments["beta"])
     of_options = {} if options is None else _given(vars(options))
-    settings = preset_settings(preset, **_given(arguments), **of_options)
+    several = preset is None and len(arguments.get("modalities") or ()) > 1
+    settings = preset_settings(preset, **{**(JOINT if several else {}), **_given(arguments), **of_options})
     # these are neither part of the model nor of the training, whose options are checked there
     for name in ("source", "readout", "screen_covariates"):
         check_option(Settings, name, getattr(settings, name))

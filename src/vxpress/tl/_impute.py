@@ -80,6 +80,9 @@ def impute(
     ``mdata.obsm["vae_protein" | key_added]`` : :class:`pandas.DataFrame` (dtype ``float32``)
         Expected counts of every cell, n_obs x features. With ``likelihood`` ``"nb_mixture"`` they include the background;
         :func:`denoise` gives the foreground alone.
+    ``mdata.obsm["vae_protein_log1p"]`` : :class:`pandas.DataFrame` (dtype ``float32``)
+        Expected log1p of the counts, for comparisons on the log scale: if a cell may have much or little of a protein, it is
+        between the two, while the log of the expected count is close to the higher one.
     ``mdata.obsm["vae_protein_lower"]``, ``mdata.obsm["vae_protein_upper"]`` : :class:`pandas.DataFrame` (dtype ``float32``)
         Ends of the interval of each count. Small counts take few values, so their intervals can hold more.
     ``mdata.uns["vae_protein"]``
@@ -124,7 +127,7 @@ def impute(
     draws = checked_draws(n_draws, interval)
     record = f"{keys.uns}_{name}" if key_added is None else key_added
     check_name("key_added", record)
-    slots = [record, f"{record}_lower", f"{record}_upper"]
+    slots = [record, f"{record}_log1p", f"{record}_lower", f"{record}_upper"]
     check_replaceable(adata, record, ours=lambda stored: has_params(stored, "imputed", "interval"), obsm=slots)
     seed = int(seed_of(rng).integers(2**62))
     start = logg.info(f"imputing {modality}")

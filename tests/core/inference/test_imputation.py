@@ -98,6 +98,8 @@ def test_expected_values_are_those_of_the_distribution(model: VAE, cells: Joined
             model.inputs(encoded.posterior(model).mean(), cells.covariates, torch.zeros(N, 1)), torch.zeros(N, 1)
         )
     torch.testing.assert_close(mean, at_all.mean)
+    low, high = np.log1p(found.lower_nf), np.log1p(found.upper_nf)
+    assert ((low <= found.log1p_nf) & (found.log1p_nf <= high)).all()
     # close to the mean over the posterior, because the weights are small at the start
     np.testing.assert_allclose(found.mean_nf[own], mean[own], rtol=0.25)
 

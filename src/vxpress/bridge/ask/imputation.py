@@ -35,11 +35,11 @@ class Imputation:
     features: np.ndarray
     n_calibrated: int
 
-    def tables(self, names: pd.Index) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-        """Return expected counts, and the lower and upper ends of the intervals."""
-        parts = self.found.mean_nf, self.found.lower_nf, self.found.upper_nf
-        mean, lower, upper = (pd.DataFrame(part, index=names, columns=self.features.astype(str)) for part in parts)
-        return mean, lower, upper
+    def tables(self, names: pd.Index) -> tuple[pd.DataFrame, ...]:
+        """Return expected counts, expected log1p counts, and the lower and upper ends of the intervals."""
+        found = self.found
+        parts = found.mean_nf, found.log1p_nf, found.lower_nf, found.upper_nf
+        return tuple(pd.DataFrame(part, index=names, columns=self.features.astype(str)) for part in parts)
 
 
 def modality_in(fit: Fit, modality: str) -> str:

@@ -99,9 +99,10 @@ class Ends:
 
 @dataclass(frozen=True)
 class Imputed:
-    """Expected counts and the ends of the intervals of some cells, each float32 (n, f)."""
+    """Expected counts, expected log1p counts, and the ends of the intervals of some cells, each float32 (n, f)."""
 
     mean_nf: Floats
+    log1p_nf: Floats
     lower_nf: Floats
     upper_nf: Floats
 
@@ -225,9 +226,9 @@ def impute(model: VAE, cells: Joined, encoded: Encoded, name: str, plan: Plan, e
     ``cells``.
     """
     shape = len(encoded), model.of(name).config.n_genes
-    found = Imputed(*(np.empty(shape, np.float32) for _ in range(3)))
+    found = Imputed(*(np.empty(shape, np.float32) for _ in range(4)))
     for part, mean, drawn in draws_of(model, encoded, cells.covariates, name, plan):
         drawn.sort(axis=0)
-        found.mean_nf[part] = mean
+        found.mean_nf[part], found.log1p_nf[part] = mean, np.log1p(drawn).mean(0)
         found.lower_nf[part], found.upper_nf[part] = ends.of(drawn)
     return found

@@ -186,7 +186,8 @@ def _fit(arguments: argparse.Namespace) -> int:
     first = is_first_process(settings)
     adata = _read(source)
     if first:
-        print(f"read {source}: {adata.n_obs:,} cells x {adata.n_vars:,} genes")
+        print(f"read {source}: {adata.n_obs:,} cells x {adata.n_vars:,} genes", flush=True)
+        _report_checkpoint(settings)
     stored, seconds = _run_fit(adata, arguments.n_top_genes, settings)
     if not first:
         # all processes have the same results, and one writes them
@@ -205,6 +206,17 @@ def _fit(arguments: argparse.Namespace) -> int:
 
         remove_checkpoints(Path(settings["checkpoint_dir"]))
     return OK
+
+
+def _report_checkpoint(settings: Mapping[str, Any]) -> None:
+    """Print where a fit continues, which a log file would not show otherwise."""
+    if settings.get("checkpoint_dir") is None or not settings.get("resume"):
+        return
+    from vxpress.bridge.fits.checkpoints import reached
+
+    found = reached(Path(settings["checkpoint_dir"]))
+    if found is not None:
+        print(f"continuing from {found[0]}: {found[1]}", flush=True)
 
 
 def _check_names(settings: Mapping[str, Any], names: FileNames, source: Path) -> None:

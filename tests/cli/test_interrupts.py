@@ -90,7 +90,7 @@ def test_a_demo_that_was_cut_short_writes_nothing(tmp_path, monkeypatch, capsys)
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_with_checkpoints_a_signal_to_stop_stores_one_and_the_same_command_goes_on(
-    counts, tmp_path, monkeypatch, warned
+    counts, tmp_path, monkeypatch, warned, capsys
 ):
     expected, out, folder = tmp_path / "expected.h5ad", tmp_path / "out.h5ad", tmp_path / "checkpoints"
     settings = ["--max-epochs", "4", "--n-latent", "3", "--checkpoint-dir", folder, "--resume"]
@@ -110,7 +110,10 @@ def test_with_checkpoints_a_signal_to_stop_stores_one_and_the_same_command_goes_
     assert re.search(r"stopped by SIGTERM.*after 2 of 4 epochs.*--resume", warned[-1])
     assert not out.exists()
     assert listing(folder) == ["lock", "training_1.safetensors"]
+    capsys.readouterr()
     assert fit(counts, "-o", out, *settings) == 0
+    continues = rf"continuing from {re.escape(str(folder / 'training_1.safetensors'))}: step \d+, after 2 of 4 epochs\n"
+    assert re.search(continues, capsys.readouterr().out)
     assert ad.read_h5ad(out).uns["vae"]["sha256"] == ad.read_h5ad(expected).uns["vae"]["sha256"]
     # the output is stored, so the checkpoints are not needed any more
     assert not folder.exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ Resume: TypeAlias = bool | Literal["auto"]
 
 KIND = Kind("checkpoint 1", "checkpoint", 2**26)
 NAME = "training_{}.safetensors"
+NUMBERED = re.compile(r"training_([0-9]+)\.safetensors")
 LOCK = "lock"
 
 
@@ -143,17 +145,8 @@ class TrainingFile:
         """Return the stored state; None if there is none. Raises ``ValueError`` if the file is damaged."""
         if not self.path.exists():
             return None
-        try:
-            _, tree, tensors = read_sealed(KIND, self.path)
-            stored = _unpack(tree, tensors)
-            state, made_by = stored["state"], stored["made by"]
-        except OSError as error:
-            msg = f"{str(self.path)!r} cannot be read: {error.strerror or error}"
-            raise OSError(error.errno, msg) from error
-        except CRAFTED as error:
-            msg = f"{error} The fit cannot continue from {str(self.path)!r}; remove that file to run its training anew."
-            raise ValueError(msg) from error
-        self.checkpoints.progress = self._reached(state)
+        state, made_by = _read(self.path)
+        self.checkpoints.progress = _reached(self.number, state)
         logg.info(f"    continuing from {self.path} ({self.checkpoints.progress}, stored at {made_by['time']})")
         differing = [
             f"{name} {made_by[name]} (here {value})" for name, value in _here().items() if made_by.get(name) != value
@@ -163,7 +156,7 @@ class TrainingFile:
                 f"{self.path.name} was written with {', '.join(differing)}. The fit continues, but its last digits may differ from "
                 "those of a fit that was never stopped."
             )
-        return dict(state)
+        return state
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the stored state, or warn that it could not be replaced."""
@@ -178,14 +171,20 @@ class TrainingFile:
                 f"the next attempt is in {self.checkpoints.minutes:g} minutes."
             )
         else:
-            self.checkpoints.progress = self._reached(state)
+            self.checkpoints.progress = _reached(self.number, state)
 
-    def _reached(self, state: Mapping[str, Any]) -> str:
-        of_several = f"training {self.number}, " if self.number > 1 else ""
-        if state["finished"]:
-            return f"{of_several}complete"
-        n_epochs = len(state["outcome"]["history"]["lr"])
-        return f"{of_several}step {state['outcome']['n_steps']}, after {n_epochs} of {state['belongs to']['training.max_epochs']} epochs"
+
+def reached(folder: Path) -> tuple[Path, str] | None:
+    """Return the last checkpoint in a folder and how far it is; None if there is none that can be read."""
+    found = {
+        path: int(number[1]) for path in folder.glob(NAME.format("*")) if (number := NUMBERED.fullmatch(path.name))
+    }
+    if not found:
+        return None
+    last = max(found, key=lambda path: found[path])
+    with suppress(OSError, *CRAFTED):
+        return last, _reached(found[last], _read(last)[0])
+    return None
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -194,6 +193,29 @@ def remove_checkpoints(folder: Path) -> None:
         for path in [*folder.glob(NAME.format("*")), folder / LOCK]:
             path.unlink(missing_ok=True)
         folder.rmdir()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a stored state, and what it was made by. Raises ``ValueError`` if the file is damaged."""
+    try:
+        _, tree, tensors = read_sealed(KIND, path)
+        stored = _unpack(tree, tensors)
+        state, made_by = stored["state"], stored["made by"]
+    except OSError as error:
+        msg = f"{str(path)!r} cannot be read: {error.strerror or error}"
+        raise OSError(error.errno, msg) from error
+    except CRAFTED as error:
+        msg = f"{error} The fit cannot continue from {str(path)!r}; remove that file to run its training anew."
+        raise ValueError(msg) from error
+    return dict(state), made_by
+
+
+def _reached(number: int, state: Mapping[str, Any]) -> str:
+    of_several = f"training {number}, " if number > 1 else ""
+    if state["finished"]:
+        return f"{of_several}complete"
+    n_epochs = len(state["outcome"]["history"]["lr"])
+    return f"{of_several}step {state['outcome']['n_steps']}, after {n_epochs} of {state['belongs to']['training.max_epochs']} epochs"
 
 
 def _here() -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,25 +54,13 @@ def write(adata: AnnData, path: Path, *, overwrite: bool) -> None:
 
     On failure the incomplete file is removed, and an existing file is unchanged.
     """
-    from vxpress._h5ad import write_h5ad
+    from vxpress._h5ad import nullable_strings, write_h5ad
     from vxpress._whole import flush, whole
 
     # the output may have been created during the fit
-    with whole(path, check=lambda: check_target(path, overwrite=overwrite)) as new, _nullable_strings():
+    with whole(path, check=lambda: check_target(path, overwrite=overwrite)) as new, nullable_strings():
         if new.suffix == ".zarr":
             adata.write_zarr(new)
         else:
             write_h5ad(adata, new)
             flush(new)
-
-
-@contextmanager
-def _nullable_strings() -> Iterator[None]:
-    """Let anndata 0.12 write the string columns that it reads from files of anndata 0.13."""
-    import anndata as ad
-
-    if getattr(ad.settings, "allow_write_nullable_strings", None) is not False:
-        yield
-        return
-    with ad.settings.override(allow_write_nullable_strings=True):
-        yield

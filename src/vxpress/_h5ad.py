@@ -8,6 +8,8 @@ when HDF5 is done.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,18 +68,15 @@ class _ErrorKeepingFile(io.RawIOBase):
             return None
 
 
-def write_h5ad(adata: AnnData, path: Path) -> None:
-    """Write ``adata`` as its ``write_h5ad`` does; a full disk raises the ``OSError`` of the system."""
+@contextmanager
+def new_h5ad(path: Path) -> Iterator[Any]:
+    """Yield a new HDF5 file to write to; a full disk raises the ``OSError`` of the system when the block ends."""
     import h5py
-    from anndata.io import write_elem
 
-    adata.strings_to_categoricals()
-    if adata.raw is not None:
-        adata.strings_to_categoricals(adata.raw.var)
     target = _ErrorKeepingFile(path)
     try:
         with h5py.File(target, "w") as file:
-            write_elem(file, "/", adata)
+            yield file
     except OSError as error:
         # what HDF5 makes of data that were dropped
         raise target.error or error from None
@@ -85,3 +84,26 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
         target.close()
     if target.error is not None:
         raise target.error
+
+
+def write_h5ad(adata: AnnData, path: Path) -> None:
+    """Write ``adata`` as its ``write_h5ad`` does; a full disk raises the ``OSError`` of the system."""
+    from anndata.io import write_elem
+
+    adata.strings_to_categoricals()
+    if adata.raw is not None:
+        adata.strings_to_categoricals(adata.raw.var)
+    with new_h5ad(path) as file:
+        write_elem(file, "/", adata)
+
+
+@contextmanager
+def nullable_strings() -> Iterator[None]:
+    """Let anndata 0.12 write the string columns that it reads from files of anndata 0.13."""
+    import anndata as ad
+
+    if getattr(ad.settings, "allow_write_nullable_strings", None) is not False:
+        yield
+        return
+    with ad.settings.override(allow_write_nullable_strings=True):
+        yield

@@ -8,12 +8,13 @@ from what another process is still writing.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -129,13 +130,58 @@ def _move(new: Path, target: Path, old: Path) -> None:
     if not target.is_dir():
         new.replace(target)
         return
-    # no system call replaces a folder by another, so for a moment there is none
+    if exchanged(new, target):
+        return  # the old one is now in the hidden folder, which is removed
+    # no system call of this system replaces a folder by another, so for a moment there is none
     target.rename(old)
     try:
         new.rename(target)
     except BaseException:
         old.rename(target)
         raise
+
+
+def exchanged(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step, and return whether the system can do so."""
+    if os.name == "nt":
+        return False
+    libc, flag = ctypes.CDLL(None, use_errno=True), ctypes.c_uint(2)
+    names = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2"):  # Linux: RENAME_EXCHANGE
+        here = ctypes.c_int(-100)
+        return bool(libc.renameat2(here, names[0], here, names[1], flag) == 0)
+    if hasattr(libc, "renamex_np"):  # macOS: RENAME_SWAP
+        return bool(libc.renamex_np(*names, flag) == 0)
+    return False
+
+
+# descriptions of zarr, which are rewritten; a link would change the original too
+DESCRIPTIONS = frozenset({"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"})
+
+
+def repeat_tree(source: Path, target: Path, *, without: Collection[str] = (), link: bool) -> None:
+    """Repeat a zarr store at ``target``, without some of its entries; with ``link`` its data are links and take no space.
+
+    ``without`` holds paths relative to the store, such as ``"obs"`` or ``"obsm/X_vae"``.
+    """
+    target.mkdir()
+    for entry in os.scandir(source):
+        if entry.name in without or PART.fullmatch(entry.name):
+            continue
+        there = target / entry.name
+        if entry.is_dir():
+            below = [name.removeprefix(f"{entry.name}/") for name in without if name.startswith(f"{entry.name}/")]
+            repeat_tree(Path(entry.path), there, without=below, link=link)
+        elif not (link and entry.name not in DESCRIPTIONS and _linked(entry.path, there)):
+            shutil.copy2(entry.path, there)
+
+
+def _linked(source: str, target: Path) -> bool:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # a file system without links
+        return False
+    return True
 
 
 def flush(path: Path) -> None:

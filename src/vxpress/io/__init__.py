@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from vxpress.io._open_store import open_store
+from vxpress.io._write_results import write_results
 
-__all__ = ["open_store"]
+__all__ = ["open_store", "write_results"]

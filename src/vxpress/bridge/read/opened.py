@@ -112,7 +112,7 @@ def opened_from(adata: AnnData) -> Store | None:
         return found[1]
     if adata.isbacked and not adata.is_view:
         mode: Mode = "r" if adata.file._filemode == "r" else "r+"
-        return Store(Path(adata.filename), mode, "h5ad")
+        return Store(Path(adata.filename).resolve(), mode, "h5ad")
     return None
 
 
@@ -159,6 +159,22 @@ def members(root: Any) -> list[str]:
     """Return the names of the AnnData of a collection, in their order."""
     found = [name for name in map(str, root.keys()) if MEMBER.fullmatch(name)]
     return sorted(found, key=lambda name: int(name.split("_")[1]))
+
+
+def size_of_store(path: Path) -> tuple[int, int]:
+    """Return the number of cells and of genes in a store."""
+    root = open_root(path)
+    parts = [root[name] for name in members(root)] if kind_of(root, path) == "collection" else [root]
+    return sum(_length(part["obs"]) for part in parts), _length(parts[0]["var"])
+
+
+def _length(frame: Any) -> int:
+    """Return the number of rows of a stored data frame, in the format of anndata 0.7 and later, or earlier."""
+    if hasattr(frame, "shape"):
+        return int(frame.shape[0])
+    names = frame.attrs.get("_index", "_index")
+    stored = frame[names]
+    return int((stored if hasattr(stored, "shape") else stored["values"]).shape[0])
 
 
 def as_matrix(element: Any) -> Any:

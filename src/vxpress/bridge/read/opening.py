@@ -12,6 +12,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 from scipy import sparse
 
+from vxpress._whole import remove_leftovers
 from vxpress.bridge.read.opened import (
     MAX_LOADED_BYTES,
     RESULTS,
@@ -34,6 +35,9 @@ AXES = ("obsm", "varm", "obsp", "varp")
 
 def open_anndata(path: Path, mode: Mode) -> AnnData:
     """Open a store; ``X`` and layers, and further matrices above 1 GB, stay on disk."""
+    if not path.exists():
+        # where folders cannot be exchanged, a killed writer may have moved it away
+        remove_leftovers(path.resolve().parent)
     if not path.exists():
         msg = f"{path} does not exist."
         raise FileNotFoundError(msg)

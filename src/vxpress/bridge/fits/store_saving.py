@@ -1,0 +1,73 @@
+"""Where results are written: into the store of an AnnData, or to a new one; and large ones at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anndata import AnnData
+
+from vxpress.bridge.fits.store_writing import write_store
+from vxpress.bridge.read.opened import Store, opened_from, size_of_store
+
+SUFFIXES = (".h5ad", ".zarr")
+
+
+def save(adata: AnnData, path: Path | None, *, overwrite: bool = False) -> Path:
+    """Write ``adata`` to ``path``, or with None into the store that it was opened from; returns the path."""
+    store = opened_from(adata)
+    if path is None:
+        target = _writable(store).path
+        overwrite = True
+    else:
+        target = path
+        _check_path(path, overwrite=overwrite)
+    if store is not None:
+        _check_cells(adata, store)
+    write_store(adata, target, store, check=lambda: _check_free(target, overwrite=overwrite))
+    if adata.isbacked and store is not None and target.resolve() == store.path:
+        # the open file is the old one
+        adata.file.close()
+        adata.file.open()
+    return target
+
+
+def _writable(store: Store | None) -> Store:
+    if store is None:
+        msg = "adata was not opened from a store (or is a part or a copy of one that was). Name a file: path='results.h5ad'."
+        raise ValueError(msg)
+    if store.mode == "r":
+        msg = (
+            f"{store.path} was opened for reading only. Open it with vx.io.open_store(path, 'r+') to write results into it, or name "
+            "another file with path=."
+        )
+        raise ValueError(msg)
+    return store
+
+
+def _check_path(path: Path, *, overwrite: bool) -> None:
+    if path.suffix not in SUFFIXES:
+        msg = f"path={str(path)!r} should end in {' or '.join(SUFFIXES)}."
+        raise ValueError(msg)
+    if not path.resolve().parent.is_dir():
+        msg = f"{path.resolve().parent} is not a folder. Create it first, or choose another path=."
+        raise FileNotFoundError(msg)
+    _check_free(path, overwrite=overwrite)
+    if path.exists() and path.is_dir() != (path.suffix == ".zarr"):
+        msg = f"{path} exists and is {'a folder' if path.is_dir() else 'a file'}, which {path.suffix} is not. Choose another path=."
+        raise FileExistsError(msg)
+
+
+def _check_free(path: Path, *, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        msg = f"{path} already exists. Choose another path=, or replace it with overwrite=True."
+        raise FileExistsError(msg)
+
+
+def _check_cells(adata: AnnData, store: Store) -> None:
+    found = size_of_store(store.path)
+    if found != adata.shape:
+        msg = (
+            f"adata has {adata.n_obs} cells x {adata.n_vars} genes, but {store.path}, which it was opened from, has {found[0]} x {found[1]}. "
+            "Load the part, adata = adata[cells, genes].to_memory(), and write it with adata.write_h5ad(path)."
+        )
+        raise ValueError(msg)

@@ -1,0 +1,244 @@
+"""Results written into the store: all of them or none, and matrices on disk stay as they are."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import vxpress as vx
+
+pytest.importorskip("dask")
+zarr = pytest.importorskip("zarr")
+FORMATS = ("h5ad", "zarr2", "zarr3", "collection")
+
+
+@pytest.fixture(params=FORMATS)
+def path(request: pytest.FixtureRequest, stores: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of a store of each format."""
+    source = stores[request.param]
+    (shutil.copytree if source.is_dir() else shutil.copy2)(source, tmp_path / source.name)
+    return tmp_path / source.name
+
+
+def add_results(adata: ad.AnnData, number: int = 1) -> None:
+    """Add an entry to every slot, each with the same number."""
+    n = adata.n_obs
+    adata.obs["number"] = np.full(n, number)
+    adata.obs["text"] = [f"{number}"] * n
+    adata.var["number"] = number
+    adata.obsm["X_vae"] = np.full((n, 3), number, np.float32)
+    adata.layers["denoised"] = np.full(adata.shape, number, np.float32)
+    adata.obsp["graph"] = sparse.eye(n, format="csr") * number
+    adata.uns["fit"] = {"number": number, "weights": {"w": np.full(5, number)}}
+
+
+def numbers(adata: ad.AnnData) -> set[float]:
+    """Return the number in every slot."""
+    whole = adata.to_memory()
+    found: list[Any] = [whole.obs["number"].to_numpy(), whole.obs["text"].astype(int), whole.var["number"].to_numpy()]
+    found += [whole.obsm["X_vae"], whole.layers["denoised"], whole.obsp["graph"].data]
+    found += [[whole.uns["fit"]["number"]], whole.uns["fit"]["weights"]["w"]]
+    return {float(value) for part in found for value in np.ravel(part)}
+
+
+def assert_counts(adata: ad.AnnData, cells: ad.AnnData) -> None:
+    whole = adata.to_memory()
+    assert (whole.X != cells.X).nnz == 0
+    np.testing.assert_array_equal(whole.layers["dense"], cells.layers["dense"])
+    assert list(whole.obs_names) == list(cells.obs_names)
+
+
+def test_the_store_holds_what_the_object_holds(path, cells):
+    adata = vx.io.open_store(path, "r+")
+    add_results(adata)
+    if "collection" not in path.name:
+        del adata.obsm["X_pca"], adata.uns["note"]
+    vx.io.write_results(adata)
+    opened = vx.io.open_store(path)
+    assert numbers(opened) == {1.0}
+    assert set(opened.obsm) == set(adata.obsm)
+    assert set(opened.uns) == set(adata.uns)
+    assert_counts(opened, cells)
+    assert opened.obs["batch"].dtype == "category"
+    # the object can be used, and written again
+    assert_counts(adata, cells)
+    add_results(adata, 2)
+    vx.io.write_results(adata)
+    assert numbers(vx.io.open_store(path)) == {2.0}
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_anndata_reads_the_store(path, cells):
+    adata = vx.io.open_store(path, "r+")
+    add_results(adata)
+    vx.io.write_results(adata)
+    if path.suffix == ".h5ad":
+        assert_counts(ad.read_h5ad(path), cells)
+    elif "collection" not in path.name:
+        found = ad.read_zarr(path)
+        assert_counts(found, cells)
+        assert numbers(found) == {1.0}
+        # as metadata of all entries at the root say
+        assert zarr.open_consolidated(str(path))["layers/denoised"].shape == cells.shape
+    else:
+        parts = [ad.AnnData(X=sparse.csr_matrix(part.X)) for part in _members(path)]
+        assert (sparse.vstack([part.X for part in parts]) != cells.X).nnz == 0
+
+
+def _members(path: Path) -> list[ad.AnnData]:
+    group = zarr.open_group(str(path), mode="r")
+    return [ad.io.read_elem(group[f"dataset_{i}"]) for i in range(3)]
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_copies_are_complete(path, cells, tmp_path, suffix):
+    adata = vx.io.open_store(path)
+    add_results(adata)
+    target = tmp_path / f"copy{suffix}"
+    vx.io.write_results(adata, target)
+    found = ad.read_h5ad(target) if suffix == ".h5ad" else ad.read_zarr(target)
+    assert_counts(found, cells)
+    assert numbers(found) == {1.0}
+    assert "number" not in vx.io.open_store(path).obs
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        vx.io.write_results(adata, target)
+    add_results(adata, 3)
+    vx.io.write_results(adata, target, overwrite=True)
+    assert numbers(vx.io.open_store(target)) == {3.0}
+    # copies share no file with the original
+    if suffix == ".zarr":
+        files = {file.stat().st_ino for file in path.rglob("*") if file.is_file()} if path.is_dir() else set()
+        assert not files & {file.stat().st_ino for file in target.rglob("*") if file.is_file()}
+
+
+def test_matrices_that_were_not_read_are_not_written_again(stores, tmp_path):
+    path = tmp_path / "a.zarr"
+    shutil.copytree(stores["zarr3"], path)
+    data = path / "X" / "data" / "c" / "0"
+    before = data.stat().st_ino
+    adata = vx.io.open_store(path, "r+")
+    add_results(adata)
+    vx.io.write_results(adata)
+    assert data.stat().st_ino == before
+
+
+def test_backed_and_lazy_objects(stores, cells, tmp_path):
+    path = tmp_path / "a.h5ad"
+    shutil.copy2(stores["h5ad"], path)
+    backed = ad.read_h5ad(path, backed="r+")
+    add_results(backed)
+    vx.io.write_results(backed)
+    assert numbers(vx.io.open_store(path)) == {1.0}
+    # it is backed by the new file
+    backed.obs["number"] = 4
+    np.testing.assert_array_equal(backed.X[:3].toarray(), cells.X[:3].toarray())
+    backed.file.close()
+    pytest.importorskip("xarray")
+    lazy = ad.experimental.read_lazy(path)
+    vx.io.write_results(lazy, tmp_path / "lazy.zarr")
+    assert numbers(vx.io.open_store(tmp_path / "lazy.zarr")) == {1.0}
+
+
+def test_large_arrays_are_written_in_blocks_of_rows(stores, tmp_path, monkeypatch):
+    for name, size in (("LARGE_BYTES", 100), ("CHUNK_BYTES", 2000), ("BLOCK_BYTES", 7000)):
+        monkeypatch.setattr(f"vxpress.bridge.fits.store_writing.{name}", size)
+    for kind in ("h5ad", "zarr2", "zarr3"):
+        adata = vx.io.open_store(stores[kind])
+        layer = np.random.default_rng(0).normal(size=adata.shape).astype(np.float32)
+        np.save(tmp_path / "layer.npy", layer)
+        adata.layers["new"] = np.load(tmp_path / "layer.npy", mmap_mode="r")
+        target = tmp_path / f"{kind}{stores[kind].suffix}"
+        vx.io.write_results(adata, target)
+        opened = vx.io.open_store(target)
+        np.testing.assert_array_equal(opened.layers["new"].compute(), layer)
+
+
+def _killed_writer(write: Callable[[int], None], seconds: float) -> None:
+    """Let a child process write with growing numbers, and kill it after a time."""
+    child = os.fork()
+    if child == 0:
+        try:
+            for number in range(1, 10_000):
+                write(number)
+        finally:
+            os._exit(1)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_killed_writer_leaves_the_old_or_the_new_store(path, cells):
+    adata = vx.io.open_store(path, "r+")
+    add_results(adata, 0)
+    vx.io.write_results(adata)
+
+    def write(number: int) -> None:
+        add_results(adata, number)
+        vx.io.write_results.__wrapped__(adata)
+
+    draw = random.Random(0)
+    for _ in range(3):
+        _killed_writer(write, draw.uniform(0.0, 0.5))
+        opened = vx.io.open_store(path)
+        assert len(numbers(opened)) == 1
+        assert_counts(opened, cells)
+    vx.io.write_results(adata)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_failed_write_changes_nothing(path):
+    adata = vx.io.open_store(path, "r+")
+    add_results(adata)
+    vx.io.write_results(adata)
+    add_results(adata, 2)
+    adata.uns["wrong"] = object()
+    with pytest.raises(Exception, match="object"):
+        vx.io.write_results(adata)
+    assert numbers(vx.io.open_store(path)) == {1.0}
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_errors_name_the_call_that_works(stores, cells, tmp_path):
+    with pytest.raises(ValueError, match=r"not opened from a store .* path='results.h5ad'"):
+        vx.io.write_results(cells.copy())
+    opened = vx.io.open_store(stores["zarr3"])
+    with pytest.raises(ValueError, match=r"opened for reading only. Open it with vx.io.open_store\(path, 'r\+'\)"):
+        vx.io.write_results(opened)
+    with pytest.raises(ValueError, match=r"should end in .h5ad or .zarr"):
+        vx.io.write_results(opened, tmp_path / "a.txt")
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        vx.io.write_results(opened, tmp_path / "no" / "a.zarr")
+    (tmp_path / "file.zarr").write_text("")
+    with pytest.raises(FileExistsError, match=r"is a file, which .zarr is not"):
+        vx.io.write_results(opened, tmp_path / "file.zarr", overwrite=True)
+    part = vx.io.open_store(stores["zarr3"], "r+")
+    part._inplace_subset_obs(np.arange(5))
+    with pytest.raises(ValueError, match=r"5 cells x 60 genes, but .* has 160 x 60"):
+        vx.io.write_results(part)
+
+
+def test_results_of_a_collection_that_changed_are_not_read(stores, tmp_path):
+    path = tmp_path / "c.zarr"
+    shutil.copytree(stores["collection"], path)
+    adata = vx.io.open_store(path, "r+")
+    add_results(adata)
+    vx.io.write_results(adata)
+    shutil.rmtree(path / "dataset_2")
+    opened = vx.io.open_store(path)
+    assert opened.n_obs == 90
+    assert "number" not in opened.obs
+    assert isinstance(opened.obs, pd.DataFrame)

@@ -24,6 +24,7 @@ from vxpress.bridge.fits.params import Params
 from vxpress.bridge.fits.processes import agreed_generators, announce
 from vxpress.bridge.fits.results import Results, announce_replaced, check_free, layers_of, own
 from vxpress.bridge.fits.runner import Fitted, Runner, finish
+from vxpress.bridge.fits.store_saving import array_for
 from vxpress.bridge.health.choice import choose_likelihood
 from vxpress.bridge.health.covariates import warn_of_covariates
 from vxpress.bridge.health.cure import cure
@@ -108,7 +109,7 @@ def _fit(
         found = replace(found, choice=choice, members=tuple(each.model for each in further))
         if labels is not None:
             found = replace(found, labels=labels.model, prior=labels.prior or found.prior)
-        results = _results(found, prepared, fitted, keys, denoised=checked.denoised)
+        results = _results(found, prepared, fitted, keys, adata, denoised=checked.denoised)
         _report(found)
         target = own(adata, copy=copy)
         announce_replaced(target, keys)
@@ -193,7 +194,9 @@ def _judged(encoded: Encoded, prepared: Prepared) -> DiagonalNormal:
     return DiagonalNormal(mean, var.sqrt())
 
 
-def _results(fit: Fit, prepared: Prepared, fitted: Fitted, keys: Keys, *, denoised: bool | None) -> Results:
+def _results(
+    fit: Fit, prepared: Prepared, fitted: Fitted, keys: Keys, adata: AnnData, *, denoised: bool | None
+) -> Results:
     """Return all that :func:`vxpress.tl.fit_vae` writes; ``denoised`` is its argument."""
     split = pd.Categorical(prepared.split_n(), categories=["train", "validation", "query"])
     results = Results(
@@ -237,6 +240,7 @@ def _results(fit: Fit, prepared: Prepared, fitted: Fitted, keys: Keys, *, denois
             modelled_g=fit.modelled_g,
             batches=fit.covariates.averaged_batches,
             target_sum=fit.params.target_sum,
+            new_array=array_for(adata),
         )
     return results
 

@@ -26,6 +26,7 @@ from vxpress.bridge.ask.counterfactual import batches_of, check_not_kept, decode
 from vxpress.bridge.ask.decoded import DENOISING_DRAWS, DENOISING_SEED, DecodingRequest, Draws
 from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
+from vxpress.bridge.fits.store_saving import array_for
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.covariates import Batches
@@ -186,6 +187,7 @@ def counterfactual(
         genes=chosen,
         columns=columns,
         width=adata.n_vars if wanted is None else None,
+        new_array=array_for(adata),
     )
     start = logg.info(f"decoding under {key_covariate} = {change.value}")
     with progress_bar("counterfactual", progress):

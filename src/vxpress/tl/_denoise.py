@@ -27,6 +27,7 @@ from vxpress.bridge.ask.denoising import check_form, checked_draws, denoise_cell
 from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
+from vxpress.bridge.fits.store_saving import array_for
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.covariates import Batches
@@ -197,6 +198,7 @@ def denoise(
         genes=chosen,
         columns=columns,
         width=adata.n_vars if wanted is None else None,
+        new_array=array_for(adata),
         dtype=dtype,
         drop_below=drop_below,
         interval=interval,

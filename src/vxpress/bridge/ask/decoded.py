@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from scanpy import logging as logg
 from scipy import sparse
 from torch import Tensor
@@ -23,6 +24,9 @@ DENOISING_SEED = 0
 
 FloatName = Literal["float32", "float16"]
 Matrix: TypeAlias = np.ndarray | sparse.csr_matrix
+
+
+NewArray: TypeAlias = Callable[[tuple[int, int], DTypeLike], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class DecodingRequest:
     dtype: FloatName = "float32"
     drop_below: float | None = None
     interval: float | None = None
+    new_array: NewArray = np.empty
+    """Makes the dense matrices, from their shape and dtype."""
 
     def levels(self) -> tuple[float, ...]:
         """Return the levels of the quantiles at the ends of the interval; empty without an interval."""
@@ -74,7 +80,9 @@ def decode(
     place = _Place(width, columns[inside], columns[outside])
     n_out = 1 + len(request.levels())
     sinks: list[_Dense | _Sparse] = [
-        _Dense(len(encoded), place, request.dtype) if request.drop_below is None else _Sparse(place, request.drop_below)
+        _Dense(request.new_array((len(encoded), width), request.dtype), place)
+        if request.drop_below is None
+        else _Sparse(place, request.drop_below)
         for _ in range(n_out)
     ]
     scale = request.scale if model.decoder.output.scalable else np.float32(1.0)
@@ -93,10 +101,11 @@ def denoised_matrix(
     modelled_g: np.ndarray,
     batches: tuple[int, ...],
     target_sum: float,
+    new_array: NewArray = np.empty,
 ) -> np.ndarray:
     """Compute the layer that a fit writes: float32 (n, all genes)."""
     draws = Draws(DENOISING_DRAWS, batches or (None,), DENOISING_SEED)
-    request = DecodingRequest(draws, np.float32(target_sum))
+    request = DecodingRequest(draws, np.float32(target_sum), new_array=new_array)
     matrix = decode(model, encoded, covariates, modelled_g=modelled_g, request=request)[0]
     assert isinstance(matrix, np.ndarray)  # noqa: S101 - nothing is dropped
     return matrix
@@ -145,11 +154,12 @@ class _Place:
 class _Dense:
     """A dense matrix, filled chunk by chunk."""
 
-    def __init__(self, n: int, place: _Place, dtype: FloatName) -> None:
-        self.place = place
-        self.out = np.empty((n, place.width), dtype) if place.filled else np.full((n, place.width), np.nan, dtype)
+    def __init__(self, out: np.ndarray, place: _Place) -> None:
+        self.out, self.place = out, place
 
     def put(self, rows: slice, inside: np.ndarray, outside: np.ndarray | None, scale: np.float32 | np.ndarray) -> None:
+        if not self.place.filled:
+            self.out[rows] = np.nan
         with np.errstate(over="ignore"):
             self.place.fill(self.out[rows], inside, outside, scale)
         if self.out.dtype == np.float16 and np.isinf(self.out[rows]).any():

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from anndata import AnnData
@@ -20,12 +20,17 @@ from scipy import sparse
 
 from vxpress._keys import Keys
 from vxpress._signals import interrupts_held
+from vxpress.bridge.fits.store_saving import store_large
 from vxpress.bridge.fits.upgrade import FORMAT, FORMATS
 from vxpress.bridge.read.columns import find_column
 from vxpress.bridge.read.joint import joint_of
 
 OF_GENES = "of_genes"
 SLOTS = ("obs", "var", "obsm", "obsp", "varm", "layers", "uns")
+
+
+# slot, name, whether there was a value, and the value
+Before: TypeAlias = list[tuple[str, str, bool, Any]]
 
 
 @dataclass
@@ -54,7 +59,7 @@ class Results:
         """Assign everything and remove stale results; if an assignment fails, the AnnData is restored.
 
         If it holds the cells of a MuData, everything is assigned there. Ctrl-C takes effect after everything is assigned or
-        restored.
+        restored. Results that are too large for memory are written to the store of the AnnData, if it was opened for writing.
         """
         joint = joint_of(adata)
         target: Any = adata if joint is None else joint
@@ -70,7 +75,15 @@ class Results:
                 layers = self.of_modalities.get(modality, {})
                 values[place] = {name: joint.cut(value, modality) for name, value in layers.items()}
         with interrupts_held():
-            _assign(places, values, self.stale)
+            before = _assign(places, values, self.stale)
+        if joint is not None:
+            return
+        try:
+            store_large(adata, [(slot, name) for slot in ("obsm", "layers") for name in getattr(self, slot)])
+        except BaseException:
+            with interrupts_held():
+                _restore(places, before)
+            raise
 
     def describe(self) -> str:
         """Return the lines that scanpy logs at verbosity "hint"."""
@@ -89,9 +102,9 @@ def layers_of(modality: str) -> str:
 
 def _assign(
     places: Mapping[str, Callable[[], Any]], values: Mapping[str, Mapping[str, Any]], stale: Sequence[tuple[str, str]]
-) -> None:
-    """Assign values to slots by name and remove stale ones; after an error everything is as before."""
-    before: list[tuple[str, str, bool, Any]] = []
+) -> Before:
+    """Assign values to slots by name and remove stale ones, and return what was there; after an error everything is as before."""
+    before: Before = []
     try:
         for slot, entries in values.items():
             for name, value in entries.items():
@@ -105,13 +118,18 @@ def _assign(
                 before.append((slot, name, True, target[name]))
                 del target[name]
     except BaseException:
-        for slot, name, had, value in reversed(before):
-            target = places[slot]()
-            if had:
-                target[name] = value
-            elif name in target:
-                del target[name]
+        _restore(places, before)
         raise
+    return before
+
+
+def _restore(slots: Mapping[str, Callable[[], Any]], before: Before) -> None:
+    for slot, name, had, value in reversed(before):
+        target = slots[slot]()
+        if had:
+            target[name] = value
+        elif name in target:
+            del target[name]
 
 
 def own(adata: AnnData, *, copy: bool) -> AnnData:
@@ -123,8 +141,8 @@ def own(adata: AnnData, *, copy: bool) -> AnnData:
         adata._init_as_actual(adata.copy())
     if adata.isbacked:
         logg.warning(
-            "The AnnData is backed: results are stored in memory only. Save them with "
-            "adata.to_memory().write_h5ad(path)."
+            "The AnnData is backed: results are stored in memory only. Save them with vx.io.write_results(adata), or with "
+            "vx.io.write_results(adata, path) if it was opened for reading only."
         )
     return adata
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 from anndata import AnnData
+from numpy.typing import DTypeLike
+from scanpy import logging as logg
 
 from vxpress.bridge.fits.store_writing import write_store
-from vxpress.bridge.read.opened import Store, opened_from, size_of_store
+from vxpress.bridge.read.opened import Store, entry_on_disk, on_disk, opened_from, size_of_store
+from vxpress.core.data.rows import rows_array
 
 SUFFIXES = (".h5ad", ".zarr")
+# results above this size are written to the store at once
+LARGE_RESULT = 1_000_000_000
 
 
 def save(adata: AnnData, path: Path | None, *, overwrite: bool = False) -> Path:
@@ -29,6 +36,35 @@ def save(adata: AnnData, path: Path | None, *, overwrite: bool = False) -> Path:
         adata.file.close()
         adata.file.open()
     return target
+
+
+def array_for(adata: AnnData) -> Callable[[tuple[int, int], DTypeLike], np.ndarray]:
+    """Return the function that makes a matrix of results of every cell: in memory, or for data on disk in a temporary file.
+
+    With ``mode="r+"`` this file is next to the store, which has to hold it later.
+    """
+    store = opened_from(adata)
+    in_memory = store is None and not on_disk(adata.X)
+    folder = store.path.parent if store is not None and store.mode == "r+" else None
+    return lambda shape, dtype: rows_array(*shape, dtype, in_memory=in_memory, folder=folder)
+
+
+def store_large(adata: AnnData, names: Iterable[tuple[str, str]]) -> None:
+    """Write a store opened with ``mode="r+"`` if one of these slots and names is too large for memory; it is then read from there."""
+    store = opened_from(adata)
+    large = [(slot, name) for slot, name in names if _is_large(getattr(adata, slot).get(name))]
+    if store is None or store.mode == "r" or not large:
+        return
+    logg.info(
+        f"    writing {', '.join(f'{slot}[{name!r}]' for slot, name in large)} and all other results to {store.path}"
+    )
+    save(adata, None)
+    for slot, name in large:
+        getattr(adata, slot)[name] = entry_on_disk(store, f"{slot}/{name}")
+
+
+def _is_large(value: object) -> bool:
+    return isinstance(value, np.memmap) and value.nbytes > LARGE_RESULT
 
 
 def _writable(store: Store | None) -> Store:

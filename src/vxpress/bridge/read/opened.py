@@ -221,6 +221,13 @@ def as_dask(parts: Parts) -> Any:
     return array
 
 
+def entry_on_disk(store: Store, name: str) -> Any:
+    """Return a dense matrix that was written to a store, as a dask array."""
+    element = f"{RESULTS}/{name}" if store.kind == "collection" else name
+    stored = as_matrix(open_root(store.path)[element])
+    return as_dask(Parts([Part(store.path, element, 0, stored.shape[0], stored)]))
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """Function of a chunk; the array keeps its parts alive through it."""

@@ -67,7 +67,7 @@ def read(training: Training) -> dict[str, Any]:
     state = {
         "format": FORMAT,
         "version": VERSION,
-        "belongs to": identity(training),
+        "belongs to": dict(training.identity),
         "model": copied(training.model.state_dict()),
         "adapted": {name: module.training_state() for name, module in _adapting(training.model)},
         "finished": training.finished,

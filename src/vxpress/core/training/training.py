@@ -340,6 +340,11 @@ class Training:
         training_state.write(self, state)
 
     @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides this training, except its state."""
+        return training_state.identity(self)
+
+    @cached_property
     def gene_sums(self) -> Tensor:
         """Sums of the counts of each gene over all cells, by which a state recognises its data."""
         return gene_sums(self.source)

@@ -14,6 +14,8 @@ from vxpress.core.data.counts import Counts
 ENTRY = 8
 # a window of the cells in order, where larger ones have no advantage, is this share of the largest
 SMALL = 1 / 8
+# rows are copied one stretch after another if a stretch has at least this many on average
+FEW = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +61,22 @@ class Assembly:
         lengths = indptr[rows + 1] - indptr[rows]
         if not np.array_equal(lengths, self.indptr[at + 1] - self.indptr[at]):
             return False
-        if at[-1] - at[0] == rows[-1] - rows[0] == len(at) - 1:
-            to, of = slice(self.indptr[at[0]], self.indptr[at[-1] + 1]), slice(indptr[rows[0]], indptr[rows[-1] + 1])
-            self.indices[to], self.data[to] = indices[of], data[of]
+        cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(at) != 1)) + 1
+        if len(cuts) > len(rows) // FEW:
+            self._gather(self.indptr[at], lengths, counts, indptr[rows])
             return True
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        into, of_all = np.repeat(self.indptr[at], lengths) + within, np.repeat(indptr[rows], lengths) + within
-        self.indices[into], self.data[into] = indices[of_all], data[of_all]
+        begins, ends = np.r_[0, cuts], np.r_[cuts, len(rows)] - 1
+        bounds = (self.indptr[at[begins]], self.indptr[at[ends] + 1], indptr[rows[begins]], indptr[rows[ends] + 1])
+        for first, last, begin, end in zip(*(bound.tolist() for bound in bounds), strict=True):
+            self.indices[first:last], self.data[first:last] = indices[begin:end], data[begin:end]
         return True
+
+    def _gather(self, into: np.ndarray, lengths: np.ndarray, counts: Counts, of: np.ndarray) -> None:
+        """Copy rows from the positions ``of`` to ``into`` at once, which is faster if few of them are neighbours."""
+        _, indices, data = counts.numpy()
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        to, source = np.repeat(into, lengths) + within, np.repeat(of, lengths) + within
+        self.indices[to], self.data[to] = indices[source], data[source]
 
     def window(self) -> Window:
         """Return the window once all rows are filled."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vxpress.core.parallel.exchange import Exchange
 from vxpress.core.parallel.world import Requests, World
 
 # numbers that travel with a gradient: the loss and two requests
@@ -30,8 +31,11 @@ class GradientSum:
     exchanges; on a GPU they are read only by :meth:`read_requests`, which waits for the device.
     """
 
-    def __init__(self, world: World, message: Tensor, agreed: Sequence[Tensor]) -> None:
+    def __init__(
+        self, world: World, message: Tensor, agreed: Sequence[Tensor], exchange: Exchange | None = None
+    ) -> None:
         self.world, self.message, self.agreed = world, message, list(agreed)
+        self.exchange = Exchange(world) if exchange is None else exchange
         n = len(message) - n_extra(self.agreed)
         self.gradient, self.extra, self.numbers = message[:n], message[n:-N_NUMBERS], message[-N_NUMBERS:]
         self.requests, self.requested = Requests(), Requests()
@@ -51,7 +55,7 @@ class GradientSum:
         if stop or self.requests.save:
             self.numbers[1:] = torch.tensor([stop, self.requests.save], dtype=self.message.dtype)
         self.message.mul_(share)
-        self.world.sum_(self.message)
+        self.exchange.sum_(self.message)
         places = self.extra.split([value.numel() for value in self.agreed])
         for value, mean in zip(self.agreed, places, strict=True):
             value.copy_(mean.view_as(value))

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vxpress.core.parallel.current import within
+from vxpress.core.parallel.exchange import Exchange, Meeting, SharedExchange, can_share
 from vxpress.core.parallel.interrupts import HeldInterrupts
 from vxpress.core.parallel.signs import EVERY, VARIABLE, Signs
 from vxpress.core.parallel.world import SINGLE, RankError, World
@@ -107,13 +108,24 @@ class Processes(World):
         self.rank, self.size, self.signs = rank, size, signs
         self.messages, self.on_device = messages, on_device
         self.interrupts = HeldInterrupts()
+        self.meeting: Meeting | None = None
+        self.tried = False
 
     def sum_(self, values: Tensor) -> Tensor:
         if values.device.type == "cuda":
             dist.all_reduce(values, group=self.on_device)
         else:
-            self._wait(lambda: dist.all_reduce(values, group=self.messages, async_op=True), "a sum")
+            self._wait(lambda: _end_of(dist.all_reduce(values, group=self.messages, async_op=True)), "a sum")
         return values
+
+    def exchange(self) -> Exchange:
+        if not self.tried:
+            self.tried = True
+            self.meeting = Meeting.of(self, EVERY / 2) if all(self.gather(can_share())) else None
+        meeting = self.meeting
+        if meeting is None:
+            return Exchange(self)
+        return SharedExchange(self, lambda: self._wait(meeting.begin, "a step"))
 
     def copy_(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
@@ -191,34 +203,38 @@ class Processes(World):
     def _send(self, memory: Tensor, sender: int) -> None:
         what = f"process {sender}"
         source = dist.get_global_rank(self.messages, sender)
-        self._wait(lambda: dist.broadcast(memory, source, group=self.messages, async_op=True), what)
+        self._wait(lambda: _end_of(dist.broadcast(memory, source, group=self.messages, async_op=True)), what)
 
-    def _wait(self, start: Callable[[], Any], what: str) -> None:
-        """Start an exchange and wait for its end; Python handles signals in between."""
+    def _wait(self, start: Callable[[], Callable[[], bool]], what: str) -> None:
+        """Start an exchange and wait for its end, asking for it again and again; Python handles signals in between."""
         signs, began = self.signs, time.monotonic()
         signs.begin(what)
         try:
-            work = start()
-            while not _ended(work):
+            ended = start()
+            while not ended():
                 if time.monotonic() - began > UNCONCERNED and (said := signs.missing()):
                     raise _lost_process(said)
         except RankError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise _lost_process(signs.lost()) from error
         finally:
             signs.end()
 
 
-def _ended(work: Any) -> bool:
-    """Wait for a moment; return whether an exchange has ended, and raise its error."""
-    try:
-        work.wait(timedelta(seconds=EVERY / 2))
-    except RuntimeError:
-        if work.is_completed():
-            raise
-        return False
-    return True
+def _end_of(work: Any) -> Callable[[], bool]:
+    """Return a function that waits for a moment, and returns whether an exchange has ended, or raises its error."""
+
+    def ended() -> bool:
+        try:
+            work.wait(timedelta(seconds=EVERY / 2))
+        except RuntimeError:
+            if work.is_completed():
+                raise
+            return False
+        return True
+
+    return ended
 
 
 def _picklable(error: BaseException) -> BaseException:

@@ -10,6 +10,8 @@ from typing import NoReturn, TypeVar
 import numpy as np
 from torch import Tensor
 
+from vxpress.core.parallel.exchange import Exchange
+
 T = TypeVar("T")
 
 
@@ -58,6 +60,10 @@ class World:
     def sum_(self, values: Tensor) -> Tensor:
         """Replace a tensor by its sum over all processes, with the same bits in all of them, and return it."""
         return values
+
+    def exchange(self) -> Exchange:
+        """Return how the messages of a training are summed."""
+        return Exchange(self)
 
     def copy_(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by those of the first process."""

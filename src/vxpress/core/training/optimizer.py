@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class Optimizer:
     While the optimizer is in use, the parameters are views of that tensor, each with a :class:`GradientSink` as
     ``grad_sink``.  :meth:`release` gives the parameters their own memory again.  The first ``n_leading`` parameters can
     take steps alone; the weights, moments and step count of the others then stay as they are.  ``message`` is the memory of
-    the gradient, followed by ``n_extra`` further values.
+    the gradient, followed by ``n_extra`` further values; ``zeros`` provides it.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Optimizer:
         *,
         n_leading: int = 0,
         n_extra: int = 0,
+        zeros: Callable[[int, torch.dtype, torch.device], Tensor] | None = None,
     ) -> None:
         self.config, self.n_steps, self.done = config, n_steps, 0
         self.parameters = list(parameters)
@@ -64,7 +65,8 @@ class Optimizer:
             total += -(-p.numel() // LINE) * LINE
         self.flat = nn.Parameter(torch.zeros(total, dtype=first.dtype, device=first.device))
         # one message for several processes: the gradient and what travels with it
-        self.message = torch.zeros(total + n_extra, dtype=first.dtype, device=first.device)
+        size = total + n_extra, first.dtype, first.device
+        self.message = torch.zeros(size[0], dtype=size[1], device=size[2]) if zeros is None else zeros(*size)
         self.gradient = self.message[:total]
         self.sinks = []
         for p, start in zip(self.parameters, starts, strict=True):

@@ -133,9 +133,15 @@ class Training:
         self.validation_noise = self._fixed_noise(len(validation_rows), validation)
         parameters, n_leading = _trained(model, config)
         agreed = ranks.running_statistics(model)
-        extra = n_extra(agreed) if world.several else 0
-        self.optimizer = Optimizer(config, parameters, self.n_steps, n_leading=n_leading, n_extra=extra)
-        self.whole = GradientSum(world, self.optimizer.message, agreed) if world.several else None
+        if world.several:
+            exchange, extra = world.exchange(), n_extra(agreed)
+            self.optimizer = Optimizer(
+                config, parameters, self.n_steps, n_leading=n_leading, n_extra=extra, zeros=exchange.zeros
+            )
+            self.whole: GradientSum | None = GradientSum(world, self.optimizer.message, agreed, exchange)
+        else:
+            self.optimizer = Optimizer(config, parameters, self.n_steps, n_leading=n_leading)
+            self.whole = None
         self.ahead = EncoderAhead(config.encoder_steps, train_rows, validation_rows, ahead)
         self.keeper = Keeper(config, active=len(validation_rows) > 0)
         self.trouble = Trouble(self.n_minibatches)

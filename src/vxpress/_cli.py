@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from vxpress._command_input import is_on_disk, read_input
 from vxpress._command_output import check_target, number_of_fits, report, was_interrupted, write
 from vxpress._file_names import FileNames
 from vxpress._fit_options import fit_options, further_options, given
@@ -34,6 +35,7 @@ examples:
   vxpress fit counts.zarr -o fitted.zarr --layer counts --continuous-covariate-keys percent_mito
   vxpress fit data.h5ad -o data.h5ad --overwrite --key-added vae2 --rng 1
   vxpress fit counts.h5ad -o fitted.h5ad --checkpoint-dir checkpoints --resume
+  vxpress fit atlas.zarr -o atlas.zarr --overwrite --on-disk
   torchrun --nproc-per-node 4 -m vxpress fit counts.h5ad -o fitted.h5ad --batch-size 2048
 
 The output contains the input with obsm["X_vae"], layers["vae_normalized"] and the model in uns["vae"]:
@@ -108,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=FIT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    fit.add_argument("input", type=_data_path, help="AnnData file with raw counts, .h5ad or .zarr")
+    fit.add_argument(
+        "input", type=_data_path, help="AnnData file with raw counts, .h5ad or .zarr, or a collection of annbatch"
+    )
     fit.add_argument("-o", "--output", type=_data_path, required=True, help="file to write, .h5ad or .zarr")
     fit.add_argument("--overwrite", action="store_true", help="replace an existing output, which may be the input")
     fit.add_argument(
@@ -117,6 +121,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="model this many highly variable genes, chosen as vx.pp.highly_variable_genes does, within the batches "
         "(default: see --mask-var)",
+    )
+    fit.add_argument(
+        "--on-disk",
+        action=argparse.BooleanOptionalAction,
+        help="read the counts from disk during the fit, for data larger than memory (default: if twice their size is more "
+        "than the memory that is free)",
     )
     settings = fit.add_argument_group("settings", "The arguments of vx.tl.fit_vae, with its defaults.")
     for option in fit_options():
@@ -184,9 +194,10 @@ def _fit(arguments: argparse.Namespace) -> int:
         return _fail(str(error), USAGE)
 
     first = is_first_process(settings)
-    adata = _read(source)
+    adata = read_input(source, on_disk=arguments.on_disk)
     if first:
-        print(f"read {source}: {adata.n_obs:,} cells x {adata.n_vars:,} genes", flush=True)
+        what = "opened" if is_on_disk(adata) else "read"
+        print(f"{what} {source}: {adata.n_obs:,} cells x {adata.n_vars:,} genes", flush=True)
         _report_checkpoint(settings)
     stored, seconds = _run_fit(adata, arguments.n_top_genes, settings)
     if not first:
@@ -267,20 +278,6 @@ def _run_fit(adata: AnnData, n_top_genes: int | None, settings: Mapping[str, Any
     start = time.perf_counter()
     vx.tl.fit_vae(adata, **settings)
     return adata.uns[Keys.of(settings.get("key_added"), "key_added").uns], time.perf_counter() - start
-
-
-def _read(path: Path) -> AnnData:
-    import anndata as ad
-
-    try:
-        return ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
-    except MemoryError as error:
-        msg = f"{path} does not fit into memory. Select genes or cells first, or use a larger machine."
-        raise MemoryError(msg) from error
-    except Exception as error:
-        # errors of h5py, zarr and anndata on a damaged file have no common type
-        msg = f"{path} cannot be read as an AnnData: {error}"
-        raise ValueError(msg) from error
 
 
 def _demo(arguments: argparse.Namespace) -> int:

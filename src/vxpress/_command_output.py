@@ -56,7 +56,14 @@ def write(adata: AnnData, path: Path, *, overwrite: bool) -> None:
     """
     from vxpress._h5ad import nullable_strings, write_h5ad
     from vxpress._whole import flush, whole
+    from vxpress.bridge.fits.store_writing import write_store
+    from vxpress.bridge.read.opened import opened_from
 
+    store = opened_from(adata)
+    if store is not None:
+        # matrices on disk are copied in chunks, or as links
+        write_store(adata, path, store, check=lambda: check_target(path, overwrite=overwrite))
+        return
     # the output may have been created during the fit
     with whole(path, check=lambda: check_target(path, overwrite=overwrite)) as new, nullable_strings():
         if new.suffix == ".zarr":

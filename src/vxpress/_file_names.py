@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vxpress._command_input import columns_of
 from vxpress._stores import open_store
 
 
@@ -30,13 +31,18 @@ class FileNames:
             raise ValueError(msg) from error
 
     @classmethod
-    def _read(cls, group: Any) -> FileNames:
-        layers = tuple(map(str, group["layers"])) if "layers" in group else ()
-        return cls(_columns(group["obs"]), _columns(group["var"]), layers, "X" in group)
+    def _read(cls, root: Any) -> FileNames:
+        from vxpress.bridge.read.opened import RESULTS, members
 
-
-def _columns(frame: Any) -> tuple[str, ...]:
-    """Read the columns of a stored data frame, in the format of anndata 0.7 and later, or earlier."""
-    if hasattr(frame, "dtype") and frame.dtype.names:
-        return tuple(map(str, frame.dtype.names[1:]))
-    return tuple(map(str, frame.attrs["column-order"]))
+        groups = [root] if "obs" in root else [root[name] for name in members(root)]
+        groups += [root[RESULTS]] if RESULTS in root else []
+        if not groups:
+            msg = "it holds no obs, and no dataset_0 and so on of a collection."
+            raise ValueError(msg)
+        layers = [tuple(map(str, group["layers"])) if "layers" in group else () for group in groups]
+        return cls(
+            columns_of([group["obs"] for group in groups]),
+            columns_of([groups[0]["var"], groups[-1]["var"]]),
+            tuple(dict.fromkeys(name for names in layers for name in names)),
+            "X" in groups[0],
+        )

@@ -50,13 +50,13 @@ def test_a_failed_write_keeps_the_old_output_and_leaves_nothing(counts, tmp_path
 
 def test_an_output_that_came_into_being_meanwhile_is_kept(counts, tmp_path, monkeypatch):
     out = tmp_path / "out.h5ad"
-    read = _cli._read
+    read = _cli.read_input
 
-    def meanwhile(path):
+    def meanwhile(path, **options):
         out.write_bytes(b"somebody's")
-        return read(path)
+        return read(path, **options)
 
-    monkeypatch.setattr(_cli, "_read", meanwhile)
+    monkeypatch.setattr(_cli, "read_input", meanwhile)
     assert fit(counts, "-o", out, *QUICK) == 1
     assert out.read_bytes() == b"somebody's"
     assert listing(tmp_path) == ["in.h5ad", "out.h5ad"]

@@ -101,7 +101,7 @@ def test_wrong_data_are_status_1_with_one_line(counts, tmp_path, capsys):
 def test_what_the_file_lacks_and_settings_out_of_range_are_status_2_before_data_are_read(
     counts, tmp_path, monkeypatch, capsys, arguments, message
 ):
-    monkeypatch.setattr(_cli, "_read", lambda _: pytest.fail("the data were read"))
+    monkeypatch.setattr(_cli, "read_input", lambda *_, **__: pytest.fail("the data were read"))
     assert fit(counts, "-o", tmp_path / "out.h5ad", *arguments) == 2
     error = capsys.readouterr().err
     assert re.match(rf"vxpress: .*{message}", error)

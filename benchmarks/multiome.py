@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results" / "multiome.json"
 N_CELLS, N_GENES, N_PEAKS = 3_000, 800, 1_500
 PROGRAMS = 4
 # molecules and fragments of a cell, and how strongly a modality shows its own program and the other one
-DEPTH, STRENGTH = {"rna": 800.0, "atac": 400.0}, (0.9, 0.12)
+DEPTH, STRENGTH = {"rna": 500.0, "atac": 300.0}, (0.8, 0.3)
 
 
 def simulate(seed: int) -> tuple[md.MuData, dict[str, np.ndarray]]:
@@ -70,14 +70,15 @@ def simulate(seed: int) -> tuple[md.MuData, dict[str, np.ndarray]]:
 def run(seed: int) -> dict[str, object]:
     """Fit the cells together and each modality alone, and score them."""
     mdata, truth = simulate(seed)
+    parts = {name: part.copy() for name, part in mdata.mod.items()}
     start = time.perf_counter()
-    vx.tl.fit_vae(mdata, modalities={"rna": "nb", "atac": "bernoulli"}, batch_key="batch", rng=seed)
+    vx.tl.fit_vae(mdata, modalities={"rna": "nb", "atac": "bernoulli"}, batch_key="batch", rng=seed, denoised=False)
     seconds = time.perf_counter() - start
     both, types = (mdata.obs["lacks"] == "").to_numpy(), mdata.obs["type"].astype(str).to_numpy()
     latents = {"joint": mdata.obsm["X_vae"][both]}
     for name, likelihood in (("rna", "nb"), ("atac", "bernoulli")):
-        alone = mdata.mod[name].copy()
-        vx.tl.fit_vae(alone, likelihood=likelihood, batch_key="batch", rng=seed)
+        alone = parts[name]
+        vx.tl.fit_vae(alone, likelihood=likelihood, batch_key="batch", rng=seed, denoised=False)
         latents[name] = alone[mdata.obs_names[both]].obsm["X_vae"]
     found: dict[str, object] = {
         "seconds": seconds,
@@ -90,30 +91,31 @@ def run(seed: int) -> dict[str, object]:
 
 
 def imputed(mdata: md.MuData, truth: dict[str, np.ndarray], name: str) -> dict[str, float]:
-    """Score imputed values of the cells that lack a modality: explained variance of the true log shares over the batch mean."""
+    """Score imputed values of the cells that lack a modality against the true log shares, next to the mean of their batch."""
     vx.tl.impute(mdata, name)
     value = mdata.obsm[f"vae_{name}"].to_numpy()
+    if name == "atac":  # from the probability of a detection to the rate
+        value = -np.log1p(-value.clip(0, 1 - 1e-6))
     lacks, batch = (mdata.obs["lacks"] == name).to_numpy(), mdata.obs["batch"].to_numpy()
-    part = mdata.mod[name]
-    floor = np.empty_like(value)
+    part, floor = mdata.mod[name], np.empty_like(value)
     for code in np.unique(batch):
-        counts = part[(part.obs["batch"] == code).to_numpy()].X
-        floor[batch == code] = np.asarray((counts > 0).mean(0) if name == "atac" else counts.mean(0))
-    wanted = np.log(truth[name][lacks])
-    scored = {}
+        floor[batch == code] = np.asarray(part[(part.obs["batch"] == code).to_numpy()].X.sum(0)) + 0.5
+    wanted, errors = np.log(truth[name][lacks]), {}
     for what, guess in (("imputed", value[lacks]), ("batch mean", floor[lacks])):
-        error = wanted - np.log(guess.clip(1e-6))
+        error = wanted - np.log(guess.clip(1e-9))
         # on the scale of the shares of a cell
-        error -= error.mean(1, keepdims=True)
-        scored[what] = float((error**2).mean())
-    correlation = [
-        np.corrcoef(np.log(value[lacks][:, j].clip(1e-6)), wanted[:, j])[0, 1] for j in range(value.shape[1])
-    ]
+        errors[what] = error - error.mean(1, keepdims=True)
+    mean, of_floor = (float((error**2).mean()) for error in errors.values())
+    within = []
+    for code in np.unique(batch):
+        rows = batch[lacks] == code
+        guess = np.log(value[lacks][rows].clip(1e-9))
+        within += [np.corrcoef(guess[:, j], wanted[rows][:, j])[0, 1] for j in range(value.shape[1])]
     return {
-        "squared error": scored["imputed"],
-        "squared error of the batch mean": scored["batch mean"],
-        "explained": 1.0 - scored["imputed"] / scored["batch mean"],
-        "correlation": float(np.mean(correlation)),
+        "squared error": mean,
+        "squared error of the batch mean": of_floor,
+        "explained": 1.0 - mean / of_floor,
+        "correlation within batches": float(np.mean(within)),
     }
 
 

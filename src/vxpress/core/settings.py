@@ -217,7 +217,6 @@ PRESETS: dict[Preset | None, dict[str, Any]] = {
 # what a fit of several modalities has in place of the defaults; see docs/benchmarks/modalities.md
 JOINT: dict[str, Any] = {
     "n_hidden": 256,
-    "beta": 0.7,
     "batch_size": 128,
     "learning_rate": 0.005,
     "most_thinned": JOINT_THINNING,

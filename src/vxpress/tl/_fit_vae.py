@@ -103,7 +103,7 @@ def fit_vae(
         ``{"rna": "nb", "protein": "nb_mixture", "atac": "bernoulli"}``. For a list of names, and by default for all
         modalities, the likelihood follows from the name: RNA ("rna", "gex") is ``"nb"``, protein ("prot", "protein",
         "adt") ``"nb_mixture"``, and accessibility ("atac", "peaks") ``"bernoulli"``. Cells may lack modalities. One
-        latent space describes all; see the guide. Such a fit has defaults of its own for ``n_hidden`` (256), ``beta`` (0.7), the minibatch (128
+        latent space describes all; see the guide. Such a fit has defaults of its own for ``n_hidden`` (256), the minibatch (128
         cells), the learning rate (0.005), thinning (0.3) and the number of epochs (twice as many, up to 65).
     layer
         Layer with the counts; ``None`` reads ``adata.X``.

@@ -17,7 +17,7 @@ from vxpress.core.covariates import Conditioner, Covariates
 from vxpress.core.data import Batch, Source
 from vxpress.core.isolation import on_device, seeded
 from vxpress.core.likelihoods import Layers, Likelihood
-from vxpress.core.modalities import Modality, partly_shown, product, start_modalities
+from vxpress.core.modalities import Modality, average_unmeasured, partly_shown, product, start_modalities
 from vxpress.core.modalities.modality import masked
 from vxpress.core.networks import Decoder, Encoder
 from vxpress.core.noise import Noise
@@ -296,6 +296,13 @@ class VAE(nn.Module):
                 self.decoder.location.bias[: len(log_share_g)] = log_share_g + self.decoder.location.bias[
                     : len(log_share_g)
                 ].logsumexp(0)
+
+    def average_unmeasured(self, source: Source, rows: Tensor) -> None:
+        """Decode batches without a modality as the mean of those that have it; ``rows`` are the training cells."""
+        for name in self.modalities if self.further else ():
+            having = source.having(name, rows)
+            decoder = self.decoder if name == RNA else self.others[name].decoder
+            average_unmeasured(self.conditioner, decoder, source.covariates.categorical_nk[having])
 
 
 def build(config: ModelConfig, seed: int) -> VAE:

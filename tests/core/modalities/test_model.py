@@ -13,12 +13,14 @@ from vxpress.bridge.fits.codec import from_uns, to_uns
 from vxpress.core import rule
 from vxpress.core.blocks import Z
 from vxpress.core.config import ModalityConfig, ModelConfig, TrainConfig
+from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts, Joined
 from vxpress.core.inference.importance import log_likelihood
 from vxpress.core.inference.posterior import encode
 from vxpress.core.modalities import partly_shown
 from vxpress.core.model import VAE, build
 from vxpress.core.noise import Noise
+from vxpress.core.query.surgery import extend
 from vxpress.core.start import start_at_components
 from vxpress.core.training import Outcome, Training, train
 
@@ -184,3 +186,36 @@ def test_z_may_have_more_dimensions_than_a_modality_has_features(make_joined: Ca
     config = replace(CONFIG, n_latent=8)
     model, joined = build(config, 0), make_joined()
     assert model.posterior(joined.batch(torch.arange(4)))[Z].loc.shape == (4, 8)
+
+
+def _in_batches(joined: Joined, code_n: torch.Tensor, observed_n: torch.Tensor) -> Joined:
+    covariates = Covariates(code_n[:, None], torch.zeros(len(code_n), 0))
+    sources = (joined.first.with_covariates(covariates), joined.further["protein"].with_covariates(covariates))
+    return Joined(sources[0], {"protein": sources[1]}, {"protein": observed_n})
+
+
+def test_a_batch_without_the_modality_and_a_new_one_are_decoded_as_the_mean_of_the_others(
+    make_joined: Callable[..., Joined],
+) -> None:
+    code_n = torch.arange(150) % 3
+    cells = _in_batches(make_joined(), code_n, code_n < 2)
+    config = replace(CONFIG, n_categories=(3,), has_batch=True, encode_covariates=True)
+    trained, _ = _trained(cells, config=config)
+    for model in (trained, extend(trained, [1])):
+        decoder = model.others["protein"].decoder
+        columns = decoder.location.weight[:, -model.conditioner.width :]
+        torch.testing.assert_close(columns[:, 2], columns[:, :2].mean(1))
+        assert not torch.allclose(columns[:, 0], columns[:, 1])
+        # RNA was measured in all batches
+        of_rna = model.decoder.location.weight[:, -model.conditioner.width :]
+        assert not torch.allclose(of_rna[:, 2], of_rna[:, :2].mean(1))
+    torch.testing.assert_close(columns[:, 3], columns[:, :3].mean(1))
+    batch = cells.batch(torch.arange(6))
+    q, again = (model.posterior(batch)[Z] for model in (trained, extend(trained, [1])))
+    torch.testing.assert_close(q.loc, again.loc)
+    for one, two in zip(
+        trained.log_likelihood({Z: torch.zeros(6, 2)}, batch).values(),
+        extend(trained, [1]).log_likelihood({Z: torch.zeros(6, 2)}, batch).values(),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two)

@@ -98,6 +98,10 @@ def forget_labels(model: VAE) -> VAE:
 def _conditioned(model: VAE) -> set[str]:
     """Return the names of the weights whose last columns belong to the condition vector."""
     names = {f"decoder.{name}" for name in model.decoder.conditioned()}
+    for i, modality in enumerate(model.others.values()):
+        names |= {f"further.{i}.decoder.{name}" for name in modality.decoder.conditioned()}
+        if model.conditioner.encoder_width:
+            names |= {f"further.{i}.encoder.{name}" for name in modality.encoder.conditioned()}
     if model.conditioner.encoder_width:
         names |= {f"blocks.{name}.{weight}" for name, block in model.blocks.items() for weight in block.conditioned()}
     return names
@@ -106,8 +110,9 @@ def _conditioned(model: VAE) -> set[str]:
 def _of_condition(name: str, model: VAE) -> list[int]:
     """Return the columns of the condition vector that the weight ``name`` multiplies, in its last columns."""
     conditioner = model.conditioner
-    if name.startswith("decoder."):
-        return list(range(conditioner.body_width if name.startswith("decoder.body.") else conditioner.width))
+    of_modality, decoder, of_decoder = name.partition("decoder.")
+    if decoder and (not of_modality or of_modality.startswith("further.")):
+        return list(range(conditioner.body_width if of_decoder.startswith("body.") else conditioner.width))
     return conditioner.encoder_columns
 
 

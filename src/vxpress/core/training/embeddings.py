@@ -1,4 +1,4 @@
-"""Settle the embeddings of perturbations after the training; everything else stays as it is.
+"""Settle the embeddings of perturbations, and batches without a modality, after the training; everything else stays as it is.
 
 In training, only the divergence moves an embedding, slowly where the counts say little about a dimension: part of an effect
 stays in the basal positions. Given the encoder, the embeddings that take the rest out are a least squares problem: the basal
@@ -23,7 +23,11 @@ SEED = 0
 
 @torch.no_grad()
 def settle(model: VAE, source: Source, rows: Tensor) -> None:
-    """Add to each embedding what it leaves in the basal positions of the cells ``rows``, at most 50,000 at random."""
+    """Add to each embedding what it leaves in the basal positions of the cells ``rows``, at most 50,000 at random.
+
+    Before, batches without a modality get the mean of the others, see :meth:`VAE.average_unmeasured`.
+    """
+    model.average_unmeasured(source, rows)
     perturbations = model.conditioner.perturbations
     if perturbations is None:
         return

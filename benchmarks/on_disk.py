@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,10 @@ class Memory:
     def _watch(self) -> None:
         while not self._done.wait(0.02):
             self.anonymous = max(self.anonymous, self._read("RssAnon"))
+
+    def now(self) -> int:
+        """Return the anonymous memory at present."""
+        return self._read("RssAnon")
 
     def stop(self) -> dict[str, int]:
         """Return the peaks in bytes."""
@@ -101,8 +106,9 @@ def fit_child(args: argparse.Namespace) -> dict[str, Any]:
 
     with clock("open"):
         adata = opened()
+    annotation = memory.now() - memory.before
     with clock("fit"):
-        vx.tl.fit_vae(adata, "batch", denoised=False, device="cpu", rng=args.seed)
+        vx.tl.fit_vae(adata, "batch", denoised=False, device="cpu", rng=args.seed, max_epochs=args.max_epochs)
     # in memory, a second object would double the counts
     query = adata if args.store == "memory" else opened()
     with clock("encode"):
@@ -111,7 +117,7 @@ def fit_child(args: argparse.Namespace) -> dict[str, Any]:
     scores, _ = judge_fit(adata, _test(args), n_samples=args.samples)
     stored = adata.uns["vae"]
     return {
-        "store": args.store, "seed": args.seed, "cells": adata.n_obs, "seconds": clock.seconds, "memory": peaks,
+        "store": args.store, "seed": args.seed, "cells": adata.n_obs, "seconds": clock.seconds, "memory": peaks | {"opened": annotation},
         "epochs": len(stored["history"]["lr"]), "elbo": float(scores.elbo_n.mean()), "iwae": float(scores.iwae_n.mean()),
         "elbo_sem": float(scores.elbo_n.std() / np.sqrt(len(scores.elbo_n))),
         "elbo_train": float(stored["history"]["elbo_train"][-1]),
@@ -123,6 +129,21 @@ def _test(args: argparse.Namespace) -> Any:
     import anndata as ad
 
     return ad.read_h5ad(args.data / TEST)[: args.test_cells].copy()
+
+
+def _scvi_collection(args: argparse.Namespace, settings: str) -> Path:
+    return args.data / f"scvi-{'shuffled' if json.loads(settings).get('shuffle') else 'sorted'}.zarr"
+
+
+def collection_child(args: argparse.Namespace) -> dict[str, Any]:
+    """Make the collection of scvi-tools."""
+    import scvi
+
+    memory, clock = Memory(), Clock()
+    path, settings = _scvi_collection(args, args.settings), json.loads(args.settings)
+    with clock("collection"):
+        scvi.model.SCVI.setup_annbatch(str(path), [str(args.data / STORES["h5ad"])], "batch", **settings)
+    return {"settings": settings, "seconds": clock.seconds, "memory": memory.stop()}
 
 
 def scvi_child(args: argparse.Namespace) -> dict[str, Any]:
@@ -137,12 +158,10 @@ def scvi_child(args: argparse.Namespace) -> dict[str, Any]:
     warnings.filterwarnings("ignore")
     memory, clock = Memory(), Clock()
     settings = json.loads(args.settings)
-    folder = args.data / f"scvi-{'shuffled' if settings.get('shuffle') else 'sorted'}.zarr"
-    with clock("collection"):
+    with clock("open"):
         module = scvi.model.SCVI.setup_annbatch(
-            str(folder), None if folder.exists() else [str(args.data / STORES["h5ad"])], "batch",
-            rebuild=not folder.exists(), **settings,
-        )  # fmt: skip
+            str(_scvi_collection(args, args.settings)), batch_key="batch", rebuild=False, **settings
+        )
     model = scvi.model.SCVI(registry=module.registry)
     train: dict[str, Any] = {} if args.epochs is None else {"max_epochs": args.epochs}
     with clock("fit"):
@@ -168,7 +187,7 @@ def scvi_child(args: argparse.Namespace) -> dict[str, Any]:
 
     scores = judge(test.X.tocsr(), posterior, decoder, n_samples=args.samples)
     return {
-        "settings": settings, "seed": args.seed, "cells": module.n_obs, "epochs": model.trainer.current_epoch,
+        "settings": settings, "epochs_given": args.epochs, "seed": args.seed, "cells": module.n_obs, "epochs": model.trainer.current_epoch,
         "batch_size": module.batch_size, "seconds": clock.seconds, "memory": peaks,
         "elbo": float(scores.elbo_n.mean()), "iwae": float(scores.iwae_n.mean()),
         "elbo_sem": float(scores.elbo_n.std() / np.sqrt(len(scores.elbo_n))), "version": scvi.__version__,
@@ -215,33 +234,41 @@ BLOCK, BUFFER, MINIBATCH = 128, 256, 512
 
 
 def _source(adata: Any) -> Any:
-    """Return the cells of an AnnData as a fit reads them."""
+    """Return the cells of an AnnData as a fit reads them, but never load them, even if they are few."""
     import numpy as np
     import torch
 
+    from vxpress.bridge.read import survey
     from vxpress.bridge.read.counts import read_counts
     from vxpress.core.covariates import Covariates
 
+    survey.MEMORY_BYTES = 0
     n = adata.n_obs
     covariates = Covariates(torch.zeros(n, 0, dtype=torch.long), torch.zeros(n, 0))
     return read_counts(adata, None, np.ones(adata.n_vars, dtype=bool)).cells(torch.zeros(n, 1), covariates)
 
 
-def _by_vxpress(args: argparse.Namespace, store: str) -> Iterator[int]:
+def _by_vxpress(args: argparse.Namespace, store: str, codecs: str) -> Iterator[int]:
     import torch
 
     import vxpress as vx
-    from vxpress.core.data.sampler import ByBlock, number_of_minibatches
+    from vxpress.bridge.read import annbatch, zarr_codecs
+    from vxpress.core.data.sampler import number_of_minibatches
 
+    for module, left_out in ((zarr_codecs, codecs != "zarrs"), (annbatch, args.reader.startswith("vxpress alone"))):
+        if left_out:
+            module.find_spec = lambda name: find_spec(name) if name == "zarr" else None
     source = _source(vx.io.open_store(args.data / STORES[store]))
+    # windows of the same number of cells as the other readers
+    source.limit = source.n_bytes // len(source) * BLOCK * BUFFER
     rows = torch.arange(len(source))
-    sampler = ByBlock(rows, number_of_minibatches(len(rows), MINIBATCH), args.seed, block=BLOCK, buffer=BUFFER)
+    sampler = source.sampler(rows, number_of_minibatches(len(rows), MINIBATCH), args.seed)
     yield 0
     for batch in source.sparse_batches(sampler.epoch()):
         yield len(batch.rows)
 
 
-def _by_annbatch(args: argparse.Namespace, store: str) -> Iterator[int]:
+def _by_annbatch(args: argparse.Namespace, store: str, codecs: str) -> Iterator[int]:
     import numpy as np
     from annbatch import DatasetCollection, Loader
 
@@ -255,7 +282,7 @@ def _by_annbatch(args: argparse.Namespace, store: str) -> Iterator[int]:
         yield batch["X"].shape[0]
 
 
-def _by_scdataset(args: argparse.Namespace, store: str) -> Iterator[int]:
+def _by_scdataset(args: argparse.Namespace, store: str, codecs: str) -> Iterator[int]:
     import anndata as ad
     import h5py
     import zarr
@@ -273,13 +300,12 @@ def _by_scdataset(args: argparse.Namespace, store: str) -> Iterator[int]:
         yield batch.shape[0]
 
 
-READERS: dict[str, Callable[[argparse.Namespace, str], Iterator[int]]] = {
-    "vxpress": _by_vxpress, "annbatch": _by_annbatch, "scDataset": _by_scdataset,
+READERS: dict[str, Callable[[argparse.Namespace, str, str], Iterator[int]]] = {
+    "vxpress": _by_vxpress, "vxpress alone": _by_vxpress, "annbatch": _by_annbatch, "scDataset": _by_scdataset,
 }  # fmt: skip
-
-
 ALL_READERS = (
-    "vxpress:h5ad:", "vxpress:zarr:zarrs", "vxpress:zarr:zarr", "vxpress:collection:zarrs", "vxpress:collection:zarr",
+    "vxpress alone:h5ad:", "vxpress alone:zarr:zarr", "vxpress alone:zarr:zarrs", "vxpress:zarr:zarrs",
+    "vxpress alone:collection:zarr", "vxpress alone:collection:zarrs", "vxpress:collection:zarrs",
     "annbatch:collection:zarrs", "annbatch:collection:zarr", "scDataset:h5ad:", "scDataset:zarr:zarrs", "scDataset:zarr:zarr",
 )  # fmt: skip
 
@@ -292,26 +318,28 @@ def reader_child(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     reader, store, codecs = args.reader.split(":")
     pipelines = {"zarrs": "zarrs.ZarrsCodecPipeline", "zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
-    if codecs:
+    if codecs and not reader.startswith("vxpress"):
         zarr.config.set({"codec_pipeline.path": pipelines[codecs]})
     memory, n = Memory(), 0
-    minibatches = READERS[reader](args, store)
+    minibatches = READERS[reader](args, store, codecs)
     next(minibatches)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     for size in minibatches:
         n += size
         if n >= args.reader_cells:
             break
-    seconds = time.perf_counter() - start
-    minibatches.close()
+    seconds, used = time.perf_counter() - start, time.process_time() - used
     return {
-        "reader": reader, "store": store, "codecs": codecs, "cells_per_second": n / seconds, "memory": memory.stop(),
+        "reader": reader, "store": store, "codecs": codecs, "seed": args.seed, "cells_per_second": n / seconds,
+        "cells_per_cpu_second": n / used, "memory": memory.stop(),
     }  # fmt: skip
 
 
-def readers(args: argparse.Namespace) -> Any:
+def readers(args: argparse.Namespace) -> Iterator[Any]:
     """Read the same cells in every way, in turn."""
-    return [child(args, "reader", reader=reader, seed=seed) for seed in args.seeds for reader in args.readers]
+    for seed in args.seeds:
+        for reader in args.readers:
+            yield child(args, "reader", reader=reader, seed=seed)
 
 
 def child(args: argparse.Namespace, what: str, python: str = sys.executable, **settings: Any) -> Any:
@@ -327,35 +355,53 @@ def child(args: argparse.Namespace, what: str, python: str = sys.executable, **s
     return found
 
 
-def order(args: argparse.Namespace) -> Any:
+def order(args: argparse.Namespace) -> Iterator[Any]:
     """Measure the randomness of minibatches."""
-    return child(args, "order")
+    yield from child(args, "order")
 
 
-def fits(args: argparse.Namespace) -> Any:
+def fits(args: argparse.Namespace) -> Iterator[Any]:
     """Fit from every store, with the stores in turn."""
-    return [child(args, "fit", store=store, seed=seed) for seed in args.seeds for store in args.stores]
+    for seed in args.seeds:
+        for store in args.stores:
+            yield child(args, "fit", store=store, seed=seed, max_epochs=args.max_epochs)
 
 
-def large(args: argparse.Namespace) -> Any:
+def large(args: argparse.Namespace) -> Iterator[Any]:
     """Fit once from every store on disk."""
-    return [child(args, "fit", store=store, seed=args.seeds[0]) for store in args.stores if store != "memory"]
+    for store in args.stores:
+        if store != "memory":
+            yield child(args, "fit", store=store, seed=args.seeds[0], max_epochs=args.max_epochs)
 
 
-def scvi(args: argparse.Namespace) -> Any:
-    """Fit scvi-tools, to cells in the order of the file and to shuffled ones, and with smaller minibatches."""
-    found = []
+def scvi(args: argparse.Namespace) -> Iterator[Any]:
+    """Fit scvi-tools, to cells in the order of the file and to shuffled ones; collections are made before."""
     for settings in args.scvi_settings:
-        found.append(child(args, "scvi", args.scvi_python, settings=settings, epochs=args.epochs, seed=args.seeds[0]))
-    return found
+        given = {"settings": settings, "epochs": args.epochs, "seed": args.seeds[0]}
+        if not _scvi_collection(args, settings).exists():
+            child(args, "collection", args.scvi_python, **given)
+        yield child(args, "scvi", args.scvi_python, **given)
 
 
 CHILDREN: dict[str, Callable[[argparse.Namespace], Any]] = {
-    "fit": fit_child, "scvi": scvi_child, "order": order_child, "reader": reader_child,
+    "fit": fit_child, "scvi": scvi_child, "collection": collection_child, "order": order_child, "reader": reader_child,
 }  # fmt: skip
-PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Any]]] = {
     "readers": readers, "order": order, "fits": fits, "scvi": scvi, "large": large,
 }  # fmt: skip
+# what tells the runs of a part apart
+KEYS = ("reader", "store", "codecs", "settings", "epochs_given", "batch_size", "block", "buffer", "seed")
+
+
+def record(part: str, run: dict[str, Any], setting: dict[str, Any]) -> None:
+    """Add a run to the results; it replaces the same run of before. Runs of other data are removed."""
+    from _speed import RESULTS, save
+
+    path = RESULTS / "on_disk.json"
+    known = json.loads(path.read_text()).get(part, {}) if path.exists() else {}
+    kept = known.get("runs", []) if {key: known.get(key) for key in setting} == setting else []
+    kept = [other for other in kept if any(other.get(key) != run.get(key) for key in KEYS)]
+    save("on_disk", {part: {"runs": [*kept, run], **setting}})
 
 
 def main() -> None:
@@ -373,6 +419,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100, help="samples of the bound on test cells")
     parser.add_argument("--scvi-python", default=sys.executable)
     parser.add_argument("--scvi-settings", nargs="+", default=['{"shuffle": false}', '{"shuffle": true}'])
+    parser.add_argument("--max-epochs", type=int, help="epochs of vxpress; by default its own choice")
     parser.add_argument("--epochs", type=int, help="epochs of scvi-tools; by default its own choice")
     parser.add_argument("--dry", action="store_true", help="do not save the results")
     for name in ("child", "store", "settings", "seed", "reader"):
@@ -388,13 +435,11 @@ def main() -> None:
         found = CHILDREN[args.child](args)
         print(json.dumps(found))
         return
-    from _speed import save
-
-    about = json.loads((args.data / "about.json").read_text())
+    setting = {"data": json.loads((args.data / "about.json").read_text()), "threads": args.threads}
     for part in args.parts:
-        found = PARTS[part](args)
-        if not args.dry:
-            save("on_disk", {part: {"runs": found, "data": about, "threads": args.threads}})
+        for run in PARTS[part](args):
+            if not args.dry:
+                record(part, run, setting)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,9 @@ def fit_vae(
     Parameters
     ----------
     adata
-        Annotated data with raw counts, n_obs x n_vars: whole numbers up to 2^24, dense or sparse, in memory or backed.
+        Annotated data with raw counts, n_obs x n_vars: whole numbers up to 2^24, dense or sparse, in memory,
+        backed or opened with :func:`vxpress.io.open_store`. Counts on disk that take more than 256 MB in memory are read in
+        blocks during the fit (``source`` in :class:`FitOptions`).
     batch_key
         Column of ``obs`` with the batches to correct for. Categories may be numbers. If they differ no more than random
         groups of cells, the column is left out of the model and changes nothing; see ``screen_covariates`` in

@@ -167,8 +167,8 @@ class TrainingFile:
             write_sealed(KIND, self.path, "checkpoint", tree, tensors)
         except OSError as error:
             logg.warning(
-                f"A checkpoint could not be written: {error.strerror or error}. The fit continues, an earlier checkpoint is kept, and "
-                f"the next attempt is in {self.checkpoints.minutes:g} minutes."
+                f"The checkpoint {self.path} could not be written: {os.strerror(error.errno) if error.errno else error}. The fit "
+                f"continues, an earlier checkpoint is kept, and the next attempt is in {self.checkpoints.minutes:g} minutes."
             )
         else:
             self.checkpoints.progress = _reached(self.number, state)
@@ -228,7 +228,7 @@ def _prepared(folder: Path) -> IO[bytes] | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # the same kind of write as that of a checkpoint
-        probe = folder / f".{os.getpid()}.probe"
+        probe = folder / ".probe"
         probe.write_bytes(b"0")
         probe.unlink()
     except OSError as error:

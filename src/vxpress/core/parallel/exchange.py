@@ -81,7 +81,8 @@ class SharedExchange(Exchange):
 def _created(path: Path, n_bytes: int) -> bool:
     """Reserve shared memory under a name; False if there is too little."""
     try:
-        with path.open("xb") as file:
+        # for this user alone
+        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, n_bytes)
     except OSError:
         with contextlib.suppress(OSError):

@@ -99,20 +99,16 @@ def fit_child(args: argparse.Namespace) -> dict[str, Any]:
     vx.tl.fit_vae(simulated(500, args.genes), "batch", max_epochs=1, denoised=False, device="cpu")
     memory, clock = Memory(), Clock()
 
-    def opened() -> Any:
-        if args.store == "memory":
-            return ad.read_h5ad(args.data / STORES["h5ad"])
-        return vx.io.open_store(args.data / STORES[args.store])
-
     with clock("open"):
-        adata = opened()
+        if args.store == "memory":
+            adata = ad.read_h5ad(args.data / STORES["h5ad"])
+        else:
+            adata = vx.io.open_store(args.data / STORES[args.store])
     annotation = memory.now() - memory.before
     with clock("fit"):
         vx.tl.fit_vae(adata, "batch", denoised=False, device="cpu", rng=args.seed, max_epochs=args.max_epochs)
-    # in memory, a second object would double the counts
-    query = adata if args.store == "memory" else opened()
     with clock("encode"):
-        vx.tl.encode(query, adata, key_added="encoded", device="cpu")
+        vx.tl.encode(adata, key_added="encoded", device="cpu")
     peaks = memory.stop()
     scores, _ = judge_fit(adata, _test(args), n_samples=args.samples)
     stored = adata.uns["vae"]

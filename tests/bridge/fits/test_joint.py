@@ -143,6 +143,32 @@ def test_cells_with_one_modality(fitted: mudata.MuData) -> None:
     assert (rna[both].obsm["X_vae_var"] > fitted.obsm["X_vae_var"][names.get_indexer(both)]).all()
 
 
+@pytest.mark.parametrize("encode_covariates", [False, True])
+def test_new_batches(mdata: mudata.MuData, encode_covariates: bool) -> None:
+    options = vx.tl.FitOptions(encode_covariates=encode_covariates, screen_covariates=False)
+    vx.tl.fit_vae(mdata, "batch", modalities=NB, options=options, **FIT)
+    query = without_fit(mdata)
+    # the batch of a cell without RNA is that of its proteins
+    for part in query.mod.values():
+        part.obs["batch"] = part.obs["batch"].astype(str)
+        part.obs.loc[part.obs_names[::2], "batch"] = "new"
+    names = pd.Index(query.obs_names)
+    query.mod["protein"].obs["batch"] = (
+        query.mod["rna"].obs["batch"].reindex(query.mod["protein"].obs_names).fillna("batch_0")
+    )
+    vx.tl.encode(query, mdata)
+    known = query.mod["rna"].obs_names[1::2]
+    at = names.get_indexer(known)
+    np.testing.assert_allclose(query.obsm["X_vae"][at], mdata.obsm["X_vae"][at], atol=1e-5)
+    assert np.isfinite(query.obsm["X_vae"]).all()
+    # the fit that the query holds knows the batch in all modalities
+    vx.tl.denoise(query, modality="protein")
+    vx.tl.impute(query, "protein", mdata)
+    assert np.isfinite(query.obsm["vae_protein"].to_numpy()).all()
+    vx.tl.encode(query, mdata, fine_tune=2, key_added="tuned")
+    np.testing.assert_allclose(query.obsm["tuned"][at], mdata.obsm["X_vae"][at], atol=1e-5)
+
+
 def test_rows_of_nan_and_of_zeros_stand_for_cells_without_the_modality(fitted: mudata.MuData) -> None:
     query = without_fit(fitted)
     for value in (np.nan, 0.0):

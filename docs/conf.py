@@ -74,6 +74,7 @@ default_role = "literal"  # names in single backticks
 _sites = {
     "anndata": "https://anndata.readthedocs.io/en/stable/",
     "matplotlib": "https://matplotlib.org/stable/",
+    "mudata": "https://mudata.readthedocs.io/stable/",
     "numpy": "https://numpy.org/doc/stable/",
     "pandas": "https://pandas.pydata.org/docs/",
     "python": "https://docs.python.org/3/",

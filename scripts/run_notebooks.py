@@ -7,6 +7,7 @@ python scripts/run_notebooks.py tutorials --write   # keep the new outputs
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -28,6 +29,13 @@ def execute(path: Path, timeout: int) -> nbformat.NotebookNode:
         return client.execute()
 
 
+def lacking_data(path: Path) -> list[str]:
+    """The files of real cells that a notebook names in its metadata and that are not in $VXPRESS_DATA, or in ../shared/data."""
+    names = nbformat.read(path, as_version=4).metadata.get("vxpress", {}).get("data", [])
+    folder = Path(os.environ.setdefault("VXPRESS_DATA", str(Path(__file__).resolve().parents[2] / "shared" / "data")))
+    return [name for name in names if not (folder / name).exists()]
+
+
 def drop_stderr(notebook: nbformat.NotebookNode) -> None:
     """Leave out what libraries log: it names folders of the machine it ran on."""
     for cell in notebook.cells:
@@ -44,9 +52,13 @@ def main() -> int:
     arguments = parser.parse_args()
 
     notebooks = [n for path in arguments.paths for n in (sorted(path.glob("*.ipynb")) if path.is_dir() else [path])]
-    failed = []
+    failed, n_skipped = [], 0
     for path in notebooks:
         start = time.perf_counter()
+        if lacking := lacking_data(path):
+            print(f"{path}: skipped, {', '.join(lacking)} is not in $VXPRESS_DATA", flush=True)
+            n_skipped += 1
+            continue
         try:
             notebook = execute(path, arguments.timeout)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
@@ -57,7 +69,7 @@ def main() -> int:
         if arguments.write:
             drop_stderr(notebook)
             nbformat.write(notebook, path)
-    print(f"{len(notebooks) - len(failed)} of {len(notebooks)} notebooks ran")
+    print(f"{len(notebooks) - len(failed) - n_skipped} of {len(notebooks)} notebooks ran")
     return 1 if failed else 0
 
 

@@ -272,7 +272,11 @@ def test_other_features_and_values(fitted: mudata.MuData) -> None:
 
 
 def test_two_fits_of_one_name_are_told_apart(fitted: mudata.MuData) -> None:
-    vx.tl.fit_vae(fitted, "batch", modality="rna", **FIT)
+    with pytest.raises(ValueError, match=r"mdata\.uns\['vae'\] holds a fit of several modalities.*key_added="):
+        vx.tl.fit_vae(fitted, "batch", modality="rna", **FIT)
+    vx.tl.fit_vae(fitted, "batch", modality="rna", key_added="alone", **FIT)
+    vx.tl.denoise(fitted, modality="rna", key="alone")
+    vx.tl.fit_vae(fitted.mod["rna"], "batch", **FIT)
     with pytest.raises(ValueError, match=r"Both mdata\.uns\['vae'\] and mdata\.mod\['rna'\]\.uns\['vae'\] hold a fit"):
         vx.tl.denoise(fitted, modality="rna")
 

@@ -94,9 +94,23 @@ class _Call:
         if self.given.get("modalities") is not None:
             msg = f"modality={self.modality!r} fits one modality, and modalities= fits several together. Leave one of the two out."
             raise ValueError(msg)
+        self._check_no_joint_fit()
         target = self._target()
         found = _of_one(self.function, target, self.modality, self.given)
         return target if self.copy else found
+
+    def _check_no_joint_fit(self) -> None:
+        """Raise if a fit of one modality has the name of a joint fit, whose layer it would replace."""
+        if self.joint != "makes":
+            return
+        name = Keys.of(self.given.get("key_added"), "key_added").uns
+        stored = self.mdata.uns.get(name)
+        if is_fit(stored) and "features" in stored:
+            msg = (
+                f"mdata.uns[{name!r}] holds a fit of several modalities, whose layers a fit of one modality of this name would "
+                "replace. Choose another name with key_added=."
+            )
+            raise ValueError(msg)
 
     def _target(self) -> MuData:
         """Return the MuData to write to."""

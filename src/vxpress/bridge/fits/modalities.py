@@ -104,7 +104,7 @@ class _Call:
         if self.joint != "makes":
             return
         name = Keys.of(self.given.get("key_added"), "key_added").uns
-        stored = self.mdata.uns.get(name)
+        stored: Any = self.mdata.uns.get(name)
         if is_fit(stored) and "features" in stored:
             msg = (
                 f"mdata.uns[{name!r}] holds a fit of several modalities, whose layers a fit of one modality of this name would "

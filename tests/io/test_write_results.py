@@ -242,3 +242,14 @@ def test_results_of_a_collection_that_changed_are_not_read(stores, tmp_path):
     assert opened.n_obs == 90
     assert "number" not in opened.obs
     assert isinstance(opened.obs, pd.DataFrame)
+
+
+def test_of_several_processes_the_first_one_writes(stores, tmp_path, monkeypatch):
+    adata = vx.io.open_store(stores["h5ad"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    vx.io.write_results(adata, tmp_path / "a.h5ad")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("RANK", "0")
+    vx.io.write_results(adata, tmp_path / "a.h5ad")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5ad"]

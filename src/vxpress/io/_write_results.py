@@ -53,6 +53,8 @@ def write_results(adata: AnnData, path: str | Path | None = None, *, overwrite: 
     additional space in the meantime. An ``.h5ad`` file is copied, so the disk needs room for both. Results of a collection are written
     into a group of their own next to its ``dataset_0``, ``dataset_1`` and so on, which do not change.
 
+    Under torchrun, all processes may call it; the first one writes.
+
     Examples
     --------
     >>> import pathlib, tempfile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,8 +21,13 @@ LARGE_RESULT = 1_000_000_000
 
 
 def save(adata: AnnData, path: Path | None, *, overwrite: bool = False) -> Path:
-    """Write ``adata`` to ``path``, or with None into the store that it was opened from; returns the path."""
+    """Write ``adata`` to ``path``, or with None into the store that it was opened from; returns the path.
+
+    Under torchrun all processes have the same results, and the first one writes them.
+    """
     store = opened_from(adata)
+    if not _is_first_process():
+        return _writable(store).path if path is None else path
     if path is None:
         target = _writable(store).path
         overwrite = True
@@ -53,7 +59,8 @@ def store_large(adata: AnnData, names: Iterable[tuple[str, str]]) -> None:
     """Write a store opened with ``mode="r+"`` if one of these slots and names is too large for memory; it is then read from there."""
     store = opened_from(adata)
     large = [(slot, name) for slot, name in names if _is_large(getattr(adata, slot).get(name))]
-    if store is None or store.mode == "r" or not large:
+    # several processes would write the same store; the files are theirs
+    if store is None or store.mode == "r" or not large or os.environ.get("WORLD_SIZE", "1") != "1":
         return
     logg.info(
         f"    writing {', '.join(f'{slot}[{name!r}]' for slot, name in large)} and all other results to {store.path}"
@@ -65,6 +72,10 @@ def store_large(adata: AnnData, names: Iterable[tuple[str, str]]) -> None:
 
 def _is_large(value: object) -> bool:
     return isinstance(value, np.memmap) and value.nbytes > LARGE_RESULT
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def _writable(store: Store | None) -> Store:

@@ -61,8 +61,7 @@ def residual_moments(
     Residuals of a gene are also clipped from above to the ``min_cells``-th largest over all batches, or to 0 if that is
     negative, so that cells of a rare type count together even if they are in different batches.
 
-    The first pass sums counts, which is exact. The second one sums residuals; its rounding errors, of about 1e-12 of the
-    variance, depend on the blocks.
+    The first pass sums counts, which is exact. The second one sums residuals; its rounding errors depend on the blocks.
     """
     library_n, sums_bg, squares_g = _sums(matrix, codes_n, n_batches, check)
     n_b = np.bincount(codes_n, minlength=n_batches)

@@ -61,8 +61,8 @@ def between_panels(latent_nd: np.ndarray, obs: pd.DataFrame) -> float:
     """Return the distance of panels of a group, in units of the distance of groups."""
     means = pd.DataFrame(latent_nd).groupby([obs["group"].to_numpy(), obs["panel"].to_numpy()]).mean()
     groups = means.groupby(level=0).mean()
-    within = np.sqrt(((means - groups.reindex(means.index, level=0)) ** 2).sum(1)).mean()
-    return float(within / np.sqrt(((groups - groups.mean()) ** 2).sum(1)).mean())
+    within = np.sqrt(((means - groups.reindex(means.index, level=0)) ** 2).sum(axis=1)).mean()
+    return float(within / np.sqrt(((groups - groups.mean()) ** 2).sum(axis=1)).mean())
 
 
 def test_panels_are_found(fitted_panels: ad.AnnData) -> None:

@@ -29,6 +29,7 @@ from _tables import (  # noqa: F401
     questions,
     searches,
     shallow,
+    shuffle_buffer,
     speed,
     stability,
     summary,

@@ -24,6 +24,7 @@ from _tables import (  # noqa: F401
     fits,
     integration,
     latent,
+    modalities,
     null_batches,
     perturbation,
     questions,

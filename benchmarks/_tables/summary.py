@@ -10,7 +10,17 @@ from typing import Any
 
 from _versions import CHANGES, oldest, since
 
-from _tables import annotation, combinations, dial, evaluation, integration, null_batches, perturbation, stability
+from _tables import (
+    annotation,
+    combinations,
+    dial,
+    evaluation,
+    integration,
+    modalities,
+    null_batches,
+    perturbation,
+    stability,
+)
 from _tables.covariates import found as found_covariates
 from _tables.latent import COLLAPSE
 from _tables.questions import outlier_rows
@@ -136,6 +146,13 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             many([combinations.met()]),
             "combinations",
             "combinations",
+        ),
+        (
+            "Simulated RNA and ATAC, a third of the cells lacking either",
+            modalities.summary_atac(),
+            many(modalities.met_atac()),
+            "modalities",
+            "modalities-atac",
         ),
         *annotation.summary_rows(),
         (

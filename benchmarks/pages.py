@@ -23,6 +23,7 @@ from _tables import (  # noqa: F401
     evaluation,
     fits,
     integration,
+    kills,
     latent,
     modalities,
     null_batches,

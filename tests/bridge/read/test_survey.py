@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from scipy import sparse
 import vxpress as vx
 from vxpress.bridge.read import survey
 from vxpress.bridge.read.counts import CountData, read_counts
+from vxpress.bridge.read.stored_rows import stored_rows
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Source, Stored
 
@@ -155,6 +157,34 @@ def test_a_closed_file_is_an_error_that_says_so(tmp_path: Path) -> None:
     adata.file.close()
     with pytest.raises(RuntimeError, match=r"Rows 0 to .* of adata.X could not be read.*has to stay open"):
         source.load()
+
+
+@pytest.mark.parametrize("kind", ["dask", "sparse dask"])
+def test_chunks_that_several_threads_read(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = stored_rows(KINDS[kind](X, tmp_path).X, "adata.X")
+    assert rows is not None
+    barrier, here, missed = threading.Barrier(2), threading.local(), list[int]()
+
+    # the threads meet between storing a chunk and using it
+    def kept(self: object, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+        if name == "_last" and not hasattr(here, "met"):
+            here.met = True
+            barrier.wait(10)
+
+    monkeypatch.setattr(type(rows), "__setattr__", kept, raising=False)
+
+    def read(start: int) -> None:
+        indptr, indices, data = rows.arrays(start, start + 20)
+        found = sparse.csr_matrix((data, indices, indptr), shape=(20, G)).toarray()
+        missed.append(int((found != X[start : start + 20]).sum()))
+
+    threads = [threading.Thread(target=read, args=(start,)) for start in (10, 150)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert missed == [0, 0]
 
 
 @pytest.mark.parametrize(("kind", "chunk"), [("zarr 2", "0"), ("zarr 3", "c/0"), ("shards", "c/0")])

@@ -81,25 +81,14 @@ class _CsrRows(StoredRows):
 
     def __init__(self, matrix: Any, where: str) -> None:
         super().__init__(matrix, where)
-        group = matrix.group
+        self.group = group = matrix.group
         self.indptr = np.asarray(group["indptr"][...], dtype=np.int64)
         with fast_codecs():
             self.indices, self.data = group["indices"], group["data"]
         self.block, self.row_bytes = layout(group, self.n_cells)
 
     def check_complete(self) -> None:
-        # zarr reads a missing chunk as zeros
-        for name, array in (("indices", self.indices), ("data", self.data)):
-            n_chunks = math.prod(
-                -(-size // chunk) for size, chunk in zip(array.shape, array.chunks or array.shape, strict=True)
-            )
-            n_stored = getattr(array, "nchunks_initialized", n_chunks)
-            if n_stored < n_chunks and self.n_genes > 1:
-                msg = (
-                    f"{self.where} is damaged: its array {name!r} has {n_stored} of {n_chunks} chunks. Copy the store again, or write it "
-                    "again from its source."
-                )
-                raise ValueError(msg)
+        _check_chunks(self.group, self.n_genes, self.where)
 
     def fetch(self, start: int, stop: int) -> Arrays:
         first, last = int(self.indptr[start]), int(self.indptr[stop])
@@ -143,11 +132,13 @@ class _DaskRows(StoredRows):
         return sparse.vstack(found, format="csr")
 
     def _chunk(self, i: int) -> sparse.csr_matrix:
-        if self._last is None or self._last[0] != i:
+        last = self._last
+        if last is None or last[0] != i:
             # in this thread, which reads ahead of the computations
             chunk = self.matrix.blocks[i].compute(scheduler="synchronous")
-            self._last = i, sparse.csr_matrix(chunk if sparse.issparse(chunk) else np.asarray(chunk))
-        return self._last[1]
+            # several threads read, each of them its own chunk
+            self._last = last = i, sparse.csr_matrix(chunk if sparse.issparse(chunk) else np.asarray(chunk))
+        return last[1]
 
 
 class _Joined(StoredRows):
@@ -181,8 +172,13 @@ class _AnnbatchRows(StoredRows):
         super().__init__(matrix, where)
         layouts = [layout(part.group, part.shape[0]) for part in parts]
         self.block, self.row_bytes = max(block for block, _ in layouts), max(size for _, size in layouts)
+        self.groups = [part.group for part in parts]
         with self.readable(0, self.n_cells):
             self.reader = SeveralPlaces(parts)
+
+    def check_complete(self) -> None:
+        for group in self.groups:
+            _check_chunks(group, self.n_genes, self.where)
 
     def fetch(self, start: int, stop: int) -> Any:
         return self.reader.read([(start, stop)])
@@ -249,6 +245,20 @@ def _check_columns(matrix: Any, where: str) -> None:
             "by cells (CSR): adata = adata.to_memory(); adata.X = adata.X.tocsr(); adata.write_h5ad(path)."
         )
         raise ValueError(msg)
+
+
+def _check_chunks(group: Any, n_genes: int, where: str) -> None:
+    """Raise ``ValueError`` if a CSR matrix lacks chunks, which zarr reads as zeros."""
+    for name in ("indices", "data"):
+        array = group[name]
+        n_chunks = math.prod(-(-n // chunk) for n, chunk in zip(array.shape, array.chunks or array.shape, strict=True))
+        n_stored = getattr(array, "nchunks_initialized", n_chunks)
+        if n_stored < n_chunks and n_genes > 1:
+            msg = (
+                f"{where} is damaged: its array {name!r} has {n_stored} of {n_chunks} chunks. Copy the store again, or write it again "
+                "from its source."
+            )
+            raise ValueError(msg)
 
 
 def _as_csr(found: Any, n_genes: int) -> sparse.csr_matrix:

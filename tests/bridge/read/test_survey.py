@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,9 @@ def _h5ad(x: object, path: Path) -> ad.AnnData:
 
 
 def _zarr(x: object, path: Path, version: int, **sharded: bool) -> ad.AnnData:
-    with ad.settings.override(zarr_write_format=version, **sharded):
+    with warnings.catch_warnings(), ad.settings.override(zarr_write_format=version, **sharded):
+        # of anndata 0.13, about version 2
+        warnings.simplefilter("ignore", DeprecationWarning)
         ad.AnnData(x).write_zarr(path / "x.zarr")
     return vx.io.open_store(path / "x.zarr")
 

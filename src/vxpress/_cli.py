@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vxpress._command_input import is_on_disk, read_input
+from vxpress._command_input import is_on_disk, read_input, reads_from_disk
 from vxpress._command_output import check_target, number_of_fits, report, was_interrupted, write
 from vxpress._file_names import FileNames
 from vxpress._fit_options import fit_options, further_options, given
-from vxpress._several import is_first_process, process_name
+from vxpress._several import in_any_process, is_first_process, process_name
 from vxpress._signals import Stopped, StopSignals
 
 if TYPE_CHECKING:
@@ -194,7 +194,9 @@ def _fit(arguments: argparse.Namespace) -> int:
         return _fail(str(error), USAGE)
 
     first = is_first_process(settings)
-    adata = read_input(source, on_disk=arguments.on_disk)
+    asked = _as_before(settings) if arguments.on_disk is None and "source" not in further else arguments.on_disk
+    # the free memory may differ between processes, and an order by blocks needs all of them
+    adata = read_input(source, on_disk=in_any_process(reads_from_disk(source, on_disk=asked), settings))
     if first:
         what = "opened" if is_on_disk(adata) else "read"
         print(f"{what} {source}: {adata.n_obs:,} cells x {adata.n_vars:,} genes", flush=True)
@@ -217,6 +219,15 @@ def _fit(arguments: argparse.Namespace) -> int:
 
         remove_checkpoints(Path(settings["checkpoint_dir"]))
     return OK
+
+
+def _as_before(settings: Mapping[str, Any]) -> bool | None:
+    """Return whether the fit to continue reads from disk, whatever the free memory is now; None if there is none."""
+    if settings.get("checkpoint_dir") is None or not settings.get("resume"):
+        return None
+    from vxpress.bridge.fits.checkpoints import read_by_blocks
+
+    return read_by_blocks(Path(settings["checkpoint_dir"]))
 
 
 def _report_checkpoint(settings: Mapping[str, Any]) -> None:

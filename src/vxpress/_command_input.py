@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vxpress._several import processes_here
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -13,11 +15,16 @@ if TYPE_CHECKING:
 NEEDED = 2.0
 
 
-def read_input(path: Path, *, on_disk: bool | None) -> AnnData:
-    """Read an AnnData, or with ``on_disk`` open it; None decides by its size and the memory that is free."""
+def reads_from_disk(path: Path, *, on_disk: bool | None) -> bool:
+    """Return whether counts are read during the fit; None decides by their size and the memory that is free."""
+    return not _fits(path) if on_disk is None else on_disk
+
+
+def read_input(path: Path, *, on_disk: bool) -> AnnData:
+    """Read an AnnData, or with ``on_disk`` open it."""
     import anndata as ad
 
-    if on_disk or (on_disk is None and not _fits(path)):
+    if on_disk:
         from vxpress.bridge.read.opening import open_anndata
 
         return open_anndata(path, "r")
@@ -53,7 +60,8 @@ def _fits(path: Path) -> bool:
     except Exception:  # noqa: BLE001 - errors of h5py and zarr have no common type
         return True
     free = free_memory()
-    return free is None or NEEDED * needed <= free
+    # each process of this machine reads its own copy
+    return free is None or processes_here() * NEEDED * needed <= free
 
 
 def free_memory() -> int | None:

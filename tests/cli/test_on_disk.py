@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import anndata as ad
@@ -12,6 +13,8 @@ from scipy import sparse
 
 import vxpress as vx
 from vxpress import _command_input
+from vxpress.bridge.read import survey
+from vxpress.core.training import Training
 
 from ._command import QUICK, fit, listing
 
@@ -68,12 +71,42 @@ def test_columns_of_a_collection_are_checked_first(inputs, tmp_path, capsys):
 
 
 def test_the_size_decides(inputs, monkeypatch):
-    assert not _command_input.is_on_disk(_command_input.read_input(inputs["h5ad"], on_disk=None))
-    monkeypatch.setattr(_command_input, "free_memory", lambda: 1000)
-    assert _command_input.is_on_disk(_command_input.read_input(inputs["h5ad"], on_disk=None))
-    assert not _command_input.is_on_disk(_command_input.read_input(inputs["h5ad"], on_disk=False))
-    monkeypatch.setattr(_command_input, "free_memory", lambda: None)
-    assert not _command_input.is_on_disk(_command_input.read_input(inputs["zarr"], on_disk=None))
+    def decided(kind: str, free: int | None) -> bool:
+        monkeypatch.setattr(_command_input, "free_memory", lambda: free)
+        return _command_input.reads_from_disk(inputs[kind], on_disk=None)
+
+    assert not decided("h5ad", 10**9)
+    assert decided("h5ad", 1000)
+    assert not decided("zarr", None)
+    assert not _command_input.reads_from_disk(inputs["h5ad"], on_disk=False)
+    enough = next(free for free in range(1000, 10**6, 1000) if not decided("h5ad", free))
+    # every process of a machine has its own copy
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert decided("h5ad", enough)
+    assert not decided("h5ad", 2 * enough)
+    for on_disk in (True, False):
+        assert _command_input.is_on_disk(_command_input.read_input(inputs["h5ad"], on_disk=on_disk)) is on_disk
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_fit_that_continues_reads_as_before(inputs, tmp_path, monkeypatch, capsys, on_disk):
+    """The free memory may be another one when the same command is started again."""
+    monkeypatch.setattr(survey, "MEMORY_BYTES", 0)
+    folder, step = tmp_path / "checkpoints", Training.step
+
+    def stopped(training, batch):
+        step(training, batch)
+        if training.outcome.n_steps == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    command = [inputs["h5ad"], "-o", tmp_path / "out.h5ad", "--checkpoint-dir", folder, "--resume", *QUICK]
+    monkeypatch.setattr(_command_input, "free_memory", lambda: 0 if on_disk else 10**9)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "step", stopped)
+        assert fit(*command) == 143
+    monkeypatch.setattr(_command_input, "free_memory", lambda: 10**9 if on_disk else 0)
+    assert fit(*command) == 0
+    assert "continuing from" in capsys.readouterr().out
 
 
 def test_free_memory_is_between_nothing_and_everything():

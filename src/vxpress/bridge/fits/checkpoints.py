@@ -176,6 +176,22 @@ class TrainingFile:
 
 def reached(folder: Path) -> tuple[Path, str] | None:
     """Return the last checkpoint in a folder and how far it is; None if there is none that can be read."""
+    with suppress(*CRAFTED):
+        if (found := _last(folder)) is not None:
+            return found[0], _reached(found[1], found[2])
+    return None
+
+
+def read_by_blocks(folder: Path) -> bool | None:
+    """Return whether the fit of the last checkpoint visits cells by blocks, as for counts on disk; None if there is none."""
+    with suppress(*CRAFTED):
+        if (found := _last(folder)) is not None:
+            return "ByBlock" in found[2]["belongs to"]["order of cells"]
+    return None
+
+
+def _last(folder: Path) -> tuple[Path, int, dict[str, Any]] | None:
+    """Return the last checkpoint in a folder, its number and its state; None if there is none that can be read."""
     found = {
         path: int(number[1]) for path in folder.glob(NAME.format("*")) if (number := NUMBERED.fullmatch(path.name))
     }
@@ -183,7 +199,7 @@ def reached(folder: Path) -> tuple[Path, str] | None:
         return None
     last = max(found, key=lambda path: found[path])
     with suppress(OSError, *CRAFTED):
-        return last, _reached(found[last], _read(last)[0])
+        return last, found[last], _read(last)[0]
     return None
 
 

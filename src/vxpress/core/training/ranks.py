@@ -40,6 +40,9 @@ def check_same(training: Training) -> None:
         "choice of held-out cells": (_digest(training.train_rows), _digest(training.validation_rows)),
         "library size of each cell": _digest(source.log_library_n1),
         "category of each cell": _digest(source.covariates.categorical_nk),
+        "continuous covariates of each cell": _digest(source.covariates.continuous_nc),
+        # cells that are dealt from different orders would be visited twice or never
+        "order of the cells (counts in memory or on disk)": training.sampler.kind,
     }
     first, *others = training.world.gather(described)
     for rank, other in enumerate(others, 1):

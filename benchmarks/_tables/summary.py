@@ -148,6 +148,13 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             "combinations",
         ),
         (
+            "Proteins hidden for a batch, compared with totalVI",
+            modalities.summary(),
+            many(list(modalities.met().values())),
+            "modalities",
+            "modalities-cite",
+        ),
+        (
             "Simulated RNA and ATAC, a third of the cells lacking either",
             modalities.summary_atac(),
             many(modalities.met_atac()),

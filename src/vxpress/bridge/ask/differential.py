@@ -308,16 +308,18 @@ def ask(
     position, genes = _genes(adata, fit)
     batch_n = category_codes(adata, question.batch_key)
     sample_n = batch_n if question.sample_key is None else category_codes(adata, question.sample_key)
-    units = Units.of(np.where(library_n > 0, groups.code_n, -1), batch_n, sample_n)
+    panels = MeasuredGenes.of(cells, genes)
+    stratum_n = batch_n if panels is None else panels.within(batch_n)
+    units = Units.of(np.where(library_n > 0, groups.code_n, -1), stratum_n, sample_n)
     contrasts = {groups.names[group]: _contrast(units, groups, group) for group in groups.tested}
-    _warn(units, question, contrasts)
+    _warn(units, question, contrasts, None if panels is None else panels.key)
     expected = expected_expression(
         cells,
         groups,
         genes,
         n_cells=question.n_cells,
         n_draws=question.n_draws,
-        with_shift=any(contrast.confounded for contrast in contrasts.values()),
+        with_shift=question.batch_key is not None and any(contrast.confounded for contrast in contrasts.values()),
         rng=rng,
     )
     rate_g = (units.n_m @ expected.mean_kg[units.group_m]) / units.n_m.sum()
@@ -337,15 +339,17 @@ def ask(
     counted = evidence is not None
     if evidence is None:
         evidence = expected_evidence(units, weights, expected.mean_kg[units.group_m], expected.alpha_g)
+    # the model expects counts of all genes
+    seen = panels.evidence(evidence, rate_g) if panels is not None and counted else evidence
     reference = reference_genes(question.relative_to, fit.genes[genes])
     comparisons, shifts, displaced = {}, {}, {}
     for name, contrast in steps(contrasts.items(), "comparing groups"):
-        here = evidence
+        here = seen
         if contrast.confounded and counted and expected.shift_kg is not None:
             # convert exposures to shared batches: only the model separates batch from group here
-            here = replace(evidence, exposure_mg=evidence.exposure_mg * expected.shift_kg[units.group_m])
+            here = replace(seen, exposure_mg=seen.exposure_mg * expected.shift_kg[units.group_m])
         by_sample = question.sample_key is not None or (contrast.confounded and contrast.sample_df(units) >= 1)
-        prior = _prior(here, expected, contrast)
+        prior = _prior(evidence, expected, contrast)
         shifts[name] = shift_of(question.relative_to, reference, here, contrast, name)
         if question.relative_to == LIBRARY and not background:
             displaced[name] = displacement(here, contrast)
@@ -355,6 +359,33 @@ def ask(
         comparisons[name] = compare(here, contrast, prior, delta=question.delta, by_sample=by_sample)
     warn_composition(displaced, fit.genes[genes], question.delta)
     return Answer(fit.genes[genes], comparisons, shifts, counted)
+
+
+@dataclass(frozen=True)
+class MeasuredGenes:
+    """The gene panel of each cell, and which of the ranked genes each panel measured, bool (p, g)."""
+
+    key: str
+    panel_n: Ints
+    measured_pg: np.ndarray
+
+    @classmethod
+    def of(cls, cells: StoredCells, genes: np.ndarray) -> MeasuredGenes | None:
+        """Return the panels of a fit, None if it has none."""
+        table, panel_n = cells.fit.covariates.panels, cells.covariates.panel_n
+        if table is None or panel_n is None:
+            return None
+        measured_pg = np.ones((len(table.names), len(cells.fit.genes)), dtype=bool)
+        measured_pg[:, cells.fit.modelled_g] = table.measured_pg
+        return cls(table.key, panel_n.cpu().numpy(), measured_pg[:, genes])
+
+    def within(self, batch_n: Ints) -> Ints:
+        """Return the code of batch and panel of each cell: counts are compared among cells that measured the same genes."""
+        return batch_n * len(self.measured_pg) + self.panel_n
+
+    def evidence(self, evidence: Evidence, mean_g: Floats) -> Evidence:
+        """Return evidence without the genes that its units did not measure."""
+        return evidence.where_measured(evidence.units.stratum_m % len(self.measured_pg), self.measured_pg, mean_g)
 
 
 def _genes(adata: AnnData, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
@@ -387,13 +418,18 @@ def _contrast(units: Units, groups: Groups, group: int) -> Contrast:
     return Contrast.of(units, group, groups.reference)
 
 
-def _warn(units: Units, question: Question, contrasts: Mapping[str, Contrast]) -> None:
+def _warn(units: Units, question: Question, contrasts: Mapping[str, Contrast], panel_key: str | None) -> None:
     names = question.groups.names
     small = [name for name in contrasts if units.n_m[units.group_m == names.index(name)].sum() < 3]
     if small:
         logg.warning(f"Fewer than 3 cells are in {small}: their results are mostly the model's expectation.")
     confounded = [name for name, contrast in contrasts.items() if contrast.confounded]
-    if confounded:
+    if confounded and panel_key is not None:
+        logg.warning(
+            f"{confounded} share no batch with the same gene panel (obs[{panel_key!r}]) with the cells they are compared with. Genes "
+            "that one side did not measure are compared by the model's expectation alone."
+        )
+    if confounded and question.batch_key is not None:
         logg.warning(
             f"{confounded} share no batch (obs[{question.batch_key!r}]) with the cells they are compared with. The comparison uses "
             "the model's batch correction, which cannot distinguish a batch effect from a difference between groups. "

@@ -69,7 +69,9 @@ def _rates(evidence: Evidence, contrast: Contrast) -> tuple[Floats, Floats]:
         np.add.at(sums[side, 0], stratum[which], evidence.counts_mg[m[which]])
         np.add.at(sums[side, 1], stratum[which], evidence.exposure_mg[m[which]])
         np.add.at(cells[side], stratum[which], evidence.units.n_m[m[which]])
-    weight = cells[0] * cells[1] / cells.sum(0)
-    rates = sums[:, 0] / sums[:, 1]
-    found = (rates * (weight / weight.sum())[:, None]).sum(1)
+    # a stratum counts for the genes that both sides measured
+    measured = (sums[:, 1] > 0).all(0)
+    weight = (cells[0] * cells[1] / cells.sum(0))[:, None] * measured
+    rates = sums[:, 0] / np.where(measured, sums[:, 1], 1.0)
+    found = (rates * (weight / np.maximum(weight.sum(0), 1e-300))).sum(1)
     return found[0], found[1]

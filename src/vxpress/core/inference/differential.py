@@ -84,7 +84,8 @@ class Weights:
 class Evidence:
     """Weighted molecules of every unit and gene, their exposure, and the variance of their sum.
 
-    ``floor_g`` is the variance per molecule if molecules were independent.
+    ``floor_g`` is the variance per molecule if molecules were independent. The exposure of a gene is 0 in units whose cells
+    did not measure it.
     """
 
     units: Units
@@ -92,6 +93,22 @@ class Evidence:
     exposure_mg: Floats
     variance_mg: Floats
     floor_g: Floats
+
+    def where_measured(self, panel_m: Ints, measured_pg: NDArray[np.bool_], mean_g: Floats) -> Evidence:
+        """Return the evidence of cells with gene panels; ``panel_m`` is that of each unit.
+
+        Genes outside its panel say nothing. The size factors of a unit count the molecules of its panel only, so its exposure
+        is divided by the share of these in all molecules, at the expression ``mean_g``.
+        """
+        coverage_p = np.maximum((measured_pg * mean_g).sum(1) / mean_g.sum(), 1e-12)
+        seen_mg = measured_pg[panel_m]
+        return Evidence(
+            self.units,
+            np.where(seen_mg, self.counts_mg, 0.0),
+            np.where(seen_mg, self.exposure_mg / coverage_p[panel_m][:, None], 0.0),
+            np.where(seen_mg, self.variance_mg, 0.0),
+            self.floor_g,
+        )
 
 
 class Tally:
@@ -208,10 +225,11 @@ def compare(evidence: Evidence, contrast: Contrast, expected: Prior, *, delta: f
 
     Given the molecules of a stratum, the number in the first set is binomial with odds (fold change) x (ratio of
     exposures). With counts divided by their overdispersion, the posterior of the share is a beta distribution. The
-    model enters as one additional stratum with up to ``PRIOR_COUNTS`` molecules, at the fold change that it expects.
+    model enters as one additional stratum with up to ``PRIOR_COUNTS`` molecules, at the fold change that it expects. A stratum
+    in which one side did not measure a gene is not used for it; if there is no other, the model is all there is.
     """
     m, up, stratum = contrast.unit_m, contrast.up_m, contrast.stratum_m
-    counts_mg, exposure_mg, variance_mg = evidence.counts_mg[m], evidence.exposure_mg[m], evidence.variance_mg[m]
+    exposure_mg = evidence.exposure_mg[m]
     n_strata = int(stratum.max()) + 1
 
     def per_stratum(value_mg: Floats, which: NDArray[np.bool_]) -> Floats:
@@ -219,8 +237,11 @@ def compare(evidence: Evidence, contrast: Contrast, expected: Prior, *, delta: f
         np.add.at(out, stratum[which], value_mg[which])
         return out
 
-    x_up, x_down = per_stratum(counts_mg, up), per_stratum(counts_mg, ~up)
     l_up, l_down = per_stratum(exposure_mg, up), per_stratum(exposure_mg, ~up)
+    both = (l_up > 0) & (l_down > 0)
+    l_up, l_down = np.where(both, l_up, 1.0), np.where(both, l_down, 1.0)
+    counts_mg, variance_mg = (np.where(both[stratum], x[m], 0.0) for x in (evidence.counts_mg, evidence.variance_mg))
+    x_up, x_down = per_stratum(counts_mg, up), per_stratum(counts_mg, ~up)
     share = l_up / (l_up + l_down)
     total = x_up + x_down
     information_g = (total * share * (1 - share)).sum(0)

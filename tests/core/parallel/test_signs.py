@@ -75,6 +75,15 @@ def test_processes_that_wait_for_each_other_are_found(watched: Watched) -> None:
     assert found[-1] == "All processes wait for each other: process 0 for a sum, process 1 for process 1."
 
 
+def test_a_process_that_has_left_the_fit_with_an_error_is_named_with_it(watched: Watched) -> None:
+    for number, why in enumerate(("KeyError: 'batch' is no column.", "")):
+        watched.signs.enter()
+        assert watched.heard(2 * number, 0.0) == ""
+        watched.store.set(f"left {number + 1}/1", why or "complete")
+        expected = "Process 1 of 2 on node7 has left the fit: KeyError: 'batch' is no column." if why else ""
+        assert watched.heard(2 * number + 1, 0.0) == expected
+
+
 def test_a_process_that_never_started_is_missing(watched: Watched) -> None:
     watched.now = 24.0
     assert watched.signs.missing() == ""

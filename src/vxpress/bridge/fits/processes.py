@@ -27,7 +27,7 @@ def in_all_processes(device: torch.device) -> Iterator[World]:
     try:
         if not world.first:
             settings.verbosity = 0
-        with within(world), world.interrupts_held():
+        with within(world), world.interrupts_held(), world.fit():
             yield world
     finally:
         settings.verbosity = verbosity

@@ -7,8 +7,8 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from vxpress.core.parallel.current import within
 from vxpress.core.parallel.exchange import Exchange, Meeting, SharedExchange, can_share
 from vxpress.core.parallel.interrupts import HeldInterrupts
-from vxpress.core.parallel.signs import EVERY, VARIABLE, Signs
+from vxpress.core.parallel.signs import EVERY, LOST, VARIABLE, Signs
 from vxpress.core.parallel.world import SINGLE, RankError, World
 
 T = TypeVar("T")
@@ -30,6 +30,8 @@ FOREVER = timedelta(days=100)
 # seconds of waiting until the reports of the others are read
 UNCONCERNED = 5.0
 # a step on a GPU never takes this long
+# characters of an error that the other processes report
+MOST = 500
 STEP_ON_DEVICE = timedelta(seconds=60)
 
 
@@ -109,7 +111,35 @@ class Processes(World):
         self.messages, self.on_device = messages, on_device
         self.interrupts = HeldInterrupts()
         self.meeting: Meeting | None = None
-        self.tried = False
+        self.tried = self.failed = False
+
+    @contextmanager
+    def fit(self) -> Iterator[None]:
+        if self.failed:
+            self._wait_until_all_left()
+        self.signs.enter()
+        try:
+            yield
+        except BaseException as error:
+            self.failed = True
+            self.signs.leave(LOST if _lost else f"{type(error).__name__}: {error}"[:MOST])
+            raise
+        self.failed = False
+        self.signs.leave("")
+
+    def _wait_until_all_left(self) -> None:
+        """Wait until all processes have left the fit that failed here; raise unless none of them lost another one."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        signs = self.signs
+        signs.begin("the others to leave the fit before")
+        while not _lost and not all(signs.left(rank) for rank in others):
+            if said := signs.gone():
+                raise _lost_process(said)
+            time.sleep(EVERY / 4)
+        signs.end()
+        if _lost or LOST in map(signs.left, others):
+            msg = "An error in one of the processes has ended a fit before, so they share no further one. Start them again."
+            raise RankError(msg)
 
     def sum_(self, values: Tensor) -> Tensor:
         if values.device.type == "cuda":

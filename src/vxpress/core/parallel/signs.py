@@ -19,6 +19,8 @@ from typing import Protocol
 
 # seconds between two reports, and seconds of work below which a process has done nothing
 EVERY, NOTHING = 2.0, 0.1
+# why a process has left a fit: it is complete, or another process is lost
+COMPLETE, LOST = "complete", "it lost another process"
 VARIABLE, PATIENCE = "VXPRESS_RANK_TIMEOUT", 25.0
 
 
@@ -66,7 +68,7 @@ class Signs:
         self.waits_for = ""
         self.known: dict[int, Report] = {}
         self.began = 0.0
-        self.count = 0
+        self.count, self.fit = 0, 0
         self.where = socket.gethostname()
         self.over = threading.Event()
         self.report()
@@ -91,8 +93,29 @@ class Signs:
         """Stop waiting."""
         self.waits_for = ""
 
+    def enter(self) -> None:
+        """Begin the next fit."""
+        self.fit += 1
+
+    def leave(self, why: str) -> None:
+        """Report that this process has left the fit: because of an error, or with an empty text at its end."""
+        with contextlib.suppress(Exception):
+            self.store.set(f"left {self.fit}/{self.rank}", why or COMPLETE)
+
+    def left(self, rank: int) -> str:
+        """Return why a process has left the current fit, or :data:`COMPLETE`; empty if it is still in it."""
+        key = f"left {self.fit}/{rank}"
+        return self.store.get(key).decode() if self.store.check([key]) else ""
+
     def missing(self) -> str:
         """Read the reports; return in a sentence who is missing, or nothing."""
+        for rank in range(self.size):
+            if rank != self.rank and (why := self.left(rank)) not in ("", COMPLETE):
+                return f"{self._name(rank)} has left the fit: {why.rstrip('.')}."
+        return self.gone()
+
+    def gone(self) -> str:
+        """Return in a sentence who has not reported, hangs, or waits for something that does not come, or nothing."""
         self._read()
         now = time.monotonic()
         for rank in range(self.size):

@@ -93,6 +93,10 @@ class World:
     def barrier(self) -> None:
         """Wait for all processes."""
 
+    def fit(self) -> AbstractContextManager[None]:
+        """Within this block, an error that is raised in this process alone also ends the waiting of the others; not collective."""
+        return nullcontext()
+
     # interrupts
 
     def interrupts_held(self) -> AbstractContextManager[object]:

@@ -68,7 +68,7 @@ class Signs:
         self.waits_for = ""
         self.known: dict[int, Report] = {}
         self.began = 0.0
-        self.count, self.fit = 0, 0
+        self.count, self.fit, self.within_fit = 0, 0, False
         self.where = socket.gethostname()
         self.over = threading.Event()
         self.report()
@@ -96,9 +96,11 @@ class Signs:
     def enter(self) -> None:
         """Begin the next fit."""
         self.fit += 1
+        self.within_fit = True
 
     def leave(self, why: str) -> None:
         """Report that this process has left the fit: because of an error, or with an empty text at its end."""
+        self.within_fit = False
         with contextlib.suppress(Exception):
             self.store.set(f"left {self.fit}/{self.rank}", why or COMPLETE)
 
@@ -109,7 +111,7 @@ class Signs:
 
     def missing(self) -> str:
         """Read the reports; return in a sentence who is missing, or nothing."""
-        for rank in range(self.size):
+        for rank in range(self.size) if self.within_fit else ():
             if rank != self.rank and (why := self.left(rank)) not in ("", COMPLETE):
                 return f"{self._name(rank)} has left the fit: {why.rstrip('.')}."
         return self.gone()

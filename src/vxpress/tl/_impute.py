@@ -125,7 +125,7 @@ def impute(
     name = modality_in(fit, modality)
     check_range("interval", interval, 0.01, 0.999)
     draws = checked_draws(n_draws, interval)
-    record = f"{keys.uns}_{name}" if key_added is None else key_added
+    record = f"{keys.uns}_{modality}" if key_added is None else key_added
     check_name("key_added", record)
     slots = [record, f"{record}_log1p", f"{record}_lower", f"{record}_upper"]
     check_replaceable(adata, record, ours=lambda stored: has_params(stored, "imputed", "interval"), obsm=slots)

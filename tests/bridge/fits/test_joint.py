@@ -10,6 +10,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 import vxpress as vx
 
@@ -279,6 +280,55 @@ def test_two_fits_of_one_name_are_told_apart(fitted: mudata.MuData) -> None:
     vx.tl.fit_vae(fitted.mod["rna"], "batch", **FIT)
     with pytest.raises(ValueError, match=r"Both mdata\.uns\['vae'\] and mdata\.mod\['rna'\]\.uns\['vae'\] hold a fit"):
         vx.tl.denoise(fitted, modality="rna")
+
+
+def test_a_joint_fit_does_not_replace_a_fit_of_one_modality(mdata: mudata.MuData) -> None:
+    vx.tl.fit_vae(mdata, "batch", modality="rna", **FIT)
+    before = state(mdata)
+    with pytest.raises(
+        ValueError, match=r"mdata\.mod\['rna'\]\.uns\['vae'\] holds a fit of this modality alone.*key_added="
+    ):
+        vx.tl.fit_vae(mdata, "batch", modalities=NB, **FIT)
+    assert state(mdata).keys() == before.keys()
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_rna_of_nan_is_not_measured(fitted: mudata.MuData, kind: str) -> None:
+    query = without_fit(fitted)
+    rna, protein = query.mod["rna"].copy(), query.mod["protein"].copy()
+    rna.X = rna.X.toarray()
+    rna.X[100:] = np.nan
+    protein.X[:5] = np.nan
+    if kind == "sparse":
+        rna.X, protein.X = sparse.csr_matrix(rna.X), sparse.csr_matrix(protein.X)
+    vx.tl.encode(found := mudata.MuData({"rna": rna, "protein": protein}), fitted)
+    parts = {"rna": query.mod["rna"][:100].copy(), "protein": query.mod["protein"][5:].copy()}
+    vx.tl.encode(expected := mudata.MuData(parts), fitted)
+    at = pd.Index(found.obs_names).get_indexer(expected.obs_names)
+    np.testing.assert_allclose(found.obsm["X_vae"][at], expected.obsm["X_vae"], atol=1e-6)
+
+
+def test_a_modality_that_stays_on_disk_and_lacks_cells(fitted: mudata.MuData, tmp_path: Path) -> None:
+    query = without_fit(fitted)
+    part = query.mod["rna"].copy()
+    part.layers.clear()
+    part.write_h5ad(tmp_path / "rna.h5ad")
+    opened = vx.io.open_store(tmp_path / "rna.h5ad")
+    joint = mudata.MuData({"rna": opened, "protein": query.mod["protein"]})
+    vx.tl.encode(joint, fitted)
+    at = pd.Index(joint.obs_names).get_indexer(fitted.obs_names)
+    np.testing.assert_allclose(joint.obsm["X_vae"][at], fitted.obsm["X_vae"], atol=1e-6)
+
+
+def test_proteins_in_the_place_of_rna(fitted: mudata.MuData) -> None:
+    with pytest.raises(ValueError, match=r"features of the modality 'protein'.*mudata\.MuData\(\{'protein': adata\}\)"):
+        vx.tl.encode(fitted.mod["protein"].copy(), fitted)
+
+
+def test_repeated_names_of_features(mdata: mudata.MuData) -> None:
+    mdata.mod["protein"].var_names = ["p0", "p0", "p1", "p2"]
+    with pytest.raises(ValueError, match=r"mdata\.mod\['protein'\]\.var_names are not unique"):
+        vx.tl.fit_vae(mdata, "batch", modalities=NB, **FIT)
 
 
 def test_modalities_are_those_of_a_mudata(adata: ad.AnnData) -> None:

@@ -112,6 +112,16 @@ class _Call:
             )
             raise ValueError(msg)
 
+    def _check_no_fit_of_one(self, name: str, chosen: tuple[str, ...]) -> None:
+        """Raise if a joint fit has the name of a fit of one modality, whose layer it would replace."""
+        taken = [modality for modality in chosen if is_fit(modality_of(self.mdata, modality).uns.get(name))]
+        if taken:
+            msg = (
+                f"mdata.mod[{taken[0]!r}].uns[{name!r}] holds a fit of this modality alone, whose layer a joint fit of this name would "
+                f"replace. Choose another name with key_added=, or delete the fit: del mdata.mod[{taken[0]!r}].uns[{name!r}]."
+            )
+            raise ValueError(msg)
+
     def _target(self) -> MuData:
         """Return the MuData to write to."""
         writes = "copy" in inspect.signature(self.function).parameters
@@ -131,6 +141,7 @@ class _Call:
         if isinstance(name, str) and name in self.mdata.mod:
             msg = f"key_added={name!r} is the name of a modality, whose mask is mdata.obsm[{name!r}]. Choose another."
             raise ValueError(msg)
+        self._check_no_fit_of_one(Keys.of(name, "key_added").uns, tuple(chosen))
         target = self._target()
         found = self.function(
             as_anndata(target, tuple(chosen), first, library=str(given.get("library", LIBRARY_SIZE))), **given

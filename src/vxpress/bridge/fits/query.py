@@ -192,9 +192,7 @@ def check_complete(adata: AnnData, fit: Fit, position: np.ndarray) -> None:
     missing = fit.genes[position < 0]
     if len(missing):
         if len(missing) == len(fit.genes):
-            cure = (
-                f"adata uses different gene names (for example {adata.var_names[0]!r}): use the annotation of the fit."
-            )
+            cure = _other_names(adata, fit)
         elif set(missing).isdisjoint(fit.genes[fit.modelled_g]):
             cure = "All modelled genes are present, but the size factor of the fit also counts the other genes: pass the full matrix."
         else:
@@ -209,6 +207,14 @@ def check_complete(adata: AnnData, fit: Fit, position: np.ndarray) -> None:
         raise ValueError(msg)
 
 
+def _other_names(adata: AnnData, fit: Fit) -> str:
+    """Say what to do if ``adata`` has none of the genes of the fit."""
+    for name, features in zip(fit.params.modalities[1:], fit.features.values(), strict=False):
+        if adata.var_names.isin(features).any():
+            return f"adata has features of the modality {name!r}: pass a MuData, mudata.MuData({{{name!r}: adata}})."
+    return f"adata uses different gene names (for example {adata.var_names[0]!r}): use the annotation of the fit."
+
+
 def _check_shared(adata: AnnData, fit: Fit, position: np.ndarray) -> None:
     """Raise if too few genes are shared, else report how many are missing."""
     absent = fit.genes[position < 0]
@@ -220,7 +226,7 @@ def _check_shared(adata: AnnData, fit: Fit, position: np.ndarray) -> None:
     if len(absent) == len(fit.genes):
         msg = (
             f"{len(absent)} of the {len(fit.genes)} genes of the fit are missing from adata.var_names (for example {example}). "
-            f"adata uses different gene names (for example {adata.var_names[0]!r}): use the annotation of the fit."
+            + _other_names(adata, fit)
         )
         raise ValueError(msg)
     if n_shared < max(1, MIN_SHARE * n_modelled):

@@ -125,11 +125,16 @@ def library_of(adata: AnnData, cells: StoredCells) -> np.ndarray:
     joint = joint_of(adata)
     if cells.modality is None or joint is None:
         return stored_library(adata, cells.keys)
-    if not cells.fit.model.decoder.output.scalable:
+    scalable = cells.fit.model.decoder.output.scalable
+    try:
+        blocks = count_blocks(adata, layer_of(adata, cells))
+        counted_n = np.concatenate([np.asarray(block.sum(1, dtype=np.float64)).reshape(-1) for _, block in blocks])
+    except (ValueError, KeyError):
+        if scalable:
+            raise
+        # without counts, cells are compared by the expectation of the model
         return has_modality(joint, joint.shown).astype(np.float64)
-    blocks = count_blocks(adata, layer_of(adata, cells))
-    sums = [np.asarray(block.sum(1, dtype=np.float64)).reshape(-1) for _, block in blocks]
-    return np.concatenate(sums)
+    return counted_n if scalable else (counted_n > 0).astype(np.float64)
 
 
 def stored_latent(adata: AnnData, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:

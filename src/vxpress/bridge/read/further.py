@@ -16,7 +16,7 @@ from vxpress.bridge.read.adata import check_gene_names
 from vxpress.bridge.read.counts import CountData, read_counts
 from vxpress.bridge.read.joint import Joint
 from vxpress.bridge.read.library import log_library
-from vxpress.bridge.read.modalities import cells_of, core_name, modality_of, spread
+from vxpress.bridge.read.modalities import cells_of, core_name, measured_cells, modality_of, spread
 from vxpress.core.config import RNA
 from vxpress.core.data import Joined, Source
 
@@ -85,7 +85,10 @@ def no_counts(n: int, features: np.ndarray) -> FurtherCounts:
 
 def _read(joint: Joint, name: str, layer: str | None, known: np.ndarray | None) -> FurtherCounts:
     part, n = modality_of(joint.mdata, name), joint.mdata.n_obs
-    check_gene_names(part)
+    try:
+        check_gene_names(part)
+    except ValueError as error:
+        raise ValueError(str(error).replace("adata.", f"mdata.mod[{name!r}].")) from error
     if part.isbacked:
         msg = (
             f"mdata.mod[{name!r}] is backed, but modalities that are modelled together are read into memory. Load it: "
@@ -105,7 +108,7 @@ def _read(joint: Joint, name: str, layer: str | None, known: np.ndarray | None) 
     try:
         counts = read_counts(cells, None, np.ones(cells.n_vars if known is None else len(known), bool), position)
     except ValueError as error:
-        msg = f"mdata.mod[{name!r}]: {str(error).replace('adata.X', f'mdata.mod[{name!r}].X')}"
+        msg = str(error).replace("adata.", f"mdata.mod[{name!r}].")
         raise ValueError(msg) from error
     at = cells_of(joint.mdata, name)[measured]
     inside = spread(counts.inside, at, n)
@@ -123,18 +126,17 @@ def _read(joint: Joint, name: str, layer: str | None, known: np.ndarray | None) 
 
 def _measured(matrix: object, name: str) -> np.ndarray:
     """Return which cells are measured: rows of NaN stand for cells that are not."""
-    if sparse.issparse(matrix) or not isinstance(matrix, np.ndarray) or matrix.dtype.kind != "f":
-        return np.ones(matrix.shape[0], dtype=bool)  # type: ignore[attr-defined]
-    missing = np.isnan(matrix)
-    rows = missing.all(1)
-    some = missing.any(1) & ~rows
+    measured_n = measured_cells(matrix)
+    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind != "f":
+        return measured_n
+    some = np.isnan(matrix).any(1) & measured_n
     if some.any():
         msg = (
             f"mdata.mod[{name!r}].X is NaN in some features of {int(some.sum())} cell(s); counts are expected, or NaN in all "
             "features of a cell that was not measured. Remove the features that are not measured in all batches."
         )
         raise ValueError(msg)
-    return np.asarray(~rows)
+    return measured_n
 
 
 def _positions(part: AnnData, name: str, known: np.ndarray) -> np.ndarray:

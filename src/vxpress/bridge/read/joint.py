@@ -13,7 +13,7 @@ from scipy import sparse
 
 from vxpress._keys import LIBRARY_SIZE
 from vxpress._mudata import MuData
-from vxpress.bridge.read.modalities import cells_of, modality_of, spread
+from vxpress.bridge.read.modalities import cells_of, modality_of, spread, without_gaps
 
 # attribute of the AnnData that says where it comes from
 _JOINT = "_vxpress_joint"
@@ -117,7 +117,7 @@ def as_anndata(
     at, n = cells_of(mdata, shown) if shown in mdata.mod else np.zeros(0, dtype=np.int64), mdata.n_obs
     order = [name for name in dict.fromkeys((shown, *names)) if name in mdata.mod]
     adata = AnnData(
-        X=None if part.X is None else spread(part.X, at, n),
+        X=None if part.X is None else spread(without_gaps(part.X), at, n),
         obs=_columns(mdata, order, shown, library),
         var=part.var,
         obsm={name: value for name, value in mdata.obsm.items() if np.ndim(value) == 2},

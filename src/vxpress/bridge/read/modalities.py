@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
+from scipy import sparse
 
 from vxpress._mudata import MuData, is_mudata
 from vxpress._similar import similar_names
@@ -118,12 +119,41 @@ def core_name(name: str) -> str:
     return clean if clean.isidentifier() and clean != "rna" else f"m_{clean}"
 
 
+def in_memory(matrix: Any) -> Any:
+    """Return a matrix, or read one that is on disk or computed by dask."""
+    for read in ("to_memory", "compute"):
+        if hasattr(matrix, read) and not sparse.issparse(matrix):
+            return getattr(matrix, read)()
+    return matrix
+
+
+def measured_cells(matrix: Any) -> np.ndarray:
+    """Return which cells have a value that is not NaN, bool (n,): rows of NaN stand for cells that were not measured."""
+    n = matrix.shape[0]
+    if matrix.shape[1] == 0 or getattr(matrix, "dtype", np.dtype(bool)).kind != "f":
+        return np.ones(n, dtype=bool)
+    if sparse.issparse(matrix):
+        rows = matrix.tocsr()
+        missing = sparse.csr_matrix((np.isnan(rows.data).astype(np.int64), rows.indices, rows.indptr), shape=rows.shape)
+        n_missing = np.asarray(missing.sum(1)).reshape(-1)
+        return np.asarray(n_missing < matrix.shape[1])
+    return ~np.isnan(matrix).all(1) if isinstance(matrix, np.ndarray) else np.ones(n, dtype=bool)
+
+
+def without_gaps(matrix: Any) -> Any:
+    """Return a matrix whose rows of NaN are empty."""
+    measured_n = measured_cells(matrix)
+    if measured_n.all():
+        return matrix
+    at = np.flatnonzero(measured_n)
+    return spread(matrix[at], at, matrix.shape[0])
+
+
 def spread(matrix: Any, at: np.ndarray, n: int, *, gaps: float = 0.0) -> Any:
     """Return a matrix with its rows at the positions ``at`` among ``n``; other rows are empty, or ``gaps`` if it is dense."""
-    from scipy import sparse
-
     if len(at) == n and bool((at == np.arange(n)).all()):
         return matrix
+    matrix = in_memory(matrix)
     if sparse.issparse(matrix):
         place = sparse.csr_matrix((np.ones(len(at), np.int8), (at, np.arange(len(at)))), shape=(n, len(at)))
         return (place.astype(matrix.dtype) @ matrix.tocsr()).tocsr()

@@ -31,7 +31,8 @@ class PanelTable:
     def learn(cls, adata: AnnData, key: str, modelled_g: np.ndarray, counts: CountData) -> PanelTable:
         """Read the panels of the cells of a fit."""
         found = get_categories(adata.obs, key, argument="panel_key")
-        measured_pg = np.stack([_measured(adata, key, name) for name in found.names])[:, modelled_g]
+        all_pg = np.stack([_measured(adata, key, name) for name in found.names])
+        measured_pg, beyond = all_pg[:, modelled_g], int((~all_pg[:, ~modelled_g]).any(0).sum())
         genes = np.asarray(adata.var_names)[modelled_g]
         nowhere = genes[~measured_pg.any(0)]
         if len(nowhere):
@@ -46,6 +47,11 @@ class PanelTable:
             raise ValueError(msg)
         table = cls(key, tuple(found.names), measured_pg)
         table.check_counts(found.code_n, counts, genes)
+        if beyond:
+            logg.warning(
+                f"{beyond} genes outside the model (mask_var=) are not measured by all panels. Their denoised values are predicted from "
+                "the zeros of these panels as well, and are too low. Model these genes, or leave them out."
+            )
         n_p = measured_pg.sum(1)
         logg.info(f"    {len(table.names)} panels of {n_p.min()} to {n_p.max()} of the {len(genes)} modelled genes")
         return table

@@ -159,3 +159,16 @@ def test_messages(fitted_panels: ad.AnnData) -> None:
     adata.obs["one"] = "x"
     with pytest.raises(ValueError, match="the panel 'x' only"):
         vx.pp.gene_panels(adata, "one")
+
+
+def test_genes_outside_the_model_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    adata, _ = simulate()
+    adata.varm["gene_panels"] = pd.DataFrame(
+        {name: ~np.isin(np.arange(G), np.arange(G)[LACKING.get(name, slice(0))]) for name in "abc"},
+        index=adata.var_names,
+    )
+    adata.var["modelled"] = np.arange(G) >= 7
+    said: list[str] = []
+    monkeypatch.setattr("scanpy.logging.warning", said.append)
+    vx.tl.fit_vae(adata, panel_key="panel", mask_var="modelled", **FIT | {"max_epochs": 1})
+    assert any(one.startswith("7 genes outside the model") for one in said)

@@ -219,3 +219,33 @@ def test_a_fit_of_one_modality_imputes_no_other(adata: ad.AnnData, quick: dict) 
     vx.tl.fit_vae(adata, **quick)
     with pytest.raises(ValueError, match="one of a single modality"):
         vx.tl.impute(adata, "protein")
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0])
+def test_cells_without_counts_of_proteins_are_not_compared(cells: mudata.MuData, value: float) -> None:
+    left = cells.mod["protein"].obs_names[40:]
+    lacking = mudata.MuData({"rna": cells.mod["rna"].copy(), "protein": cells.mod["protein"][left].copy()})
+    lacking.obs["group"] = cells.obs["group"] = cells.mod["rna"].obs["group"]
+    lacking.uns["vae"] = cells.uns["vae"]
+    for name in ("X_vae", "X_vae_var"):
+        lacking.obsm[name] = cells.obsm[name]
+    for name in ("vae_split", "vae_library"):
+        lacking.obs[name] = cells.obs[name]
+    cells.mod["protein"].X[:40] = value
+    for one in (lacking, cells):
+        vx.tl.rank_genes_groups(one, "group", modality="protein", use_counts=True)
+    found, expected = (
+        pd.DataFrame(one.mod["protein"].uns["rank_genes_groups"]["scores"]).to_numpy() for one in (cells, lacking)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_results_have_the_name_of_the_modality(cells: mudata.MuData) -> None:
+    parts = {"gex": cells.mod["rna"].copy(), "cell-surface protein": cells.mod["protein"].copy()}
+    for part in parts.values():
+        part.layers.clear()
+    mdata = mudata.MuData(parts)
+    vx.tl.fit_vae(mdata, n_latent=2, n_hidden=4, max_epochs=1, denoised=False)
+    for name in parts:
+        vx.tl.impute(mdata, name, n_draws=20)
+        assert f"vae_{name}" in mdata.obsm

@@ -137,7 +137,7 @@ def measured_cells(matrix: Any) -> np.ndarray:
         missing = sparse.csr_matrix((np.isnan(rows.data).astype(np.int64), rows.indices, rows.indptr), shape=rows.shape)
         n_missing = np.asarray(missing.sum(1)).reshape(-1)
         return np.asarray(n_missing < matrix.shape[1])
-    return ~np.isnan(matrix).all(1) if isinstance(matrix, np.ndarray) else np.ones(n, dtype=bool)
+    return np.asarray(~np.isnan(matrix).all(axis=1)) if isinstance(matrix, np.ndarray) else np.ones(n, dtype=bool)
 
 
 def without_gaps(matrix: Any) -> Any:

@@ -43,7 +43,8 @@ def impute(
     counts are not used, so that they can be compared with the imputed ones. Expected counts are the mean over all draws.
     Intervals end at those quantiles of the draws that enclose the wanted share of the counts of held-out cells of the
     fit (conformal prediction), feature by feature. They hold this share of the counts of new cells of the same kind,
-    whether or not the model is right; cells of another tissue or protocol are of another kind.
+    whether or not the model is right; cells of another tissue or protocol are of another kind. An expected count can be outside
+    its interval, if few draws are far larger than the others.
 
     Parameters
     ----------

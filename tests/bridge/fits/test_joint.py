@@ -243,6 +243,7 @@ def test_names_say_which_likelihood(mdata: mudata.MuData, monkeypatch: pytest.Mo
     ("given", "error", "message"),
     [
         ({"modalities": ["rna"]}, ValueError, r"needs two or more modalities.*modality='rna'"),
+        ({"modalities": 2}, TypeError, r"modalities=2: names of modalities with their likelihoods are expected"),
         ({"modalities": {"rna": "nb", "prot": "nb"}}, KeyError, r"'prot' is not a modality.*'protein'"),
         ({"modalities": {"rna": "nb", "protein": "normal"}}, ValueError, r"'normal' is not"),
         ({"modalities": NB, "modality": "rna"}, ValueError, r"Leave one of the two out"),

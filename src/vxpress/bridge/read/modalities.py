@@ -83,6 +83,9 @@ def requested_modalities(mdata: MuData, modalities: Mapping[str, str] | Iterable
             )
     elif isinstance(modalities, Mapping):
         found = {str(name): likelihood for name, likelihood in modalities.items()}
+    elif not isinstance(modalities, Iterable):
+        msg = f"modalities={modalities!r}: names of modalities with their likelihoods are expected, {{'rna': 'nb', 'protein': 'nb_mixture'}}."
+        raise TypeError(msg)
     else:
         names = [modalities] if isinstance(modalities, str) else [str(name) for name in modalities]
         unknown = [name for name in names if name in mdata.mod and _usual_likelihood(name) is None]

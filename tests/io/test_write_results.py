@@ -232,6 +232,14 @@ def test_errors_name_the_call_that_works(stores, cells, tmp_path):
         vx.io.write_results(part)
 
 
+def test_a_store_that_is_gone(path):
+    adata = vx.io.open_store(path, "r+")
+    (shutil.rmtree if path.is_dir() else os.remove)(path)
+    for target in (None, path.with_name(f"other{path.suffix}")):
+        with pytest.raises(FileNotFoundError, match="does not exist any more. Put it back"):
+            vx.io.write_results(adata, target)
+
+
 def test_results_of_a_collection_that_changed_are_not_read(stores, tmp_path):
     path = tmp_path / "c.zarr"
     shutil.copytree(stores["collection"], path)

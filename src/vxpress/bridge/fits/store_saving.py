@@ -111,6 +111,12 @@ def _check_free(path: Path, *, overwrite: bool) -> None:
 
 
 def _check_cells(adata: AnnData, store: Store) -> None:
+    if not store.path.exists():
+        msg = (
+            f"{store.path}, which adata was opened from and which holds its counts, does not exist any more. Put it back, or open the "
+            "counts where they are now."
+        )
+        raise FileNotFoundError(msg)
     found = size_of_store(store.path)
     if found != adata.shape:
         msg = (

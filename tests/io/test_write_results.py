@@ -236,7 +236,7 @@ def test_a_store_that_is_gone(path):
     adata = vx.io.open_store(path, "r+")
     (shutil.rmtree if path.is_dir() else Path.unlink)(path)
     for target in (None, path.with_name(f"other{path.suffix}")):
-        with pytest.raises(FileNotFoundError, match="does not exist any more. Put it back"):
+        with pytest.raises(FileNotFoundError, match=r"does not exist any more\. Put it back"):
             vx.io.write_results(adata, target)
 
 

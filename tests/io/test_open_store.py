@@ -134,3 +134,13 @@ def test_bad_arguments(tmp_path):
         vx.io.open_store(tmp_path / "a.h5ad", "w")
     with pytest.raises(TypeError, match="path= takes a path"):
         vx.io.open_store(3)
+
+
+@pytest.mark.parametrize("name", ["cells.h5mu", "cells.zarr"])
+def test_a_stored_mudata_is_refused_with_the_call_that_reads_it(cells, tmp_path, name):
+    md = pytest.importorskip("mudata")
+    mdata = md.MuData({"rna": ad.AnnData(cells.X.copy(), obs=cells.obs[[]].copy(), var=cells.var[[]].copy())})
+    path = tmp_path / name
+    (mdata.write if path.suffix == ".h5mu" else mdata.write_zarr)(path)
+    with pytest.raises(ValueError, match=r"is a MuData.*mudata\.read_h5mu"):
+        vx.io.open_store(path)

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,3 +263,24 @@ def test_of_several_processes_the_first_one_writes(stores, tmp_path, monkeypatch
     monkeypatch.setenv("RANK", "0")
     vx.io.write_results(adata, tmp_path / "a.h5ad")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5ad"]
+
+
+def test_a_zarr_store_is_written_without_warnings(stores, tmp_path):
+    adata = vx.io.open_store(stores["zarr3"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Consolidated metadata")
+        vx.io.write_results(adata, tmp_path / "written.zarr")
+
+
+@pytest.mark.parametrize(("mode", "call"), [("r", "write_results(adata, path)"), ("r+", "write_results(adata).")])
+def test_results_of_a_backed_anndata_come_with_the_call_that_saves_them(stores, tmp_path, monkeypatch, mode, call):
+    path = tmp_path / "cells.h5ad"
+    shutil.copy2(stores["h5ad"], path)
+    adata = ad.read_h5ad(path, backed=mode)
+    said: list[str] = []
+    monkeypatch.setattr("vxpress.bridge.fits.results.logg.warning", said.append)
+    vx.pp.library_size(adata)
+    assert len(said) == 1
+    assert call in said[0]
+    vx.io.write_results(adata, *([tmp_path / "written.h5ad"] if mode == "r" else []))
+    adata.file.close()

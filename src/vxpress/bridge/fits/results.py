@@ -140,9 +140,10 @@ def own(adata: AnnData, *, copy: bool) -> AnnData:
         warnings.warn("Received a view of an AnnData. Making a copy.", UserWarning, stacklevel=level_of_caller())
         adata._init_as_actual(adata.copy())
     if adata.isbacked:
+        read_only = adata.file._filemode == "r"
         logg.warning(
-            "The AnnData is backed: results are stored in memory only. Save them with vx.io.write_results(adata), or with "
-            "vx.io.write_results(adata, path) if it was opened for reading only."
+            "The AnnData is backed: results are stored in memory only. Save them with vx.io.write_results(adata"
+            f"{', path), because it was opened for reading only' if read_only else ')'}."
         )
     return adata
 

@@ -6,6 +6,7 @@ memory is copied as it is: chunks of zarr as links, which take no time and no sp
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,7 +157,10 @@ def _write_zarr(path: Path, entries: Mapping[str, Any], below: str = "") -> None
     )
     _write_group(root.require_group(below) if below else root, entries, None)
     if described:
-        zarr.consolidate_metadata(root.store)
+        with warnings.catch_warnings():
+            # all readers of zarr that do not know this summary ignore it
+            warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
+            zarr.consolidate_metadata(root.store)
 
 
 def _is_described(path: Path) -> bool:

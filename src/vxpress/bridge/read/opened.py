@@ -142,6 +142,9 @@ def open_root(path: Path) -> Any:
 
 def kind_of(root: Any, path: Path) -> Kind:
     """Return what a store is; raises ``ValueError`` if it is no AnnData."""
+    if "mod" in root and "obs" in root:
+        msg = "it is a MuData. Read it with mudata.read_h5mu(path), or with mudata.read_zarr(path)."
+        raise ValueError(msg)
     if path.is_file():
         return "h5ad"
     if "obs" in root and "var" in root:

@@ -29,6 +29,7 @@ from _tables import (  # noqa: F401
     null_batches,
     perturbation,
     questions,
+    ranks,
     searches,
     shallow,
     shuffle_buffer,
@@ -40,7 +41,7 @@ from _tables import (  # noqa: F401
 from _tables.registry import TABLES
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = (DOCS / "benchmarks.md", *sorted((DOCS / "benchmarks").glob("*.md")))
+PAGES = (DOCS / "benchmarks.md", DOCS / "scaling.md", *sorted((DOCS / "benchmarks").glob("*.md")))
 FIGURE = DOCS / "_static" / summary.FIGURE
 MARKED = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end of table -->", re.DOTALL)
 TABLE = re.compile(r"^\|.*\n\|[\s:|-]+\n(?:\|.*\n?)+", re.MULTILINE)

@@ -1,8 +1,8 @@
 """What does a fit in several processes cost and gain? Two processes of one thread, compared with one of two threads.
 
-    python benchmarks/ranks.py --parts throughput quality steps delay
+    python benchmarks/ranks.py --parts message throughput quality steps delay
 
-Each run is a new process or two, started by torchrun, in turn. ``throughput``: cells per second of the epochs after the
+Each run is a new process or two, started by torchrun, in turn. ``message``: its bytes. ``throughput``: cells per second of the epochs after the
 first, of default fits to simulated cells. ``quality``: the held-out ELBO of default fits, for several seeds and the same
 held-out cells. ``steps``: the parts of a step of two processes, by number of genes: computation, the exchange of
 messages with its wait for the slower process, and the exchange alone of processes that start it together.
@@ -211,7 +211,12 @@ def delay(args: argparse.Namespace) -> dict[str, Any]:
     return {"batch_size": args.batch_size, "genes": args.genes, "rows": rows}
 
 
-PARTS = {"throughput": throughput, "quality": quality, "steps": steps, "delay": delay}
+def message(args: argparse.Namespace) -> dict[str, Any]:
+    settings = {"n_cells": 2_000, "n_genes": args.genes, "batch_size": args.batch_size, "epochs": 2}
+    return {"genes": args.genes, "bytes": launch("steps", 2, 1, **settings, delay=0.0)["bytes"]}
+
+
+PARTS = {"message": message, "throughput": throughput, "quality": quality, "steps": steps, "delay": delay}
 WORK = {"throughput": work_throughput, "quality": work_quality, "steps": work_steps}
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.data import ByBlock, ByRank, Cells, Sampler, Shuffled, number_of_minibatches
+from vxpress.core.data.sampler import spread
 
 MakeCells = Callable[..., Cells]
 # every third cell is held out, so blocks have gaps
@@ -67,6 +68,40 @@ def test_the_shuffled_order_is_a_permutation_of_torch() -> None:
     for _ in range(2):
         expected = ROWS[torch.randperm(100, generator=generator)].tensor_split(4)
         assert all(torch.equal(a, b) for a, b in zip(sampler.epoch(), expected, strict=True))
+
+
+@pytest.mark.parametrize(("n", "most"), [(1, 1), (7, 7), (24, 6), (25, 6), (29, 6), (40, 1), (5, 100)])
+def test_groups_are_spread_over_all_numbers(n: int, most: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = spread(n, most, generator), spread(n, most, generator)
+    k = -(-n // most)
+    for groups in (first, second):
+        assert len(groups) == k
+        assert sorted(itertools.chain(*groups)) == list(range(n))
+        for group in groups:
+            assert n // k <= len(group) <= min(most, -(-n // k))
+            # one of each k consecutive numbers; the last ones may be fewer
+            assert [number // k for number in group] == list(range(len(group)))
+    assert first != second or n == 1 or k == 1
+    assert spread(0, most, generator) == []
+
+
+def test_every_number_is_as_likely_in_every_group() -> None:
+    generator = torch.Generator().manual_seed(0)
+    count = torch.zeros(3, 8)
+    for _ in range(3000):
+        for i, group in enumerate(spread(8, 3, generator)):
+            count[i, group] += 1
+    assert (count / 3000 - 1 / 3).abs().max() < 0.04
+
+
+def test_minibatches_of_sorted_cells_have_the_composition_of_all() -> None:
+    # 40 kinds of 64 cells each, 4 blocks of each kind, 40 of 160 blocks at a time
+    kind = torch.arange(2560) // 64
+    parts = ByBlock(torch.arange(2560), 40, 0, block=16, buffer=40).epoch()
+    for window in range(4):
+        mixed = torch.cat(list(parts[10 * window : 10 * (window + 1)]))
+        assert (torch.bincount(kind[mixed], minlength=40) == 16).all()
 
 
 def _runs(order: Tensor, block: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vxpress.core.data.sampler import ByBlock, Sampler
+from vxpress.core.data.sampler import ByBlock, Sampler, spread
 
 # blocks of each process below which whole blocks would divide the cells unevenly
 MIN_BLOCKS = 8
@@ -85,10 +85,10 @@ class BlocksByRank(Dealt):
         # of this process alone: all processes have to draw equally many numbers from the common generator
         seed = int(torch.randint(2**62, (1,), generator=sampler.generator))
         mixing = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, self.rank]).generate_state(1)[0]))
-        blocks = self._deal(order)
+        blocks = sorted(self._deal(order))
         mixed = []
-        for start in range(0, len(blocks), sampler.buffer):
-            together = torch.cat([sampler.blocks[b] for b in blocks[start : start + sampler.buffer]])
+        for some in spread(len(blocks), sampler.buffer, mixing):
+            together = torch.cat([sampler.blocks[blocks[i]] for i in some])
             mixed.append(together[torch.randperm(len(together), generator=mixing)])
         return torch.cat(mixed).to(self.rows.device).tensor_split(self.n_minibatches)
 

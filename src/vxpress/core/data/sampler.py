@@ -25,6 +25,18 @@ def number_of_minibatches(n: int, batch_size: int) -> int:
     return min(math.ceil(n / batch_size), max(1, n // 2))
 
 
+def spread(n: int, most: int, generator: torch.Generator) -> list[list[int]]:
+    """Divide the numbers from 0 to n - 1 at random into groups of at most ``most``, each of which is spread over all numbers.
+
+    With k groups, each gets one of the first k numbers, one of the next k numbers, and so on.
+    """
+    if n == 0:
+        return []
+    k = math.ceil(n / most)
+    group = torch.rand(math.ceil(n / k), k, generator=generator).argsort(1).view(-1)[:n]
+    return [part.tolist() for part in group.argsort(stable=True).split(group.bincount(minlength=k).tolist())]
+
+
 class Sampler(ABC):
     """The order of ``rows`` (n,), the numbers of the cells in their source.
 
@@ -80,13 +92,13 @@ class Shuffled(_Random):
 class ByBlock(_Random):
     """Blocks of neighbouring cells in random order, mixed through a buffer: for counts that are read from a disk.
 
-    A block holds the cells whose row numbers share the quotient by ``block``, so it is one contiguous read. ``buffer``
+    A block holds the cells whose row numbers share the quotient by ``block``, so it is one contiguous read. At most ``buffer``
     blocks are read, their cells are shuffled together and visited, then come the next ones. A source that keeps the
     last ``buffer`` blocks it has read therefore reads every block once per epoch.
 
-    Cells of a minibatch come from ``buffer`` places. If neighbours on the disk resemble each other, for example because
-    batches were concatenated, more blocks make a minibatch resemble the whole data more closely. ``places`` are the numbers of
-    all rows on the disk, if these are other ones.
+    The blocks that are mixed come from everywhere (:func:`spread`). If neighbours on the disk resemble each other, for example because
+    batches were concatenated, what is mixed therefore still has the composition of all cells, and so have its minibatches.
+    ``places`` are the numbers of all rows on the disk, if these are other ones.
     """
 
     def __init__(
@@ -114,9 +126,9 @@ class ByBlock(_Random):
         return f"{super().kind}, {self.block} rows, {self.buffer} blocks"
 
     def epoch(self) -> Sequence[Tensor]:
-        order, mixed = self.permutation(len(self.blocks)).tolist(), []
-        for start in range(0, len(order), self.buffer):
-            together = torch.cat([self.blocks[b] for b in order[start : start + self.buffer]])
+        mixed = []
+        for some in spread(len(self.blocks), self.buffer, self.generator):
+            together = torch.cat([self.blocks[b] for b in some])
             mixed.append(together[self.permutation(len(together))])
         rows = torch.cat(mixed) if mixed else self.rows.cpu()
         return rows.to(self.rows.device).tensor_split(self.n_minibatches)

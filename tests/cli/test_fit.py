@@ -80,7 +80,7 @@ def test_every_argument_of_a_fit_is_an_option_and_reads_as_python_has_it():
     fields = {field.name for field in dataclasses.fields(vx.tl.FitOptions)}
     # options of registered classes, which a command does not have
     fields -= {"prior_options", "decoder_options", "blocks"}
-    assert set(by_name) == (set(arguments) - {"adata", "options", "copy"}) | fields
+    assert set(by_name) == (set(arguments) - {"adata", "options", "copy", "modality", "modalities"}) | fields
     assert all(option.text and len(option.text) < 700 for option in by_name.values())
     parser = _cli._parser()
 

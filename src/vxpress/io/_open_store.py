@@ -62,7 +62,7 @@ def open_store(path: str | Path, mode: Mode = "r") -> AnnData:
     CSRDataset: backend hdf5, shape (700, 765), data_dtype float32
     >>> vx.tl.fit_vae(adata, max_epochs=1)
     >>> adata.obsm["X_vae"].shape
-    (700, 10)
+    (700, 20)
     """
     check_choice("mode", mode, Mode)
     return open_anndata(as_path("path", path), mode)

@@ -65,7 +65,7 @@ def write_results(adata: AnnData, path: str | Path | None = None, *, overwrite: 
     >>> vx.tl.fit_vae(adata, max_epochs=1)
     >>> vx.io.write_results(adata)
     >>> vx.io.open_store(path).obsm["X_vae"].shape
-    (700, 10)
+    (700, 20)
     """
     check_anndata(adata)
     start = logg.info("writing")

@@ -14,6 +14,7 @@ import pytest
 import vxpress as vx
 from vxpress.bridge.health import cure as cures
 from vxpress.core.config import ModelConfig, TrainConfig
+from vxpress.core.parallel import SINGLE
 from vxpress.core.priors import PRIORS, Prior
 from vxpress.core.training import Outcome
 
@@ -27,7 +28,7 @@ class FakeRunner:
     def __init__(self, n_validation: int = 30) -> None:
         self.prepared = SimpleNamespace(validation_n=np.arange(n_validation), train_n=np.arange(270))
         self.cells = SimpleNamespace(take=lambda rows: rows)
-        self.device = "cpu"
+        self.device, self.world = "cpu", SINGLE
         self.fitted: list[Any] = []
 
     def fit(self, model: ModelConfig, train: TrainConfig) -> Any:

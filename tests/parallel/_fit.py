@@ -30,6 +30,11 @@ def cells() -> ad.AnnData:
     return adata
 
 
+def layers(adata: ad.AnnData) -> dict[str, Any]:
+    """Return the layers; newer versions of anndata count X among them, as None."""
+    return {name: value for name, value in adata.layers.items() if name is not None}
+
+
 def _fit(**settings: Any) -> ad.AnnData:
     adata = cells()
     vx.tl.fit_vae(adata, "batch", **SMALL | settings)
@@ -65,11 +70,11 @@ def main(folder: Path) -> None:
         adata = cells()
         vx.tl.fit_vae(adata, **{"batch_key": "batch"} | SMALL | settings)
         results[name] = {
-            "obsm": dict(adata.obsm), "layers": dict(adata.layers), "split": adata.obs["vae_split"].astype(str).to_numpy(),
+            "obsm": dict(adata.obsm), "layers": layers(adata), "split": adata.obs["vae_split"].astype(str).to_numpy(),
             "uns": adata.uns["vae"],
         }  # fmt: skip
     results["stopped"], continued = _stopped_and_continued(folder / "checkpoints")
-    results["continued"] = {"obsm": dict(continued.obsm), "layers": dict(continued.layers), "uns": continued.uns["vae"]}
+    results["continued"] = {"obsm": dict(continued.obsm), "layers": layers(continued), "uns": continued.uns["vae"]}
     results["small minibatches"] = _error(lambda: _fit(batch_size=3))
     results["other cells"] = _error(_fit_other_cells)
     (folder / f"rank{RANK}.pkl").write_bytes(pickle.dumps(results))

@@ -63,7 +63,8 @@ def assert_same(found: ad.AnnData, expected: ad.AnnData, key: str = "vae") -> No
     assert list(found.obsm) == list(expected.obsm)
     for name in expected.obsm:
         np.testing.assert_array_equal(found.obsm[name], expected.obsm[name])
-    for name in expected.layers:
+    # newer versions of anndata count X among them, as None
+    for name in [name for name in expected.layers if name is not None]:
         np.testing.assert_array_equal(found.layers[name], expected.layers[name])
     assert str(found.uns[key]["diagnostics"]) == str(expected.uns[key]["diagnostics"])
 

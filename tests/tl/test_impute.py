@@ -243,7 +243,8 @@ def test_cells_without_counts_of_proteins_are_not_compared(cells: mudata.MuData,
 def test_results_have_the_name_of_the_modality(cells: mudata.MuData) -> None:
     parts = {"gex": cells.mod["rna"].copy(), "cell-surface protein": cells.mod["protein"].copy()}
     for part in parts.values():
-        part.layers.clear()
+        for name in [name for name in part.layers if name is not None]:
+            del part.layers[name]
     mdata = mudata.MuData(parts)
     vx.tl.fit_vae(mdata, n_latent=2, n_hidden=4, max_epochs=1, denoised=False)
     for name in parts:

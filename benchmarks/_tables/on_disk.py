@@ -60,12 +60,19 @@ def readers() -> list[Row]:
 def order() -> list[Row]:
     """Composition of minibatches."""
     out: list[Row] = [
-        ["cells in a minibatch", "cells in a block", "cells mixed at a time", "variance, times that of a full shuffle"]
+        [
+            "order",
+            "cells in a block",
+            "cells mixed at a time",
+            "cells in a minibatch",
+            "variance, times that of a full shuffle",
+        ]
     ]
     for run in runs("order"):
-        mixed = run["block"] * run["buffer"]
-        sizes = [f"{run['block']:,}", f"{mixed:,}"] if mixed else ["", "all"]
-        out.append([f"{run['batch_size']:,}", *sizes, number(run["ratio"], 1)])
+        full = run["order"] == "shuffled"
+        sizes = ["", "all"] if full else [f"{run['block']:,}", f"{run['block'] * run['buffer']:,}"]
+        name = "full shuffle" if full else run["order"]
+        out.append([name, *sizes, f"{run['batch_size']:,}", number(run["ratio"], 1)])
     return out
 
 

@@ -27,6 +27,7 @@ from _tables import (  # noqa: F401
     latent,
     modalities,
     null_batches,
+    on_disk,
     perturbation,
     questions,
     ranks,

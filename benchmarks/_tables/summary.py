@@ -18,6 +18,7 @@ from _tables import (
     integration,
     modalities,
     null_batches,
+    on_disk,
     perturbation,
     stability,
 )
@@ -183,6 +184,7 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             "speed",
             "memory",
         ),
+        *on_disk.summary(),
         ("First call ever, compilation included", f"{first:.1f} s", many([first <= 8]), "speed", "first-call"),
         (
             "Denoising with `own_counts=True`",

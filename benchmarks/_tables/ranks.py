@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import stdev
 
-from _tables.registry import REPORTED, Row, mean, number, pick, results, table
+from _tables.registry import REPORTED, Row, mean, number, pick, results, spread, table
 from vxpress.core.settings import preset_settings
 
 COMMAND = "python benchmarks/ranks.py --parts"
@@ -40,6 +40,17 @@ def measured() -> tuple[float, float]:
     return PER_GPU / on_gpu["cells/s"]["median"], message["bytes"]
 
 
+@table("ranks-throughput", ("ranks", "throughput"), command=f"{COMMAND} throughput", kinds=["time"])
+def throughput() -> list[Row]:
+    """Cells per second."""
+    found = results("ranks")["throughput"]
+    rows: list[Row] = [["processes", "cells/s, median (range)", "ratio in the same round"]]
+    one, two = found["rates"].items()
+    rows.append([one[0], spread(one[1], 0), "1"])
+    rows.append([two[0], spread(two[1], 0), spread(found["ratio"])])
+    return rows
+
+
 @table("ranks-quality", ("ranks", "quality"), command=f"{COMMAND} quality", kinds=["likelihood"])
 def quality() -> list[Row]:
     """Held-out ELBO."""
@@ -51,8 +62,48 @@ def quality() -> list[Row]:
     return rows
 
 
+def ratio() -> float:
+    """Return the throughput of two processes relative to one."""
+    return results("ranks")["throughput"]["ratio"]["median"]
+
+
+def within_noise() -> list[bool]:
+    """Return for each data set whether the ELBOs differ by less than an error of two means would explain."""
+    pairs = [[run["elbo"] for run in pick(results("ranks")["quality"]["rows"], set=name)] for name in REPORTED]
+    errors = [((stdev(one) ** 2 + stdev(two) ** 2) / len(one)) ** 0.5 for one, two in pairs]
+    # 2.78: of Student's t distribution with four degrees of freedom
+    return [abs(mean(two) - mean(one)) < 2.78 * error for (one, two), error in zip(pairs, errors, strict=True)]
+
+
 def _mean(values: list[float]) -> str:
     return number(mean(values), 2)
+
+
+@table("ranks-steps", ("ranks", "steps"), command=f"{COMMAND} steps", kinds=["time"])
+def steps() -> list[Row]:
+    """Parts of a step."""
+    rows: list[Row] = [
+        ["genes", "message, MB", "step, ms", "computation, ms", "exchange with waiting, ms", "exchange alone, ms"]
+    ]
+    for row in results("ranks")["steps"]["rows"]:
+        times = [number(row[name]) for name in ("step", "computation", "exchange", "exchange alone")]
+        rows.append([number(row["genes"], 0), number(row["bytes"] / 1e6), *times])
+    return rows
+
+
+@table("ranks-delay", ("ranks", "delay"), command=f"{COMMAND} delay", kinds=["time"])
+def delay() -> list[Row]:
+    """The model of a slower network."""
+    rows: list[Row] = [["delay, ms", "step, ms", "predicted, ms", "difference", "cells/s"]]
+    for row in results("ranks")["delay"]["rows"]:
+        off = 100 * (row["step"] / row["predicted step"] - 1)
+        rows.append(
+            [
+                number(row["delay"], 0), number(row["step"]), number(row["predicted step"]),
+                f"{number(off, 1, sign=True)} %", number(row["cells/s"], 0),
+            ]
+        )  # fmt: skip
+    return rows
 
 
 @table("ranks-estimate", ("ranks", "message"), ("gpu", "rows"), command=f"{COMMAND} message", kinds=["time"])

@@ -20,6 +20,7 @@ from _tables import (
     null_batches,
     on_disk,
     perturbation,
+    ranks,
     stability,
 )
 from _tables.covariates import found as found_covariates
@@ -185,6 +186,13 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             "memory",
         ),
         *on_disk.summary(),
+        (
+            "Two processes of one thread, compared with one of two threads",
+            f"throughput {ranks.ratio():.2f} times; held-out ELBO within the noise of seeds on {sum(ranks.within_noise())} of {len(REPORTED)}",
+            many([ranks.ratio() >= 0.9, *ranks.within_noise()]),
+            "processes",
+            "ranks-throughput",
+        ),
         ("First call ever, compilation included", f"{first:.1f} s", many([first <= 8]), "speed", "first-call"),
         (
             "Denoising with `own_counts=True`",

@@ -73,9 +73,10 @@ def highly_variable_genes(
     above to the third largest residual of the gene, or to 0 if fewer are positive (``min_cells``). With ``batch_key``,
     residuals, their variance and :math:`n` are those of each batch, and the third largest residual is that of all
     batches together. Genes are then ranked by the number of batches in which they are among the top genes, and by their
-    median rank in these batches. This needs no loess fit. Raw counts are read twice, in blocks of rows, from
-    memory or from disk, and with dask by its workers; the second time because the mean of a residual depends on the sum
-    of its gene. Memory does not grow with the matrix.
+    median rank in these batches. This needs no loess fit. Raw counts are read in blocks of rows, from
+    memory or from disk, and with dask by its workers. The mean of a residual depends on the sum of its gene, so there
+    are two steps. Counts on disk are read once, and kept for the second step in up to 1 GiB of memory, which holds
+    350 million counts above 0; those beyond are read again. Memory does not grow with the matrix further.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from vxpress.bridge.read.blockwise import over_blocks
+from vxpress.bridge.read.kept import Blocks
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
@@ -56,14 +56,16 @@ class _Null:
 def residual_moments(
     matrix: Any, codes_n: Codes, n_batches: int, *, theta: float, min_cells: int = 1, check: Check
 ) -> Moments:
-    """Compute clipped Pearson residual variances of each gene in each batch, in two passes (Lause et al. 2021).
+    """Compute clipped Pearson residual variances of each gene in each batch, in two steps (Lause et al. 2021).
 
     Residuals of a gene are also clipped from above to the ``min_cells``-th largest over all batches, or to 0 if that is
     negative, so that cells of a rare type count together even if they are in different batches.
 
-    The first pass sums counts, which is exact. The second one sums residuals; its rounding errors depend on the blocks.
+    The first step sums counts, which is exact. The second one sums residuals; its rounding errors depend on the blocks. Counts on disk
+    are read in the first step, which keeps them for the second, see :class:`~vxpress.bridge.read.kept.Blocks`.
     """
-    library_n, sums_bg, squares_g = _sums(matrix, codes_n, n_batches, check)
+    blocks = Blocks(matrix, n_rows=_read_rows(matrix.shape[1]))
+    library_n, sums_bg, squares_g = _sums(blocks, codes_n, n_batches, check)
     n_b = np.bincount(codes_n, minlength=n_batches)
     share_bg = sums_bg / np.maximum(sums_bg.sum(axis=1, keepdims=True), 1.0)
     null = _Null(share_bg, np.sqrt(n_b), theta)
@@ -74,9 +76,7 @@ def residual_moments(
     # grows while blocks are merged, so that later ones sort less
     floor_g = largest.values_kg[-1]
     of_block = partial(_corrections, null=null, n_kept=len(largest.values_kg), floor_g=floor_g)
-    for _, found in over_blocks(
-        matrix, of_block, (codes_n, library_n), n_rows=_read_rows(n_genes), what="computing residuals"
-    ):
+    for _, found in blocks.over(of_block, (codes_n, library_n), what="computing residuals"):
         first_bg[found.present] += found.first_pg
         second_bg[found.present] += found.second_pg
         largest.merge(found.largest)
@@ -132,14 +132,14 @@ def _block_sums(block: sparse.csr_matrix, codes_n: Codes, *, check: Check) -> _B
     return _BlockSums(library_n, found.present, found.sum_by_gene(found.x), found.sum_by_gene(found.x**2).sum(axis=0))
 
 
-def _sums(matrix: Any, codes_n: Codes, n_batches: int, check: Check) -> tuple[Floats, Floats, Floats]:
+def _sums(blocks: Blocks, codes_n: Codes, n_batches: int, check: Check) -> tuple[Floats, Floats, Floats]:
     """Sum molecules per cell and per gene in each batch, and squared counts per gene."""
-    n_genes = matrix.shape[1]
+    n_genes = blocks.matrix.shape[1]
     library_n = np.zeros(codes_n.size)
     sums_bg = np.zeros((n_batches, n_genes))
     squares_g = np.zeros(n_genes)
     of_block = partial(_block_sums, check=check)
-    for rows, found in over_blocks(matrix, of_block, (codes_n,), n_rows=_read_rows(n_genes), what="reading counts"):
+    for rows, found in blocks.over(of_block, (codes_n,), what="reading counts"):
         library_n[rows] = found.library_n
         sums_bg[found.present] += found.sums_pg
         squares_g += found.squares_g

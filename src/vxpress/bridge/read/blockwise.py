@@ -27,16 +27,20 @@ def over_blocks(
     array a block is a chunk, and the function runs where dask computes: in threads, or in the processes of a cluster. It then
     travels there, so it is a function of a module, or a partial of one.
     """
-    n = matrix.shape[0]
-    if is_dask(matrix):
-        results = _over_chunks(matrix, function, per_row)
-    else:
-        results = (
-            (rows, function(block, *(values[rows] for values in per_row))) for rows, block in row_blocks(matrix, n_rows)
-        )
-    for (rows, result), progress in parts(results, what, n):
+    results = results_from(matrix, function, per_row, n_rows=n_rows)
+    for (rows, result), progress in parts(results, what, matrix.shape[0]):
         progress.done = rows.stop
         yield rows, result
+
+
+def results_from(
+    matrix: Any, function: Callable[..., R], per_row: Sequence[np.ndarray], *, n_rows: int | None, first: int = 0
+) -> Iterator[tuple[slice, R]]:
+    """Yield the same without a stage, from the row ``first`` on, with which a block begins."""
+    if is_dask(matrix):
+        return _over_chunks(matrix, function, per_row, first)
+    blocks = row_blocks(matrix, n_rows, first)
+    return ((rows, function(block, *(values[rows] for values in per_row))) for rows, block in blocks)
 
 
 def is_dask(matrix: Any) -> bool:
@@ -55,13 +59,15 @@ def chunk_edges(matrix: Any) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-def _over_chunks(matrix: Any, function: Callable[..., R], per_row: Sequence[np.ndarray]) -> Iterator[tuple[slice, R]]:
+def _over_chunks(
+    matrix: Any, function: Callable[..., R], per_row: Sequence[np.ndarray], first_row: int
+) -> Iterator[tuple[slice, R]]:
     import dask
 
     apply = dask.delayed(_on_chunk, pure=False)
     edges = chunk_edges(matrix)
     step = CHUNKS_PER_CORE * (os.cpu_count() or 1)
-    for first in range(0, len(edges) - 1, step):
+    for first in range(int(np.searchsorted(edges, first_row)), len(edges) - 1, step):
         last = min(first + step, len(edges) - 1)
         # only these chunks are part of the graph that is computed
         blocks = matrix.blocks[first:last].to_delayed()

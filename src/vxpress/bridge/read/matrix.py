@@ -60,19 +60,21 @@ def matrix_name(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def row_blocks(matrix: Any, n_rows: int | None = None) -> Iterator[Block]:
-    """Yield canonical CSR blocks of consecutive rows; the matrix itself is never changed.
+def row_blocks(matrix: Any, n_rows: int | None = None, first: int = 0) -> Iterator[Block]:
+    """Yield canonical CSR blocks of consecutive rows from the row ``first`` on; the matrix itself is never changed.
 
     ``matrix`` is a numpy array, a scipy sparse matrix or array, or a backed HDF5 or zarr one. A backed CSC matrix is read
     whole, because its rows are not stored contiguously.
     """
     n, g = matrix.shape
+    if first >= n:
+        return
     if isinstance(matrix, CSCDataset):
         matrix = matrix.to_memory()
     if sparse.issparse(matrix) and matrix.format != "csr":
         matrix = (matrix.astype(np.float32) if matrix.dtype.itemsize < 4 else matrix).tocsr()
     step = n_rows or max(1, BLOCK_ENTRIES // max(1, g))
-    for start in range(0, n, step):
+    for start in range(first, n, step):
         rows = slice(start, min(start + step, n))
         yield rows, canonical(matrix[rows])
 

@@ -111,13 +111,12 @@ def test_a_complete_panel_gives_what_a_model_without_panels_gives() -> None:
 
 def test_with_a_remainder_the_share_outside_the_model_stays_in_the_sum() -> None:
     model = _model(replace(CONFIG, remainder=True)).eval()
-    with torch.no_grad():
-        measured_ng = MEASURED[[0, 1]]
-        location = model.decoder.output.among(torch.zeros(2, G + 1), measured_ng)
-        log_rho, log_rest = model.decoder.output.locate(location, G)
+    measured_ng = MEASURED[[0, 1]]
+    location = torch.randn(2, G + 1, generator=torch.Generator().manual_seed(3))
+    counted = model.decoder.output.log_counted(location, measured_ng).exp()[:, 0]
+    log_rho, log_rest = model.decoder.output.locate(location, G)
     assert log_rest is not None
-    total = torch.where(measured_ng, log_rho.exp(), 0.0).sum(1) + log_rest.exp()[:, 0]
-    torch.testing.assert_close(total, torch.ones(2))
+    torch.testing.assert_close(counted, (log_rho.exp() * measured_ng).sum(1) + log_rest.exp()[:, 0])
 
 
 def test_the_start_finds_the_profile_of_all_genes() -> None:

@@ -229,9 +229,19 @@ class VAE(nn.Module):
     def likelihood(
         self, point: Point, covariates: Covariates, log_library_n1: Tensor, noise: Noise | None = None
     ) -> Likelihood:
-        """Return the distribution p(x | point, s, l); see :meth:`inputs`."""
+        """Return the distribution p(x | point, s, l); see :meth:`inputs`.
+
+        Of a gene that the panel of a cell lacks, it is the distribution of the counts that the cell would have.
+        """
         inputs = self.inputs(point, covariates, log_library_n1)
-        return self.decoder(inputs.z_nd, inputs.condition_nc, inputs.covariates, inputs.log_library_n1, noise)
+        return self.decoder(
+            inputs.z_nd,
+            inputs.condition_nc,
+            inputs.covariates,
+            inputs.log_library_n1,
+            noise,
+            measured_ng=self.measured(covariates),
+        )
 
     def features(self, point: Point, covariates: Covariates) -> Tensor:
         """Return the input of the output layers, (n, features), which does not depend on the size factor."""
@@ -280,7 +290,8 @@ class VAE(nn.Module):
     def layers(self) -> Layers:
         """The output layers of the decoder, with the tensors that the output of the likelihood keeps in the model."""
         kept = self.decoder.output.kept(self.config.n_readout)
-        return self.decoder.layers({name: self.get_buffer(name) for name in kept})
+        anchored = self.panels is not None and self.config.n_readout > 0
+        return self.decoder.layers({name: self.get_buffer(name) for name in kept}, anchored=anchored)
 
     def start_from(self, source: Source, rows: Tensor) -> None:
         """Start the decoder from the data, typically at the mean profile.
@@ -290,12 +301,9 @@ class VAE(nn.Module):
         self.decoder.output.start(self.layers, self.decoder.likelihood, source, source.having(RNA, rows))
         start_modalities(self.others.values(), source, rows)
         if self.panels is not None and source.covariates.panel_n is not None:
-            log_share_g = self.panels.start_from(source, source.having(RNA, rows))
+            location_g = self.panels.start_from(source, source.having(RNA, rows))
             with torch.no_grad():
-                # the remainder keeps its share of the molecules of the cells
-                self.decoder.location.bias[: len(log_share_g)] = log_share_g + self.decoder.location.bias[
-                    : len(log_share_g)
-                ].logsumexp(0)
+                self.decoder.location.bias[: len(location_g)] = location_g
 
     def average_unmeasured(self, source: Source, rows: Tensor) -> None:
         """Decode batches without a modality as the mean of those that have it; ``rows`` are the training cells."""

@@ -162,11 +162,11 @@ class Decoder(nn.Module):
         if self.condition_output:
             yield from (f"{name}.weight" for name in ("location", "readout", *(f"heads.{h}" for h in self.heads)))
 
-    def layers(self, kept: Mapping[str, Tensor]) -> Layers:
+    def layers(self, kept: Mapping[str, Tensor], *, anchored: bool = False) -> Layers:
         """Return the output layers with the tensors that the output keeps, as the output needs them."""
         heads = {name: cast("nn.Linear", head) for name, head in self.heads.items()}
         log_dispersion = getattr(self, "log_dispersion", None)
-        return Layers(self.n_genes, self.location, heads, log_dispersion, self.readout, kept)
+        return Layers(self.n_genes, self.location, heads, log_dispersion, self.readout, kept, anchored)
 
     def locate(self, f_nf: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the location of the modelled genes, and the log share of the remainder if there is one."""
@@ -185,7 +185,7 @@ class Decoder(nn.Module):
         f_nf = self.features(z_nd, s_nc, noise)
         location = self.location(f_nf)
         if measured_ng is not None:
-            location = self.output.among(location, measured_ng)
+            log_library_n1 = log_library_n1 - self.output.log_counted(location, measured_ng)
         location_ng, _ = self.output.locate(location, self.n_genes)
         heads = {name: head(f_nf) for name, head in self.heads.items()}
         dispersion = heads.pop("dispersion", None)

@@ -1,9 +1,12 @@
 """Partial panels: batches in which only some of the genes were measured.
 
 A count of zero says that a gene was measured and no molecule was found. A gene outside the panel of a cell says nothing:
-the likelihood has no term for it, the shares of the measured genes are those among measured genes, as counted by the size
-factor of the cell, and the encoder receives the mean level of the gene instead of a zero. In training, some cells of larger panels
-show the encoder only the genes that another panel also has, so that it places cells of different panels alike.
+the likelihood has no term for it, and the encoder receives the mean level of the gene instead of a zero. In training, some cells of
+larger panels show the encoder only the genes that another panel also has, so that it places cells of different panels alike.
+
+The size factor of a cell counts the molecules of the modelled genes that its panel measured, and those of genes outside the model
+that all panels measured. The remainder of a composition therefore means the same genes in all cells, and the shares of the
+measured genes and the remainder add up to 1 once they are divided by their sum.
 """
 
 from __future__ import annotations
@@ -25,28 +28,40 @@ ROUNDS = 50
 class Panels(nn.Module):
     """The genes that each panel measured, and the level of each gene that encoders receive for one that was not.
 
-    ``measured_pg`` is 1 for the genes of a panel, else 0; ``level_g`` is the mean of log1p counts over the cells that measured a
-    gene. Cells have the code of their panel in ``Covariates.panel_n``; without codes all genes were measured.
+    ``measured_pg`` is 1 for the genes of a panel, else 0, and ``outside_pg`` the same for genes that are read out; ``level_g`` is the
+    mean of log1p counts over the cells that measured a gene. Cells have the code of their panel in ``Covariates.panel_n``;
+    without codes all genes were measured.
     """
 
     measured_pg: Tensor
+    outside_pg: Tensor
     level_g: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.register_buffer("measured_pg", torch.ones(config.n_panels, config.n_genes))
+        self.register_buffer("outside_pg", torch.ones(config.n_panels, config.n_readout))
         self.register_buffer("level_g", torch.zeros(config.n_genes))
 
-    def set(self, measured_pg: Tensor) -> None:
-        """Set which genes each panel measured, bool (panels, genes); ``ValueError`` is raised for an empty panel or another shape."""
-        if measured_pg.shape != self.measured_pg.shape:
-            msg = f"Panels of shape {tuple(measured_pg.shape)} were given; (panels, genes) = {tuple(self.measured_pg.shape)} is expected."
-            raise ValueError(msg)
+    def set(self, measured_pg: Tensor, outside_pg: Tensor | None = None) -> None:
+        """Set which genes each panel measured, bool (panels, genes); ``ValueError`` is raised for an empty panel or another shape.
+
+        ``outside_pg`` says it of the genes that are read out; by default all panels measured them.
+        """
+        given = (
+            (measured_pg, self.measured_pg),
+            (self.outside_pg if outside_pg is None else outside_pg, self.outside_pg),
+        )
+        for found_pg, expected_pg in given:
+            if found_pg.shape != expected_pg.shape:
+                msg = f"Panels of shape {tuple(found_pg.shape)} were given; (panels, genes) = {tuple(expected_pg.shape)} is expected."
+                raise ValueError(msg)
         empty = torch.nonzero(~measured_pg.bool().any(1))[:, 0].tolist()
         if empty:
             msg = f"The panels {empty} have none of the modelled genes. Leave their cells out, or model genes that they measured."
             raise ValueError(msg)
-        self.measured_pg.copy_(measured_pg)
+        for found_pg, own_pg in given:
+            own_pg.copy_(found_pg)
 
     def measured(self, covariates: Covariates) -> Tensor | None:
         """Return which genes were measured in each cell, bool (n, g), or None if all were."""
@@ -72,10 +87,11 @@ class Panels(nn.Module):
 
     @torch.no_grad()
     def start_from(self, source: Source, rows: Tensor) -> Tensor:
-        """Set the levels from the cells ``rows``; return the log shares of the genes in all molecules, (g,).
+        """Set the levels from the cells ``rows``; return the location of the mean profile, (g,).
 
-        The shares are those of one profile that describes the sums of all panels best: each share is the molecules of the gene
-        over the molecules that its cells would have if they had measured all genes.
+        Its shares are those of one profile that describes the sums of all panels best: each share is the molecules of the gene
+        over the molecules that its cells would have if they had measured all genes. They are relative to the sum of the size
+        factors, so that a remainder is what these count outside the modelled genes.
         """
         n_panels, n_genes = self.measured_pg.shape
         code_n = source.covariates.panel_n
@@ -93,13 +109,15 @@ class Panels(nn.Module):
         cells_g = n_p @ measured_pg
         self.level_g.copy_((logs_pg * measured_pg).sum(0) / cells_g.clamp_min(1.0))
         molecules_g = (sums_pg * measured_pg).sum(0).clamp_min(0.5)
+        modelled_p = (sums_pg * measured_pg).sum(1)
         share_g = molecules_g / molecules_g.sum()
         for _ in range(ROUNDS):
             covered_p = (measured_pg @ share_g).clamp_min(1e-12)
-            whole_g = (library_p / covered_p) @ measured_pg
+            whole_g = (modelled_p / covered_p) @ measured_pg
             share_g = torch.where(whole_g > 0, molecules_g / whole_g.clamp_min(1e-12), share_g)
             share_g = share_g / share_g.sum()
-        return share_g.log().float()
+        whole_p = modelled_p / (measured_pg @ share_g).clamp_min(1e-12)
+        return (share_g * (whole_p.sum() / library_p.sum().clamp_min(1.0))).log().float()
 
     def coverage(self, log_share_g: Tensor, covariates: Covariates) -> Tensor:
         """Return the share of a cell's molecules that its panel measures, (n, 1), at a profile of log shares."""

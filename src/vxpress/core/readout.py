@@ -41,5 +41,8 @@ def fit_readout(
         return features
 
     judged = features_at(point if drawn is None else drawn)
-    data = ToReadOut(cells, outside, features_at(point), judged, train_rows, validation_rows, seed)
+    tables = None
+    if model.panels is not None and outside.covariates.panel_n is not None:
+        tables = (model.panels.measured_pg, model.panels.outside_pg)
+    data = ToReadOut(cells, outside, features_at(point), judged, train_rows, validation_rows, seed, tables)
     model.decoder.output.fit_readout(model.layers, data)

@@ -340,7 +340,7 @@ def ask(
     if evidence is None:
         evidence = expected_evidence(units, weights, expected.mean_kg[units.group_m], expected.alpha_g)
     # the model expects counts of all genes
-    seen = panels.evidence(evidence, rate_g) if panels is not None and counted else evidence
+    seen = panels.evidence(evidence, expected.mean_kg) if panels is not None and counted else evidence
     reference = reference_genes(question.relative_to, fit.genes[genes])
     comparisons, shifts, displaced = {}, {}, {}
     for name, contrast in steps(contrasts.items(), "comparing groups"):
@@ -363,11 +363,15 @@ def ask(
 
 @dataclass(frozen=True)
 class MeasuredGenes:
-    """The gene panel of each cell, and which of the ranked genes each panel measured, bool (p, g)."""
+    """The gene panel of each cell, and which of the ranked genes each panel measured, bool (p, g).
+
+    ``counted_pg`` are the genes whose molecules the size factors of its cells count.
+    """
 
     key: str
     panel_n: Ints
     measured_pg: np.ndarray
+    counted_pg: np.ndarray
 
     @classmethod
     def of(cls, cells: StoredCells, genes: np.ndarray) -> MeasuredGenes | None:
@@ -375,17 +379,23 @@ class MeasuredGenes:
         table, panel_n = cells.fit.covariates.panels, cells.covariates.panel_n
         if table is None or panel_n is None:
             return None
-        measured_pg = np.ones((len(table.names), len(cells.fit.genes)), dtype=bool)
-        measured_pg[:, cells.fit.modelled_g] = table.measured_pg
-        return cls(table.key, panel_n.cpu().numpy(), measured_pg[:, genes])
+        modelled_g, params = cells.fit.modelled_g, cells.fit.params
+        measured_pg, counted_pg = np.ones((2, len(table.names), len(modelled_g)), dtype=bool)
+        measured_pg[:, modelled_g], measured_pg[:, ~modelled_g] = table.measured_pg, table.outside_pg
+        counted_pg[:, modelled_g] = table.measured_pg
+        counted_pg[:, ~modelled_g] = table.common_g > 0 if params.model.remainder else False
+        return cls(table.key, panel_n.cpu().numpy(), measured_pg[:, genes], counted_pg[:, genes])
 
     def within(self, batch_n: Ints) -> Ints:
         """Return the code of batch and panel of each cell: counts are compared among cells that measured the same genes."""
         return batch_n * len(self.measured_pg) + self.panel_n
 
-    def evidence(self, evidence: Evidence, mean_g: Floats) -> Evidence:
-        """Return evidence without the genes that its units did not measure."""
-        return evidence.where_measured(evidence.units.stratum_m % len(self.measured_pg), self.measured_pg, mean_g)
+    def evidence(self, evidence: Evidence, mean_kg: Floats) -> Evidence:
+        """Return evidence without the genes that its units did not measure; ``mean_kg`` are the shares expected in each group."""
+        units = evidence.units
+        panel_m, mean_mg = units.stratum_m % len(self.measured_pg), mean_kg[units.group_m]
+        coverage_m = 1.0 - np.where(self.counted_pg[panel_m], 0.0, mean_mg).sum(1)
+        return evidence.where_measured(self.measured_pg[panel_m], coverage_m)
 
 
 def _genes(adata: AnnData, fit: Fit) -> tuple[np.ndarray, np.ndarray]:

@@ -62,6 +62,9 @@ def check_sizes(params: Params, covariates: CovariateTable, genes: np.ndarray, m
     if (key, shape) != (params.panel_key, (config.n_panels, config.n_genes)):
         msg = f"its panels are those of {key!r}, {shape}, but its settings name {params.panel_key!r} and {config.n_panels}"
         raise ValueError(msg)
+    if panels is not None and config.n_readout not in (0, panels.outside_pg.shape[1]):
+        msg = f"its panels have {panels.outside_pg.shape[1]} genes outside the model, but its readout has {config.n_readout}"
+        raise ValueError(msg)
     optional = tuple(covariates.categorical[k][0] for k in config.optional)
     if set(optional) != set(params.optional_covariate_keys):
         msg = f"its optional covariates are {optional}, but its settings name {params.optional_covariate_keys}"

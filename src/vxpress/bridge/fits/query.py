@@ -16,7 +16,7 @@ from vxpress.bridge.fits.joined_cells import with_modalities
 from vxpress.bridge.read.adata import check_gene_names
 from vxpress.bridge.read.columns import find_column, is_real
 from vxpress.bridge.read.counts import CountData, read_counts
-from vxpress.bridge.read.library import TOLERANCE, log_library, read_library
+from vxpress.bridge.read.library import MEASURED, TOLERANCE, log_library, read_library
 from vxpress.bridge.read.panels import PanelTable
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Source, have_counts
@@ -84,10 +84,10 @@ def read_query(
         missing, observed_n = _missing(adata, fit, counts, position >= 0)
     else:
         # panels say what was not measured
-        missing, source = None, fit.params.library_source
-        observed_n = read_library(adata.obs, counts, source, fit.params.library, fit.params.library_factor)
+        missing = None
         if incomplete:
-            fit = _with_panels(adata, fit, panels, (position >= 0)[fit.modelled_g])
+            fit = _with_panels(adata, fit, panels, position >= 0)
+        observed_n = _library_of_panels(adata, fit, counts, position >= 0)
     table, added = fit.covariates.with_categories_of(adata.obs) if incomplete else (fit.covariates, ())
     covariates = table.read(adata.obs, labels=labels)
     if any(added):
@@ -108,11 +108,11 @@ def read_query(
 
 def _with_panels(adata: AnnData, fit: Fit, panels: PanelTable, present_g: np.ndarray) -> Fit:
     """Return the fit with the panels of other cells that it does not know."""
-    table = panels.with_panels_of(adata, fit.genes[fit.modelled_g], present_g)
-    new_pg = table.measured_pg[len(panels.names) :]
+    table = panels.with_panels_of(adata, fit.genes, fit.modelled_g, present_g)
+    new_pg, outside_pg = (torch.from_numpy(part[len(panels.names) :]) for part in (table.measured_pg, table.outside_pg))
     if not len(new_pg):
         return fit
-    model, *members = (with_panels(each, torch.from_numpy(new_pg)) for each in (fit.model, *fit.members))
+    model, *members = (with_panels(each, new_pg, outside_pg) for each in (fit.model, *fit.members))
     return replace(
         fit,
         model=model,
@@ -120,6 +120,15 @@ def _with_panels(adata: AnnData, fit: Fit, panels: PanelTable, present_g: np.nda
         params=replace(fit.params, model=model.config),
         covariates=replace(fit.covariates, panels=table),
     )
+
+
+def _library_of_panels(adata: AnnData, fit: Fit, counts: CountData, present_g: np.ndarray) -> np.ndarray:
+    """Return the size factors of cells with gene panels."""
+    table, params = fit.covariates.panels, fit.params
+    assert table is not None  # noqa: S101 - the caller checks it
+    if params.library_source == MEASURED:
+        return table.library(counts, table.codes(adata.obs), present_g[~fit.modelled_g])
+    return read_library(adata.obs, counts, params.library_source, params.library, params.library_factor)
 
 
 def read_scored(adata: AnnData, fit: Fit, layer: str | Unset | None) -> Source:

@@ -96,7 +96,10 @@ class Runner:
         model = build(model_config, init_seed).to(self.device)
         panels = self.prepared.covariates.panels
         if model.panels is not None and panels is not None:
-            model.panels.set(torch.from_numpy(panels.measured_pg).to(self.device))
+            measured, outside = (
+                torch.from_numpy(part).to(self.device) for part in (panels.measured_pg, panels.outside_pg)
+            )
+            model.panels.set(measured, outside[:, : model_config.n_readout])
         try_classes(model, self.cells, self.train_rows, train_config)
         checkpoint = None if self.checkpoints is None else self.checkpoints.next()
         state = None if checkpoint is None else checkpoint.load(self.world)

@@ -13,6 +13,8 @@ from vxpress._keys import LIBRARY_SIZE
 from vxpress.bridge.read.columns import get_column, is_real
 from vxpress.bridge.read.counts import CountData
 
+# source of the size factors of a fit with gene panels
+MEASURED = "modelled genes of the panel, and other genes of all panels"
 # relative tolerance between sums of float32 counts and a stored total
 TOLERANCE = 1e-4
 
@@ -30,15 +32,20 @@ class Library:
     factor: float = 1.0
 
 
-def resolve_library(obs: pd.DataFrame, counts: CountData, library: str, *, modelled_only: bool) -> Library:
+def resolve_library(
+    obs: pd.DataFrame, counts: CountData, library: str, *, modelled_only: bool, measured_n: np.ndarray | None = None
+) -> Library:
     """Return the size factors of the cells of a fit.
 
     ``"observed"`` and ``"latent"`` use ``obs["library_size"]`` if it exists, otherwise the sum of the genes present. Any
-    other name is a column of ``obs``. With ``modelled_only``, the first two use the sum of the modelled genes.
+    other name is a column of ``obs``. With ``modelled_only``, the first two use the sum of the modelled genes. With gene panels,
+    they use ``measured_n``, which counts the same genes outside the model in all cells.
     """
     if library in ("observed", "latent"):
         if modelled_only:
             return Library(counts.inside_n, "modelled genes", beyond=False)
+        if measured_n is not None:
+            return _counted(measured_n, counts, MEASURED)
         if LIBRARY_SIZE not in obs.columns:
             return _counted(counts.total_n, counts, "genes present")
         return _counted(_molecules(obs, counts), counts, f"obs[{LIBRARY_SIZE!r}]")
@@ -71,7 +78,7 @@ def _counted(values_n: np.ndarray, counts: CountData, source: str) -> Library:
 
 
 def read_library(obs: pd.DataFrame, counts: CountData, source: str, library: str, factor: float) -> np.ndarray:
-    """Return the size factors of other cells, by the rule that the fit used for its own."""
+    """Return the size factors of other cells, by the rule that the fit used for its own, if it has no gene panels."""
     if source == "modelled genes":
         return counts.inside_n
     if source == "genes present":

@@ -123,9 +123,13 @@ def prepare(
         covariates = replace(covariates, perturbations=learned)
     counts = read_counts(adata, request.layer, modelled_g)
     _warn_empty_genes(adata, counts, modelled_g)
+    measured_n = None
     if request.panel_key is not None:
-        covariates = replace(covariates, panels=PanelTable.learn(adata, request.panel_key, modelled_g, counts))
-    library = resolve_library(adata.obs, counts, request.library, modelled_only=library_of_modelled_genes)
+        panels = PanelTable.learn(adata, request.panel_key, modelled_g, counts)
+        covariates, measured_n = replace(covariates, panels=panels), panels.library(counts, panels.codes(adata.obs))
+    library = resolve_library(
+        adata.obs, counts, request.library, modelled_only=library_of_modelled_genes, measured_n=measured_n
+    )
     counted_n = (library.values_n > 0) & (counts.inside_n > 0)
     further = _further(adata, request)
     usable = np.flatnonzero(counted_n if further is None else counted_n | further.any_n)

@@ -94,18 +94,16 @@ class Evidence:
     variance_mg: Floats
     floor_g: Floats
 
-    def where_measured(self, panel_m: Ints, measured_pg: NDArray[np.bool_], mean_g: Floats) -> Evidence:
-        """Return the evidence of cells with gene panels; ``panel_m`` is that of each unit.
+    def where_measured(self, seen_mg: NDArray[np.bool_], coverage_m: Floats) -> Evidence:
+        """Return the evidence of cells with gene panels; ``seen_mg`` are the genes that each unit measured.
 
-        Genes outside its panel say nothing. The size factors of a unit count the molecules of its panel only, so its exposure
-        is divided by the share of these in all molecules, at the expression ``mean_g``.
+        Other genes say nothing. The size factors of a unit count the share ``coverage_m`` of the molecules that its cells would have
+        of all genes, so its exposure is divided by it.
         """
-        coverage_p = np.maximum((measured_pg * mean_g).sum(1) / mean_g.sum(), 1e-12)
-        seen_mg = measured_pg[panel_m]
         return Evidence(
             self.units,
             np.where(seen_mg, self.counts_mg, 0.0),
-            np.where(seen_mg, self.exposure_mg / coverage_p[panel_m][:, None], 0.0),
+            np.where(seen_mg, self.exposure_mg / np.maximum(coverage_m, 1e-3)[:, None], 0.0),
             np.where(seen_mg, self.variance_mg, 0.0),
             self.floor_g,
         )

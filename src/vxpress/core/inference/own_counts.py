@@ -21,7 +21,8 @@ def updated_expression(
 
     x ~ NB(mu, theta) means x ~ Poisson(lambda) with lambda ~ Gamma(theta, mean mu), and (theta + x) / (theta + mu) is
     E[lambda | x] / mu.  mu is the mean of the cell in its own batch, also if ``draws`` are decoded in other batches.
-    Genes that are read out have no dispersion and do not change.
+    Genes that are read out have no dispersion and do not change, nor do genes that the panel of a cell lacks. With panels, mu is
+    the mean at the posterior means of the cell.
     """
     parts = expected_expression(model, encoded, cells.covariates, draws, genes)
     observed = tuple(draws.batches) == (None,)
@@ -38,6 +39,14 @@ def updated_expression(
             x_ng, log_theta = x_ng[:, genes.inside], log_theta[:, genes.inside]
         means = encoded.posterior(model, part).mean()
         log_library_n1 = model.log_library(means, cells.covariates[rows], cells.log_library_n1[rows])
-        mean_ng = decoder.output.expected_counts(layers, own, log_library_n1)
-        inside.mul_(decoder.likelihood.rate_update(x_ng, mean_ng, log_theta))
+        measured_ng = model.measured(batch.covariates)
+        if measured_ng is None:
+            mean_ng = decoder.output.expected_counts(layers, own, log_library_n1)
+            inside.mul_(decoder.likelihood.rate_update(x_ng, mean_ng, log_theta))
+        else:
+            mean_ng = model.likelihood(means, batch.covariates, cells.log_library_n1[rows]).mean
+            if genes.inside is not None:
+                mean_ng, measured_ng = mean_ng[:, genes.inside], measured_ng[:, genes.inside]
+            update_ng = decoder.likelihood.rate_update(x_ng, mean_ng, log_theta)
+            inside.mul_(torch.where(measured_ng, update_ng, 1.0))
         yield part, inside, outside

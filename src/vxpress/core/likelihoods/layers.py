@@ -16,7 +16,8 @@ class Layers:
     ``location`` has one output per modelled gene, and possibly more (see :meth:`Output.width`). ``heads`` holds the
     further heads of the likelihood by name, and the dispersion if it depends on z; otherwise ``log_dispersion`` is one
     row or one row per category. ``readout`` belongs to the genes outside the model. ``kept`` holds the tensors of
-    :meth:`Output.kept`, by name.
+    :meth:`Output.kept`, by name. ``anchored`` is True if cells have gene panels, see
+    :mod:`vxpress.core.likelihoods.anchored_readout`.
     """
 
     n_genes: int
@@ -25,6 +26,7 @@ class Layers:
     log_dispersion: Tensor | None = None
     readout: nn.Linear | None = None
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+    anchored: bool = False
 
     @property
     def remainder(self) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
 from vxpress.core.data import Batch, Source
@@ -29,7 +30,8 @@ class ToReadOut:
 
     ``cells`` holds the counts of the modelled genes, ``outside`` those of the others, of the same cells. ``features``
     returns what the frozen decoder passes to its output layers at the posterior means of a batch, (n, features),
-    and ``judged_features`` at draws from the posteriors.
+    and ``judged_features`` at draws from the posteriors. ``panels`` says which genes each panel measured, of those in ``cells``
+    and of those in ``outside``, each (panels, genes); the cells then have the code of their panel.
     """
 
     cells: Source
@@ -39,6 +41,7 @@ class ToReadOut:
     train_rows: Tensor
     validation_rows: Tensor
     seed: int
+    panels: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,13 @@ class Output(ABC):
         """Return the location of the modelled genes, and the log share of the remainder if there is one."""
         return location, None
 
-    def among(self, location: Tensor, measured_ng: Tensor) -> Tensor:
-        """Return outputs of the location for cells in which only some genes were measured, bool (n, g).
+    def log_counted(self, location: Tensor, measured_ng: Tensor) -> Tensor:
+        """Return the log share of a cell's molecules that its size factor counts, (n, 1).
 
-        Those of the other genes may be any finite number.
+        ``location`` are outputs of the location for cells in which only some genes were measured, bool (n, g). The size factor counts
+        these and the remainder. It is 0 for values of each gene by itself.
         """
-        return location
+        return torch.zeros_like(location[:, :1])
 
     @abstractmethod
     def start(self, layers: Layers, likelihood: type[Likelihood], cells: Source, rows: Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vxpress.core.data import Source, gene_sums
+from vxpress.core.likelihoods.anchored_readout import fit_anchored, relative_to_modelled
 from vxpress.core.likelihoods.layers import Layers
 from vxpress.core.likelihoods.output import Measured, Output, ToReadOut
 from vxpress.core.likelihoods.softmax_readout import fit_softmax
@@ -17,7 +18,7 @@ from vxpress.core.likelihoods.sums import Sums
 if TYPE_CHECKING:
     from vxpress.core.likelihoods.base import Likelihood
 
-# output of a gene that was not measured: its share is 0, and the log of it finite
+# output of a gene that was not measured: its share is 0
 UNMEASURED = -1e4
 # share of the remainder at the start, at least
 LEAST_REMAINDER = 1e-3
@@ -28,7 +29,8 @@ class Shares(Output):
 
     Genes outside the model share the remainder by a second softmax. ``outside_share`` is their share in the molecules
     outside the model, which may also come from genes that are not in the data. In a model without remainder it is their
-    share in all molecules.
+    share in all molecules. Genes of panels are read out relative to the modelled genes instead, see
+    :mod:`vxpress.core.likelihoods.anchored_readout`.
     """
 
     scale = "composition"
@@ -45,11 +47,12 @@ class Shares(Output):
             return log_rho, None
         return log_rho[:, :n_genes], log_rho[:, n_genes:]
 
-    def among(self, location: Tensor, measured_ng: Tensor) -> Tensor:
-        """Leave unmeasured genes out of the softmax, so that shares are those among the measured genes and the remainder."""
+    def log_counted(self, location: Tensor, measured_ng: Tensor) -> Tensor:
+        """Sum the shares of the measured genes and the remainder."""
         n_genes = measured_ng.shape[1]
         genes = torch.where(measured_ng, location[:, :n_genes], UNMEASURED)
-        return genes if location.shape[1] == n_genes else torch.cat((genes, location[:, n_genes:]), dim=1)
+        counted = torch.cat((genes, location[:, n_genes:]), dim=1)
+        return counted.logsumexp(1, keepdim=True) - location.logsumexp(1, keepdim=True)
 
     @torch.no_grad()
     def start(self, layers: Layers, likelihood: type[Likelihood], cells: Source, rows: Tensor) -> None:
@@ -80,6 +83,9 @@ class Shares(Output):
     def fit_readout(self, layers: Layers, data: ToReadOut) -> None:
         """Fit by multinomial likelihood, and find the share of the genes in the molecules outside the model."""
         assert layers.readout is not None  # noqa: S101 - the caller checks it
+        if data.panels is not None:
+            fit_anchored(layers, data)
+            return
         sums_g = gene_sums(data.outside, data.train_rows)
         fit_softmax(layers.readout, data, sums_g)
         read, modelled = float(sums_g.sum()), float(gene_sums(data.cells, data.train_rows).sum())
@@ -106,10 +112,17 @@ class _ShareSums(Sums):
         # with a remainder, the share of the genes outside follows from the location
         return n_inside > 0 or (n_outside > 0 and self.model_layers.remainder)
 
+    def needs_readout(self, n_inside: int, n_outside: int) -> bool:
+        # if it is anchored, shares of the modelled genes follow from it too
+        return n_outside > 0 or (n_inside > 0 and self.model_layers.anchored)
+
     def wanted(self, name: str, layer: nn.Linear) -> tuple[Tensor, Tensor]:
         return layer.weight.detach(), layer.bias.detach()
 
     def add_block(self, f_nf: Tensor, part: slice) -> None:
+        if self.model_layers.anchored:
+            self.add_anchored(f_nf, part)
+            return
         rest_n1, n_genes = None, self.model_layers.n_genes
         if "location" in self.layers:
             location = self.shares("location", f_nf)
@@ -123,6 +136,24 @@ class _ShareSums(Sums):
             else:
                 self.outside[part].addcmul_(readout, rest_n1)
 
+    def add_anchored(self, f_nf: Tensor, part: slice) -> None:
+        """Add a draw of shares in the molecules of all genes: the readout is relative to the modelled genes."""
+        if "readout" not in self.layers:
+            return
+        n_genes, log_rest = self.model_layers.n_genes, None
+        if "location" in self.layers:
+            location = self.outputs("location", f_nf)
+            log_rest = relative_to_modelled(self.model_layers, location)
+            modelled = location[:, :n_genes].log_softmax(1)
+        outputs = self.outputs("readout", f_nf)
+        if log_rest is not None:
+            outputs = outputs.add_(log_rest)
+        log_whole = torch.logaddexp(outputs.logsumexp(1, keepdim=True), outputs.new_zeros(()))
+        if "location" in self.layers:
+            self.inside[part].add_(self.select("location", (modelled - log_whole).exp()))
+        if self.outside is not None:
+            self.outside[part].add_(self.select("readout", (outputs - log_whole).exp()))
+
     def shares(self, name: str, f_nf: Tensor) -> Tensor:
         """Apply a linear map and a softmax."""
         return torch.softmax(self.outputs(name, f_nf), dim=-1, out=self.layers[name][3][: len(f_nf)])
@@ -133,7 +164,7 @@ class _ShareSums(Sums):
 
     def mean(self, n: int, n_draws: int) -> tuple[Tensor, Tensor | None]:
         inside, outside = super().mean(n, n_draws)
-        if outside is not None:
+        if outside is not None and not self.model_layers.anchored:
             outside_share = self.model_layers.kept["outside_share"]
             outside.mul_(outside_share)
             if not self.model_layers.remainder:

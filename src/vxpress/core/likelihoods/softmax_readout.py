@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from vxpress.core.likelihoods.output import ToReadOut
 from vxpress.core.loop import keep_best, shuffled
 from vxpress.core.progress import steps
 from vxpress.core.whole_import import import_for_optimizers
+
+if TYPE_CHECKING:
+    from torch.optim.optimizer import ParamsT
 
 BATCH = 256
 # passes over the cells, and limits for the number of steps: more do not improve the fit of held-out cells
@@ -33,28 +37,45 @@ def fit_softmax(readout: torch.nn.Linear, data: ToReadOut, sums_g: Tensor) -> No
 
     ``sums_g`` are the sums of these genes over the training cells.
     """
-    outside, train_rows = data.outside, data.train_rows
     with torch.no_grad():
         readout.weight.zero_()
         # half a molecule is added per gene, so that the log of an unseen gene is finite
         readout.bias.copy_((sums_g + 0.5).log() - (sums_g + 0.5).sum().log())
+    gradient = _Gradient(readout, min(BATCH, len(data.train_rows)))
+    descend(
+        readout,
+        data,
+        readout.parameters(),
+        lambda batch: gradient.set(data.features(batch), *batch.entries()),
+        lambda features, outside, rows: _mean_loss(readout, features, outside, rows),
+    )
+
+
+def descend(
+    readout: torch.nn.Linear,
+    data: ToReadOut,
+    parameters: ParamsT,
+    set_gradient: Callable[[Batch], None],
+    mean_loss: Callable[[Callable[[Batch], Tensor], Source, Tensor], float],
+) -> None:
+    """Fit the readout in place by gradient steps from where it is, and keep what describes held-out cells best."""
+    outside, train_rows = data.outside, data.train_rows
     n_steps = min(MAX_STEPS, max(MIN_STEPS, PASSES * math.ceil(len(train_rows) / BATCH)))
     import_for_optimizers()
-    optimizer = torch.optim.AdamW(readout.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=n_steps + 1)
     order = torch.Generator().manual_seed(data.seed)
     judged = data.validation_rows if len(data.validation_rows) else train_rows[:BATCH]
     judged = shuffled(judged, order)[:MAX_JUDGED]
     outside.keep(judged)
-    gradient = _Gradient(readout, min(BATCH, len(train_rows)))
 
     def step(_: int, batch: Batch) -> None:
-        gradient.set(data.features(batch), *batch.entries())
+        set_gradient(batch)
         optimizer.step()
         schedule.step()
 
     def judge() -> float:
-        return _mean_loss(readout, data.judged_features, outside, judged)
+        return mean_loss(data.judged_features, outside, judged)
 
     kept = keep_best(
         steps(

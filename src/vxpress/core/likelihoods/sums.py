@@ -37,7 +37,7 @@ class Sums:
         wanted: dict[str, tuple[Tensor, Tensor]] = {}
         if self.needs_location(n_inside, n_outside):
             wanted["location"] = self.wanted("location", layers.location)
-        if n_outside and readout is not None:
+        if readout is not None and self.needs_readout(n_inside, n_outside):
             wanted["readout"] = self.wanted("readout", readout)
         widest = max((len(bias) for _, bias in wanted.values()), default=1)
         self.block = max(MIN_BLOCK, min(n, BLOCK_ENTRIES // widest))
@@ -52,6 +52,10 @@ class Sums:
     def needs_location(self, n_inside: int, n_outside: int) -> bool:
         """Whether the outputs of the location are needed for so many requested genes."""
         return n_inside > 0
+
+    def needs_readout(self, n_inside: int, n_outside: int) -> bool:
+        """Whether the outputs of the readout are needed for so many requested genes."""
+        return n_outside > 0
 
     def wanted(self, name: str, layer: nn.Linear) -> tuple[Tensor, Tensor]:
         """Return the weight and bias of the outputs to compute: those of the requested genes."""

@@ -147,3 +147,30 @@ def test_labels_are_learned_from_counts_on_disk(path: Path, disk: ad.AnnData) ->
     assert found == expected
     agreement = (disk.obs["vae_label"].astype(str) == loaded.obs["vae_label"].astype(str)).mean()
     assert agreement > 0.8
+
+
+@pytest.mark.parametrize("source", ["memory", "disk"])
+def test_gene_panels(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adata = _cells()
+    first = (adata.obs["batch"] == adata.obs["batch"].iloc[0]).to_numpy()
+    # genes of the model and outside it that one batch lacks
+    lacks = np.isin(np.arange(24), [0, 1, 2, 18, 19])
+    counts = adata.X.toarray()
+    counts[np.ix_(first, lacks)] = 0
+    adata.X = sparse.csr_matrix(counts)
+    names = adata.obs["batch"].cat.categories
+    adata.varm["gene_panels"] = pd.DataFrame(
+        {name: ~lacks if name == adata.obs["batch"].iloc[0] else np.ones(24, bool) for name in names},
+        index=adata.var_names,
+    )
+    expected = counts[:, (np.arange(24) < 18) | ~lacks].sum(1)
+    if source == "disk":
+        adata.write_h5ad(tmp_path / "panels.h5ad")
+        adata = vx.io.open_store(tmp_path / "panels.h5ad")
+    else:
+        monkeypatch.setattr(survey, "MEMORY_BYTES", 2**28)
+    vx.tl.fit_vae(adata, panel_key="batch", mask_var="chosen", **QUICK)
+    np.testing.assert_allclose(adata.obs["vae_library"], expected)
+    vx.tl.encode(adata, key_added="again")
+    np.testing.assert_allclose(adata.obs["again_library"], expected)
+    np.testing.assert_allclose(adata.obsm["again"], adata.obsm["X_vae"], atol=1e-4)

@@ -39,6 +39,10 @@ def gene_panels(
     measured: its zeros say little and do no harm. If you know the panels, write the table yourself; this function
     guesses, so it raises a warning that says how many genes it found.
 
+    Call it on all genes, also those that are not modelled. A fit with ``panel_key=`` counts size factors itself, over the
+    modelled genes that the panel of a cell measured and the genes outside the model that all panels measured, because
+    ``obs["library_size"]`` counts genes that other panels lack. Denoised values are shares in the molecules of all genes.
+
     Parameters
     ----------
     adata

@@ -129,8 +129,11 @@ def fit_vae(
         Column of ``obs`` with the gene panel of each cell, often the batch, if some genes were measured in some cells only.
         ``varm["gene_panels"]``, a :class:`pandas.DataFrame` with one boolean column for each panel, says which genes it
         measured; :func:`vxpress.pp.gene_panels` finds them. A gene that was not measured in a cell is no zero: it has no
-        term in the likelihood, the encoder does not see it, and the size factor is taken to count the measured genes
-        alone. Denoised values are those of all genes.
+        term in the likelihood, and the encoder does not see it. The same holds for genes outside the model. Denoised
+        values are shares in the molecules that a cell would have of all genes of all panels, so those of cells of
+        different panels compare. With ``library="observed"`` or ``"latent"``, the size factor counts the modelled genes
+        that the panel measured and those genes outside the model that all panels measured; ``obs["library_size"]``,
+        which also counts genes of some panels, is not read. A column named with ``library=`` has to count the same genes.
     labels_key
         Column of ``obs`` with labels such as cell types, together with one option that uses them:
         ``unlabeled_category=``, or ``dispersion="gene-label"``, which needs the label of every cell. Labels may be
@@ -156,7 +159,7 @@ def fit_vae(
     control
         Category of ``perturbation_key`` of the unperturbed cells; required with it.
     library
-        Size factor of a cell. ``"observed"``: molecules per cell, from ``obs["library_size"]`` if it exists (see
+        Size factor of a cell (with ``panel_key``, see there). ``"observed"``: molecules per cell, from ``obs["library_size"]`` if it exists (see
         :func:`vxpress.pp.library_size`), which may include genes outside ``adata``, else the sum over the genes
         present. ``"latent"``: log-normal, inferred. Any other string: a column of ``obs``; if it does not hold molecule
         counts, it is rescaled to the mean library.

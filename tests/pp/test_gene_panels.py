@@ -172,3 +172,16 @@ def test_a_gene_outside_the_model_that_no_panel_measured_is_announced(monkeypatc
     monkeypatch.setattr("scanpy.logging.warning", said.append)
     vx.tl.fit_vae(adata, panel_key="panel", mask_var="modelled", **FIT | {"max_epochs": 1})
     assert any(one.startswith("2 genes outside the model (mask_var=) are measured in no panel") for one in said)
+
+
+def test_a_column_that_counts_genes_of_some_panels_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    adata, _ = simulate()
+    vx.pp.gene_panels(adata, "panel")
+    adata.obs["total"] = adata.X.sum(1).A1
+    adata.var["modelled"] = np.arange(G) >= 7
+    said: list[str] = []
+    monkeypatch.setattr("scanpy.logging.warning", said.append)
+    for library, expected in (("total", True), ("observed", False)):
+        said.clear()
+        vx.tl.fit_vae(adata, panel_key="panel", mask_var="modelled", library=library, **FIT | {"max_epochs": 1})
+        assert any("do not compare between panels" in one for one in said) == expected

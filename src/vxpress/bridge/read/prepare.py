@@ -130,6 +130,8 @@ def prepare(
     library = resolve_library(
         adata.obs, counts, request.library, modelled_only=library_of_modelled_genes, measured_n=measured_n
     )
+    if measured_n is not None:
+        _warn_library_of_panels(request.library, library, counts, measured_n)
     counted_n = (library.values_n > 0) & (counts.inside_n > 0)
     further = _further(adata, request)
     usable = np.flatnonzero(counted_n if further is None else counted_n | further.any_n)
@@ -179,6 +181,16 @@ def prepare(
         labels,
         further,
     )
+
+
+def _warn_library_of_panels(name: str, library: Library, counts: CountData, measured_n: np.ndarray) -> None:
+    """Warn if a column with size factors counts genes outside the model that only some panels measured."""
+    of_column = name not in ("observed", "latent")
+    if of_column and np.allclose(library.values_n, counts.total_n, rtol=1e-3) and (measured_n < counts.total_n).any():
+        logg.warning(
+            f"obs[{name!r}] also counts genes outside the model (mask_var=) that only some panels measured, so size factors do not "
+            "compare between panels. library='observed' counts those that all panels measured."
+        )
 
 
 def _further(adata: AnnData, request: FitRequest) -> Further | None:

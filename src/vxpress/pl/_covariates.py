@@ -13,6 +13,8 @@ from matplotlib.ticker import FuncFormatter
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
+from vxpress._mudata import MuData
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.health.covariates import NAME
 from vxpress.pl._colours import MAIN, Shades
 from vxpress.pl._shared import check_switches, finish, fit_of, inches_of, panels, plain, titled, wrap_labels
@@ -22,9 +24,11 @@ LINEAR = 1.0
 
 
 @entry
+@takes_mudata("cells")
 def covariates(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
+    modality: str | None = None,
     key: str = DEFAULT_KEY,
     figsize: tuple[float, float] | None = None,
     ax: Axes | Sequence[Axes] | None = None,
@@ -40,6 +44,9 @@ def covariates(
     ----------
     adata
         Cells with a fit of :func:`~vxpress.tl.fit_vae` that has categorical covariates.
+    modality
+        If ``adata`` is a MuData, the modality whose fit is drawn; not needed for a fit of several modalities, or if one
+        modality alone holds a fit of this name.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     figsize

@@ -10,7 +10,9 @@ from matplotlib.ticker import MaxNLocator
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
+from vxpress._mudata import MuData
 from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.pl._colours import MAIN, SECOND, Shades
 from vxpress.pl._shared import check_switches, finish, fit_of, panels, plain, put_legend
 
@@ -19,9 +21,11 @@ LOW_QUANTILE = 0.05
 
 
 @entry
+@takes_mudata("cells")
 def history(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
+    modality: str | None = None,
     key: str = DEFAULT_KEY,
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
@@ -38,6 +42,9 @@ def history(
     ----------
     adata
         Annotated matrix with a fit of :func:`~vxpress.tl.fit_vae`.
+    modality
+        If ``adata`` is a MuData, the modality whose fit is drawn; not needed for a fit of several modalities, or if one
+        modality alone holds a fit of this name.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     figsize

@@ -14,7 +14,9 @@ from matplotlib.ticker import MaxNLocator
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
+from vxpress._mudata import MuData
 from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.metrics import kl_per_cell
 from vxpress.pl._colours import SECOND, SOFT, Shades
 from vxpress.pl._shared import (
@@ -39,9 +41,11 @@ LEAST_TOP = 0.1
 
 
 @entry
+@takes_mudata("cells")
 def kl(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
+    modality: str | None = None,
     key: str = DEFAULT_KEY,
     over_training: bool = False,
     compare_key: str | None = None,
@@ -61,6 +65,9 @@ def kl(
     ----------
     adata
         Cells with a stored posterior and a fit of :func:`~vxpress.tl.fit_vae`.
+    modality
+        If ``adata`` is a MuData, the modality whose fit is drawn; not needed for a fit of several modalities, or if one
+        modality alone holds a fit of this name.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     over_training

@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._mudata import MuData
 from vxpress._similar import similar_names
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.read.columns import check_drawable, find_column, get_array
 from vxpress.metrics import kl_per_cell
 from vxpress.pl._colours import ensure_colours, is_categorical
@@ -53,9 +55,11 @@ NOT_TAKEN = {
 
 
 @entry
+@takes_mudata("features")
 def latent(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
+    modality: str | None = None,
     color: str | Sequence[str] | None = None,
     key: str = DEFAULT_KEY,
     layer: str | None = None,
@@ -77,6 +81,9 @@ def latent(
     ----------
     adata
         Cells with a stored posterior and a fit of :func:`~vxpress.tl.fit_vae`.
+    modality
+        If ``adata`` is a MuData, the modality whose fit is drawn, or, for a fit of several modalities, whose features are
+        meant; by default RNA.
     color
         Columns of ``obs`` or genes, one panel for each. Colours of categories are read from ``uns[f"{color}_colors"]``,
         as in :func:`scanpy.pl.embedding`. If there are none, colours that are distinguishable with any kind of colour

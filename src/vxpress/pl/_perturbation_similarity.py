@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._mudata import MuData
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.read.adata import check_anndata
 from vxpress.pl._colours import Shades
 from vxpress.pl._shared import check_switches, finish, inches_of, panels, titled
@@ -21,9 +23,11 @@ LABELS = 60
 
 
 @entry
+@takes_mudata("cells")
 def perturbation_similarity(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
+    modality: str | None = None,
     min_reliability: float = 0.5,
     key: str = DEFAULT_KEY,
     name: str | None = None,
@@ -40,6 +44,9 @@ def perturbation_similarity(
     ----------
     adata
         Cells after :func:`vxpress.tl.perturbation_similarity`.
+    modality
+        If ``adata`` is a MuData, the modality whose fit is drawn; not needed for a fit of several modalities, or if one
+        modality alone holds a fit of this name.
     min_reliability
         Names of perturbations with a lower reliability are grey, and their pairs have no dots.
     key

@@ -15,7 +15,9 @@ from scipy.stats import gaussian_kde, norm
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
+from vxpress._mudata import MuData
 from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.read.selection import Cells, select_cells
 from vxpress.metrics import kl_per_cell
 from vxpress.pl._colours import Shades, few_colours
@@ -38,9 +40,11 @@ N_GRID = 601
 
 
 @entry
+@takes_mudata("cells")
 def posterior(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
+    modality: str | None = None,
     cells: Cells | None = None,
     key: str = DEFAULT_KEY,
     ncols: int | None = None,
@@ -59,6 +63,9 @@ def posterior(
     ----------
     adata
         Cells with a stored posterior and a fit of :func:`~vxpress.tl.fit_vae`.
+    modality
+        If ``adata`` is a MuData, the modality whose fit is drawn; not needed for a fit of several modalities, or if one
+        modality alone holds a fit of this name.
     cells
         Cells whose posteriors are drawn, at most 24: their names, their positions, a boolean array over all cells, or
         the name of a boolean column of ``obs``. By default five cells, spread evenly over the most used dimension.

@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._mudata import MuData
 from vxpress.bridge.ask.predictive_check import is_discrete
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.read.adata import check_anndata
 from vxpress.pl._colours import MAIN, SECOND, SOFT, Shades
 from vxpress.pl._shared import check_switches, finish, panels, plain, put_legend, titled
@@ -24,9 +26,11 @@ MAX_POINTS = 20_000
 
 
 @entry
+@takes_mudata("cells")
 def predictive_check(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
+    modality: str | None = None,
     key: str = DEFAULT_KEY,
     ncols: int | None = None,
     figsize: tuple[float, float] | None = None,
@@ -44,6 +48,9 @@ def predictive_check(
     ----------
     adata
         Annotated matrix with results of :func:`~vxpress.tl.predictive_check`.
+    modality
+        If ``adata`` is a MuData, the modality whose fit is drawn; not needed for a fit of several modalities, or if one
+        modality alone holds a fit of this name.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     ncols

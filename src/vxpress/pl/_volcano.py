@@ -15,7 +15,9 @@ from matplotlib.lines import Line2D
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import check_name
+from vxpress._mudata import MuData
 from vxpress._names import find_name
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.read.adata import check_anndata
 from vxpress.bridge.read.columns import find_column
 from vxpress.pl._colours import MAIN, SECOND, Shades
@@ -32,10 +34,12 @@ MAX_AVOIDED = 300  # number of points near the top that labels avoid
 
 
 @entry
+@takes_mudata("features")
 def volcano(
-    adata: AnnData,
+    adata: AnnData | MuData,
     group: Hashable = None,
     *,
+    modality: str | None = None,
     key: str = "rank_genes_groups",
     n_genes: int = 10,
     max_pval: float = 0.05,
@@ -59,6 +63,8 @@ def volcano(
         Cells with a ranking of genes in ``uns``.
     group
         Group of the ranking; can be left out if there is only one.
+    modality
+        If ``adata`` is a MuData, the modality whose comparison is drawn, for example ``"protein"``.
     key
         Name of the ranking in ``uns``.
     n_genes

@@ -14,11 +14,13 @@ from scanpy import logging as logg
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.ask.annotation import Coarse, annotate_query, check_labels, held_out_record
 from vxpress.bridge.fits.find_fit import Model, find_fit
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.query import read_query
 from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
 from vxpress.bridge.read.adata import check_adata
@@ -28,10 +30,12 @@ UNDECIDED = "Undecided"
 
 
 @entry
+@takes_mudata("cells")
 def annotate(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: Model = None,
     *,
+    modality: str | None = None,
     alpha: float = 0.05,
     coarse: Mapping[Any, Any] | str | None = None,
     unknown_category: str = "Unknown",
@@ -42,7 +46,7 @@ def annotate(
     key_added: str | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Annotate cells with the labels of a fit, and find those that have none of them.
 
     The labels are those of a fit with ``labels_key=`` and ``unlabeled_category=``. The cells may be those of the fit or
@@ -59,6 +63,9 @@ def annotate(
         Cells with raw counts of genes of the fit, and with its covariates in ``obs``.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
+    modality
+        If ``adata`` is a MuData, the modality to use with a fit of one modality; results are written into it. With a joint
+        fit, all modalities are used, and results are written into the MuData.
     alpha
         Error rate of the sets of labels and of the test for cells of no known label; see below.
     coarse

@@ -9,6 +9,8 @@ from scipy import sparse
 
 from vxpress._entry import entry
 from vxpress._keys import check_name
+from vxpress._mudata import MuData
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.blockwise import is_dask
@@ -16,14 +18,16 @@ from vxpress.bridge.read.columns import get_names
 
 
 @entry
+@takes_mudata("cells")
 def cluster_stability(
-    adata: AnnData,
+    adata: AnnData | MuData,
     cluster_key: str = "leiden",
     *,
+    modality: str | None = None,
     neighbors_key: str | None = None,
     key_added: str | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Compute how stable the cluster of each cell is under the uncertainty of its latent state.
 
     The stability of cell i is the share of its neighbours that are in its own cluster, averaged over draws of all cells
@@ -45,6 +49,9 @@ def cluster_stability(
         Cells with edge frequencies.
     cluster_key
         Column of ``obs`` with the clusters, or any other annotation.
+    modality
+        If ``adata`` is a MuData, the modality to use with a fit of one modality; results are written into it. With a joint
+        fit, all modalities are used, and results are written into the MuData.
     neighbors_key
         Name of the graph in ``uns``: the ``key_added`` of :func:`vxpress.pp.neighbors`, if one was given.
     key_added

@@ -12,12 +12,14 @@ from scanpy import logging as logg
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import check_name
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.ask.comparable import MIN_CELLS, check_settings, shared_cells
 from vxpress.bridge.ask.compared_fits import Models, find_candidates
 from vxpress.bridge.ask.comparison import LEVEL, read_cells, score_fits, table_of
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.prepare import resolve_device
@@ -27,10 +29,12 @@ FEWER = 10
 
 
 @entry
+@takes_mudata("cells")
 def compare(
-    adata: AnnData,
+    adata: AnnData | MuData,
     models: Models = None,
     *,
+    modality: str | None = None,
     cells: str | np.ndarray | None = None,
     layer: str | Unset | None = UNSET,
     n_samples: int = 1_000,
@@ -40,7 +44,7 @@ def compare(
     key_added: str = "vae_compare",
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Rank fits by the likelihood of cells that none of them was trained on.
 
     Each fit scores every cell with the importance-weighted bound on its log likelihood (:cite:t:`Burda2016`; see
@@ -66,6 +70,9 @@ def compare(
         Fits to compare: a list, or a mapping from names to fits. A fit is the name of a fit in ``adata``, an AnnData,
         an ``.h5ad``, zarr or ``.safetensors`` file, or a pair ``(AnnData or file, name)``. ``None`` compares all fits
         in ``adata``.
+    modality
+        If ``adata`` is a MuData, the modality to use with a fit of one modality; results are written into it. With a joint
+        fit, the likelihoods of all modalities are added, for cells that have RNA, and results are written into the MuData.
     cells
         Cells to compare on: a boolean array or a boolean column of ``obs``. None of them may be a training cell. By
         default the cells that every fit has recorded as held out. Fits in other places recognise cells by their

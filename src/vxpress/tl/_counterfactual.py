@@ -12,6 +12,7 @@ from scanpy import logging as logg
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, check_name
+from vxpress._mudata import MuData
 from vxpress._names import each_value, name_of
 from vxpress._progress import progress_bar
 from vxpress.bridge.ask.arguments import (
@@ -25,6 +26,7 @@ from vxpress.bridge.ask.arguments import (
 from vxpress.bridge.ask.counterfactual import batches_of, check_not_kept, decode_changed, find_change
 from vxpress.bridge.ask.decoded import DENOISING_DRAWS, DENOISING_SEED, DecodingRequest, Draws
 from vxpress.bridge.fits.find_fit import Model
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
 from vxpress.bridge.fits.store_saving import array_for
 from vxpress.bridge.fits.stored_cells import StoredCells
@@ -33,11 +35,13 @@ from vxpress.bridge.read.covariates import Batches
 
 
 @entry
+@takes_mudata()
 def counterfactual(
-    adata: AnnData,
+    adata: AnnData | MuData,
     key_covariate: str,
     value: Hashable,
     *,
+    modality: str | None = None,
     model: Model = None,
     key: str = DEFAULT_KEY,
     genes: str | Sequence[str] | np.ndarray | None = None,
@@ -50,7 +54,7 @@ def counterfactual(
     key_added: str | None = None,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Decode every cell under another value of a covariate, with its latent state and size factor unchanged.
 
     .. math::
@@ -86,6 +90,8 @@ def counterfactual(
     value
         Category, or number in the units of the column, under which all cells are decoded. A category that is a number
         in ``obs`` may be given as a number.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``; its fit has to be one of this modality alone.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     key

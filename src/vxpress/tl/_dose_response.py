@@ -12,6 +12,7 @@ from scanpy import logging as logg
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
+from vxpress._mudata import MuData
 from vxpress._names import find_name
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
@@ -24,15 +25,18 @@ from vxpress.bridge.ask.perturbation.cells import PerturbedCells
 from vxpress.bridge.ask.perturbation.populations import Populations
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.fit import Fit
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.perturbations import PerturbationTable
 
 
 @entry
+@takes_mudata()
 def dose_response(
-    adata: AnnData,
+    adata: AnnData | MuData,
     perturbation: Hashable,
     *,
+    modality: str | None = None,
     genes: str | Sequence[str] | np.ndarray,
     doses: Sequence[float] | None = None,
     n_doses: int = 25,
@@ -63,6 +67,8 @@ def dose_response(
         perturbation alone, whose changes are measured. It is not changed.
     perturbation
         Name of a single perturbation of the fit.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``; its fit has to be one of this modality alone.
     genes
         Names of the modelled genes to return, or a boolean array over ``adata.var``.
     doses

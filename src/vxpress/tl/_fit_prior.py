@@ -10,9 +10,11 @@ from scanpy import logging as logg
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress.bridge.fits.find_fit import Model
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import announce_replaced, check_free, own
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.health.learn_prior import PriorName, check_prior, learn_prior
@@ -22,11 +24,13 @@ from vxpress.bridge.read.prepare import resolve_device
 
 
 @entry
+@takes_mudata("cells")
 def fit_prior(
-    adata: AnnData,
+    adata: AnnData | MuData,
     prior: PriorName = "flow",
     model: Model = None,
     *,
+    modality: str | None = None,
     condition_key: str | None = None,
     n_components: int | None = None,
     max_steps: int | None = None,
@@ -36,7 +40,7 @@ def fit_prior(
     device: str | torch.device = "auto",
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Learn the prior of a fitted model from its cells: p(z), or p(z | condition).
 
     A variational autoencoder is trained as if the latent states of cells were distributed as :math:`N(0, I)`. They are
@@ -63,6 +67,9 @@ def fit_prior(
         :math:`N(0, I)`.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
+    modality
+        If ``adata`` is a MuData, the modality to use with a fit of one modality; results are written into it. With a joint
+        fit, all modalities are used, and results are written into the MuData.
     condition_key
         Column of ``obs`` with labels. One prior is learned for each label, :math:`p(z \mid c)`. The labels need not be
         known to the fit. Cells without a label, with a missing value or the ``unlabeled_category`` of the fit, get a

@@ -13,6 +13,7 @@ from scanpy import logging as logg
 from vxpress._checks import check_choice, check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress.bridge.ask.arguments import genes_of_fit, total_from
@@ -27,17 +28,20 @@ from vxpress.bridge.ask.interpolation import (
     with_other_blocks,
 )
 from vxpress.bridge.fits.find_fit import Model
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.covariates import Batches
 
 
 @entry
+@takes_mudata()
 def interpolate(
-    adata: AnnData,
+    adata: AnnData | MuData,
     source: Endpoint,
     target: Endpoint,
     *,
+    modality: str | None = None,
     groupby: str | None = None,
     n_steps: int = 21,
     method: Method = "linear",
@@ -79,6 +83,8 @@ def interpolate(
     source, target
         Start and end of the path: a group of ``obs[groupby]``; without ``groupby`` the name of a cell, names of cells,
         or a boolean array over cells. A category that is a number in ``obs`` may be given as a number.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``; its fit has to be one of this modality alone.
     groupby
         Column of ``obs`` with the groups that ``source`` and ``target`` name.
     n_steps

@@ -22,13 +22,13 @@ from vxpress.bridge.read.adata import check_adata
 
 
 @entry
-@takes_mudata()
+@takes_mudata("cells")
 def outliers(
     adata: AnnData | MuData,
     model: Model = None,
     *,
     modality: str | None = None,
-    calibration: AnnData | str | np.ndarray | None = None,
+    calibration: AnnData | MuData | str | np.ndarray | None = None,
     key: str = DEFAULT_KEY,
     layer: str | Unset | None = UNSET,
     alpha: float = 0.1,
@@ -57,7 +57,9 @@ def outliers(
         Where the fit and its training cells are: the AnnData that was fitted, its ``.h5ad`` or zarr file, or ``None``
         for ``adata`` itself. A ``.safetensors`` file holds no cells and is not enough.
     modality
-        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
+        If ``adata`` is a MuData, the modality to use with a fit of one modality; results are written into it. With a joint
+        fit, cells that have RNA are tested: the latent space is that of all modalities, the surprise that of RNA. Results are
+        written into the MuData.
     calibration
         Cells like those of the fit that were not part of the fit, neither for training nor for stopping: an AnnData
         with raw counts, a boolean column of ``adata.obs``, or a boolean array over the cells of ``adata``. At least 50;

@@ -9,19 +9,23 @@ from scanpy import logging as logg
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys, check_name
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress.bridge.ask.embedding_similarity import similarity_record
 from vxpress.bridge.fits.find_fit import find_fit
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, has_params, own
 from vxpress.bridge.fits.stored_cells import StoredCells
 from vxpress.bridge.read.adata import check_adata
 
 
 @entry
+@takes_mudata()
 def perturbation_similarity(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
+    modality: str | None = None,
     level: float = 0.95,
     n_resamples: int = 100,
     key: str = DEFAULT_KEY,
@@ -29,7 +33,7 @@ def perturbation_similarity(
     rng: int | np.random.Generator | None = 0,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     """Compare the embeddings of all single perturbations of a fit by their cosine, and say how reliable they are.
 
     The embedding of a perturbation is its shift in the latent space at the highest dose (:func:`fit_vae` with
@@ -40,6 +44,8 @@ def perturbation_similarity(
     ----------
     adata
         Cells with a stored posterior and the perturbations in ``obs``, those of the fit.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``; its fit has to be one of this modality alone.
     level
         Level of the intervals of each pair.
     n_resamples

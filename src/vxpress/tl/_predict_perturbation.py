@@ -12,6 +12,7 @@ from scanpy import logging as logg
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
@@ -24,14 +25,17 @@ from vxpress.bridge.ask.perturbation.refit import Refitter
 from vxpress.bridge.ask.perturbation.result import as_anndata, predict, warn
 from vxpress.bridge.ask.records import params_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.read.adata import check_adata
 
 
 @entry
+@takes_mudata()
 def predict_perturbation(
-    adata: AnnData,
+    adata: AnnData | MuData,
     perturbation_key: str,
     *,
+    modality: str | None = None,
     control: Hashable,
     target: Hashable,
     groupby: str | None = None,
@@ -99,6 +103,8 @@ def predict_perturbation(
         groups to predict, and treated cells to learn from. It is not changed.
     perturbation_key
         Column of ``obs`` with the perturbation of each cell.
+    modality
+        If ``adata`` is a MuData, the modality to use, for example ``"rna"``; its fit has to be one of this modality alone.
     control, target
         Perturbation of the source cells, and perturbation to predict. Numbers may be given as numbers.
     groupby

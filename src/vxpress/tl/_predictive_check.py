@@ -9,28 +9,32 @@ from scanpy import logging as logg
 from vxpress._checks import check_range
 from vxpress._entry import entry
 from vxpress._keys import DEFAULT_KEY, Keys
+from vxpress._mudata import MuData
 from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.ask.predictive_check import check_counts
 from vxpress.bridge.ask.records import check_own, params_of
 from vxpress.bridge.fits.find_fit import Model, find_fit
+from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, own
 from vxpress.bridge.read.adata import check_adata
 
 
 @entry
+@takes_mudata("cells")
 def predictive_check(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: Model = None,
     *,
+    modality: str | None = None,
     key: str = DEFAULT_KEY,
     layer: str | Unset | None = UNSET,
     n_draws: int = 25,
     rng: int | np.random.Generator | None = 0,
     progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | MuData | None:
     r"""Compare counts with their posterior predictive distribution: means, variances, zeros and interval coverage.
 
     For each gene over cells and for each cell over genes, the observed mean, variance and share of zeros are written
@@ -50,6 +54,9 @@ def predictive_check(
         posterior is not needed. A fit with a dispersion per label also needs the labels.
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
+    modality
+        If ``adata`` is a MuData, the modality to use with a fit of one modality; results are written into it. With a joint
+        fit, all modalities are used, and results are written into the MuData.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     layer

@@ -28,12 +28,13 @@ from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.query import decoding_covariates
 from vxpress.bridge.fits.results import Results, own
-from vxpress.bridge.fits.stored_cells import StoredCells, stored_library
+from vxpress.bridge.fits.stored_cells import StoredCells, library_of
 from vxpress.bridge.read.adata import check_adata
+from vxpress.bridge.read.joint import has_shown
 
 
 @entry
-@takes_mudata()
+@takes_mudata("features")
 def sample(
     adata: AnnData | MuData,
     model: Model = None,
@@ -66,7 +67,8 @@ def sample(
     model
         Where the fit is: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``None`` for ``adata`` itself.
     modality
-        If ``adata`` is a MuData, the modality to use, for example ``"rna"``. Results are written into it.
+        If ``adata`` is a MuData, the modality to draw counts of, for example ``"protein"``; results are written into it. With
+        a joint fit RNA is drawn by default. Cells that lack the modality are left out.
     key
         Name of the fit: the ``key_added`` of the call that made it.
     n_samples
@@ -151,7 +153,7 @@ def sample(
     covariates = decoding_covariates(adata, fit)
     if transform_batch is not None:
         covariates, transform_batch = one_batch(fit, covariates, transform_batch)
-    library_n = stored_library(adata, keys)
+    library_n = library_of(adata, cells)
     start = logg.info("drawing counts")
     seed = int(seed_of(rng).integers(2**62))
     with progress_bar("sample", progress):
@@ -165,7 +167,8 @@ def sample(
     )
     if returned:
         logg.info("    finished", time=start)
-        out = draws_as_anndata(matrix, adata, names, n_samples)
+        has_n = has_shown(adata)
+        out = draws_as_anndata(matrix[np.tile(has_n, n_samples)], adata[has_n], names, n_samples)
         out.uns[layer] = {"params": record}
         return out
     position = adata.var_names.get_indexer(names)
@@ -178,7 +181,7 @@ def sample(
     adata = own(adata, copy=copy)
     results = Results(
         layers={layer: spread_over_genes(matrix, position, adata.n_vars)},
-        uns={layer: {"genes": names.to_numpy(dtype=object), "params": record}},
+        of_genes={layer: {"genes": names.to_numpy(dtype=object), "params": record}},
     )
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())

@@ -210,8 +210,8 @@ def test_calls_write_where_their_results_belong(fitted: mudata.MuData) -> None:
     new = set(state(fitted)) - before
     assert {"uns:neighbors", "uns:vae_log_likelihood", "obs:vae_elbo", "rna:layers:vae_normalized"} <= new
     assert {name for name in new if name.startswith("protein:")} == set()
-    with pytest.raises(ValueError, match="sample works on fits of one"):
-        vx.tl.sample(fitted)
+    with pytest.raises(ValueError, match="generate works on fits of one"):
+        vx.tl.generate(fitted)
 
 
 def test_a_copy_and_a_view(mdata: mudata.MuData) -> None:

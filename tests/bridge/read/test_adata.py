@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,29 @@ def test_a_call_without_an_anndata(call: Callable[[Any], Any], found: Any, messa
         call(found)
 
 
-WITHOUT_MODALITY = {
-    "history": vx.pl.history,
-    "volcano": vx.pl.volcano,
-    "compare": vx.tl.compare,
-}
+WITHOUT_FIT = {"history": vx.pl.history, "volcano": vx.pl.volcano, "compare": vx.tl.compare}
 
 
-@pytest.mark.parametrize("call", WITHOUT_MODALITY.values(), ids=WITHOUT_MODALITY)
+@pytest.mark.parametrize("call", WITHOUT_FIT.values(), ids=WITHOUT_FIT)
 @pytest.mark.filterwarnings("ignore")
-def test_several_modalities(call: Callable[[Any], Any]) -> None:
+def test_a_mudata_without_a_fit(call: Callable[[Any], Any]) -> None:
     cells = mudata.MuData({"rna": ad.AnnData(np.ones((3, 2), dtype=np.float32))})
-    with pytest.raises(TypeError, match=r"found MuData\. Pass one modality, for example mdata\.mod\['rna'\]"):
+    with pytest.raises(ValueError, match=r"Name the modality of the MuData to use: modality='rna'"):
         call(cells)
+
+
+def test_every_function_of_the_cells_of_an_anndata_takes_a_mudata() -> None:
+    functions = {
+        f"{module.__name__}.{name}": getattr(module, name)
+        for module in (vx.pp, vx.tl, vx.pl)
+        for name in module.__all__
+    }
+    of_cells = {
+        name: found
+        for name, found in functions.items()
+        if inspect.isfunction(found) and "adata" in inspect.signature(found).parameters
+    }
+    assert len(of_cells) > 25
+    # what tl.interpolate returned is an AnnData
+    without = [name for name, found in of_cells.items() if "modality" not in inspect.signature(found).parameters]
+    assert without == ["vxpress.pl.trajectory"]

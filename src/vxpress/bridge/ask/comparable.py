@@ -24,6 +24,19 @@ def check_settings(candidates: Sequence[Candidate], layer: str | Unset | None) -
     for other in others:
         pair = f"{first.name!r} and {other.name!r}"
         a, b = first.fit.params, other.fit.params
+        measured = [list(each.fit.params.modalities) or ["rna"] for each in (first, other)]
+        same = first.fit.features.keys() == other.fit.features.keys() and all(
+            set(found) == set(other.fit.features[name]) for name, found in first.fit.features.items()
+        )
+        kinds = [
+            {part.name: LIKELIHOODS[part.likelihood].observes for part in params.model.modalities} for params in (a, b)
+        ]
+        if not same or kinds[0] != kinds[1]:
+            msg = (
+                f"{pair} model different modalities, features of them, or kinds of data ({measured[0]} and {measured[1]}), so their "
+                "likelihoods refer to different data. Compare fits of the same modalities."
+            )
+            raise ValueError(msg)
         distributions = a.model.likelihood, b.model.likelihood
         spaces = tuple(LIKELIHOODS[distribution].observes for distribution in distributions)
         if spaces[0] != spaces[1]:

@@ -14,13 +14,14 @@ from anndata import AnnData
 from anndata.io import read_elem
 
 from vxpress._keys import Keys
+from vxpress._mudata import MuData, is_mudata
 from vxpress.bridge.fits.find_fit import find_fit
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.open_files import SUFFIX, fits_of_file, read_store
 from vxpress.bridge.fits.results import is_fit
 from vxpress.bridge.fits.stored_cells import stored_split
 
-Place: TypeAlias = AnnData | str | Path
+Place: TypeAlias = AnnData | MuData | str | Path
 Entry: TypeAlias = Place | tuple[Place, str]
 Models: TypeAlias = Sequence[Entry] | Mapping[str, Entry] | None
 
@@ -72,14 +73,14 @@ def find_candidates(adata: AnnData, models: Models) -> list[Candidate]:
 
 def _candidate(adata: AnnData, name: object, entry: object) -> Candidate:
     place, key = _resolve(adata, entry)
-    if isinstance(place, AnnData):
+    if not isinstance(place, Path):
         fit, default = find_fit(adata, None if place is adata else place, key), key
     else:
         fit, default = find_fit(adata, place, key), f"{place.stem} {key}" if isinstance(entry, tuple) else place.stem
     return Candidate(default if name is None else str(name), fit, *_seen(adata, place, fit, Keys.of(key)))
 
 
-def _resolve(adata: AnnData, entry: object) -> tuple[AnnData | Path, str]:
+def _resolve(adata: AnnData, entry: object) -> tuple[AnnData | MuData | Path, str]:
     """Return the place of a fit and its name."""
     key = None
     if isinstance(entry, tuple):
@@ -100,10 +101,10 @@ def _resolve(adata: AnnData, entry: object) -> tuple[AnnData | Path, str]:
             msg = f"{str(entry)!r} is neither a fit in adata.uns (fits found: {known or 'none'}) nor an existing file."
             raise KeyError(msg)
         return path, _only(fits_of_file(path), str(path)) if key is None else key
-    if isinstance(entry, AnnData):
+    if isinstance(entry, AnnData) or is_mudata(entry):
         fits = [str(name) for name, stored in entry.uns.items() if is_fit(stored)]
         return entry, _only(fits, "An AnnData of models=") if key is None else key
-    msg = f"models= takes names of fits in adata, AnnDatas, files, and pairs (AnnData or file, name of the fit); found {type(entry).__name__}."
+    msg = f"models= takes names of fits in adata, AnnDatas, MuDatas, files, and pairs (AnnData or file, name of the fit); found {type(entry).__name__}."
     raise TypeError(msg)
 
 
@@ -118,7 +119,7 @@ def _only(fits: list[str], where: str) -> str:
     raise ValueError(msg) if fits else KeyError(msg)
 
 
-def _seen(adata: AnnData, place: AnnData | Path, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
+def _seen(adata: AnnData, place: AnnData | MuData | Path, fit: Fit, keys: Keys) -> tuple[np.ndarray, np.ndarray]:
     """Return which cells of ``adata`` the fit was trained on and which it was not, each boolean (n,); False if unknown."""
     nothing = np.zeros(adata.n_obs, dtype=bool)
     if not isinstance(place, Path) and place is adata:
@@ -156,7 +157,7 @@ def _renamed(names: pd.Index, known: pd.Index) -> bool:
     return bool(alike.mean() > RENAMED)
 
 
-def _split_of(place: AnnData | Path, keys: Keys) -> pd.Series | None:
+def _split_of(place: AnnData | MuData | Path, keys: Keys) -> pd.Series | None:
     """Read the split (train, validation or query) by name of the cell; None if the place does not hold it."""
     if not isinstance(place, Path):
         split_n = stored_split(place, keys)

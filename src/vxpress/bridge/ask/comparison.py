@@ -11,6 +11,7 @@ from vxpress._unset import Unset
 from vxpress.bridge.ask.comparable import check_enough, check_library
 from vxpress.bridge.ask.compared_fits import Candidate, groups
 from vxpress.bridge.fits.query import read_scored
+from vxpress.bridge.read.joint import cells_at
 from vxpress.core.data import Source, have_counts
 from vxpress.core.inference.comparison import LEVEL, Scores, difference, ranking, verdict
 from vxpress.core.inference.importance import Bound, log_likelihoods
@@ -45,7 +46,7 @@ def read_cells(
     adata: AnnData, candidates: list[Candidate], rows: np.ndarray, layer: str | Unset | None
 ) -> list[ScoredCells]:
     """Read the cells as each fit needs them; also return which of them have counts."""
-    part = adata[rows]
+    part = cells_at(adata, rows)
     scored: list[ScoredCells] = []
     for candidate in candidates:
         cells = read_scored(part, candidate.fit, layer)

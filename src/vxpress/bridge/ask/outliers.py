@@ -18,6 +18,7 @@ from vxpress.bridge.fits.query import needs_labels, read_query
 from vxpress.bridge.fits.training_cells import fitted_cells
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.columns import as_mask, find_column
+from vxpress.bridge.read.joint import cells_at
 from vxpress.core.data import have_counts
 from vxpress.core.inference.anomaly import MAX_REFERENCE, PARTS, Evidence, evidence, neighbor_distance
 from vxpress.core.inference.conformal import DepthAndBatch, Score, cross_fitted, p_values, strata
@@ -113,7 +114,7 @@ class _Read:
     def of(
         cls, adata: AnnData, fit: Fit, layer: str | Unset | None, rows: np.ndarray, training_md: np.ndarray
     ) -> _Read:
-        part = adata if len(rows) == adata.n_obs else adata[rows]
+        part = adata if len(rows) == adata.n_obs else cells_at(adata, rows)
         query = read_query(part, fit, layer, labels=needs_labels(fit), incomplete=True)
         if query.missing is not None:
             msg = (

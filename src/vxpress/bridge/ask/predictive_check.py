@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from vxpress._unset import Unset
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.query import read_scored
+from vxpress.bridge.read.joint import cells_at, has_shown
 from vxpress.core.inference.predictive_check import LEVELS, Summary, predictive_check
 from vxpress.core.likelihoods import LIKELIHOODS
 
 
 def check_counts(adata: AnnData, fit: Fit, layer: str | Unset | None, *, n_draws: int, seed: int) -> dict[str, Any]:
     """Return the tables of genes, cells and coverage, the histogram of the transform, and the number of expressed entries."""
+    has_n = has_shown(adata)
+    adata = adata if has_n.all() else cells_at(adata, np.flatnonzero(has_n))
     found = predictive_check(fit.model, read_scored(adata, fit, layer), n_draws=n_draws, seed=seed)
     return {
         "genes": _frame(found.genes, pd.Index(fit.genes[fit.modelled_g], dtype=object)),

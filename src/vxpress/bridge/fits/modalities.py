@@ -12,7 +12,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast
 import numpy as np
 from anndata import AnnData
 
-from vxpress._keys import DEFAULT_KEY, LIBRARY_SIZE, Keys
+from vxpress._keys import LIBRARY_SIZE, Keys
 from vxpress._mudata import MuData, is_mudata
 from vxpress.bridge.fits.find_fit import Model, find_fit
 from vxpress.bridge.fits.results import is_fit, level_of_caller
@@ -38,7 +38,7 @@ def takes_mudata(joint: Joint | None = None) -> Callable[[Callable[P, R]], Calla
         def with_modalities(*args: P.args, **kwargs: P.kwargs) -> R:
             data: object = args[0] if args else kwargs.get("adata")
             if is_mudata(data):
-                arguments = inspect.signature(function).bind(*args, **kwargs).arguments
+                arguments = _bound(function, *args, **kwargs)
                 return cast("R", _Call.of(function, joint, data, arguments).run())
             for name in ("modality", "modalities"):
                 if joint != "imputes" and isinstance(data, AnnData) and kwargs.get(name) is not None:
@@ -49,6 +49,16 @@ def takes_mudata(joint: Joint | None = None) -> Callable[[Callable[P, R]], Calla
         return with_modalities
 
     return decorate
+
+
+def _bound(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Return arguments by name, those that a function takes as ``**kwargs`` too."""
+    signature = inspect.signature(function)
+    found = dict(signature.bind(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= found.pop(name, {})
+    return found
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,8 @@ class _Call:
                 "vx.tl.fit_vae(mdata), or name what holds the fit with model= and key=."
             )
             raise KeyError(msg)
-        if self.modality is None:
+        modality = self._only_holder() if self.modality is None else self.modality
+        if modality is None:
             example = next(iter(self.mdata.mod))
             msg = f"Name the modality of the MuData to use: modality={example!r} (found: {list(self.mdata.mod)})."
             raise ValueError(msg)
@@ -96,8 +107,17 @@ class _Call:
             raise ValueError(msg)
         self._check_no_joint_fit()
         target = self._target()
-        found = _of_one(self.function, target, self.modality, self.given)
+        found = _of_one(self.function, target, modality, self.given)
         return target if self.copy else found
+
+    def _only_holder(self) -> str | None:
+        """Return the only modality that holds what ``key`` names; None if there is none, or more than one."""
+        parameters = inspect.signature(self.function).parameters
+        if "key" not in parameters or self.given.get("model") is not None:
+            return None
+        name = Keys.of(self.given.get("key", parameters["key"].default)).uns
+        found = [modality for modality, part in self.mdata.mod.items() if name in part.uns]
+        return found[0] if len(found) == 1 else None
 
     def _check_no_joint_fit(self) -> None:
         """Raise if a fit of one modality has the name of a joint fit, whose layer it would replace."""
@@ -153,16 +173,16 @@ class _Call:
 
         None if it is not joint.
         """
-        if "key" not in inspect.signature(self.function).parameters:
-            return None
-        key, model = self.given.get("key", DEFAULT_KEY), self.given.get("model")
+        parameters = inspect.signature(self.function).parameters
+        if "key" not in parameters:
+            return None if self.joint is None or self.modality is not None else self._any_joint_fit()
+        key, model = self.given.get("key", parameters["key"].default), self.given.get("model")
         where: Any = self.mdata if model is None else model
         if hasattr(where, "uns"):
             stored = where.uns.get(Keys.of(key).uns)
             if not is_fit(stored) or "features" not in stored:
                 return None
-            params, genes = stored["params"], stored["genes"]["names"]
-            names, library = params["modalities"], params["library"]
+            names, genes, library = _described(stored)
         else:
             fit = find_fit(cast("AnnData", self.mdata), cast("Model", model), key)
             if not fit.features:
@@ -181,11 +201,19 @@ class _Call:
             raise ValueError(msg)
         return tuple(str(name) for name in names), np.asarray(genes), str(library)
 
+    def _any_joint_fit(self) -> tuple[tuple[str, ...], np.ndarray, str] | None:
+        """Return the same of the first joint fit of the MuData, for functions of several fits or of none."""
+        models = self.given.get("models")
+        entries = models.values() if isinstance(models, Mapping) else models
+        wanted = self.mdata.uns if entries is None else [name for name in entries if isinstance(name, str)]
+        found: list[Any] = [self.mdata.uns.get(name) for name in wanted]
+        return next((_described(stored) for stored in found if is_fit(stored) and "features" in stored), None)
+
     def _use(self, names: tuple[str, ...], genes: np.ndarray, library: str) -> Any:
         """Call the function for the cells of a joint fit."""
         name = self.function.__name__
         if self.joint is None:
-            msg = f"The fit is one of several modalities ({list(names)}), and {name} works on fits of one. Fit one: vx.tl.fit_vae(mdata, modality={names[0]!r})."
+            msg = f"The fit is one of several modalities ({list(names)}), and {name} works on fits of one. Fit one: vx.tl.fit_vae(mdata, modality={names[0]!r}, key_added='alone')."
             raise ValueError(msg)
         given, shown = self.given, names[0] if self.modality is None else self.modality
         if self.joint == "imputes":
@@ -195,8 +223,22 @@ class _Call:
             msg = f"modality={shown!r} was given; for this fit of {list(names)}, {name} takes one of {known}."
             raise ValueError(msg)
         target = self._target()
-        found = self.function(as_anndata(target, names, shown, genes, library), **given)
+        cells = as_anndata(target, names, shown, genes, library)
+        other = given.get("calibration")
+        if is_mudata(other):
+            same = other is self.mdata
+            given = given | {"calibration": cells if same else as_anndata(other, names, shown, genes, library)}
+        found = self.function(cells, **given)
+        # those that a figure chose
+        colours = {entry: value for entry, value in cells.uns.items() if entry.endswith("_colors")}
+        target.uns.update({entry: value for entry, value in colours.items() if entry not in target.uns})
         return target if self.copy else found
+
+
+def _described(stored: Mapping[str, Any]) -> tuple[tuple[str, ...], np.ndarray, str]:
+    """Return the modalities of a stored joint fit, the genes of its RNA and their size factor."""
+    params = stored["params"]
+    return tuple(map(str, params["modalities"])), np.asarray(stored["genes"]["names"]), str(params["library"])
 
 
 def own_mudata(mdata: MuData, *, copy: bool) -> MuData:

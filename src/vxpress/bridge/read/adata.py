@@ -17,10 +17,7 @@ def check_anndata(adata: object) -> None:
         return
     kind, hint = type(adata).__name__, ""
     if kind == "MuData":
-        hint = (
-            " Pass one modality, for example mdata.mod['rna']. For a fit of several modalities, whose results are in the MuData, pass "
-            "AnnData(obs=mdata.obs, obsm=dict(mdata.obsm), uns=mdata.uns) to draw its cells."
-        )
+        hint = " Pass one modality, for example mdata.mod['rna']."
     elif isinstance(adata, (str, os.PathLike)):
         hint = " Read a file with anndata.read_h5ad(path), or with vx.load_model(path) if it holds only weights (.safetensors)."
     msg = f"An AnnData is expected as first argument; found {kind}.{hint}"

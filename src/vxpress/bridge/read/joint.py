@@ -83,6 +83,21 @@ def joint_of(adata: AnnData) -> Joint | None:
     return getattr(adata, _JOINT, None)
 
 
+def cells_at(adata: AnnData, rows: np.ndarray) -> AnnData:
+    """Return some cells; those of a MuData still have all of its modalities."""
+    joint, part = joint_of(adata), adata[rows]
+    if joint is not None:
+        part = part.copy()
+        setattr(part, _JOINT, Joint(joint.mdata[rows], joint.names, joint.shown))
+    return part
+
+
+def has_shown(adata: AnnData) -> np.ndarray:
+    """Return which cells have the modality that is shown, bool (n,); all cells of any other AnnData."""
+    joint = joint_of(adata)
+    return np.ones(adata.n_obs, dtype=bool) if joint is None else has_modality(joint, joint.shown)
+
+
 def has_modality(joint: Joint, name: str) -> np.ndarray:
     """Return which cells of the MuData are in a modality, bool (n,)."""
     found = np.zeros(joint.mdata.n_obs, dtype=bool)

@@ -92,7 +92,9 @@ class Parts:
         return sparse.vstack(found, format="csr") if sparse.issparse(found[0]) else np.concatenate(found)
 
 
-_PARTS: weakref.WeakValueDictionary[str, Parts] = weakref.WeakValueDictionary()
+# references without callbacks, which a deletion would run as Python code: an exception that is raised in it, such as that of
+# Ctrl-C, would be lost. Entries of deleted objects are removed with the next entry.
+_PARTS: dict[str, weakref.ref[Parts]] = {}
 _STORES: dict[int, tuple[weakref.ref[AnnData], Store]] = {}
 
 
@@ -102,7 +104,8 @@ def store_of(matrix: Any) -> Parts | None:
     A ``CSRDataset``, a ``CSCDataset`` and arrays of h5py and zarr are their own only part and are not looked up here.
     """
     name = getattr(matrix, "name", None)
-    return _PARTS.get(name) if isinstance(name, str) and hasattr(matrix, "dask") else None
+    found = _PARTS.get(name) if isinstance(name, str) and hasattr(matrix, "dask") else None
+    return None if found is None else found()
 
 
 def opened_from(adata: AnnData) -> Store | None:
@@ -118,8 +121,18 @@ def opened_from(adata: AnnData) -> Store | None:
 
 def remember(adata: AnnData, store: Store) -> None:
     """Record that ``adata`` holds the cells and genes of ``store``."""
-    key = id(adata)
-    _STORES[key] = (weakref.ref(adata, lambda _: _STORES.pop(key, None)), store)
+    for key, (found, _) in list(_STORES.items()):
+        if found() is None:
+            _STORES.pop(key, None)
+    _STORES[id(adata)] = (weakref.ref(adata), store)
+
+
+def register(name: str, parts: Parts) -> None:
+    """Record the parts behind a dask array, by the name of the array."""
+    for key, found in list(_PARTS.items()):
+        if found() is None:
+            _PARTS.pop(key, None)
+    _PARTS[name] = weakref.ref(parts)
 
 
 def on_disk(matrix: Any) -> bool:
@@ -220,7 +233,7 @@ def as_dask(parts: Parts) -> Any:
         meta=_meta(first) if wide else np.empty(0, dtype=first.dtype),
         name=f"vxpress-{secrets.token_hex(8)}",
     )
-    _PARTS[array.name] = parts
+    register(array.name, parts)
     return array
 
 

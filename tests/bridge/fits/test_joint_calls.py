@@ -72,9 +72,10 @@ def test_figures_are_those_of_the_cells_as_an_anndata(cells: mudata.MuData) -> N
 
 
 def test_cells_are_coloured_by_the_features_of_a_modality_and_by_columns(cells: mudata.MuData) -> None:
-    first, second = vx.pl.latent(
+    axes: Any = vx.pl.latent(
         cells, color=["p1", "group"], modality="protein", dimensions=(0, 1), sort_order=False, show=False
     )
+    first, second = axes
     points = first.collections[0]
     np.testing.assert_allclose(np.asarray(points.get_offsets()), cells.obsm["X_vae"][:, :2], rtol=1e-6)
     protein = cells.mod["protein"]
@@ -126,7 +127,7 @@ def test_draws_are_of_a_modality_and_of_its_cells(cells: mudata.MuData) -> None:
     np.testing.assert_array_equal(drawn, np.round(drawn))
     np.testing.assert_allclose(drawn.mean(), protein.X.mean(), rtol=0.3)
     np.testing.assert_allclose(rna.layers["vae_sample"].sum(1).mean(), rna.X.sum(1).mean(), rtol=0.1)
-    returned = vx.tl.sample(cells, modality="protein", genes=["p2", "p0"], n_samples=2)
+    returned: Any = vx.tl.sample(cells, modality="protein", genes=["p2", "p0"], n_samples=2)
     first = returned[returned.obs["draw"] == 0]
     assert set(first.obs["source"]) == set(protein.obs_names)
     expected = pd.DataFrame(drawn, index=protein.obs_names, columns=protein.var_names)
@@ -156,7 +157,8 @@ def test_labels_and_priors_are_written_to_the_mudata(cells: mudata.MuData) -> No
 def test_the_only_modality_with_a_fit_needs_no_name(raw: mudata.MuData) -> None:
     cells = raw.copy()
     vx.tl.fit_vae(cells, modality="rna", **{k: v for k, v in FIT.items() if k != "modalities"})
-    assert len(vx.pl.kl(cells, show=False).patches) == 3
+    ax: Any = vx.pl.kl(cells, show=False)
+    assert len(ax.patches) == 3
     vx.tl.sample(cells)
     assert "vae_sample" in cells.mod["rna"].layers
     vx.tl.fit_vae(cells, modality="protein", **{k: v for k, v in FIT.items() if k != "modalities"})

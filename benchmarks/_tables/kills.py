@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from _tables.registry import Row, number, results, table
 
+# kills that the aim asks for
+LEAST = 100
+
+
+def summary() -> tuple[str, str, str]:
+    """Return the line of the first page: question, result and verdict."""
+    found = results("kills")["kills"]
+    phases = found["phases"].values()
+    n_kills, n_damaged = (sum(counts.get(name, 0) for counts in phases) for name in ("kills", "damaged"))
+    met = n_kills >= LEAST and n_damaged == 0 and found["same"] == found["fits"]
+    return (
+        "Kills at random moments of training and writing",
+        f"{n_kills} kills, {n_damaged} damaged files; {found['same']} of {found['fits']} fits continued to the same bits",
+        "met" if met else "**missed**",
+    )
+
 
 @table("kills", ("kills", "kills"), command="python benchmarks/kills.py")
 def kills() -> list[Row]:

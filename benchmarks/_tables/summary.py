@@ -16,6 +16,7 @@ from _tables import (
     dial,
     evaluation,
     integration,
+    kills,
     modalities,
     null_batches,
     on_disk,
@@ -193,6 +194,7 @@ def lines() -> list[tuple[str, str, str, str, str]]:
             "processes",
             "ranks-throughput",
         ),
+        (*kills.summary(), "kills", "kills"),
         ("First call ever, compilation included", f"{first:.1f} s", many([first <= 8]), "speed", "first-call"),
         (
             "Denoising with `own_counts=True`",

@@ -36,7 +36,7 @@ examples:
   vxpress fit data.h5ad -o data.h5ad --overwrite --key-added vae2 --rng 1
   vxpress fit counts.h5ad -o fitted.h5ad --checkpoint-dir checkpoints --resume
   vxpress fit atlas.zarr -o atlas.zarr --overwrite --on-disk
-  torchrun --nproc-per-node 4 -m vxpress fit counts.h5ad -o fitted.h5ad --batch-size 2048
+  torchrun --standalone --nproc-per-node 4 -m vxpress fit counts.h5ad -o fitted.h5ad --batch-size 2048
 
 The output contains the input with obsm["X_vae"], layers["vae_normalized"] and the model in uns["vae"]:
   sc.pp.neighbors(adata, use_rep="X_vae"); sc.tl.leiden(adata); sc.tl.umap(adata)

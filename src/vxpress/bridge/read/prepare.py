@@ -297,7 +297,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         if of_process >= torch.cuda.device_count() > 0:
             msg = (
                 f"LOCAL_RANK={of_process}, but this machine has {torch.cuda.device_count()} GPU(s). Start as many processes as it has "
-                "GPUs (torchrun --nproc-per-node), or pass device='cpu'."
+                "GPUs (torchrun --standalone --nproc-per-node), or pass device='cpu'."
             )
             raise ValueError(msg)
     absent = found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count())

@@ -37,7 +37,7 @@ def world_from_environment(device: torch.device | str = "cpu") -> World:
     if missing:
         msg = (
             f"WORLD_SIZE={world_size()} asks for several processes, but {', '.join(missing)} is not set. Start them with "
-            "torchrun --nproc-per-node N script.py, or run one process (unset WORLD_SIZE)."
+            "torchrun --standalone --nproc-per-node N script.py, or run one process (unset WORLD_SIZE)."
         )
         raise RuntimeError(msg)
     kind = torch.device(device).type

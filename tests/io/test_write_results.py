@@ -284,3 +284,23 @@ def test_results_of_a_backed_anndata_come_with_the_call_that_saves_them(stores, 
     assert call in said[0]
     vx.io.write_results(adata, *([tmp_path / "written.h5ad"] if mode == "r" else []))
     adata.file.close()
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr3"])
+@pytest.mark.parametrize("part", ["X", "layers"])
+def test_a_file_that_a_lazy_anndata_reads_from_is_not_replaced(
+    kind: str, part: str, stores: dict[str, Path], tmp_path: Path
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / stores[kind].name
+    (shutil.copytree if stores[kind].is_dir() else shutil.copy2)(stores[kind], path)
+    lazy = ad.experimental.read_lazy(h5py.File(path) if kind == "h5ad" else path)
+    if part == "layers":
+        lazy.X = None
+    before = vx.io.open_store(path).to_memory().X.toarray()
+    with pytest.raises(ValueError, match=rf"{path.name} is where adata.{part}.*_fitted{path.suffix}'"):
+        vx.io.write_results(lazy, path, overwrite=True)
+    np.testing.assert_array_equal(vx.io.open_store(path).to_memory().X.toarray(), before)
+    other = path.with_name(f"other{path.suffix}")
+    vx.io.write_results(lazy, other)
+    assert vx.io.open_store(other).n_obs == lazy.n_obs

@@ -38,7 +38,7 @@ def write_results(adata: AnnData, path: str | Path | None = None, *, overwrite: 
         If the folder of the path does not exist.
     ValueError
         If ``path`` is None and ``adata`` was not opened from a store, or with ``mode="r"``; if ``adata`` has other cells than the
-        store; or if the path does not end in ``.h5ad`` or ``.zarr``.
+        store; if matrices of a lazy ``adata`` are read from ``path``; or if the path does not end in ``.h5ad`` or ``.zarr``.
     OSError
         If the store cannot be written, for example because the disk is full. It is then unchanged.
 

@@ -21,6 +21,7 @@ from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.blockwise import is_dask
+from vxpress.bridge.read.complete import check_complete
 from vxpress.bridge.read.matrix import check_counts, get_matrix, matrix_name, naming_other_counts, row_blocks
 from vxpress.bridge.read.opened import on_disk
 from vxpress.pp._residuals import residual_moments
@@ -175,8 +176,10 @@ def highly_variable_genes(
     start = logg.info("selecting highly variable genes")
     if flavor == "nb":
         with progress_bar("highly_variable_genes", progress), naming_other_counts(adata):
+            matrix = get_matrix(adata, layer)
+            check_complete(matrix, matrix_name(layer))
             moments = residual_moments(
-                get_matrix(adata, layer),
+                matrix,
                 codes,
                 len(batches),
                 theta=theta,

@@ -21,6 +21,7 @@ from vxpress.bridge.fits.modalities import takes_mudata
 from vxpress.bridge.fits.results import Results, check_replaceable, own
 from vxpress.bridge.read.adata import check_adata
 from vxpress.bridge.read.blockwise import over_blocks
+from vxpress.bridge.read.complete import check_complete
 from vxpress.bridge.read.matrix import check_counts, get_matrix, matrix_name, naming_other_counts
 from vxpress.pp._shared import batch_codes
 
@@ -158,7 +159,9 @@ def _molecules(adata: AnnData, layer: str | None) -> NDArray[np.float64]:
     """Compute row sums in double precision, and check that the matrix contains counts."""
     of_block = partial(_row_sums, where=matrix_name(layer))
     with naming_other_counts(adata):
-        blocks = over_blocks(get_matrix(adata, layer), of_block, what="reading counts")
+        matrix = get_matrix(adata, layer)
+        check_complete(matrix, matrix_name(layer))
+        blocks = over_blocks(matrix, of_block, what="reading counts")
         return np.concatenate([sums for _, sums in blocks])
 
 

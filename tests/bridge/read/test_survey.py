@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
@@ -194,8 +195,14 @@ def test_chunks_that_several_threads_read(kind: str, tmp_path: Path, monkeypatch
 def test_a_zarr_store_without_a_chunk_is_an_error(kind: str, chunk: str, tmp_path: Path) -> None:
     adata = KINDS[kind](X, tmp_path)
     (tmp_path / "x.zarr/X/indices" / chunk).unlink()
-    with pytest.raises(ValueError, match=r"adata.X is damaged: its array 'indices' has 0 of 1 chunks"):
-        read_counts(adata, None, ALL)
+    lazy = ad.experimental.read_lazy(tmp_path / "x.zarr")
+    for each in (adata, lazy, lazy[:100, :30]):
+        with pytest.raises(ValueError, match=r"adata.X is damaged: its array 'indices' has 0 of 1 chunks"):
+            read_counts(each, None, ALL[: each.n_vars])
+    for function in (vx.pp.library_size, partial(vx.pp.highly_variable_genes, n_top_genes=3)):
+        for each in (adata, lazy):
+            with pytest.raises(ValueError, match=r"adata.X is damaged: its array 'indices'"):
+                function(each)
 
 
 def test_a_large_matrix_by_genes_is_refused_with_the_call_that_converts_it(

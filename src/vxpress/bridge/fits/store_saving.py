@@ -12,6 +12,8 @@ from numpy.typing import DTypeLike
 from scanpy import logging as logg
 
 from vxpress.bridge.fits.store_writing import write_store
+from vxpress.bridge.read.complete import path_of, stored_behind
+from vxpress.bridge.read.matrix import matrix_name
 from vxpress.bridge.read.opened import Store, entry_on_disk, on_disk, opened_from, size_of_store
 from vxpress.core.data.rows import rows_array
 
@@ -26,6 +28,8 @@ def save(adata: AnnData, path: Path | None, *, overwrite: bool = False) -> Path:
     Under torchrun all processes have the same results, and the first one writes them.
     """
     store = opened_from(adata)
+    if path is not None:
+        _check_not_read(adata, path, store)
     if not _is_first_process():
         return _writable(store).path if path is None else path
     if path is None:
@@ -102,6 +106,21 @@ def _check_path(path: Path, *, overwrite: bool) -> None:
     if path.exists() and path.is_dir() != (path.suffix == ".zarr"):
         msg = f"{path} exists and is {'a folder' if path.is_dir() else 'a file'}, which {path.suffix} is not. Choose another path=."
         raise FileExistsError(msg)
+
+
+def _check_not_read(adata: AnnData, path: Path, store: Store | None) -> None:
+    """Raise if matrices of ``adata`` are read from this path, except by :func:`open_anndata`, which reads the new file then."""
+    target = path.resolve()
+    if store is not None and store.path == target:
+        return
+    for name in (None, *(name for name in adata.layers if name is not None)):
+        matrix = adata.X if name is None else adata.layers[name]
+        if any(path_of(stored) == target for stored in stored_behind(matrix)):
+            msg = (
+                f"{path} is where {matrix_name(name)} is read from, so it cannot be replaced while this AnnData is used. Name another file, "
+                f"path={str(path.with_name(f'{path.stem}_fitted{path.suffix}'))!r}, or open it with vx.io.open_store(path, 'r+') to write into it."
+            )
+            raise ValueError(msg)
 
 
 def _check_free(path: Path, *, overwrite: bool) -> None:

@@ -11,6 +11,7 @@ from anndata import AnnData
 from anndata.abc import CSCDataset
 from scipy import sparse
 
+from vxpress.bridge.read.complete import check_complete
 from vxpress.core.data import without_stored_zeros
 from vxpress.core.progress import parts
 
@@ -83,8 +84,9 @@ def count_blocks(
     adata: AnnData, layer: str | None, cut: Callable[[Any], Iterable[Block]] = row_blocks
 ) -> Iterator[Block]:
     """Yield rows and counts of a matrix in the blocks of ``cut``; the values of each are checked, and reading is a stage."""
-    where = matrix_name(layer)
-    for (rows, block), progress in parts(cut(get_matrix(adata, layer)), "reading counts", adata.n_obs):
+    where, matrix = matrix_name(layer), get_matrix(adata, layer)
+    check_complete(matrix, where)
+    for (rows, block), progress in parts(cut(matrix), "reading counts", adata.n_obs):
         progress.done = rows.stop
         check_counts(block, where, adata)
         yield rows, block

@@ -47,9 +47,6 @@ class StoredRows(ABC):
     def fetch(self, start: int, stop: int) -> Any:
         """Read some rows: a CSR matrix, its three arrays, or a dense array."""
 
-    def check_complete(self) -> None:  # noqa: B027 - most files are unreadable without a part of them
-        """Raise ``ValueError`` if a part of the matrix is known to be missing."""
-
     def arrays(self, start: int, stop: int) -> Arrays:
         """Return ``indptr``, ``indices`` and ``data`` of the rows from ``start`` up to ``stop``, as they are stored."""
         with self.readable(start, stop):
@@ -81,14 +78,11 @@ class _CsrRows(StoredRows):
 
     def __init__(self, matrix: Any, where: str) -> None:
         super().__init__(matrix, where)
-        self.group = group = matrix.group
+        group = matrix.group
         self.indptr = np.asarray(group["indptr"][...], dtype=np.int64)
         with fast_codecs():
             self.indices, self.data = group["indices"], group["data"]
         self.block, self.row_bytes = layout(group, self.n_cells)
-
-    def check_complete(self) -> None:
-        _check_chunks(self.group, self.n_genes, self.where)
 
     def fetch(self, start: int, stop: int) -> Arrays:
         first, last = int(self.indptr[start]), int(self.indptr[stop])
@@ -150,10 +144,6 @@ class _Joined(StoredRows):
         self.block = max(part.block for part in parts)
         self.row_bytes = float(np.average([part.row_bytes for part in parts], weights=[part.n_cells for part in parts]))
 
-    def check_complete(self) -> None:
-        for part in self.parts:
-            part.check_complete()
-
     def fetch(self, start: int, stop: int) -> Any:
         first, last = np.searchsorted(self.ends, [start, stop - 1], side="right")
         found = []
@@ -172,13 +162,8 @@ class _AnnbatchRows(StoredRows):
         super().__init__(matrix, where)
         layouts = [layout(part.group, part.shape[0]) for part in parts]
         self.block, self.row_bytes = max(block for block, _ in layouts), max(size for _, size in layouts)
-        self.groups = [part.group for part in parts]
         with self.readable(0, self.n_cells):
             self.reader = SeveralPlaces(parts)
-
-    def check_complete(self) -> None:
-        for group in self.groups:
-            _check_chunks(group, self.n_genes, self.where)
 
     def fetch(self, start: int, stop: int) -> Any:
         return self.reader.read([(start, stop)])
@@ -245,20 +230,6 @@ def _check_columns(matrix: Any, where: str) -> None:
             "by cells (CSR): adata = adata.to_memory(); adata.X = adata.X.tocsr(); adata.write_h5ad(path)."
         )
         raise ValueError(msg)
-
-
-def _check_chunks(group: Any, n_genes: int, where: str) -> None:
-    """Raise ``ValueError`` if a CSR matrix lacks chunks, which zarr reads as zeros."""
-    for name in ("indices", "data"):
-        array = group[name]
-        n_chunks = math.prod(-(-n // chunk) for n, chunk in zip(array.shape, array.chunks or array.shape, strict=True))
-        n_stored = getattr(array, "nchunks_initialized", n_chunks)
-        if n_stored < n_chunks and n_genes > 1:
-            msg = (
-                f"{where} is damaged: its array {name!r} has {n_stored} of {n_chunks} chunks. Copy the store again, or write it again "
-                "from its source."
-            )
-            raise ValueError(msg)
 
 
 def _as_csr(found: Any, n_genes: int) -> sparse.csr_matrix:

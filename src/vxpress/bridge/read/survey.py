@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from vxpress.bridge.read.complete import check_complete
 from vxpress.bridge.read.matrix import canonical, check_counts, get_matrix, matrix_name
 from vxpress.bridge.read.stored_rows import Arrays, StoredRows, origin, stored_rows
 from vxpress.core.data import Counts
@@ -111,7 +112,7 @@ def surveyed(
     rows = stored_rows(matrix, matrix_name(layer))
     if rows is None:
         return None
-    rows.check_complete()
+    check_complete(matrix, matrix_name(layer))
     columns = np.arange(rows.n_genes) if columns is None else columns
     chosen = columns if genes is None else np.where(genes >= 0, columns[genes], -1)
     at = at if at is None else at.astype(np.int64)

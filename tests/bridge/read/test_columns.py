@@ -117,3 +117,16 @@ def test_anndata_accepts_repeated_columns() -> None:
     adata.obs = pd.concat([OBS, OBS], axis=1).set_axis(adata.obs_names)
     with pytest.raises(ValueError, match="repeated"):
         find_column(adata.obs, "batch")
+
+
+@pytest.mark.parametrize(
+    ("key", "column"),
+    [("cell_type", "rna:cell_type"), ("rna:cell_type", "cell_type"), ("rna:cell_type", "protein:cell_type")],
+)
+def test_a_column_under_the_name_that_a_mudata_gives_it_is_named(key: str, column: str) -> None:
+    obs = pd.DataFrame({"other": [1], column: ["a"], "cell_types": ["b"]})
+    with pytest.raises(KeyError, match=rf"There is '{column}': pass '{column}' if it is meant"):
+        find_column(obs, key, argument="groupby")
+    with pytest.raises(KeyError) as caught:
+        find_column(obs, "type")
+    assert "There is" not in str(caught.value)

@@ -28,6 +28,12 @@ def find_column(
     if key not in frame.columns:
         if not hint and key == LIBRARY_SIZE:
             hint = "vx.pp.library_size(adata) writes it."
+        # a MuData puts the name of the modality in front of its columns
+        namesakes = [name for name in map(str, frame.columns) if name.split(":")[-1] == key.split(":")[-1]]
+        if namesakes:
+            hint = (
+                f"There is {' and '.join(map(repr, namesakes))}: pass {namesakes[0]!r} if it is meant. {hint}".rstrip()
+            )
         msg = f"{given} is not a column of adata.{of} (found: {list(frame.columns)}). {hint}".rstrip()
         raise KeyError(msg)
     column = frame[key]

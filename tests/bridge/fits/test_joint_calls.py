@@ -164,3 +164,8 @@ def test_the_only_modality_with_a_fit_needs_no_name(raw: mudata.MuData) -> None:
     vx.tl.fit_vae(cells, modality="protein", **{k: v for k, v in FIT.items() if k != "modalities"})
     with pytest.raises(ValueError, match="Name the modality"):
         vx.pl.kl(cells, show=False)
+
+
+def test_a_missing_argument_is_named_with_its_function(raw: mudata.MuData) -> None:
+    with pytest.raises(TypeError, match=r"counterfactual\(\) missing a required argument: 'key_covariate'"):
+        vx.tl.counterfactual(raw)  # type: ignore[call-arg]

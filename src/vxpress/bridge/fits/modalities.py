@@ -54,7 +54,11 @@ def takes_mudata(joint: Joint | None = None) -> Callable[[Callable[P, R]], Calla
 def _bound(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Return arguments by name, those that a function takes as ``**kwargs`` too."""
     signature = inspect.signature(function)
-    found = dict(signature.bind(*args, **kwargs).arguments)
+    try:
+        found = dict(signature.bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        msg = f"{function.__name__}() {error}"
+        raise TypeError(msg) from error
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             found |= found.pop(name, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import warnings
 from collections.abc import Callable
@@ -213,3 +214,21 @@ def test_a_large_matrix_by_genes_is_refused_with_the_call_that_converts_it(
     monkeypatch.setattr("vxpress.bridge.read.stored_rows.CSC_BYTES", 0)
     with pytest.raises(ValueError, match=r"stored by genes \(CSC\).*tocsr"):
         read_counts(adata, None, ALL)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_zarr_store_that_was_removed_or_replaced_is_named(dense: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    adata = ad.AnnData(X if dense else sparse.csr_matrix(X))
+    adata.write_zarr(path)
+    opened = [vx.io.open_store(path), ad.experimental.read_lazy(path)]
+    shutil.rmtree(path)
+    for each in opened:
+        with pytest.raises(FileNotFoundError, match=r"'X' in .*a.zarr, which does not exist any more"):
+            read_counts(each, None, ALL)
+    adata[:20].copy().write_zarr(path)
+    for each in opened:
+        with pytest.raises(ValueError, match=rf"was {adata.n_obs} x {G} when it was opened and is 20 x {G} now"):
+            read_counts(each, None, ALL)
+        with pytest.raises(ValueError, match=rf"was {adata.n_obs} x {G} when it was opened and is 20 x {G} now"):
+            vx.pp.library_size(each)

@@ -10,7 +10,7 @@ from typing import Any
 
 from anndata.abc import CSCDataset, CSRDataset
 
-from vxpress.bridge.read.opened import store_of
+from vxpress.bridge.read.opened import open_root, store_of
 
 # how deep functions of a dask graph are looked into for what they read
 DEPTH = 6
@@ -47,13 +47,37 @@ def path_of(stored: Any) -> Path | None:
 
 
 def check_complete(matrix: Any, where: str) -> None:
-    """Raise ``ValueError`` if a stored CSR or CSC matrix lacks chunks, which zarr reads as zeros.
+    """Raise if a matrix of a zarr store was removed or replaced by one of another shape, or lacks chunks, which zarr reads as zeros.
 
     Chunks of a dense array may be absent: zarr does not store those that are all zeros.
     """
     for stored in stored_behind(matrix):
+        _check_there(stored, where)
         if isinstance(stored, (CSRDataset, CSCDataset)):
             _check_chunks(stored, where)
+
+
+def _check_there(stored: Any, where: str) -> None:
+    element = stored.group if isinstance(stored, (CSRDataset, CSCDataset)) else stored
+    path = path_of(stored)
+    # an open HDF5 file can be read even if its name is gone
+    if path is None or not type(element).__module__.startswith("zarr."):
+        return
+    try:
+        now = open_root(path)[element.path]
+        shape = tuple(now.shape if hasattr(now, "shape") else now.attrs["shape"])
+    except (KeyError, FileNotFoundError):
+        msg = (
+            f"{where} is read from {element.path!r} in {path}, which does not exist any more. Put the store back, or open the counts where "
+            "they are now: adata = vx.io.open_store(path)."
+        )
+        raise FileNotFoundError(msg) from None
+    if shape != tuple(stored.shape):
+        msg = (
+            f"{where} is read from {element.path!r} in {path}, which was {' x '.join(map(str, stored.shape))} when it was opened and is "
+            f"{' x '.join(map(str, shape))} now. Open it again: adata = vx.io.open_store(path)."
+        )
+        raise ValueError(msg)
 
 
 def _check_chunks(stored: CSRDataset | CSCDataset, where: str) -> None:

@@ -109,10 +109,10 @@ def surveyed(
     """Check counts that are not in memory; None if they are. The arguments are those of :func:`read_counts`."""
     shown = origin(adata, layer)
     matrix, at, columns = (get_matrix(adata, layer), None, None) if shown is None else shown
+    check_complete(matrix, matrix_name(layer))
     rows = stored_rows(matrix, matrix_name(layer))
     if rows is None:
         return None
-    check_complete(matrix, matrix_name(layer))
     columns = np.arange(rows.n_genes) if columns is None else columns
     chosen = columns if genes is None else np.where(genes >= 0, columns[genes], -1)
     at = at if at is None else at.astype(np.int64)

@@ -130,6 +130,21 @@ def test_a_new_panel_of_fewer_genes(fitted_panels: ad.AnnData) -> None:
         vx.tl.encode(known, fitted_panels, key_added="third")
 
 
+def test_new_cells_have_the_panel_that_their_size_factor_counts(fitted_panels: ad.AnnData) -> None:
+    adata = fitted_panels
+    new = vx.tl.generate(adata, 300)
+    table = adata.varm["gene_panels"]
+    counted = table[new.obs["panel"].astype(str)].to_numpy().T
+    library = new.obs["vae_library"].to_numpy()
+    assert set(new.obs["panel"]) == {"a", "b", "c"}
+    assert (new.X.multiply(counted).sum(1).A1 / library).mean() == pytest.approx(1.0, abs=0.03)
+    assert (new.X.sum(1).A1 / library).mean() > 1.1
+    # a model without cells is enough, as with other covariates
+    assert set(vx.tl.generate(adata[:0], 5, covariates={"panel": "b"}, library=200).obs["panel"]) == {"b"}
+    path = vx.tl.interpolate(adata, "g0", "g1", groupby="group", n_steps=3)
+    assert path.shape == (3, G)
+
+
 def test_messages(fitted_panels: ad.AnnData) -> None:
     adata = fitted_panels
     table = adata.varm["gene_panels"]

@@ -75,6 +75,7 @@ def generate(
         may be given as a number.
     covariates
         Values of covariates of the fit, by column: one value for all new cells, or an array with one value per cell.
+        Gene panels (``panel_key=``) are one of them: the size factor of a cell counts the genes of its panel.
         A category that is a number in ``obs`` may be given as a number.
     library
         Size factor, in molecules: one for all cells, or one per cell. ``"prior"`` draws it from its log-normal prior,

@@ -31,7 +31,7 @@ NO_NAME = "\N{SYMBOL FOR NULL}"
 class Columns:
     """The columns of ``obs`` that the decoder needs: categories by name, and numbers.
 
-    The conditions of ``perturbations`` are among the categories; their doses, which may be text, are neither.
+    Gene panels and the conditions of ``perturbations`` are among the categories; their doses, which may be text, are neither.
     """
 
     categories: dict[str, tuple[str, ...]]
@@ -45,6 +45,9 @@ class Columns:
         categories = dict(table.categorical)
         if labels and needs_labels(fit) and table.labels is not None:
             categories[table.labels[0]] = table.labels[1]
+        if table.panels is not None:
+            # of the decoder, because the size factor of a cell counts the genes of its panel
+            categories.setdefault(table.panels.key, table.panels.names)
         if table.perturbations is not None:
             categories[table.perturbations.key] = table.perturbations.observed
         return cls(categories, tuple(name for name, _ in table.continuous), table.perturbations)

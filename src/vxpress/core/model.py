@@ -87,13 +87,14 @@ class VAE(nn.Module):
         """Return a model that decodes the modality ``name`` from the same latent space; it shares the weights of this one.
 
         Analyses that decode stored posteriors work on it as on a model of RNA: draws, decoded values, log likelihoods at a
-        point. Posteriors are those of this model, which sees all modalities. Size factors are those of the modality.
+        point. Posteriors are those of this model, which sees all modalities. Size factors are those of the modality. Panels
+        are those of RNA, so the view has none.
         """
         if name == RNA:
             return self
         modality = self.others[name]
         view = copy.copy(self)
-        view._modules = self._modules | {"decoder": modality.decoder, "further": nn.ModuleList()}
+        view._modules = self._modules | {"decoder": modality.decoder, "further": nn.ModuleList(), "panels": None}
         view._buffers = dict[str, Tensor | None]()
         view.config, view.modalities = modality.config, (name,)
         return view

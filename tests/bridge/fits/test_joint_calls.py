@@ -169,3 +169,28 @@ def test_the_only_modality_with_a_fit_needs_no_name(raw: mudata.MuData) -> None:
 def test_a_missing_argument_is_named_with_its_function(raw: mudata.MuData) -> None:
     with pytest.raises(TypeError, match=r"counterfactual\(\) missing a required argument: 'key_covariate'"):
         vx.tl.counterfactual(raw)  # type: ignore[call-arg]
+
+
+def test_gene_panels_say_nothing_about_proteins(raw: mudata.MuData) -> None:
+    mdata = raw.copy()
+    rna = mdata.mod["rna"]
+    mdata.obs["panel"] = np.where(np.arange(mdata.n_obs) % 3 == 0, "few", "all")
+    few = (mdata.obs["panel"] == "few").reindex(rna.obs_names).to_numpy()
+    counts = rna.X.toarray()
+    counts[few, 20:] = 0
+    rna.X = counts
+    rna.varm["gene_panels"] = pd.DataFrame({"few": np.arange(30) < 20, "all": True}, index=rna.var_names)
+    vx.tl.fit_vae(mdata, "batch", panel_key="panel", **FIT | {"modalities": {"rna": "nb", "protein": "nb"}})
+    tables = []
+    for panel in (mdata.obs["panel"].to_numpy(), "all"):
+        mdata.obs["panel"] = panel
+        vx.tl.rank_genes_groups(mdata, "group", modality="protein")
+        vx.tl.sample(mdata, modality="protein")
+        vx.tl.impute(mdata, "protein", interval=0.5, n_draws=20)
+        protein = mdata.mod["protein"]
+        ranking = pd.DataFrame(protein.uns["rank_genes_groups"]["scores"])
+        tables.append((ranking, protein.layers["vae_sample"].toarray(), mdata.obsm["vae_protein"]))
+    (ranking, sample, imputed), (ranking_of_all, sample_of_all, imputed_of_all) = tables
+    pd.testing.assert_frame_equal(ranking, ranking_of_all)
+    np.testing.assert_array_equal(sample, sample_of_all)
+    assert imputed.shape == imputed_of_all.shape == (mdata.n_obs, 4)

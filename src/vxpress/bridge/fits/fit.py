@@ -90,9 +90,9 @@ class Fit:
     def of(self, name: str) -> Fit:
         """Return a fit of one modality other than RNA, which decodes it from the same latent space; it is not stored.
 
-        Averages over batches are those of the batches in which it was measured.
+        Averages over batches are those of the batches in which it was measured. Gene panels are those of RNA.
         """
-        model, covariates = self.model.of(name), self.covariates
+        model, covariates = self.model.of(name), replace(self.covariates, panels=None)
         if name in self.measured:
             n_train = tuple(map(int, self.measured[name]))
             # a query may have added batches

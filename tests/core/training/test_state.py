@@ -293,6 +293,25 @@ def test_the_state_of_another_training_is_refused(other: dict[str, Any], named: 
     assert all(torch.equal(value, before[key]) for key, value in different.model.state_dict().items())
 
 
+def test_other_gene_panels_are_refused() -> None:
+    def training(*, gene: int, first: int) -> Training:
+        cells, rows = _cells(), torch.arange(N)
+        panel_n = (rows >= first).long()
+        cells = cells.with_covariates(replace(cells.covariates, panel_n=panel_n))
+        model = build(replace(MODEL, n_panels=2, norm="layer"), 0)
+        measured_pg = torch.ones(2, MODEL.n_genes, dtype=torch.bool)
+        measured_pg[0, gene] = False
+        assert model.panels is not None
+        model.panels.set(measured_pg)
+        return Training(model, cells, rows[N_VALIDATION:], rows[:N_VALIDATION], TRAIN, seed=SEED)
+
+    state = training(gene=0, first=N // 2).state_dict()
+    with pytest.raises(ValueError, match=r"training: the table of gene panels differs\. "):
+        training(gene=1, first=N // 2).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"training: the gene panel of each cell differs\. "):
+        training(gene=0, first=N // 3).load_state_dict(state)
+
+
 def test_another_choice_of_cells_is_refused() -> None:
     training = _training("default")
     state = training.state_dict()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from vxpress.core.model import VAE
 from vxpress.core.parallel import RankError
+from vxpress.core.training.same_cells import cells_of
 
 if TYPE_CHECKING:
     from vxpress.core.training import Training
@@ -37,16 +37,13 @@ def check_same(training: Training) -> None:
     described = {
         "settings": (asdict(training.model.config), asdict(training.config), training.seed),
         "numbers of cells and genes": (len(source), source.n_genes),
-        "choice of held-out cells": (_digest(training.train_rows), _digest(training.validation_rows)),
-        "library size of each cell": _digest(source.log_library_n1),
-        "category of each cell": _digest(source.covariates.categorical_nk),
-        "continuous covariates of each cell": _digest(source.covariates.continuous_nc),
+        **dict(cells_of(training)),
         # cells that are dealt from different orders would be visited twice or never
         "order of the cells (counts in memory or on disk)": training.sampler.kind,
     }
     first, *others = training.world.gather(described)
     for rank, other in enumerate(others, 1):
-        differing = [name for name, value in first.items() if other[name] != value]
+        differing = [name for name in dict.fromkeys((*first, *other)) if first.get(name) != other.get(name)]
         if differing:
             msg = (
                 f"Process {rank} has other data than process 0: the {' and the '.join(differing)} differ. All processes have to "
@@ -63,7 +60,3 @@ def of_all(training: Training, state: dict[str, Any]) -> Any:
 def own(training: Training, state: Any) -> Any:
     """Return the part of the state that belongs to this process."""
     return state[training.world.rank] if training.world.several else state
-
-
-def _digest(values: Tensor) -> str:
-    return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from torch import Tensor
-
-from vxpress.core.config import RNA
 from vxpress.core.data import Source, gene_sums
 from vxpress.core.model import VAE
 from vxpress.core.training import ranks
 from vxpress.core.training.keeper import copied
+from vxpress.core.training.same_cells import cells_of, digest
 
 if TYPE_CHECKING:
     from vxpress.core.training import Training
@@ -37,6 +34,8 @@ DIGESTS = (
     "label of",
     "sum of",
     "size factor of",
+    "gene panel of",
+    "table of",
 )
 
 
@@ -112,36 +111,27 @@ def write(training: Training, state: dict[str, Any]) -> None:
 
 def identity(training: Training) -> dict[str, Any]:
     """Return what decides a training, except its state: settings, cells, seed and type of device."""
-    log_library_n1, covariates = training.source.log_library_n1, training.source.covariates
-    rows = {"training": training.train_rows, "validation": training.validation_rows}
+    log_library_n1 = training.source.log_library_n1
     return {
         **dict(_named(asdict(training.model.config), "model.")),
         **dict(_named(asdict(training.config), "training.")),
         "seed": training.seed,
         "number of cells": len(log_library_n1),
-        **{f"number of {name} cells": len(value) for name, value in rows.items()},
-        **{f"choice of {name} cells": _digest(value) for name, value in rows.items()},
-        "library size of each cell": _digest(log_library_n1),
-        "category of each cell": _digest(covariates.categorical_nk),
-        "continuous covariate of each cell": _digest(covariates.continuous_nc),
-        "label of each cell": "" if covariates.label_n is None else _digest(covariates.label_n),
-        "dose of each perturbation in each cell": "" if covariates.dose_np is None else _digest(covariates.dose_np),
-        "sum of the counts of each gene": _digest(training.gene_sums),
+        "number of training cells": len(training.train_rows),
+        "number of validation cells": len(training.validation_rows),
+        **dict(cells_of(training)),
+        "sum of the counts of each gene": digest(training.gene_sums),
         "order of cells": training.sampler.kind,
         "type of device": log_library_n1.device.type,
         "number of processes": training.world.size,
-        **dict(_of_further(training.source)),
+        **dict(_sums_of_further(training.source)),
     }
 
 
-def _of_further(source: Source) -> Iterator[tuple[str, str]]:
-    """Yield what identifies the modalities other than the first, and which cells have each."""
+def _sums_of_further(source: Source) -> Iterator[tuple[str, str]]:
+    """Yield a hash of the counts of each modality other than the first."""
     for name, other in source.further.items():
-        yield f"sum of the counts of each feature of {name}", _digest(gene_sums(other))
-        yield f"size factor of each cell in {name}", _digest(other.log_library_n1)
-    for name in (RNA, *source.further) if source.further else ():
-        if (observed_n := source.observed(name)) is not None:
-            yield f"choice of cells that have {name}", _digest(observed_n)
+        yield f"sum of the counts of each feature of {name}", digest(gene_sums(other))
 
 
 def check(state: object, here: Mapping[str, Any]) -> None:
@@ -192,7 +182,3 @@ def _named(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _lists(value: Any) -> Any:
     return [_lists(part) for part in value] if isinstance(value, (tuple, list)) else value
-
-
-def _digest(values: Tensor) -> str:
-    return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()

@@ -22,7 +22,7 @@ from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.fit_arguments import CheckedArguments, model_config_of, train_config_of
 from vxpress.bridge.fits.params import Params
 from vxpress.bridge.fits.processes import agreed_generators, announce
-from vxpress.bridge.fits.results import Results, announce_replaced, check_free, layers_of, own
+from vxpress.bridge.fits.results import Results, announce_replaced, check_free, own
 from vxpress.bridge.fits.runner import Fitted, Runner, finish
 from vxpress.bridge.fits.store_saving import array_for
 from vxpress.bridge.health.choice import choose_likelihood
@@ -199,11 +199,7 @@ def _results(
 ) -> Results:
     """Return all that :func:`vxpress.tl.fit_vae` writes; ``denoised`` is its argument."""
     split = pd.Categorical(prepared.split_n(), categories=["train", "validation", "query"])
-    results = Results(
-        obs={keys.split: split},
-        uns={keys.uns: fit.to_uns()},
-        stale=[("layers", name) for name in keys.bounds()],
-    )
+    results = Results(obs={keys.split: split}, uns={keys.uns: fit.to_uns()})
     add_posterior(results, fit.model, fitted.views, prepared.cells, keys, library_n=prepared.library.values_n)
     if (loadings_gd := fit.loadings()) is None:
         results.stale.append(("varm", keys.loadings))
@@ -217,10 +213,7 @@ def _results(
             f"layers[{keys.normalized!r}] would take {n_bytes / 1e9:.1f} GB and was not written; vx.tl.denoise(adata{key}) writes it."
         )
         denoised = False
-    if denoised is False:
-        results.stale.append(("layers", keys.normalized))
-        results.stale += [(layers_of(name), keys.normalized) for name in fit.params.modalities[1:]]
-    else:
+    if denoised is not False:
         for name in fit.params.modalities[1:]:
             part = fit.of(core_name(name))
             results.of_modalities[name] = {
@@ -242,6 +235,7 @@ def _results(
             target_sum=fit.params.target_sum,
             new_array=array_for(adata),
         )
+    results.drop_layers(adata, keys, (keys.normalized, *keys.bounds()))
     return results
 
 

@@ -169,7 +169,8 @@ def encode(
     add_ensemble(results, keys, found.views)
     results.drop_earlier(adata, keys)
     if not of_itself:
-        results.stale += [("layers", name) for name in (keys.normalized, *keys.bounds())] + [("obs", keys.split)]
+        results.drop_layers(adata, keys, (keys.normalized, *keys.bounds()))
+        results.stale.append(("obs", keys.split))
     results.write(adata)
     logg.info("    finished", time=start, deep=results.describe())
     return adata if copy else None

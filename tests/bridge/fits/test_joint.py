@@ -94,6 +94,28 @@ def test_a_repeated_fit_replaces_its_own_results_and_gives_the_same_bits(fitted:
     np.testing.assert_array_equal(after["obsm:X_vae"], before["obsm:X_vae"])
 
 
+def test_layers_of_an_earlier_fit_stay_in_no_modality(fitted: mudata.MuData) -> None:
+    def layers(mdata: mudata.MuData) -> list[tuple[str, str]]:
+        return [(mod, name) for mod, part in mdata.mod.items() for name in part.layers if str(name).startswith("vae_")]
+
+    for modality in NB:
+        vx.tl.denoise(fitted, modality=modality, interval=0.5)
+    before = layers(fitted)
+    assert len(before) == 6
+    # cells that are encoded by their own fit keep them
+    vx.tl.encode(fitted, fitted)
+    assert layers(fitted) == before
+    assert "vae_split" in fitted.obs
+    query = fitted.copy()
+    del query.obs["vae_split"]
+    vx.tl.encode(query, fitted)
+    assert layers(query) == []
+    vx.tl.fit_vae(fitted, "batch", modalities=NB, **FIT | {"denoised": True})
+    assert layers(fitted) == [(modality, "vae_normalized") for modality in fitted.mod]
+    vx.tl.fit_vae(fitted, "batch", modalities=NB, **FIT)
+    assert layers(fitted) == []
+
+
 @pytest.mark.parametrize(
     ("slot", "name"), [("obsm", "X_vae"), ("uns", "vae"), ("obs", "vae_split"), ("layers", "vae_normalized")]
 )

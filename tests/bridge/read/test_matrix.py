@@ -193,3 +193,13 @@ def test_a_missing_matrix_names_the_layer_that_holds_counts(layer: str | None) -
     with pytest.raises((ValueError, KeyError)) as caught:
         read_counts(adata, layer, np.ones(11, dtype=bool))
     assert "adata.layers['counts'] holds whole numbers: pass layer='counts'" in caught.value.args[0]
+
+
+def test_drawn_counts_are_not_named_as_counts() -> None:
+    adata = ad.AnnData(np.log1p(X), layers={"vae_sample": X}, uns={"vae_sample": {"params": {"key": "vae"}}})
+    with pytest.raises(ValueError, match=r"look normalised") as caught:
+        read_counts(adata, None, np.ones(11, dtype=bool))
+    assert "vae_sample" not in str(caught.value)
+    adata.layers["counts"] = X
+    with pytest.raises(ValueError, match=r"pass layer='counts'"):
+        read_counts(adata, None, np.ones(11, dtype=bool))

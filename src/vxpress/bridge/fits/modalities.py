@@ -226,6 +226,9 @@ class _Call:
             known = list(names) if self.joint == "features" else [names[0]]
             msg = f"modality={shown!r} was given; for this fit of {list(names)}, {name} takes one of {known}."
             raise ValueError(msg)
+        if given.get("model") is self.mdata:
+            # as for an AnnData that is passed twice
+            given = given | {"model": None}
         target = self._target()
         cells = as_anndata(target, names, shown, genes, library)
         other = given.get("calibration")

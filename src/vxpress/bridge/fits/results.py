@@ -55,6 +55,18 @@ class Results:
         """Mark the posteriors of an earlier fit of this name as stale, except those that are replaced."""
         self.stale += [("obsm", name) for name in earlier_posteriors(adata, keys) if name not in self.obsm]
 
+    def drop_layers(self, adata: AnnData, keys: Keys, names: Sequence[str]) -> None:
+        """Mark layers of an earlier fit of this name as stale, in all modalities of that fit and of this one, if not replaced."""
+        self.stale += [("layers", name) for name in names if name not in self.layers]
+        joint = joint_of(adata)
+        if joint is None:
+            return
+        earlier = _mapping(adata.uns.get(keys.uns), "params").get("modalities", ())
+        for modality in dict.fromkeys((*joint.names, *map(str, earlier))):
+            replaced = self.of_modalities.get(modality, {})
+            if modality != joint.shown and modality in joint.mdata.mod:
+                self.stale += [(layers_of(modality), name) for name in names if name not in replaced]
+
     def write(self, adata: AnnData) -> None:
         """Assign everything and remove stale results; if an assignment fails, the AnnData is restored.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -163,7 +163,7 @@ def _elsewhere(adata: AnnData | None) -> str:
     """Name where an AnnData holds whole numbers, and the call that uses them as counts; empty if nowhere."""
     if adata is None:
         return ""
-    layers = [name for name in adata.layers if name is not None and _seem_counts(adata.layers[name])]
+    layers = [name for name in _layers_of_user(adata) if _seem_counts(adata.layers[name])]
     if layers:
         return f" adata.layers[{layers[0]!r}] holds whole numbers: pass layer={layers[0]!r}."
     if adata.raw is not None and _seem_counts(adata.raw.X):
@@ -172,6 +172,12 @@ def _elsewhere(adata: AnnData | None) -> str:
             "adata.layers['counts'] = adata.raw[:, adata.var_names].X gives a layer with the genes of adata, for layer='counts'."
         )
     return ""
+
+
+def _layers_of_user(adata: AnnData) -> list[str]:
+    """Return the layers but those of ``vx.tl.sample``, whose whole numbers are drawn; each has a record of its name."""
+    records = {name for name, value in adata.uns.items() if isinstance(value, Mapping) and "params" in value}
+    return [name for name in adata.layers if name is not None and name not in records]
 
 
 def _seem_counts(matrix: Any) -> bool:

@@ -145,6 +145,20 @@ def test_new_cells_have_the_panel_that_their_size_factor_counts(fitted_panels: a
     assert path.shape == (3, G)
 
 
+def test_fits_that_score_other_genes_are_not_compared(fitted_panels: ad.AnnData) -> None:
+    options: dict[str, Any] = FIT | {"max_epochs": 1, "validation_fraction": 0.6}
+    adata = fitted_panels
+    vx.tl.fit_vae(adata, panel_key="panel", key_added="one", **options)
+    vx.tl.fit_vae(adata, panel_key="panel", key_added="same", **options | {"n_hidden": 8})
+    vx.tl.fit_vae(adata, key_added="without", **options)
+    adata.varm["gene_panels"] = adata.varm["gene_panels"].assign(a=True)
+    vx.tl.fit_vae(adata, panel_key="panel", key_added="other", **options)
+    vx.tl.compare(adata, ["one", "same"])
+    for name in ("without", "other"):
+        with pytest.raises(ValueError, match=r"different genes for measured.*panel_key="):
+            vx.tl.compare(adata, ["one", name])
+
+
 def test_messages(fitted_panels: ad.AnnData) -> None:
     adata = fitted_panels
     table = adata.varm["gene_panels"]

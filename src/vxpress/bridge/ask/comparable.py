@@ -9,6 +9,7 @@ from anndata import AnnData
 
 from vxpress._unset import Unset
 from vxpress.bridge.ask.compared_fits import Candidate
+from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.read.columns import as_mask, find_column
 from vxpress.core.likelihoods import LIKELIHOODS
 
@@ -53,6 +54,12 @@ def check_settings(candidates: Sequence[Candidate], layer: str | Unset | None) -
                 "vx.tl.fit_vae(adata, mask_var='highly_variable')."
             )
             raise ValueError(msg)
+        if not _same_panels(first.fit, other.fit):
+            msg = (
+                f"{pair} take different genes for measured in some cells, so their likelihoods refer to different data. Fit again with the "
+                "same panel_key= and the same varm['gene_panels']."
+            )
+            raise ValueError(msg)
         if first.fit.model.infers_library != other.fit.model.infers_library:
             msg = (
                 f"{pair} treat the library differently: library={a.library!r} and library={b.library!r}. A likelihood given the size "
@@ -62,6 +69,20 @@ def check_settings(candidates: Sequence[Candidate], layer: str | Unset | None) -
         if isinstance(layer, Unset) and a.layer != b.layer:
             msg = f"{pair} read different counts: layer={a.layer!r} and layer={b.layer!r}. Pass layer= to name the layer on which both are evaluated."
             raise ValueError(msg)
+
+
+def _same_panels(one: Fit, other: Fit) -> bool:
+    """Return whether two fits of the same genes score the same ones in cells of the panels that both know."""
+    tables = [fit.covariates.panels for fit in (one, other)]
+    if None in tables:
+        return all(table is None or bool(table.measured_pg.all()) for table in tables)
+    keys = {table.key for table in tables if table is not None}
+    measured = [
+        {name: set(fit.genes[fit.modelled_g][row]) for name, row in zip(table.names, table.measured_pg, strict=True)}
+        for fit, table in zip((one, other), tables, strict=True)
+        if table is not None
+    ]
+    return len(keys) == 1 and all(genes == measured[1].get(name, genes) for name, genes in measured[0].items())
 
 
 def check_library(first: Candidate, other: Candidate, log_library_n: np.ndarray, other_n: np.ndarray) -> None:

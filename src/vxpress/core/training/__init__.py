@@ -4,7 +4,8 @@
 for the most common model, in closed form (``closed_form.py``), and an update of all weights (``optimizer.py``). ``device.py``
 replays a step as a CUDA graph. ``schedules.py`` and ``encoder_ahead.py`` change with the steps taken; ``evaluation.py``,
 ``keeper.py``, ``outcome.py`` and ``trouble.py`` judge and record every epoch; ``state.py`` is the state of all of it, from which
-a training continues, and ``checkpoint.py`` stores it. After the last epoch, ``dispersion.py`` fits the dispersions again.
+a training continues, and ``checkpoint.py`` stores it. Several processes share it by ``ranks.py``; ``same_cells.py`` says whether cells are
+the same. After the last epoch, ``dispersion.py`` fits the dispersions again.
 """
 
 from vxpress.core.training.outcome import HISTORY, INTERRUPTED, STOPPED, Outcome

@@ -139,6 +139,10 @@ def test_new_cells_have_the_panel_that_their_size_factor_counts(fitted_panels: a
     assert set(new.obs["panel"]) == {"a", "b", "c"}
     assert (new.X.multiply(counted).sum(1).A1 / library).mean() == pytest.approx(1.0, abs=0.03)
     assert (new.X.sum(1).A1 / library).mean() > 1.1
+    # counts of the other genes do not count when these cells are encoded
+    again = ad.AnnData(new.X, obs=new.obs[["panel"]].copy(), var=new.var)
+    vx.tl.encode(again, adata)
+    np.testing.assert_allclose(again.obs["vae_library"], new.X.multiply(counted).sum(1).A1)
     # a model without cells is enough, as with other covariates
     assert set(vx.tl.generate(adata[:0], 5, covariates={"panel": "b"}, library=200).obs["panel"]) == {"b"}
     path = vx.tl.interpolate(adata, "g0", "g1", groupby="group", n_steps=3)

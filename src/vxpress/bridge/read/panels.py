@@ -100,11 +100,24 @@ class PanelTable:
     def library(self, counts: CountData, code_n: np.ndarray, present_g: np.ndarray | None = None) -> np.ndarray:
         """Return the size factor of each cell, float64 (n,): what it counts is the same genes outside the model in all cells.
 
-        For panels that the fit did not know, which may lack some of these, their molecules are estimated from those of the
+        Counts of genes that a panel did not measure, such as those of generated cells, do not count; counts on disk are taken to have
+        none. For panels that the fit did not know, which may lack some of these, their molecules are estimated from those of the
         others, or of the modelled genes if the others are few. ``present_g`` are the genes outside the model that
         ``counts`` have; by default all.
         """
-        return np.asarray(counts.inside_n + self.common_molecules(counts, code_n, present_g))
+        measured_n = counts.inside_n - self._unmeasured(counts, code_n)
+        return np.asarray(measured_n + self.common_molecules(counts, code_n, present_g))
+
+    def _unmeasured(self, counts: CountData, code_n: np.ndarray) -> np.ndarray:
+        """Return the molecules of modelled genes that the panel of each cell did not measure, float64 (n,); 0 for counts on disk."""
+        found_n, inside = np.zeros(len(code_n)), counts.inside
+        if isinstance(inside, Elsewhere):
+            return found_n
+        for p, measured_g in enumerate(self.measured_pg):
+            rows = np.flatnonzero(code_n == p)
+            if len(rows) and not measured_g.all():
+                found_n[rows] = inside[rows] @ (~measured_g).astype(np.float64)
+        return found_n
 
     def common_molecules(
         self, counts: CountData, code_n: np.ndarray, present_g: np.ndarray | None = None

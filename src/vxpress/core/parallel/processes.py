@@ -29,9 +29,9 @@ T = TypeVar("T")
 FOREVER = timedelta(days=100)
 # seconds of waiting until the reports of the others are read
 UNCONCERNED = 5.0
-# a step on a GPU never takes this long
 # characters of an error that the other processes report
-MOST = 500
+MOST_CHARACTERS = 500
+# a step on a GPU never takes this long
 STEP_ON_DEVICE = timedelta(seconds=60)
 
 
@@ -122,7 +122,7 @@ class Processes(World):
             yield
         except BaseException as error:
             self.failed = True
-            self.signs.leave(LOST if _lost else f"{type(error).__name__}: {error}"[:MOST])
+            self.signs.leave(LOST if _lost else f"{type(error).__name__}: {error}"[:MOST_CHARACTERS])
             raise
         self.failed = False
         self.signs.leave("")

@@ -17,7 +17,8 @@ from vxpress._progress import progress_bar
 from vxpress._seeds import seed_of
 from vxpress._unset import UNSET, Unset
 from vxpress.bridge.ask.composition import LIBRARY, RelativeTo, requested_relative_to
-from vxpress.bridge.ask.differential import CellSets, Groups, Question, ask
+from vxpress.bridge.ask.differential import Question, ask
+from vxpress.bridge.ask.groups import CellSets, Groups
 from vxpress.bridge.ask.ranking import layout
 from vxpress.bridge.fits.find_fit import Model
 from vxpress.bridge.fits.modalities import takes_mudata

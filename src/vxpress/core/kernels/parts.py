@@ -1,0 +1,82 @@
+"""Parts of a compiled call that several threads share: each takes the next part until none is left.
+
+All threads run the same compiled function. It goes through rounds of parts; a thread that finds no part left waits until
+the others have finished theirs. So a thread that is late, because another program uses its processor, finds less to do
+instead of holding up the others. The numbers that the threads share are counted in an array, the *board*.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from vxpress.core.kernels.team import INNER
+
+_I64 = ir.IntType(64)
+# numbers of different rounds are in different cache lines
+LINE = 8
+TAKEN, DONE = 0, LINE
+# added to all numbers to end a call: no part is left, and none is waited for
+OVER = 1 << 40
+# checks of a number before the thread offers its processor to others, about 20 microseconds
+SPINS = 500
+
+
+def _place(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    board = context.make_array(signature.args[0])(context, builder, args[0])
+    return builder.gep(board.data, [args[1]])
+
+
+@intrinsic
+def _add(typingctx: Any, board: Any, at: Any, value: Any) -> Any:
+    """Add to a number that other threads change too; return the number before."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", _place(context, builder, signature, args), args[2], "seq_cst")
+
+    return types.int64(board, types.int64, types.int64), generate
+
+
+@intrinsic
+def _read(typingctx: Any, board: Any, at: Any) -> Any:
+    """Read a number that other threads change, and all that they wrote before they changed it."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(_place(context, builder, signature, args), "seq_cst", 8)
+
+    return types.int64(board, types.int64), generate
+
+
+_yield = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sched_yield", types.int32())
+
+
+@njit(**INNER)
+def take(board, round_):
+    """Return the next part of a round, from 0; there may be fewer parts."""
+    return _add(board, 2 * LINE * round_ + TAKEN, 1)
+
+
+@njit(**INNER)
+def finish(board, round_):
+    """Report that a part is done."""
+    _add(board, 2 * LINE * round_ + DONE, 1)
+
+
+@njit(**INNER)
+def meet(board, round_, n):
+    """Wait until all parts of a round are done."""
+    spins = 0
+    while _read(board, 2 * LINE * round_ + DONE) < n:
+        spins += 1
+        if spins > SPINS:
+            _yield()
+
+
+def board(n_rounds: int) -> np.ndarray:
+    """Return an empty board."""
+    return np.zeros(2 * LINE * n_rounds, np.int64)

@@ -1,0 +1,96 @@
+"""Threads that share the parts of a call."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import threading
+
+import numpy as np
+import pytest
+from numba import njit
+
+from vxpress.core.kernels import helpers
+from vxpress.core.kernels.parts import finish, meet, take
+
+
+@njit(nogil=True)
+def _sums(board, x, partial, total):
+    """Sum rows in one round; in the next one, take the differences of the sums from their mean."""
+    part = take(board, 0)
+    while part < len(x):
+        partial[part] = x[part].sum()
+        finish(board, 0)
+        part = take(board, 0)
+    meet(board, 0, len(x))
+    part = take(board, 1)
+    while part < len(x):
+        total[part] = partial[part] - partial.mean()
+        finish(board, 1)
+        part = take(board, 1)
+    meet(board, 1, len(x))
+
+
+@njit(nogil=True)
+def _take_one(board):
+    take(board, 0)
+
+
+@njit(nogil=True)
+def _wait(board):
+    meet(board, 0, 1)
+
+
+def _shared(n_threads: int, n: int = 50) -> np.ndarray:
+    x = np.random.default_rng(0).normal(size=(n, 400))
+    out = np.full(n, np.nan)
+    helpers.run(n_threads, _sums, 2, x, np.full(n, np.nan), out)
+    return out
+
+
+@pytest.mark.parametrize("n_threads", [2, 4, 9])
+def test_every_part_is_done_before_the_next_round(n_threads: int) -> None:
+    expected = _shared(1)
+    assert np.isfinite(expected).all()
+    for _ in range(50):
+        np.testing.assert_array_equal(_shared(n_threads), expected)
+
+
+def test_calls_of_several_threads_do_not_mix() -> None:
+    expected, found = _shared(1), []
+
+    def work() -> None:
+        found.extend(_shared(3) for _ in range(30))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 90
+    for out in found:
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_an_error_of_a_helping_thread_is_raised() -> None:
+    here = threading.current_thread()
+
+    def fail_elsewhere(board: np.ndarray) -> None:
+        if threading.current_thread() is not here:
+            _take_one(board)
+            msg = "no memory"
+            raise MemoryError(msg)
+        while not board.any():
+            pass
+        _wait(board)
+
+    with pytest.raises(MemoryError, match="no memory"):
+        helpers.run(2, fail_elsewhere, 1)
+    np.testing.assert_array_equal(_shared(2), _shared(1))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_forked_process_starts_threads_of_its_own() -> None:
+    expected = _shared(2)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        np.testing.assert_array_equal(pool.apply_async(_shared, (2,)).get(60), expected)

@@ -70,6 +70,8 @@ other.join()
 assert torch.get_default_dtype() == torch.float64
 torch.set_default_dtype(torch.float32)
 assert torch.get_num_threads() == 2
+# numba's threads, which a fit does not start, cannot be used after a fork
+vx.pp.neighbors(fitted)
 assert "spawn" in in_pool(neighbors)
 print(*(f"{name}: {np.array_equal(value, expected)}" for name, value in found.items()), sep="\\n")
 """

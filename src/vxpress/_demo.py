@@ -30,7 +30,7 @@ def demo(folder: Path) -> None:
 
     import vxpress as vx
 
-    # so few cells do not benefit from several threads, and with one thread every machine computes the same sums
+    # so few cells do not benefit from several threads
     torch.set_num_threads(1)
     start = time.perf_counter()
     if folder.exists() and not folder.is_dir():

@@ -20,6 +20,7 @@ import torch
 from vxpress._lazy import read_annotations
 from vxpress._similar import similar
 from vxpress._waiting import let_idle_threads_sleep
+from vxpress.core import threads
 from vxpress.core.forked import use_one_thread_if_forked
 from vxpress.core.isolation import SharedSetting, on_device
 from vxpress.core.settings import FitOptions
@@ -78,7 +79,8 @@ class _Settings:
         self.autocast = [kind for kind in _AUTOCAST if torch.is_autocast_enabled(kind)]
         self.numpy: Any = np.geterr()
         self.modes = ExitStack()
-        self.threads: int | None = None
+        # restored at the end too: numba's threads, which umap starts, may change it, because both share OpenMP
+        self.one_thread = threads.OneThread()
 
     def take(self) -> None:
         """Apply the settings of the package."""
@@ -89,9 +91,8 @@ class _Settings:
                 "This process was forked, so one thread is used. With multiprocessing.get_context('spawn') or joblib's default "
                 "backend, each process can use several threads."
             )
-        # numba's threads, which umap starts too, change the number for torch: both share OpenMP
-        self.threads = torch.get_num_threads()
-        if self.threads > 1:
+        self.one_thread.take()
+        if threads.number() > 1:
             let_idle_threads_sleep()
         np.seterr(**_plain(self.numpy))
         if torch.is_inference_mode_enabled():
@@ -113,8 +114,7 @@ class _Settings:
             torch.set_autocast_enabled(kind, True)  # noqa: FBT003 - torch's
         np.seterr(**self.numpy)
         torch.set_grad_enabled(self.gradients)
-        if self.threads is not None and torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)
+        self.one_thread.release()
 
 
 def _check_keywords(function: Callable[..., Any], kwargs: Mapping[str, object]) -> None:

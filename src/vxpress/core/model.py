@@ -26,6 +26,7 @@ from vxpress.core.panels import Panels
 from vxpress.core.perturbations import shifted
 from vxpress.core.priors import Prior
 from vxpress.core.thinning import thinned
+from vxpress.core.threads import same_bits
 
 
 class VAE(nn.Module):
@@ -282,6 +283,7 @@ class VAE(nn.Module):
 
     # start
 
+    @same_bits
     def start_blocks(self, source: Source, rows: Tensor, generator: torch.Generator) -> None:
         """Initialise the latent blocks from training cells."""
         for block in self.blocks.values():
@@ -294,6 +296,7 @@ class VAE(nn.Module):
         anchored = self.panels is not None and self.config.n_readout > 0
         return self.decoder.layers({name: self.get_buffer(name) for name in kept}, anchored=anchored)
 
+    @same_bits
     def start_from(self, source: Source, rows: Tensor) -> None:
         """Start the decoder from the data, typically at the mean profile.
 

@@ -248,7 +248,8 @@ def fit_vae(
         ``"auto"`` uses CUDA if it is available, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     rng
         Seed of order, initialisation, dropout and noise, or a numpy generator; ``None`` uses a new seed. The same seed
-        gives the same bits on the same machine, with the same versions and number of threads.
+        gives the same bits on the same processor with the same versions, with any number of threads
+        (``torch.set_num_threads``).
     split_rng
         Seed of the held-out cells, separate from ``rng`` so that fits with different seeds hold out the same cells.
     key_added

@@ -236,7 +236,7 @@ def _reached(number: int, state: Mapping[str, Any]) -> str:
 
 def _here() -> dict[str, Any]:
     """Return what the last digits of a fit depend on, besides its settings."""
-    return {"vxpress": version("vxpress"), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {"vxpress": version("vxpress"), "torch": torch.__version__}
 
 
 def _prepared(folder: Path) -> IO[bytes] | None:

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from vxpress.bridge.read.matrix import canonical, row_blocks
 from vxpress.core.progress import parts
+from vxpress.core.threads import same_bits
 
 R = TypeVar("R")
 # chunks of a dask array that are computed together, per processor: enough to keep all busy, few enough for a flat memory
@@ -79,6 +80,7 @@ def _over_chunks(
         yield from zip(rows, dask.compute(*tasks), strict=True)
 
 
+@same_bits
 def _on_chunk(columns: list[Any], function: Callable[..., R], *values: np.ndarray) -> R:
     """Apply the function to rows whose genes may be in several chunks."""
     block = columns[0]

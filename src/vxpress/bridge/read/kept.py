@@ -13,6 +13,7 @@ from scipy import sparse
 from vxpress.bridge.read.blockwise import CHUNKS_PER_CORE, is_dask, results_from
 from vxpress.bridge.read.opened import on_disk
 from vxpress.core.progress import parts
+from vxpress.core.threads import same_bits
 
 R = TypeVar("R")
 
@@ -122,5 +123,6 @@ class _Packing(Generic[R]):
         return self.function(block, *values), None if self.full else Packed(block)
 
 
+@same_bits
 def _on_packed(packed: Packed, function: Callable[..., R], *values: np.ndarray) -> R:
     return function(packed.block(), *values)

@@ -19,6 +19,7 @@ from vxpress.core.model import VAE
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.parallel import SINGLE, World
 from vxpress.core.progress import steps
+from vxpress.core.threads import same_bits
 
 S = TypeVar("S", bound=Source)
 CHUNK = 1024
@@ -84,6 +85,7 @@ class Encoded:
         self.mean[name][part], self.var[name][part] = mean.cpu().numpy(), variance.cpu().numpy()
 
 
+@same_bits
 @torch.no_grad()
 def encode(model: VAE, cells: Source, world: World = SINGLE) -> Encoded:
     """Compute the posterior of every cell; each process of ``world`` encodes a part, and all return the whole."""

@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from vxpress.core import threads
 from vxpress.core.blocks import Z
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.posterior import Encoded, normal_from
@@ -75,7 +76,7 @@ def likelihood_draws(
             x_ng = model.likelihood(point, some, log_library_n1[part]).sample(generator=generator).numpy()
         return sparse.csr_matrix(x_ng) if discrete else x_ng
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(threads.number()) as pool:
         n_blocks = -(-n // step)
         blocks = list(steps(pool.map(draw, range(n_blocks)), "drawing counts", n_blocks))
     return sparse.vstack(blocks, format="csr") if discrete else np.concatenate(blocks)

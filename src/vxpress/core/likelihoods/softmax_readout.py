@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vxpress.core import rule
+from vxpress.core import rule, threads
 from vxpress.core.data import Batch, Source, walk
 from vxpress.core.likelihoods.output import ToReadOut
 from vxpress.core.loop import keep_best, shuffled
@@ -118,7 +118,7 @@ class _Gradient:
     def set(self, f_nf: Tensor, where: Tensor, values: Tensor) -> None:
         """Write the gradient of a minibatch to ``.grad``; its counts are ``values`` at flat positions ``where``."""
         n, readout = len(f_nf), self.readout
-        product_ng = f_nf.to(self.dtype) @ readout.weight.to(self.dtype).t()
+        product_ng = threads.product(f_nf.to(self.dtype), readout.weight.to(self.dtype).t())
         logits = torch.add(product_ng, readout.bias, out=self.logits[:n])
         residual_ng = torch.softmax(logits, dim=-1, out=self.shares[:n])
         rows = where // residual_ng.shape[1]
@@ -126,7 +126,7 @@ class _Gradient:
         residual_ng.view(-1).index_add_(0, where, values / total_n[rows].clamp_min(1.0), alpha=-1.0)
         weight_n = total_n / total_n.sum().clamp_min(1.0)
         weighted_nf = (f_nf * weight_n[:, None]).to(self.dtype)
-        readout.weight.grad = (residual_ng.to(self.dtype).t() @ weighted_nf).float()
+        readout.weight.grad = threads.product(residual_ng.to(self.dtype).t(), weighted_nf).float()
         readout.bias.grad = weight_n @ residual_ng
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from vxpress.core.likelihoods.layers import Layers
+from vxpress.core.threads import share
 
 # entries of one block of decoded cells (2 MB), and its least number of rows
 BLOCK_ENTRIES, MIN_BLOCK = 2**19, 32
@@ -46,6 +48,8 @@ class Sums:
             name: (weight, bias, *torch.empty(2, self.block, len(bias), device=device))
             for name, (weight, bias) in wanted.items()
         }
+        # copies whose memory no thread uses at present
+        self.idle: list[Sums] = []
         self.inside = torch.empty(n, n_inside, device=device)
         self.outside = None if readout is None else torch.empty(n, n_outside, device=device)
 
@@ -70,9 +74,28 @@ class Sums:
 
     def add(self, f_nf: Tensor) -> None:
         """Add a draw of every cell of the chunk, given the decoder's features."""
-        for start in range(0, len(f_nf), self.block):
-            part = slice(start, min(start + self.block, len(f_nf)))
-            self.add_block(f_nf[part], part)
+        n = len(f_nf)
+        parts = [slice(start, min(start + self.block, n)) for start in range(0, n, self.block)]
+
+        def add_block(i: int) -> None:
+            try:
+                one: Sums = self.idle.pop()
+            except IndexError:
+                one = self.with_own_memory()
+            one.add_block(f_nf[parts[i]], parts[i])
+            self.idle.append(one)
+
+        share(add_block, len(parts), f_nf.device)
+
+    def with_own_memory(self) -> Sums:
+        """Return the same sums with other memory for the outputs of a block, for another thread."""
+        other = copy.copy(self)
+        other.idle = []
+        other.layers = {
+            name: (weight, bias, torch.empty_like(out), torch.empty_like(more))
+            for name, (weight, bias, out, more) in self.layers.items()
+        }
+        return other
 
     def add_block(self, f_nf: Tensor, part: slice) -> None:
         """Add a draw of some cells of the chunk."""

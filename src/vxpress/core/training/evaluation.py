@@ -13,6 +13,7 @@ from vxpress.core.model import VAE
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import Elbo, Means, Objective
 from vxpress.core.parallel import SINGLE, World
+from vxpress.core.threads import same_bits
 
 CHUNK = 1024
 
@@ -88,6 +89,7 @@ class Totals:
         )
 
 
+@same_bits
 @torch.no_grad()
 def evaluate(
     model: VAE, source: Source, rows: Tensor, eps: Tensor, objective: Objective, world: World = SINGLE

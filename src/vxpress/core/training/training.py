@@ -22,6 +22,7 @@ from vxpress.core.objectives import OBJECTIVES, Means
 from vxpress.core.parallel import SINGLE, GradientSum, Requests, World
 from vxpress.core.parallel.gradient import n_extra
 from vxpress.core.progress import Stage, stage
+from vxpress.core.threads import OneThread
 from vxpress.core.training import ranks
 from vxpress.core.training import state as training_state
 from vxpress.core.training.checkpoint import Checkpoint
@@ -162,7 +163,7 @@ class Training:
         the schedule remains that of ``config.max_epochs``. In both cases it is in evaluation mode.  An interrupt
         (Ctrl-C) ends the training and keeps the best state so far; before the end of the first epoch it is raised.
         """
-        with nullcontext() if self.checkpoint is None else self.checkpoint.held():
+        with OneThread(), nullcontext() if self.checkpoint is None else self.checkpoint.held():
             return self._run(self.config.max_epochs if until is None else until)
 
     def _run(self, last: int) -> Outcome:

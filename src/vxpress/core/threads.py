@@ -1,0 +1,176 @@
+"""The number of threads, on which no result depends.
+
+The threads of torch divide sums, and also elementwise functions, among themselves, so the last digits depend on their
+number.  Within :class:`OneThread`, torch therefore uses one.  What takes long is divided into parts that depend on
+shapes alone, and several threads compute them: :mod:`vxpress.core.kernels.team` for compiled loops, :func:`share` for
+operations of torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# multiplications of a part of a product, and its least number of rows; smaller parts cost more than they save
+PART = {torch.float32: 2**24, torch.bfloat16: 2**26}
+MIN_ROWS, MAX_PARTS = 64, 16
+MAX_WORKERS = 64
+CPU = torch.device("cpu")
+
+
+class _OfThread(threading.local):
+    """The number of threads that this thread may use, while torch uses one in it."""
+
+    n: int | None = None
+
+
+_of_thread = _OfThread()
+_lock = threading.RLock()
+_holders: set[object] = set()
+_usual = 1
+_pool: ThreadPoolExecutor | None = None
+
+
+def _after_fork() -> None:
+    """A forked process has one thread, and holds nothing."""
+    global _of_thread, _lock, _holders, _pool
+    _of_thread, _lock, _holders, _pool = _OfThread(), threading.RLock(), set(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def number() -> int:
+    """Return the number of threads that a computation may use: ``torch.get_num_threads()`` outside :class:`OneThread`."""
+    return torch.get_num_threads() if _of_thread.n is None else _of_thread.n
+
+
+class OneThread:
+    """Within this block, torch uses one thread in the current thread, and :func:`number` returns the number before.
+
+    torch has a number for each thread, and one for its products (MKL) and for new threads. The latter stays one until the
+    last block of any thread ends.
+    """
+
+    def __init__(self) -> None:
+        self.before: int | None = None
+
+    def take(self) -> None:
+        """Begin; within another block of the same thread this has no effect."""
+        global _usual  # noqa: PLW0603 - one per process
+        if _of_thread.n is not None:
+            return
+        with _lock:
+            before = torch.get_num_threads()
+            if not _holders:
+                _usual = before
+            elif before == 1:
+                # a new thread, whose number torch has copied from that of the process
+                before = _usual
+            _holders.add(self)
+            self.before = _of_thread.n = before
+            torch.set_num_threads(1)
+
+    def release(self) -> None:
+        """End; a second call has no effect."""
+        if self.before is None:
+            return
+        with _lock:
+            _of_thread.n = None
+            _holders.discard(self)
+            torch.set_num_threads(self.before)
+            if _holders and self.before > 1:
+                # sets the number of the process, but not that of this thread
+                other = threading.Thread(target=torch.set_num_threads, args=(1,))
+                other.start()
+                other.join()
+            self.before = None
+
+    def __enter__(self) -> None:
+        self.take()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+def same_bits(function: Callable[P, R]) -> Callable[P, R]:
+    """Make the result of a function independent of the number of threads."""
+
+    @functools.wraps(function)
+    def in_one_thread(*args: P.args, **kwargs: P.kwargs) -> R:
+        with OneThread():
+            return function(*args, **kwargs)
+
+    return in_one_thread
+
+
+@torch.no_grad()
+def share(work: Callable[[int], Any], n_parts: int, device: torch.device = CPU) -> None:
+    """Call ``work`` for each part, 0 to ``n_parts - 1``; several threads take the next part until none is left.
+
+    Parts are computed without gradients, and write to different memory. Threads that are late find less to do. On a GPU
+    one thread calls all parts.
+    """
+    n_threads = min(number(), n_parts)
+    # the mode belongs to this thread, and other threads could not write to its tensors
+    if n_threads < 2 or device.type != "cpu" or torch.is_inference_mode_enabled():
+        for i in range(n_parts):
+            work(i)
+        return
+    parts = iter(range(n_parts))
+
+    def some() -> None:
+        with torch.no_grad():
+            for i in parts:
+                work(i)
+
+    with OneThread():
+        waiting = [_workers().submit(some) for _ in range(n_threads - 1)]
+        try:
+            some()
+        finally:
+            # after an error the other threads finish only their current parts
+            for _ in parts:
+                pass
+            found = [None if worker.cancel() else worker.exception() for worker in waiting]
+    for error in found:
+        if error is not None:
+            raise error
+
+
+def _workers() -> ThreadPoolExecutor:
+    """Return the threads that help; they wait without using a processor."""
+    global _pool  # noqa: PLW0603 - one per process
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="vxpress")
+        return _pool
+
+
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """Compute ``a @ b`` without gradients, in parts of rows of ``a`` that several threads compute."""
+    n, size = len(a), a.shape[0] * a.shape[1] * b.shape[1]
+    out = torch.empty(n, b.shape[1], dtype=a.dtype, device=a.device) if out is None else out
+    n_parts = max(1, min(MAX_PARTS, size // PART.get(a.dtype, PART[torch.float32]), n // MIN_ROWS))
+    if n_parts == 1 or a.device.type != "cpu":
+        with torch.no_grad():
+            return torch.mm(a, b, out=out)
+    edges = [n * i // n_parts for i in range(n_parts + 1)]
+
+    def multiply(i: int) -> None:
+        part = slice(edges[i], edges[i + 1])
+        torch.mm(a[part], b, out=out[part])
+
+    share(multiply, n_parts)
+    return out

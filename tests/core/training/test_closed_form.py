@@ -41,7 +41,7 @@ STEPS: dict[str, dict[str, Any]] = {
 def test_a_step_without_autograd_gives_the_same_gradient(make_cells: MakeCells, name: str, norm: str) -> None:
     cells = make_cells(60, 20, n_batches=3)
     cells = replace(cells, counts=_sparser(cells))
-    config = ModelConfig(n_genes=20, n_latent=3, n_hidden=12, norm=norm, **{"condition_output": False} | STEPS[name])  # type: ignore[arg-type]
+    config = ModelConfig(n_genes=20, n_latent=3, n_hidden=16, norm=norm, **{"condition_output": False} | STEPS[name])  # type: ignore[arg-type]
     model, batch = build(config, 0).train(), cells.batch(torch.arange(5, 45))
     if config.optional:
         hidden = model.conditioner.hide(batch.covariates, torch.arange(40) % 3 == 0)
@@ -75,6 +75,47 @@ def test_a_step_without_autograd_gives_the_same_gradient(make_cells: MakeCells, 
         if value.dim():
             torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)
     optimizer.release()
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
+def test_a_step_in_bfloat16_is_near_that_in_float32(make_cells: MakeCells, likelihood: str) -> None:
+    cells = make_cells(71, 301)
+    config = ModelConfig(n_genes=301, n_latent=3, n_hidden=64, norm="layer", likelihood=likelihood, remainder=True)  # type: ignore[arg-type]
+    model, batch = build(config, 0).train(), cells.batch(torch.arange(71))
+    twin = copy.deepcopy(model)
+    optimizer = Optimizer(TrainConfig(max_epochs=1), [p for p in model.parameters() if p.requires_grad], 10)
+    closed_form.ClosedForm(model, Noise(3))(batch, 0.4)
+    with rule.plain():
+        (-elbo(twin, batch, Noise(3)).value(0.4).mean()).backward()
+    for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if p.requires_grad:
+            assert p.grad is not None
+            assert q.grad is not None
+            assert float((p.grad - q.grad).norm()) < 0.02 * float(q.grad.norm()) + 1e-6, name
+    optimizer.release()
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_a_step_has_the_same_bits_with_any_number_of_threads(make_cells: MakeCells, norm: str) -> None:
+    cells = make_cells(150, 301, n_batches=3)
+    config = ModelConfig(
+        n_genes=301, n_latent=3, n_hidden=64, norm=norm, n_categories=(3,), has_batch=True, condition_output=True, likelihood="zinb",
+    )  # type: ignore[arg-type]  # fmt: skip
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4, 2):
+            torch.set_num_threads(threads)
+            model = build(config, 0).train()
+            optimizer = Optimizer(TrainConfig(max_epochs=1), [p for p in model.parameters() if p.requires_grad], 10)
+            reconstruction, kl, _ = closed_form.ClosedForm(model, Noise(3))(cells.batch(torch.arange(149)), 0.4)
+            found.append([reconstruction, kl, *(p.grad.clone() for p in optimizer.parameters if p.grad is not None)])
+            optimizer.release()
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert other[:2] == found[0][:2]
+        for a, b in zip(other[2:], found[0][2:], strict=True):
+            assert torch.equal(a, b)
 
 
 def _sparser(cells: Cells):

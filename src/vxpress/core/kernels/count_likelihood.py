@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vxpress.core import rule
+from vxpress.core import rule, threads
 from vxpress.core.data import Batch
 from vxpress.core.gradients import hand_over
 from vxpress.core.kernels import count_rows, team
@@ -90,7 +90,7 @@ class _Buffer:
     def product(cls, a: Tensor, b: Tensor) -> _Buffer:
         """Compute a @ b."""
         buffer = cls(len(a), b.shape[1], a.dtype)
-        torch.mm(a, b, out=buffer.tensor)
+        threads.product(a, b, out=buffer.tensor)
         return buffer
 
     @classmethod
@@ -142,7 +142,7 @@ class CountLikelihood:
         """Run the loops, which overwrite the buffers with the gradients with respect to the logits."""
         assert logits[0] is not None  # noqa: S101 - every decoder has a location
         n = len(self.f)
-        cuts = team.cut(n, torch.get_num_threads())
+        cuts = team.groups(n, len(self.dispersion[1]) if gradient else 1)
         bias = self.layers.bias.detach().numpy()
         gate_bias = NO_GATES if self.layers.gate_bias is None else self.layers.gate_bias.detach().numpy()
         gate = (NO_BFLOATS, NO_FLOATS) if logits[1] is None else logits[1].numpy()
@@ -173,7 +173,7 @@ class CountLikelihood:
         d_f: Tensor | None = None
         for logits, weight in zip(self.logits, self.weights, strict=True):
             if logits is not None and weight is not None:
-                part = (logits.tensor @ weight.tensor).float()
+                part = threads.product(logits.tensor, weight.tensor).float()
                 d_f = part if d_f is None else d_f.add_(part)
         assert d_f is not None  # noqa: S101 - every decoder has a location
         return d_f
@@ -194,15 +194,6 @@ class CountLikelihood:
             product = _Buffer.product(logits.tensor.t(), scaled)
             gradients.append(hand_over(w, product.tensor))
         return gradients
-
-    def backward_into_sinks(self, scale: float) -> Tensor:
-        """Write all gradients of ``scale`` times the sum over cells to the optimizer; return that of the features."""
-        layers = self.layers
-        for parameter, part in zip((layers.log_theta, layers.bias, layers.gate_bias), self.sums(), strict=True):
-            if parameter is not None:
-                hand_over(parameter, part.mul_(scale))
-        self.weight_gradients(scale)
-        return self.features_gradient().mul_(scale)
 
 
 def count_log_likelihood(

@@ -26,7 +26,7 @@ class InputProduct:
         table = self.weight.detach().t().contiguous()
         g = self.batch.counts.n_genes
         out = torch.empty(len(rows), table.shape[1])
-        cuts = team.cut(len(rows), torch.get_num_threads())
+        cuts = team.shares(len(rows))
         before = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(indptr[rows + 1] - indptr[rows], out=before[1:])
         n_kept = before[-1] if ordered else 0
@@ -48,8 +48,7 @@ class InputProduct:
         """Add the gradient of the weight, transposed, to ``d_table`` (genes + condition, hidden)."""
         g = self.batch.counts.n_genes
         team.run(
-            sparse_rows.backward_serial, sparse_rows.backward, team.cut(g, torch.get_num_threads()),
-            *self.by_gene, d_out.numpy(), d_table.numpy()[:g],
+            sparse_rows.backward_serial, sparse_rows.backward, team.shares(g), *self.by_gene, d_out.numpy(), d_table.numpy()[:g],
         )  # fmt: skip
         if self.s_nc is not None:
             d_table[g:].addmm_(self.s_nc.detach().t(), d_out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from vxpress.core.kernels.team import CACHED
+from vxpress.core.kernels.team import CACHED, INNER
 from vxpress.core.kernels.vector import fill
 
 OPTIONS = {"error_model": "numpy", "nogil": True, **CACHED}
@@ -14,44 +14,44 @@ ANY_ORDER = {"reassoc", "contract"}
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 
 
-@njit(error_model="numpy")
+@njit(**INNER)
 def _add_to(total, row):
     for c in range(total.size):
         total[c] += row[c]
 
 
-@njit(error_model="numpy")
+@njit(**INNER)
 def _add_squared_distance(total, row, center):
     for c in range(total.size):
         total[c] += (row[c] - center[c]) * (row[c] - center[c])
 
 
-@njit(error_model="numpy")
+@njit(**INNER)
 def _scale(x, factor):
     for c in range(x.size):
         x[c] *= factor
 
 
-@njit(error_model="numpy")
+@njit(**INNER)
 def _invert_root(variance, eps, out):
     for c in range(out.size):
         out[c] = ONE / np.sqrt(variance[c] + eps)
 
 
-@njit(error_model="numpy")
+@njit(**INNER)
 def _standardise(row, mean, inverse_sd, out):
     for c in range(row.size):
         out[c] = (row[c] - mean[c]) * inverse_sd[c]
 
 
-@njit(error_model="numpy")
+@njit(**INNER)
 def _activate(x, gain, shift, out):
     for c in range(x.size):
         y = x[c] * gain[c] + shift[c]
         out[c] = y if y > ZERO else ZERO
 
 
-@njit(error_model="numpy")
+@njit(**INNER)
 def _drop(y, random, limit, scale):
     for c in range(y.size):
         y[c] = y[c] * scale if random[c] < limit else ZERO
@@ -82,20 +82,20 @@ def batch_forward(u, gain, shift, eps, random, limit, scale, standard, out, mean
     return inverse_sd
 
 
-@njit(error_model="numpy")
+@njit(**INNER)
 def _through(d_out, out, scale, d):
     for c in range(d.size):
         d[c] = d_out[c] * scale if out[c] > ZERO else ZERO
 
 
-@njit(error_model="numpy")
+@njit(**INNER)
 def _sums(d, standard, d_gain, d_shift):
     for c in range(d.size):
         d_shift[c] += d[c]
         d_gain[c] += d[c] * standard[c]
 
 
-@njit(error_model="numpy")
+@njit(**INNER)
 def _center(d, standard, factor, mean_d, mean_ds):
     for c in range(d.size):
         d[c] = factor[c] * (d[c] - mean_d[c] - standard[c] * mean_ds[c])
@@ -117,7 +117,7 @@ def batch_backward(d_out, out, standard, inverse_sd, gain, scale, d_u, d_gain, d
         _center(d_u[i], standard[i], factor, mean_d, mean_ds)
 
 
-@njit(error_model="numpy", fastmath=ANY_ORDER)
+@njit(fastmath=ANY_ORDER, **INNER)
 def _mean(x):
     total = ZERO
     for c in range(x.size):
@@ -125,7 +125,7 @@ def _mean(x):
     return total / np.float32(x.size)
 
 
-@njit(error_model="numpy", fastmath=ANY_ORDER)
+@njit(fastmath=ANY_ORDER, **INNER)
 def _mean_squared_distance(x, center):
     total = ZERO
     for c in range(x.size):
@@ -133,7 +133,7 @@ def _mean_squared_distance(x, center):
     return total / np.float32(x.size)
 
 
-@njit(error_model="numpy", fastmath=ANY_ORDER)
+@njit(fastmath=ANY_ORDER, **INNER)
 def _mean_product(x, y):
     total = ZERO
     for c in range(x.size):
@@ -141,19 +141,19 @@ def _mean_product(x, y):
     return total / np.float32(x.size)
 
 
-@njit(error_model="numpy")
+@njit(**INNER)
 def _standardise_row(row, mean, inverse_sd, out):
     for c in range(row.size):
         out[c] = (row[c] - mean) * inverse_sd
 
 
-@njit(error_model="numpy")
+@njit(**INNER)
 def _multiply(x, factor):
     for c in range(x.size):
         x[c] *= factor[c]
 
 
-@njit(error_model="numpy")
+@njit(**INNER)
 def _center_row(d, standard, inverse_sd, mean_d, mean_ds):
     for c in range(d.size):
         d[c] = inverse_sd * (d[c] - mean_d - standard[c] * mean_ds)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from vxpress.core.kernels.team import CACHED
+from vxpress.core.kernels.team import CACHED, INNER
 from vxpress.core.kernels.vector import assign, fill, log1p32
 
 OPTIONS = {"error_model": "numpy", "nogil": True}
 
 
-@njit(fastmath={"contract"}, **OPTIONS)
-def _gather(at, values, table, out):
+@njit(fastmath={"contract"}, **INNER)
+def gather(at, values, table, out):
     """Add sum_k values[k] table[at[k]] to ``out``, four terms at a time so that ``out`` is accessed less often."""
     k = 0
     while k + 4 <= at.size:
@@ -33,33 +33,28 @@ def _gather(at, values, table, out):
         k += 1
 
 
-@njit(**OPTIONS)
-def _count_genes(first, last, rows, indptr, indices, bounds):
-    """Compute where each gene's entries end among those of some rows, from ``bounds[0]`` on."""
-    fill(bounds[1:], 0)
+@njit(**INNER)
+def count_genes(first, last, rows, indptr, indices, counts):
+    """Add to ``counts`` the number of entries of each gene in some rows."""
     for n in range(first, last):
         for k in range(indptr[rows[n]], indptr[rows[n] + 1]):
-            bounds[indices[k] + 1] += 1
-    for g in range(1, bounds.size):
-        bounds[g] += bounds[g - 1]
+            counts[indices[k]] += 1
 
 
-@njit(**OPTIONS)
-def _forward(first, last, start, rows, indptr, indices, data, weight, bias, out, ordered, bounds, cells, values):
-    n_genes = weight.shape[0]
-    log_x = np.empty(n_genes, np.float32)
-    if ordered:
-        bounds[0] = start
-        _count_genes(first, last, rows, indptr, indices, bounds)
-    free = np.empty(bounds.size, np.int64)
-    assign(free, bounds)
+@njit(**INNER)
+def encode_rows(first, last, rows, indptr, indices, data, weight, bias, out, ordered, free, cells, values):
+    """Compute the product of some rows; with ``ordered``, put their entries where those of each gene have space.
+
+    ``free`` is the next free place of each gene, and is moved on.
+    """
+    log_x = np.empty(weight.shape[0], np.float32)
     for n in range(first, last):
         here = slice(indptr[rows[n]], indptr[rows[n] + 1])
         genes, x = indices[here], data[here]
         for k in range(x.size):
             log_x[k] = log1p32(x[k])
         assign(out[n], bias)
-        _gather(genes, log_x[: x.size], weight, out[n])
+        gather(genes, log_x[: x.size], weight, out[n])
         if ordered:
             for k in range(x.size):
                 g = genes[k]
@@ -67,6 +62,19 @@ def _forward(first, last, start, rows, indptr, indices, data, weight, bias, out,
                 free[g] = at + 1
                 cells[at] = n
                 values[at] = log_x[k]
+
+
+@njit(**INNER)
+def _forward(first, last, start, rows, indptr, indices, data, weight, bias, out, ordered, bounds, cells, values):
+    free = np.empty(bounds.size, np.int64)
+    if ordered:
+        fill(bounds, 0)
+        bounds[0] = start
+        count_genes(first, last, rows, indptr, indices, bounds[1:])
+        for g in range(1, bounds.size):
+            bounds[g] += bounds[g - 1]
+        assign(free, bounds)
+    encode_rows(first, last, rows, indptr, indices, data, weight, bias, out, ordered, free, cells, values)
 
 
 @njit(**OPTIONS, **CACHED)
@@ -93,12 +101,21 @@ def forward(cuts, starts, rows, indptr, indices, data, weight, bias, out, ordere
         )  # fmt: skip
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _backward(first, last, bounds, cells, values, d_out, d_weight):
+    # the entries of all parts are gathered at once, so that the order of additions does not depend on the parts
+    at, x = np.empty(d_out.shape[0], cells.dtype), np.empty(d_out.shape[0], values.dtype)
     for g in range(first, last):
+        if bounds.shape[0] == 1:
+            here = slice(bounds[0, g], bounds[0, g + 1])
+            gather(cells[here], values[here], d_out, d_weight[g])
+            continue
+        n = 0
         for i in range(bounds.shape[0]):
-            here = slice(bounds[i, g], bounds[i, g + 1])
-            _gather(cells[here], values[here], d_out, d_weight[g])
+            for k in range(bounds[i, g], bounds[i, g + 1]):
+                at[n], x[n] = cells[k], values[k]
+                n += 1
+        gather(at[:n], x[:n], d_out, d_weight[g])
 
 
 @njit(**OPTIONS, **CACHED)

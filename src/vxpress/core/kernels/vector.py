@@ -16,7 +16,7 @@ _I32, _F32, _I16 = ir.IntType(32), ir.FloatType(), ir.IntType(16)
 
 
 @intrinsic
-def _bits(typingctx, x):
+def bits32(typingctx, x):
     """Return the bits of a float32 as int32."""
     return types.int32(types.float32), lambda context, builder, signature, args: builder.bitcast(args[0], _I32)
 
@@ -83,6 +83,23 @@ def to_bfloat16(typingctx, x):
     return types.int16(types.float32), generate
 
 
+@intrinsic
+def pair_bfloat16(typingctx, low, high):
+    """Round two finite float32 to bfloat16 and store them in one int32, the first in the lower half."""
+
+    def rounded(builder, x):
+        bits = builder.bitcast(x, _I32)
+        odd = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
+        return builder.add(bits, builder.add(odd, ir.Constant(_I32, 0x7FFF)))
+
+    def generate(context, builder, signature, args):
+        first = builder.lshr(rounded(builder, args[0]), ir.Constant(_I32, 16))
+        second = builder.and_(rounded(builder, args[1]), ir.Constant(_I32, 0xFFFF0000))
+        return builder.or_(first, second)
+
+    return types.int32(types.float32, types.float32), generate
+
+
 _LOG2_E = np.float32(1.44269504088896341)
 _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(-2.12194440e-4)
@@ -125,7 +142,7 @@ def exp32(x):
 @njit(fastmath=_EXACT, error_model="numpy", forceinline=True)
 def log1p32(t):
     """Compute log(1 + t) for 0 <= t < 3e38; below sqrt(2) - 1 no digit of t is lost."""
-    bits = _bits(_ONE + t)
+    bits = bits32(_ONE + t)
     k = _exponent(bits)
     f = t if k == 0 else _from_bits(_without_exponent(bits, k)) - _ONE
     return _log_polynomial(f, np.float32(k))

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from vxpress.core import rule
 from vxpress.core.config import TrainConfig
 from vxpress.core.gradients import GradientSink
+from vxpress.core.load import Share
 
 # the schedule of torch.optim.lr_scheduler.OneCycleLR with its defaults
 RISE, START_DIVISOR, END_DIVISOR, MOMENTA = 0.3, 25.0, 1e4, (0.95, 0.85)
 BETAS = (0.9, 0.999)
 # the weights of each tensor start at a cache line
 LINE = 16
+# the weights are divided into runs, which several threads update
+MAX_RUNS, MIN_RUN = 16, 2**13
 
 
 def one_cycle(step: int, n_steps: int) -> tuple[float, float]:
@@ -223,9 +226,16 @@ class _CompiledAdam:
         self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor, starts: list[int], n_leading: int = 0
     ) -> None:
         self.config = config
-        self.ends, self.cuts = [*starts, flat.numel()], [np.zeros((0, 0), np.int64)]
-        self.parts = [slice(0, n_leading), slice(n_leading, None)] if n_leading else [slice(None)]
-        self.taken = [0] * len(self.parts)
+        ends = [*starts, flat.numel()]
+        n_runs = max(1, min(MAX_RUNS, flat.numel() // MIN_RUN))
+        # the bounds of the runs of every tensor, (runs + 1, tensors), and the part to which a tensor belongs
+        self.cuts = np.linspace(ends[:-1], ends[1:], n_runs + 1).astype(np.int64)
+        self.n_leading = n_leading
+        self.part = (
+            (np.arange(len(starts)) >= n_leading).astype(np.int64) if n_leading else np.zeros(len(starts), np.int64)
+        )
+        self.taken = [0] * (2 if n_leading else 1)
+        self.squares, self.verdict, self.share = np.empty(n_runs), np.empty(2), Share()
         # memory from torch starts at a cache line, memory from numpy may not
         self.flat, self.gradient = flat.detach().numpy(), gradient.numpy()
         self.moments = torch.zeros_like(gradient).numpy(), torch.zeros_like(gradient).numpy()
@@ -243,37 +253,20 @@ class _CompiledAdam:
         self.taken = list(state["taken"])
 
     def step(self, loss: Tensor, lr: float, momentum: float, *, leading: bool = False) -> Tensor:
-        from vxpress.core.kernels import adam_rows, team
+        from vxpress.core.kernels import adam_rows, helpers
 
-        parts = self._cuts(torch.get_num_threads())[: 1 if leading else None]
-        total = 0.0
-        for cuts in parts:
-            squares = np.empty(len(cuts) - 1)
-            team.run(adam_rows.square_sums_serial, adam_rows.square_sums, cuts, self.gradient, squares)
-            total += squares.sum()
-        norm = math.sqrt(total)
-        if not math.isfinite(norm + float(loss)):
-            self.gradient.fill(0.0)
+        c = self.config
+        settings = [
+            (lr, momentum, BETAS[1], c.adam_eps, c.weight_decay, 1.0 - momentum**t, math.sqrt(1.0 - BETAS[1] ** t))
+            for t in (taken + 1 for taken in self.taken)
+        ]
+        helpers.run(
+            self.share.n_threads(), adam_rows.adam, adam_rows.ROUNDS,
+            self.cuts, self.part, self.n_leading if leading else len(self.part), self.flat, self.gradient, *self.moments,
+            np.array(settings, np.float32), self.decoupled, float(loss), float(c.max_grad_norm), self.squares, self.verdict,
+        )  # fmt: skip
+        if self.verdict[0]:
             return torch.ones(())
-        limit, c = self.config.max_grad_norm, self.config
-        scale = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
-        for i, cuts in enumerate(parts):
+        for i in range(1 if leading else len(self.taken)):
             self.taken[i] += 1
-            settings = (
-                lr, momentum, BETAS[1], c.adam_eps, c.weight_decay,
-                1.0 - momentum ** self.taken[i], math.sqrt(1.0 - BETAS[1] ** self.taken[i]), scale,
-            )  # fmt: skip
-            team.run(
-                adam_rows.update_serial, adam_rows.update, cuts,
-                self.flat, self.gradient, *self.moments, tuple(map(np.float32, settings)), self.decoupled,
-            )  # fmt: skip
-        if leading:
-            self.gradient[int(self.cuts[1][0, 0]) :] = 0.0
         return torch.zeros(())
-
-    def _cuts(self, threads: int) -> list[np.ndarray]:
-        """Return the bounds of each thread's part of every tensor, (threads + 1, tensors), per separate part."""
-        if len(self.cuts[0]) != threads + 1:
-            cuts = np.linspace(self.ends[:-1], self.ends[1:], threads + 1).astype(np.int64)
-            self.cuts = [np.ascontiguousarray(cuts[:, part]) for part in self.parts]
-        return self.cuts

@@ -62,6 +62,12 @@ CHANGES = (
         'Default fits with covariates, of fewer than 1,000 genes or of fewer than 500 cells change; `preset="likelihood"` and '
         '`"integration"` have other settings.',
     ),
+    Change(
+        "2026-11-26T22:55:00+00:00",
+        frozenset({"time"}),
+        "results do not depend on the number of threads",
+        "Last digits of all fits change, as they did between numbers of threads. Times with several threads change; torch uses one.",
+    ),
 )
 
 

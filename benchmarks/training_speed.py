@@ -31,7 +31,7 @@ from vxpress.core import rule
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
-from vxpress.core.kernels import adam_rows, sparse_rows, team
+from vxpress.core.kernels import adam_rows, helpers, sparse_rows, team
 from vxpress.core.kernels.vector import exp32, log1p32
 from vxpress.core.model import VAE, build
 from vxpress.core.settings import preset_settings
@@ -228,9 +228,10 @@ def _optimizer(n_weights: int, threads: int) -> float:
     weight.grad = torch.randn(n_weights)
     adam = torch.optim.AdamW([weight], fused=True)
     p, g, m, v = (np.zeros(n_weights, np.float32) for _ in range(4))
-    settings = tuple(np.float32(x) for x in (0.01, 0.9, 0.999, 1e-8, 0.0, 0.1, 0.1, 1.0))
-    cuts = team.cut(n_weights, threads)[:, None]
-    ours = milliseconds(lambda: team.run(adam_rows.update_serial, adam_rows.update, cuts, p, g, m, v, settings, True))
+    settings = np.array([(0.01, 0.9, 0.999, 1e-8, 0.0, 0.1, 0.1)], np.float32)
+    cuts, squares, verdict = team.cut(n_weights, 16)[:, None], np.empty(16), np.empty(2)
+    args = cuts, np.zeros(1, np.int64), 1, p, g, m, v, settings, True, 0.0, 0.0, squares, verdict
+    ours = milliseconds(lambda: helpers.run(threads, adam_rows.adam, adam_rows.ROUNDS, *args))
     return min(milliseconds(adam.step), ours)
 
 

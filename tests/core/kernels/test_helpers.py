@@ -57,7 +57,8 @@ def test_every_part_is_done_before_the_next_round(n_threads: int) -> None:
 
 
 def test_calls_of_several_threads_do_not_mix() -> None:
-    expected, found = _shared(1), []
+    expected = _shared(1)
+    found: list[np.ndarray] = []
 
     def work() -> None:
         found.extend(_shared(3) for _ in range(30))

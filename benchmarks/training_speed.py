@@ -212,13 +212,12 @@ def _sparse_input(cells: Cells, n: int, threads: int) -> float:
     before = np.concatenate(([0], np.cumsum(np.diff(indptr[: n + 1]))))
     kept = np.empty((len(cuts) - 1, g + 1), np.int64), np.empty(before[-1], np.int32), np.empty(before[-1], np.float32)
     there = milliseconds(
-        lambda: team.run(
-            sparse_rows.forward_serial, sparse_rows.forward, cuts, before[cuts], rows, indptr, indices, data, weight,
-            bias, out, True, *kept,
+        lambda: helpers.run(
+            threads, sparse_rows.forward, 1, cuts, before[cuts], rows, indptr, indices, data, weight, bias, out, True, *kept,
         )
     )  # fmt: skip
     back = milliseconds(
-        lambda: team.run(sparse_rows.backward_serial, sparse_rows.backward, team.cut(g, threads), *kept, out, d_weight)
+        lambda: helpers.run(threads, sparse_rows.backward, 1, team.cut(g, threads), *kept, out, d_weight)
     )
     return there + back
 

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from vxpress.core import rule, threads
 from vxpress.core.data import Batch
 from vxpress.core.gradients import hand_over
-from vxpress.core.kernels import count_rows, team
+from vxpress.core.kernels import count_rows, helpers, team
 
 NO_GATES = np.empty(0, np.float32)
 NO_FLOATS, NO_BFLOATS = np.empty((0, 0), np.float32), np.empty((0, 0), np.int16)
@@ -155,8 +155,8 @@ class CountLikelihood:
         )
         value, self.d_library = np.empty(n, np.float64), np.empty(n, np.float32)
         batch = (*self.batch.counts.numpy(), self.log_library_n)
-        team.run(
-            count_rows.count_rows_serial, count_rows.count_rows, cuts,
+        helpers.share(
+            count_rows.count_rows, cuts,
             batch, (*logits[0].numpy(), bias), (*gate, gate_bias), self.dispersion, gradient, weight_n,
             value, self.d_library, self.summed,
         )  # fmt: skip

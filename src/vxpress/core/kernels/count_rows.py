@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from vxpress.core.kernels.parts import finish, meet, take
 from vxpress.core.kernels.team import CACHED, INNER
 from vxpress.core.kernels.vector import assign, exp32, fill, from_bfloat16, log1p32, to_bfloat16
 
@@ -308,18 +309,8 @@ def _rows(first, last, batch, location, gate, dispersion, gradient, weight, valu
 
 
 @njit(error_model="numpy", nogil=True, **CACHED)
-def count_rows_serial(cuts, batch, location, gate, dispersion, gradient, weight, value, d_library, sums):
-    """:func:`count_rows` on the calling thread."""
-    for i in range(cuts.size - 1):
-        part = (sums[0][i], sums[1][i], sums[2][i])
-        _rows(
-            cuts[i], cuts[i + 1], batch, location, gate, dispersion, gradient, weight, value, d_library, part
-        )  # fmt: skip
-
-
-@njit(error_model="numpy", nogil=True, parallel=True, **CACHED)
-def count_rows(cuts, batch, location, gate, dispersion, gradient, weight, value, d_library, sums):
-    """Compute the log likelihood of a minibatch and its gradients, in parts of the cells between two ``cuts``.
+def count_rows(board, cuts, batch, location, gate, dispersion, gradient, weight, value, d_library, sums):
+    """Compute the log likelihood of a minibatch and its gradients, in parts of the cells between two ``cuts``; see :mod:`.parts`.
 
     ``location`` holds the products of the decoder's output layer without bias, as bfloat16 stored in int16 (n, genes or
     one more) and as float32, one of which has no rows, and the bias. ``gate`` holds the same for the gates; its bias is
@@ -328,8 +319,12 @@ def count_rows(cuts, batch, location, gate, dispersion, gradient, weight, value,
     with respect to the logits overwrite the products. Those of log theta and the biases, weighted per cell by
     ``weight``, are added to one row per part of ``sums``.
     """
-    for i in prange(cuts.size - 1):
+    i = take(board, 0)
+    while i < cuts.size - 1:
         part = (sums[0][i], sums[1][i], sums[2][i])
         _rows(
             cuts[i], cuts[i + 1], batch, location, gate, dispersion, gradient, weight, value, d_library, part
         )  # fmt: skip
+        finish(board, 0)
+        i = take(board, 0)
+    meet(board, 0, cuts.size - 1)

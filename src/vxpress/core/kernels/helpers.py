@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vxpress.core import threads
 from vxpress.core.kernels import parts
 
 
@@ -78,3 +79,8 @@ def run(n_threads: int, function: Callable[..., Any], n_rounds: int, *args: Any)
     call.make()
     if call.errors:
         raise call.errors[0]
+
+
+def share(loop: Callable[..., Any], cuts: np.ndarray, *args: Any) -> None:
+    """Call ``loop(board, cuts, *args)``, one round of the parts between two cuts, in as many threads as can be used now."""
+    run(min(len(cuts) - 1, threads.number()), loop, 1, cuts, *args)

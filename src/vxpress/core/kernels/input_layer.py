@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from vxpress.core.data import Batch
 from vxpress.core.gradients import GradientSink
-from vxpress.core.kernels import sparse_rows, team
+from vxpress.core.kernels import helpers, sparse_rows, team
 
 
 class InputProduct:
@@ -35,8 +35,8 @@ class InputProduct:
             np.empty(n_kept, np.int32),
             np.empty(n_kept, np.float32),
         )
-        team.run(
-            sparse_rows.forward_serial, sparse_rows.forward, cuts,
+        helpers.share(
+            sparse_rows.forward, cuts,
             before[cuts], rows, indptr, indices, data, table.numpy()[:g], self.bias.detach().numpy(), out.numpy(),
             ordered, *self.by_gene,
         )  # fmt: skip
@@ -47,9 +47,7 @@ class InputProduct:
     def add_gradient(self, d_out: Tensor, d_table: Tensor) -> None:
         """Add the gradient of the weight, transposed, to ``d_table`` (genes + condition, hidden)."""
         g = self.batch.counts.n_genes
-        team.run(
-            sparse_rows.backward_serial, sparse_rows.backward, team.shares(g), *self.by_gene, d_out.numpy(), d_table.numpy()[:g],
-        )  # fmt: skip
+        helpers.share(sparse_rows.backward, team.shares(g), *self.by_gene, d_out.numpy(), d_table.numpy()[:g])
         if self.s_nc is not None:
             d_table[g:].addmm_(self.s_nc.detach().t(), d_out)
 

@@ -8,8 +8,9 @@ the same memory.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from vxpress.core.kernels.parts import finish, meet, take
 from vxpress.core.kernels.team import CACHED, INNER
 from vxpress.core.kernels.vector import assign, fill, log1p32
 
@@ -78,27 +79,21 @@ def _forward(first, last, start, rows, indptr, indices, data, weight, bias, out,
 
 
 @njit(**OPTIONS, **CACHED)
-def forward_serial(cuts, starts, rows, indptr, indices, data, weight, bias, out, ordered, bounds, cells, values):
-    """:func:`forward` on the calling thread."""
-    for i in range(cuts.size - 1):
-        _forward(
-            cuts[i], cuts[i + 1], starts[i], rows, indptr, indices, data, weight, bias, out, ordered, bounds[i], cells,
-            values,
-        )  # fmt: skip
-
-
-@njit(parallel=True, **OPTIONS, **CACHED)
-def forward(cuts, starts, rows, indptr, indices, data, weight, bias, out, ordered, bounds, cells, values):
-    """Compute out (n, hidden) = log1p(x) weight + bias, with one thread for the cells between two cuts.
+def forward(board, cuts, starts, rows, indptr, indices, data, weight, bias, out, ordered, bounds, cells, values):
+    """Compute out (n, hidden) = log1p(x) weight + bias, in parts of the cells between two cuts; see :mod:`.parts`.
 
     With ``ordered``, the entries of these cells are also stored in gene order for the gradient: those of gene g from
     ``bounds[i, g]`` to ``bounds[i, g + 1]`` of ``cells`` and log1p ``values``, starting at ``starts[i]``.
     """
-    for i in prange(cuts.size - 1):
+    i = take(board, 0)
+    while i < cuts.size - 1:
         _forward(
             cuts[i], cuts[i + 1], starts[i], rows, indptr, indices, data, weight, bias, out, ordered, bounds[i], cells,
             values,
         )  # fmt: skip
+        finish(board, 0)
+        i = take(board, 0)
+    meet(board, 0, cuts.size - 1)
 
 
 @njit(**INNER)
@@ -119,14 +114,11 @@ def _backward(first, last, bounds, cells, values, d_out, d_weight):
 
 
 @njit(**OPTIONS, **CACHED)
-def backward_serial(cuts, bounds, cells, values, d_out, d_weight):
-    """:func:`backward` on the calling thread."""
-    for i in range(cuts.size - 1):
+def backward(board, cuts, bounds, cells, values, d_out, d_weight):
+    """Add log1p(x)^T d_out to d_weight (genes, hidden), in parts of the genes between two cuts; see :mod:`.parts`."""
+    i = take(board, 0)
+    while i < cuts.size - 1:
         _backward(cuts[i], cuts[i + 1], bounds, cells, values, d_out, d_weight)
-
-
-@njit(parallel=True, **OPTIONS, **CACHED)
-def backward(cuts, bounds, cells, values, d_out, d_weight):
-    """Add log1p(x)^T d_out to d_weight (genes, hidden), with one thread for the genes between two cuts."""
-    for i in prange(cuts.size - 1):
-        _backward(cuts[i], cuts[i + 1], bounds, cells, values, d_out, d_weight)
+        finish(board, 0)
+        i = take(board, 0)
+    meet(board, 0, cuts.size - 1)

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 
+from vxpress.bridge.read import panels
 from vxpress.bridge.read.counts import read_counts
 from vxpress.bridge.read.matrix import MAX_COUNT, canonical, check_counts, row_blocks
+from vxpress.core.covariates import Covariates
+from vxpress.core.data.counts import PART
 
 X = np.random.default_rng(0).poisson(0.7, (23, 11)).astype(np.float32)
 KINDS = {
@@ -203,3 +208,77 @@ def test_drawn_counts_are_not_named_as_counts() -> None:
     adata.layers["counts"] = X
     with pytest.raises(ValueError, match=r"pass layer='counts'"):
         read_counts(adata, None, np.ones(11, dtype=bool))
+
+
+def test_canonical_float_counts_are_not_copied() -> None:
+    matrix = sparse.csr_matrix(X)
+    counts = read_counts(ad.AnnData(matrix), None, np.ones(11, dtype=bool))
+    cells = counts.cells(torch.zeros(23, 1), Covariates(torch.zeros(23, 0, dtype=torch.int64), torch.zeros(23, 0)))
+    indptr, indices, data = cells.load().numpy()
+    assert np.shares_memory(data, matrix.data)
+    assert np.shares_memory(indices, matrix.indices)
+    assert indptr.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("change", "copies"),
+    [
+        (lambda x: x, 0.0),
+        # of 12 bytes per entry, 4 are converted
+        (lambda x: x.astype(np.float64), 1 / 3),
+        (lambda x: x.astype(np.int64), 1 / 3),
+    ],
+)
+def test_reading_takes_little_memory_above_the_counts(
+    change: Callable[[sparse.csr_matrix], sparse.csr_matrix], copies: float
+) -> None:
+    matrix = change(sparse.csr_matrix(np.random.default_rng(0).poisson(3.0, (5_000, 400)).astype(np.float32)))
+    assert matrix.nnz > 4 * PART
+    adata = ad.AnnData(matrix)
+    tracemalloc.start()
+    counts = read_counts(adata, None, np.ones(400, dtype=bool))
+    assert counts.inside_g.sum() == matrix.sum()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < (copies + 0.2) * (matrix.data.nbytes + matrix.indices.nbytes)
+
+
+def test_stored_zeros_and_unsorted_entries_are_mended_on_one_copy() -> None:
+    data, indices = np.ones(2_000_000, dtype=np.float32), np.tile(np.arange(1_000, dtype=np.int32)[::-1], 2_000)
+    data[::7] = 0.0
+    matrix = sparse.csr_matrix((data, indices, np.arange(2_001) * 1_000), shape=(2_000, 1_000))
+    tracemalloc.start()
+    found = canonical(matrix)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.nnz == np.count_nonzero(data)
+    assert peak < 1.5 * (data.nbytes + indices.nbytes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("at", [0, PART - 1, PART, 2 * PART])
+def test_every_value_is_checked(dtype: type[np.generic], at: int) -> None:
+    data = np.ones(2 * PART + 1, dtype=dtype)
+    block = sparse.csr_matrix((data, np.arange(len(data)), np.array([0, len(data)])), shape=(1, len(data)))
+    check_counts(block, "adata.X")
+    wrong = [(-1, "negative"), (2**24 + 1 if dtype != np.float32 else 2**24 + 2, "above 2")]
+    if np.issubdtype(dtype, np.floating):
+        wrong += [(1.5, "not whole"), (np.nan, "NaN"), (np.inf, "NaN or infinite")]
+    for value, message in wrong:
+        data[at] = value
+        with pytest.raises(ValueError, match=message):
+            check_counts(block, "adata.X")
+
+
+def test_sums_of_genes_are_exact_beyond_single_precision() -> None:
+    x = np.array([[2.0**24, 0.0], [1.0, 0.0], [1.0, 0.0]], dtype=np.float32)
+    counts = read_counts(ad.AnnData(sparse.csr_matrix(x)), None, np.ones(2, dtype=bool))
+    np.testing.assert_array_equal(counts.inside_g, [2**24 + 2, 0])
+
+
+def test_sums_of_panels_are_exact_and_may_be_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, code_n = X * 2**20, np.arange(23) % 3
+    expected = [x[code_n == p].astype(np.float64).sum(0) for p in range(3)]
+    for rows in (panels.ROWS, 5):
+        monkeypatch.setattr(panels, "ROWS", rows)
+        np.testing.assert_array_equal(panels.panel_sums(sparse.csr_matrix(x), code_n, 3), expected)

@@ -56,3 +56,12 @@ def test_entries_are_the_non_zeros_at_their_flat_positions() -> None:
     flat = x.toarray()[rows].ravel()
     np.testing.assert_array_equal(where.numpy(), np.flatnonzero(flat))
     np.testing.assert_array_equal(values.numpy(), flat[where])
+
+
+def test_sums_of_genes_are_exact_and_move_with_the_counts() -> None:
+    x = np.full((3, 2), 2.0**23 + 1, dtype=np.float32)
+    counts = Counts.from_scipy(sparse.csr_matrix(x))
+    assert counts.sums_g.tolist() == [3 * 2**23 + 3] * 2
+    assert counts.sums_g.dtype == torch.float64
+    assert counts.to(torch.device("cpu")) is counts
+    assert Counts.from_scipy(sparse.csr_matrix((0, 2), dtype=np.float32)).sums_g.tolist() == [0.0, 0.0]

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
-from vxpress.bridge.read.matrix import Block, canonical, count_blocks, row_blocks
+from vxpress.bridge.read.matrix import Block, canonical, count_blocks, row_blocks, single_precision
 from vxpress.bridge.read.survey import Elsewhere, surveyed
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts, Source, Stored
@@ -35,11 +35,19 @@ class CountData:
         """Sum of each modelled gene over all cells, float64."""
         if isinstance(self.inside, Elsewhere):
             return self.inside.sums_g
-        return np.asarray(self.inside.sum(0, dtype=np.float64)).reshape(-1)
+        return self._matrix.sums_g.numpy()
+
+    @cached_property
+    def _matrix(self) -> Counts:
+        """The counts of the modelled genes in memory, with their sums once these are known."""
+        assert not isinstance(self.inside, Elsewhere)  # noqa: S101 - the callers handle the others
+        return Counts.from_scipy(self.inside)
 
     def cells(self, log_library_n1: Tensor, covariates: Covariates) -> Source:
         """Return the cells with the counts of the modelled genes."""
-        return _source(self.inside, log_library_n1, covariates)
+        if isinstance(self.inside, Elsewhere):
+            return _source(self.inside, log_library_n1, covariates)
+        return Cells(self._matrix, log_library_n1, covariates)
 
     def cells_outside(self, log_library_n1: Tensor, covariates: Covariates) -> Source | None:
         """Return the cells with the counts of the other genes, or None if there are none."""
@@ -75,12 +83,13 @@ def read_counts(
         picked = block if genes is None else _pick(block, genes)
         inside = picked if all_modelled else picked[:, modelled_g]
         outside = None if all_modelled else picked[:, ~modelled_g]
+        inside_n = _sums(inside)
         blocks.append(
             (
-                inside.astype(np.float32, copy=False),
-                None if outside is None else outside.astype(np.float32, copy=False),
-                _sums(inside),
-                _sums(picked),
+                single_precision(inside),
+                None if outside is None else single_precision(outside),
+                inside_n,
+                inside_n if outside is None else inside_n + _sums(outside),
             )
         )
     return CountData(

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from vxpress.bridge.read.complete import check_complete
 from vxpress.core.data import without_stored_zeros
+from vxpress.core.data.counts import PART
 from vxpress.core.progress import parts
 
 MAX_COUNT = 2**24
@@ -110,10 +111,18 @@ def canonical(block: Any) -> sparse.csr_matrix:
     out = sparse.csr_matrix(block)
     # check a new matrix object over the same arrays, because scipy caches the answer on the object
     fresh = sparse.csr_matrix((out.data, out.indices, out.indptr), shape=out.shape)
-    if not fresh.has_canonical_format:
+    copied = not fresh.has_canonical_format
+    if copied:
         fresh = fresh.copy()
         fresh.sum_duplicates()
-    return without_stored_zeros(fresh)
+    return without_stored_zeros(fresh, in_place=copied)
+
+
+def single_precision(block: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Convert the values to float32; other arrays are shared, where ``astype`` copies them."""
+    return sparse.csr_matrix(
+        (block.data.astype(np.float32, copy=False), block.indices, block.indptr), shape=block.shape
+    )
 
 
 @contextmanager
@@ -132,7 +141,7 @@ def check_counts(block: sparse.csr_matrix, where: str, adata: AnnData | None = N
     If ``adata`` is given, the message names where in it counts can be found.
     """
     data = block.data
-    if data.size == 0:
+    if all(_are_counts(data[start : start + PART]) for start in range(0, data.size, PART)):
         return
     floats = data.dtype.kind == "f"
     if floats and not np.isfinite(data).all():
@@ -157,6 +166,12 @@ def check_counts(block: sparse.csr_matrix, where: str, adata: AnnData | None = N
     if high > MAX_COUNT:
         msg = f"{where} holds a count of {high:g}, above 2^24 = {MAX_COUNT}, where single precision no longer distinguishes consecutive whole numbers. Check the matrix, or drop the gene with adata[:, adata.var_names != ...]."
         raise ValueError(msg)
+
+
+def _are_counts(data: np.ndarray) -> bool:
+    """Return whether some values, at least one, are whole numbers from 0 to 2^24."""
+    whole = data.dtype.kind != "f" or np.array_equal(np.rint(data), data)
+    return whole and bool(data.min() >= 0) and bool(data.max() <= MAX_COUNT)
 
 
 def _elsewhere(adata: AnnData | None) -> str:

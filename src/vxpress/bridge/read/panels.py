@@ -17,12 +17,14 @@ from vxpress.bridge.read.columns import get_categories, get_names
 from vxpress.bridge.read.counts import CountData
 from vxpress.bridge.read.survey import Elsewhere
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import walk
+from vxpress.core.data import Counts, walk
 
 # entry of varm with one boolean column for each panel
 GENE_PANELS = "gene_panels"
 # share of the common genes outside the model that a panel measures, from which their molecules are estimated from these
 LEAST_COVERED = 0.1
+# rows that are converted to double precision at a time
+ROWS = 4_096
 
 
 @dataclass(frozen=True)
@@ -209,9 +211,14 @@ class PanelTable:
 
 def panel_sums(counts: sparse.csr_matrix, code_n: np.ndarray, n_panels: int) -> np.ndarray:
     """Add up the counts of the cells of each panel, float64 (p, g)."""
-    n = len(code_n)
-    place = sparse.csr_matrix((np.ones(n), (code_n, np.arange(n))), shape=(n_panels, n))
-    return np.asarray((place @ counts.astype(np.float64)).todense())
+    sums_pg = np.zeros((n_panels, counts.shape[1]))
+    for start in range(0, len(code_n), ROWS):
+        code_m = code_n[start : start + ROWS]
+        place = sparse.csr_matrix(
+            (np.ones(len(code_m)), (code_m, np.arange(len(code_m)))), shape=(n_panels, len(code_m))
+        )
+        sums_pg += place @ counts[start : start + ROWS].astype(np.float64)
+    return sums_pg
 
 
 def _common_shares(counts: CountData, common_g: np.ndarray) -> np.ndarray:
@@ -219,7 +226,7 @@ def _common_shares(counts: CountData, common_g: np.ndarray) -> np.ndarray:
     if counts.outside is None or not common_g.any():
         return np.zeros(len(common_g))
     outside = counts.outside
-    sums_g = outside.sums_g if isinstance(outside, Elsewhere) else np.asarray(outside.sum(0, dtype=np.float64)).ravel()
+    sums_g = outside.sums_g if isinstance(outside, Elsewhere) else Counts.from_scipy(outside).sums_g.numpy()
     found_g = np.where(common_g, sums_g, 0.0)
     return np.asarray(found_g / max(found_g.sum(), 1.0))
 

@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from vxpress.bridge.read.complete import check_complete
-from vxpress.bridge.read.matrix import canonical, check_counts, get_matrix, matrix_name
+from vxpress.bridge.read.matrix import canonical, check_counts, get_matrix, matrix_name, single_precision
 from vxpress.bridge.read.stored_rows import Arrays, StoredRows, origin, stored_rows
 from vxpress.core.data import Counts
 from vxpress.core.data.stored import GAP_BYTES, WINDOW_BYTES
@@ -189,7 +189,7 @@ class _Genes:
         if limit is not None and self.n_bytes > limit:
             self.loaded = None
         if self.loaded is not None:
-            self.loaded.append((cells, own.astype(np.float32, copy=False)))
+            self.loaded.append((cells, single_precision(own)))
 
     def found(self, at: np.ndarray | None, *, clean: bool) -> sparse.csr_matrix | Elsewhere:
         """Return the counts."""

@@ -17,11 +17,15 @@ def _tensor(array: np.ndarray, dtype: type) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def without_stored_zeros(x: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Return the matrix itself, or a copy without explicit zeros if it stores any."""
+# entries that are converted at a time, so that temporaries stay in the processor's cache
+PART = 2**18
+
+
+def without_stored_zeros(x: sparse.csr_matrix, *, in_place: bool = False) -> sparse.csr_matrix:
+    """Return the matrix itself, or a copy without explicit zeros if it stores any; ``in_place``, no copy is made."""
     if x.data.all():
         return x
-    x = x.copy()
+    x = x if in_place else x.copy()
     x.eliminate_zeros()
     return x
 
@@ -76,9 +80,21 @@ class Counts:
         """Largest number of entries in a row; the first access waits for the device."""
         return int(self.indptr.diff().max()) if len(self) else 0
 
+    @cached_property
+    def sums_g(self) -> Tensor:
+        """Sum of each gene over all rows, float64 (genes,) on the device. Sums of whole numbers are exact."""
+        sums_g = torch.zeros(self.n_genes, dtype=torch.float64, device=self.data.device)
+        for indices, data in zip(self.indices.split(PART), self.data.split(PART), strict=True):
+            sums_g.index_add_(0, indices, data.double())
+        return sums_g
+
     def to(self, device: torch.device) -> Counts:
         """Return the same data on another device."""
+        if device == self.data.device:
+            return self
         moved = Counts(self.indptr.to(device), self.indices.to(device), self.data.to(device), self.n_genes)
+        if "sums_g" in self.__dict__:
+            moved.__dict__["sums_g"] = self.sums_g.to(device)
         if device.type != "cpu":
             # computed now, so that no minibatch waits for it
             moved.__dict__["max_row"] = self.max_row

@@ -34,6 +34,11 @@ class Cells(Source):
         """Number of genes."""
         return self.counts.n_genes
 
+    @property
+    def sums_g(self) -> Tensor:
+        """Sum of the counts of each gene over all cells, float64."""
+        return self.counts.sums_g
+
     def read(self, rows: Tensor) -> Rows:
         """Return the counts of some rows: their numbers in the matrix of all cells."""
         return Rows(rows, self.counts)

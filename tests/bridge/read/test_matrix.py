@@ -261,7 +261,7 @@ def test_every_value_is_checked(dtype: type[np.generic], at: int) -> None:
     data = np.ones(2 * PART + 1, dtype=dtype)
     block = sparse.csr_matrix((data, np.arange(len(data)), np.array([0, len(data)])), shape=(1, len(data)))
     check_counts(block, "adata.X")
-    wrong = [(-1, "negative"), (2**24 + 1 if dtype != np.float32 else 2**24 + 2, "above 2")]
+    wrong: list[tuple[float, str]] = [(-1, "negative"), (2**24 + 1 if dtype != np.float32 else 2**24 + 2, "above 2")]
     if np.issubdtype(dtype, np.floating):
         wrong += [(1.5, "not whole"), (np.nan, "NaN"), (np.inf, "NaN or infinite")]
     for value, message in wrong:

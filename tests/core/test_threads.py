@@ -14,7 +14,10 @@ from vxpress.core.threads import OneThread, product, same_bits, share
 
 
 @pytest.fixture(autouse=True)
-def _two() -> Iterator[None]:
+def _two(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two threads of torch, on a machine with many free processors."""
+    monkeypatch.delenv(threads.VARIABLE, raising=False)
+    monkeypatch.setattr(threads.load, "free", lambda: 64)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -29,6 +32,62 @@ def test_torch_uses_one_thread_and_the_number_stays_known() -> None:
             assert (torch.get_num_threads(), threads.number()) == (1, 2)
         assert (torch.get_num_threads(), threads.number()) == (1, 2)
     assert (torch.get_num_threads(), threads.number()) == (2, 2)
+
+
+def test_the_number_is_that_of_free_processors_if_it_is_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads.load, "free", lambda: 3)
+    found = []
+    for n in (1, 2, 8):
+        torch.set_num_threads(n)
+        with OneThread():
+            found.append(threads.number())
+        assert threads.number() == n
+    assert found == [1, 2, 3]
+
+
+def test_a_number_that_was_decided_is_not_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads.load, "free", lambda: 1)
+    with OneThread():
+        assert threads.number() == 1
+        with threads.decided(5):
+            assert threads.number() == 5
+            with threads.decided(None), OneThread():
+                assert threads.number() == 5
+        assert threads.number() == 1
+    with threads.decided(4):
+        assert threads.number() == 2
+        for _ in range(2):
+            with OneThread():
+                assert threads.number() == 4
+
+
+def test_the_environment_decides_unless_the_call_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads.load, "free", lambda: 1)
+    monkeypatch.setenv(threads.VARIABLE, " 3 ")
+    with OneThread():
+        assert threads.number() == 3
+        with threads.decided(2):
+            assert threads.number() == 2
+        monkeypatch.setenv(threads.VARIABLE, "7")
+        assert threads.number() == 3
+    with OneThread():
+        assert threads.number() == 7
+    # empty is as good as absent
+    monkeypatch.setenv(threads.VARIABLE, "")
+    with OneThread():
+        assert threads.number() == 1
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "2,1", "²"])
+def test_an_environment_that_is_no_number_is_an_error_and_changes_nothing(monkeypatch: pytest.MonkeyPatch, text: str) -> None:  # fmt: skip
+    monkeypatch.setenv(threads.VARIABLE, text)
+    with pytest.raises(ValueError, match=f"{threads.VARIABLE} is '{text}'; a whole number of at least 1 is expected"), OneThread():  # fmt: skip
+        pass
+    assert torch.get_num_threads() == 2
+    monkeypatch.delenv(threads.VARIABLE)
+    with OneThread():
+        assert (torch.get_num_threads(), threads.number()) == (1, 2)
+    assert torch.get_num_threads() == 2
 
 
 def test_the_number_is_restored_after_an_error() -> None:

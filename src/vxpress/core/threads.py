@@ -2,8 +2,8 @@
 
 The threads of torch divide sums, and also elementwise functions, among themselves, so the last digits depend on their
 number.  Within :class:`OneThread`, torch therefore uses one.  What takes long is divided into parts that depend on
-shapes alone, and several threads compute them: :mod:`vxpress.core.kernels.team` for compiled loops, :func:`share` for
-operations of torch.
+shapes alone, and several threads compute them: :mod:`vxpress.core.kernels.helpers` for compiled loops, :func:`share` for
+operations of torch.  Their number follows the machine (:mod:`vxpress.core.load`), unless somebody has decided it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from vxpress.core import load
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,12 +29,15 @@ PART = {torch.float32: 2**24, torch.bfloat16: 2**26}
 MIN_ROWS, MAX_PARTS = 64, 16
 MAX_WORKERS = 64
 CPU = torch.device("cpu")
+# environment variable with the number of threads of every call
+VARIABLE = "VXPRESS_NUM_THREADS"
 
 
 class _OfThread(threading.local):
-    """The number of threads that this thread may use, while torch uses one in it."""
+    """The number of threads that torch may use in this thread, while it uses one, and the number that was decided."""
 
     n: int | None = None
+    decided: int | None = None
 
 
 _of_thread = _OfThread()
@@ -52,12 +58,50 @@ if hasattr(os, "register_at_fork"):
 
 
 def number() -> int:
-    """Return the number of threads that a computation may use: ``torch.get_num_threads()`` outside :class:`OneThread`."""
-    return torch.get_num_threads() if _of_thread.n is None else _of_thread.n
+    """Return how many threads a computation uses now.
+
+    Within :class:`OneThread`, this is the number that was :func:`decided`, by default that of the environment. If there is
+    none, it is the number of torch before the block, or that of the processors which are free now if it is lower.  Outside
+    of such blocks it is ``torch.get_num_threads()``.
+    """
+    of_thread = _of_thread
+    if of_thread.n is None:
+        return torch.get_num_threads()
+    if of_thread.decided is not None:
+        return of_thread.decided
+    return 1 if of_thread.n == 1 else min(of_thread.n, load.free())
+
+
+@contextmanager
+def decided(n: int | None) -> Iterator[None]:
+    """Within this block, and :class:`OneThread`, computations of this thread use ``n`` threads; None changes nothing."""
+    before = _of_thread.decided
+    _of_thread.decided = before if n is None else n
+    try:
+        yield
+    finally:
+        _of_thread.decided = before
+
+
+def in_environment() -> int | None:
+    """Return the number of threads that the environment decides, None if it does not.
+
+    Raises ``ValueError`` if it is not a whole number of at least 1.
+    """
+    text = os.environ.get(VARIABLE, "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        msg = (
+            f"The environment variable {VARIABLE} is {text!r}; a whole number of at least 1 is expected, for example {VARIABLE}=2. "
+            "Without it, the number of threads follows the machine."
+        )
+        raise ValueError(msg)
+    return int(text)
 
 
 class OneThread:
-    """Within this block, torch uses one thread in the current thread, and :func:`number` returns the number before.
+    """Within this block, torch uses one thread in the current thread; :func:`number` returns how many there are to share.
 
     torch has a number for each thread, and one for its products (MKL) and for new threads. The latter stays one until the
     last block of any thread ends.
@@ -65,12 +109,14 @@ class OneThread:
 
     def __init__(self) -> None:
         self.before: int | None = None
+        self.decided: int | None = None
 
     def take(self) -> None:
         """Begin; within another block of the same thread this has no effect."""
         global _usual  # noqa: PLW0603 - one per process
         if _of_thread.n is not None:
             return
+        environment = in_environment()
         with _lock:
             before = torch.get_num_threads()
             if not _holders:
@@ -80,14 +126,18 @@ class OneThread:
                 before = _usual
             _holders.add(self)
             self.before = _of_thread.n = before
+            self.decided = _of_thread.decided
+            _of_thread.decided = environment if self.decided is None else self.decided
             torch.set_num_threads(1)
+        if before > 1 and _of_thread.decided is None:
+            load.begin()
 
     def release(self) -> None:
         """End; a second call has no effect."""
         if self.before is None:
             return
         with _lock:
-            _of_thread.n = None
+            _of_thread.n, _of_thread.decided = None, self.decided
             _holders.discard(self)
             torch.set_num_threads(self.before)
             if _holders and self.before > 1:
@@ -154,7 +204,7 @@ def _workers() -> ThreadPoolExecutor:
     global _pool  # noqa: PLW0603 - one per process
     with _lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="vxpress")
+            _pool = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="vxpress", initializer=load.count_this_thread)
         return _pool
 
 

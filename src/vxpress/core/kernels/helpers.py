@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vxpress.core import threads
+from vxpress.core import load, threads
 from vxpress.core.kernels import parts
 
 
@@ -45,6 +45,7 @@ class _Helper:
         threading.Thread(target=self._work, name=f"vxpress-{number}", daemon=True).start()
 
     def _work(self) -> None:
+        load.count_this_thread()
         while True:
             # not kept in a variable, so that nothing of the call lives longer than it
             self.calls.get().help()

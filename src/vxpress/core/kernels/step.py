@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vxpress.core import rule
+from vxpress.core import rule, threads
 from vxpress.core.data import Batch
 from vxpress.core.gradients import GradientSink
 from vxpress.core.kernels import helpers, step_rows
@@ -18,7 +18,6 @@ from vxpress.core.kernels.count_likelihood import OutputLayers
 from vxpress.core.kernels.hidden_layer import Norm, update_running_statistics
 from vxpress.core.kernels.pointers import pointers
 from vxpress.core.kernels.products import PAIRED, TILE, padded
-from vxpress.core.load import Share
 from vxpress.core.noise import BITS
 
 # cells of a group; with many rows of dispersions, whose gradients every group sums, groups are larger
@@ -186,9 +185,7 @@ class Gradients:
 class StepMemory:
     """Memory of the steps of a training with up to ``n`` cells."""
 
-    def __init__(
-        self, n: int, networks: Networks, layers: OutputLayers, n_condition: int, share: Share
-    ) -> None:  # fmt: skip
+    def __init__(self, n: int, networks: Networks, layers: OutputLayers, n_condition: int) -> None:
         n_genes, n_rows = layers.log_theta.shape[1], len(layers.log_theta)
         n_out, n_features = layers.weight.shape
         n_gates = 0 if layers.gate_weight is None else len(layers.gate_weight)
@@ -210,7 +207,7 @@ class StepMemory:
         self.d_norms = floats(groups, 4, width)
         self.ends, self.free = np.zeros(n_genes + 1, np.int64), np.zeros((groups, n_genes), np.int64)
         self.statistics = floats(4, width)
-        self.share, self.scratch = share, (np.zeros(0), *(np.zeros(0),) * 6)
+        self.scratch: tuple[np.ndarray, ...] = (np.zeros(0),) * 7
         self.nothing = floats(max(width, padded(2 * d)))
         self.entry_cells, self.entry_values = np.zeros(0, np.int32), floats(0)
         self.theta, self.inverse = floats(n_rows, n_genes), floats(n_rows, n_genes)
@@ -262,7 +259,7 @@ class StepMemory:
             self.output_weights[0][0].shape[1] > self.encoder.h.shape[1],
         )
         cuts = self.cuts(n)
-        groups, n_threads = len(cuts) - 1, self.share.n_threads()
+        groups, n_threads = len(cuts) - 1, threads.number()
         plan = _plan(groups, len(self.location.tiled), by_cell=by_cell)
         self.d_norms.fill(0.0)
         helpers.run(

@@ -22,7 +22,6 @@ from vxpress.core.kernels.count_likelihood import OutputLayers
 from vxpress.core.kernels.hidden_layer import Norm
 from vxpress.core.kernels.products import COLUMNS
 from vxpress.core.kernels.step import Conditions, Networks, StepMemory
-from vxpress.core.load import Share
 from vxpress.core.model import VAE
 from vxpress.core.networks import MAX_LOG_VARIANCE, MIN_POSTERIOR_VARIANCE
 from vxpress.core.noise import Noise
@@ -72,7 +71,6 @@ class ClosedForm:
             (np.float32(MAX_LOG_VARIANCE), np.float32(MIN_POSTERIOR_VARIANCE)),
         )
         self.memory: StepMemory | None = None
-        self.share = Share()
 
     @torch.no_grad()
     def __call__(self, batch: Batch, kl_weight: float) -> tuple[float, float, Tensor]:
@@ -117,5 +115,5 @@ class ClosedForm:
         """Return memory for ``n`` cells; that of the step before if it fits."""
         if self.memory is None or not self.memory.fits(n, layers):
             width = self.model.conditioner.width
-            self.memory = StepMemory(n, self.networks, layers, width, self.share)
+            self.memory = StepMemory(n, self.networks, layers, width)
         return self.memory

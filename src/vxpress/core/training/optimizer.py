@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vxpress.core import rule
+from vxpress.core import rule, threads
 from vxpress.core.config import TrainConfig
 from vxpress.core.gradients import GradientSink
-from vxpress.core.load import Share
 
 # the schedule of torch.optim.lr_scheduler.OneCycleLR with its defaults
 RISE, START_DIVISOR, END_DIVISOR, MOMENTA = 0.3, 25.0, 1e4, (0.95, 0.85)
@@ -235,7 +234,7 @@ class _CompiledAdam:
             (np.arange(len(starts)) >= n_leading).astype(np.int64) if n_leading else np.zeros(len(starts), np.int64)
         )
         self.taken = [0] * (2 if n_leading else 1)
-        self.squares, self.verdict, self.share = np.empty(n_runs), np.empty(2), Share()
+        self.squares, self.verdict = np.empty(n_runs), np.empty(2)
         # memory from torch starts at a cache line, memory from numpy may not
         self.flat, self.gradient = flat.detach().numpy(), gradient.numpy()
         self.moments = torch.zeros_like(gradient).numpy(), torch.zeros_like(gradient).numpy()
@@ -261,7 +260,7 @@ class _CompiledAdam:
             for t in (taken + 1 for taken in self.taken)
         ]
         helpers.run(
-            self.share.n_threads(), adam_rows.adam, adam_rows.ROUNDS,
+            threads.number(), adam_rows.adam, adam_rows.ROUNDS,
             self.cuts, self.part, self.n_leading if leading else len(self.part), self.flat, self.gradient, *self.moments,
             np.array(settings, np.float32), self.decoupled, float(loss), float(c.max_grad_norm), self.squares, self.verdict,
         )  # fmt: skip

@@ -87,6 +87,7 @@ def test_wrong_data_are_status_1_with_one_line(counts, tmp_path, capsys):
         (["--device", "abacus"], "device='abacus'"),
         (["--n-latent", "5000"], "n_latent=5000"),
         (["--max-epochs", "0"], "max_epochs=0"),
+        (["--n-threads", "0"], "n_threads=0"),
         (["--batch-size", "0"], "batch_size=0"),
         (["--beta", "-1"], "beta=-1"),
         (["--rng", "-1"], "rng=-1"),
@@ -107,6 +108,13 @@ def test_what_the_file_lacks_and_settings_out_of_range_are_status_2_before_data_
     assert re.match(rf"vxpress: .*{message}", error)
     assert len(error.splitlines()) == 1
     assert listing(tmp_path) == ["in.h5ad"]
+
+
+def test_an_environment_that_cannot_be_is_status_2_before_data_are_read(counts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_cli, "read_input", lambda *_, **__: pytest.fail("the data were read"))
+    monkeypatch.setenv("VXPRESS_NUM_THREADS", "all")
+    assert fit(counts, "-o", tmp_path / "out.h5ad") == 2
+    assert "VXPRESS_NUM_THREADS is 'all'" in capsys.readouterr().err
 
 
 def test_paths_that_cannot_be_are_status_2(counts, tmp_path, capsys):

@@ -27,7 +27,8 @@ R = TypeVar("R")
 # multiplications of a part of a product, and its least number of rows; smaller parts cost more than they save
 PART = {torch.float32: 2**24, torch.bfloat16: 2**26}
 MIN_ROWS, MAX_PARTS = 64, 16
-MAX_WORKERS = 64
+# the most threads of a computation: no loop has more parts that are worth a thread
+MOST = 64
 CPU = torch.device("cpu")
 # environment variable with the number of threads of every call
 VARIABLE = "VXPRESS_NUM_THREADS"
@@ -68,8 +69,8 @@ def number() -> int:
     if of_thread.n is None:
         return torch.get_num_threads()
     if of_thread.decided is not None:
-        return of_thread.decided
-    return 1 if of_thread.n == 1 else min(of_thread.n, load.free())
+        return min(of_thread.decided, MOST)
+    return 1 if of_thread.n == 1 else min(of_thread.n, load.free(), MOST)
 
 
 @contextmanager
@@ -204,7 +205,7 @@ def _workers() -> ThreadPoolExecutor:
     global _pool  # noqa: PLW0603 - one per process
     with _lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="vxpress", initializer=load.count_this_thread)
+            _pool = ThreadPoolExecutor(MOST, thread_name_prefix="vxpress", initializer=load.count_this_thread)
         return _pool
 
 

@@ -29,6 +29,7 @@ from vxpress.bridge.fits.processes import in_all_processes
 from vxpress.bridge.fits.results import check_free
 from vxpress.bridge.fitting import FitOptions, fit
 from vxpress.bridge.read.adata import check_adata
+from vxpress.core.threads import decided
 
 
 @entry
@@ -72,6 +73,7 @@ def fit_vae(
     denoised: bool | None = None,
     target_sum: float = 1e4,
     device: str | torch.device = "auto",
+    n_threads: int | None = None,
     rng: int | np.random.Generator | None = 0,
     split_rng: int | np.random.Generator | None = 0,
     key_added: str | None = None,
@@ -246,10 +248,15 @@ def fit_vae(
         holds only some of these genes, as in :func:`vxpress.datasets.pbmc68k_reduced`, the genes present sum to less.
     device
         ``"auto"`` uses CUDA if it is available, else the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+    n_threads
+        Number of threads on a processor, at most 64, which changes no bits of the results and is not stored. ``None`` uses
+        the environment variable ``VXPRESS_NUM_THREADS``, which holds for all functions. Without it, the number is that of
+        torch (``torch.get_num_threads()``), or that of the processors which are free if it is lower: it never exceeds those
+        that the process is bound to or its container may use, and is lower while other programs keep them busy. A number
+        given here or by the environment is used whatever the load is.
     rng
         Seed of order, initialisation, dropout and noise, or a numpy generator; ``None`` uses a new seed. The same seed
-        gives the same bits on the same processor with the same versions, with any number of threads
-        (``torch.set_num_threads``).
+        gives the same bits on the same processor with the same versions, with any number of threads.
     split_rng
         Seed of the held-out cells, separate from ``rng`` so that fits with different seeds hold out the same cells.
     key_added
@@ -374,7 +381,7 @@ def fit_vae(
     keys = Keys.of(key_added, "key_added")
     check_free(adata, keys)
     checked = check_arguments(given)
-    with in_all_processes(checked.device) as world:
+    with decided(checked.n_threads), in_all_processes(checked.device) as world:
         start = logg.info("fitting a variational autoencoder")
         with progress_bar("fit_vae", progress if world.first else False):
             target, results = fit(adata, checked, keys, copy=copy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,10 @@ from vxpress.core.config import (
 )
 from vxpress.core.likelihoods import LIKELIHOODS
 from vxpress.core.objectives import OBJECTIVES
-from vxpress.core.option import check
+from vxpress.core.option import check, declares
 from vxpress.core.priors import PRIORS
 from vxpress.core.settings import Settings, model_config, resolve, train_config
+from vxpress.core.threads import in_environment
 
 # what fit_vae names in its signature, and this module
 __all__ = [
@@ -67,6 +68,7 @@ class CheckedArguments(FitRequest):
     max_epochs: int | None
     cure: bool
     denoised: bool | None
+    n_threads: int | None = field(metadata=declares(low=1))
     checkpointing: Checkpointing | None
 
     def __post_init__(self) -> None:
@@ -79,6 +81,7 @@ def check_arguments(given: Mapping[str, Any]) -> CheckedArguments:
     ``given`` holds the arguments by name. Those that name parts of the data are checked when the data are read.
     """
     device = resolve_device(given["device"])
+    in_environment()
     rng, split_rng = seed_of(given["rng"]), seed_of(given["split_rng"], "split_rng")
     settings = resolve(given)
     choosing = settings.likelihood == "auto"  # type: ignore[comparison-overlap]

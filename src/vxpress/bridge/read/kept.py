@@ -13,7 +13,7 @@ from scipy import sparse
 from vxpress.bridge.read.blockwise import CHUNKS_PER_CORE, is_dask, results_from
 from vxpress.bridge.read.opened import on_disk
 from vxpress.core.progress import parts
-from vxpress.core.threads import same_bits
+from vxpress.core.threads import number, same_bits
 
 R = TypeVar("R")
 
@@ -81,7 +81,9 @@ class Blocks:
         for first in range(0, len(self.kept), step):
             some = self.kept[first : first + step]
             tasks = [apply(packed, function, *(values[rows] for values in per_row)) for rows, packed in some]
-            yield from zip((rows for rows, _ in some), dask.compute(*tasks, scheduler="threads"), strict=True)
+            yield from zip(
+                (rows for rows, _ in some), dask.compute(*tasks, scheduler="threads", num_workers=number()), strict=True
+            )
 
 
 class Packed:

@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from vxpress.core import threads
+from vxpress.core import load, threads
 from vxpress.core.blocks import Z
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.posterior import Encoded, normal_from
@@ -60,7 +60,7 @@ def likelihood_draws(
     """Draw values of cells at the given ``z_nd``, (n, g); sparse if they are counts.
 
     Latent blocks other than z are drawn from their priors, except a size factor, which is given.
-    Blocks, each with its own seed, are drawn in parallel by as many threads as torch uses.
+    Blocks, each with its own seed, are drawn in parallel by several threads.
     """
     model.eval()
     n, step = len(z_nd), block_rows(model.config.n_genes)
@@ -76,7 +76,7 @@ def likelihood_draws(
             x_ng = model.likelihood(point, some, log_library_n1[part]).sample(generator=generator).numpy()
         return sparse.csr_matrix(x_ng) if discrete else x_ng
 
-    with ThreadPoolExecutor(threads.number()) as pool:
+    with ThreadPoolExecutor(threads.number(), initializer=load.count_this_thread) as pool:
         n_blocks = -(-n // step)
         blocks = list(steps(pool.map(draw, range(n_blocks)), "drawing counts", n_blocks))
     return sparse.vstack(blocks, format="csr") if discrete else np.concatenate(blocks)

@@ -16,6 +16,10 @@ def test_the_rule_does_not_measure_time(monkeypatch: pytest.MonkeyPatch) -> None
     assert not rule.compiled_likelihood("gaussian", "gene", cpu, torch.float32)
     assert not rule.compiled_likelihood("nb", "gene", cpu, torch.float64)
     assert not rule.compiled_likelihood("nb", "gene", torch.device("cuda"), torch.float32)
+    assert rule.compiled_shares(cpu, torch.float32, 2**36)
+    assert not rule.compiled_shares(cpu, torch.float32, 2**30)
+    assert not rule.compiled_shares(cpu, torch.float64, 2**36)
+    assert not rule.compiled_shares(torch.device("cuda"), torch.float32, 2**36)
     assert rule.product_dtype(256, 128, 2000, training=False) == torch.float32
     assert rule.table_length(256, 1) == rule.TABLE_COUNTS
     assert rule.table_length(256, 10_000) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
@@ -206,3 +207,55 @@ def test_groups_of_cells_depend_on_shapes_alone(n: int, n_sums: int) -> None:
     assert all(first < last for first, last in zip(found[0], found[0][1:], strict=False))
     # few groups if each has many sums
     assert len(found[0]) - 1 <= max(1, n // (32 if n_sums < 3 else 128))
+
+
+def test_results_come_in_order_and_few_items_are_taken_ahead() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(40):
+            taken.append(i)
+            yield i
+
+    def work(i: int) -> tuple[int, int, bool, str]:
+        assert not torch.is_grad_enabled()
+        return i * i, threads.number(), threading.current_thread() is threading.main_thread(), np.geterr()["under"]
+
+    with OneThread(), np.errstate(under="raise"):
+        for i, (square, number, in_main, under) in enumerate(threads.in_order(work, items())):
+            assert (square, number, in_main, under) == (i * i, 1, False, "raise")
+            assert len(taken) <= i + 4
+
+
+@pytest.mark.parametrize("n", [1, 30])
+def test_an_error_of_a_result_is_raised_in_its_place(n: int) -> None:
+    done: list[int] = []
+
+    def work(i: int) -> int:
+        if i == n - 1:
+            msg = f"cell {i}"
+            raise KeyError(msg)
+        return i
+
+    with OneThread(), pytest.raises(KeyError, match=f"cell {n - 1}"):
+        done.extend(threads.in_order(work, iter(range(100))))
+    assert done == list(range(n - 1))
+
+
+def test_results_that_nobody_asks_for_are_not_computed() -> None:
+    begun: list[int] = []
+
+    def work(i: int) -> int:
+        begun.append(i)
+        return i
+
+    with OneThread():
+        results = threads.in_order(work, iter(range(100)))
+        assert next(results) == 0
+        results.close()
+        assert len(begun) <= 4
+        # a single item is computed by this thread, which shares its parts
+        assert list(threads.in_order(lambda _: threads.number(), [0])) == [2]
+    assert (
+        list(threads.in_order(lambda i: threading.current_thread() is threading.main_thread(), range(3))) == [True] * 3
+    )

@@ -16,6 +16,8 @@ import torch
 MIN_BFLOAT16_ROWS, MIN_BFLOAT16_WIDTH, MIN_BFLOAT16_GENES = 32, 64, 256
 # counts below this are read from tables, provided that all tables cost less than this share of the minibatch
 TABLE_COUNTS, TABLE_SHARE = 16, 0.25
+# multiplications of a decoding from which on it is compiled: about a second of other code
+MIN_DECODED_TERMS = 2**34
 COMPILED_LIKELIHOODS = ("nb", "zinb")
 # least compute capability of GPUs that multiply bfloat16 and TensorFloat32 natively
 TENSOR_CORES = (8, 0)
@@ -48,6 +50,14 @@ def compiled_likelihood(distribution: str, dispersion: str, device: torch.device
 def dense_likelihood(distribution: str, device: torch.device) -> bool:
     """Whether NB and ZINB use their closed-form gradient in torch: on any device except a CPU."""
     return not _plain and device.type != "cpu" and distribution in COMPILED_LIKELIHOODS
+
+
+def compiled_shares(device: torch.device, dtype: torch.dtype, n_terms: int) -> bool:
+    """Whether softmax, product and sum of decoded shares run in one compiled pass: in float32 on a CPU, for large products.
+
+    ``n_terms`` is the number of multiplications. Below the limit, compiling takes longer than it saves.
+    """
+    return not _plain and device.type == "cpu" and dtype == torch.float32 and n_terms >= MIN_DECODED_TERMS
 
 
 def sparse_input(device: torch.device, dtype: torch.dtype) -> bool:

@@ -3,7 +3,8 @@
 The threads of torch divide sums, and also elementwise functions, among themselves, so the last digits depend on their
 number.  Within :class:`OneThread`, torch therefore uses one.  What takes long is divided into parts that depend on
 shapes alone, and several threads compute them: :mod:`vxpress.core.kernels.helpers` for compiled loops, :func:`share` for
-operations of torch.  Their number follows the machine (:mod:`vxpress.core.load`), unless somebody has decided it.
+operations of torch, :func:`in_order` for blocks of cells.  Their number follows the machine (:mod:`vxpress.core.load`),
+unless somebody has decided it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import copy_context
+from itertools import chain, islice
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -23,6 +27,7 @@ from vxpress.core import load
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 # multiplications of a part of a product, and its least number of rows; smaller parts cost more than they save
 PART = {torch.float32: 2**24, torch.bfloat16: 2**26}
@@ -198,6 +203,42 @@ def share(work: Callable[[int], Any], n_parts: int, device: torch.device = CPU) 
     for error in found:
         if error is not None:
             raise error
+
+
+def in_order(work: Callable[[T], R], items: Iterable[T], device: torch.device = CPU) -> Iterator[R]:
+    """Yield ``work(item)`` for each item in order; several threads compute the results of the next items.
+
+    Items are taken in the current thread, so they may come from a file or from a random number generator. At most as many
+    as there are threads are taken ahead, which limits the memory. Results are computed without gradients; the first error
+    of ``work`` is raised in the place of its result. With too few items, on a GPU and outside :class:`OneThread`, the
+    current thread computes all results itself.
+    """
+    n_threads, rest = number(), iter(items)
+    if _of_thread.n is None or n_threads < 2 or device.type != "cpu" or torch.is_inference_mode_enabled():
+        yield from map(work, rest)
+        return
+    first = list(islice(rest, n_threads))
+    if len(first) < n_threads:
+        # the threads share the parts of each item instead
+        yield from map(work, first)
+        return
+    ahead: deque[Future[R]] = deque()
+
+    @torch.no_grad()
+    def compute(item: T) -> R:
+        return work(item)
+
+    try:
+        for item in chain(first, rest):
+            # with the settings of numpy of this thread
+            ahead.append(_workers().submit(copy_context().run, compute, item))
+            while len(ahead) >= number():
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        # after an error or an interrupt, only the results that are being computed are finished
+        wait([one for one in ahead if not one.cancel()])
 
 
 def _workers() -> ThreadPoolExecutor:

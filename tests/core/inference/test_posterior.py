@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from vxpress.core import rule, threads
 from vxpress.core.config import LikelihoodName, ModelConfig
 from vxpress.core.data import Cells
 from vxpress.core.inference import posterior
@@ -54,6 +57,7 @@ def _plain(model: VAE, mean_nd: torch.Tensor, var_nd: torch.Tensor, cells: Cells
     return torch.stack(inside).mean(0), torch.stack(outside).mean(0)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("n_readout", [0, 7])
 @pytest.mark.parametrize(
     ("likelihood", "remainder"), [("nb", False), ("nb", True), ("gaussian", False), ("bernoulli", False)]
@@ -64,7 +68,9 @@ def test_expected_expression_is_the_plain_mean_over_draws(
     likelihood: LikelihoodName,
     remainder: bool,
     n_readout: int,
+    compiled: bool,
 ) -> None:
+    monkeypatch.setattr(rule, "MIN_DECODED_TERMS", 0 if compiled else math.inf)
     # several blocks, the last one short
     monkeypatch.setattr(sums, "BLOCK_ENTRIES", 1)
     cells = make_cells(n_batches=2)
@@ -84,19 +90,50 @@ def test_expected_expression_is_the_plain_mean_over_draws(
             torch.testing.assert_close(outside_read, outside if genes.outside is None else outside[:, genes.outside])
 
 
-def test_chunks_share_memory_and_cover_every_cell(
-    monkeypatch: pytest.MonkeyPatch, make_cells: Callable[..., Cells]
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_few_parts_are_in_memory_and_all_threads_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, make_cells: Callable[..., Cells], n_threads: int
 ) -> None:
-    monkeypatch.setattr(posterior, "CHUNK", 50)
+    monkeypatch.setattr(posterior, "CHUNK", 16)
+    monkeypatch.setattr(posterior, "PART", 8)
     cells, model = make_cells(n_batches=2), _model("nb", remainder=True, n_readout=7)
     found = encode(model, cells)
-    parts = expected_expression(model, found, cells.covariates, DRAWS)
-    seen: list[int] = []
-    places: set[int] = set()
-    for part, inside, outside in parts:
-        assert outside is not None
-        seen += range(part.start, part.stop)
-        places.add(inside.data_ptr())
-        assert float((inside.sum(1) + outside.sum(1)).max()) <= 1.0
+    expected = torch.cat([part for _, part, _ in expected_expression(model, found, cells.covariates, DRAWS)])
+    before, alive = torch.get_num_threads(), weakref.WeakSet[torch.Tensor]()
+    again = posterior.Sums.again
+
+    def followed(self: posterior.Sums, n: int) -> posterior.Sums:
+        made = again(self, n)
+        alive.add(made.inside)
+        return made
+
+    monkeypatch.setattr(posterior.Sums, "again", followed)
+    torch.set_num_threads(n_threads)
+    try:
+        seen: list[int] = []
+        with threads.OneThread():
+            for part, inside, outside in expected_expression(model, found, cells.covariates, DRAWS):
+                assert outside is not None
+                seen += range(part.start, part.stop)
+                assert torch.equal(inside, expected[part])
+                assert float((inside.sum(1) + outside.sum(1)).max()) <= 1.0
+                assert len(alive) <= 2 * n_threads + 2
+    finally:
+        torch.set_num_threads(before)
     assert seen == list(range(120))
-    assert len(places) == 1
+
+
+def test_encoding_by_several_threads_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, make_cells: Callable[..., Cells]
+) -> None:
+    monkeypatch.setattr(posterior, "CHUNK", 16)
+    cells, model, before = make_cells(n_batches=2), _model("nb", remainder=False, n_readout=0), torch.get_num_threads()
+    found = []
+    try:
+        for n_threads in (1, 3):
+            torch.set_num_threads(n_threads)
+            found.append(encode(model, cells))
+    finally:
+        torch.set_num_threads(before)
+    assert (found[0].mean_nd == found[1].mean_nd).all()
+    assert (found[0].var_nd == found[1].var_nd).all()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -20,9 +21,12 @@ from vxpress.core.blocks import Z
 from vxpress.core.data import Batch, Source, walk
 from vxpress.core.model import VAE
 from vxpress.core.objectives import total
+from vxpress.core.threads import in_order
 
 # decoded entries per pass, 4 MB in float32; limits of its rows; samples of a cell that are decoded together
 PASS_ENTRIES, MIN_ROWS, MAX_ROWS, SIDE_BY_SIDE = 2**20, 64, 4096, 16
+# most samples of a cell whose noise is drawn ahead
+KEPT_SAMPLES = 1024
 
 
 class Proposal(Protocol):
@@ -122,18 +126,33 @@ def importance_bounds(
     """
     device, generator = torch.device(device), torch.Generator().manual_seed(seed)
     at_once = max(1, min(n_samples[-1], SIDE_BY_SIDE, rows_per_pass))
-    found: list[list[Bound]] = [[] for _ in n_samples]
-    for proposal in propose(max(1, rows_per_pass // at_once)):
+    passes = [
+        min(at_once, until - start)
+        for after, until in pairwise((0, *n_samples))
+        for start in range(after, until, at_once)
+    ]
+
+    def with_noise() -> Iterator[tuple[Proposal, Iterable[Tensor]]]:
+        for proposal in propose(max(1, rows_per_pass // at_once)):
+            shapes = [(k, len(proposal), proposal.n_noise) for k in passes]
+            noise = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+            yield proposal, list(noise) if kept else noise
+
+    def bounds(item: tuple[Proposal, Iterable[Tensor]]) -> list[Bound]:
+        proposal, found = item[0], []
         sums = ImportanceSums(len(proposal), device)
-        for until, parts in zip(n_samples, found, strict=True):
-            while sums.k < until:
-                shape = (min(at_once, until - sums.k), len(proposal), proposal.n_noise)
-                eps_knd = torch.randn(shape, generator=generator, dtype=torch.float64)
-                sums.add(*proposal.weigh(eps_knd.to(device)))
-            parts.append(sums.bound(proposal.kl_n))
+        for eps_knd in item[1]:
+            sums.add(*proposal.weigh(eps_knd.to(device)))
+            if sums.k in n_samples:
+                found.append(sums.bound(proposal.kl_n))
+        return found
+
+    # with so many samples that the noise of some cells takes memory, threads share the parts of single passes
+    kept = n_samples[-1] <= KEPT_SAMPLES
+    each = list(in_order(bounds, with_noise(), device) if kept else map(bounds, with_noise()))
     return tuple(
         Bound(*(np.concatenate(part) for part in zip(*(vars(b).values() for b in parts), strict=True)))
-        for parts in found
+        for parts in zip(*each, strict=True)
     )
 
 

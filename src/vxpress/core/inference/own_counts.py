@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vxpress.core.data import Source, walk
-from vxpress.core.inference.posterior import ALL_GENES, CHUNK, Draws, Encoded, Genes, expected_expression
+from vxpress.core.inference.posterior import ALL_GENES, PART, Draws, Encoded, Genes, expected_expression
 from vxpress.core.model import VAE
 
 
@@ -17,7 +17,7 @@ from vxpress.core.model import VAE
 def updated_expression(
     model: VAE, encoded: Encoded, cells: Source, draws: Draws, genes: Genes = ALL_GENES
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Yield E_q[rho] times (theta + x) / (theta + mu), in the chunks of ``expected_expression``.
+    """Yield E_q[rho] times (theta + x) / (theta + mu), in the parts of ``expected_expression``.
 
     x ~ NB(mu, theta) means x ~ Poisson(lambda) with lambda ~ Gamma(theta, mean mu), and (theta + x) / (theta + mu) is
     E[lambda | x] / mu.  mu is the mean of the cell in its own batch, also if ``draws`` are decoded in other batches.
@@ -30,8 +30,8 @@ def updated_expression(
     own_draws = replace(draws, n=len(draws.per_cell()), batches=(None,))
     own_parts = parts if observed else expected_expression(model, encoded, cells.covariates, own_draws, genes)
     decoder, layers = model.decoder, model.layers
-    # the cells are walked in the same chunks
-    for (part, inside, outside), (_, batch) in zip(parts, walk(cells, size=CHUNK, dense=False), strict=True):
+    # the cells are walked in the same parts
+    for (part, inside, outside), (_, batch) in zip(parts, walk(cells, size=PART, dense=False), strict=True):
         own = inside if observed else next(iter(own_parts))[1]
         rows = batch.rows
         x_ng, log_theta = batch.x_ng, decoder.dispersion_of(batch.covariates)

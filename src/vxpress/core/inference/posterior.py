@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -12,17 +13,19 @@ from torch import Tensor
 
 from vxpress.core.blocks import Point, Posterior, Z
 from vxpress.core.covariates import Covariates
-from vxpress.core.data import Source, walk
+from vxpress.core.data import Batch, Source, walk
 from vxpress.core.data.rows import rows_array
 from vxpress.core.likelihoods import Sums
 from vxpress.core.model import VAE
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.parallel import SINGLE, World
 from vxpress.core.progress import steps
-from vxpress.core.threads import same_bits
+from vxpress.core.threads import in_order, same_bits, share
 
 S = TypeVar("S", bound=Source)
 CHUNK = 1024
+# cells of a part of a chunk, which one thread decodes
+PART = 256
 # entries of all draws of a chunk that are kept for quantiles (64 MB)
 DRAWN_ENTRIES = 2**24
 
@@ -93,10 +96,15 @@ def encode(model: VAE, cells: Source, world: World = SINGLE) -> Encoded:
     encoded = Encoded.empty(model, len(cells), in_memory=cells.in_memory)
     own = world.part(len(cells))
     rows = torch.arange(own.start, own.stop, device=cells.device) if world.several else None
-    for part, batch in walk(cells, rows, size=CHUNK, stage="encoding"):
+
+    def posterior(item: tuple[slice, Batch]) -> None:
+        part, batch = item
         place = slice(own.start + part.start, own.start + part.stop)
         for name, q in model.posterior(batch).items():
             encoded.put(place, name, q.loc, q.scale.square())
+
+    for _ in in_order(posterior, walk(cells, rows, size=CHUNK, stage="encoding"), cells.device):
+        pass
     world.collect_((*encoded.mean.values(), *encoded.var.values()))
     return encoded
 
@@ -140,8 +148,11 @@ class Genes:
 ALL_GENES = Genes()
 
 
-def _sums(model: VAE, genes: Genes, n: int) -> Sums:
-    return model.decoder.output.sums(model.layers, n, genes.inside, genes.outside)
+def _sums(model: VAE, genes: Genes, n: int, n_decoded: int) -> Sums:
+    """Return sums of decoded expression for at most ``n`` cells at a time, and ``n_decoded`` draws of all cells together."""
+    sums = model.decoder.output.sums(model.layers, n, genes.inside, genes.outside)
+    sums.prepare(n_decoded)
+    return sums
 
 
 def _batch_matters(model: VAE) -> bool:
@@ -159,32 +170,55 @@ def _draw(q: Posterior, generator: torch.Generator) -> Point:
     return {name: part.loc + part.scale * noise[name] for name, part in q.items()}
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """Some cells, their covariates, and draws of their latent blocks."""
+
+    rows: slice
+    covariates: Covariates
+    points: list[Point]
+
+
+def _drawn(
+    encoded: Encoded, covariates: Covariates, model: VAE, n_draws: int, generator: torch.Generator
+) -> Iterator[_Drawn]:
+    """Draw from the posteriors of the cells in chunks, and yield the draws of a chunk in parts of ``PART`` cells."""
+    for start in range(0, len(encoded), CHUNK):
+        chunk = slice(start, min(start + CHUNK, len(encoded)))
+        q = encoded.posterior(model, chunk)
+        points = [_draw(q, generator) for _ in range(n_draws)]
+        for first in range(chunk.start, chunk.stop, PART):
+            part = slice(first, min(first + PART, chunk.stop))
+            here = slice(part.start - chunk.start, part.stop - chunk.start)
+            own = covariates[torch.arange(part.start, part.stop)]
+            yield _Drawn(part, own, [{name: value[here] for name, value in point.items()} for point in points])
+
+
 @torch.no_grad()
 def expected_expression(
     model: VAE, encoded: Encoded, covariates: Covariates, draws: Draws, genes: Genes = ALL_GENES
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Yield E_q[rho] in chunks of cells: rows, modelled genes (n, g), and the genes of the readout, or None.
+    """Yield E_q[rho] in parts of at most ``PART`` cells: rows, modelled genes (n, g), and the genes of the readout, or None.
 
     Decoded expression is what the output of the likelihood makes of the location: shares rho for count distributions,
-    expected log values for the Gaussian likelihood. The tensors are valid until the next chunk is requested, which reuses
-    their memory.
+    expected log values for the Gaussian likelihood.
     """
     model.eval()
     generator = torch.Generator().manual_seed(draws.seed)
     # the draws are those of a model without batches if the batch has no effect
     plan = (draws if _batch_matters(model) else replace(draws, batches=(None,))).per_cell()
     n = len(encoded)
-    sums = _sums(model, genes, min(CHUNK, n))
-    for start in steps(range(0, n, CHUNK), "decoding"):
-        part = slice(start, min(start + CHUNK, n))
-        rows = torch.arange(part.start, part.stop)
-        own, q = covariates[rows], encoded.posterior(model, part)
-        sums.clear()
-        for code in plan:
-            point = _draw(q, generator)
-            here = own if code is None else own.with_batch(code)
-            sums.add(model.features(point, here))
-        yield part, *sums.mean(len(rows), len(plan))
+    sums = _sums(model, genes, min(PART, n), n * len(plan))
+
+    def decoded(drawn: _Drawn) -> tuple[slice, Tensor, Tensor | None]:
+        n_here = drawn.rows.stop - drawn.rows.start
+        own, found = drawn.covariates, sums.again(n_here)
+        for code, point in zip(plan, drawn.points, strict=True):
+            found.add(model.features(point, own if code is None else own.with_batch(code)))
+        return drawn.rows, *found.mean(n_here, len(plan))
+
+    parts = _drawn(encoded, covariates, model, len(plan), generator)
+    yield from steps(in_order(decoded, parts), "decoding", -(-n // PART))
 
 
 @torch.no_grad()
@@ -206,28 +240,32 @@ def credible_expression(
     """
     model.eval()
     generator = torch.Generator().manual_seed(draws.seed)
-    n_cells = len(encoded)
-    sums = _sums(model, genes, min(CHUNK, n_cells))
+    n_cells, batches = len(encoded), draws.batches
+    sums = _sums(model, genes, min(CHUNK, n_cells), n_cells * draws.n * len(batches))
     n_inside = sums.inside.shape[1]
     width = n_inside + (0 if sums.outside is None else sums.outside.shape[1])
     step = max(1, min(CHUNK, n_cells, DRAWN_ENTRIES // max(1, draws.n * width)))
     drawn = torch.empty(draws.n, step, width)
+
+    def decode(some: _Drawn, k: int) -> None:
+        n = some.rows.stop - some.rows.start
+        found = sums.again(n)
+        for code in batches:
+            found.add(
+                model.features(some.points[k], some.covariates if code is None else some.covariates.with_batch(code))
+            )
+        inside, outside = found.mean(n, len(batches))
+        drawn[k, :n, :n_inside] = inside
+        if outside is not None:
+            drawn[k, :n, n_inside:] = outside
+
     for start in steps(range(0, n_cells, step), "decoding"):
         part = slice(start, min(start + step, n_cells))
-        n = part.stop - part.start
-        own, q = covariates[torch.arange(part.start, part.stop)], encoded.posterior(model, part)
-        for k in range(draws.n):
-            point = _draw(q, generator)
-            sums.clear()
-            for code in draws.batches:
-                here = own if code is None else own.with_batch(code)
-                sums.add(model.features(point, here))
-            inside, outside = sums.mean(n, len(draws.batches))
-            drawn[k, :n, :n_inside] = inside
-            if outside is not None:
-                drawn[k, :n, n_inside:] = outside
-        found = [drawn[:, :n].mean(0), *_quantiles(drawn[:, :n], levels)]
-        yield part, [(value[:, :n_inside], None if sums.outside is None else value[:, n_inside:]) for value in found]
+        n, q = part.stop - part.start, encoded.posterior(model, part)
+        own = covariates[torch.arange(part.start, part.stop)]
+        share(partial(decode, _Drawn(part, own, [_draw(q, generator) for _ in range(draws.n)])), draws.n)
+        values = [drawn[:, :n].mean(0), *_quantiles(drawn[:, :n], levels)]
+        yield part, [(value[:, :n_inside], None if sums.outside is None else value[:, n_inside:]) for value in values]
 
 
 def _quantiles(drawn: Tensor, levels: Sequence[float]) -> list[Tensor]:

@@ -7,7 +7,7 @@ import torch
 
 from vxpress.core.blocks import Z
 from vxpress.core.covariates import Covariates
-from vxpress.core.inference.posterior import CHUNK, Draws, Encoded, Genes, expected_expression
+from vxpress.core.inference.posterior import PART, Draws, Encoded, Genes, expected_expression
 from vxpress.core.model import VAE
 
 # number of decoded cells, and how far a dimension is moved to each side, in standard deviations
@@ -37,7 +37,7 @@ def decoder_response(model: VAE, encoded: Encoded, covariates: Covariates) -> np
     moved, own = Encoded.at(point), covariates[torch.from_numpy(rows_m)]
     chunks = expected_expression(model, moved, own, Draws(1, (None,), 0), nothing_outside)
     found = np.empty(len(moved) // 2)
-    assert CHUNK % 2 == 0  # noqa: S101 - the two ends of a move are in one chunk
+    assert PART % 2 == 0  # noqa: S101 - the two ends of a move are in one part
     for part, location, _ in chunks:
         change_n = model.decoder.output.change(location[0::2], location[1::2])
         found[part.start // 2 : part.stop // 2] = change_n.numpy()

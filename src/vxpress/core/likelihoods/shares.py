@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vxpress.core import rule
 from vxpress.core.data import Source, gene_sums
 from vxpress.core.likelihoods.anchored_readout import fit_anchored, relative_to_modelled
 from vxpress.core.likelihoods.layers import Layers
@@ -16,6 +18,7 @@ from vxpress.core.likelihoods.softmax_readout import fit_softmax
 from vxpress.core.likelihoods.sums import Sums
 
 if TYPE_CHECKING:
+    from vxpress.core.kernels.share_rows import CompiledShares
     from vxpress.core.likelihoods.base import Likelihood
 
 # output of a gene that was not measured: its share is 0
@@ -107,6 +110,30 @@ class Shares(Output):
 
 class _ShareSums(Sums):
     """Shares are normalised over all genes within a block, and only those of requested genes are copied out of it."""
+
+    compiled: Mapping[str, CompiledShares] | None = None
+
+    def prepare(self, n_decoded: int) -> None:
+        weights = {name: layer[:2] for name, layer in self.layers.items()}
+        first = next(iter(weights.values()), None)
+        if first is None or self.model_layers.anchored:
+            return
+        n_terms = n_decoded * sum(weight.numel() for weight, _ in weights.values())
+        if rule.compiled_shares(first[0].device, first[0].dtype, n_terms):
+            from vxpress.core.kernels.share_rows import CompiledShares
+
+            self.compiled = {name: CompiledShares(*pair, self.columns[name]) for name, pair in weights.items()}
+
+    def add(self, f_nf: Tensor) -> None:
+        if self.compiled is None:
+            super().add(f_nf)
+            return
+        f_nf, rest_n = f_nf.contiguous(), None
+        if "location" in self.compiled:
+            last_n = self.compiled["location"].add(f_nf, self.inside[: len(f_nf)])
+            rest_n = last_n if self.model_layers.remainder else None
+        if self.outside is not None and "readout" in self.compiled:
+            self.compiled["readout"].add(f_nf, self.outside[: len(f_nf)], rest_n)
 
     def needs_location(self, n_inside: int, n_outside: int) -> bool:
         # with a remainder, the share of the genes outside follows from the location

@@ -66,6 +66,16 @@ class Sums:
         weight, bias, columns = layer.weight.detach(), layer.bias.detach(), self.columns[name]
         return (weight, bias) if columns is None else (weight[columns], bias[columns])
 
+    def prepare(self, n_decoded: int) -> None:
+        """Prepare for decoding so many cells, each draw of a cell counted; a subclass may do something once for all of them."""
+
+    def again(self, n: int) -> Sums:
+        """Return the same sums for another ``n`` cells, at zero and with their own memory; any thread may use them."""
+        other = self.with_own_memory()
+        other.inside = self.inside.new_zeros(n, self.inside.shape[1])
+        other.outside = None if self.outside is None else self.outside.new_zeros(n, self.outside.shape[1])
+        return other
+
     def clear(self) -> None:
         """Reset the sums for a new chunk of cells."""
         self.inside.zero_()

@@ -99,7 +99,7 @@ def test_few_parts_are_in_memory_and_all_threads_give_the_same_bits(
     cells, model = make_cells(n_batches=2), _model("nb", remainder=True, n_readout=7)
     found = encode(model, cells)
     expected = torch.cat([part for _, part, _ in expected_expression(model, found, cells.covariates, DRAWS)])
-    before, alive = torch.get_num_threads(), weakref.WeakSet[torch.Tensor]()
+    alive = weakref.WeakSet[torch.Tensor]()
     again = posterior.Sums.again
 
     def followed(self: posterior.Sums, n: int) -> posterior.Sums:
@@ -108,18 +108,14 @@ def test_few_parts_are_in_memory_and_all_threads_give_the_same_bits(
         return made
 
     monkeypatch.setattr(posterior.Sums, "again", followed)
-    torch.set_num_threads(n_threads)
-    try:
-        seen: list[int] = []
-        with threads.OneThread():
-            for part, inside, outside in expected_expression(model, found, cells.covariates, DRAWS):
-                assert outside is not None
-                seen += range(part.start, part.stop)
-                assert torch.equal(inside, expected[part])
-                assert float((inside.sum(1) + outside.sum(1)).max()) <= 1.0
-                assert len(alive) <= 2 * n_threads + 2
-    finally:
-        torch.set_num_threads(before)
+    seen: list[int] = []
+    with threads.OneThread(), threads.decided(n_threads):
+        for part, inside, outside in expected_expression(model, found, cells.covariates, DRAWS):
+            assert outside is not None
+            seen += range(part.start, part.stop)
+            assert torch.equal(inside, expected[part])
+            assert float((inside.sum(1) + outside.sum(1)).max()) <= 1.0
+            assert len(alive) <= 2 * n_threads + 2
     assert seen == list(range(120))
 
 
@@ -127,13 +123,10 @@ def test_encoding_by_several_threads_gives_the_same_bits(
     monkeypatch: pytest.MonkeyPatch, make_cells: Callable[..., Cells]
 ) -> None:
     monkeypatch.setattr(posterior, "CHUNK", 16)
-    cells, model, before = make_cells(n_batches=2), _model("nb", remainder=False, n_readout=0), torch.get_num_threads()
+    cells, model = make_cells(n_batches=2), _model("nb", remainder=False, n_readout=0)
     found = []
-    try:
-        for n_threads in (1, 3):
-            torch.set_num_threads(n_threads)
+    for n_threads in (1, 3):
+        with threads.OneThread(), threads.decided(n_threads):
             found.append(encode(model, cells))
-    finally:
-        torch.set_num_threads(before)
     assert (found[0].mean_nd == found[1].mean_nd).all()
     assert (found[0].var_nd == found[1].var_nd).all()

@@ -13,7 +13,7 @@ import functools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -205,7 +205,7 @@ def share(work: Callable[[int], Any], n_parts: int, device: torch.device = CPU) 
             raise error
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T], device: torch.device = CPU) -> Iterator[R]:
+def in_order(work: Callable[[T], R], items: Iterable[T], device: torch.device = CPU) -> Generator[R, None, None]:
     """Yield ``work(item)`` for each item in order; several threads compute the results of the next items.
 
     Items are taken in the current thread, so they may come from a file or from a random number generator. At most as many

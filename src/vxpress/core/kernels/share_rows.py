@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numba import njit
-from torch import Tensor
 
 from vxpress.core.kernels.count_rows import _exp_from, _largest, _sum
-from vxpress.core.kernels.products import address, padded, product
+from vxpress.core.kernels.products import address
 from vxpress.core.kernels.team import CACHED
 
 # cells whose logits are computed together
@@ -17,7 +15,7 @@ NO = False
 
 
 @njit(error_model="numpy", nogil=True, **CACHED)
-def _add(multiply, f, weight, n_out, columns, factor, out, last):
+def add_shares(multiply, f, weight, n_out, columns, factor, out, last):
     """Add shares to ``out``; the last feature is 1 and its weights are the bias, ``weight`` (features, padded outputs)."""
     logits, e = np.empty((BLOCK, weight.shape[1]), np.float32), np.empty(n_out, np.float32)
     lanes = np.empty(LANES, np.float32)
@@ -41,22 +39,3 @@ def _add(multiply, f, weight, n_out, columns, factor, out, last):
                 for j in range(row.size):
                     row[j] += scale * e[j]
             last[n] = scale * e[n_out - 1]
-
-
-class CompiledShares:
-    """The softmax of a linear layer, of which some columns are added up (None: as many as the sums have, from the first)."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, columns: Tensor | None) -> None:
-        self.n_out, n_features = weight.shape
-        self.weight = np.zeros((n_features + 1, padded(self.n_out)), np.float32)
-        self.weight[:-1, : self.n_out], self.weight[-1, : self.n_out] = weight.detach().t(), bias.detach()
-        self.columns = np.empty(0, np.int64) if columns is None else columns.numpy()
-
-    def add(self, f_nf: Tensor, out: Tensor, factor_n: Tensor | None = None) -> Tensor:
-        """Add the shares, times a factor for each cell, to ``out``; return the share of the last output, (n,)."""
-        with_one = torch.cat((f_nf, torch.ones_like(f_nf[:, :1])), dim=1)
-        factor_n = torch.ones(len(f_nf)) if factor_n is None else factor_n
-        last_n = torch.empty(len(f_nf))
-        arrays = (factor_n.numpy(), out.numpy(), last_n.numpy())
-        _add(product, with_one.numpy(), self.weight, self.n_out, self.columns, *arrays)
-        return last_n

@@ -18,7 +18,7 @@ from vxpress.core.likelihoods.softmax_readout import fit_softmax
 from vxpress.core.likelihoods.sums import Sums
 
 if TYPE_CHECKING:
-    from vxpress.core.kernels.share_rows import CompiledShares
+    from vxpress.core.kernels.decoded_shares import CompiledShares
     from vxpress.core.likelihoods.base import Likelihood
 
 # output of a gene that was not measured: its share is 0
@@ -114,15 +114,17 @@ class _ShareSums(Sums):
     compiled: Mapping[str, CompiledShares] | None = None
 
     def prepare(self, n_decoded: int) -> None:
-        weights = {name: layer[:2] for name, layer in self.layers.items()}
+        weights = {name: (layer[0], layer[1]) for name, layer in self.layers.items()}
         first = next(iter(weights.values()), None)
         if first is None or self.model_layers.anchored:
             return
         n_terms = n_decoded * sum(weight.numel() for weight, _ in weights.values())
         if rule.compiled_shares(first[0].device, first[0].dtype, n_terms):
-            from vxpress.core.kernels.share_rows import CompiledShares
+            from vxpress.core.kernels.decoded_shares import CompiledShares
 
-            self.compiled = {name: CompiledShares(*pair, self.columns[name]) for name, pair in weights.items()}
+            self.compiled = {
+                name: CompiledShares(weight, bias, self.columns[name]) for name, (weight, bias) in weights.items()
+            }
 
     def add(self, f_nf: Tensor) -> None:
         if self.compiled is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import logsumexp
 
 _BLOCK = 512
 
@@ -17,7 +16,9 @@ def log_aggregate(z_md: np.ndarray, mean_nd: np.ndarray, var_nd: np.ndarray) -> 
     for start in range(0, len(z_md), _BLOCK):
         z = z_md[start : start + _BLOCK]
         log_q = z @ scaled.T - 0.5 * (z**2) @ precision.T + constant
-        out[start : start + _BLOCK] = logsumexp(log_q, axis=1) - np.log(len(mean_nd))
+        top = log_q.max(axis=1)
+        log_q -= top[:, None]
+        out[start : start + _BLOCK] = top + np.log(np.exp(log_q, out=log_q).sum(axis=1)) - np.log(len(mean_nd))
     return out
 
 

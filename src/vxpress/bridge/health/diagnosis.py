@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vxpress.bridge.health.verdict import MAX_CELLS, MIN_STEPS, suspicious, verdict_of
+from vxpress.core.blas import one_blas_thread
 from vxpress.core.blocks import Z
 from vxpress.core.config import TrainConfig
 from vxpress.core.covariates import Covariates
@@ -61,6 +62,7 @@ class Decoding:
     train_n: np.ndarray | None = None
 
 
+@one_blas_thread()
 def diagnose(
     encoded: Encoded,
     held_out_n: np.ndarray,

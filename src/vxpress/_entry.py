@@ -20,7 +20,7 @@ import torch
 from vxpress._lazy import read_annotations
 from vxpress._similar import similar
 from vxpress._waiting import let_idle_threads_sleep
-from vxpress.core import threads
+from vxpress.core import rule, threads
 from vxpress.core.forked import use_one_thread_if_forked
 from vxpress.core.isolation import SharedSetting, on_device
 from vxpress.core.settings import FitOptions
@@ -148,7 +148,8 @@ def entry(function: Callable[P, R]) -> Callable[P, R]:
         try:
             settings.take()
             read_annotations((*args, *kwargs.values()))
-            return function(*args, **kwargs)
+            with rule.call():
+                return function(*args, **kwargs)
         finally:
             try:
                 settings.put_back()

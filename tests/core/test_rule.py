@@ -23,3 +23,34 @@ def test_the_rule_does_not_measure_time(monkeypatch: pytest.MonkeyPatch) -> None
     assert rule.product_dtype(256, 128, 2000, training=False) == torch.float32
     assert rule.table_length(256, 1) == rule.TABLE_COUNTS
     assert rule.table_length(256, 10_000) == 2
+
+
+def _choices() -> list[bool]:
+    cpu = torch.device("cpu")
+    return [
+        rule.compiled_likelihood("nb", "gene", cpu, torch.float32),
+        rule.sparse_input(cpu, torch.float32),
+        rule.compiled_hidden(cpu, torch.float32, has_norm=True, training=True),
+        rule.compiled_optimizer(cpu, torch.float32),
+        rule.compiled_thinning(),
+        not rule.dense_likelihood("nb", cpu),
+    ]
+
+
+def test_a_call_that_reads_few_counts_compiles_nothing() -> None:
+    assert all(_choices())
+    with rule.call():
+        # nothing is known yet
+        assert all(_choices())
+        rule.reads(rule.SMALL // 1000, 1000)
+        assert not any(_choices())
+        with rule.call():
+            rule.reads(rule.SMALL, 2)
+            assert all(_choices())
+        assert not any(_choices())
+        rule.reads(10, 10)
+        assert not any(_choices())
+        rule.reads(rule.SMALL, 2)
+        assert all(_choices())
+    rule.reads(10, 10)
+    assert all(_choices())

@@ -13,12 +13,13 @@ from scipy import sparse, stats
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch, Cells, Counts
+from vxpress.core.data.batch import Rows
 from vxpress.core.data.mapped import Mapped
 from vxpress.core.data.streamed import Streamed
 from vxpress.core.kernels.thinned_rows import MAX_COUNT
 from vxpress.core.model import build
 from vxpress.core.noise import Noise
-from vxpress.core.thinning import dense, thinned
+from vxpress.core.thinning import by_molecule, compiled, dense, thinned
 from vxpress.core.training import train
 
 MakeCells = Callable[..., Cells]
@@ -45,11 +46,11 @@ class _Fixed(Noise):
 
 
 @pytest.mark.parametrize("rate", [0.125, 0.5, 0.9375])
-@pytest.mark.parametrize("compiled", [True, False])
-def test_thinned_counts_are_binomial(rate: float, compiled: bool) -> None:
+@pytest.mark.parametrize("sample", [compiled, by_molecule, dense])
+def test_thinned_counts_are_binomial(rate: float, sample: Callable[[Batch, torch.Tensor, Noise], Rows]) -> None:
     n = 4_000
-    batch, noise = _batch(np.tile(COUNTS, (n, 1))), _Fixed(3, rate)
-    kept = thinned(batch, 1.0, noise).x_ng if compiled else dense(batch, noise.rates(n, 0.0), noise).dense()
+    batch, noise = _batch(np.tile(COUNTS, (n, 1))), Noise(3)
+    kept = sample(batch, torch.full((n,), rate, dtype=torch.float64), noise).dense()
     for x, column in zip(COUNTS, kept.numpy().T, strict=True):
         expected = stats.binom(x, rate)
         # uniform if and only if the counts have this distribution

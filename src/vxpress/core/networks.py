@@ -228,7 +228,10 @@ class Decoder(nn.Module):
 
         heads = {name: head(f_nf) for name, head in self.heads.items()}
         log_theta = heads["dispersion"] if "dispersion" in heads else self.dispersion_of(batch.covariates)
-        return dense_log_likelihood(self.location(f_nf), log_library_n1, log_theta, heads.get("gate"), batch.x_ng)
+        entries = batch.entries() if f_nf.device.type == "cpu" else None
+        return dense_log_likelihood(
+            self.location(f_nf), log_library_n1, log_theta, heads.get("gate"), batch.x_ng, entries
+        )
 
     def dispersion_gradient(
         self,

@@ -2,6 +2,10 @@
 
 Nothing here measures time, so a repeated run makes the same choices and gives the same bits.  The limits are based on
 the timings of ``benchmarks/kernels.py``.
+
+Three implementations give the same numbers up to rounding: compiled loops, torch operations with a gradient in closed form, and the
+*plain* one, by autograd. A call for few counts uses nothing that is compiled, because compilation, once per installation,
+would take longer than the call.
 """
 
 from __future__ import annotations
@@ -9,6 +13,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 
@@ -19,10 +25,50 @@ TABLE_COUNTS, TABLE_SHARE = 16, 0.25
 # multiplications of a decoding from which on it is compiled: about a second of other code
 MIN_DECODED_TERMS = 2**34
 COMPILED_LIKELIHOODS = ("nb", "zinb")
+# cells x genes up to which a call is small
+SMALL = 1 << 20
 # least compute capability of GPUs that multiply bfloat16 and TensorFloat32 natively
 TENSOR_CORES = (8, 0)
 
 _plain = False
+
+
+@dataclass
+class _Call:
+    """The largest product of cells and genes of a call so far; 0 before it has read counts."""
+
+    size: int = 0
+
+
+_call: ContextVar[_Call | None] = ContextVar("call", default=None)
+
+
+@contextmanager
+def call() -> Iterator[None]:
+    """Within this block, the size of the counts that :func:`reads` reports decides whether loops are compiled."""
+    token = _call.set(_Call())
+    try:
+        yield
+    finally:
+        _call.reset(token)
+
+
+def reads(n_cells: int, n_genes: int) -> None:
+    """Report that the current call reads such counts."""
+    current = _call.get()
+    if current is not None:
+        current.size = max(current.size, n_cells * n_genes)
+
+
+def small() -> bool:
+    """Whether the current call has read counts, and so few that nothing is compiled for it."""
+    current = _call.get()
+    return current is not None and 0 < current.size <= SMALL
+
+
+def _compiled(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether loops may be compiled: for float32 on a CPU."""
+    return not _plain and not small() and device.type == "cpu" and dtype == torch.float32
 
 
 @contextmanager
@@ -38,18 +84,12 @@ def plain() -> Iterator[None]:
 
 def compiled_likelihood(distribution: str, dispersion: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the compiled loops compute the likelihood: NB and ZINB in float32 on a CPU, without a theta per cell."""
-    return (
-        not _plain
-        and device.type == "cpu"
-        and dtype == torch.float32
-        and distribution in COMPILED_LIKELIHOODS
-        and dispersion != "gene-cell"
-    )
+    return _compiled(device, dtype) and distribution in COMPILED_LIKELIHOODS and dispersion != "gene-cell"
 
 
 def dense_likelihood(distribution: str, device: torch.device) -> bool:
-    """Whether NB and ZINB use their closed-form gradient in torch: on any device except a CPU."""
-    return not _plain and device.type != "cpu" and distribution in COMPILED_LIKELIHOODS
+    """Whether NB and ZINB use their closed-form gradient in torch: on any device except a CPU, and in small calls."""
+    return not _plain and (device.type != "cpu" or small()) and distribution in COMPILED_LIKELIHOODS
 
 
 def compiled_shares(device: torch.device, dtype: torch.dtype, n_terms: int) -> bool:
@@ -62,17 +102,22 @@ def compiled_shares(device: torch.device, dtype: torch.dtype, n_terms: int) -> b
 
 def sparse_input(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the first layer of the encoder reads CSR rows, which is faster than a dense product at any density."""
-    return not _plain and device.type == "cpu" and dtype == torch.float32
+    return _compiled(device, dtype)
 
 
 def compiled_hidden(device: torch.device, dtype: torch.dtype, *, has_norm: bool, training: bool) -> bool:
     """Whether norm, ReLU and dropout of a hidden layer run in one compiled pass: with batch or layer norm, in training."""
-    return not _plain and device.type == "cpu" and dtype == torch.float32 and has_norm and training
+    return _compiled(device, dtype) and has_norm and training
 
 
 def compiled_optimizer(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the optimizer's pass over the weights is compiled."""
-    return not _plain and device.type == "cpu" and dtype == torch.float32
+    return _compiled(device, dtype)
+
+
+def compiled_thinning() -> bool:
+    """Whether counts on a CPU are thinned in a compiled loop."""
+    return not small()
 
 
 def product_dtype(n: int, width: int, n_genes: int, *, training: bool) -> torch.dtype:

@@ -12,9 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vxpress.core import rule
 from vxpress.core.data import Batch, Counts
 from vxpress.core.data.batch import Rows
 from vxpress.core.noise import BITS, Noise
+
+# counts above this are left to numpy's algorithm, which takes the same time for any count
+MAX_DRAWN = 256
 
 
 def thinned(batch: Batch, share: float, noise: Noise) -> Batch:
@@ -23,7 +27,9 @@ def thinned(batch: Batch, share: float, noise: Noise) -> Batch:
     The share that is left out is drawn anew for each cell, uniformly between 0 and ``share``. Library and covariates
     stay those of the whole cell.
     """
-    sample = _compiled if batch.rows.device.type == "cpu" else dense
+    sample = dense
+    if batch.rows.device.type == "cpu":
+        sample = compiled if rule.compiled_thinning() else by_molecule
     return replace(batch, counts=sample(batch, noise.rates(len(batch), 1.0 - share), noise), once=None)
 
 
@@ -34,7 +40,24 @@ def dense(batch: Batch, rates_n: Tensor, noise: Noise) -> Rows:
     return Rows(batch.counts.at, None, kept_ng)
 
 
-def _compiled(batch: Batch, rates_n: Tensor, noise: Noise) -> Rows:
+def by_molecule(batch: Batch, rates_n: Tensor, noise: Noise) -> Rows:
+    """Return binomial samples of a minibatch's counts, for which every molecule has a random number."""
+    where, values = batch.entries()
+    data = values.numpy().astype(np.int64)
+    rate = rates_n.numpy()[where.numpy() // batch.counts.n_genes]
+    large = data > MAX_DRAWN
+    n_drawn = np.where(large, 0, data)
+    owner = np.repeat(np.arange(len(data)), n_drawn)
+    drawn = noise.bits(len(owner), 1)[:, 0] < np.floor(rate * BITS).astype(np.int64)[owner]
+    kept = np.bincount(owner[drawn], minlength=len(data))
+    kept[large] = noise.binomial(data[large], rate[large])
+    kept_ng = torch.zeros(len(batch), batch.counts.n_genes)
+    kept_ng.view(-1)[where] = torch.from_numpy(kept).float()
+    return Rows(batch.counts.at, None, kept_ng)
+
+
+def compiled(batch: Batch, rates_n: Tensor, noise: Noise) -> Rows:
+    """Return the same in a compiled loop, in which a random word serves several molecules."""
     from vxpress.core.kernels import thinned_rows
 
     at, indptr, indices, data = batch.counts.numpy()

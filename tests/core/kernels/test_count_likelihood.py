@@ -73,12 +73,14 @@ def _plain(f: Tensor, layers: OutputLayers, log_library: Tensor, x: Tensor) -> T
     )
 
 
-def _dense(f: Tensor, layers: OutputLayers, log_library: Tensor, x: Tensor) -> Tensor:
-    """Compute the closed form for devices, on a CPU."""
+def _dense(
+    f: Tensor, layers: OutputLayers, log_library: Tensor, x: Tensor, entries: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Compute the closed form in torch, that of devices or, with ``entries``, that of small data."""
     logits = F.linear(f, layers.weight, layers.bias)
     theta = layers.log_theta if len(layers.log_theta) == 1 else layers.log_theta[layers.theta_row_n]
     gate = None if layers.gate_weight is None else F.linear(f, layers.gate_weight, layers.gate_bias)
-    return dense_log_likelihood(logits, log_library, theta, gate, x)
+    return dense_log_likelihood(logits, log_library, theta, gate, x, entries)
 
 
 def _leaves(f: Tensor, layers: OutputLayers, log_library: Tensor) -> tuple[list[Tensor], OutputLayers]:
@@ -96,7 +98,10 @@ FORMS: dict[str, Form] = {
         f, layers, log_library, batch, training=False
     ),
     "closed": lambda f, layers, log_library, batch: _dense(f, layers, log_library, batch.x_ng),
+    "gathered": lambda f, layers, log_library, batch: _dense(f, layers, log_library, batch.x_ng, batch.entries()),
 }
+# those that divide the counts into zeros, small and large ones
+BY_COUNT = ["compiled", "gathered"]
 
 
 def _both(
@@ -157,25 +162,28 @@ def test_hostile_ranges(gate: bool, log_theta: float, log_library: float, larges
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-3)
 
 
-def test_fractional_counts_use_gamma_functions() -> None:
+@pytest.mark.parametrize("form", BY_COUNT)
+def test_fractional_counts_use_gamma_functions(form: str) -> None:
     f, layers, batch = _problem(5, 30, gate=False)
     x = batch.x_ng.numpy() * 0.37
-    _assert_close(*_both(f, layers, _batch(x, batch.log_library_n1), torch.ones(5)))
+    _assert_close(*_both(f, layers, _batch(x, batch.log_library_n1), torch.ones(5), FORMS[form]))
 
 
+@pytest.mark.parametrize("form", BY_COUNT)
 @pytest.mark.parametrize("gate", [False, True])
-def test_explicit_zeros_are_supported(gate: bool) -> None:
+def test_explicit_zeros_are_supported(gate: bool, form: str) -> None:
     f, layers, batch = _problem(5, 30, gate=gate)
     matrix = batch.counts.stored[1]
     data = matrix.data.clone()
     data[::3] = 0
     batch = replace(batch, counts=replace(batch.counts, matrix=replace(matrix, data=data)))
-    _assert_close(*_both(f, layers, batch, torch.ones(5)))
+    _assert_close(*_both(f, layers, batch, torch.ones(5), FORMS[form]))
 
 
-def test_empty_cells_and_silent_genes() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_empty_cells_and_silent_genes(form: str) -> None:
     f, layers, batch = _problem(4, 30, gate=True)
-    _assert_close(*_both(f, layers, _batch(np.zeros((4, 30)), batch.log_library_n1), torch.ones(4)))
+    _assert_close(*_both(f, layers, _batch(np.zeros((4, 30)), batch.log_library_n1), torch.ones(4), FORMS[form]))
 
 
 @pytest.mark.parametrize("gate", [False, True])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vxpress.bridge.read.matrix import Block, canonical, count_blocks, row_blocks, single_precision
 from vxpress.bridge.read.survey import Elsewhere, surveyed
+from vxpress.core import rule
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts, Source, Stored
 
@@ -45,6 +46,7 @@ class CountData:
 
     def cells(self, log_library_n1: Tensor, covariates: Covariates) -> Source:
         """Return the cells with the counts of the modelled genes."""
+        rule.reads(len(log_library_n1), len(self.inside_g))
         if isinstance(self.inside, Elsewhere):
             return _source(self.inside, log_library_n1, covariates)
         return Cells(self._matrix, log_library_n1, covariates)

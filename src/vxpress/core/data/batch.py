@@ -49,6 +49,10 @@ class Rows:
 
     def entries(self) -> tuple[Tensor, Tensor]:
         """Return the non-zeros: positions in the flattened (n, genes) matrix, and values."""
+        return self._entries
+
+    @cached_property
+    def _entries(self) -> tuple[Tensor, Tensor]:
         at, matrix = self.stored
         return matrix.entries(at)
 
@@ -61,7 +65,7 @@ class Rows:
         """Return dense float32 counts (n, genes), written into ``out`` (on the device of the matrix) if given."""
         if self.dense_ng is None:
             at, matrix = self.stored
-            return matrix.dense(at, out)
+            return matrix.dense(at, out, self.entries() if at.device.type == "cpu" else None)
         return self.dense_ng if out is None else out.copy_(self.dense_ng)
 
     def repeated(self, k: int) -> Rows:

@@ -132,11 +132,14 @@ class Counts:
         x_ng.view(-1).index_add_(0, *self.padded_entries(rows))
         return x_ng
 
-    def dense(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return rows as a dense float32 tensor, (len(rows), n_genes), written into ``out`` if given."""
+    def dense(self, rows: Tensor, out: Tensor | None = None, entries: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return rows as a dense float32 tensor, (len(rows), n_genes), written into ``out`` if given.
+
+        On a CPU, ``entries`` are the non-zeros of these rows, if they are known.
+        """
         if self.indptr.device.type != "cpu":
             return self.padded_dense(rows, out)
-        where, values = self.entries(rows)
+        where, values = self.entries(rows) if entries is None else entries
         x_ng = torch.zeros(len(rows), self.n_genes) if out is None else out.zero_()
         x_ng.view(-1)[where] = values
         return x_ng

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,8 @@ def where_counted(at_zero: Tensor, value: Tensor, formula: Formula, *parameters:
 
 def gathered(at_zero: Tensor, value: Tensor, formula: Formula, *parameters: Tensor) -> Tensor:
     """Evaluate the formula at the non-zeros only: gamma functions are expensive and most counts are zero."""
-    shape = torch.broadcast_shapes(at_zero.shape, value.shape)
+    # numpy's, because that of torch imports its compiler
+    shape = np.broadcast_shapes(at_zero.shape, value.shape)
     at = torch.nonzero(value.expand(shape).reshape(-1), as_tuple=True)[0]
     x, *at_x = (tensor.expand(shape).reshape(-1)[at] for tensor in (value, *parameters))
     return at_zero.expand(shape).reshape(-1).index_put((at,), formula(x.to(at_zero.dtype), *at_x)).view(shape)

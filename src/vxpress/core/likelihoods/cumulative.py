@@ -51,7 +51,7 @@ def expected_by_steps(distribution: Steps, scale_n1: Tensor) -> Tensor:
 
 def count_steps(value: Tensor, log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor]:
     """Compute P(X < ``value``) and P(X <= ``value``) of negative binomial counts (Poisson where theta is infinite)."""
-    shape = torch.broadcast_shapes(value.shape, log_mean.shape)
+    shape = np.broadcast_shapes(value.shape, log_mean.shape)
     x, m, t = (part.detach().cpu().double().expand(shape).reshape(-1).numpy() for part in (value, log_mean, log_theta))
     out = np.empty((2, len(x)))
     add_up(x, m, t, out[0], out[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -24,7 +25,8 @@ class ZeroInflated(Likelihood):
     def __init__(self, base: Likelihood, gate_logits: Tensor) -> None:
         self.base = base
         self.gate_logits = gate_logits
-        super().__init__(torch.broadcast_shapes(base.batch_shape, gate_logits.shape))
+        # numpy's, because that of torch imports its compiler
+        super().__init__(torch.Size(np.broadcast_shapes(base.batch_shape, gate_logits.shape)))
 
     @property
     def mean(self) -> Tensor:

@@ -15,6 +15,7 @@ texts, and settings in ``params`` that exist in one record only.
 
 The same code gives the same bits only on the same processor with the same versions. The number of threads, ``--threads``,
 changes no bits: ``record one --threads 1``, ``record four --threads 4`` and ``compare one four`` check that.
+The data are so small that nothing would be compiled for them; the records are those of compiled loops, unless ``--small``.
 ``--only`` records settings whose names contain one of the given strings, ``list`` prints all names. The form of the
 training step that GPUs use runs on the processor here; :func:`device_form` is the only function that uses internals.
 """
@@ -725,6 +726,9 @@ def main() -> int:
     recording = commands.add_parser("record", help="run the settings and write their results")
     recording.add_argument("folder", type=Path)
     recording.add_argument("--only", nargs="+", default=[], help="parts of the names of settings")
+    recording.add_argument(
+        "--small", action="store_true", help="without compiled loops, as other calls for data of this size"
+    )
     recording.add_argument("--threads", type=int, help="number of threads of torch; left as it is by default")
     comparing = commands.add_parser("compare", help="compare two records")
     comparing.add_argument("one", type=Path)
@@ -733,6 +737,10 @@ def main() -> int:
     commands.add_parser("list", help="print the names of the settings")
     args = parser.parse_args()
     if args.command == "record":
+        if not args.small:
+            from vxpress.core import rule
+
+            rule.SMALL = 0
         if args.threads is not None:
             torch.set_num_threads(args.threads)
         return record(args.folder, args.only)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # on matrices this small threads only wait for each other; read once, when numpy and torch are first imported
@@ -19,6 +19,7 @@ import scanpy as sc
 import torch
 
 import vxpress as vx
+from vxpress.core import rule
 from vxpress.core.training import Training
 
 
@@ -27,6 +28,14 @@ def _quiet_and_single_threaded() -> None:
     sc.settings.verbosity = 1
     # numba raises torch's thread count as it goes; on matrices this small threads only wait for each other
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[None]:
+    """Let calls for small data use the compiled loops, as those for large data do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rule, "SMALL", 0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ import pytest
 
 import vxpress as vx
 
+pytestmark = pytest.mark.usefixtures("compiled")
+
 
 @pytest.fixture(scope="module")
 def counts() -> ad.AnnData:

@@ -12,6 +12,8 @@ from scipy import special, stats
 import vxpress as vx
 from vxpress.bridge.fits.find_fit import find_fit
 
+pytestmark = pytest.mark.usefixtures("compiled")
+
 COLUMNS = ["vae_log_likelihood", "vae_log_likelihood_se", "vae_log_likelihood_ess", "vae_elbo", "vae_reconstruction"]
 
 

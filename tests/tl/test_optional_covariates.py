@@ -12,6 +12,8 @@ import scanpy as sc
 
 import vxpress as vx
 
+pytestmark = pytest.mark.usefixtures("compiled")
+
 VIEWS = ("X_vae", "X_vae_var", "X_vae_kept", "X_vae_kept_var")
 KEPT = VIEWS[2:]
 

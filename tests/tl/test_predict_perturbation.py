@@ -14,6 +14,8 @@ import vxpress as vx
 from vxpress.bridge.fits.runner import Runner
 from vxpress.bridge.read.prepare import Prepared
 
+pytestmark = pytest.mark.usefixtures("compiled")
+
 WHO = {"control": "none", "target": "drug", "groupby": "type"}
 
 

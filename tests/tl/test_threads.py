@@ -14,6 +14,8 @@ import vxpress as vx
 from vxpress.core import threads
 from vxpress.core.training import Training
 
+pytestmark = pytest.mark.usefixtures("compiled")
+
 # minibatches of several groups, weights of several runs, and arrays that torch would divide among threads
 FIT: dict[str, Any] = {"n_latent": 12, "n_hidden": 64, "max_epochs": 1, "batch_size": 130, "progress": False}
 Options = vx.tl.FitOptions

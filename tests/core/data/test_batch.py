@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -43,9 +44,9 @@ def test_a_repeated_batch_is_that_of_repeated_rows(make_cells: MakeCells, assemb
 def test_repeating_copies_no_matrix_and_gathers_once(make_cells: MakeCells, monkeypatch: pytest.MonkeyPatch) -> None:
     cells, gathered, dense = make_cells(30), [], Counts.dense
 
-    def noted(self: Counts, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def noted(self: Counts, rows: torch.Tensor, *others: Any) -> torch.Tensor:
         gathered.append(len(rows))
-        return dense(self, rows, out)
+        return dense(self, rows, *others)
 
     monkeypatch.setattr(Counts, "dense", noted)
     batch = cells.batch(torch.arange(5))

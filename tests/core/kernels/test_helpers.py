@@ -5,12 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 from numba import njit
 
-from vxpress.core.kernels import helpers
+from vxpress.core.kernels import helpers, parts
 from vxpress.core.kernels.parts import finish, meet, take
 
 
@@ -39,6 +40,11 @@ def _take_one(board):
 @njit(nogil=True)
 def _wait(board):
     meet(board, 0, 1)
+
+
+@njit(nogil=True)
+def _finish_one(board):
+    finish(board, 0)
 
 
 def _shared(n_threads: int, n: int = 50) -> np.ndarray:
@@ -88,6 +94,25 @@ def test_an_error_of_a_helping_thread_is_raised() -> None:
     with pytest.raises(MemoryError, match="no memory"):
         helpers.run(2, fail_elsewhere, 1)
     np.testing.assert_array_equal(_shared(2), _shared(1))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a thread cannot sleep for so short a time")
+def test_a_thread_that_waits_long_sleeps() -> None:
+    spent: list[float] = []
+    board = parts.board(1)
+    _wait(parts.board(1) + 1)
+
+    def wait() -> None:
+        start = time.thread_time()
+        _wait(board)
+        spent.append(time.thread_time() - start)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    time.sleep(0.3)
+    _finish_one(board)
+    waiting.join()
+    assert spent[0] < 0.15
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")

@@ -16,8 +16,6 @@ from scipy import sparse
 
 import vxpress as vx
 
-pytestmark = pytest.mark.usefixtures("compiled")
-
 SLOTS = {
     "obs": {"vae_split", "vae_library"},
     "obsm": {"X_vae", "X_vae_var"},

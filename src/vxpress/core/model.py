@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -269,12 +270,19 @@ class VAE(nn.Module):
             found[name] = modality.log_likelihood(inputs, batch.further[name], noise)
         return found
 
-    def dispersion_gradient(self, point: Point, batch: Batch) -> Tensor:
-        """Differentiate the summed log likelihood with respect to the log dispersions, (rows, genes)."""
+    def dispersion_gradient(self, point: Point, batch: Batch, *, keep: bool = False) -> Callable[[], Tensor]:
+        """Return a function that differentiates the summed log likelihood with respect to the log dispersions, (rows, genes).
+
+        See :meth:`vxpress.core.networks.Decoder.dispersion_gradient`.
+        """
         inputs = self.inputs(point, batch.covariates, batch.log_library_n1)
-        measured_ng = self.measured(batch.covariates)
         return self.decoder.dispersion_gradient(
-            inputs.z_nd, inputs.condition_nc, batch, inputs.log_library_n1, measured_ng=measured_ng
+            inputs.z_nd,
+            inputs.condition_nc,
+            batch,
+            inputs.log_library_n1,
+            measured_ng=self.measured(batch.covariates),
+            keep=keep,
         )
 
     def measured(self, covariates: Covariates) -> Tensor | None:

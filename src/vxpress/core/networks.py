@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -241,19 +241,32 @@ class Decoder(nn.Module):
         log_library_n1: Tensor,
         *,
         measured_ng: Tensor | None = None,
-    ) -> Tensor:
-        """Differentiate the summed log p(x | z, s, l) with respect to the log dispersions, (rows, genes)."""
+        keep: bool = False,
+    ) -> Callable[[], Tensor]:
+        """Return a function that differentiates the summed log p(x | z, s, l) with respect to the log dispersions.
+
+        It does so at the present dispersions; everything else may not change in between. Its result is (rows, genes). With
+        ``keep``, it may keep arrays of cells x genes, see :meth:`kept_entries`.
+        """
         if measured_ng is None and self.compiled_likelihood(z_nd):
-            from vxpress.core.kernels.count_likelihood import CountLikelihood
+            from vxpress.core.kernels.count_likelihood import DispersionGradient
 
             with torch.no_grad():
                 f_nf = self.features(z_nd, s_nc)
-            likelihood = CountLikelihood(self.output_layers(batch.covariates), batch, log_library_n1, training=False)
-            likelihood.forward(f_nf, gradient=True)
-            return likelihood.sums()[0]
-        with torch.enable_grad():
-            total = self.log_likelihood(z_nd, s_nc, batch, log_library_n1, measured_ng=measured_ng).sum()
-        return torch.autograd.grad(total, self.log_dispersion)[0]
+            return DispersionGradient(f_nf, self.output_layers(batch.covariates), log_library_n1, batch, keep=keep)
+
+        def differentiated() -> Tensor:
+            with torch.enable_grad():
+                total = self.log_likelihood(z_nd, s_nc, batch, log_library_n1, measured_ng=measured_ng).sum()
+            return torch.autograd.grad(total, self.log_dispersion)[0]
+
+        return differentiated
+
+    def kept_entries(self, n: int) -> int:
+        """Return the number of float32 that :meth:`dispersion_gradient` keeps for ``n`` cells."""
+        return n * (
+            self.location.out_features + sum(cast("nn.Linear", head).out_features for head in self.heads.values())
+        )
 
     def compiled_likelihood(self, like: Tensor) -> bool:
         """Whether the compiled likelihood is used for tensors of this device and dtype."""

@@ -17,11 +17,14 @@ from vxpress.core.config import ModelConfig
 from vxpress.core.data import Cells, Counts
 from vxpress.core.inference.importance import log_likelihood
 from vxpress.core.model import VAE, build
+from vxpress.core.threads import OneThread, decided
+from vxpress.core.training import dispersion
 from vxpress.core.training.dispersion import (
     HIGHEST,
     LOWEST,
     PRIOR_SD,
     Drawn,
+    Slope,
     climb,
     draw,
     has_dispersions,
@@ -259,3 +262,31 @@ def test_which_models_have_dispersions() -> None:
     }.items():
         assert has_dispersions(build(ModelConfig(n_genes=4, n_latent=2, likelihood=likelihood), seed=0)) == expected
     assert not has_dispersions(build(ModelConfig(n_genes=4, n_latent=2, dispersion="gene-cell"), seed=0))
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_kept_logits_give_the_same_slope_at_every_theta(
+    monkeypatch: pytest.MonkeyPatch, make_cells: Callable[..., Cells], likelihood: str, n_threads: int
+) -> None:
+    monkeypatch.setattr(dispersion, "CHUNK", 17)
+    cells = make_cells(n_batches=2)
+    settings = {"n_categories": (2,), "has_batch": True, "dispersion": "gene-batch", "likelihood": likelihood}
+    model = build(ModelConfig(n_genes=20, n_latent=2, n_hidden=8, **settings), seed=0).eval()
+    drawn, found = _drawn(model, cells), []
+    width = model.decoder.kept_entries(1)
+    assert width == (20 if likelihood == "nb" else 40)
+    # all logits, those of the first two minibatches, and none
+    for space in (10**6, 2 * 17 * width, 0):
+        monkeypatch.setattr(dispersion, "KEPT_ENTRIES", space)
+        with OneThread(), decided(n_threads):
+            slope = Slope(model, cells, drawn)
+            found.append(torch.stack([slope(torch.full((2, 20), value)) for value in (0.0, 1.5, -0.5, 1.5)]))
+        assert len(slope.parts) == min(len(drawn), space // (17 * width))
+    with rule.plain():
+        slope = Slope(model, cells, drawn)
+        found.append(torch.stack([slope(torch.full((2, 20), value)) for value in (0.0, 1.5, -0.5, 1.5)]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[0][1], found[0][3])
+    torch.testing.assert_close(found[0], found[3], rtol=1e-4, atol=1e-3)

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from vxpress.core import rule, threads
 from vxpress.core.data import Batch
 from vxpress.core.gradients import hand_over
-from vxpress.core.kernels import count_rows, helpers, team
+from vxpress.core.kernels import count_rows, dense_products, helpers, team
 
 NO_GATES = np.empty(0, np.float32)
 NO_FLOATS, NO_BFLOATS = np.empty((0, 0), np.float32), np.empty((0, 0), np.int16)
@@ -100,6 +100,12 @@ class _Buffer:
         buffer.tensor.copy_(weight)
         return buffer
 
+    def copy(self) -> _Buffer:
+        """Return a copy."""
+        buffer = _Buffer(len(self.tensor), self.tensor.shape[1], self.tensor.dtype)
+        buffer.tensor.copy_(self.tensor)
+        return buffer
+
     def numpy(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the memory as bfloat16 (stored in int16) and as float32; one of the two has no rows."""
         if self.tensor.dtype == torch.bfloat16:
@@ -120,6 +126,11 @@ class CountLikelihood:
 
     def forward(self, f_nf: Tensor, *, gradient: bool) -> np.ndarray:
         """Compute the log likelihood per cell, float64 (n,)."""
+        self.multiply(f_nf)
+        return self.score(self.logits, gradient=gradient)
+
+    def multiply(self, f_nf: Tensor) -> None:
+        """Compute the logits."""
         layers, (n, width) = self.layers, f_nf.shape
         dtype = rule.product_dtype(n, width, len(layers.bias), training=self.training)
         self.f = f_nf.detach().to(dtype)
@@ -127,16 +138,27 @@ class CountLikelihood:
             None if w is None else _Buffer.converted(w.detach(), dtype) for w in (layers.weight, layers.gate_weight)
         ]
         self.logits = self._logits()
+
+    def score(self, logits: list[_Buffer | None], *, gradient: bool) -> np.ndarray:
+        """Compute the log likelihood per cell from logits, which are overwritten if the gradient is computed."""
+        layers, n = self.layers, len(self.f)
         theta = layers.log_theta.detach().exp()
         length = rule.table_length(n, len(theta))
         tables = np.empty((2, len(theta), length, theta.shape[1]), np.float32)
         count_rows.fill_tables(theta.numpy(), tables[0], tables[1])
         self.dispersion = (layers.theta_row_n.numpy(), theta.numpy(), theta.reciprocal().numpy(), tables[0], tables[1])
         self.equal = np.ones(n, np.float32)
-        return self._run(self.logits, self.equal, gradient=gradient)
+        return self._run(logits, self.equal, gradient=gradient)
 
     def _logits(self) -> list[_Buffer | None]:
-        return [None if w is None else _Buffer.product(self.f, w.tensor.t()) for w in self.weights]
+        return [None if w is None else self._product(w.tensor) for w in self.weights]
+
+    def _product(self, weight: Tensor) -> _Buffer:
+        if self.training or not dense_products.faster(self.f, weight):
+            return _Buffer.product(self.f, weight.t())
+        buffer = _Buffer(len(self.f), len(weight), torch.float32)
+        dense_products.times_weights(self.f, weight, buffer.tensor)
+        return buffer
 
     def _run(self, logits: list[_Buffer | None], weight_n: np.ndarray, *, gradient: bool) -> np.ndarray:
         """Run the loops, which overwrite the buffers with the gradients with respect to the logits."""
@@ -194,6 +216,28 @@ class CountLikelihood:
             product = _Buffer.product(logits.tensor.t(), scaled)
             gradients.append(hand_over(w, product.tensor))
         return gradients
+
+
+class DispersionGradient:
+    """The gradient of the summed log likelihood with respect to log theta, for any log theta and the same logits.
+
+    Products are computed once with ``keep``, which takes their memory, else in each call; the results are the same.
+    """
+
+    def __init__(self, f_nf: Tensor, layers: OutputLayers, log_library_n1: Tensor, batch: Batch, *, keep: bool) -> None:
+        self.f_nf, self.keep = f_nf, keep
+        self.likelihood = CountLikelihood(layers, batch, log_library_n1, training=False)
+        if keep:
+            self.likelihood.multiply(f_nf)
+
+    def __call__(self) -> Tensor:
+        """Compute it at the present dispersions of the layers, (rows, genes)."""
+        likelihood = self.likelihood
+        if self.keep:
+            likelihood.score([None if kept is None else kept.copy() for kept in likelihood.logits], gradient=True)
+        else:
+            likelihood.forward(self.f_nf, gradient=True)
+        return likelihood.sums()[0]
 
 
 def count_log_likelihood(

@@ -9,17 +9,18 @@ number for all genes of similar expression.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vxpress.core.blocks import Point
+from vxpress.core.blocks import Point, Posterior
 from vxpress.core.config import RNA
-from vxpress.core.data import Source, gene_sums, walk
+from vxpress.core.data import Batch, Source, gene_sums, walk
 from vxpress.core.inference.importance import log_likelihoods
 from vxpress.core.model import VAE
+from vxpress.core.threads import in_order, same_bits
 
 # range of log theta of a fitted gene; above the highest the distribution is almost Poisson
 LOWEST, HIGHEST = -4.0, 7.0
@@ -29,6 +30,8 @@ MAX_BINS, GENES_PER_BIN = 5, 50
 # step sizes that reach either end of the range from anywhere in it, and number of narrowing steps of the bracket
 STRIDES, NARROWINGS = (1.0, 2.0, 4.0, 8.0), 6
 MAX_CELLS, CHUNK, N_DRAWS = 4_096, 512, 2
+# logits that are kept between the steps, 128 MB
+KEPT_ENTRIES = 2**25
 # least number of validation cells; number of them on which the gain is measured, and samples of each
 MIN_VALIDATION, MAX_JUDGED, N_SAMPLES = 20, 1_000, 10
 
@@ -38,6 +41,7 @@ def has_dispersions(model: VAE) -> bool:
     return model.decoder.likelihood.discrete and hasattr(model.decoder, "log_dispersion")
 
 
+@same_bits
 def refit(model: VAE, source: Source, train_rows: Tensor, validation_rows: Tensor, *, seed: int) -> float:
     """Refit the dispersions of a model in place; restore the old ones unless validation cells gain.
 
@@ -89,15 +93,53 @@ def draw(model: VAE, source: Source, rows: Tensor, generator: torch.Generator) -
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator).to(like.device)
 
-    return [Drawn(batch.rows, model.posterior(batch).draw(noise)) for _, batch in walk(source, rows, CHUNK)]
+    def posterior(item: tuple[slice, Batch]) -> tuple[Tensor, Posterior]:
+        return item[1].rows, model.posterior(item[1])
+
+    found = in_order(posterior, walk(source, rows, CHUNK), source.device)
+    return [Drawn(rows, q.draw(noise)) for rows, q in found]
+
+
+class Slope:
+    """The slope of the summed log likelihood of drawn cells along log theta; what does not depend on theta is kept."""
+
+    def __init__(self, model: VAE, source: Source, drawn: list[Drawn]) -> None:
+        self.model, self.drawn, self.source = model, drawn, source
+        self.parts: list[Callable[[], Tensor]] = []
+        # a GPU computes the products faster than memory is found for them
+        self.space = KEPT_ENTRIES if source.device.type == "cpu" else 0
+
+    def __call__(self, log_theta: Tensor) -> Tensor:
+        """Compute it, (rows of theta, g)."""
+        set_dispersions(self.model, log_theta)
+        total = torch.zeros_like(log_theta)
+        for gradient in in_order(lambda part: part(), self._parts(), self.source.device):
+            total += gradient
+        return total
+
+    def _parts(self) -> Iterator[Callable[[], Tensor]]:
+        """Yield a function of each minibatch; those for which there is space are made once."""
+        yield from self.parts
+        left = self.drawn[len(self.parts) :]
+        for part, batch in zip(left, self.source.batches([part.rows for part in left]), strict=True):
+            size = self.model.decoder.kept_entries(len(batch))
+            keep = size <= self.space
+            gradient = self.model.dispersion_gradient(part.point, batch, keep=keep)
+            if keep:
+                self.space -= size
+                self.parts.append(gradient)
+            else:
+                self.space = 0
+            yield gradient
 
 
 def most_likely(model: VAE, source: Source, drawn: list[Drawn]) -> Tensor:
     """Find the log theta that maximise E_q[log p(x | z)] of some cells plus their log prior, (rows of theta, g)."""
     start = model.decoder.log_dispersion.detach().clone().clamp(LOWEST, HIGHEST)
+    of_likelihood = Slope(model, source, drawn)
 
     def slope(log_theta: Tensor) -> Tensor:
-        return _slope(model, source, drawn, log_theta) - (log_theta - start) / PRIOR_SD**2
+        return of_likelihood(log_theta) - (log_theta - start) / PRIOR_SD**2
 
     return climb(slope, start, LOWEST, HIGHEST)
 
@@ -108,13 +150,13 @@ def shifted(model: VAE, source: Source, drawn: list[Drawn]) -> Tensor:
     total_g = gene_sums(source, torch.cat([part.rows for part in drawn]))
     n_bins = max(1, min(MAX_BINS, len(total_g) // GENES_PER_BIN))
     bin_g = total_g.argsort().argsort() * n_bins // len(total_g)
-    reach = HIGHEST - LOWEST
+    reach, of_likelihood = HIGHEST - LOWEST, Slope(model, source, drawn)
 
     def at(shift: Tensor) -> Tensor:
         return (start + shift[bin_g]).clamp(LOWEST, HIGHEST)
 
     def slope(shift: Tensor) -> Tensor:
-        slope_g = _slope(model, source, drawn, at(shift)).sum(0)
+        slope_g = of_likelihood(at(shift)).sum(0)
         return shift.new_zeros(n_bins).index_add_(0, bin_g, slope_g)
 
     return at(climb(slope, start.new_zeros(n_bins), -reach, reach))
@@ -152,15 +194,6 @@ def climb(slope: Callable[[Tensor], Tensor], start: Tensor, low: float, high: fl
         at, slope_at = between, torch.where(enclosed, slope_between, slope_at)
         enclosed = enclosed & (slope_at != 0)
     return at
-
-
-def _slope(model: VAE, source: Source, drawn: list[Drawn], log_theta: Tensor) -> Tensor:
-    """Differentiate the summed log likelihood with respect to log theta, (rows of theta, g)."""
-    set_dispersions(model, log_theta)
-    total = torch.zeros_like(log_theta)
-    for part, batch in zip(drawn, source.batches([part.rows for part in drawn]), strict=True):
-        total += model.dispersion_gradient(part.point, batch)
-    return total
 
 
 def set_dispersions(model: VAE, log_theta: Tensor) -> None:

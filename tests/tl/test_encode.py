@@ -15,8 +15,6 @@ from scipy import sparse
 
 import vxpress as vx
 
-pytestmark = pytest.mark.usefixtures("compiled")
-
 
 def _query(fitted: ad.AnnData, **obs: Any) -> ad.AnnData:
     query = ad.AnnData(

@@ -24,8 +24,6 @@ from vxpress.bridge.read import survey
 from vxpress.core.data import Stored
 from vxpress.core.training import Training
 
-pytestmark = pytest.mark.usefixtures("compiled")
-
 QUICK: dict[str, Any] = {"n_latent": 3, "n_hidden": 8, "max_epochs": 3, "batch_size": 64, "batch_key": "batch"}
 
 

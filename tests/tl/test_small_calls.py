@@ -68,3 +68,13 @@ def test_small_fits_agree_with_compiled_ones(likelihood: str, monkeypatch: pytes
     name = "vae_log_likelihood"
     np.testing.assert_allclose(small.obs[name], compiled.obs[name], rtol=1e-3)
     assert small.obsm["X_vae"].tobytes() != compiled.obsm["X_vae"].tobytes()
+
+
+def test_few_cells_of_a_large_fit_have_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    adata = vx.datasets.simulate(300, 60, rng=0)
+    monkeypatch.setattr(rule, "SMALL", 200 * 60)
+    vx.tl.fit_vae(adata, max_epochs=1, n_latent=4, n_hidden=16)
+    few = adata[:100].copy()
+    del few.obsm["X_vae"]
+    vx.tl.encode(few)
+    np.testing.assert_array_equal(few.obsm["X_vae"], adata.obsm["X_vae"][:100])

@@ -13,12 +13,20 @@ from vxpress._mudata import MuData, is_mudata
 from vxpress.bridge.fits.fit import Fit
 from vxpress.bridge.fits.open_files import SUFFIX, as_path, existing, read_model_file, read_uns
 from vxpress.bridge.fits.results import check_format, is_fit
+from vxpress.core import rule
 
 Model: TypeAlias = AnnData | MuData | str | Path | None
 
 
 def find_fit(adata: AnnData, model: Model, key: str) -> Fit:
     """Return the fit named ``key`` in ``model``: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``adata`` itself."""
+    fit = _find(adata, model, key)
+    # compiled loops are used for few cells too if they were for the fit, so the same cells give the same bits
+    rule.reads(fit.params.n_train, fit.params.model.n_genes)
+    return fit
+
+
+def _find(adata: AnnData, model: Model, key: str) -> Fit:
     if model is None:
         return _from_uns(adata.uns, key, "adata", hint=True)
     if isinstance(model, AnnData) or is_mudata(model):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
-from vxpress.core import rule
+from vxpress.core import rule, threads
 
 
 def test_the_rule_does_not_measure_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,3 +56,22 @@ def test_a_call_that_reads_few_counts_compiles_nothing() -> None:
         assert all(_choices())
     rule.reads(10, 10)
     assert all(_choices())
+
+
+def test_threads_that_help_with_a_small_call_compile_nothing() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    found: dict[int, bool] = {}
+    together = threading.Barrier(3, timeout=60)
+
+    def work(i: int) -> None:
+        together.wait()
+        found[threading.get_ident()] = rule.small()
+
+    try:
+        with threads.OneThread(), rule.call():
+            rule.reads(10, 10)
+            threads.share(work, 3)
+    finally:
+        torch.set_num_threads(before)
+    assert list(found.values()) == [True] * 3

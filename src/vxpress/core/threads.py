@@ -192,7 +192,7 @@ def share(work: Callable[[int], Any], n_parts: int, device: torch.device = CPU) 
                 work(i)
 
     with OneThread():
-        waiting = [_workers().submit(some) for _ in range(n_threads - 1)]
+        waiting = [_workers().submit(copy_context().run, some) for _ in range(n_threads - 1)]
         try:
             some()
         finally:

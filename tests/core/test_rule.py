@@ -59,8 +59,6 @@ def test_a_call_that_reads_few_counts_compiles_nothing() -> None:
 
 
 def test_threads_that_help_with_a_small_call_compile_nothing() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
     found: dict[int, bool] = {}
     together = threading.Barrier(3, timeout=60)
 
@@ -68,10 +66,7 @@ def test_threads_that_help_with_a_small_call_compile_nothing() -> None:
         together.wait()
         found[threading.get_ident()] = rule.small()
 
-    try:
-        with threads.OneThread(), rule.call():
-            rule.reads(10, 10)
-            threads.share(work, 3)
-    finally:
-        torch.set_num_threads(before)
+    with threads.OneThread(), threads.decided(3), rule.call():
+        rule.reads(10, 10)
+        threads.share(work, 3)
     assert list(found.values()) == [True] * 3

@@ -5,15 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vxpress._waiting import ask_idle_threads_to_sleep
-
 if TYPE_CHECKING:
     from vxpress import datasets, extend, io, metrics, pl, pp, tl
     from vxpress._save_load import load_model, save_model
 
 __all__ = ["datasets", "extend", "io", "load_model", "metrics", "pl", "pp", "save_model", "tl"]
-
-ask_idle_threads_to_sleep()
 
 _MODULES = ("datasets", "extend", "io", "metrics", "pl", "pp", "tl")
 

@@ -19,7 +19,6 @@ import torch
 
 from vxpress._lazy import read_annotations
 from vxpress._similar import similar
-from vxpress._waiting import let_idle_threads_sleep
 from vxpress.core import rule, threads
 from vxpress.core.forked import use_one_thread_if_forked
 from vxpress.core.isolation import SharedSetting, on_device
@@ -92,8 +91,6 @@ class _Settings:
                 "backend, each process can use several threads."
             )
         self.one_thread.take()
-        if threads.number() > 1:
-            let_idle_threads_sleep()
         np.seterr(**_plain(self.numpy))
         if torch.is_inference_mode_enabled():
             self.modes.enter_context(torch.inference_mode(mode=False))

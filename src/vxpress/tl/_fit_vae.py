@@ -29,7 +29,6 @@ from vxpress.bridge.fits.processes import in_all_processes
 from vxpress.bridge.fits.results import check_free
 from vxpress.bridge.fitting import FitOptions, fit
 from vxpress.bridge.read.adata import check_adata
-from vxpress.core.threads import decided
 
 
 @entry
@@ -381,7 +380,7 @@ def fit_vae(
     keys = Keys.of(key_added, "key_added")
     check_free(adata, keys)
     checked = check_arguments(given)
-    with decided(checked.n_threads), in_all_processes(checked.device) as world:
+    with in_all_processes(checked.device, checked.n_threads) as world:
         start = logg.info("fitting a variational autoencoder")
         with progress_bar("fit_vae", progress if world.first else False):
             target, results = fit(adata, checked, keys, copy=copy)

@@ -11,23 +11,25 @@ from scanpy import logging as logg
 from scanpy import settings
 
 from vxpress.core.parallel import World, current_world, within, world_from_environment
+from vxpress.core.threads import decided
 
 
 @contextmanager
-def in_all_processes(device: torch.device) -> Iterator[World]:
-    """Run a fit in the world that torchrun has started; only its first process logs.
+def in_all_processes(device: torch.device, n_threads: int | None = None) -> Iterator[World]:
+    """Run a fit in the world that torchrun has started, with a number of threads if one is given; only the first process logs.
 
     Ctrl-C takes effect in all processes together. With one process, nothing changes.
     """
     world = world_from_environment(device)
     if not world.several:
-        yield world
+        with decided(n_threads):
+            yield world
         return
     verbosity = settings.verbosity
     try:
         if not world.first:
             settings.verbosity = 0
-        with within(world), world.interrupts_held(), world.fit():
+        with decided(n_threads), within(world), world.interrupts_held(), world.fit():
             yield world
     finally:
         settings.verbosity = verbosity

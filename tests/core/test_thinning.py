@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import sparse, stats
 
+from vxpress.core import thinning, threads
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Batch, Cells, Counts
@@ -90,8 +91,10 @@ def test_only_counts_change_and_only_the_seen_ones(make_cells: MakeCells) -> Non
     assert seen.log_library_n1 is batch.log_library_n1
     assert seen.covariates is batch.covariates
     assert torch.equal(seen.rows, batch.rows)
-    # no entry is stored that only costs time
-    assert (seen.counts.stored[1].data > 0).all()
+    # no entry is read that only costs time
+    _, values = seen.entries()
+    assert (values > 0).all()
+    assert seen.counts.n_stored().sum() == len(values)
 
 
 def test_the_same_seed_gives_the_same_counts_from_every_source(make_cells: MakeCells) -> None:
@@ -106,6 +109,33 @@ def test_the_same_seed_gives_the_same_counts_from_every_source(make_cells: MakeC
     for other in found[1:]:
         assert torch.equal(found[0], other)
     assert not torch.equal(found[0], thinned(cells.batch(rows), 0.9, Noise(5)).x_ng)
+
+
+def test_explicit_zeros_stay_zero() -> None:
+    matrix = Counts(torch.tensor([0, 3]), torch.arange(3, dtype=torch.int32), torch.tensor([0.0, 5.0, 0.0]), 3)
+    cells = Cells(matrix, torch.zeros(1, 1), Covariates(torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0)))
+    kept = thinned(cells.batch(torch.zeros(50, dtype=torch.int64)), 0.5, Noise(0)).x_ng
+    assert (kept[:, [0, 2]] == 0).all()
+    assert kept[:, 1].max() == 5
+
+
+def test_the_counts_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    # parts of a few cells, among whose counts are large ones
+    x = np.random.default_rng(0).choice(COUNTS, (40, 30)) * (np.random.default_rng(1).random((40, 30)) < 0.5)
+    found = []
+    for part, n_threads in ((10**6, 1), (50, 1), (50, 2), (50, 4)):
+        monkeypatch.setattr(thinning, "PART", part)
+        with threads.decided(n_threads), threads.OneThread():
+            found.append(thinned(_batch(x), 0.9, Noise(2)).x_ng)
+    for other in found[1:]:
+        assert torch.equal(found[0], other)
+
+
+def test_cells_have_random_numbers_of_their_own() -> None:
+    # the same counts and rate in every cell: the molecules kept are uncorrelated between cells
+    kept = thinned(_batch(np.ones((60, 3_000))), 1.0, _Fixed(5, 0.5)).x_ng.numpy()
+    assert np.abs(np.corrcoef(kept) - np.eye(60)).max() < 5 / np.sqrt(3_000)
+    assert np.abs(kept.mean(1) - 0.5).max() < 5 * 0.5 / np.sqrt(3_000)
 
 
 def test_a_stored_state_of_the_noise_continues_with_the_same_counts() -> None:

@@ -19,6 +19,8 @@ from vxpress.core.noise import BITS, Noise
 
 # counts above this are left to numpy's algorithm, which takes the same time for any count
 MAX_DRAWN = 256
+# entries of a part for one thread; fewer take less time than to wake another one
+PART = 2**14
 
 
 def thinned(batch: Batch, share: float, noise: Noise) -> Batch:
@@ -58,23 +60,31 @@ def by_molecule(batch: Batch, rates_n: Tensor, noise: Noise) -> Rows:
 
 def compiled(batch: Batch, rates_n: Tensor, noise: Noise) -> Rows:
     """Return the same in a compiled loop, in which a random word serves several molecules."""
-    from vxpress.core.kernels import thinned_rows
+    from vxpress.core.kernels import helpers, team, thinned_rows
 
     at, indptr, indices, data = batch.counts.numpy()
-    n_entries = int((indptr[at + 1] - indptr[at]).sum())
-    out_indptr = np.empty(len(at) + 1, np.int64)
-    out_indices, out_data = np.empty(n_entries + 1, np.int32), np.empty(n_entries + 1, np.float32)
-    large, large_rows = np.empty((2, n_entries), np.int64)
+    # place and end of each row, between which it may have fewer entries than space
+    bounds = np.empty((len(at), 2), np.int64)
+    ends = np.cumsum(indptr[at + 1] - indptr[at])
+    bounds[:1, 0], bounds[1:, 0] = 0, ends[:-1]
+    n_entries = int(ends[-1]) if len(ends) else 0
+    out_indices, out_data = np.empty(n_entries, np.int32), np.empty(n_entries, np.float32)
+    large = np.empty(n_entries, np.int64)
     # rounded at random, so that a rate is right in expectation
     levels = rates_n.numpy() * thinned_rows.LEVELS + noise.bits(len(at), 1)[:, 0] / BITS
     limits = np.floor(levels).astype(np.uint64)
-    n_large = thinned_rows.thin(
-        noise.word(), limits, at, indptr, indices, data, out_indptr, out_indices, out_data, large, large_rows
-    )
-    if n_large:
-        where, rate = large[:n_large], limits[large_rows[:n_large]] / thinned_rows.LEVELS
+    cuts = team.cut(len(at), max(1, n_entries // PART))
+    n_large = np.zeros(len(cuts) - 1, np.int64)
+    helpers.share(
+        thinned_rows.thin, cuts, noise.word(), limits, at, indptr, indices, data, bounds, out_indices, out_data, large,
+        n_large,
+    )  # fmt: skip
+    if n_large.any():
+        first = bounds[cuts[:-1], 0]
+        where = np.concatenate([large[f : f + n] for f, n in zip(first, n_large, strict=True)])
+        row = np.searchsorted(bounds[:, 0], where, side="right") - 1
         # one that loses all its molecules stays as an explicit zero, which adds nothing
-        out_data[where] = noise.binomial(out_data[where].astype(np.int64), rate)
-    n_kept = int(out_indptr[-1])
-    indptr_t, indices_t, data_t = map(torch.from_numpy, (out_indptr, out_indices[:n_kept], out_data[:n_kept]))
-    return Rows(torch.arange(len(at)), Counts(indptr_t, indices_t, data_t, batch.counts.n_genes))
+        out_data[where] = noise.binomial(out_data[where].astype(np.int64), limits[row] / thinned_rows.LEVELS)
+    matrix = Counts(*map(torch.from_numpy, (bounds.reshape(-1), out_indices, out_data)), batch.counts.n_genes)
+    # every other row of the matrix is the space that a row has left
+    return Rows(2 * torch.arange(len(at)), matrix)

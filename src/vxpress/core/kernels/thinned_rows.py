@@ -1,8 +1,9 @@
 """Binomial thinning of counts in CSR rows: each molecule is kept with a probability of its cell.
 
 A molecule has a random number from 0 to 127 and is kept if that is below the limit of its cell.  A random word of 64
-bits serves eight molecules, whose numbers are compared all at once.  It is the hash (splitmix64, Steele et al. 2014) of
-a key plus a multiple of an odd constant.
+bits serves eight molecules, whose numbers are compared all at once.  The words are those of splitmix64 (Steele et al.
+2014): every row has a sequence of its own, whose k-th word serves the k-th entry, and the word of an entry begins the
+sequence of its further molecules.  So a row is thinned in the same way by whichever thread.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from vxpress.core.kernels.team import CACHED
+from vxpress.core.kernels.parts import finish, meet, take
+from vxpress.core.kernels.team import CACHED, INNER
 
-OPTIONS = {"error_model": "numpy", "nogil": True}
 # probabilities are multiples of 1 / LEVELS
 LEVELS = 128
 # larger counts are left to the caller: numpy's algorithm takes the same time for any count
@@ -25,7 +26,7 @@ S7, S27, S30, S31, S56 = (np.uint64(s) for s in (7, 27, 30, 31, 56))
 ONES, HIGHEST, OTHERS = (np.uint64(int(byte * 8, 16)) for byte in ("01", "80", "7f"))
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _word(at):
     """Compute the random word of a position."""
     at = (at ^ (at >> S30)) * FIRST
@@ -33,46 +34,98 @@ def _word(at):
     return at ^ (at >> S31)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _kept(word, limits, x):
     """Count those of the first ``x`` numbers in a word (one to eight) that are below the limit.
 
     Each byte of ``limits`` is 127 plus the limit, so its difference from a number below it has the highest bit.
     """
     below = (limits - (word & OTHERS)) & HIGHEST
-    below <<= np.uint64(8 * (PER_WORD - min(x, PER_WORD)))
-    return np.int64(((below >> S7) * ONES) >> S56)
+    below <<= np.uint64(8 * (PER_WORD - x))
+    return np.int32(((below >> S7) * ONES) >> S56)
 
 
-@njit(**OPTIONS, **CACHED)
-def thin(key, limits, rows, indptr, indices, data, out_indptr, out_indices, out_data, large, large_rows):
-    """Write the thinned rows as CSR without zeros; return how many counts above ``MAX_COUNT`` are written unchanged.
+@njit(**INNER)
+def _kept_beyond(word, limits, x):
+    """Count the molecules kept of the ``x`` that have no number in the word of their entry."""
+    kept, at = 0, word
+    while x > 0:
+        at += STEP
+        kept += _kept(_word(at), limits, min(x, PER_WORD))
+        x -= PER_WORD
+    return kept
 
-    ``limits`` are uint64, from 0 to ``LEVELS``, one per row. The outputs have space for all entries of the rows, and one
-    more. ``large`` receives the positions of the unchanged counts in the output, ``large_rows`` their rows in it.
-    """
-    free, n_large, at = 0, 0, key
-    out_indptr[0] = 0
-    for n in range(rows.size):
-        limit = limits[n] * ONES + OTHERS
-        for k in range(indptr[rows[n]], indptr[rows[n] + 1]):
-            x = np.int64(data[k])
-            if x < 1:
-                continue
-            at += STEP
-            kept = _kept(_word(at), limit, x)
-            if x > MAX_COUNT:
-                large[n_large], large_rows[n_large] = free, n
-                n_large += 1
-                kept = x
+
+@njit(**INNER)
+def _keep(key, limits, x, kept):
+    """Thin the first eight molecules of every entry of a row; this loop is made of vector instructions."""
+    for k in range(x.size):
+        word = _word(key + np.uint64(k) * STEP)
+        count = _kept(word, limits, min(max(np.int64(x[k]), 1), PER_WORD))
+        kept[k] = count if x[k] > 0 else np.int32(0)
+
+
+@njit(**INNER)
+def _keep_more(key, limits, x, kept):
+    """Add what is kept of the further molecules of larger counts, up to ``MAX_COUNT``; return whether there are none above."""
+    none_above = True
+    for k in range(x.size):
+        if x[k] > PER_WORD:
+            if x[k] > MAX_COUNT:
+                kept[k] = np.int32(x[k])
+                none_above = False
             else:
-                x -= PER_WORD
-                while x > 0:
-                    at += STEP
-                    kept += _kept(_word(at), limit, x)
-                    x -= PER_WORD
-            # the next entry overwrites one of which nothing is kept
-            out_indices[free], out_data[free] = indices[k], kept
-            free += kept > 0
-        out_indptr[n + 1] = free
+                word = _word(key + np.uint64(k) * STEP)
+                kept[k] += np.int32(_kept_beyond(word, limits, np.int64(x[k]) - PER_WORD))
+    return none_above
+
+
+@njit(**INNER)
+def _put(first, genes, kept, out_indices, out_data):
+    """Write the entries of which something is kept from the place ``first`` on; return where they end."""
+    # unsigned, so that no place is counted from the end
+    free = np.uint64(first)
+    for k in range(genes.size):
+        # the next entry overwrites one of which nothing is kept
+        out_indices[free], out_data[free] = genes[k], np.float32(kept[k])
+        free += np.uint64(kept[k] > 0)
+    return np.int64(free)
+
+
+@njit(**INNER)
+def _find_large(first, last, counts, large, n_large):
+    """Append the places of counts above ``MAX_COUNT``; return how many there are."""
+    for k in range(first, last):
+        if counts[k] > MAX_COUNT:
+            large[n_large] = k
+            n_large += 1
     return n_large
+
+
+@njit(error_model="numpy", nogil=True, **CACHED)
+def thin(board, cuts, key, limits, rows, indptr, indices, data, bounds, out_indices, out_data, large, n_large):
+    """Write the thinned rows without zeros, in parts of the rows between two cuts; see :mod:`.parts`.
+
+    ``limits`` are uint64, from 0 to ``LEVELS``, one per row. ``bounds`` (rows, 2) has the place of each row in the output, which has
+    space for all its entries, and receives where it ends. Counts above ``MAX_COUNT`` are written unchanged: ``large`` receives
+    their places in the output, those of a part from the place of its first row on, and ``n_large`` how many each part has.
+    """
+    part = take(board, 0)
+    while part < cuts.size - 1:
+        first, last, longest, n = cuts[part], cuts[part + 1], 0, 0
+        for i in range(first, last):
+            longest = max(longest, indptr[rows[i] + 1] - indptr[rows[i]])
+        kept, found = np.empty(longest, np.int32), large[bounds[first, 0] :]
+        for i in range(first, last):
+            here, begin = slice(indptr[rows[i]], indptr[rows[i] + 1]), bounds[i, 0]
+            own, limit = _word(key + np.uint64(i) * STEP), limits[i] * ONES + OTHERS
+            _keep(own, limit, data[here], kept)
+            none_large = _keep_more(own, limit, data[here], kept)
+            end = _put(begin, indices[here], kept, out_indices, out_data)
+            if not none_large:
+                n = _find_large(begin, end, out_data, found, n)
+            bounds[i, 1] = end
+        n_large[part] = n
+        finish(board, 0)
+        part = take(board, 0)
+    meet(board, 0, cuts.size - 1)

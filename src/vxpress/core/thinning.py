@@ -85,6 +85,7 @@ def compiled(batch: Batch, rates_n: Tensor, noise: Noise) -> Rows:
         row = np.searchsorted(bounds[:, 0], where, side="right") - 1
         # one that loses all its molecules stays as an explicit zero, which adds nothing
         out_data[where] = noise.binomial(out_data[where].astype(np.int64), limits[row] / thinned_rows.LEVELS)
-    matrix = Counts(*map(torch.from_numpy, (bounds.reshape(-1), out_indices, out_data)), batch.counts.n_genes)
+    bounds_t, indices_t, data_t = map(torch.from_numpy, (bounds.reshape(-1), out_indices, out_data))
+    matrix = Counts(bounds_t, indices_t, data_t, batch.counts.n_genes)
     # every other row of the matrix is the space that a row has left
     return Rows(2 * torch.arange(len(at)), matrix)

@@ -29,12 +29,15 @@ class Machine:
     busy: dict[int, float] = field(default_factory=lambda: dict.fromkeys(range(4), 10.0))
     own: dict[int, float] = field(default_factory=lambda: {0: 5.0})
     used: float = 30.0
+    low: float = 0.0
+    """Time of programs of low priority, on each processor."""
 
     def write(self, *, running: int | None = 1) -> None:
         """Write the statistics as the system does, in hundredths of seconds."""
         tick = os.sysconf("SC_CLK_TCK")
         lines = [
-            f"cpu{k} {round(self.busy[k] * tick)} 0 0 {round(self.idle[k] * tick)} 0 0 0 0 77 77" for k in self.idle
+            f"cpu{k} {round(self.busy[k] * tick)} {round(self.low * tick)} 0 {round(self.idle[k] * tick)} 0 0 0 0 77 77"
+            for k in self.idle
         ]
         more = [] if running is None else [f"procs_running {running}"]
         (self.folder / "stat").write_text("\n".join(["cpu  1 2 3 4", *lines, "intr 5 6", *more, ""]))
@@ -60,6 +63,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(load, "_own", lambda: dict(made.own))
     monkeypatch.setattr(load.os, "cpu_count", lambda: 4)
     monkeypatch.setattr(load.quota, "groups", lambda: ())
+    monkeypatch.setattr(load.os, "getpriority", lambda *_: 0)
     monkeypatch.setattr(load.time, "perf_counter", lambda: made.at)
     monkeypatch.setattr(load, "_of_thread", load._OfThread())
     return made
@@ -90,6 +94,17 @@ def test_what_is_free_is_what_is_idle_and_what_the_computation_uses(machine: Mac
     # the others have ended
     machine.passes(1.0, own=1.0, idle=(0.0, 1.0))
     assert load.free() == 2
+
+
+@pytest.mark.parametrize(("own", "expected"), [(0, 2), (-5, 2), (10, 1)])
+def test_programs_of_lower_priority_make_room(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, own: int, expected: int
+) -> None:
+    monkeypatch.setattr(load.os, "getpriority", lambda *_: own)
+    begun(machine, 1)
+    machine.low += 0.9
+    machine.passes(1.0, own=1.0, idle=(0.0, 0.0))
+    assert load.free() == expected
 
 
 def test_a_wrong_guess_at_the_start_is_mended_soon(machine: Machine) -> None:

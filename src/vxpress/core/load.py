@@ -20,8 +20,9 @@ from vxpress.core import quota
 # seconds from the start of a call to the first measurement, and between two of them; the system counts hundredths
 FIRST, INTERVAL = 0.1, 0.25
 STATISTICS = Path("/proc/stat")
-# of the numbers of a processor in the statistics: idle, and idle while a disk is slow; those after eight are parts of others
-IDLE, KINDS = slice(3, 5), 8
+# of the numbers of a processor in the statistics: time of programs of low priority, idle, and idle while a disk is slow; those
+# after eight are parts of others
+LOW, IDLE, KINDS = slice(1, 2), slice(3, 5), 8
 
 
 def processors() -> int:
@@ -63,7 +64,7 @@ class _Look:
     processors: frozenset[int]
     allowed: int
     idle: float
-    """Time that the processors of this process were idle, in total."""
+    """Time that the processors of this process were idle, or would have been without programs of lower priority, in total."""
     counted: float
     """Time that they have counted."""
     running: float
@@ -149,9 +150,15 @@ def _statistics(bound: frozenset[int]) -> tuple[float, float, float]:
     # some containers show other processors than those that their processes are bound to
     if not bound or not all(map(any, ticks)):
         return unknown
+    # programs with `nice` leave their time to others, unless this one has it too
+    idle = [LOW, IDLE] if os.getpriority(os.PRIO_PROCESS, 0) <= 0 else [IDLE]
     second = os.sysconf("SC_CLK_TCK")
     running = float(numbers.get("procs_running", ["nan"])[0])
-    return sum(sum(t[IDLE]) for t in ticks) / second, sum(sum(t[:KINDS]) for t in ticks) / second, running
+    return (
+        sum(sum(t[kind]) for t in ticks for kind in idle) / second,
+        sum(sum(t[:KINDS]) for t in ticks) / second,
+        running,
+    )
 
 
 def _bound_to() -> set[int]:

@@ -54,7 +54,7 @@ def _shared(n_threads: int, n: int = 50) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("n_threads", [2, 4, 9])
+@pytest.mark.parametrize("n_threads", [2, 4, 40])
 def test_every_part_is_done_before_the_next_round(n_threads: int) -> None:
     expected = _shared(1)
     assert np.isfinite(expected).all()

@@ -14,6 +14,9 @@ import numpy as np
 from vxpress.core import load, threads
 from vxpress.core.kernels import parts
 
+# threads of a call at most: each of them takes the interpreter for a moment, and a call has few parts of equal size
+MOST = 16
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -70,7 +73,7 @@ def run(n_threads: int, function: Callable[..., Any], n_rounds: int, *args: Any)
 
     See :mod:`vxpress.core.kernels.parts`. The helping threads are those of the process, so two calls at the same time share them too.
     """
-    call = _Call(function, parts.board(n_rounds), args)
+    call, n_threads = _Call(function, parts.board(n_rounds), args), min(n_threads, MOST)
     if n_threads > 1:
         with _starting:
             while len(_helpers) < n_threads - 1:

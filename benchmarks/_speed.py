@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import time
@@ -36,10 +37,11 @@ def _processor() -> tuple[str, set[str]]:
 
 
 def set_threads(n: int) -> None:
-    """Set the number of threads of torch, which the compiled loops use as well, and of numba."""
+    """Set the number of threads of torch, of numba, and of vxpress, which would otherwise use fewer next to other programs."""
     import numba
     import torch
 
+    os.environ["VXPRESS_NUM_THREADS"] = str(n)
     numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
     # starting the threads of numba may change the number of torch, so torch is set last
     torch.set_num_threads(n)

@@ -729,7 +729,7 @@ def main() -> int:
     recording.add_argument(
         "--small", action="store_true", help="without compiled loops, as other calls for data of this size"
     )
-    recording.add_argument("--threads", type=int, help="number of threads of torch; left as it is by default")
+    recording.add_argument("--threads", type=int, help="number of threads; left as it is by default")
     comparing = commands.add_parser("compare", help="compare two records")
     comparing.add_argument("one", type=Path)
     comparing.add_argument("two", type=Path)
@@ -743,6 +743,8 @@ def main() -> int:
             rule.SMALL = 0
         if args.threads is not None:
             torch.set_num_threads(args.threads)
+            # whatever other programs run
+            os.environ["VXPRESS_NUM_THREADS"] = str(args.threads)
         return record(args.folder, args.only)
     if args.command == "compare":
         return compare(args.one, args.two, args.tolerance)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from _judge import Judgement, judge
 from _sets import SETS, load, split
+from _speed import set_threads
 from anndata import AnnData
 
 import vxpress as vx
@@ -56,7 +57,7 @@ def judge_fit(fitted: AnnData, test: AnnData, key: str = "vae", n_samples: int =
 
 def fit(name: str, seed: int, setting: str, threads: int) -> dict[str, np.ndarray]:
     """Fit vxpress once and evaluate the fit."""
-    torch.set_num_threads(threads)
+    set_threads(threads)
     adata, test = load(name)
     start = time.perf_counter()
     vx.tl.fit_vae(adata, "batch" if SETS[name].batch else None, rng=seed, denoised=False, **SETTINGS[setting])

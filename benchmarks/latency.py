@@ -71,7 +71,9 @@ print(json.dumps({{"compiling": found.seconds, "functions": found.functions, "ca
 
 def child(code: str, threads: int, **environment: str) -> dict[str, float]:
     """Run code in a new Python; return its last line as JSON, and the total seconds."""
-    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
+    counts = dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "VXPRESS_NUM_THREADS"), str(threads)
+    )
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],

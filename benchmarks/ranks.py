@@ -30,7 +30,7 @@ MARK = "RESULT "
 
 def launch(work: str, n: int, threads: int, **arguments: Any) -> dict[str, Any]:
     """Run ``work`` in ``n`` processes and return what the first one reports."""
-    environment = os.environ | {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "NUMBA")}
+    environment = os.environ | {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "NUMBA", "VXPRESS")}
     command = [sys.executable]
     if n > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]

@@ -131,6 +131,18 @@ def after_training() -> list[Row]:
     return rows
 
 
+@table(
+    "parts-of-a-fit", ("after_training", "parts"), command="python benchmarks/after_training.py --repeats 3 --draws 5"
+)
+def parts_of_a_fit() -> list[Row]:
+    """Diagnosis and refit as shares of a fit."""
+    rows: list[Row] = [["default fit of 10,000 cells x 2,000 genes", "s", "share of the fit"]]
+    found = results("after_training")["parts"]
+    for name, seconds in found.items():
+        rows.append([name, spread(seconds), f"{100 * seconds['median'] / found['whole fit']['median']:.0f} %"])
+    return rows
+
+
 @table("growth", ("scaling", "epochs"), command="python benchmarks/scaling.py", kinds=["time"])
 def growth() -> list[Row]:
     """Time per epoch by number of cells."""

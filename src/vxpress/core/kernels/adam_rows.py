@@ -7,12 +7,20 @@ import math
 import numpy as np
 from numba import njit
 
-from vxpress.core.kernels.parts import finish, meet, take
-from vxpress.core.kernels.team import CACHED, INNER
+from vxpress.core.kernels.frames import Layout, job
+from vxpress.core.kernels.team import INNER
 from vxpress.core.kernels.vector import fill
 
-# rounds of parts
-ROUNDS = 3
+# weights, gradient and moments; they consist of tensors, each of which is divided into as many runs: run i of tensor k is from
+# CUTS[i, k] to CUTS[i + 1, k]. The first N_TENSORS are updated.
+WEIGHTS = Layout()
+P, G, M, V, CUTS, N_TENSORS = *(WEIGHTS.array("f4", 1) for _ in range(4)), WEIGHTS.array("i8", 2), WEIGHTS.number("i8")
+# PART[k] is the row of SETTINGS for tensor k: learning rate, both decays of the moments, epsilon, weight decay, 1 - beta1^t and
+# sqrt(1 - beta2^t). The norm of the gradient is clipped at MAX_NORM, if that is above 0.
+PART, SETTINGS, DECOUPLED = WEIGHTS.array("i8", 1), WEIGHTS.array("f4", 2), WEIGHTS.number("i8")
+LOSS, MAX_NORM = WEIGHTS.number("f8"), WEIGHTS.number("f8")
+# sums of squares of the runs; whether the step was void, and the factor of the gradient
+SQUARES, VERDICT = WEIGHTS.array("f8", 1), WEIGHTS.array("f8", 1)
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 # far below any epsilon, and its square is still a normal float32: arithmetic on subnormal numbers is many times slower
 TINY = np.float32(2e-18)
@@ -41,49 +49,39 @@ def _square_sum(g):
     return total
 
 
-@njit(**INNER)
-def _judge(squares, loss, max_norm, verdict):
+@job
+def square(frame, part, thread):
+    """Add up the squares of the gradient in a run of every tensor."""
+    g, cuts, squares = G(frame), CUTS(frame), SQUARES(frame)
+    squares[part] = 0.0
+    for k in range(N_TENSORS(frame)):
+        squares[part] += _square_sum(g[cuts[part, k] : cuts[part + 1, k]])
+
+
+@job
+def judge(frame, part, thread):
     """Write whether the step is void, because loss or gradient is not finite, and the factor of the gradient."""
+    squares, verdict, max_norm = SQUARES(frame), VERDICT(frame), MAX_NORM(frame)
     total = 0.0
     for i in range(squares.size):
         total += squares[i]
     norm = math.sqrt(total)
-    verdict[0] = 0.0 if math.isfinite(norm + loss) else 1.0
+    verdict[0] = 0.0 if math.isfinite(norm + LOSS(frame)) else 1.0
     verdict[1] = max_norm / (norm + 1e-6) if max_norm > 0.0 and norm + 1e-6 > max_norm else 1.0
 
 
-@njit(error_model="numpy", nogil=True, **CACHED)
-def adam(board, cuts, part, n_tensors, p, g, m, v, settings, decoupled, loss, max_norm, squares, verdict):
-    """Take one step of Adam (Kingma & Ba 2015), or AdamW if ``decoupled``, and clear the gradient; see :mod:`.parts`.
-
-    The weights consist of tensors, each of which is divided into as many runs: run i of tensor k is from ``cuts[i, k]`` to
-    ``cuts[i + 1, k]``. The first ``n_tensors`` are updated; ``part[k]`` is the row of ``settings`` for tensor k: learning rate, both
-    decays of the moments, epsilon, weight decay, 1 - beta1^t and sqrt(1 - beta2^t). The norm of the gradient is clipped at
-    ``max_norm``, if that is above 0. ``verdict`` receives whether the step was void, and the factor of the gradient.
-    """
-    n_runs = len(cuts) - 1
-    i = take(board, 0)
-    while i < n_runs:
-        squares[i] = 0.0
-        for k in range(n_tensors):
-            squares[i] += _square_sum(g[cuts[i, k] : cuts[i + 1, k]])
-        finish(board, 0)
-        i = take(board, 0)
-    meet(board, 0, n_runs)
-    if take(board, 1) == 0:
-        _judge(squares, loss, max_norm, verdict)
-        finish(board, 1)
-    meet(board, 1, 1)
-    scale = np.float32(verdict[1])
-    i = take(board, 2)
-    while i < n_runs:
-        for k in range(cuts.shape[1]):
-            at = slice(cuts[i, k], cuts[i + 1, k])
-            if k >= n_tensors or verdict[0] > 0.0:
-                fill(g[at], ZERO)
-                continue
-            c = settings[part[k]]
-            _update(p[at], g[at], m[at], v[at], c[0], c[1], c[2], c[3], c[4], decoupled, c[5], c[6], scale)
-        finish(board, 2)
-        i = take(board, 2)
-    meet(board, 2, n_runs)
+@job
+def update(frame, part, thread):
+    """Take one step of Adam (Kingma & Ba 2015), or AdamW if DECOUPLED, for a run of every tensor, and clear the gradient."""
+    p, g, m, v, cuts, settings = P(frame), G(frame), M(frame), V(frame), CUTS(frame), SETTINGS(frame)
+    void, scale = VERDICT(frame)[0] > 0.0, np.float32(VERDICT(frame)[1])
+    for k in range(cuts.shape[1]):
+        first, last = cuts[part, k], cuts[part + 1, k]
+        if k >= N_TENSORS(frame) or void:
+            fill(g[first:last], ZERO)
+            continue
+        c = settings[PART(frame)[k]]
+        _update(
+            p[first:last], g[first:last], m[first:last], v[first:last],
+            c[0], c[1], c[2], c[3], c[4], DECOUPLED(frame) != 0, c[5], c[6], scale,
+        )  # fmt: skip

@@ -20,7 +20,9 @@ from torch.autograd.function import once_differentiable
 from vxpress.core import rule, threads
 from vxpress.core.data import Batch
 from vxpress.core.gradients import hand_over
-from vxpress.core.kernels import count_rows, dense_products, helpers, team
+from vxpress.core.kernels import count_rows, dense_products, team
+from vxpress.core.kernels.frames import Frame, Plan
+from vxpress.core.kernels.products import TILE
 
 NO_GATES = np.empty(0, np.float32)
 NO_FLOATS, NO_BFLOATS = np.empty((0, 0), np.float32), np.empty((0, 0), np.int16)
@@ -145,8 +147,20 @@ class CountLikelihood:
         theta = layers.log_theta.detach().exp()
         length = rule.table_length(n, len(theta))
         tables = np.empty((2, len(theta), length, theta.shape[1]), np.float32)
-        count_rows.fill_tables(theta.numpy(), tables[0], tables[1])
-        self.dispersion = (layers.theta_row_n.numpy(), theta.numpy(), theta.reciprocal().numpy(), tables[0], tables[1])
+        n_out, n_gates = len(layers.bias), 0 if layers.gate_bias is None else len(layers.gate_bias)
+        self.n_threads = threads.number()
+        self.scored = Frame(count_rows.SCORING)
+        count_rows.set_memory(self.scored, self.n_threads, n_out, theta.shape[1], n_gates)
+        rows, indptr, indices, data = self.batch.counts.numpy()
+        self.scored.update({
+            count_rows.ROWS: rows, count_rows.INDPTR: indptr, count_rows.INDICES: indices, count_rows.DATA: data,
+            count_rows.LOG_LIBRARY: self.log_library_n, count_rows.ROW_THETA: layers.theta_row_n.numpy(),
+            count_rows.THETA: theta.numpy(), count_rows.INVERSE: theta.reciprocal().numpy(),
+            count_rows.RISING: tables[0], count_rows.SLOPE: tables[1],
+        })  # fmt: skip
+        self.n_sums = theta.shape if gradient else (0, 0)
+        tiles = -(-theta.shape[1] // TILE)
+        Plan([([(count_rows.fill_tables, self.scored)], tiles)]).run(self.n_threads)
         self.equal = np.ones(n, np.float32)
         return self._run(logits, self.equal, gradient=gradient)
 
@@ -164,24 +178,27 @@ class CountLikelihood:
         """Run the loops, which overwrite the buffers with the gradients with respect to the logits."""
         assert logits[0] is not None  # noqa: S101 - every decoder has a location
         n = len(self.f)
-        cuts = team.groups(n, len(self.dispersion[1]) if gradient else 1)
+        cuts = team.groups(n, self.n_sums[0] if gradient else 1)
         bias = self.layers.bias.detach().numpy()
         gate_bias = NO_GATES if self.layers.gate_bias is None else self.layers.gate_bias.detach().numpy()
-        gate = (NO_BFLOATS, NO_FLOATS) if logits[1] is None else logits[1].numpy()
+        low, full = logits[0].numpy()
+        gate_low, gate_full = (NO_BFLOATS, NO_FLOATS) if logits[1] is None else logits[1].numpy()
         runs = len(cuts) - 1
-        shape = self.dispersion[1].shape if gradient else (0, 0)
-        self.summed = (
-            np.zeros((runs, *shape), np.float32),
-            np.zeros((runs, bias.size), np.float32),
-            np.zeros((runs, gate_bias.size), np.float32),
+        self.summed = tuple(
+            np.zeros((runs, *shape), np.float32) for shape in (self.n_sums, bias.shape, gate_bias.shape)
         )
         value, self.d_library = np.empty(n, np.float64), np.empty(n, np.float32)
-        batch = (*self.batch.counts.numpy(), self.log_library_n)
-        helpers.share(
-            count_rows.count_rows, cuts,
-            batch, (*logits[0].numpy(), bias), (*gate, gate_bias), self.dispersion, gradient, weight_n,
-            value, self.d_library, self.summed,
-        )  # fmt: skip
+        self.scored.update({
+            count_rows.GRADIENT: gradient, count_rows.VALUE: value, count_rows.D_LIBRARY: self.d_library,
+        })  # fmt: skip
+        frame = Frame(count_rows.PRODUCTS)
+        frame.update({
+            count_rows.SCORED: self.scored, count_rows.SCORE: count_rows.score.address, count_rows.CUTS: cuts,
+            count_rows.WEIGHT: weight_n, count_rows.LOW: low, count_rows.FULL: full, count_rows.BIAS: bias,
+            count_rows.GATE_LOW: gate_low, count_rows.GATE_FULL: gate_full, count_rows.GATE_BIAS: gate_bias,
+            count_rows.D_LOG_THETA: self.summed[0], count_rows.D_BIAS: self.summed[1], count_rows.D_GATE_BIAS: self.summed[2],
+        })  # fmt: skip
+        Plan([([(count_rows.score_group, frame)], runs)]).run(self.n_threads)
         return value
 
     def sums(self, weight_n: np.ndarray | None = None) -> list[Tensor]:

@@ -18,13 +18,35 @@ import math
 import numpy as np
 from numba import njit
 
-from vxpress.core.kernels.parts import finish, meet, take
-from vxpress.core.kernels.team import CACHED, INNER
+from vxpress.core.kernels.frames import Frame, Layout, floats, job
+from vxpress.core.kernels.parts import call
+from vxpress.core.kernels.products import TILE
+from vxpress.core.kernels.team import INNER
 from vxpress.core.kernels.vector import assign, exp32, fill, from_bfloat16, log1p32, to_bfloat16
 
 # reductions may be reordered; NaN and infinity keep their meaning
 SUMS = {"reassoc", "contract", "nsz", "arcp"}
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
+
+# a minibatch: rows of counts in CSR form, the log library of each cell and the row of its dispersions, and results
+SCORING = Layout()
+ROWS, INDPTR, INDICES = SCORING.array("i8", 1), SCORING.array("i8", 1), SCORING.array("i4", 1)
+DATA, LOG_LIBRARY, ROW_THETA = SCORING.array("f4", 1), SCORING.array("f4", 1), SCORING.array("i8", 1)
+GRADIENT, VALUE, D_LIBRARY = SCORING.number("i8"), SCORING.array("f8", 1), SCORING.array("f4", 1)
+# dispersions (rows, genes), their inverse and logs, and tables of small counts (rows, counts, genes)
+THETA, INVERSE, LOG_THETA = (SCORING.array("f4", 2) for _ in range(3))
+RISING, SLOPE = (SCORING.array("f4", 3) for _ in range(2))
+# memory of each thread for one cell: logits and gates with their gradients, the gradient of log theta, and what lies between
+LOGITS, GATES, D_GATES, D_THETA = (SCORING.array("f4", 2) for _ in range(4))
+EXP, LANES_OF, LOG_TERM, ENTRY, D_LOG_MEAN, SOFTPLUS, CLOSED = (SCORING.array("f4", 2) for _ in range(7))
+
+# products of the output layers without bias: as bfloat16 in int16 (n, genes or one more) and as float32, one of which has no
+# rows. With GRADIENT, they are overwritten. Sums over cells, weighted, have one row per part of the cells between two CUTS.
+PRODUCTS = Layout()
+SCORED, SCORE, CUTS, WEIGHT = PRODUCTS.frame(), PRODUCTS.number("i8"), PRODUCTS.array("i8", 1), PRODUCTS.array("f4", 1)
+LOW, GATE_LOW, FULL, GATE_FULL = (PRODUCTS.array(kind, 2) for kind in ("i2", "i2", "f4", "f4"))
+BIAS, GATE_BIAS = PRODUCTS.array("f4", 1), PRODUCTS.array("f4", 1)
+D_BIAS, D_GATE_BIAS, D_LOG_THETA = PRODUCTS.array("f4", 2), PRODUCTS.array("f4", 2), PRODUCTS.array("f4", 3)
 
 
 @njit(**INNER)
@@ -121,31 +143,23 @@ def _as_zeros(e, scale, theta, inverse, log_term, value, d_log_mean, d_log_theta
 
 
 @njit(**INNER)
-def _open_gates(w, softplus, closed):
-    """Compute softplus(w), which is a term of every entry, and the probability sigmoid(w) that the gate is closed."""
+def _inflate(w, value, softplus, closed, d_log_mean, d_log_theta, d_gate):
+    """Replace log NB(0) by log(e^w + NB(0)), and compute gradients of inflated zeros.
+
+    ``softplus`` receives log(1 + e^w), a term of every entry, and ``closed`` the probability sigmoid(w) that the gate is closed.
+    """
     for j in range(w.size):
         fall = exp32(-abs(w[j]))
         softplus[j] = (w[j] if w[j] > ZERO else ZERO) + log1p32(fall)
         closed[j] = (ONE if w[j] > ZERO else fall) / (ONE + fall)
-
-
-@njit(**INNER)
-def _inflate(w, value, counted):
-    """Replace log NB(0) by log(e^w + NB(0)), and compute the probability that a zero is from the negative binomial."""
-    for j in range(w.size):
         ahead = w[j] - value[j]
         fall = exp32(-abs(ahead))
-        counted[j] = (fall if ahead > ZERO else ONE) / (ONE + fall)
+        # the probability that a zero is from the negative binomial
+        counted = (fall if ahead > ZERO else ONE) / (ONE + fall)
         value[j] = (w[j] if ahead > ZERO else value[j]) + log1p32(fall)
-
-
-@njit(**INNER)
-def _weigh(counted, closed, d_log_mean, d_log_theta, d_gate):
-    """Compute gradients of inflated zeros; ``counted`` has one entry per gene, ``d_log_mean`` may have one more."""
-    for j in range(counted.size):
-        d_log_mean[j] *= counted[j]
-        d_log_theta[j] *= counted[j]
-        d_gate[j] = ONE - counted[j] - closed[j]
+        d_log_mean[j] *= counted
+        d_log_theta[j] *= counted
+        d_gate[j] = ONE - counted - closed[j]
 
 
 @njit(**INNER)
@@ -155,8 +169,8 @@ def _through_softmax(d_log_mean, e, share, d):
 
 
 @njit(**INNER)
-def fill_row_tables(first, last, theta, rising, slope):
-    """Fill the tables of :func:`fill_tables` for one row of dispersions and some genes."""
+def _fill_row_tables(first, last, theta, rising, slope):
+    """Fill the tables for one row of dispersions and some genes."""
     for k in range(2):
         fill(rising[k, first:last], ZERO)
         fill(slope[k, first:last], ZERO)
@@ -168,11 +182,26 @@ def fill_row_tables(first, last, theta, rising, slope):
             slope[k, g] = slope[k - 1, g] + i / (theta[g] + i)
 
 
-@njit(error_model="numpy", **CACHED)
-def fill_tables(theta_rg, rising, slope):
-    """Fill tables of sum_{i<k} log1p(i / theta) - log k! and of sum_{i<k} i / (theta + i), (r, k, g), for small k."""
-    for r in range(theta_rg.shape[0]):
-        fill_row_tables(0, theta_rg.shape[1], theta_rg[r], rising[r], slope[r])
+@job
+def fill_tables(frame, part, thread):
+    """Fill the tables of small counts for a tile of genes: sums over i < k of log1p(i / theta), less log k!, and of i / (theta + i)."""
+    theta, rising, slope = THETA(frame), RISING(frame), SLOPE(frame)
+    first = part * TILE
+    last = first + TILE if first + TILE < theta.shape[1] else theta.shape[1]
+    for r in range(len(theta)):
+        _fill_row_tables(first, last, theta[r], rising[r], slope[r])
+
+
+@job
+def dispersions(frame, part, thread):
+    """Compute the dispersions of a tile of genes from their logs."""
+    log_theta, theta, inverse = LOG_THETA(frame), THETA(frame), INVERSE(frame)
+    first = part * TILE
+    last = first + TILE if first + TILE < theta.shape[1] else theta.shape[1]
+    for r in range(len(theta)):
+        for g in range(first, last):
+            theta[r, g] = exp32(log_theta[r, g])
+            inverse[r, g] = ONE / theta[r, g]
 
 
 @njit(**INNER)
@@ -229,102 +258,85 @@ def _counted(
     return total
 
 
-@njit(**INNER)
-def row_memory(n_out, n_genes, n_gates):
-    """Return the buffers of :func:`score_row`: for the entries of one cell."""
-    return (
-        np.empty(n_out, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(n_genes, np.float32),
-        np.empty(n_genes, np.float32),
-        # an additional logit, that of the remainder, has no count
-        np.zeros(n_out, np.float32),
-        np.empty(n_gates, np.float32),
-        np.empty(n_gates, np.float32),
-        np.empty(n_gates, np.float32),
-    )
+@job
+def score(frame, n, thread):
+    """Compute the log likelihood of cell ``n`` from its logits and, if there are any, its gate logits.
 
-
-@njit(**INNER)
-def score_row(indices, data, log_library, theta, inverse, rising, slope, a, w, gradient, memory, d_theta, d_gate):
-    """Compute the log likelihood of one cell from its logits ``a`` and, if there are any, its gate logits ``w``.
-
-    With ``gradient``, ``a`` is overwritten by the gradient with respect to it; those of log theta and of the gate logits are
-    written to ``d_theta`` and ``d_gate``. The second result is the gradient with respect to the log library.
+    They are in :data:`LOGITS` and :data:`GATES` of the thread. With :data:`GRADIENT`, the gradient overwrites the logits, and those
+    of log theta and of the gate logits are written to :data:`D_THETA` and :data:`D_GATES`.
     """
-    e, lanes, log_term, entry, d_log_mean, softplus, closed, counted = memory
-    top = _largest(a, lanes)
+    first, last = INDPTR(frame)[ROWS(frame)[n]], INDPTR(frame)[ROWS(frame)[n] + 1]
+    indices, data, log_library = INDICES(frame)[first:last], DATA(frame)[first:last], LOG_LIBRARY(frame)[n]
+    r = ROW_THETA(frame)[n]
+    theta, inverse, rising, slope = THETA(frame)[r], INVERSE(frame)[r], RISING(frame)[r], SLOPE(frame)[r]
+    a, w, d_theta, d_gate = LOGITS(frame)[thread], GATES(frame)[thread], D_THETA(frame)[thread], D_GATES(frame)[thread]
+    e, log_term, entry, d_log_mean = (
+        EXP(frame)[thread],
+        LOG_TERM(frame)[thread],
+        ENTRY(frame)[thread],
+        D_LOG_MEAN(frame)[thread],
+    )
+    top = _largest(a, LANES_OF(frame)[thread])
     _exp_from(a, top, e)
     total = _sum(e)
     offset = log_library - top - np.float32(math.log(total))
     scale = np.float32(math.exp(log_library)) / total
     _as_zeros(e, scale, theta, inverse, log_term, entry, d_log_mean, d_theta)
+    softplus, closed = SOFTPLUS(frame)[thread], CLOSED(frame)[thread]
     if w.size > 0:
-        _open_gates(w, softplus, closed)
-        _inflate(w, entry, counted)
-        _weigh(counted, closed, d_log_mean, d_theta, d_gate)
-    nonzero = _counted(
+        _inflate(w, entry, softplus, closed, d_log_mean, d_theta, d_gate)
+    value = _counted(
         indices, data, a, offset, e, scale, theta, inverse, rising, slope, log_term, entry, d_log_mean, d_theta
     )
-    value = nonzero + _sum(entry)
+    value += _sum(entry)
     if w.size > 0:
         value -= _sum(softplus)
     d_mean = _sum(d_log_mean)
-    if gradient:
+    VALUE(frame)[n], D_LIBRARY(frame)[n] = value, d_mean
+    if GRADIENT(frame):
         _through_softmax(d_log_mean, e, d_mean / total, a)
         if w.size > 0:
             for k in range(indices.size):
                 if data[k] != ZERO:
                     d_gate[indices[k]] = -closed[indices[k]]
-    return value, d_mean
 
 
-@njit(**INNER)
-def _rows(first, last, batch, location, gate, dispersion, gradient, weight, value, d_library, sums):
-    """Process rows ``first`` to ``last`` of a minibatch; see :func:`count_rows`."""
-    rows, indptr, indices, data, log_library = batch
-    low, full, bias = location
-    gate_low, gate_full, gate_bias = gate
-    row_theta, theta_rg, inverse_rg, rising, slope = dispersion
-    d_log_theta, d_bias, d_gate_bias = sums
-    n_genes = theta_rg.shape[1]
-    memory = row_memory(bias.size, n_genes, gate_bias.size)
-    a, d_theta = np.empty(bias.size, np.float32), np.empty(n_genes, np.float32)
-    w, d_gate = np.empty(gate_bias.size, np.float32), np.empty(gate_bias.size, np.float32)
-    for n in range(first, last):
-        r = row_theta[n]
+@job
+def score_group(frame, part, thread):
+    """Compute the log likelihood of a group of cells from the products of the output layers, and its gradients."""
+    scored, cuts, weight = SCORED(frame), CUTS(frame), WEIGHT(frame)
+    low, full, bias = LOW(frame), FULL(frame), BIAS(frame)
+    gate_low, gate_full, gate_bias = GATE_LOW(frame), GATE_FULL(frame), GATE_BIAS(frame)
+    d_bias, d_gate_bias, d_log_theta = D_BIAS(frame)[part], D_GATE_BIAS(frame)[part], D_LOG_THETA(frame)[part]
+    a, w, d_theta, d_gate = (
+        LOGITS(scored)[thread],
+        GATES(scored)[thread],
+        D_THETA(scored)[thread],
+        D_GATES(scored)[thread],
+    )
+    for n in range(cuts[part], cuts[part + 1]):
         _take(low, full, n, bias, a)
         if w.size > 0:
             _take(gate_low, gate_full, n, gate_bias, w)
-        here = slice(indptr[rows[n]], indptr[rows[n] + 1])
-        value[n], d_library[n] = score_row(
-            indices[here], data[here], log_library[n], theta_rg[r], inverse_rg[r], rising[r], slope[r],
-            a, w, gradient, memory, d_theta, d_gate,
-        )  # fmt: skip
-        if gradient:
+        call(SCORE(frame), scored, n, thread)
+        if GRADIENT(scored):
             _put(a, weight[n], low, full, n, d_bias)
-            _add_scaled(d_log_theta[r], weight[n], d_theta)
+            _add_scaled(d_log_theta[ROW_THETA(scored)[n]], weight[n], d_theta)
             if w.size > 0:
                 _put(d_gate, weight[n], gate_low, gate_full, n, d_gate_bias)
 
 
-@njit(error_model="numpy", nogil=True, **CACHED)
-def count_rows(board, cuts, batch, location, gate, dispersion, gradient, weight, value, d_library, sums):
-    """Compute the log likelihood of a minibatch and its gradients, in parts of the cells between two ``cuts``; see :mod:`.parts`.
-
-    ``location`` holds the products of the decoder's output layer without bias, as bfloat16 stored in int16 (n, genes or
-    one more) and as float32, one of which has no rows, and the bias. ``gate`` holds the same for the gates; its bias is
-    empty without gates. ``batch`` is rows, indptr, indices, data and log library per row. ``dispersion`` is the row of
-    theta that each cell uses, theta, 1 / theta and the tables of :func:`fill_tables`. With ``gradient``, the gradients
-    with respect to the logits overwrite the products. Those of log theta and the biases, weighted per cell by
-    ``weight``, are added to one row per part of ``sums``.
-    """
-    i = take(board, 0)
-    while i < cuts.size - 1:
-        part = (sums[0][i], sums[1][i], sums[2][i])
-        _rows(
-            cuts[i], cuts[i + 1], batch, location, gate, dispersion, gradient, weight, value, d_library, part
-        )  # fmt: skip
-        finish(board, 0)
-        i = take(board, 0)
-    meet(board, 0, cuts.size - 1)
+def set_memory(frame: Frame, n_threads: int, n_out: int, n_genes: int, n_gates: int) -> None:
+    """Set the memory of the threads of :data:`score`."""
+    widths = {
+        LOGITS: n_out,
+        EXP: n_out,
+        D_LOG_MEAN: n_out,
+        LANES_OF: LANES,
+        LOG_TERM: n_genes,
+        ENTRY: n_genes,
+        D_THETA: n_genes,
+    }
+    widths |= dict.fromkeys((GATES, D_GATES, SOFTPLUS, CLOSED), n_gates)
+    # an additional logit, that of the remainder, has no count: its entry of D_LOG_MEAN stays 0
+    frame.update({slot: floats(n_threads, width) for slot, width in widths.items()})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vxpress.core.kernels import layer_rows
+from vxpress.core.kernels.frames import Plan
 from vxpress.core.noise import BITS
 
 Norm = nn.BatchNorm1d | nn.LayerNorm
@@ -28,30 +29,32 @@ class NormReluDropout:
         ``random`` holds 16-bit numbers per unit (n, h); units with a number below ``limit`` are kept. It has no rows if
         there is no dropout.
         """
-        out, self.standard = torch.empty_like(u), np.empty(u.shape, np.float32)
-        self.factor = np.float32(BITS / limit if len(random) else 1.0)
-        args = (
-            u.numpy(), self.gain, self.shift, np.float32(self.norm.eps), random, limit, self.factor,
-            self.standard, out.numpy(),
-        )  # fmt: skip
-        if isinstance(self.norm, nn.LayerNorm):
-            self.inverse_sd = layer_rows.layer_forward(*args)
-        else:
-            mean, variance = torch.empty(u.shape[1]), torch.empty(u.shape[1])
-            self.inverse_sd = layer_rows.batch_forward(*args, mean.numpy(), variance.numpy())
-            update_running_statistics(self.norm, mean, variance, len(u))
+        n, width = u.shape
+        out, self.by_cell = torch.empty_like(u), isinstance(self.norm, nn.LayerNorm)
+        frame = self.frame = layer_rows.hidden(n, width, by_cell=self.by_cell)
+        frame.update({
+            layer_rows.CUTS: np.array([0, n]), layer_rows.U: u.numpy(), layer_rows.GAIN: self.gain, layer_rows.SHIFT: self.shift,
+            layer_rows.EPS: self.norm.eps, layer_rows.RANDOM: random, layer_rows.LIMIT: limit,
+            layer_rows.FACTOR: BITS / limit if len(random) else 1.0, layer_rows.STANDARD: np.empty(u.shape, np.float32),
+            layer_rows.OUT: out.detach().numpy(),
+        })  # fmt: skip
+        forward = layer_rows.layer_norm if self.by_cell else layer_rows.batch_norm
+        Plan([([(forward, frame)], 1)]).run(1)
+        if not self.by_cell:
+            mean, variance = (torch.from_numpy(frame[slot]) for slot in (layer_rows.MEAN, layer_rows.VARIANCE))
+            update_running_statistics(cast("nn.BatchNorm1d", self.norm), mean, variance, n)
         return out
 
-    def backward(self, d_out: Tensor, out: Tensor, d_gain: np.ndarray, d_shift: np.ndarray) -> Tensor:
-        """Return the gradient of ``u``, and add those of gain and shift to the given arrays; ``out`` is the result."""
-        d_u = torch.empty_like(d_out)
-        by_cell = isinstance(self.norm, nn.LayerNorm)
-        backward = layer_rows.layer_backward if by_cell else layer_rows.batch_backward
-        backward(
-            d_out.numpy(), out.numpy(), self.standard, self.inverse_sd, self.gain, self.factor,
-            d_u.numpy(), d_gain, d_shift,
-        )  # fmt: skip
-        return d_u
+    def backward(self, d_out: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of ``u``, gain and shift; ``out`` is the result of :meth:`forward`."""
+        d_u, d_gain, d_shift = torch.empty_like(d_out), torch.empty(1, d_out.shape[1]), torch.empty(1, d_out.shape[1])
+        self.frame.update({
+            layer_rows.D_OUT: d_out.numpy(), layer_rows.OUT: out.numpy(), layer_rows.D_U: d_u.numpy(),
+            layer_rows.D_GAINS: d_gain.numpy(), layer_rows.D_SHIFTS: d_shift.numpy(),
+        })  # fmt: skip
+        gradient = layer_rows.layer_norm_gradient if self.by_cell else layer_rows.batch_norm_gradient
+        Plan([([(gradient, self.frame)], 1)]).run(1)
+        return d_u, d_gain[0], d_shift[0]
 
 
 def norm_relu_dropout(u: Tensor, norm: Norm, random: np.ndarray, limit: int) -> Tensor:
@@ -74,13 +77,11 @@ class _NormReluDropout(torch.autograd.Function):
         ctx.layer = NormReluDropout(norm)
         out: Tensor = ctx.layer.forward(u.detach().contiguous(), random, limit)
         # saved, not an attribute: an output that refers to its own graph would be freed only by the garbage collector
-        ctx.save_for_backward(gain, shift, out)
+        ctx.save_for_backward(out)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        gain, shift, out = ctx.saved_tensors
-        d_gain, d_shift = torch.zeros_like(gain), torch.zeros_like(shift)
-        d_u = ctx.layer.backward(d_out.contiguous(), out, d_gain.numpy(), d_shift.numpy())
-        return d_u, d_gain, d_shift, None, None, None
+        (out,) = ctx.saved_tensors
+        return *ctx.layer.backward(d_out.contiguous(), out), None, None, None

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vxpress.core import threads
 from vxpress.core.data import Batch
 from vxpress.core.gradients import GradientSink
-from vxpress.core.kernels import helpers, sparse_rows, team
+from vxpress.core.kernels import sparse_rows, team
+from vxpress.core.kernels.frames import Frame, Plan
+from vxpress.core.kernels.products import TILE
 
 
 class InputProduct:
@@ -26,20 +29,21 @@ class InputProduct:
         table = self.weight.detach().t().contiguous()
         g = self.batch.counts.n_genes
         out = torch.empty(len(rows), table.shape[1])
-        cuts = team.shares(len(rows))
-        before = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(indptr[rows + 1] - indptr[rows], out=before[1:])
-        n_kept = before[-1] if ordered else 0
-        self.by_gene = (
-            np.empty((len(cuts) - 1, g + 1 if ordered else 1), np.int64),
-            np.empty(n_kept, np.int32),
-            np.empty(n_kept, np.float32),
-        )
-        helpers.share(
-            sparse_rows.forward, cuts,
-            before[cuts], rows, indptr, indices, data, table.numpy()[:g], self.bias.detach().numpy(), out.numpy(),
-            ordered, *self.by_gene,
-        )  # fmt: skip
+        n_threads = threads.number()
+        cuts = team.cut(len(rows), n_threads)
+        n_kept = int((indptr[rows + 1] - indptr[rows]).sum()) if ordered else 0
+        frame = self.frame = Frame(sparse_rows.ENTRIES)
+        nothing = np.empty((len(rows), 0), np.float32)
+        frame.update({
+            sparse_rows.CUTS: cuts, sparse_rows.ROWS: rows, sparse_rows.INDPTR: indptr, sparse_rows.INDICES: indices,
+            sparse_rows.DATA: data, sparse_rows.TABLE: table.numpy()[:g], sparse_rows.BIAS: self.bias.detach().numpy(),
+            sparse_rows.OUT: out.detach().numpy(), sparse_rows.FURTHER: nothing, sparse_rows.ADD: True,
+            sparse_rows.ENDS: np.empty(g + 1, np.int64), sparse_rows.FREE: np.empty(((len(cuts) - 1) * ordered, g), np.int64),
+            sparse_rows.CELLS: np.empty(n_kept, np.int32), sparse_rows.VALUES: np.empty(n_kept, np.float32),
+            sparse_rows.LOG_X: np.empty((n_threads, g), np.float32),
+        })  # fmt: skip
+        encode = [([(sparse_rows.encode, frame)], len(cuts) - 1)]
+        Plan(*([[([(sparse_rows.sort, frame)], 1)], encode] if ordered else [encode])).run(n_threads)
         if self.s_nc is not None:
             out.addmm_(self.s_nc.detach(), table[g:])
         return out
@@ -47,7 +51,8 @@ class InputProduct:
     def add_gradient(self, d_out: Tensor, d_table: Tensor) -> None:
         """Add the gradient of the weight, transposed, to ``d_table`` (genes + condition, hidden)."""
         g = self.batch.counts.n_genes
-        helpers.share(sparse_rows.backward, team.shares(g), *self.by_gene, d_out.numpy(), d_table.numpy()[:g])
+        self.frame.update({sparse_rows.D_OUT: d_out.numpy(), sparse_rows.D_TABLE: d_table.numpy()[:g]})
+        Plan([([(sparse_rows.table_gradient, self.frame)], -(-g // TILE))]).run(threads.number())
         if self.s_nc is not None:
             d_table[g:].addmm_(self.s_nc.detach().t(), d_out)
 

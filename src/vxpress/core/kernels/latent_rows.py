@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from vxpress.core.kernels.team import CACHED
+from vxpress.core.kernels.frames import Layout, job
 from vxpress.core.kernels.vector import exp32
 
-OPTIONS = {"error_model": "numpy", "nogil": True, **CACHED}
 ZERO, ONE, HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 
+# cells in groups between two CUTS; PARAMETERS (n, 2 d or more) are the mean m and log variance v, and CODE is what the decoder reads
+LATENT = Layout()
+CUTS, LARGEST, SMALLEST, D_KL = LATENT.array("i8", 1), *(LATENT.number("f4") for _ in range(3))
+PARAMETERS, EPS, SCALE, Z, KL, CODE, D_Z, D_PARAMETERS = (LATENT.array("f4", 2) for _ in range(8))
 
-@njit(**OPTIONS)
-def posterior(out, largest, smallest, eps, scale, z, kl):
-    """Compute z = m + sd eps and the KL from N(0, 1); ``out`` (n, 2 d) holds m and the log variance v.
 
-    The variance is min(exp(v), exp(largest)) + smallest; its root is written to ``scale``.
+@job
+def posterior(frame, part, thread):
+    """Compute z = m + sd eps and the KL from N(0, 1).
+
+    The variance is min(exp(v), exp(LARGEST)) + SMALLEST; its root is written to SCALE.
     """
-    d = eps.shape[1]
-    for n in range(out.shape[0]):
+    out, eps, scale, z, kl = PARAMETERS(frame), EPS(frame), SCALE(frame), Z(frame), KL(frame)
+    cuts, largest, smallest, d = CUTS(frame), LARGEST(frame), SMALLEST(frame), EPS(frame).shape[1]
+    for n in range(cuts[part], cuts[part + 1]):
         for j in range(d):
             m, v = out[n, j], out[n, d + j]
             variance = exp32(v if v < largest else largest) + smallest
@@ -28,11 +32,12 @@ def posterior(out, largest, smallest, eps, scale, z, kl):
             kl[n, j] = HALF * (variance + m * m - ONE - np.float32(np.log(variance)))
 
 
-@njit(**OPTIONS)
-def posterior_gradient(d_z, d_kl, out, largest, smallest, eps, scale, d_out):
-    """Compute the gradient with respect to ``out`` from those of z (n, d) and of every entry of the KL (one number)."""
-    d = eps.shape[1]
-    for n in range(out.shape[0]):
+@job
+def posterior_gradient(frame, part, thread):
+    """Compute the gradient of PARAMETERS from those of z (n, d) and of every entry of the KL (one number)."""
+    out, eps, scale, d_z, d_out = PARAMETERS(frame), EPS(frame), SCALE(frame), D_Z(frame), D_PARAMETERS(frame)
+    cuts, largest, smallest, d_kl, d = CUTS(frame), LARGEST(frame), SMALLEST(frame), D_KL(frame), EPS(frame).shape[1]
+    for n in range(cuts[part], cuts[part + 1]):
         for j in range(d):
             sd = scale[n, j]
             d_out[n, j] = d_z[n, j] + d_kl * out[n, j]

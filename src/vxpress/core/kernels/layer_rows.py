@@ -5,13 +5,31 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from vxpress.core.kernels.team import CACHED, INNER
+from vxpress.core.kernels.frames import Frame, Layout, floats, job
+from vxpress.core.kernels.team import INNER
 from vxpress.core.kernels.vector import fill
 
-OPTIONS = {"error_model": "numpy", "nogil": True, **CACHED}
 # a sum over one row may add its terms in any order, so that it is vectorised
 ANY_ORDER = {"reassoc", "contract"}
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
+
+# cells (n, units) in groups between two CUTS, and their gradients; INVERSE_SD is that of each cell or, with a batch norm, of each unit
+LAYER = Layout()
+CUTS, U, STANDARD, OUT, D_OUT, D_U = LAYER.array("i8", 1), *(LAYER.array("f4", 2) for _ in range(5))
+GAIN, SHIFT, EPS, INVERSE_SD, MEAN, VARIANCE = (
+    LAYER.number("f4") if i == 2 else LAYER.array("f4", 1) for i in range(6)
+)
+# dropout: 16-bit random numbers (n, units), of which those below LIMIT keep their unit, and its FACTOR; without rows all are kept
+RANDOM, LIMIT, FACTOR = LAYER.array("u2", 2), LAYER.number("i8"), LAYER.number("f4")
+# gradients of gain and shift for each group (one for all with a batch norm), and their sums
+D_GAINS, D_SHIFTS, D_GAIN, D_SHIFT = (
+    LAYER.array("f4", 2),
+    LAYER.array("f4", 2),
+    LAYER.array("f4", 1),
+    LAYER.array("f4", 1),
+)
+# memory of a batch norm
+MEAN_D, MEAN_DS, GAIN_OVER_SD = (LAYER.array("f4", 1) for _ in range(3))
 
 
 @njit(**INNER)
@@ -57,13 +75,11 @@ def _drop(y, random, limit, scale):
         y[c] = y[c] * scale if random[c] < limit else ZERO
 
 
-@njit(**OPTIONS)
-def batch_forward(u, gain, shift, eps, random, limit, scale, standard, out, mean, variance):
-    """Compute out = dropout(relu(batch_norm(u))); write the minibatch's ``mean`` and (biased) ``variance`` too.
-
-    ``random`` (n, h) holds 16-bit numbers; units with a number below ``limit`` are kept. Without rows, all are kept.
-    """
-    n = len(u)
+@job
+def batch_norm(frame, part, thread):
+    """Compute OUT = dropout(relu(batch_norm(U))) of all cells, and the minibatch's (biased) MEAN and VARIANCE."""
+    u, standard, out, random, inverse_sd = U(frame), STANDARD(frame), OUT(frame), RANDOM(frame), INVERSE_SD(frame)
+    gain, shift, mean, variance, n = GAIN(frame), SHIFT(frame), MEAN(frame), VARIANCE(frame), len(U(frame))
     fill(mean, ZERO)
     fill(variance, ZERO)
     for i in range(n):
@@ -72,14 +88,12 @@ def batch_forward(u, gain, shift, eps, random, limit, scale, standard, out, mean
     for i in range(n):
         _add_squared_distance(variance, u[i], mean)
     _scale(variance, ONE / np.float32(n))
-    inverse_sd = np.empty_like(variance)
-    _invert_root(variance, eps, inverse_sd)
+    _invert_root(variance, EPS(frame), inverse_sd)
     for i in range(n):
         _standardise(u[i], mean, inverse_sd, standard[i])
         _activate(standard[i], gain, shift, out[i])
         if random.shape[0] > 0:
-            _drop(out[i], random[i], limit, scale)
-    return inverse_sd
+            _drop(out[i], random[i], LIMIT(frame), FACTOR(frame))
 
 
 @njit(**INNER)
@@ -101,18 +115,23 @@ def _center(d, standard, factor, mean_d, mean_ds):
         d[c] = factor[c] * (d[c] - mean_d[c] - standard[c] * mean_ds[c])
 
 
-@njit(**OPTIONS)
-def batch_backward(d_out, out, standard, inverse_sd, gain, scale, d_u, d_gain, d_shift):
-    """Compute gradients of :func:`batch_forward` with respect to ``u``, gain and shift.
+@job
+def batch_norm_gradient(frame, part, thread):
+    """Compute the gradient of :data:`batch_norm` with respect to U, GAIN and SHIFT from that of OUT.
 
     A unit of 0 was below 0 or dropped.
     """
-    n = len(out)
+    d_out, out, standard, d_u, inverse_sd = D_OUT(frame), OUT(frame), STANDARD(frame), D_U(frame), INVERSE_SD(frame)
+    d_gain, d_shift, gain, scale, n = D_GAINS(frame)[0], D_SHIFTS(frame)[0], GAIN(frame), FACTOR(frame), len(OUT(frame))
+    mean_d, mean_ds, factor = MEAN_D(frame), MEAN_DS(frame), GAIN_OVER_SD(frame)
+    fill(d_gain, ZERO)
+    fill(d_shift, ZERO)
     for i in range(n):
         _through(d_out[i], out[i], scale, d_u[i])
         _sums(d_u[i], standard[i], d_gain, d_shift)
-    mean_d, mean_ds = d_shift / np.float32(n), d_gain / np.float32(n)
-    factor = gain * inverse_sd
+    for c in range(gain.size):
+        mean_d[c], mean_ds[c] = d_shift[c] / np.float32(n), d_gain[c] / np.float32(n)
+        factor[c] = gain[c] * inverse_sd[c]
     for i in range(n):
         _center(d_u[i], standard[i], factor, mean_d, mean_ds)
 
@@ -159,25 +178,56 @@ def _center_row(d, standard, inverse_sd, mean_d, mean_ds):
         d[c] = inverse_sd * (d[c] - mean_d - standard[c] * mean_ds)
 
 
-@njit(**OPTIONS)
-def layer_forward(u, gain, shift, eps, random, limit, scale, standard, out):
-    """Compute out = dropout(relu(layer_norm(u))); arguments as in :func:`batch_forward`."""
-    inverse_sd = np.empty(len(u), np.float32)
-    for i in range(len(u)):
+@job
+def layer_norm(frame, part, thread):
+    """Compute OUT = dropout(relu(layer_norm(U))) of a group of cells."""
+    u, standard, out, random, inverse_sd = U(frame), STANDARD(frame), OUT(frame), RANDOM(frame), INVERSE_SD(frame)
+    gain, shift, cuts = GAIN(frame), SHIFT(frame), CUTS(frame)
+    for i in range(cuts[part], cuts[part + 1]):
         mean = _mean(u[i])
-        inverse_sd[i] = ONE / np.sqrt(_mean_squared_distance(u[i], mean) + eps)
+        inverse_sd[i] = ONE / np.sqrt(_mean_squared_distance(u[i], mean) + EPS(frame))
         _standardise_row(u[i], mean, inverse_sd[i], standard[i])
         _activate(standard[i], gain, shift, out[i])
         if random.shape[0] > 0:
-            _drop(out[i], random[i], limit, scale)
-    return inverse_sd
+            _drop(out[i], random[i], LIMIT(frame), FACTOR(frame))
 
 
-@njit(**OPTIONS)
-def layer_backward(d_out, out, standard, inverse_sd, gain, scale, d_u, d_gain, d_shift):
-    """Compute gradients of :func:`layer_forward` with respect to ``u``, gain and shift."""
-    for i in range(len(out)):
+@job
+def layer_norm_gradient(frame, part, thread):
+    """Compute the gradient of :data:`layer_norm` with respect to U, GAIN and SHIFT from that of OUT."""
+    d_out, out, standard, d_u, inverse_sd = D_OUT(frame), OUT(frame), STANDARD(frame), D_U(frame), INVERSE_SD(frame)
+    d_gain, d_shift, gain, scale, cuts = (
+        D_GAINS(frame)[part],
+        D_SHIFTS(frame)[part],
+        GAIN(frame),
+        FACTOR(frame),
+        CUTS(frame),
+    )
+    fill(d_gain, ZERO)
+    fill(d_shift, ZERO)
+    for i in range(cuts[part], cuts[part + 1]):
         _through(d_out[i], out[i], scale, d_u[i])
         _sums(d_u[i], standard[i], d_gain, d_shift)
         _multiply(d_u[i], gain)
         _center_row(d_u[i], standard[i], inverse_sd[i], _mean(d_u[i]), _mean_product(d_u[i], standard[i]))
+
+
+@job
+def sum_gradients(frame, part, thread):
+    """Add up the gradients of gain and shift over the groups of cells."""
+    d_gain, d_shift, d_gains, d_shifts = D_GAIN(frame), D_SHIFT(frame), D_GAINS(frame), D_SHIFTS(frame)
+    fill(d_gain, ZERO)
+    fill(d_shift, ZERO)
+    for i in range(len(d_gains)):
+        _add_to(d_gain, d_gains[i])
+        _add_to(d_shift, d_shifts[i])
+
+
+def hidden(n: int, width: int, *, by_cell: bool) -> Frame:
+    """Return a frame with memory for up to ``n`` cells, except U, OUT, D_U, D_OUT and sums of a layer norm's groups."""
+    frame = Frame(LAYER)
+    frame.update(
+        {slot: floats(width) for slot in (MEAN, VARIANCE, MEAN_D, MEAN_DS, GAIN_OVER_SD)}
+        | {INVERSE_SD: floats(n if by_cell else width)}
+    )
+    return frame

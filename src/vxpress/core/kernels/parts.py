@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from vxpress.core.kernels.team import INNER
+from vxpress.core.kernels.team import CACHED, INNER
 
 _I64 = ir.IntType(64)
 # numbers of different rounds are in different cache lines
@@ -82,6 +82,39 @@ def meet(board, round_, n):
                 _pause(1)
             else:
                 _offer()
+
+
+@intrinsic
+def call(typingctx: Any, job: Any, frame: Any, part: Any, thread: Any) -> Any:
+    """Call the job whose code is at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_I64] * 3)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+@njit(error_model="numpy", nogil=True, **CACHED)
+def rounds(board, jobs, tasks, ends):
+    """Do the tasks of a :class:`vxpress.core.kernels.frames.Plan` together with the other threads that make this call.
+
+    Each of ``jobs`` is the address of its code and that of its frame. Each of ``tasks`` is the range of its jobs, and the part for
+    which they are done. Round k consists of the tasks before ``ends[k]``.
+    """
+    thread, start = take(board, len(ends)), 0
+    for k in range(len(ends)):
+        n = ends[k] - start
+        i = take(board, k)
+        while i < n:
+            task = start + i
+            for j in range(tasks[task, 0], tasks[task, 1]):
+                call(jobs[j, 0], jobs[j, 1], tasks[task, 2], thread)
+            finish(board, k)
+            i = take(board, k)
+        meet(board, k, n)
+        start = ends[k]
 
 
 def board(n_rounds: int) -> np.ndarray:

@@ -173,8 +173,24 @@ def _product(a, a_row, a_term, b, b_term, c, c_row, n_rows, n_columns, n_terms, 
         column += _WIDE if wide else 4 * COLUMNS
 
 
-# a pointer, which compiled functions take as an argument: otherwise its code would be compiled again in each of them
+# a pointer, which compiled functions take as an argument, or a symbol, which :func:`multiply` calls: otherwise its code would be
+# compiled again in each of them
 product = cfunc(types.void(*[types.int64] * 11, types.boolean), **CACHED)(_product)
+_SYMBOL = "vxpress_product"
+binding.add_symbol(_SYMBOL, product.address)
+
+
+@intrinsic
+def multiply(typingctx, a, a_row, a_term, b, b_term, c, c_row, n_rows, n_columns, n_terms, keep, paired):
+    """Call :data:`product`."""
+
+    def generate(context, builder, signature, args):
+        kind = ir.FunctionType(ir.VoidType(), [_I64] * 11 + [ir.IntType(8)])
+        function = cgutils.get_or_insert_function(builder.module, kind, _SYMBOL)
+        builder.call(function, [*args[:-1], builder.trunc(args[-1], ir.IntType(8))])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 12), generate
 
 
 def padded(n: int) -> int:

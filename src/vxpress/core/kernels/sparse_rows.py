@@ -10,15 +10,43 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from vxpress.core.kernels.parts import finish, meet, take
-from vxpress.core.kernels.team import CACHED, INNER
+from vxpress.core.kernels.frames import Layout, job
+from vxpress.core.kernels.products import TILE
+from vxpress.core.kernels.team import INNER
 from vxpress.core.kernels.vector import assign, fill, log1p32
 
-OPTIONS = {"error_model": "numpy", "nogil": True}
+ZERO = np.float32(0.0)
+
+# cells in CSR rows, in groups between two CUTS
+ENTRIES = Layout()
+CUTS, ROWS, INDPTR, INDICES, DATA = (ENTRIES.array(kind, 1) for kind in ("i8", "i8", "i8", "i4", "f4"))
+# the layer: weights of genes and of further inputs (cells, inputs), bias, and the result (cells, hidden)
+TABLE, CONDITIONS, FURTHER, OUT, BIAS = *(ENTRIES.array("f4", 2) for _ in range(4)), ENTRIES.array("f4", 1)
+# entries in gene order: bounds of the genes, next free place (groups, genes), cells and log1p counts
+ENDS, FREE, CELLS, VALUES = (
+    ENTRIES.array("i8", 1),
+    ENTRIES.array("i8", 2),
+    ENTRIES.array("i4", 1),
+    ENTRIES.array("f4", 1),
+)
+# memory of each thread for the entries of a cell, and gradients
+LOG_X, D_OUT, D_TABLE, ADD = *(ENTRIES.array("f4", 2) for _ in range(3)), ENTRIES.number("i8")
+
+
+@njit(**INNER)
+def _log1p(x, out):
+    for k in range(x.size):
+        out[k] = log1p32(x[k])
+
+
+@njit(**INNER)
+def _add_scaled(total, factor, row):
+    for c in range(total.size):
+        total[c] += factor * row[c]
 
 
 @njit(fastmath={"contract"}, **INNER)
-def gather(at, values, table, out):
+def _gather(at, values, table, out):
     """Add sum_k values[k] table[at[k]] to ``out``, four terms at a time so that ``out`` is accessed less often."""
     k = 0
     while k + 4 <= at.size:
@@ -35,90 +63,72 @@ def gather(at, values, table, out):
 
 
 @njit(**INNER)
-def count_genes(first, last, rows, indptr, indices, counts):
-    """Add to ``counts`` the number of entries of each gene in some rows."""
-    for n in range(first, last):
+def _count_genes(rows, indptr, indices, counts):
+    """Compute the number of entries of each gene in some rows."""
+    fill(counts, 0)
+    for n in range(rows.size):
         for k in range(indptr[rows[n]], indptr[rows[n] + 1]):
             counts[indices[k]] += 1
 
 
-@njit(**INNER)
-def encode_rows(first, last, rows, indptr, indices, data, weight, bias, out, ordered, free, cells, values):
-    """Compute the product of some rows; with ``ordered``, put their entries where those of each gene have space.
+@job
+def sort(frame, part, thread):
+    """Compute where the entries of every gene and group of cells have their place in gene order.
 
-    ``free`` is the next free place of each gene, and is moved on.
+    Those of gene g are from ``ENDS[g]`` to ``ENDS[g + 1]``, in the order of the cells; ``FREE`` is where those of a group begin.
     """
-    log_x = np.empty(weight.shape[0], np.float32)
-    for n in range(first, last):
-        here = slice(indptr[rows[n]], indptr[rows[n] + 1])
-        genes, x = indices[here], data[here]
-        for k in range(x.size):
-            log_x[k] = log1p32(x[k])
+    rows, indptr, indices, ends, free, cuts = (
+        ROWS(frame),
+        INDPTR(frame),
+        INDICES(frame),
+        ENDS(frame),
+        FREE(frame),
+        CUTS(frame),
+    )
+    for i in range(len(free)):
+        _count_genes(rows[cuts[i] : cuts[i + 1]], indptr, indices, free[i])
+    at = 0
+    for g in range(ends.size - 1):
+        ends[g] = at
+        for i in range(len(free)):
+            n = free[i, g]
+            free[i, g] = at
+            at += n
+    ends[ends.size - 1] = at
+
+
+@job
+def encode(frame, part, thread):
+    """Compute log1p(x) table + bias for a group of cells; if :data:`FREE` has rows, put their entries in gene order too."""
+    rows, indptr, indices, data = ROWS(frame), INDPTR(frame), INDICES(frame), DATA(frame)
+    table, bias, out, log_x = TABLE(frame), BIAS(frame), OUT(frame), LOG_X(frame)[thread]
+    conditions, further = CONDITIONS(frame), FURTHER(frame)
+    free, cells, values, cuts = FREE(frame), CELLS(frame), VALUES(frame), CUTS(frame)
+    for n in range(cuts[part], cuts[part + 1]):
+        first, last = indptr[rows[n]], indptr[rows[n] + 1]
+        genes, x = indices[first:last], data[first:last]
+        _log1p(x, log_x)
         assign(out[n], bias)
-        gather(genes, log_x[: x.size], weight, out[n])
-        if ordered:
+        _gather(genes, log_x, table, out[n])
+        if len(free) > 0:
             for k in range(x.size):
                 g = genes[k]
-                at = free[g]
-                free[g] = at + 1
+                at = free[part, g]
+                free[part, g] = at + 1
                 cells[at] = n
                 values[at] = log_x[k]
+        for c in range(further.shape[1]):
+            if further[n, c] != ZERO:
+                _add_scaled(out[n], further[n, c], conditions[c])
 
 
-@njit(**INNER)
-def _forward(first, last, start, rows, indptr, indices, data, weight, bias, out, ordered, bounds, cells, values):
-    free = np.empty(bounds.size, np.int64)
-    if ordered:
-        fill(bounds, 0)
-        bounds[0] = start
-        count_genes(first, last, rows, indptr, indices, bounds[1:])
-        for g in range(1, bounds.size):
-            bounds[g] += bounds[g - 1]
-        assign(free, bounds)
-    encode_rows(first, last, rows, indptr, indices, data, weight, bias, out, ordered, free, cells, values)
-
-
-@njit(**OPTIONS, **CACHED)
-def forward(board, cuts, starts, rows, indptr, indices, data, weight, bias, out, ordered, bounds, cells, values):
-    """Compute out (n, hidden) = log1p(x) weight + bias, in parts of the cells between two cuts; see :mod:`.parts`.
-
-    With ``ordered``, the entries of these cells are also stored in gene order for the gradient: those of gene g from
-    ``bounds[i, g]`` to ``bounds[i, g + 1]`` of ``cells`` and log1p ``values``, starting at ``starts[i]``.
-    """
-    i = take(board, 0)
-    while i < cuts.size - 1:
-        _forward(
-            cuts[i], cuts[i + 1], starts[i], rows, indptr, indices, data, weight, bias, out, ordered, bounds[i], cells,
-            values,
-        )  # fmt: skip
-        finish(board, 0)
-        i = take(board, 0)
-    meet(board, 0, cuts.size - 1)
-
-
-@njit(**INNER)
-def _backward(first, last, bounds, cells, values, d_out, d_weight):
-    # the entries of all parts are gathered at once, so that the order of additions does not depend on the parts
-    at, x = np.empty(d_out.shape[0], cells.dtype), np.empty(d_out.shape[0], values.dtype)
+@job
+def table_gradient(frame, part, thread):
+    """Compute the gradient of the table for a tile of genes from that of the result, or add it with :data:`ADD`."""
+    ends, cells, values, d_out, d_table = ENDS(frame), CELLS(frame), VALUES(frame), D_OUT(frame), D_TABLE(frame)
+    first = part * TILE
+    last = first + TILE if first + TILE < len(d_table) else len(d_table)
     for g in range(first, last):
-        if bounds.shape[0] == 1:
-            here = slice(bounds[0, g], bounds[0, g + 1])
-            gather(cells[here], values[here], d_out, d_weight[g])
-            continue
-        n = 0
-        for i in range(bounds.shape[0]):
-            for k in range(bounds[i, g], bounds[i, g + 1]):
-                at[n], x[n] = cells[k], values[k]
-                n += 1
-        gather(at[:n], x[:n], d_out, d_weight[g])
-
-
-@njit(**OPTIONS, **CACHED)
-def backward(board, cuts, bounds, cells, values, d_out, d_weight):
-    """Add log1p(x)^T d_out to d_weight (genes, hidden), in parts of the genes between two cuts; see :mod:`.parts`."""
-    i = take(board, 0)
-    while i < cuts.size - 1:
-        _backward(cuts[i], cuts[i + 1], bounds, cells, values, d_out, d_weight)
-        finish(board, 0)
-        i = take(board, 0)
-    meet(board, 0, cuts.size - 1)
+        if not ADD(frame):
+            fill(d_table[g], ZERO)
+        _gather(cells[ends[g] : ends[g + 1]], values[ends[g] : ends[g + 1]], d_out, d_table[g])

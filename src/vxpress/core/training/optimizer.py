@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from vxpress.core import rule, threads
 from vxpress.core.config import TrainConfig
 from vxpress.core.gradients import GradientSink
+
+if TYPE_CHECKING:
+    from vxpress.core.kernels.frames import Plan
 
 # the schedule of torch.optim.lr_scheduler.OneCycleLR with its defaults
 RISE, START_DIVISOR, END_DIVISOR, MOMENTA = 0.3, 25.0, 1e4, (0.95, 0.85)
@@ -238,7 +241,25 @@ class _CompiledAdam:
         # memory from torch starts at a cache line, memory from numpy may not
         self.flat, self.gradient = flat.detach().numpy(), gradient.numpy()
         self.moments = torch.zeros_like(gradient).numpy(), torch.zeros_like(gradient).numpy()
-        self.decoupled = config.optimizer == "adamw"
+        self.plan: Plan | None = None
+
+    def _plan(self) -> Plan:
+        """Return the jobs of a step; compiled code is needed only from the first step."""
+        from vxpress.core.kernels import adam_rows
+        from vxpress.core.kernels.frames import Frame, Plan
+
+        frame, runs = Frame(adam_rows.WEIGHTS), len(self.squares)
+        frame.update({
+            adam_rows.P: self.flat, adam_rows.G: self.gradient, adam_rows.M: self.moments[0], adam_rows.V: self.moments[1],
+            adam_rows.CUTS: self.cuts, adam_rows.PART: self.part, adam_rows.DECOUPLED: self.config.optimizer == "adamw",
+            adam_rows.MAX_NORM: float(self.config.max_grad_norm), adam_rows.SQUARES: self.squares, adam_rows.VERDICT: self.verdict,
+        })  # fmt: skip
+        self.frame = frame
+        return Plan(
+            [([(adam_rows.square, frame)], runs)],
+            [([(adam_rows.judge, frame)], 1)],
+            [([(adam_rows.update, frame)], runs)],
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the same as :meth:`TorchAdam.state_dict`."""
@@ -252,18 +273,20 @@ class _CompiledAdam:
         self.taken = list(state["taken"])
 
     def step(self, loss: Tensor, lr: float, momentum: float, *, leading: bool = False) -> Tensor:
-        from vxpress.core.kernels import adam_rows, helpers
+        from vxpress.core.kernels import adam_rows
 
         c = self.config
         settings = [
             (lr, momentum, BETAS[1], c.adam_eps, c.weight_decay, 1.0 - momentum**t, math.sqrt(1.0 - BETAS[1] ** t))
             for t in (taken + 1 for taken in self.taken)
         ]
-        helpers.run(
-            threads.number(), adam_rows.adam, adam_rows.ROUNDS,
-            self.cuts, self.part, self.n_leading if leading else len(self.part), self.flat, self.gradient, *self.moments,
-            np.array(settings, np.float32), self.decoupled, float(loss), float(c.max_grad_norm), self.squares, self.verdict,
-        )  # fmt: skip
+        if self.plan is None:
+            self.plan = self._plan()
+        self.frame.update({
+            adam_rows.N_TENSORS: self.n_leading if leading else len(self.part), adam_rows.LOSS: float(loss),
+            adam_rows.SETTINGS: np.array(settings, np.float32),
+        })  # fmt: skip
+        self.plan.run(threads.number())
         if self.verdict[0]:
             return torch.ones(())
         for i in range(1 if leading else len(self.taken)):

@@ -46,17 +46,6 @@ def _kept(word, limits, x):
 
 
 @njit(**INNER)
-def _kept_beyond(word, limits, x):
-    """Count the molecules kept of the ``x`` that have no number in the word of their entry."""
-    kept, at = 0, word
-    while x > 0:
-        at += STEP
-        kept += _kept(_word(at), limits, min(x, PER_WORD))
-        x -= PER_WORD
-    return kept
-
-
-@njit(**INNER)
 def _keep(key, limits, x, kept):
     """Thin the first eight molecules of every entry of a row; this loop is made of vector instructions."""
     for k in range(x.size):
@@ -66,18 +55,41 @@ def _keep(key, limits, x, kept):
 
 
 @njit(**INNER)
-def _keep_more(key, limits, x, kept):
-    """Add what is kept of the further molecules of larger counts, up to ``MAX_COUNT``; return whether there are none above."""
-    none_above = True
+def _find_more(key, x, kept, at, words, left):
+    """List the entries of more molecules than a word serves, up to ``MAX_COUNT``; larger ones are kept whole.
+
+    The lists are their places, the words at which their sequences begin, and how many molecules are left. Returns their
+    number, and whether there are larger ones.
+    """
+    n, larger = 0, False
     for k in range(x.size):
-        if x[k] > PER_WORD:
-            if x[k] > MAX_COUNT:
-                kept[k] = np.int32(x[k])
-                none_above = False
-            else:
-                word = _word(key + np.uint64(k) * STEP)
-                kept[k] += np.int32(_kept_beyond(word, limits, np.int64(x[k]) - PER_WORD))
-    return none_above
+        # without branches, whose way nobody can guess: the next entry overwrites one that does not count
+        at[n] = k
+        n += np.int64(x[k] > PER_WORD)
+    for i in range(n):
+        k = at[i]
+        words[i] = _word(key + np.uint64(k) * STEP)
+        left[i] = np.int64(x[k]) - PER_WORD
+        if x[k] > MAX_COUNT:
+            kept[k], left[i], larger = np.int32(x[k]), 0, True
+    return n, larger
+
+
+@njit(**INNER)
+def _keep_more(limits, n, kept, at, words, left, more):
+    """Thin eight further molecules of every listed entry at a time, until none is left."""
+    while n > 0:
+        for i in range(n):
+            words[i] += STEP
+            count = _kept(_word(words[i]), limits, min(max(left[i], 1), PER_WORD))
+            more[i] = count if left[i] > 0 else np.int32(0)
+        still = 0
+        for i in range(n):
+            kept[at[i]] += more[i]
+            rest = left[i] - PER_WORD
+            at[still], words[still], left[still] = at[i], words[i], rest
+            still += np.int64(rest > 0)
+        n = still
 
 
 @njit(**INNER)
@@ -115,14 +127,16 @@ def thin(board, cuts, key, limits, rows, indptr, indices, data, bounds, out_indi
         first, last, longest, n = cuts[part], cuts[part + 1], 0, 0
         for i in range(first, last):
             longest = max(longest, indptr[rows[i] + 1] - indptr[rows[i]])
-        kept, found = np.empty(longest, np.int32), large[bounds[first, 0] :]
+        kept, more, left = np.empty(longest, np.int32), np.empty(longest, np.int32), np.empty(longest, np.int64)
+        at, words, found = np.empty(longest, np.int64), np.empty(longest, np.uint64), large[bounds[first, 0] :]
         for i in range(first, last):
             here, begin = slice(indptr[rows[i]], indptr[rows[i] + 1]), bounds[i, 0]
             own, limit = _word(key + np.uint64(i) * STEP), limits[i] * ONES + OTHERS
             _keep(own, limit, data[here], kept)
-            none_large = _keep_more(own, limit, data[here], kept)
+            n_more, larger = _find_more(own, data[here], kept, at, words, left)
+            _keep_more(limit, n_more, kept, at, words, left, more)
             end = _put(begin, indices[here], kept, out_indices, out_data)
-            if not none_large:
+            if larger:
                 n = _find_large(begin, end, out_data, found, n)
             bounds[i, 1] = end
         n_large[part] = n

@@ -24,6 +24,8 @@ from typing import Any
 from _speed import machine, save
 
 CORES, EPOCHS, GENES = 2, 15, 1000
+# processors that other programs use before the benchmark, above which the machine is not quiet to begin with
+QUIET = 0.2
 WORKER = """
 import json, os, sys, time
 sys.path.insert(0, {folder!r})
@@ -126,6 +128,18 @@ def busy(code: str, n: int) -> Iterator[None]:
             program.wait()
 
 
+def in_use(seconds: float = 3.0) -> float:
+    """Return how many processors are in use now."""
+
+    def busy_time() -> float:
+        times = list(map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9]))
+        return (sum(times) - sum(times[3:5])) / os.sysconf("SC_CLK_TCK")
+
+    start = busy_time()
+    time.sleep(seconds)
+    return (busy_time() - start) / seconds
+
+
 def summary(found: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, dict[str, dict[str, Any]]]:
     """Add the medians, and compare with the quiet time with the number of threads that a fit used, and with fair shares."""
     quiet = {1: median(found["none"]["one thread"], "wall"), 2: median(found["none"]["two threads"], "wall")}
@@ -164,6 +178,9 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="write nothing")
     args = parser.parse_args()
     groups = list(dict.fromkeys(("none", *args.others)))
+    before = in_use()
+    if before > QUIET:
+        print(f"other programs run already and use {before:.1f} processors")
     workers = {name: Worker(*setting) for name, setting in SETTINGS.items()}
     found: dict[str, dict[str, list[dict[str, float]]]] = {group: {name: [] for name in workers} for group in groups}
     for _ in range(args.repeats):
@@ -185,7 +202,7 @@ def main() -> None:
             )
     if not args.dry:
         print(
-            f"written to {save('busy_machine', {'epochs': args.epochs, 'machine': machine(), 'runs': found, 'medians': medians})}"
+            f"written to {save('busy_machine', {'epochs': args.epochs, 'machine': machine(), 'before': before, 'runs': found, 'medians': medians})}"
         )
 
 

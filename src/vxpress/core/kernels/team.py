@@ -13,7 +13,6 @@ from typing import Any
 import numba
 import numpy as np
 
-from vxpress.core import threads
 from vxpress.core.kernels import compiling  # noqa: F401 - compilation shows as progress
 
 
@@ -49,8 +48,3 @@ def groups(n: int, n_sums: int = 1) -> np.ndarray:
     """Return the bounds of groups of ``n`` cells for a loop with ``n_sums`` sums per gene over the cells of a group."""
     size = GROUP if n_sums <= MANY_ROWS else LARGE_GROUP
     return cut(n, max(1, min(MAX_GROUPS, n // size)))
-
-
-def shares(n: int) -> np.ndarray:
-    """Return the bounds of one part for each thread, for loops whose result does not depend on the parts."""
-    return cut(n, threads.number())

@@ -250,8 +250,8 @@ def first_call() -> list[Row]:
         *(
             [
                 f"processor time of compilation in the first fit of 10,000 x 2,000, {name.upper()}",
-                spread(compiled["first"], 1),
-                judged(compiled["first"]["median"], 10),
+                spread(compiled, 1),
+                judged(compiled["median"], 10),
             ]
             for name, compiled in found["compilation"].items()
         ),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
 import pytest
 
+from vxpress.core.kernels.compiling import NoCollection
 from vxpress.core.kernels.frames import Frame, Layout, Plan, job
 
 LAYOUT = Layout()
@@ -72,3 +74,18 @@ def test_an_array_of_another_kind_is_refused(array: np.ndarray) -> None:
     frame = Frame(LAYOUT)
     with pytest.raises(TypeError, match="contiguous float32 array of 2 dimensions"):
         frame[TABLE] = array
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_garbage_collector_is_as_before_once_all_threads_have_compiled(on: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if on else gc.disable)()
+    try:
+        one = NoCollection()
+        with one:
+            with one:
+                assert not gc.isenabled()
+            assert not gc.isenabled()
+        assert gc.isenabled() == on
+    finally:
+        (gc.enable if before else gc.disable)()

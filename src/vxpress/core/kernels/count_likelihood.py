@@ -24,7 +24,6 @@ from vxpress.core.kernels import count_rows, dense_products, team
 from vxpress.core.kernels.frames import Frame, Plan
 from vxpress.core.kernels.products import TILE
 
-NO_GATES = np.empty(0, np.float32)
 NO_FLOATS, NO_BFLOATS = np.empty((0, 0), np.float32), np.empty((0, 0), np.int16)
 
 
@@ -179,14 +178,23 @@ class CountLikelihood:
         assert logits[0] is not None  # noqa: S101 - every decoder has a location
         n = len(self.f)
         cuts = team.groups(n, self.n_sums[0] if gradient else 1)
-        bias = self.layers.bias.detach().numpy()
-        gate_bias = NO_GATES if self.layers.gate_bias is None else self.layers.gate_bias.detach().numpy()
-        low, full = logits[0].numpy()
-        gate_low, gate_full = (NO_BFLOATS, NO_FLOATS) if logits[1] is None else logits[1].numpy()
-        runs = len(cuts) - 1
-        self.summed = tuple(
-            np.zeros((runs, *shape), np.float32) for shape in (self.n_sums, bias.shape, gate_bias.shape)
-        )
+        layers, runs = self.layers, len(cuts) - 1
+        # the memory of the likelihood in which it reads logits and writes their gradient
+        slots = (count_rows.LOGITS, count_rows.LOGITS), (count_rows.GATES, count_rows.D_GATES)
+        outputs: list[Frame] = []
+        self.summed = [np.zeros((runs, *self.n_sums), np.float32)]
+        for buffer, bias, (read, written) in zip(logits, (layers.bias, layers.gate_bias), slots, strict=True):
+            self.summed.append(np.zeros((runs, 0 if bias is None else len(bias)), np.float32))
+            if buffer is None or bias is None:
+                continue
+            low, full = buffer.numpy()
+            output = Frame(count_rows.OUTPUT)
+            output.update({
+                count_rows.LOW: low, count_rows.FULL: full, count_rows.BIAS: bias.detach().numpy(),
+                count_rows.D_BIAS: self.summed[-1], count_rows.LOGITS_OF_CELL: self.scored[read],
+                count_rows.GRADIENT_OF_CELL: self.scored[written],
+            })  # fmt: skip
+            outputs.append(output)
         value, self.d_library = np.empty(n, np.float64), np.empty(n, np.float32)
         self.scored.update({
             count_rows.GRADIENT: gradient, count_rows.VALUE: value, count_rows.D_LIBRARY: self.d_library,
@@ -194,9 +202,8 @@ class CountLikelihood:
         frame = Frame(count_rows.PRODUCTS)
         frame.update({
             count_rows.SCORED: self.scored, count_rows.SCORE: count_rows.score.address, count_rows.CUTS: cuts,
-            count_rows.WEIGHT: weight_n, count_rows.LOW: low, count_rows.FULL: full, count_rows.BIAS: bias,
-            count_rows.GATE_LOW: gate_low, count_rows.GATE_FULL: gate_full, count_rows.GATE_BIAS: gate_bias,
-            count_rows.D_LOG_THETA: self.summed[0], count_rows.D_BIAS: self.summed[1], count_rows.D_GATE_BIAS: self.summed[2],
+            count_rows.WEIGHT: weight_n, count_rows.D_LOG_THETA: self.summed[0],
+            count_rows.OUTPUTS: np.array([output.address for output in outputs]),
         })  # fmt: skip
         Plan([([(count_rows.score_group, frame)], runs)]).run(self.n_threads)
         return value

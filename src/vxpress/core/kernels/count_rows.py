@@ -40,13 +40,17 @@ RISING, SLOPE = (SCORING.array("f4", 3) for _ in range(2))
 LOGITS, GATES, D_GATES, D_THETA = (SCORING.array("f4", 2) for _ in range(4))
 EXP, LANES_OF, LOG_TERM, ENTRY, D_LOG_MEAN, SOFTPLUS, CLOSED = (SCORING.array("f4", 2) for _ in range(7))
 
-# products of the output layers without bias: as bfloat16 in int16 (n, genes or one more) and as float32, one of which has no
-# rows. With GRADIENT, they are overwritten. Sums over cells, weighted, have one row per part of the cells between two CUTS.
+# output layers (frames of OUTPUT) of cells in groups between two CUTS, and the weight of each cell in sums over cells
 PRODUCTS = Layout()
 SCORED, SCORE, CUTS, WEIGHT = PRODUCTS.frame(), PRODUCTS.number("i8"), PRODUCTS.array("i8", 1), PRODUCTS.array("f4", 1)
-LOW, GATE_LOW, FULL, GATE_FULL = (PRODUCTS.array(kind, 2) for kind in ("i2", "i2", "f4", "f4"))
-BIAS, GATE_BIAS = PRODUCTS.array("f4", 1), PRODUCTS.array("f4", 1)
-D_BIAS, D_GATE_BIAS, D_LOG_THETA = PRODUCTS.array("f4", 2), PRODUCTS.array("f4", 2), PRODUCTS.array("f4", 3)
+OUTPUTS, D_LOG_THETA = PRODUCTS.array("i8", 1), PRODUCTS.array("f4", 3)
+
+# products of an output layer without bias: as bfloat16 in int16 (n, genes or one more) and as float32, one of which has no rows.
+# With GRADIENT, they are overwritten, and D_BIAS has a row of sums for each group of cells. The memory of each thread in which
+# the likelihood reads the logits of a cell, and that in which it writes their gradient.
+OUTPUT = Layout()
+LOW, FULL, BIAS, D_BIAS = OUTPUT.array("i2", 2), OUTPUT.array("f4", 2), OUTPUT.array("f4", 1), OUTPUT.array("f4", 2)
+LOGITS_OF_CELL, GRADIENT_OF_CELL = OUTPUT.array("f4", 2), OUTPUT.array("f4", 2)
 
 
 @njit(**INNER)
@@ -304,29 +308,19 @@ def score(frame, n, thread):
 @job
 def score_group(frame, part, thread):
     """Compute the log likelihood of a group of cells from the products of the output layers, and its gradients."""
-    scored, cuts, weight = SCORED(frame), CUTS(frame), WEIGHT(frame)
-    low, full, bias = LOW(frame), FULL(frame), BIAS(frame)
-    gate_low, gate_full, gate_bias = GATE_LOW(frame), GATE_FULL(frame), GATE_BIAS(frame)
-    d_bias, d_gate_bias, d_log_theta = D_BIAS(frame)[part], D_GATE_BIAS(frame)[part], D_LOG_THETA(frame)[part]
-    a, w, d_theta, d_gate = (
-        LOGITS(scored)[thread],
-        GATES(scored)[thread],
-        D_THETA(scored)[thread],
-        D_GATES(scored)[thread],
-    )
+    scored, cuts, weight, outputs = SCORED(frame), CUTS(frame), WEIGHT(frame), OUTPUTS(frame)
+    d_log_theta, d_theta = D_LOG_THETA(frame)[part], D_THETA(scored)[thread]
     for n in range(cuts[part], cuts[part + 1]):
-        _take(low, full, n, bias, a)
-        if w.size > 0:
-            _take(gate_low, gate_full, n, gate_bias, w)
+        for output in outputs:
+            _take(LOW(output), FULL(output), n, BIAS(output), LOGITS_OF_CELL(output)[thread])
         call(SCORE(frame), scored, n, thread)
         if GRADIENT(scored):
-            _put(a, weight[n], low, full, n, d_bias)
             _add_scaled(d_log_theta[ROW_THETA(scored)[n]], weight[n], d_theta)
-            if w.size > 0:
-                _put(d_gate, weight[n], gate_low, gate_full, n, d_gate_bias)
+            for output in outputs:
+                _put(GRADIENT_OF_CELL(output)[thread], weight[n], LOW(output), FULL(output), n, D_BIAS(output)[part])
 
 
-def set_memory(frame: Frame, n_threads: int, n_out: int, n_genes: int, n_gates: int) -> None:
+def set_memory(frame: Frame, n_threads: int, n_out: int, n_genes: int, n_gates: int = 0) -> None:
     """Set the memory of the threads of :data:`score`."""
     widths = {
         LOGITS: n_out,

@@ -19,7 +19,7 @@ from numba import cfunc, from_dtype, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from vxpress.core.kernels import helpers, parts
+from vxpress.core.kernels import compiling, helpers, parts
 from vxpress.core.kernels.team import CACHED
 
 _I64 = ir.IntType(64)
@@ -120,14 +120,15 @@ class Frame:
 class Job:
     """A function of a frame, a part and a thread (numbers from 0), which is compiled when it is first needed."""
 
-    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
-        self.function, self.options = function, options
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
         self.__doc__ = function.__doc__
 
     @functools.cached_property
     def compiled(self) -> Any:
         kinds = types.void(types.int64, types.int64, types.int64)
-        return cfunc(kinds, error_model="numpy", **CACHED, **self.options)(self.function)
+        with compiling.no_collection:
+            return cfunc(kinds, error_model="numpy", **CACHED)(self.function)
 
     @property
     def address(self) -> int:

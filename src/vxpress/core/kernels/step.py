@@ -97,7 +97,8 @@ class StepMemory:
         self.step, self.seen, self.latent = Frame(step_rows.STEP), Frame(sparse_rows.ENTRIES), Frame(latent_rows.LATENT)
         self.scored = Frame(count_rows.SCORING)
         self.hidden = [layer_rows.hidden(n, self.width, by_cell=self.by_cell) for _ in networks.norms]
-        self.outputs = [Frame(step_rows.OUTPUT) for _ in range(2)]
+        # location and, with zero inflation, gate
+        self.outputs = [Frame(step_rows.OUTPUT) for _ in range(1 if layers.gate_weight is None else 2)]
         self._set_encoder()
         self._set_decoder(n_condition)
         self._set_outputs()
@@ -185,13 +186,10 @@ class StepMemory:
         n_features, groups = layers.weight.shape[1], -(-self.most // self.group)
         kept = np.zeros((words, padded(n_features)), np.int32)
         self._add(kept, *((output, step_rows.KEPT) for output in self.outputs), per=self.per_word)
-        nothing = torch.empty(0, n_features), torch.empty(0)
-        gate = (
-            nothing
-            if layers.gate_weight is None or layers.gate_bias is None
-            else (layers.gate_weight, layers.gate_bias)
-        )
-        for output, (weight, bias) in zip(self.outputs, ((layers.weight, layers.bias), gate), strict=True):
+        layers_of = (layers.weight, layers.bias), (layers.gate_weight, layers.gate_bias)
+        for output, (weight, bias) in zip(self.outputs, layers_of, strict=False):
+            assert weight is not None  # noqa: S101 - a layer with a frame
+            assert bias is not None  # noqa: S101
             n_out, tiles = len(weight), -(-len(weight) // TILE)
             output.update({
                 step_rows.WEIGHT: _array(weight), step_rows.BIAS: _array(bias), step_rows.PAIRED: self.paired,
@@ -205,7 +203,7 @@ class StepMemory:
             )  # fmt: skip
             self._add(floats(groups, n_out), (output, step_rows.D_BIASES), per=self.group)
         step.update({
-            step_rows.LOCATION: self.outputs[0], step_rows.GATE: self.outputs[1], step_rows.N_GATES: len(gate[0]),
+            step_rows.OUTPUTS: np.array([output.address for output in self.outputs]),
             step_rows.SCORED: scored, step_rows.SCORE: count_rows.score.address,
             step_rows.D_LOG_THETA: self._gradient(layers.log_theta),
         })  # fmt: skip
@@ -255,21 +253,25 @@ class StepMemory:
                 step_rows.D_TILE: floats(n_threads, TILE, n_features),
             })  # fmt: skip
         self.seen[sparse_rows.LOG_X] = floats(n_threads, self.n_genes)
-        n_out, n_gates = (len(output[step_rows.WEIGHT]) for output in self.outputs)
-        count_rows.set_memory(self.scored, n_threads, n_out, self.n_genes, n_gates)
+        n_out, *gates = (len(output[step_rows.WEIGHT]) for output in self.outputs)
+        count_rows.set_memory(self.scored, n_threads, n_out, self.n_genes, *gates)
+        slots = (count_rows.LOGITS, count_rows.LOGITS), (count_rows.GATES, count_rows.D_GATES)
+        for output, (read, written) in zip(self.outputs, slots, strict=False):
+            output[step_rows.LOGITS_OF_CELL], output[step_rows.GRADIENT_OF_CELL] = (
+                self.scored[read],
+                self.scored[written],
+            )
         self.n_threads = n_threads
 
     def _plan(self, n_groups: int) -> Plan:
         """Return the jobs of a step."""
-        step, seen, latent, scored, (inner, outer), (location, gate) = (
-            self.step, self.seen, self.latent, self.scored, self.hidden, self.outputs,
-        )  # fmt: skip
+        step, seen, latent, scored, (inner, outer) = self.step, self.seen, self.latent, self.scored, self.hidden
         norm, back = (
             (layer_rows.layer_norm, layer_rows.layer_norm_gradient)
             if self.by_cell
             else (layer_rows.batch_norm, layer_rows.batch_norm_gradient)
         )
-        n_tiles, n_gates = (len(output[step_rows.TILED]) for output in self.outputs)
+        outputs = [(output, len(output[step_rows.TILED])) for output in self.outputs]
         n_genes = -(-self.n_genes // TILE)
         encode = [(sparse_rows.encode, seen)]
         infer = [(step_rows.heads, step), (latent_rows.posterior, latent), (step_rows.into, step)]
@@ -284,7 +286,7 @@ class StepMemory:
         pack = [
             ([(sparse_rows.sort, seen)], 1), ([(step_rows.turn, step)], 1),
             ([(count_rows.dispersions, scored), (count_rows.fill_tables, scored)], n_genes),
-            ([(step_rows.pack, location)], n_tiles), *([([(step_rows.pack, gate)], n_gates)] if n_gates else []),
+            *(([(step_rows.pack, output)], tiles) for output, tiles in outputs),
         ]  # fmt: skip
         if self.by_cell:
             cells = [[([*encode, norms[0], *infer, norms[1], *decode, backs[1], *infer_back, backs[0]], n_groups)]]
@@ -297,8 +299,7 @@ class StepMemory:
         sums = (layer_rows.sum_gradients, inner), (layer_rows.sum_gradients, outer)
         weights = [
             *(([one], 1) for one in (*small, *sums)),
-            ([(step_rows.output_gradient, location)], n_tiles),
-            *([([(step_rows.output_gradient, gate)], n_gates)] if n_gates else []),
+            *(([(step_rows.output_gradient, output)], tiles) for output, tiles in outputs),
             ([(step_rows.dispersion_gradient, step), (sparse_rows.table_gradient, seen)], n_genes),
         ]
         return Plan(pack, *cells, weights)

@@ -40,9 +40,9 @@ MEAN_BIAS, LOG_VARIANCE_BIAS, HEADS_BIAS, INTO_BIAS, NOTHING = (STEP.array("f4",
 # gradients of weights
 D_MEAN, D_LOG_VARIANCE, D_INTO, D_CONDITIONS = (STEP.array("f4", 2) for _ in range(4))
 D_MEAN_BIAS, D_LOG_VARIANCE_BIAS, D_INTO_BIAS, D_FIRST_BIAS = (STEP.array("f4", 1) for _ in range(4))
-# output layers with N_GATES, whether they read the condition, the likelihood, and its gradients with respect to condition
+# frames of the output layers, whether they read the condition, the likelihood, and its gradients with respect to condition
 # and dispersions (groups of cells, rows, genes)
-LOCATION, GATE, N_GATES, WITH_CONDITION = STEP.frame(), STEP.frame(), STEP.number("i8"), STEP.number("i8")
+OUTPUTS, WITH_CONDITION = STEP.array("i8", 1), STEP.number("i8")
 SCORED, SCORE, D_CONDITION, D_THETA = STEP.frame(), STEP.number("i8"), STEP.array("f4", 2), STEP.array("f4", 3)
 D_LOG_THETA, WEIGHT_OF_CELL = STEP.array("f4", 2), STEP.number("f4")
 # memory of each thread for a block of cells: features, also in bfloat16, and their gradient; of z for the gradient of its layer
@@ -59,6 +59,8 @@ WEIGHT, BIAS, TILED, ROWS, PAIRED = (
 KEPT, WORDS, SCALE = OUTPUT.array("i4", 2), OUTPUT.array("i4", 2), OUTPUT.number("f4")
 # memory of each thread for the logits of a block, also in bfloat16, and for the gradient of the cell before
 LOGITS, NARROW, PREVIOUS = OUTPUT.array("f4", 3), OUTPUT.array("i2", 3), OUTPUT.array("f4", 2)
+# memory of each thread in which the likelihood reads the logits of a cell, and that in which it writes their gradient
+LOGITS_OF_CELL, GRADIENT_OF_CELL = OUTPUT.array("f4", 2), OUTPUT.array("f4", 2)
 # gradients, and memory of each thread for those of a tile of weights
 D_WEIGHT, D_BIAS, D_BIASES, D_TILE = (
     OUTPUT.array("f4", 2),
@@ -257,12 +259,12 @@ def _compute_d_features(frame, thread, size, keep, out):
 
 
 @njit(**INNER)
-def _keep_gradient(frame, part, thread, n, k, last, d):
+def _keep_gradient(frame, part, thread, n, k, last):
     """Keep the gradient of the logits of cell ``n``, number ``k`` of its block, for the products over genes and over cells.
 
     Those over cells pair cells, so a gradient waits for that of the next cell. It is also added to that of the bias.
     """
-    words, previous = WORDS(frame), PREVIOUS(frame)[thread]
+    d, words, previous = GRADIENT_OF_CELL(frame)[thread], WORDS(frame), PREVIOUS(frame)[thread]
     _add_to(D_BIASES(frame)[part], d)
     if not PAIRED(frame):
         assign(LOGITS(frame)[thread, k][: d.size], d)
@@ -296,20 +298,13 @@ def _keep_features(frame, first, f, size):
 @job
 def decode(frame, part, thread):
     """Compute the likelihood of a group of cells from the decoder's hidden layer, and the gradient of the latter."""
-    location, gate, scored = LOCATION(frame), GATE(frame), SCORED(frame)
+    outputs, scored, d_theta = OUTPUTS(frame), SCORED(frame), D_THETA(frame)[part]
     h, d_h = layer_rows.OUT(DECODER_LAYER(frame)), layer_rows.D_OUT(DECODER_LAYER(frame))
-    condition, d_condition, width = CONDITION(frame), D_CONDITION(frame), layer_rows.OUT(DECODER_LAYER(frame)).shape[1]
+    condition, d_condition, scale, width = CONDITION(frame), D_CONDITION(frame), WEIGHT_OF_CELL(frame), h.shape[1]
     n_condition = condition.shape[1] if WITH_CONDITION(frame) else 0
     f, f16, d_f = FEATURES(frame)[thread], NARROW_FEATURES(frame)[thread], D_FEATURES(frame)[thread]
-    bias, logits, gates, gate_bias = BIAS(location), LOGITS(location)[thread], LOGITS(gate)[thread], BIAS(gate)
-    a, w, d_gate = (
-        count_rows.LOGITS(scored)[thread],
-        count_rows.GATES(scored)[thread],
-        count_rows.D_GATES(scored)[thread],
-    )
-    d_theta, scale = D_THETA(frame)[part], SCALE(location)
-    fill(D_BIASES(location)[part], ZERO)
-    fill(D_BIASES(gate)[part], ZERO)
+    for output in outputs:
+        fill(D_BIASES(output)[part], ZERO)
     for r in range(len(d_theta)):
         fill(d_theta[r], ZERO)
     last = CUTS(frame)[part + 1]
@@ -319,25 +314,21 @@ def decode(frame, part, thread):
             assign(f[k][:width], h[start + k])
             for j in range(n_condition):
                 f[k, width + j] = condition[start + k, j]
-            if PAIRED(location):
+            if PAIRED(outputs[0]):
                 _narrow(f[k], f16[k])
-        _keep_features(location, start, f, size)
-        _compute_logits(location, thread, f, f16, size)
-        if N_GATES(frame):
-            _compute_logits(gate, thread, f, f16, size)
+        _keep_features(outputs[0], start, f, size)
+        for output in outputs:
+            _compute_logits(output, thread, f, f16, size)
         for k in range(size):
             n = start + k
-            _sum(logits[k], bias, a)
-            if N_GATES(frame):
-                _sum(gates[k], gate_bias, w)
+            for output in outputs:
+                _sum(LOGITS(output)[thread, k], BIAS(output), LOGITS_OF_CELL(output)[thread])
             call(SCORE(frame), scored, n, thread)
             _add_to(d_theta[count_rows.ROW_THETA(scored)[n]], count_rows.D_THETA(scored)[thread])
-            _keep_gradient(location, part, thread, n, k, last, a)
-            if N_GATES(frame):
-                _keep_gradient(gate, part, thread, n, k, last, d_gate)
-        _compute_d_features(location, thread, size, SET, d_f)
-        if N_GATES(frame):
-            _compute_d_features(gate, thread, size, ADD, d_f)
+            for output in outputs:
+                _keep_gradient(output, part, thread, n, k, last)
+        for i in range(outputs.size):
+            _compute_d_features(outputs[i], thread, size, ADD if i > 0 else SET, d_f)
         for k in range(size):
             _scale(d_f[k], scale, d_h[start + k])
             for j in range(n_condition):

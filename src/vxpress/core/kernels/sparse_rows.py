@@ -11,7 +11,8 @@ import numpy as np
 from numba import njit
 
 from vxpress.core.kernels.frames import Layout, job
-from vxpress.core.kernels.products import TILE
+from vxpress.core.kernels.gathered import WIDE, WIDTH, add_rows, add_rows_narrow
+from vxpress.core.kernels.products import TILE, address
 from vxpress.core.kernels.team import INNER
 from vxpress.core.kernels.vector import assign, fill, log1p32
 
@@ -45,21 +46,22 @@ def _add_scaled(total, factor, row):
         total[c] += factor * row[c]
 
 
-@njit(fastmath={"contract"}, **INNER)
+@njit(**INNER)
 def _gather(at, values, table, out):
-    """Add sum_k values[k] table[at[k]] to ``out``, four terms at a time so that ``out`` is accessed less often."""
-    k = 0
-    while k + 4 <= at.size:
-        x0, x1, x2, x3 = values[k], values[k + 1], values[k + 2], values[k + 3]
-        w0, w1, w2, w3 = table[at[k]], table[at[k + 1]], table[at[k + 2]], table[at[k + 3]]
-        for c in range(out.size):
-            out[c] += x0 * w0[c] + x1 * w1[c] + x2 * w2[c] + x3 * w3[c]
-        k += 4
-    while k < at.size:
-        x0, w0 = values[k], table[at[k]]
-        for c in range(out.size):
-            out[c] += x0 * w0[c]
-        k += 1
+    """Add sum_k values[k] table[at[k]] to ``out``; a part of it stays in registers while all terms are added, in order."""
+    n, step, width = at.size, 4 * table.shape[1], out.size
+    here, x, rows, place = address(at), address(values), address(table), address(out)
+    c = 0
+    while c + WIDE <= width:
+        add_rows(here, x, rows + 4 * c, step, place + 4 * c, n)
+        c += WIDE
+    while c + WIDTH <= width:
+        add_rows_narrow(here, x, rows + 4 * c, step, place + 4 * c, n)
+        c += WIDTH
+    if c < width:
+        for k in range(n):
+            for j in range(c, width):
+                out[j] += values[k] * table[at[k], j]
 
 
 @njit(**INNER)

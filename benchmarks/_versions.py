@@ -69,10 +69,10 @@ CHANGES = (
         "Last digits of all fits change, as they did between numbers of threads. Times with several threads change; torch uses one.",
     ),
     Change(
-        "2026-11-27T01:17:00+00:00",
+        "2026-11-27T01:42:00+00:00",
         frozenset({"time"}),
-        "denoising, the refit of dispersions and the diagnosis are faster",
-        "Fits of many cells are shorter; last digits of denoised layers change, those of latent spaces and weights do not.",
+        "denoising, the refit of dispersions, the diagnosis and the first layer are faster",
+        "Fits are shorter, and last digits of compiled fits and of denoised layers change.",
     ),
     Change(
         "2026-11-27T01:40:00+00:00",

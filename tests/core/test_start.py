@@ -185,3 +185,12 @@ def test_the_number_of_components_of_noise_is_zero(monkeypatch) -> None:
     expected = build(config, 0).state_dict()
     for name, value in started(cells(noise), n_latent=6).state_dict().items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_genes_are_shifted_by_their_own_number_of_cells() -> None:
+    value_ng = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    shift_g = torch.tensor([0, 1, 3, 6, 2])
+    found = start.shifted(value_ng, shift_g)
+    assert found.is_contiguous()
+    for j, shift in enumerate(shift_g.tolist()):
+        assert torch.equal(found[:, j], value_ng[:, j].roll(-shift))

@@ -7,7 +7,6 @@ the same run, in turn, with the same threads; vxpress with the minibatch size of
 bound that each reached on test cells is reported. The floor is measured in the same run, part by part, each by the faster
 of the routines of torch and vxpress: the products of the input and output layers forward and backward (bfloat16 if the
 processor supports it), one exp and one log per cell and gene (three for ZINB), and the optimizer's pass over the weights.
-Last, the whole call of ``vx.tl.fit_vae`` is compared with scanpy's PCA of the same cells.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _judge import judge
-from _speed import alternate, save, set_threads, simulated, spread, timed
+from _speed import alternate, save, set_threads, simulated, spread
 from anndata import AnnData
 from numba import njit, prange
 
@@ -300,30 +299,7 @@ def main() -> None:
         ]
     )
     print(table.to_string(index=False))
-    whole = instead(adata, args.repeats)
-    for name, seconds in whole.items():
-        print(f"{name}: {seconds['median']:.2f} s ({seconds['min']:.2f}-{seconds['max']:.2f})")
-    print(save("training_speed", {"density": density, "rows": rows, "whole": whole}))
-
-
-def instead(adata: AnnData, repeats: int) -> dict[str, dict[str, object]]:
-    """Time the whole call at its defaults, and scanpy's PCA of the same cells for comparison."""
-    import scanpy as sc
-
-    import vxpress as vx
-
-    def pca() -> None:
-        logged = adata.copy()
-        sc.pp.normalize_total(logged)
-        sc.pp.log1p(logged)
-        sc.pp.pca(logged)
-
-    def fit() -> None:
-        vx.tl.fit_vae(adata.copy(), device="cpu")
-
-    runs = {"scanpy's normalize_total, log1p and pca": pca, "vx.tl.fit_vae at its defaults": fit}
-    found = alternate({name: lambda run=run: timed(run) for name, run in runs.items()}, repeats)
-    return {name: spread(seconds) for name, seconds in found.items()}
+    print(save("training_speed", {"density": density, "rows": rows}))
 
 
 if __name__ == "__main__":

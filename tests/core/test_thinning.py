@@ -131,6 +131,15 @@ def test_the_counts_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.M
         assert torch.equal(found[0], other)
 
 
+def test_memory_may_be_used_again_for_the_next_minibatch() -> None:
+    space, noise, other = thinning.Space(), Noise(3), Noise(3)
+    rng = np.random.default_rng(0)
+    for shape in ((5, 8), (40, 30), (3, 4), (0, 4), (40, 30)):
+        batch = _batch(rng.choice([0, *COUNTS], shape))
+        assert torch.equal(thinned(batch, 0.9, noise, space).x_ng, thinned(batch, 0.9, other).x_ng)
+    assert len(space.data) <= 40 * 30 * 5 // 4
+
+
 def test_cells_have_random_numbers_of_their_own() -> None:
     # the same counts and rate in every cell: the molecules kept are uncorrelated between cells
     kept = thinned(_batch(np.ones((60, 3_000))), 1.0, _Fixed(5, 0.5)).x_ng.numpy()

@@ -26,7 +26,7 @@ from vxpress.core.normal import DiagonalNormal
 from vxpress.core.panels import Panels
 from vxpress.core.perturbations import shifted
 from vxpress.core.priors import Prior
-from vxpress.core.thinning import thinned
+from vxpress.core.thinning import Space, thinned
 from vxpress.core.threads import same_bits
 
 
@@ -170,9 +170,9 @@ class VAE(nn.Module):
         shift_nd = self.conditioner.shift(covariates)
         return posterior if shift_nd is None else posterior.replaced(z=shifted(posterior[Z], -shift_nd))
 
-    def thinned(self, batch: Batch, noise: Noise) -> Batch:
+    def thinned(self, batch: Batch, noise: Noise, space: Space | None = None) -> Batch:
         """Return the counts that the encoder of z sees in training: the minibatch itself, or a part of its molecules."""
-        return thinned(batch, self.config.thinning, noise) if self.config.thinning else batch
+        return thinned(batch, self.config.thinning, noise, space) if self.config.thinning else batch
 
     def encoder_condition(self, covariates: Covariates) -> Tensor | None:
         """Return the condition vector of the encoders, or None if they receive none."""

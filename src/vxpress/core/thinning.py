@@ -23,16 +23,36 @@ MAX_DRAWN = 256
 PART = 2**14
 
 
-def thinned(batch: Batch, share: float, noise: Noise) -> Batch:
+class Space:
+    """Memory for thinned counts. A training keeps it, because memory that is new in every step takes longer than the thinning."""
+
+    def __init__(self) -> None:
+        self.indices, self.data, self.large = np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int64)
+
+    def of(self, n_entries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return indices, counts, and places of large counts."""
+        if n_entries > len(self.data):
+            size = n_entries * 5 // 4
+            self.indices, self.data, self.large = (
+                np.empty(size, part.dtype) for part in (self.indices, self.data, self.large)
+            )
+        return self.indices[:n_entries], self.data[:n_entries], self.large[:n_entries]
+
+
+def thinned(batch: Batch, share: float, noise: Noise, space: Space | None = None) -> Batch:
     """Return a minibatch with a binomial sample of each cell's molecules.
 
     The share that is left out is drawn anew for each cell, uniformly between 0 and ``share``. Library and covariates
-    stay those of the whole cell.
+    stay those of the whole cell. With ``space``, the minibatch is valid until the next one is thinned in the same space.
     """
-    sample = dense
-    if batch.rows.device.type == "cpu":
-        sample = compiled if rule.compiled_thinning() else by_molecule
-    return replace(batch, counts=sample(batch, noise.rates(len(batch), 1.0 - share), noise), once=None)
+    rates_n = noise.rates(len(batch), 1.0 - share)
+    if batch.rows.device.type != "cpu":
+        counts = dense(batch, rates_n, noise)
+    elif rule.compiled_thinning():
+        counts = compiled(batch, rates_n, noise, space)
+    else:
+        counts = by_molecule(batch, rates_n, noise)
+    return replace(batch, counts=counts, once=None)
 
 
 def dense(batch: Batch, rates_n: Tensor, noise: Noise) -> Rows:
@@ -58,7 +78,7 @@ def by_molecule(batch: Batch, rates_n: Tensor, noise: Noise) -> Rows:
     return Rows(batch.counts.at, None, kept_ng)
 
 
-def compiled(batch: Batch, rates_n: Tensor, noise: Noise) -> Rows:
+def compiled(batch: Batch, rates_n: Tensor, noise: Noise, space: Space | None = None) -> Rows:
     """Return the same in a compiled loop, in which a random word serves several molecules."""
     from vxpress.core.kernels import helpers, team, thinned_rows
 
@@ -68,8 +88,7 @@ def compiled(batch: Batch, rates_n: Tensor, noise: Noise) -> Rows:
     ends = np.cumsum(indptr[at + 1] - indptr[at])
     bounds[:1, 0], bounds[1:, 0] = 0, ends[:-1]
     n_entries = int(ends[-1]) if len(ends) else 0
-    out_indices, out_data = np.empty(n_entries, np.int32), np.empty(n_entries, np.float32)
-    large = np.empty(n_entries, np.int64)
+    out_indices, out_data, large = (space or Space()).of(n_entries)
     # rounded at random, so that a rate is right in expectation
     levels = rates_n.numpy() * thinned_rows.LEVELS + noise.bits(len(at), 1)[:, 0] / BITS
     limits = np.floor(levels).astype(np.uint64)

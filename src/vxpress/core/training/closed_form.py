@@ -27,6 +27,7 @@ from vxpress.core.networks import MAX_LOG_VARIANCE, MIN_POSTERIOR_VARIANCE
 from vxpress.core.noise import Noise
 from vxpress.core.perturbations import OUTPUT_SCALE
 from vxpress.core.priors import StandardNormal
+from vxpress.core.thinning import Space
 
 
 def covers(model: VAE, source: Source, train: TrainConfig) -> bool:
@@ -71,6 +72,7 @@ class ClosedForm:
             (np.float32(MAX_LOG_VARIANCE), np.float32(MIN_POSTERIOR_VARIANCE)),
         )
         self.memory: StepMemory | None = None
+        self.space = Space()
 
     @torch.no_grad()
     def __call__(self, batch: Batch, kl_weight: float) -> tuple[float, float, Tensor]:
@@ -79,7 +81,7 @@ class ClosedForm:
         conditioner = model.conditioner
         s_nc = conditioner(batch.covariates)
         encoded_nc, shift = conditioner.for_encoder(s_nc), model.encoder.shift
-        seen = model.thinned(batch, self.noise)
+        seen = model.thinned(batch, self.noise, self.space)
         nothing_nc, no_rows = torch.empty(n, 0), torch.empty(0, config.n_latent)
         bits = self.noise.dropout_bits(torch.empty(n, config.n_hidden), config.dropout)
         eps_nd = self.noise.normal_like(torch.empty(n, config.n_latent))

@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 import torch
 
-from vxpress.core.data import Cells, Streamed, gene_sums
+from vxpress.core.data import SOURCES, Cells, Streamed, gene_sums, place
 from vxpress.core.data.prefetch import _Slot
 
 MakeCells = Callable[..., Cells]
@@ -36,14 +36,22 @@ def test_streamed_minibatches_are_the_parts_of_the_epoch(make_cells: MakeCells, 
     cells = make_cells(60)
     rows = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     parts = rows.tensor_split(n_batches)
-    seen = [(b.rows.clone(), b.x_ng.clone(), b.log_library_n1) for b in _streamed(cells).batches(parts)]
+    seen = [(b.rows.clone(), b.x_ng.clone(), b.log_library_n1) for b in _streamed(cells).prefetched(parts)]
     assert all(torch.equal(part, mine[0]) for part, mine in zip(parts, seen, strict=True))
     assert torch.equal(torch.cat([x for _, x, _ in seen]), cells.counts.dense(rows))
     assert torch.equal(torch.cat([library for *_, library in seen]), cells.log_library_n1[rows])
 
 
+@pytest.mark.parametrize("name", SOURCES)
+def test_on_a_processor_every_minibatch_stays_as_it_is(make_cells: MakeCells, name: str) -> None:
+    cells = make_cells(60)
+    parts = torch.arange(60).tensor_split(7)
+    batches = list(place(cells, CPU, name).batches(parts))
+    assert torch.equal(torch.cat([batch.x_ng for batch in batches]), cells.batch(torch.arange(60)).x_ng)
+
+
 def test_no_parts_no_minibatches(make_cells: MakeCells) -> None:
-    assert list(_streamed(make_cells(5)).batches([])) == []
+    assert list(_streamed(make_cells(5)).prefetched([])) == []
 
 
 class _Recorder:

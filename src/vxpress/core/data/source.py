@@ -91,9 +91,10 @@ class Source(ABC):
         return Batch(Rows(rows, None, x_ng), rows, self.log_library_n1[rows], self.covariates[rows])
 
     def batches(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
-        """Yield the minibatches of some lists of rows; each is valid until the next one is requested.
+        """Yield the minibatches of some lists of rows.
 
-        For a GPU, the next minibatch of counts that are not on the device is prepared while the device is at work.
+        On a processor each stays as it is, because threads compute with several of them at a time. On a GPU each is valid until
+        the next one is requested; that of counts that are not on the device is prepared while the device is at work.
         """
         if self.device.type == "cuda" and not self.on_device:
             return self.prefetched(parts)

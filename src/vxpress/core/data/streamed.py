@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import torch
 from torch import Tensor
 
 from vxpress.core.covariates import Covariates
-from vxpress.core.data.batch import Batch, Rows
+from vxpress.core.data.batch import Rows
 from vxpress.core.data.counts import Counts
 from vxpress.core.data.source import Source
 
@@ -32,7 +30,3 @@ class Streamed(Source):
 
     def read(self, rows: Tensor) -> Rows:
         return Rows(rows.cpu(), self.counts)
-
-    def batches(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
-        """Yield minibatches; the next one is assembled and sent while the device works on the current one."""
-        return self.prefetched(parts)

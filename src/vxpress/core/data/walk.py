@@ -19,7 +19,7 @@ def walk(
 ) -> Iterator[tuple[slice, Batch]]:
     """Yield the cells ``rows`` (by default all) in batches of at most ``size``, with their positions in ``rows``.
 
-    A batch is valid until the next one is requested. ``stage`` names the computation for progress bars. Pass
+    On a GPU a batch is valid until the next one is requested. ``stage`` names the computation for progress bars. Pass
     ``dense=False`` if dense counts are not needed; then none are prepared ahead.
     """
     rows = torch.arange(len(source), device=source.device) if rows is None else rows

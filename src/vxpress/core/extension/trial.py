@@ -102,6 +102,11 @@ def try_source(name: str | None, source: Source, n_genes: int) -> None:
     x_ng = trial.tensor("read", counts.dense, (len(rows), n_genes), "cells, genes")
     if bool((x_ng < 0).any()):
         trial.refuse("read", "returned negative counts", "counts of at least 0")
+    if source.device.type == "cpu":
+        parts = rows.tensor_split(3)
+        batches = trial.call("batches", lambda: list(source.batches(parts)))
+        if not torch.equal(torch.cat([batch.x_ng for batch in batches]), x_ng):
+            trial.refuse("batches", "changed a minibatch after the next one was requested", "memory of its own for each")
 
 
 def try_classes(model: VAE, source: Source, rows: Tensor, config: TrainConfig) -> None:

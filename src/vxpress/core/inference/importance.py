@@ -147,8 +147,9 @@ def importance_bounds(
                 found.append(sums.bound(proposal.kl_n))
         return found
 
-    # with so many samples that the noise of some cells takes memory, threads share the parts of single passes
-    kept = n_samples[-1] <= KEPT_SAMPLES
+    # with so many samples that the noise of some cells takes memory, threads share the parts of single passes; a GPU computes while
+    # the noise of the next pass is drawn
+    kept = device.type == "cpu" and n_samples[-1] <= KEPT_SAMPLES
     each = list(in_order(bounds, with_noise(), device) if kept else map(bounds, with_noise()))
     return tuple(
         Bound(*(np.concatenate(part) for part in zip(*(vars(b).values() for b in parts), strict=True)))

@@ -119,6 +119,13 @@ def changed(kind: str, method: str, change: Change) -> type:
     return type("Changed", (base,), {method: lambda self, *a, **k: change(found(self, *a, **k))})
 
 
+def _in_one_memory(batches: Iterator[extend.Batch]) -> Iterator[extend.Batch]:
+    memory_ng = torch.empty(3, 12)
+    for batch in batches:
+        x_ng = memory_ng[: len(batch)].copy_(batch.x_ng)
+        yield dataclasses.replace(batch, counts=extend.Rows(batch.counts.at, None, x_ng))
+
+
 FAULTS: list[tuple[str, str, Change, str]] = [
     ("likelihood", "log_prob", lambda v: v.sum(-1), r"tensor of shape \(3,\); .*\(cells, genes\) = \(3, 12\)"),
     ("likelihood", "log_prob", lambda v: v.detach(), "without a gradient"),
@@ -153,15 +160,8 @@ FAULTS: list[tuple[str, str, Change, str]] = [
     ("source", "read", lambda v: extend.Rows(v.at[1:], v.matrix), r"shape \(2, 12\)"),
     ("source", "read", lambda v: extend.Rows(v.at, None, v.dense()[:, 1:]), r"\(cells, genes\) = \(3, 12\)"),
     ("source", "read", lambda v: extend.Rows(v.at, None, -v.dense()), "negative counts"),
-    ("source", "batches", lambda v: _in_one_memory(v), "changed a minibatch after the next one was requested"),
+    ("source", "batches", _in_one_memory, "changed a minibatch after the next one was requested"),
 ]
-
-
-def _in_one_memory(batches: Iterator[extend.Batch]) -> Iterator[extend.Batch]:
-    memory_ng = torch.empty(3, 12)
-    for batch in batches:
-        x_ng = memory_ng[: len(batch)].copy_(batch.x_ng)
-        yield dataclasses.replace(batch, counts=extend.Rows(batch.counts.at, None, x_ng))
 
 
 @pytest.mark.parametrize(("kind", "method", "change", "found"), FAULTS)

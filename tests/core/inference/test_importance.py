@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -150,9 +150,9 @@ def test_counts_are_read_once_per_cell_whatever_the_number_of_samples(
     read: list[torch.Tensor] = []
     dense = Counts.dense
 
-    def noted(self: Counts, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def noted(self: Counts, rows: torch.Tensor, *others: Any) -> torch.Tensor:
         read.append(rows)
-        return dense(self, rows, out)
+        return dense(self, rows, *others)
 
     monkeypatch.setattr(Counts, "dense", noted)
     # two full rounds of samples and a part of one

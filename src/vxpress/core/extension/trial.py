@@ -106,7 +106,9 @@ def try_source(name: str | None, source: Source, n_genes: int) -> None:
         parts = rows.tensor_split(3)
         batches = trial.call("batches", lambda: list(source.batches(parts)))
         if not torch.equal(torch.cat([batch.x_ng for batch in batches]), x_ng):
-            trial.refuse("batches", "changed a minibatch after the next one was requested", "memory of its own for each")
+            trial.refuse(
+                "batches", "changed a minibatch after the next one was requested", "memory of its own for each"
+            )
 
 
 def try_classes(model: VAE, source: Source, rows: Tensor, config: TrainConfig) -> None:

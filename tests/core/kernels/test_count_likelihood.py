@@ -209,6 +209,16 @@ def test_values_that_are_not_finite_propagate(bad: float) -> None:
     assert torch.isfinite(value[[0, 1, 3, 4]]).all()
 
 
+def test_columns_of_larger_tables_are_read() -> None:
+    f, layers, batch = _problem(6, 5, gate=False, rows=3)
+    reference = count_log_likelihood(f, layers, batch.log_library_n1, batch, training=False)
+    # such as the batch, next to another covariate
+    rows_n = torch.stack((layers.theta_row_n, 7 - layers.theta_row_n), dim=1)[:, 0]
+    library_n1 = torch.cat((batch.log_library_n1, batch.log_library_n1 + 1.0), dim=1)[:, :1]
+    found = count_log_likelihood(f, replace(layers, theta_row_n=rows_n), library_n1, batch, training=False)
+    assert torch.equal(found, reference)
+
+
 def test_two_autograd_graphs_do_not_share_memory() -> None:
     f, layers, batch = _problem(16, 50, gate=True)
     alone = torch.autograd.grad(

@@ -28,6 +28,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "zinb": {"likelihood": "zinb", "dropout": 0.0},
     "covariates": {"n_categories": (3,), "has_batch": True, "condition_output": True, "encode_covariates": True},
     "per batch": {"n_categories": (3,), "has_batch": True, "dispersion": "gene-batch", "remainder": True},
+    "per batch of two covariates": {"n_categories": (3, 2), "has_batch": True, "dispersion": "gene-batch"},
     "thinned": {"thinning": 0.9, "n_categories": (3,), "has_batch": True},
     "reference": {"likelihood": "zinb", "bias_before_norm": True},
     "optional": {"n_categories": (3,), "has_batch": True, "optional": (0,)},
@@ -43,6 +44,10 @@ def test_a_step_without_autograd_gives_the_same_gradient(make_cells: MakeCells, 
     cells = replace(cells, counts=_sparser(cells))
     config = ModelConfig(n_genes=20, n_latent=3, n_hidden=16, norm=norm, **{"condition_output": False} | STEPS[name])  # type: ignore[arg-type]
     model, batch = build(config, 0).train(), cells.batch(torch.arange(5, 45))
+    if len(config.n_categories) == 2:
+        code_n1 = batch.covariates.categorical_nk
+        both = replace(batch.covariates, categorical_nk=torch.cat((code_n1, code_n1 % 2), dim=1))
+        batch = batch.with_covariates(both)
     if config.optional:
         hidden = model.conditioner.hide(batch.covariates, torch.arange(40) % 3 == 0)
         batch = batch.with_covariates(hidden)

@@ -123,7 +123,7 @@ class CountLikelihood:
 
     def __init__(self, layers: OutputLayers, batch: Batch, log_library_n1: Tensor, *, training: bool) -> None:
         self.layers, self.batch, self.training = layers, batch, training
-        self.log_library_n = log_library_n1.detach().reshape(-1).numpy()
+        self.log_library_n = log_library_n1.detach().reshape(-1).contiguous().numpy()
 
     def forward(self, f_nf: Tensor, *, gradient: bool) -> np.ndarray:
         """Compute the log likelihood per cell, float64 (n,)."""
@@ -153,7 +153,7 @@ class CountLikelihood:
         rows, indptr, indices, data = self.batch.counts.numpy()
         self.scored.update({
             count_rows.ROWS: rows, count_rows.INDPTR: indptr, count_rows.INDICES: indices, count_rows.DATA: data,
-            count_rows.LOG_LIBRARY: self.log_library_n, count_rows.ROW_THETA: layers.theta_row_n.numpy(),
+            count_rows.LOG_LIBRARY: self.log_library_n, count_rows.ROW_THETA: layers.theta_row_n.contiguous().numpy(),
             count_rows.THETA: theta.numpy(), count_rows.INVERSE: theta.reciprocal().numpy(),
             count_rows.RISING: tables[0], count_rows.SLOPE: tables[1],
         })  # fmt: skip

@@ -345,7 +345,8 @@ class StepMemory:
         rows, indptr, indices, data = batch.counts.numpy()
         self.scored.update({
             count_rows.ROWS: rows, count_rows.INDPTR: indptr, count_rows.INDICES: indices, count_rows.DATA: data,
-            count_rows.LOG_LIBRARY: batch.log_library_n1.reshape(-1).numpy(), count_rows.ROW_THETA: theta_row_n.numpy(),
+            count_rows.LOG_LIBRARY: batch.log_library_n1.reshape(-1).contiguous().numpy(),
+            count_rows.ROW_THETA: theta_row_n.contiguous().numpy(),
         })  # fmt: skip
         rows, indptr, indices, data = seen.counts.numpy()
         encoded = conditions.encoded.contiguous().numpy()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +17,7 @@ from numba import njit
 from vxpress.core.kernels import products
 from vxpress.core.kernels.products import PAIRED, padded, product
 
+HERE = Path(__file__).resolve()
 # types of an intrinsic are those of its definition, which has one argument more
 address: Any = products.address
 
@@ -62,6 +68,56 @@ def test_products_of_pairs_are_those_of_bfloat16(m: int, k: int, n: int) -> None
     _multiply(product, words, np.ascontiguousarray(right).view(np.int32)[..., 0], out, np.int64(0), np.bool_(1))
     # products of two bfloat16 are exact in float32, only their sum is rounded
     np.testing.assert_allclose(out, (a.double() @ b.double()).numpy(), rtol=1e-5, atol=1e-5)
+
+
+@njit
+def _multiply_inside(multiply, a, b, c):
+    """Compute a b in the first rows and columns of c."""
+    multiply(
+        address(a), 4 * a.shape[1], 4, address(b), 4 * b.shape[1], address(c), 4 * c.shape[1],
+        len(a), b.shape[1], a.shape[1], np.int64(0), np.bool_(0),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [16, 32, 48, 64, 80, 128])
+@pytest.mark.parametrize("m", [1, 4, 11])
+def test_products_write_nothing_beyond_their_rows_and_columns(m: int, n: int) -> None:
+    rng = np.random.default_rng(n)
+    a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((m, 6), (6, n)))
+    out = np.full((m + 2, n + 32), 7.0, np.float32)
+    _multiply_inside(product, a, b, out)
+    np.testing.assert_allclose(out[:m, :n], a.astype(float) @ b, rtol=1e-5, atol=1e-5)
+    assert (out[m:] == 7).all()
+    assert (out[:, n:] == 7).all()
+
+
+# processors without AVX-512, as numba's target: name, instructions and floats per vector
+TARGETS = {"avx2": ("haswell", "+avx2,+fma", 8), "sse": ("generic", "", 4)}
+
+
+def _on(target: str, *command: str) -> subprocess.CompletedProcess[str]:
+    name, features, _ = TARGETS[target]
+    environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    return subprocess.run(
+        [sys.executable, *command], env=environment, cwd=HERE.parents[2], check=False, capture_output=True, text=True
+    )
+
+
+@pytest.mark.skipif(platform.machine().lower() not in {"x86_64", "amd64"}, reason="targets of another processor")
+@pytest.mark.parametrize("target", TARGETS)
+def test_products_on_processors_with_shorter_vectors(target: str) -> None:
+    code = "from vxpress.core.kernels import products; print(products.WIDTH, products.PAIRED)"
+    assert _on(target, "-c", code).stdout.split() == [str(TARGETS[target][2]), "False"]
+    done = _on(target, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE), "-k", "numpy or beyond")
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine().lower() not in {"x86_64", "amd64"}, reason="targets of another processor")
+def test_fits_on_processors_with_shorter_vectors() -> None:
+    tests = HERE.parents[1] / "training" / "test_closed_form.py"
+    done = _on("avx2", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), "-k", "zinb or covariates")
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_columns_are_padded() -> None:

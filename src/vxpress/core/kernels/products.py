@@ -15,6 +15,7 @@ from typing import Any
 from llvmlite import binding, ir
 from numba import cfunc, types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from vxpress.core import rule
@@ -40,17 +41,23 @@ class _BFloat16(ir.Type):  # type: ignore[misc]  # llvmlite carries no types
         return hash(_BFloat16)
 
 
-def _shape() -> tuple[int, int, int]:
+def _features() -> set[str]:
+    """Return the instructions for which numba compiles: those of this processor, or of ``NUMBA_CPU_FEATURES``."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return {name[1:] for name in features.split(",") if name.startswith("+")}
+
+
+def _shape(features: set[str]) -> tuple[int, int, int]:
     """Return floats per vector, and rows and vectors of a block, so that it fills the registers but for operands."""
-    features = binding.get_host_cpu_features()
-    if features.get("avx512f"):
+    if "avx512f" in features:
         return 16, 8, 3
-    if features.get("avx2") and features.get("fma"):
+    if {"avx2", "fma"} <= features:
         return 8, 4, 3
     return 4, 8, 3
 
 
-WIDTH, ROWS, VECTORS = _shape()
+FEATURES = _features()
+WIDTH, ROWS, VECTORS = _shape(FEATURES)
 
 
 @intrinsic
@@ -131,12 +138,13 @@ class _Block:
 
 
 # only AVX-512 has the instruction that is used; elsewhere pairs are never passed
-PAIRED = WIDTH == 16 and rule.native_bfloat16()
+PAIRED = WIDTH == 16 and "avx512bf16" in FEATURES and rule.native_bfloat16()
 _floats, _floats_row = (_Block(rows, VECTORS, paired=False).intrinsic() for rows in (ROWS, 1))
-_floats_narrow, _floats_row_narrow = (_Block(rows, COLUMNS // WIDTH, paired=False).intrinsic() for rows in (ROWS, 1))
+_floats_narrow, _floats_row_narrow = (_Block(rows, 1, paired=False).intrinsic() for rows in (ROWS, 1))
 _pairs, _pairs_row = (_Block(rows, VECTORS, paired=PAIRED).intrinsic() for rows in (ROWS, 1))
-_pairs_narrow, _pairs_row_narrow = (_Block(rows, COLUMNS // WIDTH, paired=PAIRED).intrinsic() for rows in (ROWS, 1))
-_WIDE = 4 * VECTORS * WIDTH
+_pairs_narrow, _pairs_row_narrow = (_Block(rows, 1, paired=PAIRED).intrinsic() for rows in (ROWS, 1))
+# bytes of a block's columns; narrow blocks of one vector end a row at any multiple of :data:`COLUMNS`
+_WIDE, _NARROW = 4 * VECTORS * WIDTH, 4 * WIDTH
 
 
 def _product(a, a_row, a_term, b, b_term, c, c_row, n_rows, n_columns, n_terms, keep, paired):
@@ -170,7 +178,7 @@ def _product(a, a_row, a_term, b, b_term, c, c_row, n_rows, n_columns, n_terms, 
             else:
                 _floats_row_narrow(left, a_row, a_term, right, b_term, out, c_row, n_terms, keep)
             r += ROWS if whole else 1
-        column += _WIDE if wide else 4 * COLUMNS
+        column += _WIDE if wide else _NARROW
 
 
 # a pointer, which compiled functions take as an argument, or a symbol, which :func:`multiply` calls: otherwise its code would be

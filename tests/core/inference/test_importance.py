@@ -16,10 +16,19 @@ from vxpress.core.bodies import MLP
 from vxpress.core.config import ModelConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
-from vxpress.core.inference.importance import Bound, ImportanceSums, cell_proposals, importance_bound, log_likelihood
+from vxpress.core.inference import importance
+from vxpress.core.inference.importance import (
+    Bound,
+    ImportanceSums,
+    cell_proposals,
+    importance_bound,
+    importance_bounds,
+    log_likelihood,
+)
 from vxpress.core.likelihoods import MIN_GAUSSIAN_VARIANCE
 from vxpress.core.model import VAE, build
 from vxpress.core.networks import MIN_POSTERIOR_VARIANCE
+from vxpress.core.threads import OneThread, decided
 
 MakeCells = Callable[..., Cells]
 N, G, D, SHIFT = 200, 6, 2, 50.0
@@ -251,3 +260,18 @@ def test_noise_is_seeded_and_independent_of_the_global_state(
     assert (one.log_likelihood_n != other.log_likelihood_n).all()
     assert isinstance(one, Bound)
     assert np.isnan(log_likelihood(model, cells, 1, seed=0).se_n).all()
+
+
+def test_neither_threads_nor_noise_drawn_ahead_change_a_bit(
+    linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, found = linear.model(0.5, 1.5), []
+    for n_threads, kept in ((1, 1024), (3, 1024), (3, 0)):
+        monkeypatch.setattr(importance, "KEPT_SAMPLES", kept)
+        with OneThread(), decided(n_threads):
+            propose = cell_proposals(model, linear.cells)
+            found.append(importance_bounds(propose, (3, 40), rows_per_pass=320, seed=1))
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            np.testing.assert_array_equal(one.log_likelihood_n, other.log_likelihood_n)
+            np.testing.assert_array_equal(one.elbo_n, other.elbo_n)

@@ -30,11 +30,12 @@ from vxpress.core import rule
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.covariates import Covariates
 from vxpress.core.data import Cells, Counts
-from vxpress.core.kernels import adam_rows, helpers, sparse_rows, team
+from vxpress.core.kernels.input_layer import InputProduct
 from vxpress.core.kernels.vector import exp32, log1p32
 from vxpress.core.model import VAE, build
 from vxpress.core.settings import preset_settings
 from vxpress.core.training import train
+from vxpress.core.training.optimizer import _CompiledAdam
 
 HIDDEN, LATENT = 128, 10
 
@@ -168,7 +169,7 @@ def _log(x, out):
             out[i, j] = log1p32(x[i, j])
 
 
-def floor(cells: Cells, n: int, likelihood: str, threads: int) -> dict[str, float]:
+def floor(cells: Cells, n: int, likelihood: str) -> dict[str, float]:
     """Measure the milliseconds of the necessary parts of a step of ``n`` cells."""
     g = cells.counts.n_genes
     dtype = rule.product_dtype(n, HIDDEN, g, training=True)
@@ -187,7 +188,7 @@ def floor(cells: Cells, n: int, likelihood: str, threads: int) -> dict[str, floa
         )
     )
     dense = milliseconds(lambda: torch.mm(x, w, out=d_f)) + milliseconds(lambda: torch.mm(x.t(), f, out=d_w))
-    sparse = _sparse_input(cells, n, threads)
+    sparse = _sparse_input(cells, n)
     logits, kept = torch.randn(n, g), torch.empty(n, g)
     a, b = logits.abs().numpy(), kept.numpy()
     elementwise = min(milliseconds(lambda: torch.exp(logits, out=kept)), milliseconds(lambda: _exp(a, b)))
@@ -197,40 +198,27 @@ def floor(cells: Cells, n: int, likelihood: str, threads: int) -> dict[str, floa
         "input products": min(dense, sparse),
         "output products": heads * output,
         "exp and log": (3 if likelihood == "zinb" else 1) * elementwise,
-        "optimizer": _optimizer(g * HIDDEN * (1 + heads), threads),
+        "optimizer": _optimizer(g * HIDDEN * (1 + heads)),
     }
     return times | {"total": sum(times.values())}
 
 
-def _sparse_input(cells: Cells, n: int, threads: int) -> float:
-    rows, (indptr, indices, data) = np.arange(n), cells.counts.numpy()
-    g = cells.counts.n_genes
-    weight, bias = np.random.default_rng(0).normal(size=(g, HIDDEN)).astype(np.float32), np.zeros(HIDDEN, np.float32)
-    out, d_weight = np.empty((n, HIDDEN), np.float32), np.zeros((g, HIDDEN), np.float32)
-    cuts = team.cut(n, threads)
-    before = np.concatenate(([0], np.cumsum(np.diff(indptr[: n + 1]))))
-    kept = np.empty((len(cuts) - 1, g + 1), np.int64), np.empty(before[-1], np.int32), np.empty(before[-1], np.float32)
-    there = milliseconds(
-        lambda: helpers.run(
-            threads, sparse_rows.forward, 1, cuts, before[cuts], rows, indptr, indices, data, weight, bias, out, True, *kept,
-        )
-    )  # fmt: skip
-    back = milliseconds(
-        lambda: helpers.run(threads, sparse_rows.backward, 1, team.cut(g, threads), *kept, out, d_weight)
-    )
-    return there + back
+def _sparse_input(cells: Cells, n: int) -> float:
+    g = cells.n_genes
+    weight, d_table = torch.randn(g, HIDDEN).t(), torch.zeros(g, HIDDEN)
+    product = InputProduct(cells.batch(torch.arange(n)), weight, torch.zeros(HIDDEN), None)
+    there = milliseconds(lambda: product.forward(ordered=True))
+    d_out = product.forward(ordered=True)
+    return there + milliseconds(lambda: product.add_gradient(d_out, d_table))
 
 
-def _optimizer(n_weights: int, threads: int) -> float:
+def _optimizer(n_weights: int) -> float:
     weight = torch.nn.Parameter(torch.randn(n_weights))
     weight.grad = torch.randn(n_weights)
     adam = torch.optim.AdamW([weight], fused=True)
-    p, g, m, v = (np.zeros(n_weights, np.float32) for _ in range(4))
-    settings = np.array([(0.01, 0.9, 0.999, 1e-8, 0.0, 0.1, 0.1)], np.float32)
-    cuts, squares, verdict = team.cut(n_weights, 16)[:, None], np.empty(16), np.empty(2)
-    args = cuts, np.zeros(1, np.int64), 1, p, g, m, v, settings, True, 0.0, 0.0, squares, verdict
-    ours = milliseconds(lambda: helpers.run(threads, adam_rows.adam, adam_rows.ROUNDS, *args))
-    return min(milliseconds(adam.step), ours)
+    ours = _CompiledAdam(TrainConfig(max_epochs=1), weight, torch.zeros(n_weights), [0])
+    loss = torch.zeros(())
+    return min(milliseconds(adam.step), milliseconds(lambda: ours.step(loss, 0.01, 0.9)))
 
 
 def main() -> None:
@@ -264,7 +252,7 @@ def main() -> None:
         print(f"{likelihood}: {args.repeats} rounds, about {20 * args.epochs // 6 + 5} s each", flush=True)
         speeds = alternate(runs, args.repeats)
         # the model of the one-epoch warm-up is not scored
-        floors = {n: floor(cells, n, likelihood, args.threads) for n in {128, default}}
+        floors = {n: floor(cells, n, likelihood) for n in {128, default}}
         for name, run in runs.items():
             n = int(name.rsplit(", ", 1)[1])
             cells_per_s = spread(speeds[name])

@@ -128,7 +128,11 @@ class Job:
     def compiled(self) -> Any:
         kinds = types.void(types.int64, types.int64, types.int64)
         with compiling.no_collection:
-            return cfunc(kinds, error_model="numpy", **CACHED)(self.function)
+            try:
+                return cfunc(kinds, error_model="numpy", **CACHED)(self.function)
+            except OSError:
+                # the cache cannot be written, for example because the disk is full
+                return cfunc(kinds, error_model="numpy")(self.function)
 
     @property
     def address(self) -> int:

@@ -187,6 +187,7 @@ def share(work: Callable[[int], Any], n_parts: int, device: torch.device = CPU) 
     parts = iter(range(n_parts))
 
     def some() -> None:
+        one_thread_here()
         with torch.no_grad():
             for i in parts:
                 work(i)
@@ -226,6 +227,7 @@ def in_order(work: Callable[[T], R], items: Iterable[T], device: torch.device = 
 
     @torch.no_grad()
     def compute(item: T) -> R:
+        one_thread_here()
         return work(item)
 
     try:
@@ -239,6 +241,16 @@ def in_order(work: Callable[[T], R], items: Iterable[T], device: torch.device = 
     finally:
         # after an error or an interrupt, only the results that are being computed are finished
         wait([one for one in ahead if not one.cancel()])
+
+
+def one_thread_here() -> None:
+    """Make torch use one thread in this thread, if it helps one that is within :class:`OneThread`.
+
+    A new thread copies the number of the process, which is one, but only when it asks torch for it. Products of small
+    matrices do not, and start as many threads of OpenMP as there are processors.
+    """
+    if torch.get_num_threads() != 1 and _holders:
+        torch.set_num_threads(1)
 
 
 def _workers() -> ThreadPoolExecutor:

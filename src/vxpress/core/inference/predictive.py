@@ -70,6 +70,7 @@ def likelihood_draws(
         part = slice(block * step, min((block + 1) * step, n))
         state = np.random.SeedSequence([seed, block]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        threads.one_thread_here()
         with torch.no_grad():
             some = covariates[torch.arange(part.start, part.stop)]
             point = {Z: z_nd[part]} | model.sample_others(some, generator)

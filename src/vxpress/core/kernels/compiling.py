@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import threading
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from typing import Any
 
 from numba.core import event
 
-from vxpress.core.progress import Stage, stage
+from vxpress.core.progress import stage
 
 OURS, OTHERS = "compiling, once per installation", "compiling"
 
@@ -53,8 +53,10 @@ class _Stages(event.Listener):  # type: ignore[misc]  # numba carries no types
         if depth == 0:
             function = getattr(event.data["dispatcher"], "py_func", None)
             ours = str(getattr(function, "__module__", "")).startswith("vxpress.")
-            opened: AbstractContextManager[Stage] = stage(OURS if ours else OTHERS)
-            opened.__enter__()
+            opened = ExitStack()
+            opened.enter_context(stage(OURS if ours else OTHERS))
+            if ours:
+                opened.enter_context(no_collection)
             self.of_thread.opened = opened
 
     def on_end(self, event: Any) -> None:
@@ -62,7 +64,7 @@ class _Stages(event.Listener):  # type: ignore[misc]  # numba carries no types
         opened = getattr(self.of_thread, "opened", None)
         if self.of_thread.depth == 0 and opened is not None:
             self.of_thread.opened = None
-            opened.__exit__(None, None, None)
+            opened.close()
 
 
 event.register("numba:compile", _Stages())

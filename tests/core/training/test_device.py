@@ -84,6 +84,7 @@ def _fit_as_on_a_device(
 MODELS = {
     "nb": CONFIG,
     "zinb": replace(CONFIG, likelihood="zinb", norm="batch", dropout=0.1),
+    "thinned": replace(CONFIG, thinning=0.5),
     "latent library": replace(
         CONFIG, latent_library=True, norm="batch", n_categories=(2,), has_batch=True, dispersion="gene-batch"
     ),

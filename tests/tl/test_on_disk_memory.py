@@ -12,12 +12,14 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-FEW, MANY, GENES = 20_000, 80_000, 300
+FEW, MANY, GENES = 20_000, 140_000, 300
 FIT = """
 import sys
 import vxpress as vx
 from vxpress.bridge.read import survey
 from vxpress.core.data import Stored
+from vxpress.core.training import dispersion
+dispersion.KEPT_ENTRIES = 2**20
 survey.MEMORY_BYTES, Stored.__init__.__kwdefaults__["limit"] = 0, 2**21
 adata = vx.io.open_store(sys.argv[1])
 vx.tl.fit_vae(adata, n_latent=5, n_hidden=16, max_epochs=1, denoised=False, progress=False)

@@ -65,14 +65,15 @@ def dense(batch: Batch, rates_n: Tensor, noise: Noise) -> Rows:
 def by_molecule(batch: Batch, rates_n: Tensor, noise: Noise) -> Rows:
     """Return binomial samples of a minibatch's counts, for which every molecule has a random number."""
     where, values = batch.entries()
-    data = values.numpy().astype(np.int64)
-    rate = rates_n.numpy()[where.numpy() // batch.counts.n_genes]
+    data, entries_of = values.numpy().astype(np.int64), batch.counts.n_stored().numpy()
     large = data > MAX_DRAWN
-    n_drawn = np.where(large, 0, data)
-    owner = np.repeat(np.arange(len(data)), n_drawn)
-    drawn = noise.bits(len(owner), 1)[:, 0] < np.floor(rate * BITS).astype(np.int64)[owner]
-    kept = np.bincount(owner[drawn], minlength=len(data))
-    kept[large] = noise.binomial(data[large], rate[large])
+    molecules = np.append(0, np.cumsum(np.where(large, 0, data)))
+    limits = np.floor(rates_n.numpy() * BITS).astype(np.int32)
+    molecules_of = np.diff(molecules[np.append(0, np.cumsum(entries_of))])
+    drawn = noise.bits(int(molecules[-1]), 1)[:, 0] < np.repeat(limits, molecules_of)
+    kept = np.diff(np.append(0, np.cumsum(drawn, dtype=np.int32))[molecules])
+    if large.any():
+        kept[large] = noise.binomial(data[large], np.repeat(rates_n.numpy(), entries_of)[large])
     kept_ng = torch.zeros(len(batch), batch.counts.n_genes)
     kept_ng.view(-1)[where] = torch.from_numpy(kept).float()
     return Rows(batch.counts.at, None, kept_ng)

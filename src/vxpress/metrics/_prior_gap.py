@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 
 from vxpress._entry import entry
 from vxpress._seeds import seed_of
@@ -62,6 +60,10 @@ def prior_gap(
     >>> low < gap, round(gap)
     (True, 2)
     """
+    # takes a tenth of a second, and most calls of the package do not need it
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     mean_nd, var_nd = _pair(mean_nd, var_nd)
     n, d = mean_nd.shape
     rng = seed_of(rng)

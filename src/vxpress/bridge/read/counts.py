@@ -44,9 +44,14 @@ class CountData:
         assert not isinstance(self.inside, Elsewhere)  # noqa: S101 - the callers handle the others
         return Counts.from_scipy(self.inside)
 
+    @property
+    def n_genes(self) -> int:
+        """Number of modelled genes."""
+        return len(self.inside.sums_g) if isinstance(self.inside, Elsewhere) else int(self.inside.shape[1])
+
     def cells(self, log_library_n1: Tensor, covariates: Covariates) -> Source:
         """Return the cells with the counts of the modelled genes."""
-        rule.reads(len(log_library_n1), len(self.inside_g))
+        rule.reads(len(log_library_n1), self.n_genes)
         if isinstance(self.inside, Elsewhere):
             return _source(self.inside, log_library_n1, covariates)
         return Cells(self._matrix, log_library_n1, covariates)

@@ -36,7 +36,9 @@ def dense_log_likelihood(
     counts and their values, formulas of counts above zero are evaluated only there. The result can be differentiated once.
     """
     counted = _Selected(x_ng) if entries is None else _Gathered(x_ng, *entries)
-    value: Tensor = _DenseLogLikelihood.apply(logits_ng, log_library_n1, log_theta, gate_ng, x_ng, counted)
+    value: Tensor = _DenseLogLikelihood.apply(
+        logits_ng, log_library_n1, log_theta, gate_ng, x_ng, counted, torch.is_grad_enabled()
+    )
     return value
 
 
@@ -124,6 +126,7 @@ class _DenseLogLikelihood(torch.autograd.Function):
         gate_ng: Tensor | None,
         x_ng: Tensor,
         counted: _Selected | _Gathered,
+        recording: bool,  # noqa: FBT001 - torch passes arguments by position
     ) -> Tensor:
         g, theta = x_ng.shape[1], log_theta.exp()
         log_share = F.log_softmax(logits_ng, dim=-1)
@@ -131,25 +134,28 @@ class _DenseLogLikelihood(torch.autograd.Function):
         mean = log_mean.exp()
         t = mean / theta
         log1p_t, put = torch.log1p(t), counted.put
-        share, at_zero = 1 / (1 + t), -theta * log1p_t
+        at_zero = -theta * log1p_t
         full, step = counted.evaluate(log_mean, log1p_t, log_theta)
-        d_mean = (x_ng - mean) * share
-        d_theta = at_zero - d_mean + put(step, 0.0)
-        d_gate = None
         if gate_ng is None:
-            value = put(full, at_zero)
+            value = put(full, at_zero).sum(-1)
         else:
+            value = (put(full, torch.logaddexp(gate_ng, at_zero)) - F.softplus(gate_ng)).sum(-1)
+        if not recording:
+            return value
+        share, d_gate = t.add_(1).reciprocal_(), None
+        d_mean = (x_ng - mean).mul_(share)
+        d_theta = (at_zero - d_mean).add_(put(step, 0.0))
+        if gate_ng is not None:
             # the probability that a zero is from the negative binomial
             chance = put(1.0, torch.sigmoid(at_zero - gate_ng))
-            value = put(full, torch.logaddexp(gate_ng, at_zero)) - F.softplus(gate_ng)
-            d_mean, d_theta = d_mean * chance, d_theta * chance
+            d_mean, d_theta = d_mean.mul_(chance), d_theta.mul_(chance)
             d_gate = 1.0 - chance - torch.sigmoid(gate_ng)
         d_library = d_mean.sum(-1, keepdim=True)
-        d_logits = -log_share.exp() * d_library
+        d_logits = log_share.exp_().mul_(-d_library)
         d_logits[:, :g] += d_mean
         ctx.save_for_backward(d_logits, d_library, d_theta, d_gate)
         ctx.shared_theta = len(log_theta) == 1
-        return value.sum(-1)
+        return value
 
     @staticmethod
     @once_differentiable
@@ -157,4 +163,5 @@ class _DenseLogLikelihood(torch.autograd.Function):
         d_logits, d_library, d_theta, d_gate = ctx.saved_tensors
         scale = d_value[:, None]
         by_theta = (scale.t() @ d_theta) if ctx.shared_theta else scale * d_theta
-        return scale * d_logits, scale * d_library, by_theta, None if d_gate is None else scale * d_gate, None, None
+        d_gate = None if d_gate is None else scale * d_gate
+        return scale * d_logits, scale * d_library, by_theta, d_gate, None, None, None

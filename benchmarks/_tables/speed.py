@@ -56,7 +56,7 @@ def _rate(row: dict[str, Any]) -> list[str]:
 
 
 @table(
-    "throughput", ("training_speed", "rows"), command="python benchmarks/training_speed.py --repeats 5", kinds=["time"]
+    "throughput", ("training_speed", "rows"), command="python benchmarks/training_speed.py --repeats 3", kinds=["time"]
 )
 def throughput() -> list[Row]:
     """Cells per second of training."""
@@ -69,8 +69,22 @@ def throughput() -> list[Row]:
     return rows
 
 
+@table("step-parts", ("step_parts", "milliseconds"), command="python benchmarks/step_parts.py", kinds=["time"])
+def step_parts() -> list[Row]:
+    """Where the time of a training step goes."""
+    found = results("step_parts")["milliseconds"]
+    sizes = list(found)
+    rows: list[Row] = [["one thread, ms", *(f"{size} cells" for size in sizes)]]
+    for part in found[sizes[0]]:
+        rows.append([part, *(number(found[size][part], 2) for size in sizes)])
+    return rows
+
+
 @table(
-    "throughput-settings", ("throughput", "rows"), command="python benchmarks/throughput.py --repeats 3", kinds=["time"]
+    "throughput-settings",
+    ("throughput", "rows"),
+    command="python benchmarks/throughput.py --repeats 3 --cells 3072",
+    kinds=["time"],
 )
 def throughput_settings() -> list[Row]:
     """Cells per second in settings that users have."""

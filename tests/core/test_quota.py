@@ -38,6 +38,17 @@ def test_a_container_of_its_own_in_version_2(tmp_path: Path) -> None:
     assert found(groups) == ([2.5], [4.5])
 
 
+@pytest.mark.parametrize("line", ["41 23 0:40 / /mnt/empty rw,relatime - tmpfs  rw,size=64k", "42 23 0:41 / /mnt", ""])
+def test_other_mounts_of_any_form_are_passed_over(tmp_path: Path, line: str) -> None:
+    groups = system(
+        tmp_path,
+        "0::/\n",
+        line + "\n" + V2.format(top="/", point="/sys/fs/cgroup"),
+        {"sys/fs/cgroup/cpu.max": "250000 100000\n"},
+    )
+    assert found(groups)[0] == [2.5]
+
+
 def test_groups_within_groups_in_version_2(tmp_path: Path) -> None:
     base = "sys/fs/cgroup/kubepods.slice"
     groups = system(

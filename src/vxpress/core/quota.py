@@ -57,8 +57,7 @@ def groups(root: Path = ROOT) -> tuple[Group, ...]:
     paths = {name: path for _, names, path in (line.split(":", 2) for line in own) for name in names.split(",")}
     found: list[Group] = []
     for line in mounts:
-        before, _, after = line.partition(" - ")
-        (top, point), (kind, _, options) = before.split()[3:5], after.split()[:3]
+        top, point, kind, options = _mount(line)
         name = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
         if name is None or name not in paths or (name and name not in options.split(",")):
             continue
@@ -77,6 +76,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=groups.cache_clear)
 
 
+def _mount(line: str) -> tuple[str, str, str, str]:
+    """Return what part of which tree is mounted, where, its kind, and its options; empty if the line has another form."""
+    before, _, after = line.partition(" - ")
+    # fields are separated by single blanks, because some are empty, such as the source of some file systems
+    first, second = before.split(" "), after.split(" ")
+    return (first[3], first[4], second[0], second[2]) if len(first) > 4 and len(second) > 2 else ("", "", "", "")
+
+
 def _folders(root: Path, top: str, point: str, path: str) -> list[Path]:
     """Return the folders of a group and of those around it, where ``top`` of the tree of groups is mounted at ``point``."""
     here = root / point[1:]
@@ -89,10 +96,9 @@ def _folders(root: Path, top: str, point: str, path: str) -> list[Path]:
 def _counting(root: Path, mounts: list[str], group: Path) -> Path | None:
     """Return the file with the used time of a group of version 1."""
     for line in mounts:
-        before, _, after = line.partition(" - ")
-        kind, _, options = after.split()[:3]
+        _, point, kind, options = _mount(line)
         if kind == "cgroup" and "cpuacct" in options.split(","):
-            return root / _decoded(before.split()[4])[1:] / group / "cpuacct.usage"
+            return root / _decoded(point)[1:] / group / "cpuacct.usage"
     return None
 
 

@@ -76,12 +76,6 @@ class Sums:
         other.outside = None if self.outside is None else self.outside.new_zeros(n, self.outside.shape[1])
         return other
 
-    def clear(self) -> None:
-        """Reset the sums for a new chunk of cells."""
-        self.inside.zero_()
-        if self.outside is not None:
-            self.outside.zero_()
-
     def add(self, f_nf: Tensor) -> None:
         """Add a draw of every cell of the chunk, given the decoder's features."""
         n = len(f_nf)

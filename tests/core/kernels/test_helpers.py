@@ -6,11 +6,14 @@ import multiprocessing
 import sys
 import threading
 import time
+import weakref
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
 from numba import njit
 
+from vxpress.core import threads
 from vxpress.core.kernels import helpers, parts
 from vxpress.core.kernels.parts import finish, meet, take
 
@@ -34,7 +37,7 @@ def _sums(board, x, partial, total):
 
 @njit(nogil=True)
 def _take_one(board):
-    take(board, 0)
+    return take(board, 0)
 
 
 @njit(nogil=True)
@@ -69,10 +72,10 @@ def test_calls_of_several_threads_do_not_mix() -> None:
     def work() -> None:
         found.extend(_shared(3) for _ in range(30))
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
+    working = [threading.Thread(target=work) for _ in range(3)]
+    for thread in working:
         thread.start()
-    for thread in threads:
+    for thread in working:
         thread.join(60)
     assert len(found) == 90
     for out in found:
@@ -94,6 +97,76 @@ def test_an_error_of_a_helping_thread_is_raised() -> None:
     with pytest.raises(MemoryError, match="no memory"):
         helpers.run(2, fail_elsewhere, 1)
     np.testing.assert_array_equal(_shared(2), _shared(1))
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, 1), (3, 3), (40, helpers.MOST)])
+def test_memory_is_taken_for_no_more_threads_than_a_call_has(n: int, expected: int) -> None:
+    with threads.decided(n), threads.OneThread():
+        assert helpers.number() == expected
+
+
+@pytest.mark.parametrize("n_before", [0, 1])
+def test_an_interrupt_while_threads_are_called_leaves_no_part_undone(
+    monkeypatch: pytest.MonkeyPatch, n_before: int
+) -> None:
+    x, out = np.random.default_rng(0).normal(size=(50, 400)), np.full(50, np.nan)
+    expected = _shared(3)
+
+    class Interrupted(SimpleQueue):
+        def put(self, call: helpers._Call) -> None:
+            super().put(call)
+            raise KeyboardInterrupt
+
+    class Helper:
+        calls = Interrupted()
+
+    monkeypatch.setattr(helpers, "_helpers", [*helpers._helpers[:n_before], Helper()])
+    with pytest.raises(KeyboardInterrupt):
+        helpers.run(n_before + 2, _sums, 2, x, np.full(50, np.nan), out)
+    np.testing.assert_array_equal(out, expected)
+    # a thread that comes late has nothing left to do
+    out[:] = np.nan
+    Helper.calls.get().help()
+    assert np.isnan(out).all()
+
+
+def test_threads_do_not_go_on_with_a_call_that_failed_here() -> None:
+    here, started, done = threading.current_thread(), threading.Event(), threading.Event()
+    taken: list[int] = []
+
+    def fail_here(board: np.ndarray) -> None:
+        if threading.current_thread() is here:
+            raise KeyboardInterrupt
+        started.wait(10)
+        taken.append(_take_one(board))
+        done.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        helpers.run(2, fail_here, 1)
+    started.set()
+    assert done.wait(10)
+    assert taken[0] >= parts.OVER
+
+
+def test_a_plan_that_is_gone_keeps_its_frames_for_threads_that_are_late() -> None:
+    class Memory:
+        pass
+
+    memory, go = Memory(), threading.Event()
+    alive, here = weakref.ref(memory), threading.current_thread()
+
+    def wait_elsewhere(board: np.ndarray) -> None:
+        if threading.current_thread() is not here:
+            go.wait(10)
+
+    helpers.run(2, wait_elsewhere, 1, kept=memory)
+    del memory
+    assert alive() is not None
+    go.set()
+    deadline = time.monotonic() + 10
+    while alive() is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert alive() is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a thread cannot sleep for so short a time")

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from vxpress.core import rule, threads
 from vxpress.core.data import Batch
 from vxpress.core.gradients import hand_over
-from vxpress.core.kernels import count_rows, dense_products, team
+from vxpress.core.kernels import count_rows, dense_products, helpers, team
 from vxpress.core.kernels.frames import Frame, Plan
 from vxpress.core.kernels.products import TILE
 
@@ -147,7 +147,7 @@ class CountLikelihood:
         length = rule.table_length(n, len(theta))
         tables = np.empty((2, len(theta), length, theta.shape[1]), np.float32)
         n_out, n_gates = len(layers.bias), 0 if layers.gate_bias is None else len(layers.gate_bias)
-        self.n_threads = threads.number()
+        self.n_threads = helpers.number()
         self.scored = Frame(count_rows.SCORING)
         count_rows.set_memory(self.scored, self.n_threads, n_out, theta.shape[1], n_gates)
         rows, indptr, indices, data = self.batch.counts.numpy()

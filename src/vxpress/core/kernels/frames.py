@@ -173,4 +173,4 @@ class Plan:
     def run(self, n_threads: int) -> None:
         """Run the jobs in up to ``n_threads`` threads."""
         jobs, tasks, ends = self.arrays
-        helpers.run(min(n_threads, self.most_parts), parts.rounds, len(ends) + 1, jobs, tasks, ends)
+        helpers.run(min(n_threads, self.most_parts), parts.rounds, len(ends) + 1, jobs, tasks, ends, kept=self.frames)

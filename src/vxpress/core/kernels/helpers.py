@@ -25,19 +25,24 @@ class _Call:
     function: Callable[..., Any]
     board: np.ndarray
     args: tuple[Any, ...]
+    kept: Any = None
+    """What owns the memory at addresses in ``args``: a thread may still work there after an error in another one."""
     errors: list[BaseException] = field(default_factory=list)
 
     def make(self) -> None:
-        """Make the call in the current thread."""
-        self.function(self.board, *self.args)
+        """Make the call in the current thread; an error would otherwise leave the others waiting for its part."""
+        try:
+            self.function(self.board, *self.args)
+        except BaseException:
+            np.add(self.board, parts.OVER, out=self.board)
+            raise
 
     def help(self) -> None:
-        """Make it in a helping thread, whose error would otherwise leave the others waiting for its part."""
+        """Make it in a helping thread."""
         try:
             self.make()
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             self.errors.append(error)
-            np.add(self.board, parts.OVER, out=self.board)
 
 
 class _Helper:
@@ -68,23 +73,32 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def run(n_threads: int, function: Callable[..., Any], n_rounds: int, *args: Any) -> None:
+def run(n_threads: int, function: Callable[..., Any], n_rounds: int, *args: Any, kept: Any = None) -> None:
     """Call ``function(board, *args)`` in this thread and in helping ones, which share its parts.
 
     See :mod:`vxpress.core.kernels.parts`. The helping threads are those of the process, so two calls at the same time share them too.
+    ``kept`` owns the memory at addresses in ``args``.
     """
-    call, n_threads = _Call(function, parts.board(n_rounds), args), min(n_threads, MOST)
-    if n_threads > 1:
-        with _starting:
-            while len(_helpers) < n_threads - 1:
-                _helpers.append(_Helper(len(_helpers) + 1))
-        for helper in _helpers[: n_threads - 1]:
-            helper.calls.put(call)
-    call.make()
+    call, n_threads = _Call(function, parts.board(n_rounds), args, kept), min(n_threads, MOST)
+    try:
+        if n_threads > 1:
+            with _starting:
+                while len(_helpers) < n_threads - 1:
+                    _helpers.append(_Helper(len(_helpers) + 1))
+            for helper in _helpers[: n_threads - 1]:
+                helper.calls.put(call)
+    finally:
+        # also after a Ctrl-C: all parts are done then, and no thread goes on writing
+        call.make()
     if call.errors:
         raise call.errors[0]
 
 
+def number() -> int:
+    """Return how many threads a call uses now."""
+    return min(threads.number(), MOST)
+
+
 def share(loop: Callable[..., Any], cuts: np.ndarray, *args: Any) -> None:
     """Call ``loop(board, cuts, *args)``, one round of the parts between two cuts, in as many threads as can be used now."""
-    run(min(len(cuts) - 1, threads.number()), loop, 1, cuts, *args)
+    run(min(len(cuts) - 1, number()), loop, 1, cuts, *args)

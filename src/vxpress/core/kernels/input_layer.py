@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vxpress.core import threads
 from vxpress.core.data import Batch
 from vxpress.core.gradients import GradientSink
-from vxpress.core.kernels import sparse_rows, team
+from vxpress.core.kernels import helpers, sparse_rows, team
 from vxpress.core.kernels.frames import Frame, Plan
 from vxpress.core.kernels.products import TILE
 
@@ -29,7 +28,7 @@ class InputProduct:
         table = self.weight.detach().t().contiguous()
         g = self.batch.counts.n_genes
         out = torch.empty(len(rows), table.shape[1])
-        n_threads = threads.number()
+        n_threads = helpers.number()
         cuts = team.cut(len(rows), n_threads)
         n_kept = int((indptr[rows + 1] - indptr[rows]).sum()) if ordered else 0
         frame = self.frame = Frame(sparse_rows.ENTRIES)
@@ -52,7 +51,7 @@ class InputProduct:
         """Add the gradient of the weight, transposed, to ``d_table`` (genes + condition, hidden)."""
         g = self.batch.counts.n_genes
         self.frame.update({sparse_rows.D_OUT: d_out.numpy(), sparse_rows.D_TABLE: d_table.numpy()[:g]})
-        Plan([([(sparse_rows.table_gradient, self.frame)], -(-g // TILE))]).run(threads.number())
+        Plan([([(sparse_rows.table_gradient, self.frame)], -(-g // TILE))]).run(helpers.number())
         if self.s_nc is not None:
             d_table[g:].addmm_(self.s_nc.detach().t(), d_out)
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vxpress.core import rule, threads
+from vxpress.core import rule
 from vxpress.core.data import Batch
 from vxpress.core.gradients import GradientSink
-from vxpress.core.kernels import count_rows, latent_rows, layer_rows, sparse_rows, step_rows
+from vxpress.core.kernels import count_rows, helpers, latent_rows, layer_rows, sparse_rows, step_rows
 from vxpress.core.kernels.count_likelihood import OutputLayers
 from vxpress.core.kernels.frames import Frame, Plan, floats
 from vxpress.core.kernels.hidden_layer import Norm, update_running_statistics
@@ -315,7 +315,7 @@ class StepMemory:
         kl_weight: float,
     ) -> Found:
         """Compute the ELBO of a minibatch, and write the gradient of its mean loss to the optimizer's memory."""
-        n, d, n_threads = len(eps_nd), self.d, threads.number()
+        n, d, n_threads = len(eps_nd), self.d, helpers.number()
         if n != self.n:
             self._set_size(n)
         if n_threads > self.n_threads:

@@ -113,8 +113,8 @@ def test_an_interrupt_while_threads_are_called_leaves_no_part_undone(
     expected = _shared(3)
 
     class Interrupted(SimpleQueue):
-        def put(self, call: helpers._Call) -> None:
-            super().put(call)
+        def put(self, item: helpers._Call, block: bool = True, timeout: float | None = None) -> None:
+            super().put(item)
             raise KeyboardInterrupt
 
     class Helper:

@@ -77,10 +77,9 @@ def test_decoded_shares_add_up_over_all_genes_and_have_the_ratios_of_the_readout
     model, data = _case(remainder=True)
     layers = model.layers
     layers.kept["outside_share"].fill_(0.6)
-    sums = model.decoder.output.sums(layers, N, None, None)
+    sums = model.decoder.output.sums(layers, N, None, None).again(N)
     f_nf = data.features(data.outside.batch(ROWS))
     with torch.no_grad():
-        sums.clear()
         sums.add(f_nf)
         inside, outside = sums.mean(N, 1)
         assert outside is not None
@@ -89,8 +88,7 @@ def test_decoded_shares_add_up_over_all_genes_and_have_the_ratios_of_the_readout
         location = layers.location(f_nf)
         rate = layers.readout(f_nf) + location[:, G:] - location[:, :G].logsumexp(1, keepdim=True)
         torch.testing.assert_close((outside / inside.sum(1, keepdim=True)).log(), rate, rtol=1e-4, atol=1e-4)
-        some = model.decoder.output.sums(layers, N, torch.tensor([3, 1]), torch.tensor([], dtype=torch.int64))
-        some.clear()
+        some = model.decoder.output.sums(layers, N, torch.tensor([3, 1]), torch.tensor([], dtype=torch.int64)).again(N)
         some.add(f_nf)
         torch.testing.assert_close(some.mean(N, 1)[0], inside[:, [3, 1]])
 

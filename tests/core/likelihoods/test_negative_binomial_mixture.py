@@ -125,8 +125,7 @@ def test_a_model_of_one_modality_starts_at_the_mean_of_each_protein_and_decodes_
     with torch.no_grad():
         distribution = model.likelihood({"z": z_nd}, covariates[torch.arange(4)], torch.zeros(4, 1))
         features = model.features({"z": z_nd}, covariates[torch.arange(4)])
-        sums = model.decoder.output.sums(model.layers, 4, torch.tensor([1, 0]), None)
-        sums.clear()
+        sums = model.decoder.output.sums(model.layers, 4, torch.tensor([1, 0]), None).again(4)
         sums.add(features)
         foreground, _ = sums.mean(4, 1)
     assert isinstance(distribution, NegativeBinomialMixture)

@@ -34,6 +34,7 @@ from vxpress.bridge.health.learn_prior import joint_record
 from vxpress.bridge.health.verdict import is_sound
 from vxpress.bridge.read.modalities import core_name
 from vxpress.bridge.read.prepare import Prepared, Recorded, prepare
+from vxpress.core import rule
 from vxpress.core.inference.posterior import Encoded
 from vxpress.core.normal import DiagonalNormal
 from vxpress.core.settings import FitOptions
@@ -166,6 +167,7 @@ def _params(checked: CheckedArguments, prepared: Prepared, fitted: Fitted) -> Pa
         n_voided=outcome.n_voided,
         dispersion_gain=outcome.dispersion_gain,
         n_train=len(prepared.train_n),
+        n_values=rule.size(),
     )
 
 

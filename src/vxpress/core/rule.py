@@ -60,10 +60,15 @@ def reads(n_cells: int, n_genes: int) -> None:
         current.size = max(current.size, n_cells * n_genes)
 
 
+def size() -> int:
+    """Return the largest product of cells and genes that the current call has read; 0 if it has read no counts."""
+    current = _call.get()
+    return 0 if current is None else current.size
+
+
 def small() -> bool:
     """Whether the current call has read counts, and so few that nothing is compiled for it."""
-    current = _call.get()
-    return current is not None and 0 < current.size <= SMALL
+    return 0 < size() <= SMALL
 
 
 def _compiled(device: torch.device, dtype: torch.dtype) -> bool:

@@ -22,7 +22,8 @@ def find_fit(adata: AnnData, model: Model, key: str) -> Fit:
     """Return the fit named ``key`` in ``model``: an AnnData, an ``.h5ad``, zarr or ``.safetensors`` file, or ``adata`` itself."""
     fit = _find(adata, model, key)
     # compiled loops are used for few cells too if they were for the fit, so the same cells give the same bits
-    rule.reads(fit.params.n_train, fit.params.model.n_genes)
+    params = fit.params
+    rule.reads(1, params.n_values or params.n_train * params.model.n_genes)
     return fit
 
 

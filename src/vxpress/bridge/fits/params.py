@@ -36,6 +36,8 @@ class Params(Recorded):
     n_voided: int = option(0, low=0, high=2**62)
     dispersion_gain: float = 0.0
     n_train: int = option(0, low=0, high=2**62)
+    n_values: int = option(0, low=0, high=2**62, since="0.2.0")
+    """Cells x genes that the fit read, of the largest modality; 0 for fits that do not say it."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -14,10 +14,11 @@ import torch
 from vxpress.core import rule
 from vxpress.core.config import ModelConfig, TrainConfig
 from vxpress.core.data import Cells
+from vxpress.core.kernels.frames import Plan
 from vxpress.core.model import build
 from vxpress.core.noise import Noise
 from vxpress.core.objectives import elbo
-from vxpress.core.training import closed_form, train
+from vxpress.core.training import Training, closed_form, train
 from vxpress.core.training.optimizer import Optimizer
 
 MakeCells = Callable[..., Cells]
@@ -147,3 +148,69 @@ def test_compiled_and_plain_training_give_the_same_model(make_cells: MakeCells, 
             outcome = train(model, cells, rows[40:], rows[:40], TrainConfig(max_epochs=10, batch_size=32), seed=0)
         ends.append(outcome.history["elbo_validation"])
     np.testing.assert_allclose(*ends, rtol=2e-3)
+
+
+TRAININGS: dict[str, dict[str, Any]] = {
+    "layer norm": {},
+    "batch norm": {"norm": "batch"},
+    "encoder ahead": {"encoder_steps": 1},
+    "clipped": {"max_grad_norm": 0.5},
+    # whose gradients are added after the call
+    "perturbations": {"n_perturbations": 2},
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_the_optimizer_in_the_call_of_the_gradient_gives_the_same_bits(
+    make_cells: MakeCells, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells, rows, ends = make_cells(120, 20), torch.arange(120), []
+    settings, of_training = TRAININGS[name], {}
+    if "n_perturbations" in settings:
+        cells = cells.with_covariates(cells.covariates.with_doses(torch.arange(240).reshape(120, 2) % 3 / 2))
+    else:
+        of_training = {key: value for key, value in settings.items() if key != "norm"}
+        settings = {key: value for key, value in settings.items() if key == "norm"}
+    config = ModelConfig(n_genes=20, n_latent=3, n_hidden=16, condition_output=False, **{"norm": "layer"} | settings)  # type: ignore[arg-type]
+    calls: list[int] = []
+    run = Plan.run
+
+    def noted(plan: Plan, n_threads: int) -> None:
+        calls.append(len(plan.arrays[2]))
+        run(plan, n_threads)
+
+    monkeypatch.setattr(Plan, "run", noted)
+    counted = []
+    for together in (True, False):
+        if not together:
+            monkeypatch.setattr(Optimizer, "with_gradient", lambda _: None)
+        model = build(config, 0)
+        calls.clear()
+        training = Training(
+            model, cells, rows[40:], rows[:40], TrainConfig(max_epochs=1, batch_size=40, **of_training), seed=0
+        )  # type: ignore[arg-type]
+        step = training.stepper
+        for _ in range(3):
+            step(cells.batch(rows[40:80]), 0.5, 0.0)
+        counted.append(list(calls))
+        ends.append({key: value.clone() for key, value in model.state_dict().items()})
+    assert all(torch.equal(ends[0][key], value) for key, value in ends[1].items())
+    if "n_perturbations" not in settings:
+        # one call for each step; with layer norm the threads meet four times before its end
+        rounds = 5 if config.norm == "layer" else 12
+        assert counted[0] == [rounds] * 3
+    assert len(counted[1]) == 6
+
+
+def test_a_step_that_is_not_finite_is_void_in_the_same_call(make_cells: MakeCells) -> None:
+    cells, rows = make_cells(60, 20), torch.arange(60)
+    model = build(ModelConfig(n_genes=20, n_latent=3, n_hidden=16, norm="layer", condition_output=False), 0)
+    training = Training(model, cells, rows, rows[:0], TrainConfig(max_epochs=1, batch_size=60), seed=0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        model.decoder.location.bias[3] = float("nan")
+    training.stepper(cells.batch(rows), 1.0, 0.0)
+    assert float(training.stepper.voided) == 1
+    for key, value in model.state_dict().items():
+        if key != "decoder.location.bias":
+            assert torch.equal(value, before[key])

@@ -16,11 +16,11 @@ from vxpress.core.kernels.vector import fill
 WEIGHTS = Layout()
 P, G, M, V, CUTS, N_TENSORS = *(WEIGHTS.array("f4", 1) for _ in range(4)), WEIGHTS.array("i8", 2), WEIGHTS.number("i8")
 # PART[k] is the row of SETTINGS for tensor k: learning rate, both decays of the moments, epsilon, weight decay, 1 - beta1^t and
-# sqrt(1 - beta2^t). The norm of the gradient is clipped at MAX_NORM, if that is above 0.
+# sqrt(1 - beta2^t). The norm of the gradient is clipped at MAX_NORM, if that is above 0. LOSS has one entry.
 PART, SETTINGS, DECOUPLED = WEIGHTS.array("i8", 1), WEIGHTS.array("f4", 2), WEIGHTS.number("i8")
-LOSS, MAX_NORM = WEIGHTS.number("f8"), WEIGHTS.number("f8")
-# sums of squares of the runs; whether the step was void, and the factor of the gradient
-SQUARES, VERDICT = WEIGHTS.array("f8", 1), WEIGHTS.array("f8", 1)
+LOSS, MAX_NORM = WEIGHTS.array("f8", 1), WEIGHTS.number("f8")
+# sums of squares of the runs, and whether the step was void (one entry)
+SQUARES, VOID = WEIGHTS.array("f8", 1), WEIGHTS.array("f8", 1)
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 # far below any epsilon, and its square is still a normal float32: arithmetic on subnormal numbers is many times slower
 TINY = np.float32(2e-18)
@@ -58,23 +58,28 @@ def square(frame, part, thread):
         squares[part] += _square_sum(g[cuts[part, k] : cuts[part + 1, k]])
 
 
-@job
-def judge(frame, part, thread):
-    """Write whether the step is void, because loss or gradient is not finite, and the factor of the gradient."""
-    squares, verdict, max_norm = SQUARES(frame), VERDICT(frame), MAX_NORM(frame)
+@njit(**INNER)
+def judged(squares, loss, max_norm):
+    """Compute whether the step is void, because loss or gradient is not finite, and the factor of the gradient."""
     total = 0.0
     for i in range(squares.size):
         total += squares[i]
     norm = math.sqrt(total)
-    verdict[0] = 0.0 if math.isfinite(norm + LOSS(frame)) else 1.0
-    verdict[1] = max_norm / (norm + 1e-6) if max_norm > 0.0 and norm + 1e-6 > max_norm else 1.0
+    void = not math.isfinite(norm + loss)
+    return void, max_norm / (norm + 1e-6) if max_norm > 0.0 and norm + 1e-6 > max_norm else 1.0
 
 
 @job
 def update(frame, part, thread):
-    """Take one step of Adam (Kingma & Ba 2015), or AdamW if DECOUPLED, for a run of every tensor, and clear the gradient."""
+    """Take one step of Adam (Kingma & Ba 2015), or AdamW if DECOUPLED, for a run of every tensor, and clear the gradient.
+
+    Every part judges the step by itself, so that the threads need not meet for it.
+    """
     p, g, m, v, cuts, settings = P(frame), G(frame), M(frame), V(frame), CUTS(frame), SETTINGS(frame)
-    void, scale = VERDICT(frame)[0] > 0.0, np.float32(VERDICT(frame)[1])
+    void, factor = judged(SQUARES(frame), LOSS(frame)[0], MAX_NORM(frame))
+    if part == 0:
+        VOID(frame)[0] = 1.0 if void else 0.0
+    scale = np.float32(factor)
     for k in range(cuts.shape[1]):
         first, last = cuts[part, k], cuts[part + 1, k]
         if k >= N_TENSORS(frame) or void:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from vxpress.core.data import Batch
 from vxpress.core.gradients import GradientSink
 from vxpress.core.kernels import count_rows, helpers, latent_rows, layer_rows, sparse_rows, step_rows
 from vxpress.core.kernels.count_likelihood import OutputLayers
-from vxpress.core.kernels.frames import Frame, Plan, floats
+from vxpress.core.kernels.frames import Frame, Plan, Round, floats
 from vxpress.core.kernels.hidden_layer import Norm, update_running_statistics
 from vxpress.core.kernels.products import PAIRED, TILE, padded
 from vxpress.core.noise import BITS
@@ -74,13 +74,26 @@ def _is_paired(n: int, layers: OutputLayers) -> bool:
     return PAIRED and rule.product_dtype(n, n_features, n_out, training=True) == torch.bfloat16
 
 
+class Following(Protocol):
+    """What follows the gradient in the same call: jobs, and where these read the mean loss, (1,)."""
+
+    @property
+    def rounds(self) -> tuple[Round, ...]: ...
+
+    @property
+    def loss(self) -> np.ndarray: ...
+
+
 class StepMemory:
     """Memory of the steps of a training with up to ``n`` cells, in frames, and the plans of their jobs.
 
     The optimizer keeps weights and gradients in the same place during a training.
     """
 
-    def __init__(self, n: int, networks: Networks, layers: OutputLayers, n_condition: int) -> None:
+    def __init__(
+        self, n: int, networks: Networks, layers: OutputLayers, n_condition: int, after: Following | None = None
+    ) -> None:
+        self.after = after
         self.most, self.networks, self.layers = n, networks, layers
         self.paired = _is_paired(n, layers)
         self.per_word = 2 if self.paired else 1
@@ -302,7 +315,10 @@ class StepMemory:
             *(([(step_rows.output_gradient, output)], tiles) for output, tiles in outputs),
             ([(step_rows.dispersion_gradient, step), (sparse_rows.table_gradient, seen)], n_genes),
         ]
-        return Plan(pack, *cells, weights)
+        if self.after is None:
+            return Plan(pack, *cells, weights)
+        step[step_rows.LOSS] = self.after.loss
+        return Plan(pack, *cells, [*weights, ([(step_rows.add_loss, step)], 1)], *self.after.rounds)
 
     def __call__(
         self,

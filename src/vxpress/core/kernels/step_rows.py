@@ -45,6 +45,8 @@ D_MEAN_BIAS, D_LOG_VARIANCE_BIAS, D_INTO_BIAS, D_FIRST_BIAS = (STEP.array("f4", 
 OUTPUTS, WITH_CONDITION = STEP.array("i8", 1), STEP.number("i8")
 SCORED, SCORE, D_CONDITION, D_THETA = STEP.frame(), STEP.number("i8"), STEP.array("f4", 2), STEP.array("f4", 3)
 D_LOG_THETA, WEIGHT_OF_CELL = STEP.array("f4", 2), STEP.number("f4")
+# the mean loss (one entry), if the optimizer's jobs follow in the same call
+LOSS = STEP.array("f8", 1)
 # memory of each thread for a block of cells: features, also in bfloat16, and their gradient; of z for the gradient of its layer
 FEATURES, NARROW_FEATURES, D_FEATURES = STEP.array("f4", 3), STEP.array("i2", 3), STEP.array("f4", 3)
 WIDE = STEP.array("f4", 2)
@@ -403,3 +405,15 @@ def first_weights(frame, part, thread):
     if encoded.shape[1] > 0:
         _over_cells(encoded, 0, d_u, D_CONDITIONS(frame))
     _sum_cells(d_u, 0, D_FIRST_BIAS(frame))
+
+
+@job
+def add_loss(frame, part, thread):
+    """Write the mean loss. It decides whether the step is void, so its rounding does not matter."""
+    value, kl, total = count_rows.VALUE(SCORED(frame)), latent_rows.KL(LATENT(frame)), 0.0
+    weight, d_kl = np.float64(WEIGHT_OF_CELL(frame)), np.float64(latent_rows.D_KL(LATENT(frame)))
+    for n in range(value.size):
+        total += weight * value[n]
+        for j in range(kl.shape[1]):
+            total += d_kl * kl[n, j]
+    LOSS(frame)[0] = total

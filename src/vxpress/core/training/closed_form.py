@@ -28,6 +28,7 @@ from vxpress.core.noise import Noise
 from vxpress.core.perturbations import OUTPUT_SCALE
 from vxpress.core.priors import StandardNormal
 from vxpress.core.thinning import Space
+from vxpress.core.training.optimizer import Continued
 
 
 def covers(model: VAE, source: Source, train: TrainConfig) -> bool:
@@ -58,11 +59,14 @@ def covers(model: VAE, source: Source, train: TrainConfig) -> bool:
 class ClosedForm:
     """Computes the ELBO terms of a minibatch, and writes the gradient of its mean loss to the optimizer's memory.
 
-    It is built once per training, after the optimizer, because it writes to the optimizer's memory.
+    With ``optimizer``, the same call takes its step, unless further gradients are added after it. It is built once per training, after the optimizer, because it writes to the optimizer's memory.
     """
 
-    def __init__(self, model: VAE, noise: Noise) -> None:
+    def __init__(self, model: VAE, noise: Noise, optimizer: Continued | None = None) -> None:
         self.model, self.noise = model, noise
+        # gradients that are added afterwards come before the optimizer
+        alone = model.conditioner.perturbations is None and model.encoder.shift is None
+        self.optimizer = optimizer if alone else None
         encoder, body = model.encoder, cast("MLPBody", model.decoder.body)
         self.networks = Networks(
             encoder.first,
@@ -98,6 +102,8 @@ class ClosedForm:
         )
         layers = model.decoder.output_layers(batch.covariates)
         step = self._memory(n, layers)
+        if self.optimizer is not None:
+            self.optimizer.prepare()
         found = step(batch, seen, conditions, layers.theta_row_n, bits, eps_nd, kl_weight)
         if perturbations is not None:
             d_shift = found.d_z_nd - found.d_mean_nd
@@ -117,5 +123,5 @@ class ClosedForm:
         """Return memory for ``n`` cells; that of the step before if it fits."""
         if self.memory is None or not self.memory.fits(n, layers):
             width = self.model.conditioner.width
-            self.memory = StepMemory(n, self.networks, layers, width)
+            self.memory = StepMemory(n, self.networks, layers, width, self.optimizer)
         return self.memory

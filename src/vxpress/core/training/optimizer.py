@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from vxpress.core.config import TrainConfig
 from vxpress.core.gradients import GradientSink
 
 if TYPE_CHECKING:
-    from vxpress.core.kernels.frames import Plan
+    from vxpress.core.kernels.frames import Plan, Round
 
 # the schedule of torch.optim.lr_scheduler.OneCycleLR with its defaults
 RISE, START_DIVISOR, END_DIVISOR, MOMENTA = 0.3, 25.0, 1e4, (0.95, 0.85)
@@ -62,6 +63,8 @@ class Optimizer:
         zeros: Callable[[int, torch.dtype, torch.device], Tensor] | None = None,
     ) -> None:
         self.config, self.n_steps, self.done = config, n_steps, 0
+        # whether the next step is one of the leading parameters alone
+        self.leads = False
         self.parameters = list(parameters)
         first = self.parameters[0]
         starts, total = [], 0
@@ -99,6 +102,10 @@ class Optimizer:
             return self.config.learning_rate, BETAS[0]
         share, momentum = one_cycle(self.done, self.n_steps)
         return self.config.learning_rate * share, momentum
+
+    def with_gradient(self) -> Continued | None:
+        """Return the step as a continuation of the call that computes the gradient; None if it is no compiled one."""
+        return Continued(self, self.adam) if isinstance(self.adam, _CompiledAdam) else None
 
     def step(self, loss: Tensor) -> Tensor:
         """Take a step and clear the gradient; return 1 if the step was voided, else 0, on the device."""
@@ -138,6 +145,28 @@ class Optimizer:
             p.data = p.detach().clone()
             p.grad = None
             del p.grad_sink  # type: ignore[attr-defined]
+
+
+class Continued:
+    """A step of the optimizer that belongs to the call which computes the gradient."""
+
+    def __init__(self, optimizer: Optimizer, adam: _CompiledAdam) -> None:
+        self.optimizer, self.adam = optimizer, adam
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """The jobs that follow those of the gradient."""
+        return self.adam.rounds
+
+    @property
+    def loss(self) -> np.ndarray:
+        """Where the jobs of the gradient write the mean loss, (1,)."""
+        return self.adam.loss
+
+    def prepare(self) -> None:
+        """Set the rates of the step that follows; :meth:`Optimizer.step` reports its outcome."""
+        self.adam.prepare(*self.optimizer.rate(), leading=self.optimizer.leads)
+        self.adam.is_taken = True
 
 
 class TorchAdam:
@@ -222,7 +251,10 @@ class TorchAdam:
 
 
 class _CompiledAdam:
-    """Adam on a CPU, compiled, in two passes over memory."""
+    """Adam on a CPU, compiled, in two passes over memory.
+
+    The passes may be taken by the call that computes the gradient, see :class:`Continued`; then :meth:`step` only reports them.
+    """
 
     def __init__(
         self, config: TrainConfig, flat: nn.Parameter, gradient: Tensor, starts: list[int], n_leading: int = 0
@@ -237,29 +269,28 @@ class _CompiledAdam:
             (np.arange(len(starts)) >= n_leading).astype(np.int64) if n_leading else np.zeros(len(starts), np.int64)
         )
         self.taken = [0] * (2 if n_leading else 1)
-        self.squares, self.verdict = np.empty(n_runs), np.empty(2)
+        self.squares, self.void, self.loss = np.empty(n_runs), np.zeros(1), np.zeros(1)
         # memory from torch starts at a cache line, memory from numpy may not
         self.flat, self.gradient = flat.detach().numpy(), gradient.numpy()
         self.moments = torch.zeros_like(gradient).numpy(), torch.zeros_like(gradient).numpy()
         self.plan: Plan | None = None
+        self.is_taken = False
 
-    def _plan(self) -> Plan:
-        """Return the jobs of a step; compiled code is needed only from the first step."""
+    @functools.cached_property
+    def rounds(self) -> tuple[Round, Round]:
+        """The jobs of a step; compiled code is needed only from the first step."""
         from vxpress.core.kernels import adam_rows
-        from vxpress.core.kernels.frames import Frame, Plan
+        from vxpress.core.kernels.frames import Frame
 
         frame, runs = Frame(adam_rows.WEIGHTS), len(self.squares)
         frame.update({
             adam_rows.P: self.flat, adam_rows.G: self.gradient, adam_rows.M: self.moments[0], adam_rows.V: self.moments[1],
             adam_rows.CUTS: self.cuts, adam_rows.PART: self.part, adam_rows.DECOUPLED: self.config.optimizer == "adamw",
-            adam_rows.MAX_NORM: float(self.config.max_grad_norm), adam_rows.SQUARES: self.squares, adam_rows.VERDICT: self.verdict,
+            adam_rows.MAX_NORM: float(self.config.max_grad_norm), adam_rows.SQUARES: self.squares, adam_rows.VOID: self.void,
+            adam_rows.LOSS: self.loss,
         })  # fmt: skip
         self.frame = frame
-        return Plan(
-            [([(adam_rows.square, frame)], runs)],
-            [([(adam_rows.judge, frame)], 1)],
-            [([(adam_rows.update, frame)], runs)],
-        )
+        return [([(adam_rows.square, frame)], runs)], [([(adam_rows.update, frame)], runs)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the same as :meth:`TorchAdam.state_dict`."""
@@ -272,22 +303,31 @@ class _CompiledAdam:
             moment[:] = state[name].numpy()
         self.taken = list(state["taken"])
 
-    def step(self, loss: Tensor, lr: float, momentum: float, *, leading: bool = False) -> Tensor:
+    def prepare(self, lr: float, momentum: float, *, leading: bool) -> None:
+        """Set rates and step counts of the next step."""
         from vxpress.core.kernels import adam_rows
 
-        c = self.config
+        c, _ = self.config, self.rounds
         settings = [
             (lr, momentum, BETAS[1], c.adam_eps, c.weight_decay, 1.0 - momentum**t, math.sqrt(1.0 - BETAS[1] ** t))
             for t in (taken + 1 for taken in self.taken)
         ]
-        if self.plan is None:
-            self.plan = self._plan()
         self.frame.update({
-            adam_rows.N_TENSORS: self.n_leading if leading else len(self.part), adam_rows.LOSS: float(loss),
+            adam_rows.N_TENSORS: self.n_leading if leading else len(self.part),
             adam_rows.SETTINGS: np.array(settings, np.float32),
         })  # fmt: skip
-        self.plan.run(threads.number())
-        if self.verdict[0]:
+
+    def step(self, loss: Tensor, lr: float, momentum: float, *, leading: bool = False) -> Tensor:
+        if not self.is_taken:
+            from vxpress.core.kernels.frames import Plan
+
+            self.prepare(lr, momentum, leading=leading)
+            self.loss[0] = float(loss)
+            if self.plan is None:
+                self.plan = Plan(*self.rounds)
+            self.plan.run(threads.number())
+        self.is_taken = False
+        if self.void[0]:
             return torch.ones(())
         for i in range(1 if leading else len(self.taken)):
             self.taken[i] += 1

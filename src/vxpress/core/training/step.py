@@ -61,7 +61,8 @@ class Step:
         self.optimizer, self.whole = optimizer, whole
         device = source.device
         self.totals, self.voided = Totals(model, device), torch.zeros((), device=device)
-        self.gradient = _gradient(model, source, noise, objective, self.totals)
+        # several processes add up their gradients before the optimizer takes its step
+        self.gradient = _gradient(model, source, noise, objective, self.totals, None if whole else optimizer)
         if model.config.optional and objective.config.hidden_share > 0.0:
             self.gradient = _with_some_hidden(self.gradient, model, noise, objective.config.hidden_share)
         self.running = [value for value in model.buffers() if value.dim()]
@@ -87,7 +88,11 @@ class Step:
 
     def lead(self, batch: Batch, weight: float, target: float) -> None:
         """Take a step of the encoder alone, which is not counted."""
-        self.move(batch, weight, target, self.optimizer.step_leading)
+        self.optimizer.leads = True
+        try:
+            self.move(batch, weight, target, self.optimizer.step_leading)
+        finally:
+            self.optimizer.leads = False
 
     def move(
         self, batch: Batch, weight: float | Tensor, target: float | Tensor, advance: Callable[[Tensor], Tensor]
@@ -226,13 +231,18 @@ def _with_some_hidden(gradient: Gradient, model: VAE, noise: Noise, share: float
     return with_some_hidden
 
 
-def _gradient(model: VAE, source: Source, noise: Noise, objective: Objective, totals: Totals) -> Gradient:
-    """Return a function that writes a minibatch's gradient to the optimizer and returns sums of terms and the loss."""
+def _gradient(
+    model: VAE, source: Source, noise: Noise, objective: Objective, totals: Totals, optimizer: Optimizer | None
+) -> Gradient:
+    """Return a function that writes a minibatch's gradient to the optimizer and returns sums of terms and the loss.
+
+    With ``optimizer``, the same call may also take its step.
+    """
     if rule.compiled_optimizer(source.device, source.log_library_n1.dtype):
         from vxpress.core.training import closed_form
 
         if closed_form.covers(model, source, objective.config):
-            closed = closed_form.ClosedForm(model, noise)
+            closed = closed_form.ClosedForm(model, noise, None if optimizer is None else optimizer.with_gradient())
 
             def in_closed_form(batch: Batch, weight: float | Tensor, target: float | Tensor) -> tuple[Tensor, Tensor]:
                 reconstruction, kl, loss = closed(batch, cast("float", weight))

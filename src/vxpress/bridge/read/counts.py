@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
-from vxpress.bridge.read.matrix import Block, canonical, count_blocks, row_blocks, single_precision
+from vxpress.bridge.read.matrix import PART, Block, canonical, count_blocks, row_blocks, single_precision
 from vxpress.bridge.read.survey import Elsewhere, surveyed
 from vxpress.core import rule
 from vxpress.core.covariates import Covariates
@@ -122,7 +122,16 @@ def _pick(block: sparse.csr_matrix, genes: np.ndarray) -> sparse.csr_matrix:
 
 
 def _sums(block: sparse.csr_matrix) -> np.ndarray:
-    return np.asarray(block.sum(1, dtype=np.float64)).reshape(-1)
+    """Return the sum of every row, float64; a part of the values is converted at a time, unlike in scipy 1.18."""
+    indptr, sums, start = block.indptr, np.zeros(block.shape[0]), 0
+    while start < len(sums):
+        stop = max(start + 1, int(np.searchsorted(indptr, int(indptr[start]) + PART, "right")) - 1)
+        filled = start + np.flatnonzero(np.diff(indptr[start : stop + 1]))
+        if len(filled):
+            part = block.data[indptr[start] : indptr[stop]]
+            sums[filled] = np.add.reduceat(part, indptr[filled] - indptr[start], dtype=np.float64)
+        start = stop
+    return sums
 
 
 def _stack(blocks: list) -> sparse.csr_matrix:

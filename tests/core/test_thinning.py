@@ -17,15 +17,15 @@ from vxpress.core.data import Batch, Cells, Counts
 from vxpress.core.data.batch import Rows
 from vxpress.core.data.mapped import Mapped
 from vxpress.core.data.streamed import Streamed
-from vxpress.core.kernels.thinned_rows import MAX_COUNT
 from vxpress.core.model import build
 from vxpress.core.noise import Noise
+from vxpress.core.rule import LARGE_COUNT
 from vxpress.core.thinning import by_molecule, compiled, dense, thinned
 from vxpress.core.training import train
 
 MakeCells = Callable[..., Cells]
 # around the number of molecules of one random word, and the largest count of the compiled loop
-COUNTS = (1, 2, 3, 7, 8, 9, 23, MAX_COUNT, MAX_COUNT + 1, 5_000)
+COUNTS = (1, 2, 3, 7, 8, 9, 23, LARGE_COUNT, LARGE_COUNT + 1, 5_000)
 
 
 def _batch(x_ng: np.ndarray) -> Batch:

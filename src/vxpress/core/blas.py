@@ -6,6 +6,7 @@ threads as with one, above all next to other programs. And the last digits depen
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,16 @@ from threadpoolctl import threadpool_limits
 _lock = threading.Lock()
 _users = 0
 _limits: threadpool_limits | None = None
+
+
+def _after_fork() -> None:
+    """Forget the blocks of the parent process, whose threads do not exist in this one."""
+    global _lock, _users, _limits
+    _lock, _users, _limits = threading.Lock(), 0, None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager

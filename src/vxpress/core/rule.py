@@ -24,6 +24,8 @@ MIN_BFLOAT16_ROWS, MIN_BFLOAT16_WIDTH, MIN_BFLOAT16_GENES = 32, 64, 256
 TABLE_COUNTS, TABLE_SHARE = 16, 0.25
 # multiplications of a decoding from which on it is compiled: about a second of other code
 MIN_DECODED_TERMS = 2**34
+# larger counts are thinned by an algorithm of numpy that takes the same time for any count
+LARGE_COUNT = 256
 COMPILED_LIKELIHOODS = ("nb", "zinb")
 # cells x genes up to which a call is small
 SMALL = 1 << 20

@@ -17,8 +17,6 @@ from vxpress.core.data import Batch, Counts
 from vxpress.core.data.batch import Rows
 from vxpress.core.noise import BITS, Noise
 
-# counts above this are left to numpy's algorithm, which takes the same time for any count
-MAX_DRAWN = 256
 # entries of a part for one thread; fewer take less time than to wake another one
 PART = 2**14
 
@@ -66,7 +64,7 @@ def by_molecule(batch: Batch, rates_n: Tensor, noise: Noise) -> Rows:
     """Return binomial samples of a minibatch's counts, for which every molecule has a random number."""
     where, values = batch.entries()
     data, entries_of = values.numpy().astype(np.int64), batch.counts.n_stored().numpy()
-    large = data > MAX_DRAWN
+    large = data > rule.LARGE_COUNT
     molecules = np.append(0, np.cumsum(np.where(large, 0, data)))
     limits = np.floor(rates_n.numpy() * BITS).astype(np.int32)
     molecules_of = np.diff(molecules[np.append(0, np.cumsum(entries_of))])

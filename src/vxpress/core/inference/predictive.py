@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -11,12 +10,12 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from vxpress.core import load, threads
 from vxpress.core.blocks import Z
 from vxpress.core.covariates import Covariates
 from vxpress.core.inference.posterior import Encoded, normal_from
 from vxpress.core.model import VAE
 from vxpress.core.progress import steps
+from vxpress.core.threads import in_order
 
 # entries of one block of drawn cells (2 MB per array), and its least number of rows
 BLOCK_ENTRIES, MIN_BLOCK = 2**19, 16
@@ -70,14 +69,11 @@ def likelihood_draws(
         part = slice(block * step, min((block + 1) * step, n))
         state = np.random.SeedSequence([seed, block]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
-        threads.one_thread_here()
-        with torch.no_grad():
-            some = covariates[torch.arange(part.start, part.stop)]
-            point = {Z: z_nd[part]} | model.sample_others(some, generator)
-            x_ng = model.likelihood(point, some, log_library_n1[part]).sample(generator=generator).numpy()
+        some = covariates[torch.arange(part.start, part.stop)]
+        point = {Z: z_nd[part]} | model.sample_others(some, generator)
+        x_ng = model.likelihood(point, some, log_library_n1[part]).sample(generator=generator).numpy()
         return sparse.csr_matrix(x_ng) if discrete else x_ng
 
-    with ThreadPoolExecutor(threads.number(), initializer=load.count_this_thread) as pool:
-        n_blocks = -(-n // step)
-        blocks = list(steps(pool.map(draw, range(n_blocks)), "drawing counts", n_blocks))
+    n_blocks = -(-n // step)
+    blocks = list(steps(in_order(draw, range(n_blocks)), "drawing counts", n_blocks))
     return sparse.vstack(blocks, format="csr") if discrete else np.concatenate(blocks)

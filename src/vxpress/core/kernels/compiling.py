@@ -17,7 +17,7 @@ OURS, OTHERS = "compiling, once per installation", "compiling"
 class NoCollection:
     """Keeps the garbage collector off while any thread compiles.
 
-    Compilation creates millions of objects, and each collection among them visits all that a session has imported: without
+    Compilation creates millions of objects, and each collection among them visits all that the process has imported: without
     them it takes three quarters of the time.
     """
 

@@ -20,9 +20,9 @@ from numba import njit
 
 from vxpress.core.kernels.frames import Frame, Layout, floats, job
 from vxpress.core.kernels.parts import call
-from vxpress.core.kernels.products import TILE
+from vxpress.core.kernels.products import tile
 from vxpress.core.kernels.team import INNER
-from vxpress.core.kernels.vector import assign, exp32, fill, from_bfloat16, log1p32, to_bfloat16
+from vxpress.core.kernels.vector import add_scaled, assign, exp32, fill, from_bfloat16, log1p32, narrow
 
 # reductions may be reordered; NaN and infinity keep their meaning
 SUMS = {"reassoc", "contract", "nsz", "arcp"}
@@ -75,25 +75,13 @@ def _take(low, full, n, bias, a):
 
 
 @njit(**INNER)
-def _narrow(a, row):
-    for j in range(a.size):
-        row[j] = to_bfloat16(a[j])
-
-
-@njit(**INNER)
 def _put(a, weight, low, full, n, total):
     """Overwrite the products with a gradient, and add it to the gradient of the bias."""
-    _add_scaled(total, weight, a)
+    add_scaled(total, weight, a)
     if low.shape[0] > 0:
-        _narrow(a, low[n])
+        narrow(a, low[n])
     else:
         assign(full[n], a)
-
-
-@njit(**INNER)
-def _add_scaled(total, weight, part):
-    for j in range(part.size):
-        total[j] += weight * part[j]
 
 
 LANES = 64
@@ -190,8 +178,7 @@ def _fill_row_tables(first, last, theta, rising, slope):
 def fill_tables(frame, part, thread):
     """Fill the tables of small counts for a tile of genes: sums over i < k of log1p(i / theta), less log k!, and of i / (theta + i)."""
     theta, rising, slope = THETA(frame), RISING(frame), SLOPE(frame)
-    first = part * TILE
-    last = first + TILE if first + TILE < theta.shape[1] else theta.shape[1]
+    first, last = tile(part, theta.shape[1])
     for r in range(len(theta)):
         _fill_row_tables(first, last, theta[r], rising[r], slope[r])
 
@@ -200,8 +187,7 @@ def fill_tables(frame, part, thread):
 def dispersions(frame, part, thread):
     """Compute the dispersions of a tile of genes from their logs."""
     log_theta, theta, inverse = LOG_THETA(frame), THETA(frame), INVERSE(frame)
-    first = part * TILE
-    last = first + TILE if first + TILE < theta.shape[1] else theta.shape[1]
+    first, last = tile(part, theta.shape[1])
     for r in range(len(theta)):
         for g in range(first, last):
             theta[r, g] = exp32(log_theta[r, g])
@@ -315,7 +301,7 @@ def score_group(frame, part, thread):
             _take(LOW(output), FULL(output), n, BIAS(output), LOGITS_OF_CELL(output)[thread])
         call(SCORE(frame), scored, n, thread)
         if GRADIENT(scored):
-            _add_scaled(d_log_theta[ROW_THETA(scored)[n]], weight[n], d_theta)
+            add_scaled(d_log_theta[ROW_THETA(scored)[n]], weight[n], d_theta)
             for output in outputs:
                 _put(GRADIENT_OF_CELL(output)[thread], weight[n], LOW(output), FULL(output), n, D_BIAS(output)[part])
 

@@ -7,7 +7,7 @@ from numba import njit
 
 from vxpress.core.kernels.frames import Frame, Layout, floats, job
 from vxpress.core.kernels.team import INNER
-from vxpress.core.kernels.vector import fill
+from vxpress.core.kernels.vector import add_to, fill
 
 # a sum over one row may add its terms in any order, so that it is vectorised
 ANY_ORDER = {"reassoc", "contract"}
@@ -30,12 +30,6 @@ D_GAINS, D_SHIFTS, D_GAIN, D_SHIFT = (
 )
 # memory of a batch norm
 MEAN_D, MEAN_DS, GAIN_OVER_SD = (LAYER.array("f4", 1) for _ in range(3))
-
-
-@njit(**INNER)
-def _add_to(total, row):
-    for c in range(total.size):
-        total[c] += row[c]
 
 
 @njit(**INNER)
@@ -83,7 +77,7 @@ def batch_norm(frame, part, thread):
     fill(mean, ZERO)
     fill(variance, ZERO)
     for i in range(n):
-        _add_to(mean, u[i])
+        add_to(mean, u[i])
     _scale(mean, ONE / np.float32(n))
     for i in range(n):
         _add_squared_distance(variance, u[i], mean)
@@ -219,8 +213,8 @@ def sum_gradients(frame, part, thread):
     fill(d_gain, ZERO)
     fill(d_shift, ZERO)
     for i in range(len(d_gains)):
-        _add_to(d_gain, d_gains[i])
-        _add_to(d_shift, d_shifts[i])
+        add_to(d_gain, d_gains[i])
+        add_to(d_shift, d_shifts[i])
 
 
 def hidden(n: int, width: int, *, by_cell: bool) -> Frame:

@@ -13,13 +13,13 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import binding, ir
-from numba import cfunc, types
+from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from vxpress.core import rule
-from vxpress.core.kernels.team import CACHED
+from vxpress.core.kernels.team import CACHED, INNER
 
 _I64, _I32, _F32 = ir.IntType(64), ir.IntType(32), ir.FloatType()
 # columns of a matrix are padded to a multiple of this, which is a multiple of every vector's length
@@ -58,6 +58,13 @@ def _shape(features: set[str]) -> tuple[int, int, int]:
 
 FEATURES = _features()
 WIDTH, ROWS, VECTORS = _shape(FEATURES)
+
+
+@njit(**INNER)
+def tile(t, n_genes):
+    """Return the first gene of a tile, and the one after its last."""
+    first = t * TILE
+    return first, first + TILE if first + TILE < n_genes else n_genes
 
 
 @intrinsic

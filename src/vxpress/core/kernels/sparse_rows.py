@@ -12,9 +12,9 @@ from numba import njit
 
 from vxpress.core.kernels.frames import Layout, job
 from vxpress.core.kernels.gathered import WIDE, WIDTH, add_rows, add_rows_narrow
-from vxpress.core.kernels.products import TILE, address
+from vxpress.core.kernels.products import address, tile
 from vxpress.core.kernels.team import INNER
-from vxpress.core.kernels.vector import assign, fill, log1p32
+from vxpress.core.kernels.vector import add_scaled, assign, fill, log1p32
 
 ZERO = np.float32(0.0)
 
@@ -38,12 +38,6 @@ LOG_X, D_OUT, D_TABLE, ADD = *(ENTRIES.array("f4", 2) for _ in range(3)), ENTRIE
 def _log1p(x, out):
     for k in range(x.size):
         out[k] = log1p32(x[k])
-
-
-@njit(**INNER)
-def _add_scaled(total, factor, row):
-    for c in range(total.size):
-        total[c] += factor * row[c]
 
 
 @njit(**INNER)
@@ -121,15 +115,14 @@ def encode(frame, part, thread):
                 values[at] = log_x[k]
         for c in range(further.shape[1]):
             if further[n, c] != ZERO:
-                _add_scaled(out[n], further[n, c], conditions[c])
+                add_scaled(out[n], further[n, c], conditions[c])
 
 
 @job
 def table_gradient(frame, part, thread):
     """Compute the gradient of the table for a tile of genes from that of the result, or add it with :data:`ADD`."""
     ends, cells, values, d_out, d_table = ENDS(frame), CELLS(frame), VALUES(frame), D_OUT(frame), D_TABLE(frame)
-    first = part * TILE
-    last = first + TILE if first + TILE < len(d_table) else len(d_table)
+    first, last = tile(part, len(d_table))
     for g in range(first, last):
         if not ADD(frame):
             fill(d_table[g], ZERO)

@@ -17,10 +17,8 @@ from vxpress.core.kernels.count_likelihood import OutputLayers
 from vxpress.core.kernels.frames import Frame, Plan, Round, floats
 from vxpress.core.kernels.hidden_layer import Norm, update_running_statistics
 from vxpress.core.kernels.products import PAIRED, TILE, padded
+from vxpress.core.kernels.team import GROUP, LARGE_GROUP, MANY_ROWS
 from vxpress.core.noise import BITS
-
-# cells of a group; with many rows of dispersions, whose gradients every group sums, groups are larger
-GROUP, LARGE_GROUP, MANY_ROWS = 32, 128, 2
 
 
 @dataclass(frozen=True)

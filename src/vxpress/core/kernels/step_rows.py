@@ -17,9 +17,9 @@ from numba import njit
 from vxpress.core.kernels import count_rows, latent_rows, layer_rows
 from vxpress.core.kernels.frames import Layout, job
 from vxpress.core.kernels.parts import call
-from vxpress.core.kernels.products import TILE, address, multiply
+from vxpress.core.kernels.products import TILE, address, multiply, tile
 from vxpress.core.kernels.team import INNER
-from vxpress.core.kernels.vector import assign, bits32, fill, pair_bfloat16, to_bfloat16
+from vxpress.core.kernels.vector import add_to, assign, bits32, fill, narrow, pair_bfloat16
 
 ZERO = np.float32(0.0)
 # whether a product is added to its place, and whether its words hold two bfloat16
@@ -91,21 +91,9 @@ def _words(row, out):
 
 
 @njit(**INNER)
-def _narrow(row, out):
-    for j in range(row.size):
-        out[j] = to_bfloat16(row[j])
-
-
-@njit(**INNER)
 def _scale(row, factor, out):
     for j in range(out.size):
         out[j] = row[j] * factor
-
-
-@njit(**INNER)
-def _add_to(total, row):
-    for j in range(total.size):
-        total[j] += row[j]
 
 
 @njit(**INNER)
@@ -119,8 +107,7 @@ def pack(frame, t, thread):
     """Copy tile ``t`` of the weights of an output layer in the order of the products."""
     weight, tiled, rows, paired = WEIGHT(frame), TILED(frame)[t], ROWS(frame), PAIRED(frame)
     n_genes, n_features = weight.shape
-    first = t * TILE
-    last = first + TILE if first + TILE < n_genes else n_genes
+    first, last = tile(t, n_genes)
     for g in range(first, last):
         row, c = weight[g], g - first
         if paired:
@@ -165,7 +152,7 @@ def _sum_cells(x, first, out):
     """Sum some columns over the cells."""
     fill(out, ZERO)
     for n in range(len(x)):
-        _add_to(out, x[n][first:])
+        add_to(out, x[n][first:])
 
 
 @job
@@ -205,7 +192,7 @@ def into(frame, part, thread):
     d = z.shape[1]
     for n in range(first, last):
         if len(add) > 0:
-            _add_to(z[n], add[n])
+            add_to(z[n], add[n])
         for j in range(d):
             code[n, j] = z[n, j]
         for j in range(len(table) - d):
@@ -267,12 +254,12 @@ def _keep_gradient(frame, part, thread, n, k, last):
     Those over cells pair cells, so a gradient waits for that of the next cell. It is also added to that of the bias.
     """
     d, words, previous = GRADIENT_OF_CELL(frame)[thread], WORDS(frame), PREVIOUS(frame)[thread]
-    _add_to(D_BIASES(frame)[part], d)
+    add_to(D_BIASES(frame)[part], d)
     if not PAIRED(frame):
         assign(LOGITS(frame)[thread, k][: d.size], d)
         _words(d, words[n])
         return
-    _narrow(d, NARROW(frame)[thread, k])
+    narrow(d, NARROW(frame)[thread, k])
     if n % 2:
         _pair_rows(previous, d, words[n // 2])
     elif n + 1 == last:
@@ -317,7 +304,7 @@ def decode(frame, part, thread):
             for j in range(n_condition):
                 f[k, width + j] = condition[start + k, j]
             if PAIRED(outputs[0]):
-                _narrow(f[k], f16[k])
+                narrow(f[k], f16[k])
         _keep_features(outputs[0], start, f, size)
         for output in outputs:
             _compute_logits(output, thread, f, f16, size)
@@ -326,7 +313,7 @@ def decode(frame, part, thread):
             for output in outputs:
                 _sum(LOGITS(output)[thread, k], BIAS(output), LOGITS_OF_CELL(output)[thread])
             call(SCORE(frame), scored, n, thread)
-            _add_to(d_theta[count_rows.ROW_THETA(scored)[n]], count_rows.D_THETA(scored)[thread])
+            add_to(d_theta[count_rows.ROW_THETA(scored)[n]], count_rows.D_THETA(scored)[thread])
             for output in outputs:
                 _keep_gradient(output, part, thread, n, k, last)
         for i in range(outputs.size):
@@ -338,9 +325,8 @@ def decode(frame, part, thread):
 
 
 @njit(**INNER)
-def _sum_groups(sums, scale, first, out):
+def _sum_groups(sums, scale, first, last, out):
     """Add up the sums of all groups for the genes of a tile."""
-    last = first + TILE if first + TILE < out.size else out.size
     for j in range(first, last):
         total = ZERO
         for i in range(len(sums)):
@@ -352,23 +338,21 @@ def _sum_groups(sums, scale, first, out):
 def output_gradient(frame, t, thread):
     """Compute the gradients of a tile of an output layer's weights and biases."""
     words, kept, d_weight = WORDS(frame), KEPT(frame), D_WEIGHT(frame)
-    first, out = t * TILE, D_TILE(frame)[thread]
-    last = first + TILE if first + TILE < len(d_weight) else len(d_weight)
+    (first, last), out = tile(t, len(d_weight)), D_TILE(frame)[thread]
     multiply(
         address(words) + 4 * first, 4, 4 * words.shape[1], address(kept), 4 * kept.shape[1],
         address(out), 4 * out.shape[1], last - first, out.shape[1], len(kept), SET, PAIRED(frame),
     )  # fmt: skip
     for g in range(first, last):
         assign(d_weight[g], out[g - first])
-    _sum_groups(D_BIASES(frame), SCALE(frame), first, D_BIAS(frame))
+    _sum_groups(D_BIASES(frame), SCALE(frame), first, last, D_BIAS(frame))
 
 
 @job
 def dispersion_gradient(frame, t, thread):
     """Compute the gradient of the log dispersions of a tile of genes."""
     d_theta, out, scale = D_THETA(frame), D_LOG_THETA(frame), WEIGHT_OF_CELL(frame)
-    first = t * TILE
-    last = first + TILE if first + TILE < out.shape[1] else out.shape[1]
+    first, last = tile(t, out.shape[1])
     for r in range(len(out)):
         for g in range(first, last):
             total = ZERO

@@ -13,11 +13,10 @@ from numba import njit
 
 from vxpress.core.kernels.parts import finish, meet, take
 from vxpress.core.kernels.team import CACHED, INNER
+from vxpress.core.rule import LARGE_COUNT
 
 # probabilities are multiples of 1 / LEVELS
 LEVELS = 128
-# larger counts are left to the caller: numpy's algorithm takes the same time for any count
-MAX_COUNT = 256
 PER_WORD = 8
 # unsigned, because numba turns a mixture of signed and unsigned numbers into floating point
 STEP, FIRST, SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -56,7 +55,7 @@ def _keep(key, limits, x, kept):
 
 @njit(**INNER)
 def _find_more(key, x, kept, at, words, left):
-    """List the entries of more molecules than a word serves, up to ``MAX_COUNT``; larger ones are kept whole.
+    """List the entries of more molecules than a word serves, up to ``LARGE_COUNT``; larger ones are kept whole.
 
     The lists are their places, the words at which their sequences begin, and how many molecules are left. Returns their
     number, and whether there are larger ones.
@@ -70,7 +69,7 @@ def _find_more(key, x, kept, at, words, left):
         k = at[i]
         words[i] = _word(key + np.uint64(k) * STEP)
         left[i] = np.int64(x[k]) - PER_WORD
-        if x[k] > MAX_COUNT:
+        if x[k] > LARGE_COUNT:
             kept[k], left[i], larger = np.int32(x[k]), 0, True
     return n, larger
 
@@ -106,9 +105,9 @@ def _put(first, genes, kept, out_indices, out_data):
 
 @njit(**INNER)
 def _find_large(first, last, counts, large, n_large):
-    """Append the places of counts above ``MAX_COUNT``; return how many there are."""
+    """Append the places of counts above ``LARGE_COUNT``; return how many there are."""
     for k in range(first, last):
-        if counts[k] > MAX_COUNT:
+        if counts[k] > LARGE_COUNT:
             large[n_large] = k
             n_large += 1
     return n_large
@@ -119,7 +118,7 @@ def thin(board, cuts, key, limits, rows, indptr, indices, data, bounds, out_indi
     """Write the thinned rows without zeros, in parts of the rows between two cuts; see :mod:`.parts`.
 
     ``limits`` are uint64, from 0 to ``LEVELS``, one per row. ``bounds`` (rows, 2) has the place of each row in the output, which has
-    space for all its entries, and receives where it ends. Counts above ``MAX_COUNT`` are written unchanged: ``large`` receives
+    space for all its entries, and receives where it ends. Counts above ``LARGE_COUNT`` are written unchanged: ``large`` receives
     their places in the output, those of a part from the place of its first row on, and ``n_large`` how many each part has.
     """
     part = take(board, 0)

@@ -12,6 +12,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from vxpress.core.kernels.team import INNER
+
 _I32, _F32, _I16 = ir.IntType(32), ir.FloatType(), ir.IntType(16)
 
 
@@ -169,3 +171,24 @@ def assign(out, values):
     """Copy values elementwise, without checks."""
     for i in range(out.size):
         out[i] = values[i]
+
+
+@njit(**INNER)
+def narrow(row, out):
+    """Round a row to bfloat16."""
+    for j in range(row.size):
+        out[j] = to_bfloat16(row[j])
+
+
+@njit(**INNER)
+def add_to(total, row):
+    """Add a row to ``total``, of the same size."""
+    for j in range(total.size):
+        total[j] += row[j]
+
+
+@njit(**INNER)
+def add_scaled(total, factor, row):
+    """Add ``factor`` times a row to the first elements of ``total``."""
+    for j in range(row.size):
+        total[j] += factor * row[j]
